@@ -1,0 +1,116 @@
+"""What is trained: network sizes, posterior, prior and method."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from aae_dist.config.section import Section
+
+Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+class MlpModel(Section):
+    """Fully connected networks, as in the paper's likelihood experiment (appendix A.1)."""
+
+    kind: Literal["mlp"] = "mlp"
+    latent_dim: PositiveInt = 8
+    """Number of dimensions of the latent code z."""
+    encoder_widths: Widths = (1000, 1000)
+    """Hidden layer sizes of the encoder, input side first."""
+    decoder_widths: Widths = (1000, 1000)
+    """Hidden layer sizes of the decoder, code side first."""
+    discriminator_widths: Widths = (1000, 1000)
+    """Hidden layer sizes of the discriminator."""
+    decoder_output: Literal["sigmoid", "linear"] = "sigmoid"
+    """Last function of the decoder: sigmoid for pixels in [0, 1], linear for unbounded values."""
+
+
+class DeterministicPosterior(Section):
+    """q(z|x) is a point: the encoder's output is the code."""
+
+    kind: Literal["deterministic"] = "deterministic"
+
+
+class GaussianPosterior(Section):
+    """q(z|x) is a diagonal Gaussian whose mean and log standard deviation the encoder gives."""
+
+    kind: Literal["gaussian"] = "gaussian"
+
+
+class GaussianPrior(Section):
+    """p(z) = N(0, std^2 I)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    std: PositiveFloat = 1.0
+    """Standard deviation of every latent dimension (the paper's likelihood runs use 5 on MNIST)."""
+
+
+class MixturePrior(Section):
+    """A ring of Gaussians, elongated along the radius; needs an even latent_dim."""
+
+    kind: Literal["mixture"] = "mixture"
+    num_modes: PositiveInt = 10
+    """Number of Gaussians, placed evenly on a circle in every pair of dimensions."""
+    radius: PositiveFloat = 1.4
+    """Distance of each mode's mean from the origin, in every pair of dimensions."""
+    std_radial: PositiveFloat = 0.5
+    """Standard deviation along the radius."""
+    std_tangential: PositiveFloat = 0.1
+    """Standard deviation across the radius."""
+
+
+class SwissRollPrior(Section):
+    """Points on a spiral; exists in two dimensions only and has no density."""
+
+    kind: Literal["swiss_roll"] = "swiss_roll"
+    radius: PositiveFloat = 3.0
+    """Radius at the outer end of the roll."""
+    num_turns: PositiveFloat = 2.0
+    """Turns from the centre to the outer end."""
+    num_classes: PositiveInt = 10
+    """Pieces of equal probability that a class label chooses among, from the centre outwards."""
+
+
+class CustomPrior(Section):
+    """A prior of your own, by import path."""
+
+    kind: Literal["custom"] = "custom"
+    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:Class`; the class is called with latent_dim and `arguments`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of the class, beside latent_dim."""
+
+
+class AdversarialMethod(Section):
+    """Adversarial autoencoder: reconstruction, discriminator update, generator update."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
+    """Per image: half the summed squared error (the paper's), its mean over pixels, or summed cross-entropy."""
+
+
+class VariationalMethod(Section):
+    """Variational autoencoder: reconstruction plus beta times KL(q(z|x) || p(z)), in one phase."""
+
+    kind: Literal["variational"] = "variational"
+    reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
+    """Per image: half the summed squared error, its mean over pixels, or summed cross-entropy."""
+    beta: NonNegativeFloat = 1.0
+    """Weight of the KL term."""
+
+
+class AutoencoderMethod(Section):
+    """Plain autoencoder: the reconstruction phase alone; the prior only serves the metrics."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
+    """Per image: half the summed squared error, its mean over pixels, or summed cross-entropy."""
+
+
+Posterior = Annotated[DeterministicPosterior | GaussianPosterior, Field(discriminator="kind")]
+Prior = Annotated[
+    GaussianPrior | MixturePrior | SwissRollPrior | CustomPrior, Field(discriminator="kind")
+]
+Method = Annotated[
+    AdversarialMethod | VariationalMethod | AutoencoderMethod, Field(discriminator="kind")
+]

@@ -1,0 +1,102 @@
+"""How each phase's parameters are updated: optimizer, learning-rate schedule, clipping."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from aae_dist.config.section import Section
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Adam(Section):
+    """Adam (Kingma and Ba, 2015), fused."""
+
+    kind: Literal["adam"] = "adam"
+    lr: PositiveFloat = 1e-3
+    """Learning rate before the schedule."""
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+
+
+class Sgd(Section):
+    """Stochastic gradient descent with momentum, fused (the paper's optimizer)."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 1e-2
+    """Learning rate before the schedule."""
+    momentum: Momentum = 0.9
+    """Decay of the running sum of gradients."""
+
+
+class ConstantSchedule(Section):
+    """The learning rate stays."""
+
+    kind: Literal["constant"] = "constant"
+    warmup: Fraction = 0.0
+    """Part of the planned samples over which the rate rises linearly from zero."""
+
+
+class LinearSchedule(Section):
+    """The learning rate stays, then falls linearly."""
+
+    kind: Literal["linear"] = "linear"
+    warmup: Fraction = 0.0
+    """Part of the planned samples over which the rate rises linearly from zero."""
+    decay_from: Fraction = 0.5
+    """Part of the planned samples after which the rate falls."""
+    final: Fraction = 0.0
+    """Factor reached at the end of the plan."""
+
+
+class CosineSchedule(Section):
+    """The learning rate falls along half a cosine."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: Fraction = 0.0
+    """Part of the planned samples over which the rate rises linearly from zero."""
+    final: Fraction = 0.0
+    """Factor reached at the end of the plan."""
+
+
+class StepSchedule(Section):
+    """The learning rate is multiplied by `factor` at each milestone (the paper's recipe)."""
+
+    kind: Literal["step"] = "step"
+    warmup: Fraction = 0.0
+    """Part of the planned samples over which the rate rises linearly from zero."""
+    milestones: tuple[Fraction, ...] = (0.5,)
+    """Parts of the planned samples at which the rate drops."""
+    factor: Fraction = 0.1
+    """Factor of each drop."""
+
+
+Optimizer = Annotated[Adam | Sgd, Field(discriminator="kind")]
+Schedule = Annotated[
+    ConstantSchedule | LinearSchedule | CosineSchedule | StepSchedule,
+    Field(discriminator="kind"),
+]
+
+
+class Phase(Section):
+    """One phase's update rule."""
+
+    optimizer: Optimizer = Adam()
+    schedule: Schedule = LinearSchedule()
+    """Factor on the learning rate, a function of samples seen over samples planned."""
+    clip_norm: NonNegativeFloat | None = None
+    """Largest L2 norm of the phase's averaged gradient; none by default."""
+
+
+class Phases(Section):
+    """Update rules of the three phases; a method uses those it has."""
+
+    reconstruction: Phase = Phase()
+    """Trains encoder and decoder."""
+    discriminator: Phase = Phase(optimizer=Adam(lr=1e-3, betas=(0.5, 0.999)))
+    """Trains the discriminator."""
+    generator: Phase = Phase(optimizer=Adam(lr=3e-4, betas=(0.5, 0.999)))
+    """Trains the encoder against the frozen discriminator."""

@@ -1,0 +1,110 @@
+"""Where, on what, how long and with which machines: everything that is not the model."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from aae_dist.config.section import Section
+
+Urls = str | Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Run(Section):
+    """The run's identity and place."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Folder of the run inside `storage`; the same name resumes. Letters, digits, dot, dash, underscore."""
+    storage: str = "~/aae_dist/runs"
+    """Local path, s3://, gs:// or az:// that all nodes can reach."""
+    seed: NonNegativeInt = 0
+    """Key of every random draw: weights, order, prior samples, noise."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto resumes if there is a checkpoint; must refuses to start without one; never refuses to start with one."""
+    init_from: str | None = None
+    """URI of another run whose newest weights this run starts from, at step 0."""
+
+
+class Data(Section):
+    """Shards and the order they are read in."""
+
+    train: Urls
+    """Training shards: a pattern, a folder, a manifest, or a list of them; local, s3://, gs://, az://, builtin://."""
+    validation: Urls | None = None
+    """Validation shards; without them nothing is evaluated."""
+    image_keys: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
+    """Field names that hold the image; the first one that a sample has is used."""
+    label_key: str | None = "cls"
+    """Field name of the integer label; used by pictures and conditional priors only."""
+    image_size: PositiveInt | None = None
+    """Height and width in pixels; by default those of the first image."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; by default those of the first image."""
+    lanes: PositiveInt | None = None
+    """Parallel sample streams that make up a global batch; must divide it. By default its largest divisor up to 32."""
+    shuffle_window: PositiveInt | Literal["full"] | None = None
+    """Samples shuffled together in a lane, or full: the whole epoch is one permutation. By default full up to 4 GiB."""
+    decoded: Literal["auto", "none", "memory"] = "auto"
+    """Keep decoded images in each rank's memory for later epochs; auto does so when they take at most 2 GiB."""
+
+
+class Train(Section):
+    """Length, batch sizes and intervals, in steps of one global batch."""
+
+    steps: PositiveInt | None = None
+    """Steps to train; give this or `epochs`."""
+    epochs: PositiveInt | None = None
+    """Passes over the training data; give this or `steps`."""
+    global_batch_size: PositiveInt = 128
+    """Samples per step, summed over all ranks; a fixed property of the run, however many ranks there are."""
+    micro_batch_size: PositiveInt | None = None
+    """Samples per forward pass on one rank; by default a rank's whole share of the global batch."""
+    log_every_steps: PositiveInt = 50
+    evaluate_every_steps: PositiveInt | None = None
+    """By default at the end only."""
+    best_metric: str = "prior_match/c2st"
+    """Metric whose lowest value marks the best checkpoint, which is kept beside the newest ones."""
+    max_skipped_updates: PositiveInt = 20
+    """Updates in a row that one phase may skip for non-finite gradients before the run counts as diverged."""
+    precision: Literal["fp32", "fp64"] = "fp32"
+    """Numbers of networks, codes and losses; fp64 serves proofs of equality."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU that the launcher gave the rank, else the CPU."""
+
+
+class Checkpoint(Section):
+    """When to save and what to keep."""
+
+    every_steps: PositiveInt | None = None
+    """Save at multiples of this step."""
+    every_seconds: PositiveFloat | None = 300.0
+    """Save when this long has passed since the last save, in seconds of rank 0's clock."""
+    keep: PositiveInt = 3
+    """Newest checkpoints to keep; the best one by `train.best_metric` is kept beside them."""
+
+
+class Launch(Section):
+    """Processes and machines; never changes the numbers that a run computes beyond float rounding."""
+
+    kind: Literal["ray", "local"] = "ray"
+    """ray: Ray Train starts the workers. local: this process, or the world that torchrun started."""
+    workers: PositiveInt = 2
+    """Data-parallel ranks under Ray; at most `data.lanes`."""
+    cpus_per_worker: PositiveInt = 1
+    """CPU cores, and torch threads, of a rank, under both launchers."""
+    gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
+    """auto: 1 if any live node or autoscaler group has GPUs, else 0."""
+    max_failures: NonNegativeInt = 8
+    """Times that Ray restarts the workers after a crash."""
+    max_wait_minutes: PositiveFloat = 30.0
+    """Longest wait for the cluster to have the wanted resources."""
+
+
+class Wandb(Section):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with an API key, else off, saying so."""
+    project: str = "aae_dist"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
