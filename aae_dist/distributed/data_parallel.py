@@ -1,0 +1,49 @@
+"""One DistributedDataParallel per network."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from aae_dist.distributed.world import World
+
+
+def data_parallel(module: nn.Module, world: World) -> nn.Module:
+    """Return `module` with its gradients averaged over ranks; the module itself when alone.
+
+    Networks hold no buffers, so there is nothing to broadcast before a forward pass.
+    """
+    if world.size == 1:
+        return module
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(
+        module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def settle(module: nn.Module, example: Tensor) -> None:
+    """Let DDP rebuild its buckets before the first real step, by throw-away backward passes.
+
+    DDP reorders its buckets after the first backward pass, so from 3 ranks on a resumed run would
+    sum gradients in another order than an unbroken one: equal, but not bit for bit.
+    """
+    if isinstance(module, DistributedDataParallel):
+        for _ in range(2):
+            module(example).sum().backward()
+        module.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def without_sync(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep gradients local: for all but the last micro-batch of an update."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """Return the network inside a DistributedDataParallel, whose use moves no gradient."""
+    return module.module if isinstance(module, DistributedDataParallel) else module

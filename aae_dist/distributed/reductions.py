@@ -1,0 +1,74 @@
+"""Small agreements between ranks. JSON travels as bytes: torch's object collectives would unpickle."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aae_dist import errors
+from aae_dist.distributed.world import World
+
+T = TypeVar("T")
+
+
+def mean_over_ranks(values: Tensor, world: World) -> Tensor:
+    """Return the mean of `values` over all ranks."""
+    if world.size == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world.size
+
+
+def broadcast_json(value: Any, world: World, source: int = 0) -> Any:
+    """Return rank `source`'s JSON value on every rank."""
+    if world.size == 1:
+        return value
+    payload = torch.tensor(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor([payload.numel()], device=world.device)
+    dist.broadcast(length, source)
+    if world.rank != source:
+        payload = torch.empty(int(length), dtype=torch.uint8)
+    payload = payload.to(world.device)
+    dist.broadcast(payload, source)
+    return json.loads(bytes(payload.cpu().tolist()))
+
+
+def together(world: World, work: Callable[[], T]) -> T:
+    """Run `work` on every rank; if it raises an AaeDistError anywhere, raise it everywhere.
+
+    Without this, a rank that cannot read its data would leave the others waiting in a collective.
+    """
+    result, problem = _attempt(work)
+    first = torch.tensor([world.size if problem is None else world.rank], device=world.device)
+    if world.size > 1:
+        dist.all_reduce(first, dist.ReduceOp.MIN)
+    if int(first) < world.size:
+        _raise(broadcast_json(problem, world, source=int(first)))
+    assert result is not None
+    return result[0]
+
+
+def main_decides(world: World, work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 alone; its JSON result, or its AaeDistError, is every rank's."""
+    result, problem = _attempt(work) if world.is_main else (None, None)
+    problem = broadcast_json(problem, world)
+    if problem is not None:
+        _raise(problem)
+    value: T = broadcast_json(result[0] if result else None, world)
+    return value
+
+
+def _attempt(work: Callable[[], T]) -> tuple[tuple[T] | None, list[str] | None]:
+    try:
+        return (work(),), None
+    except errors.AaeDistError as error:
+        return None, [type(error).__name__, str(error)]
+
+
+def _raise(problem: list[str]) -> None:
+    name, message = problem
+    raise errors.by_name(name)(message)

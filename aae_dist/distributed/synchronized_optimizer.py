@@ -1,0 +1,124 @@
+"""The only way a parameter changes: one optimizer per phase, in step on all ranks."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from aae_dist.distributed.data_parallel import bare, without_sync
+from aae_dist.distributed.schedule import Schedule
+
+Part = TypeVar("Part")
+
+
+class SynchronizedOptimizer:
+    """Updates the parameters of one phase's networks, and nothing else.
+
+    `update` runs the backward pass into these parameters only, with gradients averaged over ranks
+    (each network is its own DistributedDataParallel), and takes one step. Since every rank holds
+    the same averaged gradient, every rank takes the same decision when it is not finite: that
+    update is skipped, moments and step count included, without waiting for the device.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        clip_norm: float | None = None,
+    ) -> None:
+        """Take over `optimizer`, which must hold exactly the parameters of `networks`.
+
+        Args:
+            networks: the phase's networks by name, DistributedDataParallel or bare.
+            optimizer: a fused torch optimizer with one parameter group.
+            schedule: factor on the learning rate as a function of progress in [0, 1].
+            clip_norm: largest L2 norm of the averaged gradient over all of the phase's parameters.
+        """
+        self.networks = dict(networks)
+        self.named_parameters = {
+            f"{name}.{key}": parameter
+            for name, network in networks.items()
+            for key, parameter in bare(network).named_parameters()
+        }
+        self.parameters = list(self.named_parameters.values())
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.clip_norm = clip_norm
+        self.base_lr: float = optimizer.param_groups[0]["lr"]
+        device = self.parameters[0].device
+        self.gradient_norm = torch.zeros((), device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        """Updates skipped so far because a gradient was not finite."""
+        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        """Updates skipped since the last one that was taken."""
+        self._create_state()
+
+    def set_progress(self, progress: float) -> None:
+        """Set the learning rate for progress = samples seen / samples planned."""
+        self.optimizer.param_groups[0]["lr"] = self.base_lr * self.schedule(progress)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def update(self, loss_of: Callable[[Part], Tensor], parts: Sequence[Part]) -> Tensor:
+        """Minimise the sum of `loss_of(part)`, averaged over ranks, by one step.
+
+        Gradients of the micro-batches add up locally; ranks exchange them once, with the last.
+
+        Returns:
+            The loss of this rank, a detached scalar: the sum over its parts.
+        """
+        total = torch.zeros((), device=self.skipped.device, dtype=self.parameters[0].dtype)
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            with contextlib.nullcontext() if last else without_sync(self.networks.values()):
+                loss = loss_of(part)
+                loss.backward(inputs=self.parameters)
+            total += loss.detach()
+        self._step()
+        return total
+
+    def _step(self) -> None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.gradient_norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        skip = ~torch.isfinite(self.gradient_norm)
+        if self.clip_norm is not None:
+            factor = (self.clip_norm / (self.gradient_norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor)
+        # What torch.amp.GradScaler does: fused kernels read the flag on the device and do nothing.
+        self.optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += skip
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skip
+
+    def _create_state(self) -> None:
+        # From the start, not at the first step: a skipped first step must leave no uninitialised
+        # moments behind, and a checkpoint then has the same tensors at every step.
+        for parameter in self.parameters:
+            if isinstance(self.optimizer, torch.optim.SGD):
+                state = {"momentum_buffer": torch.zeros_like(parameter)}
+            else:
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = ("exp_avg", "exp_avg_sq")
+                state = {"step": step} | {m: torch.zeros_like(parameter) for m in moments}
+            self.optimizer.state[parameter] = state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return moments, step counts and counters as `parameter:state` tensors."""
+        state = {
+            f"{name}:{key}": value
+            for name, parameter in self.named_parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        return state | {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what `state_dict` returned into this optimizer; KeyError if a tensor is missing."""
+        for key, tensor in self.state_dict().items():
+            tensor.copy_(state[key])

@@ -1,0 +1,39 @@
+"""Which rank this process is; the only reader of RANK and its friends."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the data-parallel ranks of a run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files, pictures and metrics."""
+        return self.rank == 0
+
+
+def single() -> World:
+    """Return the world of one process on the CPU."""
+    return World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def from_environment(device: str) -> World:
+    """Return the world that torchrun or Ray Train described in this process's environment.
+
+    Args:
+        device: auto, cpu or cuda; auto takes the GPU with this process's local rank, if there is one.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    return World(rank=rank, size=size, local_rank=local_rank, device=chosen)

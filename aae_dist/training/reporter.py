@@ -1,0 +1,17 @@
+"""The seam between training and whatever launched it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """What a launcher does for a running training; `RecordingReporter` in the tests is the fake."""
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Pass metrics of a log point on; every rank calls it at the same steps (Ray's is a barrier)."""
+
+    def stop_requested(self) -> bool:
+        """Return whether somebody asked this process to stop; cheap, local, never blocks."""
+
+    def line(self, text: str) -> None:
+        """Show one line of progress; called on rank 0 only."""
