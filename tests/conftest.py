@@ -1,0 +1,80 @@
+"""Fixtures that the tests of several packages share."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from itertools import count
+from urllib.error import URLError
+
+import pytest
+
+START_SECONDS = 60.0
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_it_answers(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Return when `url` answers; fail when the server ends or stays silent too long."""
+    give_up = time.monotonic() + START_SECONDS
+    while time.monotonic() < give_up and server.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+        except (URLError, OSError):
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail(f"the S3 server at {url} did not start")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Run moto's S3 server as a process of its own, over real HTTP; yield its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_it_answers(address, server)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_environment(s3_server: str) -> dict[str, str]:
+    """Return the variables that make obstore, and child processes, talk to the test's server."""
+    return {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+_numbers = count()
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Set the environment for the test; return a function that makes a bucket and gives its URI."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+
+    def make_bucket() -> str:
+        name = f"bucket-{next(_numbers)}"
+        url = f"{s3_environment['AWS_ENDPOINT_URL']}/{name}"
+        request = urllib.request.Request(url, method="PUT", data=b"")
+        urllib.request.urlopen(request, timeout=30).close()
+        return f"s3://{name}"
+
+    return make_bucket
