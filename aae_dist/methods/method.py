@@ -1,0 +1,66 @@
+"""What a training method is: phases, each with its optimizer, and one step over them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.methods.inputs import Part
+from aae_dist.models import Posterior
+from aae_dist.priors import Prior
+
+Losses = dict[str, Tensor]
+"""Metric name -> this rank's share of the loss; the mean over ranks is the global loss."""
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The networks as a method calls them: data parallel, so that backward averages gradients."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    discriminator: nn.Module | None
+    posterior: Posterior
+    prior: Prior
+    reconstruction_loss: Callable[[Tensor, Tensor], Tensor]
+
+
+class Method(ABC):
+    """One way to train an autoencoder. The loop, checkpoints and metrics know only this."""
+
+    phases: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Phase name -> names of the networks it trains, in the order of the step."""
+
+    def __init__(
+        self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer]
+    ) -> None:
+        """Take the networks and one optimizer a phase."""
+        self.modules = modules
+        self.optimizers = dict(optimizers)
+
+    @abstractmethod
+    def step(self, parts: Sequence[Part]) -> Losses:
+        """Run every phase once on one global batch, of which `parts` are this rank's micro-batches."""
+
+    def set_progress(self, progress: float) -> None:
+        """Set every phase's learning rate for progress = samples seen / samples planned."""
+        for optimizer in self.optimizers.values():
+            optimizer.set_progress(progress)
+
+    def encode(self, part: Part, noise_BZ: Tensor) -> Tensor:
+        """Return codes of shape (B, Z), drawn from q(z|x) with the given noise."""
+        outputs_BP: Tensor = self.modules.encoder(part.x_BCHW)
+        return self.modules.posterior.sample(outputs_BP, noise_BZ)
+
+    def reconstruction_loss(self, part: Part) -> Tensor:
+        """Return the weighted reconstruction error of decoder(encoder(x)), a scalar."""
+        z_BZ = self.encode(part, part.noise_reconstruction_BZ)
+        return self.reconstruction_error(part, z_BZ)
+
+    def reconstruction_error(self, part: Part, z_BZ: Tensor) -> Tensor:
+        """Return the weighted error of decoding `z_BZ` against the part's images, a scalar."""
+        x_hat_BCHW = self.modules.decoder(z_BZ)
+        return part.weights_B @ self.modules.reconstruction_loss(x_hat_BCHW, part.x_BCHW)

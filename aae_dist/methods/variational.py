@@ -1,0 +1,61 @@
+"""The variational autoencoder: Kingma and Welling, arXiv 1312.6114, with any prior density."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.errors import ConfigError
+from aae_dist.losses import gaussian_kl, gaussian_log_density
+from aae_dist.methods.inputs import Part
+from aae_dist.methods.method import Losses, Method, Modules
+from aae_dist.models import GaussianPosterior
+from aae_dist.priors import GaussianPrior
+
+
+class VariationalMethod(Method):
+    """Minimises reconstruction error + beta * KL(q(z|x) || p(z)), in one phase."""
+
+    phases = {"reconstruction": ("encoder", "decoder")}
+
+    def __init__(
+        self,
+        modules: Modules,
+        optimizers: Mapping[str, SynchronizedOptimizer],
+        beta: float = 1.0,
+    ) -> None:
+        """Take the networks, the optimizer of the one phase, and the weight of the KL term."""
+        super().__init__(modules, optimizers)
+        if modules.prior.log_prob(torch.zeros(1, modules.prior.latent_dim)) is None:
+            raise ConfigError(
+                f"method.kind=variational needs a prior with a density (got "
+                f"{type(modules.prior).__name__} without log_prob); use method.kind=adversarial"
+            )
+        self.beta = beta
+
+    def step(self, parts: Sequence[Part]) -> Losses:
+        """Maximise the evidence lower bound (equation 10, one draw of z a sample)."""
+        self._kl: list[Tensor] = []
+        total = self.optimizers["reconstruction"].update(self.negative_elbo, parts)
+        kl = torch.stack(self._kl).sum()
+        return {"loss/reconstruction": total - self.beta * kl, "loss/kl": kl}
+
+    def negative_elbo(self, part: Part) -> Tensor:
+        """Return the weighted reconstruction error + beta * KL, a scalar."""
+        outputs_BP = self.modules.encoder(part.x_BCHW)
+        z_BZ = self.modules.posterior.sample(outputs_BP, part.noise_reconstruction_BZ)
+        kl = part.weights_B @ self.kl(outputs_BP, z_BZ)
+        self._kl.append(kl.detach())
+        return self.reconstruction_error(part, z_BZ) + self.beta * kl
+
+    def kl(self, outputs_BP: Tensor, z_BZ: Tensor) -> Tensor:
+        """Return KL(q(z|x) || p(z)) in nats, shape (B): exact for a Gaussian prior, else by `z`."""
+        assert isinstance(self.modules.posterior, GaussianPosterior)
+        mean_BZ, log_std_BZ = self.modules.posterior.parameters(outputs_BP)
+        prior = self.modules.prior
+        if isinstance(prior, GaussianPrior):
+            return gaussian_kl(mean_BZ, log_std_BZ, prior.std)
+        log_prior_B = prior.log_prob(z_BZ)
+        assert log_prior_B is not None
+        return gaussian_log_density(z_BZ, mean_BZ, log_std_BZ) - log_prior_B

@@ -1,0 +1,57 @@
+"""A trained or training autoencoder as its users call it: without gradients, images in and out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aae_dist.models.build import Networks
+from aae_dist.models.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Encoder, decoder and posterior on one device.
+
+    Shapes: B samples, C H W image, Z latent_dim.
+    """
+
+    networks: Networks
+    posterior: Posterior
+
+    @property
+    def like(self) -> Tensor:
+        """Return a parameter, for the device and number type of the networks."""
+        return next(self.networks.encoder.parameters())
+
+    @torch.no_grad()
+    def encode(self, images_BCHW: Tensor, noise_BZ: Tensor | None = None) -> Tensor:
+        """Return codes of shape (B, Z).
+
+        Args:
+            images_BCHW: uint8 in [0, 255] or floats in [0, 1].
+            noise_BZ: standard normal; a code is then drawn from q(z|x), else it is q's mean.
+        """
+        outputs_BP = self.networks.encoder(self.pixels(images_BCHW))
+        if noise_BZ is None:
+            return self.posterior.mean(outputs_BP)
+        return self.posterior.sample(outputs_BP, noise_BZ.to(outputs_BP))
+
+    @torch.no_grad()
+    def decode(self, codes_BZ: Tensor) -> Tensor:
+        """Return images of shape (B, C, H, W), floats in [0, 1] behind a sigmoid output."""
+        x_hat_BCHW: Tensor = self.networks.decoder(codes_BZ.to(self.like))
+        return x_hat_BCHW
+
+    @torch.no_grad()
+    def discriminate(self, codes_BZ: Tensor) -> Tensor | None:
+        """Return logits of shape (B) that codes are prior samples; None without a discriminator."""
+        if self.networks.discriminator is None:
+            return None
+        logits_B: Tensor = self.networks.discriminator(codes_BZ.to(self.like))
+        return logits_B
+
+    def pixels(self, images_BCHW: Tensor) -> Tensor:
+        """Return images as floats in [0, 1] on the networks' device."""
+        x_BCHW = images_BCHW.to(self.like)
+        return x_BCHW / 255 if images_BCHW.dtype == torch.uint8 else x_BCHW
