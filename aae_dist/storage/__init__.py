@@ -1,0 +1,70 @@
+"""The one way to files: local folders, buckets and web servers behind `Storage`."""
+
+from urllib.parse import unquote, urlsplit
+
+from aae_dist.errors import LaunchError
+from aae_dist.storage.base import (
+    BUCKET_SCHEMES,
+    WEB_SCHEMES,
+    Entry,
+    Storage,
+    check_key,
+    is_remote,
+    join,
+    scheme_of,
+)
+from aae_dist.storage.local import LocalStorage
+
+__all__ = ["Entry", "LocalStorage", "Storage", "check_key", "is_remote", "join", "open_storage"]
+
+# Plain http sends data and keys in the clear; within the machine nobody listens.
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def open_storage(uri: str) -> Storage:
+    """Return the folder at `uri`; nothing is created, and no network is used yet.
+
+    Args:
+        uri: a local path ('~' is the home), file://, s3://bucket/..., gs://..., az://container/...
+            or, to read only, https://host/...
+
+    Raises:
+        LaunchError: the scheme is not one of these, or the address is not complete.
+    """
+    scheme = scheme_of(uri)
+    if "\0" in uri or not uri:
+        raise LaunchError(
+            f"{uri!r} is no address. Give a path or a URI such as s3://bucket/folder."
+        )
+    if scheme == "":
+        return LocalStorage(uri)
+    if scheme == "file":
+        return LocalStorage(_local_path(uri))
+    return _open_remote(uri, scheme)
+
+
+def _local_path(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise LaunchError(f"{uri}: name a path of this machine, as in file:///folder.")
+    return unquote(parts.path)
+
+
+def _open_remote(uri: str, scheme: str) -> Storage:
+    # Imported here: a command that only looks at local files has no use for it.
+    from aae_dist.storage.bucket import BucketStorage
+
+    _, _, rest = uri.partition("://")
+    host, _, folder = rest.partition("/")
+    name = urlsplit(f"//{host}").hostname
+    if scheme not in (*BUCKET_SCHEMES, *WEB_SCHEMES) or (
+        scheme == "http" and name not in _LOOPBACK
+    ):
+        raise LaunchError(
+            f"{uri}: addresses of the kind {scheme}: are not supported. "
+            "Use a local path, file://, s3://, gs://, az://, or https:// to read."
+        )
+    if not host:
+        raise LaunchError(f"{uri}: the bucket or host is missing. Write {scheme}://NAME/folder.")
+    folder = folder.strip("/")
+    return BucketStorage(f"{scheme}://{host}", check_key(folder) if folder else "")

@@ -1,0 +1,107 @@
+"""What a folder of files is, wherever it lies, and how its keys and addresses are written."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from aae_dist.errors import LaunchError
+
+BUCKET_SCHEMES = ("s3", "gs", "az")
+WEB_SCHEMES = ("https", "http")
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored file: its key below the folder that was listed, its bytes, a bucket's tag of it."""
+
+    key: str
+    size: int
+    etag: str | None = None
+
+
+# Inside a class with a method `list` that name is no longer the built-in type.
+Names = list[str]
+
+
+class Storage(Protocol):
+    """A folder: local or in a bucket. Keys are relative, '/'-separated and may not leave it.
+
+    Every write is atomic: a reader sees the old bytes or the new ones, never a part.
+    An absent file is FileNotFoundError; a place that cannot be used is LaunchError, in one line.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The folder's address, without a '/' at its end."""
+
+    def child(self, name: str) -> "Storage":
+        """Return the folder `name` below this one; nothing is created."""
+
+    def read(self, key: str) -> bytes:
+        """Return the whole file; FileNotFoundError when it is absent."""
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return up to `length` bytes from byte `start` on: fewer where the file ends before."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store the file, replacing an older one; on return it survives a crash of the machine."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Store the file unless the key exists; return whether it was stored."""
+
+    def replace(self, key: str, data: bytes, expected: bytes) -> bool:
+        """Store the file if its bytes are `expected` until then; return whether it was stored."""
+
+    def upload(self, key: str, path: Path) -> None:
+        """Store a copy of the local file `path`, however large."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy the file to the local `path`, which appears when it is complete."""
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """Return the files in folder `prefix` and below, sorted by key; none when it is absent."""
+
+    def folders(self, prefix: str = "") -> Names:
+        """Return the names of the folders directly in folder `prefix`, sorted."""
+
+    def delete(self, key: str) -> None:
+        """Remove the file; an absent one is fine."""
+
+    def clear(self, prefix: str) -> None:
+        """Remove the folder `prefix` with all that lies below it; an absent one is fine."""
+
+    def size(self, key: str) -> int | None:
+        """Return the number of bytes of the file, None when it is absent."""
+
+    def check_writable(self) -> None:
+        """Write and remove a probe; raise LaunchError within seconds when that fails."""
+
+
+def check_key(key: str) -> str:
+    """Return `key` when it names something below a folder; raise LaunchError otherwise."""
+    parts = key.split("/")
+    unprintable = any(ord(character) < 32 or character == "\\" for character in key)
+    if unprintable or any(part in ("", ".", "..") for part in parts):
+        raise LaunchError(
+            f"{key!r} is no storage key. Use names joined by '/', "
+            "without '.', '..', '\\', control characters or a '/' at either end."
+        )
+    return key
+
+
+def scheme_of(uri: str) -> str:
+    """Return the scheme of an address in lower case, '' for a local path."""
+    found = _SCHEME.match(uri)
+    return found.group(1).lower() if found else ""
+
+
+def is_remote(uri: str) -> bool:
+    """Return whether `uri` names a bucket or a web server, not a local path."""
+    return scheme_of(uri) not in ("", "file")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return the address of `parts` below `uri`; each part is checked as a key is."""
+    return "/".join([uri.rstrip("/"), *(check_key(part) for part in parts)])

@@ -1,0 +1,57 @@
+"""One clear line for each way in which a bucket or a web server can refuse."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+from aae_dist.errors import LaunchError
+
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
+_NO_CREDENTIALS = re.compile(
+    r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google|No credential|missing credential",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(r"\b(401 Unauthorized|403 Forbidden)\b|AccessDenied|InvalidAccessKeyId")
+_ELSEWHERE = re.compile(r"PermanentRedirect|301 Moved|AuthorizationHeaderMalformed")
+_UNREACHABLE = re.compile(r"error sending request|timed out|dns error", re.IGNORECASE)
+
+_NO_SUCH_BUCKET = "the bucket does not exist. Create it, or check its name and AWS_ENDPOINT_URL"
+_LOG_IN = (
+    "no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+    "(GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and _KEY), or give the pod a role"
+)
+_FORBIDDEN = "no permission (403). Give these credentials the right to read, write, list and delete"
+_OTHER_REGION = "the bucket is in another region. Set AWS_REGION to the bucket's"
+_SILENT = "the server cannot be reached. Check the network and AWS_ENDPOINT_URL"
+
+
+def advice(error: Exception) -> str:
+    """Return what went wrong and what to do, without a full stop; the server's words if unknown."""
+    text = str(error)
+    if _NO_BUCKET.search(text):
+        return _NO_SUCH_BUCKET
+    # Asking the machine for its role is the last resort of a client that found nothing else.
+    if _NO_CREDENTIALS.search(text):
+        return _LOG_IN
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
+        return _FORBIDDEN
+    if _ELSEWHERE.search(text):
+        return _OTHER_REGION
+    if _UNREACHABLE.search(text):
+        return _SILENT
+    return text.split("\n", 1)[0].rstrip(".")
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn the errors of obstore into LaunchError, and an absent file into FileNotFoundError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if _NO_BUCKET.search(str(error)):
+            raise LaunchError(f"{uri}: {_NO_SUCH_BUCKET}.") from error
+        raise FileNotFoundError(f"{uri}: no such file") from error
+    except (BaseError, ValueError) as error:
+        raise LaunchError(f"{uri}: {advice(error)}.") from error

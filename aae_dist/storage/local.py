@@ -1,0 +1,200 @@
+"""Folders of this machine, or of a shared mount: plain os calls with fsync, rename and flock."""
+
+import errno
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from aae_dist.errors import LaunchError
+from aae_dist.storage.base import Entry, Names, check_key
+
+TEMPORARY = ".aae-tmp"
+LOCK = ".aae-lock"
+# A write takes seconds; what is older than this was left by a process that was killed.
+ORPHAN_SECONDS = 600.0
+
+_ADVICE = {
+    errno.EACCES: "no permission to write there. Use another folder or ask for access",
+    errno.EPERM: "no permission to write there. Use another folder or ask for access",
+    errno.EROFS: "the file system is read-only. Use a folder on a writable one",
+    errno.ENOTDIR: "a part of the path is a file, not a folder. Use another path",
+    errno.EISDIR: "it is a folder, not a file. Use another name",
+    errno.EEXIST: "it is a file, not a folder. Use another path",
+    errno.ENOSPC: "no space left on the device. Free some, or use another folder",
+    errno.EDQUOT: "the disk quota is used up. Free some space, or use another folder",
+    errno.ENOLCK: "the file system has no file locks. Mount it with locks, or use a bucket",
+    errno.ENOSYS: "the file system has no file locks. Mount it with locks, or use a bucket",
+}
+
+
+@contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Turn the operating system's errors that the user can mend into LaunchError, in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ADVICE:
+            raise
+        raise LaunchError(f"{error.filename or place}: {_ADVICE[error.errno]}.") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Let `fill` write the bytes of `path`; it appears complete and durable, or not at all."""
+    unique = f"{os.getpid()}-{threading.get_ident()}"
+    temporary = path.with_name(f".{path.name}.{unique}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the one lock of `path`; the kernel frees it when this process dies."""
+    with path.with_name(f".{path.name}{LOCK}").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except FileNotFoundError:
+        return None
+
+
+class LocalStorage:
+    """A folder reached through the file system. See `Storage` for what each method promises."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Name the folder; a relative path counts from the working directory, '~' is the home."""
+        self._folder = Path(os.path.abspath(os.path.expanduser(folder)))
+
+    @property
+    def uri(self) -> str:
+        """The folder's absolute path."""
+        return str(self._folder)
+
+    def child(self, name: str) -> "LocalStorage":
+        """Return the folder `name` below this one."""
+        return LocalStorage(self._path(name))
+
+    def read(self, key: str) -> bytes:
+        """Return the whole file."""
+        with explained(self.uri):
+            return self._path(key).read_bytes()
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return up to `length` bytes from byte `start` on."""
+        with explained(self.uri), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store the file."""
+        with explained(self.uri):
+            write_file(self._prepared(key), lambda file: file.write(data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Store the file unless the key exists."""
+        with explained(self.uri), _locked(path := self._prepared(key)):
+            if path.exists():
+                return False
+            write_file(path, lambda file: file.write(data))
+            return True
+
+    def replace(self, key: str, data: bytes, expected: bytes) -> bool:
+        """Store the file if its bytes are `expected` until then."""
+        path = self._path(key)
+        if not path.exists():
+            return False
+        with explained(self.uri), _locked(path):
+            if not path.exists() or path.read_bytes() != expected:
+                return False
+            write_file(path, lambda file: file.write(data))
+            return True
+
+    def upload(self, key: str, path: Path) -> None:
+        """Store a copy of the local file `path`."""
+        with explained(self.uri), path.open("rb") as source:
+            write_file(self._prepared(key), lambda file: shutil.copyfileobj(source, file, 1 << 20))
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy the file to the local `path`."""
+        LocalStorage(path.parent).upload(path.name, self._path(key))
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """Return the files in folder `prefix` and below, sorted by key."""
+        top = self._path(prefix) if prefix else self._folder
+        found = []
+        for folder, _, names in os.walk(top):
+            for name in names:
+                path = Path(folder, name)
+                # A file may vanish between its listing and its stat: others work here too.
+                size = None if name.endswith((TEMPORARY, LOCK)) else _size(path)
+                if size is not None:
+                    found.append(Entry(path.relative_to(self._folder).as_posix(), size))
+        return sorted(found, key=lambda entry: entry.key)
+
+    def folders(self, prefix: str = "") -> Names:
+        """Return the names of the folders directly in folder `prefix`, sorted."""
+        top = self._path(prefix) if prefix else self._folder
+        if not top.is_dir():
+            return []
+        return sorted(path.name for path in top.iterdir() if path.is_dir())
+
+    def delete(self, key: str) -> None:
+        """Remove the file."""
+        with explained(self.uri):
+            self._path(key).unlink(missing_ok=True)
+
+    def clear(self, prefix: str) -> None:
+        """Remove the folder `prefix` with all that lies below it."""
+        path = self._path(prefix)
+        with explained(self.uri):
+            if path.is_dir():
+                shutil.rmtree(path)
+                sync_folder(path.parent)
+
+    def size(self, key: str) -> int | None:
+        """Return the number of bytes of the file, None when it is absent."""
+        return _size(self._path(key))
+
+    def check_writable(self) -> None:
+        """Write and remove a probe, and what killed writers left here."""
+        probe = f".probe-{os.getpid()}{TEMPORARY}"
+        with explained(self.uri):
+            self.write(probe, b"")
+            self.delete(probe)
+            for path in self._folder.glob(f".*{TEMPORARY}"):
+                if time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
+                    path.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / check_key(key)
+
+    def _prepared(self, key: str) -> Path:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
