@@ -1,0 +1,1 @@
+"""WebDataset shards in, global batches out."""
