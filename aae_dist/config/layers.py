@@ -1,0 +1,125 @@
+"""Layers of configuration, merged: later wins, maps merge, lists replace, `kind` decides."""
+
+from dataclasses import dataclass, field
+
+from aae_dist.config import schema
+from aae_dist.config.schema import Classes
+from aae_dist.config.section import Section
+from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, leaves, show
+
+# Keys that say the same thing in two ways: a later layer that sets one takes the other back.
+EXCLUSIVE = (("train", ("steps", "epochs")),)
+
+
+@dataclass
+class Merge:
+    """Merges layers of one configuration and notes what it had to drop."""
+
+    root: type[Section]
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, layers: list[Tree]) -> Tree:
+        """Return the merged tree of `layers`, first to last, over the defaults of the root."""
+        for section, keys in EXCLUSIVE:
+            layers = self._drop_rivals(layers, section, keys)
+        merged = self._node((self.root,), list(enumerate([_defaults(self.root), *layers])), "")
+        assert isinstance(merged, dict)
+        return merged
+
+    def _node(self, classes: Classes, nodes: list[tuple[int, Node]], path: str) -> Node:
+        last = nodes[-1][1]
+        if isinstance(last, Leaf):
+            return last
+        maps: list[tuple[int, Tree]] = []
+        for layer, node in nodes:
+            # A map that follows a plain value replaces it.
+            maps = [*maps, (layer, node)] if isinstance(node, dict) else []
+        if schema.by_kind(classes):
+            classes, maps = self._choose_kind(schema.by_kind(classes), maps, path)
+        keys = dict.fromkeys(key for _, tree in maps for key in tree)
+        return {key: self._child(classes, maps, path, key) for key in keys}
+
+    def _child(self, classes: Classes, maps: list[tuple[int, Tree]], path: str, key: str) -> Node:
+        below = schema.children(classes, key)
+        nodes = [(layer, tree[key]) for layer, tree in maps if key in tree]
+        if below and not any(_optional(cls, key) for cls in classes):
+            # `train:` with every line below it commented out is null in YAML: nothing is said.
+            said = [(n, node) for n, node in nodes if not _is_null(node)]
+            nodes = said or [(0, {})]
+        return self._node(below, nodes, join(path, key))
+
+    def _choose_kind(
+        self, variants: dict[str, type[Section]], maps: list[tuple[int, Tree]], path: str
+    ) -> tuple[Classes, list[tuple[int, Tree]]]:
+        """Keep the fields that the final kind has; drop what earlier layers set for another kind."""
+        said = [(layer, tree["kind"]) for layer, tree in maps if "kind" in tree]
+        if not said:
+            return tuple(dict.fromkeys(variants.values())), maps
+        kinds = [(layer, node.value if isinstance(node, Leaf) else None) for layer, node in said]
+        final = kinds[-1][1]
+        if final not in variants:
+            return (), [(said[-1][0], {"kind": said[-1][1]})]
+        if kinds[0] != (0, final) and maps[0][0] == 0:
+            # The default has another kind: what counts now are the defaults of the new class.
+            maps = [(0, _defaults(variants[final])), *maps[1:]]
+        since = _since(kinds)
+        known = set(schema.keys_of(tuple(variants.values())))
+        foreign = known - set(variants[final].model_fields)
+        kept = [
+            (n, self._without(tree, foreign, path, final) if n < since else tree)
+            for n, tree in maps
+        ]
+        return (variants[final],), kept
+
+    def _without(self, tree: Tree, keys: set[str], path: str, kind: str) -> Tree:
+        for key in [key for key in tree if key in keys]:
+            self._note(tree[key], join(path, key), f"{join(path, 'kind')} is now {kind}")
+        return {key: node for key, node in tree.items() if key not in keys}
+
+    def _note(self, node: Node, path: str, reason: str) -> None:
+        for where, leaf in leaves(node, path):
+            self.notes.append(f"{where}={show(leaf.value)} ({leaf.source}) dropped: {reason}")
+
+    def _drop_rivals(self, layers: list[Tree], section: str, keys: tuple[str, ...]) -> list[Tree]:
+        last = max((n for n, tree in enumerate(layers) if _sets(tree, section, keys)), default=0)
+        winners = [key for key in keys if layers and _sets(layers[last], section, (key,))]
+        result = []
+        for n, tree in enumerate(layers):
+            part = tree.get(section)
+            losers = [k for k in keys if k not in winners and _sets(tree, section, (k,))]
+            if n < last and losers and isinstance(part, dict):
+                for key in losers:
+                    self._note(
+                        part[key], join(section, key), f"{section}.{winners[0]} is set later"
+                    )
+                part = {key: node for key, node in part.items() if key not in losers}
+                tree = {**tree, section: part}
+            result.append(tree)
+        return result
+
+
+def _defaults(cls: type[Section]) -> Tree:
+    return {key: from_plain(part, "default") for key, part in schema.default_tree(cls).items()}
+
+
+def _since(kinds: list[tuple[int, object]]) -> int:
+    """Return the layer from which on the kind has been the final one without a break."""
+    since, final = kinds[-1]
+    for layer, kind in reversed(kinds):
+        if kind != final:
+            break
+        since = layer
+    return since
+
+
+def _sets(tree: Tree, section: str, keys: tuple[str, ...]) -> bool:
+    part = tree.get(section)
+    return isinstance(part, dict) and any(k in part and not _is_null(part[k]) for k in keys)
+
+
+def _is_null(node: Node) -> bool:
+    return isinstance(node, Leaf) and node.value is None
+
+
+def _optional(cls: type[Section], key: str) -> bool:
+    return key in cls.model_fields and schema.allows_none(cls.model_fields[key].annotation)

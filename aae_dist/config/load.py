@@ -1,0 +1,120 @@
+"""Read a run's configuration: YAML files in order, then overrides; later wins."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from aae_dist.config import messages, paths, yaml_text
+from aae_dist.config.layers import Merge
+from aae_dist.config.overrides import read_overrides
+from aae_dist.config.root import RunConfig
+from aae_dist.config.settings import Run
+from aae_dist.config.tree import Leaf, Tree, from_plain, plain
+from aae_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration, and what merging its layers dropped."""
+
+    config: RunConfig
+    notes: tuple[str, ...]
+    """One line for each value that a later layer made meaningless."""
+
+
+def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
+    """Return the configuration that files and overrides describe.
+
+    Local paths in it are absolute, counted from the current directory (see `config.paths`).
+
+    Args:
+        files: YAML files; later ones win, maps merge, lists replace.
+        overrides: `dotted.key=value` texts, values in YAML; together they are the last layer.
+
+    Raises:
+        ConfigError: names every problem at once, each with its path, its source and what to do.
+    """
+    title = " + ".join([*map(str, files), *(["overrides"] if overrides else [])])
+    layers: list[Tree] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            layers.append(_read_file(file))
+        except yaml_text.YamlProblem as problem:
+            problems.append(f"{file}:{problem.line}: {problem.reason}")
+        except ConfigError as error:
+            problems.append(str(error))
+    layer, unread = read_overrides(overrides)
+    if problems + unread:
+        # Values that could not be read would show up again as missing: only these are told.
+        raise _error(title, problems + unread)
+    merge = Merge(RunConfig)
+    tree = merge.run([*layers, layer])
+    _make_absolute(tree)
+    return Loaded(_validate(tree, title or "configuration"), tuple(merge.notes))
+
+
+def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration in a tree of plain maps, lists and scalars.
+
+    `config_from_tree(config.model_dump(mode="json")) == config`; paths stay as they are.
+
+    Raises:
+        ConfigError: as for `load_config`.
+    """
+    layer = {key: from_plain(value, "given") for key, value in tree.items()}
+    return _validate(Merge(RunConfig).run([layer]), "configuration")
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """Return the resolved configuration as YAML, from which `load_config` makes an equal one."""
+    return yaml_text.dump(config.model_dump(mode="json"))
+
+
+def _read_file(file: Path) -> Tree:
+    try:
+        text = file.read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file; an override is written key=value") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    tree = yaml_text.parse(text, str(file))
+    if isinstance(tree, Leaf):
+        raise ConfigError(
+            f"{tree.source}: holds {_kind(tree.value)}, not a map such as run: {{...}}"
+        )
+    return tree
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else "a single value"
+
+
+def _validate(tree: Tree, title: str) -> RunConfig:
+    try:
+        # As JSON: strict mode then still lets a list fill a tuple and text fill a path.
+        return RunConfig.model_validate_json(json.dumps(plain(tree)))
+    except ValidationError as error:
+        raise _error(title, messages.lines(error, RunConfig, tree)) from None
+
+
+def _error(title: str, problems: list[str]) -> ConfigError:
+    if len(problems) == 1:
+        return ConfigError(f"{title}: {problems[0]}" if title not in problems[0] else problems[0])
+    return ConfigError(f"{title}: {len(problems)} errors\n  " + "\n  ".join(problems))
+
+
+def _make_absolute(tree: Tree) -> None:
+    """Make local paths of the merged tree absolute, the default of run.storage among them."""
+    for section, key in paths.PATHS:
+        part = tree.get(section)
+        default = Leaf(Run.model_fields["storage"].default, "default") if key == "storage" else None
+        leaf = part.get(key, default) if isinstance(part, dict) else None
+        if isinstance(part, dict) and isinstance(leaf, Leaf):
+            part[key] = Leaf(paths.absolute(leaf.value), leaf.source)

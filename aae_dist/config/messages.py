@@ -1,0 +1,197 @@
+"""Pydantic's errors as lines for people: dotted path, what is wrong, what was got, what to do."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from aae_dist.config import schema
+from aae_dist.config.schema import Classes
+from aae_dist.config.section import Section
+from aae_dist.config.tree import Leaf, Node, find, join, leaves, show
+
+EXAMPLES = {"run.name": "run.name=my-first-run", "data.train": "data.train=builtin://digits/train"}
+
+_WHAT = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a map of keys",
+    "model_type": "a map of keys",
+    "model_attributes_type": "a map of keys",
+    "string_pattern_mismatch": "of the right form",
+    "finite_number": "a finite number",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length}",
+    "missing": "a list of more items",
+}
+
+Keys = tuple[str | int, ...]
+
+
+def lines(error: ValidationError, root: type[Section], tree: Node) -> list[str]:
+    """Return one line for every problem of a validation, in the order of the sections."""
+    grouped: dict[Keys, list[Mapping[str, Any]]] = {}
+    found: list[str] = []
+    for one in error.errors(include_url=False):
+        if one["type"] == "sections":
+            found += [_cross_check(path, text, tree) for path, text in one["ctx"]["problems"]]
+            continue
+        keys, _ = _locate((root,), one["loc"])
+        grouped.setdefault(keys, []).append(one)
+    for keys, errors in grouped.items():
+        # A union of plain values reports every member: the one that got furthest is the one meant.
+        if not any(other != keys and other[: len(keys)] == keys for other in grouped):
+            found.append(_line(keys, errors, root, tree))
+    return found
+
+
+def _locate(classes: Classes, loc: Sequence[str | int]) -> tuple[Keys, Classes]:
+    """Return pydantic's location without its union tags, and the classes around its last key."""
+    keys: list[str | int] = []
+    around, below = classes, classes
+    rest = list(loc)
+    while rest:
+        part = rest.pop(0)
+        if below and isinstance(part, str):
+            keys.append(part)
+            around, below = below, schema.children(below, part)
+            variants = schema.by_kind(below)
+            if len(below) > 1 and rest and rest[0] in variants:
+                below = (variants[str(rest.pop(0))],)
+        elif isinstance(part, int) or not keys or _is_open(around, keys[-1]):
+            keys.append(part)
+    return tuple(keys), around
+
+
+def _is_open(classes: Classes, key: str | int) -> bool:
+    """Return whether the field is a map of any keys, whose keys belong to the path."""
+    fields = [cls.model_fields[str(key)] for cls in classes if key in cls.model_fields]
+    return any(str(field.annotation).startswith("dict[") for field in fields)
+
+
+def _line(keys: Keys, errors: list[Mapping[str, Any]], root: type[Section], tree: Node) -> str:
+    path = ".".join(map(str, keys)) or "(whole configuration)"
+    _, around = _locate((root,), errors[0]["loc"])
+    match errors[0]["type"]:
+        case "extra_forbidden":
+            return _unknown(keys, around, root, tree)
+        case "missing" if isinstance(keys[-1], str):
+            example = EXAMPLES.get(path)
+            return f"{path} is missing" + (f"; for example {example}" if example else "")
+        case "union_tag_not_found" | "union_tag_invalid":
+            return _wrong_kind(path, _tags(around, str(keys[-1])), find(tree, (*keys, "kind")))
+    return _wrong_value(keys, errors, around, tree)
+
+
+def _wrong_kind(path: str, tags: list[str], got: Node | None) -> str:
+    if not isinstance(got, Leaf) or got.value is None:
+        return f"{path}.kind is missing; should be {_one_of(tags)}"
+    return f"{path}.kind: should be {_one_of(tags)}{_got(got)}{_meant(got.value, tags)}"
+
+
+def _wrong_value(keys: Keys, errors: list[Mapping[str, Any]], around: Classes, tree: Node) -> str:
+    node, last = find(tree, keys), str(keys[-1]) if keys else ""
+    value = _value(node, keys)
+    field = next((cls.model_fields[last] for cls in around if last in cls.model_fields), None)
+    allowed = schema.choices(field.annotation) if field else []
+    wanted = " or ".join(dict.fromkeys(_wanted(error, allowed) for error in errors))
+    advice = _meant(value, allowed)
+    kinds = {error["type"] for error in errors}
+    if field and field.description and "string_pattern_mismatch" in kinds:
+        advice = f"; {field.description.splitlines()[0]}"
+    if "string_type" in kinds and isinstance(value, int | float):
+        advice = "; put text that looks like a number in quotes"
+    return f"{'.'.join(map(str, keys))}: should be {wanted}{_got(node, keys)}{advice}"
+
+
+def _wanted(error: Mapping[str, Any], allowed: list[Any]) -> str:
+    if error["type"] == "literal_error":
+        return _one_of(allowed)
+    if error["type"] in _WHAT:
+        return _WHAT[error["type"]].format(**error.get("ctx", {}))
+    return f"right ({error['msg']})"
+
+
+def _one_of(values: list[Any]) -> str:
+    listed = ", ".join(str(value) for value in dict.fromkeys(values))
+    return f"one of {listed}" if len(values) > 1 else listed
+
+
+def _meant(got: Any, values: list[Any]) -> str:
+    close = get_close_matches(str(got), [str(value) for value in values], 1)
+    return f"; did you mean {close[0]}?" if close and str(got) != close[0] else ""
+
+
+def _tags(around: Classes, key: str) -> list[str]:
+    return list(schema.by_kind(schema.children(around, key)))
+
+
+def _unknown(keys: Keys, around: Classes, root: type[Section], tree: Node) -> str:
+    """Say what an unknown key may stand for: another kind's key, a neighbour, one elsewhere."""
+    path, parent, key = ".".join(map(str, keys)), ".".join(map(str, keys[:-1])), str(keys[-1])
+    variants = schema.by_kind(_union_at(root, keys[:-1]))
+    owners = [kind for kind, cls in variants.items() if key in cls.model_fields]
+    got = _got(find(tree, keys), keys)
+    if owners:
+        kind = _kind_text(find(tree, (*keys[:-1], "kind")))
+        fix = " or ".join(f"{parent}.kind={owner}" for owner in owners)
+        return f"{path}: {parent}.kind={kind} has no {key}{got}; set {fix}, or remove {key}"
+    guesses = _guesses(key, parent, around, root)
+    keys_here = ", ".join(schema.keys_of(around))
+    advice = f"did you mean {' or '.join(guesses[:3])}?" if guesses else f"known here: {keys_here}"
+    return f"{path}: unknown key{got}; {advice}"
+
+
+def _kind_text(node: Node | None) -> str:
+    """Return the kind that a node holds, for messages."""
+    return f"{node.value}" if isinstance(node, Leaf) else "(none)"
+
+
+def _union_at(root: type[Section], keys: Keys) -> Classes:
+    classes: Classes = (root,)
+    for key in keys:
+        classes = schema.children(classes, str(key))
+    return classes
+
+
+def _guesses(key: str, parent: str, around: Classes, root: type[Section]) -> list[str]:
+    paths = list(dict.fromkeys(schema.all_paths((root,))))
+    near = [join(parent, k) for k in get_close_matches(key, schema.keys_of(around), 2, cutoff=0.7)]
+    near += [path for path in paths if path.rpartition(".")[2] == key]
+    if near:
+        return list(dict.fromkeys(near))
+    names = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    return [names[name] for name in get_close_matches(key, names, 1, cutoff=0.8)]
+
+
+def _value(node: Node | None, keys: Keys) -> Any:
+    if not isinstance(node, Leaf):
+        return None
+    index = keys[-1] if keys else None
+    if isinstance(node.value, list) and isinstance(index, int) and index < len(node.value):
+        return node.value[index]
+    return node.value
+
+
+def _got(node: Node | None, keys: Keys = ()) -> str:
+    """Return `, got VALUE (SOURCE)`; a whole map is not shown, only where it comes from."""
+    if isinstance(node, Leaf):
+        return f", got {show(_value(node, keys))} ({node.source})"
+    first = next((leaf for _, leaf in leaves(node, "")), None) if node else None
+    return f" ({first.source})" if first else ""
+
+
+def _cross_check(path: str, text: str, tree: Node) -> str:
+    node = find(tree, tuple(path.split(".")))
+    source = f" ({node.source})" if isinstance(node, Leaf) and node.source != "default" else ""
+    return f"{path}: {text}{source}"

@@ -1,0 +1,76 @@
+"""What the sections allow at a path: read from the pydantic models, so nothing is listed twice."""
+
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from aae_dist.config.section import Section
+from aae_dist.config.tree import join
+
+Classes = tuple[type[Section], ...]
+"""The sections that may stand at a path: none for a plain value, several for a union by `kind`."""
+
+
+def classes_in(annotation: Any) -> Classes:
+    """Return the sections that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return (annotation,)
+    if get_origin(annotation) is Annotated:
+        return classes_in(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(found for member in get_args(annotation) for found in classes_in(member))
+    return ()
+
+
+def allows_none(annotation: Any) -> bool:
+    """Return whether null is a value of the annotation."""
+    return type(None) in get_args(annotation)
+
+
+def children(classes: Classes, key: str) -> Classes:
+    """Return the sections that may stand at `key` of any of `classes`."""
+    found = (cls.model_fields[key].annotation for cls in classes if key in cls.model_fields)
+    return tuple(child for annotation in found for child in classes_in(annotation))
+
+
+def by_kind(classes: Classes) -> dict[str, type[Section]]:
+    """Return the classes of a union by their `kind`; empty for sections that have none."""
+    return {
+        kind: cls
+        for cls in classes
+        if "kind" in cls.model_fields
+        for kind in get_args(cls.model_fields["kind"].annotation)
+    }
+
+
+def keys_of(classes: Classes) -> list[str]:
+    """Return the keys that any of the classes has, each once."""
+    return list(dict.fromkeys(key for cls in classes for key in cls.model_fields))
+
+
+def choices(annotation: Any) -> list[Any]:
+    """Return the values of the Literals in an annotation."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [value for member in get_args(annotation) for value in choices(member)]
+
+
+def all_paths(classes: Classes, path: str = "") -> Iterator[str]:
+    """Yield the dotted path of every key under the classes, unions included."""
+    for key in keys_of(classes):
+        yield join(path, key)
+        yield from all_paths(children(classes, key), join(path, key))
+
+
+def default_tree(cls: type[Section]) -> dict[str, Any]:
+    """Return layer 0: the defaults of every section that has a default of its own.
+
+    `phases.generator.optimizer` differs from the defaults of its class, for example.
+    """
+    tree: dict[str, Any] = {}
+    for key, field in cls.model_fields.items():
+        if isinstance(field.default, Section):
+            tree[key] = field.default.model_dump(mode="json")
+        elif len(below := classes_in(field.annotation)) == 1 and field.is_required():
+            tree[key] = default_tree(below[0])
+    return tree

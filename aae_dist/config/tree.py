@@ -1,0 +1,64 @@
+"""Configuration before it is checked: maps whose leaves remember who set them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A scalar or a list, as JSON would hold it, and the place that it came from."""
+
+    value: Any
+    source: str
+    """For messages: `configs/a.yaml:3`, `override train.steps=10` or `default`."""
+
+
+Node = Leaf | dict[str, "Node"]
+Tree = dict[str, Node]
+
+
+def plain(node: Node) -> Any:
+    """Return the node as maps, lists and scalars."""
+    if isinstance(node, Leaf):
+        return node.value
+    return {key: plain(child) for key, child in node.items()}
+
+
+def from_plain(value: Any, source: str) -> Node:
+    """Return maps, lists and scalars as a node whose leaves all come from `source`."""
+    if isinstance(value, dict):
+        return {key: from_plain(child, source) for key, child in value.items()}
+    return Leaf(value, source)
+
+
+def leaves(node: Node, path: str) -> Iterator[tuple[str, Leaf]]:
+    """Yield (dotted path, leaf) for everything under a node that lies at `path`."""
+    if isinstance(node, Leaf):
+        yield path, node
+        return
+    for key, child in node.items():
+        yield from leaves(child, join(path, key))
+
+
+def join(path: str, key: str) -> str:
+    """Return the dotted path of `key` under `path`; the root's path is empty."""
+    return f"{path}.{key}" if path else key
+
+
+def find(node: Node, keys: tuple[str | int, ...]) -> Node | None:
+    """Return what lies at `keys`, or the list that holds it; None when nothing is there."""
+    for key in keys:
+        if isinstance(node, Leaf):
+            return node
+        if key not in node:
+            return None
+        node = node[str(key)]
+    return node
+
+
+def show(value: Any, longest: int = 60) -> str:
+    """Return a value as YAML would write it on one line, cut at `longest` characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -1,0 +1,180 @@
+"""YAML text to configuration trees and back, with the scalars of YAML 1.2.
+
+PyYAML reads YAML 1.1, where `1e-4` is text, `off` is false, `1:30` is 90 and `2024-01-01` a date.
+Here numbers are numbers, true and false are the only booleans, and all else is text.
+"""
+
+import re
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from yaml.nodes import Node as YamlNode
+
+from aae_dist.config.tree import Leaf, Node, join
+
+LARGEST_BYTES = 1 << 20
+LARGEST_NODES = 50_000  # Counted with aliases written out, so that they cannot multiply.
+LARGEST_DEPTH = 32
+
+_TAG = "tag:yaml.org,2002:"
+_INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_SCALARS = (
+    (_TAG + "null", re.compile(r"~|null|Null|NULL|"), list("~nN") + [""]),
+    (_TAG + "bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
+    (_TAG + "int", _INT, list("-+0123456789")),
+    (_TAG + "float", _FLOAT, list("-+.0123456789")),
+)
+
+
+class YamlProblem(Exception):
+    """The text is not YAML that a configuration may hold; the message names line and reason."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+        self.reason = reason
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
+    depth = 0
+
+    def compose_node(self, parent: YamlNode | None, index: int) -> YamlNode | None:
+        # Checked while composing: the composer itself recurses, so a deep text would end it first.
+        self.depth += 1
+        if self.depth > LARGEST_DEPTH:
+            raise YamlProblem(self.line + 1, f"nested deeper than {LARGEST_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _SCALARS:
+    _anchored = re.compile(f"(?:{_pattern.pattern})\\Z")
+    _Loader.add_implicit_resolver(_tag, _anchored, _first)
+    # Beside YAML 1.1's own: text that either version takes for a number is written in quotes.
+    _Dumper.add_implicit_resolver(_tag, _anchored, _first)
+_Dumper.add_representer(
+    list, lambda dumper, data: dumper.represent_sequence(_TAG + "seq", data, flow_style=True)
+)
+
+
+def parse(text: str, source: str, number_lines: bool = True) -> Node:
+    """Return the tree of one YAML document; leaves get `source`, with the line when asked to.
+
+    Raises:
+        YamlProblem: not YAML, a duplicate key, a key that is not text, too large or too deep.
+    """
+    if len(text) > LARGEST_BYTES:
+        raise YamlProblem(1, f"larger than {LARGEST_BYTES} characters")
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = " ".join(filter(None, (error.context, error.problem)))
+        raise YamlProblem(mark.line + 1 if mark else 1, reason) from None
+    except yaml.YAMLError as error:
+        raise YamlProblem(1, str(error).splitlines()[0]) from None
+    finally:
+        loader.dispose()
+    return {} if root is None else _Builder(source, number_lines).node(root, "")
+
+
+def dump(value: Any) -> str:
+    """Return maps, lists and scalars as YAML: maps in blocks in their order, lists on one line."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+
+
+class _Builder:
+    """Turns composed YAML nodes into a tree, counting what aliases expand to."""
+
+    def __init__(self, source: str, number_lines: bool) -> None:
+        self.source = source
+        self.number_lines = number_lines
+        self.count = 0
+
+    def node(self, node: YamlNode, path: str) -> Node:
+        if isinstance(node, MappingNode):
+            return {key: self.node(child, join(path, key)) for key, child in self._items(node)}
+        line = _line(node)
+        source = f"{self.source}:{line}" if self.number_lines else self.source
+        return Leaf(self._value(node), source)
+
+    def _value(self, node: YamlNode, depth: int = 0) -> Any:
+        self.count += 1
+        if self.count > LARGEST_NODES:
+            raise YamlProblem(_line(node), f"more than {LARGEST_NODES} values, aliases written out")
+        if depth > LARGEST_DEPTH:
+            raise YamlProblem(_line(node), "an alias contains itself")
+        if isinstance(node, MappingNode):
+            return {key: self._value(child, depth + 1) for key, child in self._items(node)}
+        if isinstance(node, SequenceNode):
+            return [self._value(child, depth + 1) for child in node.value]
+        return _scalar(node)
+
+    def _items(self, node: MappingNode) -> list[tuple[str, YamlNode]]:
+        items: dict[str, YamlNode] = {}
+        for key_node, child in node.value:
+            self.count += 1
+            if self.count > LARGEST_NODES:
+                raise YamlProblem(_line(node), f"more than {LARGEST_NODES} values")
+            key = _key(key_node)
+            if key in items:
+                raise YamlProblem(_line(key_node), f"the key {key!r} stands twice in one map")
+            items[key] = child
+        return list(items.items())
+
+
+def _key(node: YamlNode) -> str:
+    if not isinstance(node, ScalarNode) or node.tag != _TAG + "str" or not node.value:
+        raise YamlProblem(_line(node), "a key must be text; put others in quotes")
+    if node.value == "<<":
+        raise YamlProblem(_line(node), "merge keys (<<) are not supported; give several files")
+    return str(node.value)
+
+
+def _scalar(node: YamlNode) -> Any:
+    readers = {"null": _null, "bool": _bool, "int": _int, "float": _float, "str": _text}
+    reader = readers.get(node.tag.removeprefix(_TAG)) if isinstance(node, ScalarNode) else None
+    if reader is None:
+        raise YamlProblem(_line(node), f"the tag {node.tag} is not supported")
+    try:
+        return reader(node.value)
+    except ValueError:
+        kind = node.tag.removeprefix(_TAG)
+        raise YamlProblem(_line(node), f"{node.value[:40]!r} is not a valid {kind}") from None
+
+
+def _null(text: str) -> None:
+    return None
+
+
+def _bool(text: str) -> bool:
+    return text.lower() == "true"
+
+
+def _int(text: str) -> int:
+    return int(text, 16) if text.startswith("0x") else int(text)
+
+
+def _float(text: str) -> float:
+    return float(text.replace(".", "", 1) if text.lower().strip("+-.") in ("inf", "nan") else text)
+
+
+def _text(text: str) -> str:
+    text.encode()  # Refuses lone surrogates, which neither JSON nor a file name can hold.
+    return text
+
+
+def _line(node: YamlNode) -> int:
+    return int(node.start_mark.line) + 1
