@@ -43,7 +43,7 @@ class Merge:
         below = schema.children(classes, key)
         nodes = [(layer, tree[key]) for layer, tree in maps if key in tree]
         if below and not any(_optional(cls, key) for cls in classes):
-            # `train:` with every line below it commented out is null in YAML: nothing is said.
+            # `train:` with all its lines commented out is null in YAML and says nothing.
             said = [(n, node) for n, node in nodes if not _is_null(node)]
             nodes = said or [(0, {})]
         return self._node(below, nodes, join(path, key))

@@ -86,11 +86,18 @@ def _line(keys: Keys, errors: list[Mapping[str, Any]], root: type[Section], tree
         case "extra_forbidden":
             return _unknown(keys, around, root, tree)
         case "missing" if isinstance(keys[-1], str):
-            example = EXAMPLES.get(path)
-            return f"{path} is missing" + (f"; for example {example}" if example else "")
+            return f"{path} is missing; {_example(path, around)}"
         case "union_tag_not_found" | "union_tag_invalid":
             return _wrong_kind(path, _tags(around, str(keys[-1])), find(tree, (*keys, "kind")))
     return _wrong_value(keys, errors, around, tree)
+
+
+def _example(path: str, around: Classes) -> str:
+    if path in EXAMPLES:
+        return f"for example {EXAMPLES[path]}"
+    key = path.rpartition(".")[2]
+    fields = [cls.model_fields[key] for cls in around if key in cls.model_fields]
+    return next((f.description.splitlines()[0] for f in fields if f.description), "give it a value")
 
 
 def _wrong_kind(path: str, tags: list[str], got: Node | None) -> str:

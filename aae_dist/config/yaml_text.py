@@ -11,7 +11,7 @@ import yaml
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from yaml.nodes import Node as YamlNode
 
-from aae_dist.config.tree import Leaf, Node, join
+from aae_dist.config.tree import Leaf, Node
 
 LARGEST_BYTES = 1 << 20
 LARGEST_NODES = 50_000  # Counted with aliases written out, so that they cannot multiply.
@@ -87,7 +87,7 @@ def parse(text: str, source: str, number_lines: bool = True) -> Node:
         raise YamlProblem(1, str(error).splitlines()[0]) from None
     finally:
         loader.dispose()
-    return {} if root is None else _Builder(source, number_lines).node(root, "")
+    return {} if root is None else _Builder(source, number_lines).node(root)
 
 
 def dump(value: Any) -> str:
@@ -103,9 +103,11 @@ class _Builder:
         self.number_lines = number_lines
         self.count = 0
 
-    def node(self, node: YamlNode, path: str) -> Node:
+    def node(self, node: YamlNode, depth: int = 0) -> Node:
         if isinstance(node, MappingNode):
-            return {key: self.node(child, join(path, key)) for key, child in self._items(node)}
+            if depth > LARGEST_DEPTH:
+                raise YamlProblem(_line(node), "an alias contains itself")
+            return {key: self.node(child, depth + 1) for key, child in self._items(node)}
         line = _line(node)
         source = f"{self.source}:{line}" if self.number_lines else self.source
         return Leaf(self._value(node), source)
