@@ -1,0 +1,232 @@
+"""Evaluation over all ranks, with bitwise the same metrics for any number of them.
+
+The validation samples are cut in fixed chunks of 256; chunk i is encoded by rank i % R as a batch
+of its own, so no product's shape depends on R. Rank 0 gathers the rows in order, computes all
+statistics and tells the others the metrics.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aae_dist.distributed import seeds
+from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.world import World
+from aae_dist.errors import DataError
+from aae_dist.evaluation import reconstruction
+from aae_dist.evaluation.null import Yardstick, build_yardstick, score
+from aae_dist.priors import Prior
+
+CHUNK = 256
+MAX_SAMPLES = 10_000
+MIN_SAMPLES = 8
+NUM_PICTURED = 32
+
+
+class EvaluationModel(Protocol):
+    """Trained networks as evaluation calls them, on the rank's device, without gradients.
+
+    Codes come in any float dtype; the model casts them to its own.
+    """
+
+    def encode(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Return codes [B, Z] of uint8 images; a random posterior draws from `generator` (CPU)."""
+
+    def decode(self, z_BZ: Tensor) -> Tensor:
+        """Return images [B, C, H, W] in [0, 1]."""
+
+    def discriminate(self, z_BZ: Tensor) -> Tensor | None:
+        """Return logits [B], positive for the prior, or None where there is no discriminator."""
+
+
+class Counted(Protocol):
+    """A manifest, as far as evaluation is concerned."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in all shards."""
+
+
+class EvaluationData(Protocol):
+    """A dataset, as far as evaluation is concerned."""
+
+    @property
+    def manifest(self) -> Counted:
+        """What the shards hold."""
+
+    def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return images uint8 [n, C, H, W] and labels int64 [n], -1 where absent."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What one evaluation's pictures show, on the CPU; n samples are scored, k at most pictured."""
+
+    codes: Tensor
+    """Float32 [n, Z]."""
+    labels: Tensor
+    """int64 [n], -1 where absent."""
+    prior_samples: Tensor
+    """Float32 [n, Z]."""
+    originals: Tensor
+    """uint8 [k, C, H, W], spread evenly over the scored samples."""
+    reconstructions: Tensor
+    """Float32 [k, C, H, W] in [0, 1]."""
+    decoded_prior: Tensor
+    """Float32 [k, C, H, W]: the first k prior samples, decoded."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of one evaluation."""
+
+    metrics: dict[str, float]
+    """The same on every rank."""
+    gallery: Gallery | None
+    """Rank 0's material for pictures; None on the others."""
+
+
+class Evaluator:
+    """Scores networks on one validation set; measures the prior's null once, on first use."""
+
+    def __init__(
+        self,
+        dataset: EvaluationData,
+        prior: Prior,
+        world: World,
+        seed: int,
+        max_samples: int = MAX_SAMPLES,
+    ) -> None:
+        """Fix which validation samples are scored: at most `max_samples`, spread evenly over all.
+
+        Raises:
+            DataError: there are too few samples to score.
+        """
+        total = dataset.manifest.num_samples
+        self.num_samples = min(total, max_samples)
+        if self.num_samples < MIN_SAMPLES:
+            raise DataError(
+                f"{total} validation samples are too few to score the match with the prior "
+                f"(data.validation). Give at least {MIN_SAMPLES}, better 10,000."
+            )
+        self._indices = np.arange(self.num_samples, dtype=np.int64) * total // self.num_samples
+        self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
+        self._yardstick: Yardstick | None = None
+
+    @torch.no_grad()
+    def evaluate(self, networks: EvaluationModel) -> Evaluation:
+        """Score the networks; a collective: every rank calls it at the same step.
+
+        Raises:
+            DataError: validation samples could not be read, on any rank.
+        """
+        draw = seeds.generator(self._seed, "evaluation/prior")
+        prior_nZ = self._prior.sample(self.num_samples, draw)
+        originals = together(self._world, self._originals)
+        rows = together(self._world, lambda: self._encode_own_chunks(networks, prior_nZ))
+        table = _gather_in_order(rows, self.num_samples, self._world)
+        num_pixels = originals[0].numel()
+        metrics = main_decides(self._world, lambda: self._statistics(table, num_pixels))
+        if not self._world.is_main:
+            return Evaluation(metrics, None)
+        return Evaluation(metrics, self._gallery(networks, table, prior_nZ, originals))
+
+    def _encode_own_chunks(self, networks: EvaluationModel, prior_nZ: Tensor) -> Tensor:
+        """Return this rank's chunks, float64 [chunks of the busiest rank, CHUNK, columns]."""
+        chunks = range(self._world.rank, _num_chunks(self.num_samples), self._world.size)
+        per_rank = -(-_num_chunks(self.num_samples) // self._world.size)
+        table = torch.zeros(per_rank, CHUNK, self._prior.latent_dim + 4, dtype=torch.float64)
+        for slot, chunk in enumerate(chunks):
+            rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_samples))
+            part = self._encode_chunk(networks, chunk, rows, prior_nZ[rows])
+            table[slot, : len(part)] = part
+        return table
+
+    def _encode_chunk(
+        self, networks: EvaluationModel, chunk: int, rows: slice, prior_BZ: Tensor
+    ) -> Tensor:
+        """Return a row per sample: label, squared error, logits of code and prior sample, code."""
+        images, labels = self._dataset.read(self._indices[rows])
+        images = images.to(self._world.device)
+        z_BZ = networks.encode(images, seeds.generator(self._seed, "evaluation/posterior", chunk))
+        errors = reconstruction.squared_errors(networks.decode(z_BZ), images)
+        logits = networks.discriminate(z_BZ)
+        prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
+        absent = torch.full_like(errors, torch.nan)
+        columns = [
+            labels,
+            errors,
+            absent if logits is None else logits,
+            absent if prior_logits is None else prior_logits,
+        ]
+        # float64 holds every float32 code, and every label below 2**53, exactly.
+        scalars = torch.stack([c.cpu().double() for c in columns], dim=1)
+        return torch.cat([scalars, z_BZ.cpu().double()], dim=1)
+
+    def _statistics(self, table: Tensor, num_pixels: int) -> dict[str, float]:
+        """Compute all metrics from the rows of all samples; rank 0 only."""
+        if self._yardstick is None:
+            self._yardstick = build_yardstick(self._prior, self.num_samples, self._seed)
+        metrics = reconstruction.metrics(table[:, 1], num_pixels)
+        metrics |= score(table[:, 4:], self._yardstick, self._seed)
+        if not bool(table[:, 2:4].isnan().all()):
+            metrics["discriminator/accuracy_codes"] = (table[:, 2] <= 0).double().mean().item()
+            metrics["discriminator/accuracy_prior"] = (table[:, 3] > 0).double().mean().item()
+        return metrics
+
+    def _originals(self) -> Tensor:
+        return self._dataset.read(self._indices[self._pictured()])[0]
+
+    def _pictured(self) -> NDArray[np.int64]:
+        count = min(NUM_PICTURED, self.num_samples)
+        return np.arange(count, dtype=np.int64) * self.num_samples // count
+
+    def _gallery(
+        self, networks: EvaluationModel, table: Tensor, prior_nZ: Tensor, originals: Tensor
+    ) -> Gallery:
+        device = self._world.device
+        pictured = table[torch.from_numpy(self._pictured()), 4:].float().to(device)
+        return Gallery(
+            codes=table[:, 4:].float(),
+            labels=table[:, 0].long(),
+            prior_samples=prior_nZ,
+            originals=originals,
+            reconstructions=networks.decode(pictured).float().cpu(),
+            decoded_prior=networks.decode(prior_nZ[:NUM_PICTURED].to(device)).float().cpu(),
+        )
+
+
+def evaluate(
+    networks: EvaluationModel, dataset: EvaluationData, prior: Prior, world: World, seed: int
+) -> Evaluation:
+    """Score networks once; to score them again and again, keep an `Evaluator`."""
+    return Evaluator(dataset, prior, world, seed).evaluate(networks)
+
+
+def _num_chunks(num_samples: int) -> int:
+    return -(-num_samples // CHUNK)
+
+
+def _gather_in_order(rows: Tensor, num_samples: int, world: World) -> Tensor:
+    """Return all samples' rows in order, float64 [n, columns], on rank 0; nothing on the others.
+
+    Args:
+        rows: This rank's chunks, [chunks, CHUNK, columns]; chunk i of all sits at rank i % R.
+        num_samples: n; rows beyond are padding.
+        world: This process's place among the R ranks.
+    """
+    if world.size == 1:
+        return rows.flatten(0, 1)[:num_samples]
+    sent = rows.to(world.device)
+    received: list[Any] | None = None
+    if world.is_main:
+        received = [torch.empty_like(sent) for _ in range(world.size)]
+    dist.gather(sent, received)
+    if received is None:
+        return rows[:0, 0]
+    return torch.stack(received, dim=1).flatten(0, 2)[:num_samples].cpu()

@@ -1,0 +1,70 @@
+"""metrics.jsonl: one JSON object a log point."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from aae_dist.tracking.sinks import Record
+
+
+class JsonLinesSink:
+    """Appends records to a node-local file that the training loop uploads whole.
+
+    Args:
+        path: The file; its folder is made. Whatever it held is replaced by `earlier`.
+        earlier: Content that the run folder holds from before a resume.
+        resumed_step: Lines past this step are cut from `earlier`, so that each step stands once.
+    """
+
+    def __init__(self, path: Path, earlier: bytes = b"", resumed_step: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in parse(earlier) if record["step"] <= resumed_step]
+        self._path = path
+        self._file = path.open("w", encoding="utf-8")
+        for record in kept:
+            self._append(record)
+
+    def log(self, record: Record) -> None:
+        """Append one line and flush it; a value that is not finite is written as null."""
+        self._append(record)
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """Pictures are files of their own."""
+
+    def close(self, summary: Record, state: str) -> None:
+        """Close the file; the summary is a file of its own."""
+        self._file.close()
+
+    def content(self) -> bytes:
+        """Return the whole file, to be uploaded."""
+        return self._path.read_bytes()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return all records so far, those from before a resume included."""
+        return parse(self.content())
+
+    def _append(self, record: Record) -> None:
+        finite = {name: value if _finite(value) else None for name, value in record.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def parse(content: bytes) -> list[dict[str, Any]]:
+    """Return the records in a metrics.jsonl; lines that are not whole records are left out.
+
+    A process that was killed while it wrote leaves half a line.
+    """
+    records = []
+    for line in content.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,20 @@
+"""Where metrics and pictures go: the seam between the training loop and whatever shows them."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+Record = Mapping[str, float | int]
+"""One log point: `step`, `epoch`, `samples_seen` and metrics by the names of `tracking.names`."""
+
+
+class MetricSink(Protocol):
+    """One destination; only rank 0 has any. No method may raise for an outside failure."""
+
+    def log(self, record: Record) -> None:
+        """Take one log point; a record's `step` is never lower than the one before."""
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """Take one picture drawn at `step`."""
+
+    def close(self, summary: Record, state: str) -> None:
+        """Finish: final metrics, and how the run ended (finished, interrupted, failed)."""
