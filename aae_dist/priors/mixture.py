@@ -44,8 +44,8 @@ class MixturePrior(Prior):
         pairs = self.latent_dim // 2
         local_NP2 = torch.randn(len(labels_N), pairs, 2, generator=generator) * self.stds
         local_NP2[..., 0] += self.radius
-        z_NP2: Tensor = torch.einsum("nij,npj->npi", self.axes_K22[labels_N], local_NP2)
-        return z_NP2.flatten(1)
+        z_NP2 = torch.einsum("nij,npj->npi", self.axes_K22[labels_N], local_NP2)
+        return torch.flatten(z_NP2, 1)
 
     def log_prob(self, z_NZ: Tensor) -> Tensor:
         """Return log p(z) in nats, shape (N)."""

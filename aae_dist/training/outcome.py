@@ -1,0 +1,16 @@
+"""What a call of `train` came to."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended this time."""
+
+    state: str
+    """finished, already_finished or interrupted."""
+    step: int
+    """Steps done since the start of the run."""
+    metrics: dict[str, float]
+    """Newest value of every metric."""
+    run_uri: str

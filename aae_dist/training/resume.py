@@ -1,0 +1,89 @@
+"""What a resumed run may change, and what makes it another run."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aae_dist.config import RunConfig
+from aae_dist.errors import CheckpointError
+from aae_dist.training.outcome import Outcome
+from aae_dist.training.run_folder import RunFolder
+
+CHANGEABLE = (
+    "run.storage",  # a moved folder is the same run
+    "run.resume",
+    "run.init_from",
+    "data.train",  # the manifest's id tells whether the data is the same
+    "data.validation",
+    "data.decoded",
+    "train.steps",
+    "train.epochs",
+    "train.global_batch_size",  # to a multiple of the lanes, checked apart
+    "train.micro_batch_size",
+    "train.log_every_steps",
+    "train.evaluate_every_steps",
+    "train.best_metric",
+    "train.max_skipped_updates",
+    "train.device",
+    "checkpoint",
+    "launch",
+    "wandb",
+)
+"""Keys, or whole sections, that do not change what the steps so far computed."""
+
+
+def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
+    """Raise CheckpointError with a diff unless `config` continues the run that `saved` configured."""
+    wanted = config.model_dump(mode="json")
+    changes = [change for change in _changes(saved, wanted) if not _may_change(change[0])]
+    if changes:
+        lines = [f"  {path}: saved {old!r}, now {new!r}" for path, old, new in changes]
+        raise CheckpointError(
+            f"{run_uri} was started with another configuration, so it cannot be resumed:\n"
+            + "\n".join(lines)
+            + "\nUndo the change, or take a new run.name with run.init_from=" + run_uri
+            + " to start from its weights."
+        )
+
+
+def check_lanes(saved_lanes: int, config: RunConfig, run_uri: str) -> None:
+    """Raise CheckpointError unless the global batch is a multiple of the lanes the run began with."""
+    batch = config.train.global_batch_size
+    if batch % saved_lanes:
+        raise CheckpointError(
+            f"{run_uri} reads its data in {saved_lanes} lanes, so train.global_batch_size must be "
+            f"a multiple of {saved_lanes} (got {batch}); use {-(-batch // saved_lanes) * saved_lanes}"
+        )
+
+
+def finished_before(config: RunConfig) -> Outcome | None:
+    """Return the outcome of a run that this same plan has already finished; else None.
+
+    Cheap: reads one small file, before any worker starts.
+    """
+    folder = RunFolder(config)
+    summary = folder.read_summary()
+    if summary is None or summary["state"] != "finished":
+        return None
+    plan = summary["config"]["train"]
+    if (plan["steps"], plan["epochs"]) != (config.train.steps, config.train.epochs):
+        return None
+    check_same_run(summary["config"], config, folder.uri)
+    if config.run.resume == "never":
+        raise CheckpointError(
+            f"run.resume=never, but {folder.uri} has finished already; take a new run.name"
+        )
+    return Outcome("already_finished", summary["step"], summary["metrics"], folder.uri)
+
+
+def _changes(
+    old: Any, new: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _changes(old.get(key), new.get(key), (*path, key))
+    elif old != new and new is not None:  # None means: what the run found out when it began
+        yield ".".join(path), old, new
+
+
+def _may_change(path: str) -> bool:
+    return any(path == key or path.startswith(key + ".") for key in CHANGEABLE)

@@ -1,0 +1,58 @@
+"""The run's folder: `<run.storage>/<run.name>/`, the same layout for every launcher."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aae_dist.config import RunConfig, dump_yaml
+from aae_dist.storage import Storage, join, open_storage
+from aae_dist.training.outcome import Outcome
+
+CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
+
+
+class RunFolder:
+    """Reads and writes what a run leaves behind, but for its checkpoints."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Open the folder that `config.run` names; nothing is created or checked yet."""
+        self.uri = join(config.run.storage, config.run.name)
+        self.storage: Storage = open_storage(self.uri)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved configuration."""
+        self.storage.write(CONFIG, dump_yaml(config).encode())
+
+    def write_metrics(self, lines: bytes) -> None:
+        """Write all metrics so far, one JSON object a line."""
+        self.storage.write(METRICS, lines)
+
+    def read_metrics(self) -> bytes:
+        """Return the metrics of the last upload, empty before the first one."""
+        return self._read(METRICS) or b""
+
+    def write_picture(self, name: str, png: bytes) -> None:
+        """Write one picture, replacing the one of that name."""
+        self.storage.write(f"pictures/{name}.png", png)
+
+    def write_summary(self, outcome: Outcome, config: RunConfig, **more: Any) -> None:
+        """Write how the run ended."""
+        summary = {
+            "state": outcome.state,
+            "step": outcome.step,
+            "metrics": outcome.metrics,
+            **more,
+            "config": config.model_dump(mode="json"),
+        }
+        self.storage.write(SUMMARY, json.dumps(summary, indent=2).encode())
+
+    def read_summary(self) -> Mapping[str, Any] | None:
+        """Return the summary, or None while the run has not ended."""
+        text = self._read(SUMMARY)
+        return json.loads(text) if text else None
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            return self.storage.read(key)
+        except FileNotFoundError:
+            return None

@@ -1,0 +1,70 @@
+"""Everything that a resumed run needs, listed in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.errors import CheckpointError
+from aae_dist.models import Networks
+
+Tensors = dict[str, dict[str, Tensor]]
+
+
+@dataclass
+class TrainState:
+    """Networks, optimizers and two integers; random draws and order are functions of these."""
+
+    networks: Networks
+    optimizers: Mapping[str, SynchronizedOptimizer]
+    step: int = 0
+    """Steps done, one global batch each."""
+    position: int = 0
+    """Samples consumed per lane since the start of training."""
+    best: float | None = None
+    """Lowest value of `train.best_metric` so far."""
+
+    def tensors(self) -> Tensors:
+        """Return the tensors of a checkpoint by file name; they are the live ones, not copies."""
+        model = {
+            f"{name}.{key}": tensor
+            for name, network in self.networks.named().items()
+            for key, tensor in network.state_dict().items()
+        }
+        optimizers = {f"optimizer-{n}": o.state_dict() for n, o in self.optimizers.items()}
+        return {"model": model, **optimizers}
+
+    def document(self) -> dict[str, Any]:
+        """Return the numbers of a checkpoint."""
+        return {"step": self.step, "position": self.position, "best": self.best}
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]) -> None:
+        """Continue from what `tensors` and `document` returned when they were saved."""
+        self.load_weights(tensors["model"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(tensors[f"optimizer-{name}"])
+        self.step, self.position = document["step"], document["position"]
+        self.best = document["best"]
+
+    @torch.no_grad()
+    def load_weights(self, model: Mapping[str, Tensor]) -> None:
+        """Copy weights into the networks; CheckpointError names what does not fit."""
+        load_weights(self.networks, model)
+
+
+@torch.no_grad()
+def load_weights(networks: Networks, model: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of a checkpoint's `model` file into networks of the same shape."""
+    for name, network in networks.named().items():
+        for key, tensor in network.state_dict().items():
+            saved = model.get(f"{name}.{key}")
+            if saved is None or saved.shape != tensor.shape:
+                got = "none" if saved is None else tuple(saved.shape)
+                raise CheckpointError(
+                    f"the checkpoint's weights do not fit: {name}.{key} should have shape "
+                    f"{tuple(tensor.shape)} (got {got}); keep model, posterior and method as saved"
+                )
+            tensor.copy_(saved)

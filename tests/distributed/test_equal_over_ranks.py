@@ -1,0 +1,58 @@
+"""A run is the same for any number of ranks, up to the order of floating-point sums."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.ranks import run_ranks, single_world
+from helpers.steps import train_steps
+
+pytestmark = pytest.mark.distributed
+
+ADVERSARIAL: dict[str, Any] = {}
+VARIATIONAL = {"method": {"kind": "variational"}, "posterior": {"kind": "gaussian"}}
+GAUSSIAN_POSTERIOR = {"posterior": {"kind": "gaussian"}, "prior": {"kind": "mixture"}}
+CLIPPED_SGD = {
+    "phases": {
+        phase: {"optimizer": {"kind": "sgd", "lr": 0.01, "momentum": 0.5}, "clip_norm": 0.5}
+        for phase in ("reconstruction", "discriminator", "generator")
+    }
+}
+UNEVEN = {"data": {"train": "x", "lanes": 8}}
+
+
+def mean_losses(per_rank: list[Any]) -> list[dict[str, float]]:
+    steps = zip(*(losses for losses, _ in per_rank), strict=True)
+    return [{k: sum(s[k] for s in step) / len(step) for k in step[0]} for step in steps]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("tree", [ADVERSARIAL, UNEVEN], ids=["24 lanes", "8 lanes"])
+def test_losses_and_networks_agree_with_one_rank_over_100_steps(
+    size: int, tree: dict[str, Any]
+) -> None:
+    expected, networks = train_steps(single_world(), tree, 100)
+    per_rank = run_ranks(train_steps, size, tree, 100)
+    for got, wanted in zip(mean_losses(per_rank), expected, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-9)
+    for network, *others in zip(networks, *(flat for _, flat in per_rank), strict=True):
+        assert torch.allclose(others[0], network, atol=1e-9)
+        assert all(torch.equal(others[0], other) for other in others)
+
+
+@pytest.mark.parametrize("tree", [VARIATIONAL, GAUSSIAN_POSTERIOR, CLIPPED_SGD])
+def test_every_method_posterior_and_optimizer_agrees(tree: dict[str, Any]) -> None:
+    expected, _ = train_steps(single_world(), tree, 30)
+    for got, wanted in zip(mean_losses(run_ranks(train_steps, 3, tree, 30)), expected, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 5, 8])
+def test_micro_batches_change_nothing(micro_batch_size: int) -> None:
+    expected, _ = train_steps(single_world(), GAUSSIAN_POSTERIOR, 30)
+    tree = {**GAUSSIAN_POSTERIOR, "train": {"micro_batch_size": micro_batch_size}}
+    tree["train"] |= {"steps": 100, "global_batch_size": 24, "precision": "fp64"}
+    for size in (1, 2):
+        got = mean_losses(run_ranks(train_steps, size, tree, 30))
+        for got_step, wanted in zip(got, expected, strict=True):
+            assert got_step == pytest.approx(wanted, abs=1e-9)

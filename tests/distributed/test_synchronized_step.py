@@ -1,0 +1,39 @@
+"""What ranks exchange in a step, and what they decide together."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.measures import all_reduced_bytes, first_gradients, poisoned_run
+from helpers.ranks import run_ranks, single_world
+
+pytestmark = pytest.mark.distributed
+
+FP32 = {"train": {"steps": 100, "global_batch_size": 24, "precision": "fp32"}}
+MICRO = {"train": {"steps": 100, "global_batch_size": 24, "micro_batch_size": 4}}
+
+
+@pytest.mark.parametrize("tree", [{}, MICRO], ids=["whole share", "micro-batches"])
+def test_all_reduced_bytes_are_the_minimum(tree: dict[str, Any]) -> None:
+    for counted, minimum in run_ranks(all_reduced_bytes, 2, tree):
+        assert counted == minimum
+
+
+def test_first_gradients_agree_with_one_rank_in_fp32() -> None:
+    expected = first_gradients(single_world(), FP32)
+    for gradients in run_ranks(first_gradients, 2, FP32):
+        for phase, gradient in gradients.items():
+            scale = expected[phase].abs().max()
+            assert (gradient - expected[phase]).abs().max() <= 1e-5 * scale
+
+
+def test_all_ranks_skip_an_update_that_is_not_finite_on_one_of_them() -> None:
+    results = run_ranks(poisoned_run, 2, {}, 2, 1)
+    for skipped, in_a_row, unchanged, moments_kept, _ in results:
+        assert skipped == {"reconstruction": 0, "discriminator": 1, "generator": 0}
+        assert in_a_row["discriminator"] == 0
+        assert unchanged
+        assert moments_kept
+    (*_, first), (*_, second) = results
+    assert all(map(torch.equal, first, second))
+    assert all(bool(torch.isfinite(network).all()) for network in first)

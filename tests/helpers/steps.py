@@ -1,0 +1,97 @@
+"""Train a small model on random images, on any number of ranks: the engine without data or files."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aae_dist.config import RunConfig
+from aae_dist.distributed.world import World
+from aae_dist.methods import Method, StepInputs, build_method
+from aae_dist.models import Networks, build_networks, build_posterior
+from aae_dist.models.build import DTYPES
+from aae_dist.priors import build_prior
+
+SHAPE = (1, 6, 6)
+
+
+def tiny_config(**sections: Any) -> RunConfig:
+    """Return a small configuration; keyword arguments are merged into its sections."""
+    tree: dict[str, Any] = {
+        "run": {"name": "tiny"},
+        "data": {"train": "builtin://digits/train"},
+        "model": {
+            "latent_dim": 4,
+            "encoder_widths": (24, 16),
+            "decoder_widths": (24, 16),
+            "discriminator_widths": (24, 16),
+        },
+        "train": {"steps": 100, "global_batch_size": 24, "precision": "fp64"},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    return RunConfig.model_validate(tree)
+
+
+def build(config: RunConfig, world: World) -> tuple[Networks, Method, StepInputs]:
+    prior = build_prior(config.prior, config.model.latent_dim)
+    networks = build_networks(config, SHAPE, world.device)
+    method = build_method(config, networks, prior, SHAPE, world)
+    batch, lanes = config.train.global_batch_size, config.lanes
+    share = batch // lanes
+    rows = slice(
+        world.rank * lanes // world.size * share, (world.rank + 1) * lanes // world.size * share
+    )
+    inputs = StepInputs(
+        seed=config.run.seed,
+        prior=prior,
+        posterior=build_posterior(config.posterior),
+        rows=rows,
+        global_batch_size=batch,
+        micro_batch_size=config.train.micro_batch_size,
+        world=world,
+        dtype=DTYPES[config.train.precision],
+    )
+    return networks, method, inputs
+
+
+def global_batch(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
+    """Return uint8 images and the mask of a step's whole batch; every fifth batch has a tail."""
+    generator = torch.Generator().manual_seed(step)
+    size = config.train.global_batch_size
+    images = torch.randint(0, 256, (size, *SHAPE), generator=generator, dtype=torch.uint8)
+    valid = torch.ones(size, dtype=torch.bool)
+    if step % 5 == 4:
+        valid[torch.randperm(size, generator=generator)[: size // 3]] = False
+    return images, valid
+
+
+def run_step(method: Method, inputs: StepInputs, config: RunConfig, step: int) -> dict[str, Tensor]:
+    images, valid = global_batch(config, step)
+    method.set_progress(step / 100)
+    rows = inputs.rows
+    return method.step(inputs.parts(images[rows], valid[rows], int(valid.sum()), step))
+
+
+def train_steps(
+    world: World,
+    tree: dict[str, Any],
+    num_steps: int,
+    before_step: Callable[[int, Networks], None] | None = None,
+) -> tuple[list[dict[str, float]], list[Tensor]]:
+    """Return this rank's losses of every step and its flattened networks at the end."""
+    torch.set_num_threads(1)
+    config = tiny_config(**tree)
+    networks, method, inputs = build(config, world)
+    losses = []
+    for step in range(num_steps):
+        if before_step is not None:
+            before_step(step, networks)
+        values = run_step(method, inputs, config, step)
+        losses.append({name: float(value) for name, value in values.items()})
+    flat = [
+        torch.cat([p.detach().flatten() for p in network.parameters()])
+        for network in networks.named().values()
+    ]
+    return losses, flat
