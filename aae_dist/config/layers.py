@@ -51,7 +51,7 @@ class Merge:
     def _choose_kind(
         self, variants: dict[str, type[Section]], maps: list[tuple[int, Tree]], path: str
     ) -> tuple[Classes, list[tuple[int, Tree]]]:
-        """Keep the fields that the final kind has; drop what earlier layers set for another kind."""
+        """Keep the fields that the final kind has; drop what earlier layers set for another."""
         said = [(layer, tree["kind"]) for layer, tree in maps if "kind" in tree]
         if not said:
             return tuple(dict.fromkeys(variants.values())), maps

@@ -1,0 +1,57 @@
+# Two commands on a machine that has Python >= 3.11 with pip: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STORAGE ?= $(CURDIR)/runs
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev quickstart test test-all check fix
+
+help:
+	@echo "make quickstart  set up $(VENV) and train an adversarial autoencoder on the shipped digits"
+	@echo "make test        all tests but the slow ones"
+	@echo "make test-all    all tests"
+	@echo "make check       format, lint, types, direction of imports, spelling"
+	@echo "make fix         format, and repair what the linter can"
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+quickstart: install
+	$(BIN)/aae-dist train configs/quickstart.yaml run.storage=$(STORAGE)
+
+test: dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: dev
+	$(BIN)/python -m pytest
+
+check: dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+
+fix: dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The files below stand for steps that are done, so that a second `make` starts at once.
+# Where Python came without ensurepip, its own pip installs into the environment.
+$(VENV)/.tools: requirements/build.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aae-dist needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
+	if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
+	else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
+	$$pip --disable-pip-version-check install -q --require-hashes -r requirements/build.lock
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.tools requirements/main.lock pyproject.toml
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/main.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.lock
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	touch $@

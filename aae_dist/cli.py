@@ -1,0 +1,207 @@
+"""The command line: `aae-dist VERB ...`.
+
+Every verb imports what it needs when it runs, so that help and a wrong configuration cost no
+import of torch or Ray.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from aae_dist.errors import AaeDistError
+from aae_dist.version import __version__
+
+EXIT_CODES = """\
+exit codes:
+  0    done (a run that had already finished says so)
+  1    a fault of aae-dist itself, with a traceback
+  2    something to correct in the configuration, the data, the storage or the cluster
+  3    training diverged: gradients were not finite too many times in a row
+  4    interrupted, with a checkpoint saved: the same command goes on from it
+"""
+
+TRAIN = """\
+Train one run. Give YAML files, then overrides; later ones win. The same command, given again,
+resumes the run from its newest checkpoint, and returns at once when the run has finished.
+"""
+
+TRAIN_EXAMPLES = """\
+examples:
+  aae-dist train configs/quickstart.yaml
+  aae-dist train configs/quickstart.yaml configs/prior/mixture.yaml run.name=mixture
+  aae-dist train my.yaml train.steps=5000 prior.kind=swiss_roll model.latent_dim=2
+  aae-dist train my.yaml 'data.train=["s3://bucket/a-{000..011}.tar", "s3://bucket/b.tar"]'
+  aae-dist train my.yaml launch.kind=local --dry-run
+
+values are YAML: 1e-4 is a number, [a, b] a list, {kind: mixture} a map, null nothing.
+Maps merge and lists replace. Changing `kind` keeps the fields that both kinds have.
+"""
+
+Parsers = argparse._SubParsersAction  # The only name that argparse has for what holds the verbs.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors become one message on stderr."""
+    return guarded(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def guarded(body: Callable[[], int]) -> int:
+    """Return what `body` returns, or print its error and return the exit code of its class."""
+    try:
+        code = body()
+        sys.stdout.flush()
+    except AaeDistError as error:
+        print(f"aae-dist: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("aae-dist: stopped from the keyboard", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); keep Python from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception:
+        traceback.print_exc()
+        print("aae-dist: this is a fault of aae-dist; please report it", file=sys.stderr)
+        return 1
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    parser = build_parser(with_data=argv[:1] == ["data"])
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.verb == "train" and not any(item.startswith("-") for item in rest):
+        # argparse stops collecting files and overrides at the first option between them.
+        args.items += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        return 2
+    run: Callable[[argparse.Namespace], int | None] = args.run
+    return run(args) or 0
+
+
+def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
+    """Return the parser of all verbs; those of `data` only when asked for, as they import numpy."""
+    parser = argparse.ArgumentParser(
+        prog="aae-dist",
+        description="Distributed training of adversarial autoencoders on sharded image data.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"aae-dist {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    _add_train(verbs)
+    _add_data(verbs, with_data)
+    _add_evaluate(verbs)
+    _add_sample(verbs)
+    return parser
+
+
+def _add_train(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "train",
+        help="train a run, or resume it",
+        description=TRAIN,
+        epilog=TRAIN_EXAMPLES + "\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "items",
+        nargs="+",
+        metavar="FILE.yaml | key=value",
+        help="YAML files in order, and overrides that win over all files",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.set_defaults(run=_train)
+
+
+def _add_data(verbs: "Parsers[argparse.ArgumentParser]", with_commands: bool) -> None:
+    parser = verbs.add_parser(
+        "data",
+        help="write shards from known data sets or folders, index shards",
+        description="Write WebDataset shards, and write manifests of shards that exist.",
+    )
+
+    def show_help(args: argparse.Namespace) -> int:
+        parser.print_help(sys.stderr)
+        return 2
+
+    parser.set_defaults(run=show_help)
+    if with_commands:
+        from aae_dist.data.commands import add_data_commands
+
+        add_data_commands(parser.add_subparsers(metavar="COMMAND", title="commands"))
+
+
+def _add_evaluate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "evaluate",
+        help="measure a trained run on its validation data",
+        description="Measure how well the newest checkpoint of a run reconstructs its validation "
+        "data, and how well its latent codes match its prior.",
+    )
+    _add_run_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_sample(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "sample",
+        help="decode samples of a trained run's prior into images",
+        description="Draw from a run's prior and decode with its newest checkpoint.",
+        epilog="example:\n  aae-dist sample ~/aae_dist/runs/quickstart --num 64 --out samples.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_run_argument(parser)
+    parser.add_argument(
+        "--num", type=_positive, default=64, metavar="N", help="images to draw (default 64)"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=".png (one grid), or .npy, .npz or .safetensors with `images`, "
+        "float32 [N, C, H, W], pixels in [0, 1]",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed draws the same images (default 0)"
+    )
+    parser.set_defaults(run=_sample)
+
+
+def _add_run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "uri", metavar="RUN", help="a run's folder: a local path, s3://, gs:// or az://"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"should be at least 1, got {value}")
+    return value
+
+
+def _train(args: argparse.Namespace) -> int:
+    from aae_dist.commands.train import train
+
+    return train(args.items, dry_run=args.dry_run)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from aae_dist.commands.evaluate import evaluate
+
+    return evaluate(args.uri, as_json=args.json)
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from aae_dist.commands.sample import sample
+
+    return sample(args.uri, num=args.num, out=args.out, seed=args.seed)

@@ -1,0 +1,64 @@
+"""`aae-dist train`: configuration in, a trained run out."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aae_dist.commands.tables import print_metrics
+from aae_dist.config import dump_yaml, load_config
+from aae_dist.errors import Interrupted
+
+if TYPE_CHECKING:
+    from aae_dist.training.outcome import Outcome
+
+
+def train(items: Sequence[str], dry_run: bool = False) -> int:
+    """Train, or resume, the run that files and overrides describe, and show how it ended.
+
+    Args:
+        items: YAML files and `key=value` overrides, in any order among each other.
+        dry_run: print the resolved configuration and stop.
+
+    Raises:
+        ConfigError: something in the configuration is wrong; all problems are named.
+        Interrupted: a stop was asked for; a checkpoint is saved.
+        AaeDistError: what the launcher or the training found.
+    """
+    files, overrides = split_items(items)
+    loaded = load_config(files, overrides)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if dry_run:
+        print(dump_yaml(loaded.config), end="")
+        return 0
+    from aae_dist.launch import launch
+
+    _show(launch(loaded.config))
+    return 0
+
+
+def split_items(items: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return (files, overrides): an override holds `=` and is not the name of a file."""
+    files = [Path(item) for item in items if "=" not in item or Path(item).is_file()]
+    return files, [item for item in items if Path(item) not in files]
+
+
+def _show(outcome: "Outcome") -> None:
+    if outcome.state == "interrupted":
+        raise Interrupted(
+            f"interrupted at step {outcome.step:,}, checkpoint saved in {outcome.run_uri}; "
+            "the same command goes on from there"
+        )
+    if outcome.state == "already_finished":
+        print(
+            f"This run had already finished at step {outcome.step:,}: nothing was trained. "
+            "To train on, raise train.steps or train.epochs; for another run, change run.name."
+        )
+    _show_result(outcome.metrics, outcome.step, outcome.run_uri)
+
+
+def _show_result(metrics: Mapping[str, float], step: int, run_uri: str) -> None:
+    print_metrics(metrics, title=f"Result at step {step:,}")
+    print(f"Run folder: {run_uri}")
+    print(f"Pictures:   {run_uri}/pictures/")
