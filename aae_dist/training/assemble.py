@@ -1,0 +1,125 @@
+"""The parts of a run, each made from the parts before it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aae_dist.config import RunConfig
+from aae_dist.data import BatchLoader, Dataset, Order, open_dataset, rank_rows, resolve_window
+from aae_dist.distributed.reductions import together
+from aae_dist.distributed.world import World
+from aae_dist.errors import CheckpointError
+from aae_dist.evaluation import Evaluator
+from aae_dist.methods import Method, StepInputs, build_method
+from aae_dist.models import Autoencoder, Networks, build_networks, build_posterior
+from aae_dist.models.build import DTYPES
+from aae_dist.priors import Prior, build_prior
+from aae_dist.training.checkpoint import Saved
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads."""
+
+    config: RunConfig
+    """The configuration with everything filled in that the data decides."""
+    train: Dataset
+    order: Order
+    evaluator: Evaluator | None
+    prior: Prior
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the data and its order."""
+        return {
+            "manifest": self.train.manifest.id,
+            "num_samples": self.train.manifest.num_samples,
+            "lanes": self.order.lanes,
+            "shuffle_window": self.order.window,
+            "image_shape": list(self.train.image_shape),
+        }
+
+
+def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str) -> RunData:
+    """Open shards, order, evaluation and prior, on every rank or on none.
+
+    Raises:
+        AaeDistError: data cannot be read, or differ from those the checkpoint was trained on.
+    """
+
+    def work() -> RunData:
+        dataset = open_dataset(config.data.train, config.data)
+        before = saved.documents["data"] if saved else None
+        if before and before["manifest"] != dataset.manifest.id:
+            raise CheckpointError(
+                f"{run_uri} was trained on other shards: {before['num_samples']} samples then, "
+                f"{dataset.manifest.num_samples} in data.train now; restore the shards or take a "
+                "new run.name"
+            )
+        lanes = before["lanes"] if before else config.lanes
+        window = before["shuffle_window"] if before else resolve_window(config.data, dataset.manifest)
+        order = Order(
+            dataset.manifest.counts,
+            seed=config.run.seed,
+            global_batch_size=config.train.global_batch_size,
+            lanes=lanes,
+            window=window,
+        )
+        prior = build_prior(config.prior, config.model.latent_dim)
+        evaluator = None
+        if config.data.validation is not None:
+            validation = open_dataset(config.data.validation, config.data)
+            evaluator = Evaluator(validation, prior, world, config.run.seed)
+        channels, size, _ = dataset.image_shape
+        found = {"lanes": lanes, "shuffle_window": window, "image_size": size, "channels": channels}
+        data = config.data.model_copy(update=found)
+        return RunData(config.model_copy(update={"data": data}), dataset, order, evaluator, prior)
+
+    return together(world, work)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a run trains."""
+
+    networks: Networks
+    method: Method
+    inputs: StepInputs
+    autoencoder: Autoencoder
+
+
+def build_engine(data: RunData, world: World) -> Engine:
+    """Return networks, method and inputs; a collective, as networks are made data parallel."""
+    config = data.config
+    networks = build_networks(config, data.train.image_shape, world.device)
+    posterior = build_posterior(config.posterior)
+    inputs = StepInputs(
+        seed=config.run.seed,
+        prior=data.prior,
+        posterior=posterior,
+        rows=_rows(data, world),
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        world=world,
+        dtype=DTYPES[config.train.precision],
+    )
+    method = build_method(config, networks, data.prior, data.train.image_shape, world)
+    return Engine(networks, method, inputs, Autoencoder(networks, posterior))
+
+
+def open_loader(data: RunData, world: World, position: int, num_steps: int) -> BatchLoader:
+    """Return this rank's batches from `position` on."""
+    return BatchLoader(
+        data.train,
+        data.order,
+        rows=_rows(data, world),
+        position=position,
+        num_steps=num_steps,
+        device=world.device if world.device.type == "cuda" else torch.device("cpu"),
+    )
+
+
+def _rows(data: RunData, world: World) -> slice:
+    batch = data.config.train.global_batch_size
+    return rank_rows(world.rank, world.size, data.order.lanes, batch)

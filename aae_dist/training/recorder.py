@@ -1,0 +1,75 @@
+"""Rank 0's records of a run: console, metrics.jsonl, pictures, W&B."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from aae_dist.config import RunConfig
+from aae_dist.evaluation import Gallery
+from aae_dist.evaluation.pictures import draw_gallery, loss_curves
+from aae_dist.tracking import ConsoleSink, JsonLinesSink, MetricSink, open_wandb
+from aae_dist.training.run_folder import RunFolder
+
+Metrics = Mapping[str, float]
+
+
+class Recorder:
+    """Fans records and pictures out to the sinks and the run's folder."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        resumed_step: int,
+        total_steps: int,
+        line: Callable[[str], None],
+    ) -> None:
+        """Open the sinks; metrics of steps after `resumed_step` are cut, they will come again."""
+        self._folder, self._line = folder, line
+        self._local = tempfile.TemporaryDirectory(prefix="aae_dist-")
+        path = Path(self._local.name)
+        self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
+        console = ConsoleSink(total_steps=total_steps, first_step=resumed_step, write=line)
+        wandb = open_wandb(config, folder.storage, path / "wandb", line)
+        self.sinks: list[MetricSink] = [console, self.json_lines, *([wandb] if wandb else [])]
+        self.latest: dict[str, float] = {}
+        self._uploaded = b""
+        for record in self.json_lines.records():
+            self.latest |= record
+
+    def record(self, metrics: Metrics) -> None:
+        """Pass one log point on."""
+        self.latest |= metrics
+        for sink in self.sinks:
+            sink.log(metrics)
+
+    def draw(self, gallery: Gallery, step: int) -> None:
+        """Draw an evaluation's pictures; a picture that fails costs a line, not the run."""
+        try:
+            pictures = draw_gallery(gallery) | loss_curves(self.json_lines.records())
+            for name, png in pictures.items():
+                self._folder.write_picture(name, png)
+                for sink in self.sinks:
+                    sink.picture(name, png, step)
+        except Exception as error:  # matplotlib can fail in many ways; training must not
+            self._line(f"pictures of step {step} failed: {type(error).__name__}: {error}")
+
+    def upload(self) -> None:
+        """Write metrics.jsonl to the run's folder, unless it stands there already."""
+        content = self.json_lines.content()
+        if content != self._uploaded:
+            self._folder.write_metrics(content)
+            self._uploaded = content
+
+    def close(self, state: str) -> None:
+        """Upload the metrics and close the sinks."""
+        self.upload()
+        for sink in self.sinks:
+            sink.close(self.latest, state)
+        self._local.cleanup()
+
+    def abandon(self) -> None:
+        """Close the sinks of a run that failed; its folder keeps what was uploaded before."""
+        for sink in self.sinks:
+            sink.close(self.latest, "failed")
+        self._local.cleanup()

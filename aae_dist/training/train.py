@@ -1,0 +1,190 @@
+"""One run from start to end, on every rank: the same for every launcher."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from aae_dist.config import RunConfig
+from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.world import World
+from aae_dist.errors import CheckpointError, TrainingDivergedError
+from aae_dist.storage import open_storage
+from aae_dist.training.assemble import build_engine, open_data, open_loader
+from aae_dist.training.checkpoint import CheckpointStore, Saved
+from aae_dist.training.loop import Metrics, TrainLoop
+from aae_dist.training.outcome import Outcome
+from aae_dist.training.plan import Plan
+from aae_dist.training.recorder import Recorder
+from aae_dist.training.reporter import Reporter
+from aae_dist.training.resume import finished_before
+from aae_dist.training.run_folder import RunFolder
+from aae_dist.training.run_lock import RunLock
+from aae_dist.training.saving import Saver, newest_checkpoint
+from aae_dist.training.state import TrainState
+
+
+def train(config: RunConfig, world: World, reporter: Reporter, launch_id: str) -> Outcome:
+    """Train the run that `config` describes, from its newest checkpoint if there is one.
+
+    Every rank calls this, with the thread count and the process group already set.
+
+    Args:
+        config: the run's configuration; `run.storage` is absolute.
+        world: this process's place among the ranks.
+        reporter: the launcher's ear and mouth.
+        launch_id: the same for all ranks and restarts of one launch; it may take over its own lock.
+
+    Returns:
+        How the run ended, alike on every rank.
+
+    Raises:
+        AaeDistError: the same on every rank, whichever rank met the problem.
+    """
+    folder = RunFolder(config)
+    done = main_decides(world, lambda: _as_json(finished_before(config)))
+    if done:
+        return Outcome(**done)
+    with _locked(folder, world, launch_id) as lock:
+        return _Run(config, world, reporter, folder, lock).run()
+
+
+class _Run:
+    """The stages of `train`, between taking the lock and giving it back."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        reporter: Reporter,
+        folder: RunFolder,
+        lock: RunLock | None,
+    ) -> None:
+        self.world, self.reporter, self.folder, self.lock = world, reporter, folder, lock
+        self.recorder: Recorder | None = None
+        attempt = lock.attempt if lock else 0
+        self.store = CheckpointStore(
+            folder.storage, config.checkpoint.keep, self._before_commit, attempt
+        )
+        saved = newest_checkpoint(self.store, config, folder, world)
+        self.data = open_data(config, world, saved, folder.uri)
+        self.config = self.data.config
+        self.engine = build_engine(self.data, world)
+        self.state = TrainState(self.engine.networks, self.engine.method.optimizers)
+        together(world, lambda: self._load(saved))
+        self.plan = Plan.of(self.config, self.data.order, self.state.step, self.state.position)
+
+    def run(self) -> Outcome:
+        """Train, save, and write down how it ended."""
+        main_decides(self.world, self._open_records)
+        saver = self._saver()
+        try:
+            state = self._loop(saver)
+            saver.finish()
+        except TrainingDivergedError:
+            self._close("diverged")
+            raise
+        except BaseException:
+            if self.recorder:
+                self.recorder.abandon()
+            raise
+        return self._close(state)
+
+    def _load(self, saved: Saved | None) -> None:
+        if saved is not None:
+            self.state.load(saved.tensors, saved.documents["state"])
+            self._say(f"resuming {self.folder.uri} at step {saved.step}")
+            return
+        source = self.config.run.init_from
+        self._say(f"starting {self.folder.uri}" + (f" from weights of {source}" if source else ""))
+        if source:
+            other = CheckpointStore(open_storage(source), keep=1).newest()
+            if other is None:
+                raise CheckpointError(f"run.init_from={source} has no checkpoint that verifies")
+            self.state.load_weights(other.tensors["model"])
+
+    def _open_records(self) -> None:
+        self.folder.write_config(self.config)
+        self.recorder = Recorder(
+            self.config, self.folder, self.state.step, self.plan.last_step, self.reporter.line
+        )
+
+    def _saver(self) -> Saver:
+        documents = {"config": self.config.model_dump(mode="json"), "data": self.data.document}
+        return Saver(self.store, self.world, documents, self._still_ours, self._say)
+
+    def _loop(self, saver: Saver) -> str:
+        data, engine, state = self.data, self.engine, self.state
+        loop = TrainLoop(
+            config=self.config,
+            world=self.world,
+            state=state,
+            method=engine.method,
+            inputs=engine.inputs,
+            order=data.order,
+            last_step=self.plan.last_step,
+            planned_samples=self.plan.samples,
+            evaluate=self._evaluate if data.evaluator else None,
+            record=self.recorder.record if self.recorder else lambda record: None,
+            checkpoints=saver,
+            reporter=self.reporter,
+        )
+        num_steps = self.plan.last_step - state.step
+        with open_loader(data, self.world, state.position, num_steps) as batches:
+            return loop.run(batches)
+
+    def _evaluate(self, step: int) -> Metrics:
+        assert self.data.evaluator is not None
+        evaluation = self.data.evaluator.evaluate(self.engine.autoencoder)
+        if self.recorder and evaluation.gallery:
+            self.recorder.draw(evaluation.gallery, step)
+        return evaluation.metrics
+
+    def _close(self, state: str) -> Outcome:
+        """Write the last records; every rank returns rank 0's outcome."""
+
+        def close() -> dict[str, Any]:
+            assert self.recorder is not None
+            outcome = Outcome(state, self.state.step, self.recorder.latest, self.folder.uri)
+            self.recorder.close(state)
+            self.folder.write_summary(outcome, self.config)
+            return dataclasses.asdict(outcome)
+
+        return Outcome(**main_decides(self.world, close))
+
+    def _before_commit(self) -> None:
+        # In the thread that saves, before each write of a checkpoint: its metrics must be there
+        # when its manifest is, or a resumed run would miss lines.
+        self._still_ours()
+        if self.recorder:
+            self.recorder.upload()
+
+    def _still_ours(self) -> None:
+        if self.lock:
+            self.lock.check()
+
+    def _say(self, text: str) -> None:
+        if self.world.is_main:
+            self.reporter.line(text)
+
+
+@contextlib.contextmanager
+def _locked(folder: RunFolder, world: World, launch_id: str) -> Iterator[RunLock | None]:
+    """Hold the run's lock on rank 0."""
+    held: list[RunLock] = []
+
+    def acquire() -> None:
+        folder.storage.check_writable()
+        held.append(RunLock.acquire(folder.storage, launch_id))
+
+    main_decides(world, acquire)
+    try:
+        yield held[0] if held else None
+    finally:
+        for lock in held:
+            lock.release()
+
+
+def _as_json(outcome: Outcome | None) -> dict[str, Any] | None:
+    return dataclasses.asdict(outcome) if outcome else None
+
