@@ -128,7 +128,7 @@ class Order:
         epoch, offset = divmod(position, self.lane_length)
         end = min(offset + self._slots, self.lane_length)
         indices, valid = self._lane_slots(epoch, offset)
-        flat_valid = valid.ravel()
+        flat_valid = valid.flatten()
         flat = np.where(flat_valid, indices.ravel(), indices.ravel()[flat_valid.argmax()])
         return BatchPlan(position, epoch * self.lane_length + end, epoch, flat, flat_valid)
 

@@ -1,0 +1,141 @@
+"""From patterns to a manifest: shards found, taken from a manifest beside them or counted."""
+
+import posixpath
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from aae_dist.data.manifest import FILE_NAME, Manifest, Shard, dump
+from aae_dist.data.patterns import Source, find
+from aae_dist.data.progress import progress
+from aae_dist.data.reader import ShardReader
+from aae_dist.errors import DataError, LaunchError
+from aae_dist.storage import is_remote, open_storage
+
+_THREADS = 8
+"""Shards downloaded at a time when they must be counted."""
+
+
+def open_manifest(urls: str | Sequence[str]) -> Manifest:
+    """Return the manifest of the shards that `urls` name.
+
+    A `manifest.json` beside the shards is used; shards that none lists are read and counted.
+
+    Args:
+        urls: One or more patterns, folders, manifest files or builtin:// names (see `patterns`).
+
+    Raises:
+        DataError: Nothing is found, there is no permission, or a shard is damaged.
+    """
+    sources = find(urls)
+    known = [shard for source in sources for shard in _listed(source)]
+    uncounted = [shard for shard in known if shard.samples < 0]
+    counted = {shard.url: shard for shard in _count(uncounted)} if uncounted else {}
+    return _checked([counted.get(shard.url, shard) for shard in known], urls)
+
+
+def build_index(
+    pattern: str | Sequence[str],
+    out: str | Path | None = None,
+    write: Callable[[str], None] = print,
+) -> str:
+    """Count the shards that `pattern` names and write their manifest.
+
+    Args:
+        pattern: Patterns, folders or builtin:// names; manifests beside the shards are not used.
+        out: Local path of the manifest file; by default manifest.json beside the shards.
+        write: Takes progress lines where there is no terminal.
+
+    Returns:
+        The address of the manifest.
+
+    Raises:
+        DataError: Nothing is found, a shard is damaged, or the manifest cannot be written.
+    """
+    sources = find(pattern)
+    shards = _count([_unknown(s.folder, name) for s in sources for name in s.names], write)
+    folder = _common_folder(_checked(shards, pattern).shards)
+    named = [_named_from(shard, folder) for shard in shards]
+    target = None if out is None else Path(out).expanduser().absolute()
+    beside = target is None or (not is_remote(folder) and target.parent == Path(folder))
+    data = dump(named, None if beside else folder)
+    place, name = (folder, FILE_NAME) if target is None else (str(target.parent), target.name)
+    try:
+        open_storage(place).write(name, data)
+    except (LaunchError, OSError) as error:
+        raise DataError(f"Cannot write the manifest: {error} Or give --out FILE.") from error
+    return f"{place}/{name}"
+
+
+def _listed(source: Source) -> list[Shard]:
+    """Return the source's shards; those that its manifest lacks have -1 samples."""
+    shards = source.manifest.shards if source.manifest else ()
+    known = {shard.name: shard for shard in shards if shard.folder == source.folder}
+    return [known.get(name) or _unknown(source.folder, name) for name in source.names]
+
+
+def _unknown(folder: str, name: str) -> Shard:
+    return Shard(folder, name, -1, -1)
+
+
+def _count(shards: Sequence[Shard], write: Callable[[str], None] | None = None) -> list[Shard]:
+    """Return the shards with their sizes and counts, read in parallel."""
+    options = {} if write is None else {"write": write}
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        progress("counting samples", len(shards), "shards", **options) as advance,
+    ):
+        counted = []
+        try:
+            for shard in pool.map(_counted, shards):
+                counted.append(shard)
+                advance(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return counted
+
+
+def _counted(shard: Shard) -> Shard:
+    try:
+        size = open_storage(shard.folder).size(shard.name)
+    except (LaunchError, OSError) as error:
+        raise DataError(str(error)) from error
+    if size is None:
+        raise DataError(f"{shard.url}: no such shard; check the path.")
+    sized = Shard(shard.folder, shard.name, -1, size)
+    num_samples = len(ShardReader(sized, check_count=False))
+    return Shard(shard.folder, shard.name, num_samples, size)
+
+
+def _checked(shards: Sequence[Shard], urls: str | Sequence[str]) -> Manifest:
+    text = urls if isinstance(urls, str) else ", ".join(urls)
+    if not shards:
+        raise DataError(f"{text}: the list of shards is empty; give at least one shard.")
+    seen: set[str] = set()
+    for shard in shards:
+        if shard.url in seen:
+            raise DataError(f"{text}: names {shard.url} twice; give each shard once.")
+        seen.add(shard.url)
+    manifest = Manifest(tuple(shards))
+    if manifest.num_samples == 0:
+        raise DataError(f"{text}: {len(shards)} shards without a sample; check what wrote them.")
+    return manifest
+
+
+def _common_folder(shards: Sequence[Shard]) -> str:
+    folders = {posixpath.dirname(shard.url) for shard in shards}
+    roots = {_root(folder) for folder in folders}
+    if len(roots) > 1:
+        raise DataError(f"One manifest cannot span {', '.join(sorted(roots))}; index each alone.")
+    root = roots.pop()
+    return root + posixpath.commonpath([folder[len(root) :] or "/" for folder in folders])
+
+
+def _root(folder: str) -> str:
+    """Return scheme://bucket of a remote folder, '' for a local one."""
+    return "/".join(folder.split("/", 3)[:3]) if is_remote(folder) else ""
+
+
+def _named_from(shard: Shard, folder: str) -> Shard:
+    return Shard(folder, shard.url[len(folder.rstrip("/")) + 1 :], shard.samples, shard.bytes)

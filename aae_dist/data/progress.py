@@ -1,0 +1,65 @@
+"""How far a long job is: a bar on a terminal, a line every few seconds elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LINE_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(
+    label: str, total: int, unit: str, write: Callable[[str], None] = _log.info
+) -> Iterator[Advance]:
+    """Yield a function to call with the number of `unit` done since its last call.
+
+    Args:
+        label: What is being done, for example "packing train".
+        total: Units in all.
+        unit: What is counted, in the plural.
+        write: Takes the lines where there is no terminal.
+    """
+    with _bar(label, total) if sys.stderr.isatty() else _lines(label, total, unit, write) as step:
+        yield step
+
+
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Advance]:
+    # Imported here: jobs without a terminal have no use for it.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _lines(label: str, total: int, unit: str, write: Callable[[str], None]) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            last = now
+            write(_line(label, done, total, unit, now - start))
+
+    yield advance
+    if last > start:
+        write(_line(label, done, total, unit, time.monotonic() - start))
+
+
+def _line(label: str, done: int, total: int, unit: str, seconds: float) -> str:
+    rate = done / max(seconds, 1e-9)
+    left = (total - done) / max(rate, 1e-9)
+    return f"{label}: {done}/{total} {unit}, {rate:.0f} {unit}/s, {left:.0f} s left"

@@ -1,0 +1,143 @@
+"""Samples of shards by number: each shard is indexed on first touch and then read at random."""
+
+import gzip
+import mmap
+import resource
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from aae_dist.data.fetch import local_path
+from aae_dist.data.manifest import Manifest, Shard
+from aae_dist.data.tar_index import Buffer, DamagedTarError, TarIndex, index_tar
+from aae_dist.errors import DataError
+
+_MAX_UNPACKED_BYTES = 4 << 30
+"""Largest .tar.gz shard, unpacked, and the bound on all that are held unpacked at a time."""
+_MAX_INDEXED_SAMPLES = 4_000_000
+"""Samples whose place in their shard is remembered, about 0.5 GB."""
+
+
+class ShardReader:
+    """One shard, open: its samples in the order of the archive.
+
+    Args:
+        shard: The shard and what the manifest says of it.
+        check_count: False to accept any number of samples, for counting them.
+
+    Raises:
+        DataError: The file cannot be read, is damaged, or holds another number of samples.
+    """
+
+    def __init__(self, shard: Shard, check_count: bool = True) -> None:
+        self.shard = shard
+        self._buffer: Buffer | None = None
+        try:
+            self.index: TarIndex = index_tar(self._bytes())
+        except DamagedTarError as error:
+            raise DataError(f"{shard.url}: {error}.") from None
+        if check_count and len(self.index) != shard.samples:
+            raise DataError(
+                f"{shard.url}: the shard has {len(self.index)} samples, the manifest says "
+                f"{shard.samples}; write the manifest again with: aae-dist data index PATTERN"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.index)
+
+    def fields(self, sample: int) -> dict[str, bytes]:
+        """Return every field of a sample: {name: bytes}."""
+        buffer = self._bytes()
+        places = self.index.fields(sample)
+        return {name: buffer[start : start + size] for name, (start, size) in places.items()}
+
+    def first_field(self, sample: int, names: Sequence[str]) -> bytes | None:
+        """Return the bytes of the first of the fields `names` that the sample has."""
+        places = self.index.fields(sample)
+        for name in names:
+            if name in places:
+                start, size = places[name]
+                return self._bytes()[start : start + size]
+        return None
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Memory held for the contents of a compressed shard; a plain one is mapped, not held."""
+        return len(self._buffer) if isinstance(self._buffer, bytes) else 0
+
+    def release(self) -> None:
+        """Give up file and contents, keep the index; reading opens the shard again."""
+        self._buffer = None
+
+    def _bytes(self) -> Buffer:
+        if self._buffer is None:
+            self._buffer = _contents(self.shard, local_path(self.shard))
+        return self._buffer
+
+
+def _contents(shard: Shard, path: Path) -> Buffer:
+    try:
+        if not shard.name.lower().endswith(".tar"):
+            return _unpacked(shard, path)
+        with path.open("rb") as file:
+            if shard.bytes == 0:
+                raise DataError(f"{shard.url}: the file is empty, not even an empty tar.")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{shard.url}: damaged or not gzip ({error}).") from None
+    except OSError as error:
+        raise DataError(f"{shard.url}: cannot read the shard ({error.strerror}).") from None
+
+
+def _unpacked(shard: Shard, path: Path) -> bytes:
+    with gzip.open(path, "rb") as file:
+        # One byte more than allowed tells a full read from a bomb.
+        data = file.read(_MAX_UNPACKED_BYTES + 1)
+    if len(data) > _MAX_UNPACKED_BYTES:
+        raise DataError(
+            f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
+            "write smaller shards, or plain .tar files."
+        )
+    return data
+
+
+class OpenShards:
+    """The shards of a manifest, opened on demand; the least recently used are closed again."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._shards = manifest.shards
+        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self._num_indexed = 0
+        soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Each mapped file keeps a descriptor; most are left to sockets and to the other data set.
+        self._max_open = max(16, min(4096, soft_limit // 4))
+        self._lock = threading.Lock()
+
+    def get(self, number: int) -> ShardReader:
+        """Return shard `number`, indexed."""
+        with self._lock:
+            reader = self._readers.get(number)
+            if reader is None:
+                reader = ShardReader(self._shards[number])
+                self._readers[number] = reader
+                self._num_indexed += len(reader)
+            self._readers.move_to_end(number)
+            self._open[number] = reader.unpacked_bytes
+            self._open.move_to_end(number)
+            self._close_oldest()
+            return reader
+
+    def _close_oldest(self) -> None:
+        while len(self._open) > 1 and (
+            len(self._open) > self._max_open or sum(self._open.values()) > _MAX_UNPACKED_BYTES
+        ):
+            number, _ = self._open.popitem(last=False)
+            self._readers[number].release()
+        while len(self._readers) > 1 and self._num_indexed > _MAX_INDEXED_SAMPLES:
+            number, reader = self._readers.popitem(last=False)
+            self._open.pop(number, None)
+            self._num_indexed -= len(reader)
