@@ -1,0 +1,43 @@
+"""Starts a run here or on a Ray cluster; the only package that imports ray."""
+
+from importlib.util import find_spec
+
+from aae_dist.config import RunConfig
+from aae_dist.errors import Interrupted, LaunchError
+from aae_dist.training.outcome import Outcome
+
+__all__ = ["launch"]
+
+
+def launch(config: RunConfig) -> Outcome:
+    """Train the run that `config` describes and return how it ended.
+
+    Raises:
+        Interrupted: somebody asked the run to stop, and it has saved a checkpoint.
+        AaeDistError: any other mistake of the user's, in one clear line.
+    """
+    outcome = _launch_local(config) if config.launch.kind == "local" else _launch_ray(config)
+    if outcome.state == "interrupted":
+        raise Interrupted(
+            f"{outcome.run_uri}: stopped at step {outcome.step} as asked, with a checkpoint of "
+            "that step. The same command goes on from there."
+        )
+    return outcome
+
+
+# Imported when called: `aae-dist --help` or a wrong configuration must not pay for torch or Ray.
+def _launch_local(config: RunConfig) -> Outcome:
+    from aae_dist.launch.local import launch_local
+
+    return launch_local(config)
+
+
+def _launch_ray(config: RunConfig) -> Outcome:
+    if find_spec("ray") is None:
+        raise LaunchError(
+            "launch.kind=ray needs Ray, which is not installed. Run pip install 'aae_dist[ray]', "
+            "or use launch.kind=local."
+        )
+    from aae_dist.launch.ray_train import launch_ray
+
+    return launch_ray(config)

@@ -1,0 +1,66 @@
+"""The launcher without a cluster: this process, or every process that torchrun started."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from aae_dist.config import RunConfig
+from aae_dist.distributed.world import World, from_environment
+from aae_dist.launch.signals import StopSignals
+from aae_dist.training.outcome import Outcome
+from aae_dist.training.train import train
+
+COLLECTIVE_TIMEOUT = timedelta(seconds=600)
+"""Longest wait of a rank for the others before it gives up; torch's default is 1800 s."""
+
+
+class LocalReporter:
+    """Prints lines to standard output; a signal is the request to stop."""
+
+    def __init__(self, signals: StopSignals) -> None:
+        """Watch `signals`, which the launcher has installed."""
+        self._signals = signals
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Nothing: nobody listens."""
+
+    def stop_requested(self) -> bool:
+        """Return whether SIGTERM or SIGINT came."""
+        return self._signals.requested
+
+    def line(self, text: str) -> None:
+        """Print one line at once, also into a pipe."""
+        print(text, flush=True)
+
+
+def launch_local(config: RunConfig) -> Outcome:
+    """Train in this process: alone, or as the rank that torchrun's environment names.
+
+    Raises:
+        AaeDistError: the user's mistake, in one line.
+    """
+    torch.set_num_threads(config.launch.cpus_per_worker)
+    world = from_environment(config.train.device)
+    with StopSignals() as signals, process_group(world):
+        return train(config, world, LocalReporter(signals), launch_id=secrets.token_hex(8))
+
+
+@contextlib.contextmanager
+def process_group(world: World) -> Iterator[None]:
+    """Join the process group of torchrun's world; a process that is alone needs none."""
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

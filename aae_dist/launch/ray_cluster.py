@@ -1,0 +1,167 @@
+"""The Ray cluster that a driver uses: joined or started, and what it has."""
+
+import contextlib
+import importlib
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from aae_dist.config import RunConfig
+from aae_dist.config.paths import inside_ray_job
+from aae_dist.errors import ConfigError, LaunchError
+from aae_dist.launch.ray_demand import Demand, Resources, show, total
+
+ADDRESS = "RAY_ADDRESS"
+AUTOSCALER = "RAY_enable_autoscaler_v2"
+POLL_SECONDS = 1
+"""How often Ray Train's controller looks at its workers; its default is 2."""
+
+
+def is_local() -> bool:
+    """Return whether this process starts a Ray of its own: nobody named a cluster."""
+    return not os.environ.get(ADDRESS)
+
+
+def check_before_start(config: RunConfig) -> None:
+    """Refuse what is known to fail before Ray is even started.
+
+    Raises:
+        ConfigError: a relative run.storage inside a Ray job, where no directory lasts.
+        LaunchError: this machine is the cluster, and has too few CPUs.
+    """
+    storage = config.run.storage
+    if inside_ray_job() and "://" not in storage and not os.path.isabs(storage):
+        raise ConfigError(
+            f"run.storage: a relative path has no meaning inside a Ray job (got {storage}), whose "
+            "directory Ray deletes; use s3:// (gs://, az://) or the absolute path of a shared mount"
+        )
+    if is_local():
+        cpus = {"CPU": float(os.cpu_count() or 1)}
+        demand = Demand(config.launch.workers, {"CPU": float(config.launch.cpus_per_worker)})
+        refuse_if_impossible(demand, [cpus], "this machine, where Ray would start, has")
+
+
+def advice(config: RunConfig) -> list[str]:
+    """Return lines to print at the start, on what will go wrong later."""
+    if inside_ray_job() and "RAY_JOB_STOP_WAIT_TIME_S" not in os.environ:
+        return [
+            "note: `ray job stop` will end this job after 3 s, too soon to save a checkpoint; "
+            'submit it with --runtime-env-json \'{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}\''
+        ]
+    return []
+
+
+@contextlib.contextmanager
+def connected(config: RunConfig) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine; leave it at the end.
+
+    Raises:
+        LaunchError: no Ray answers at RAY_ADDRESS.
+    """
+    local = is_local()
+    _set_environment(config, local)
+    import ray
+
+    # Starting Ray is mostly waiting for its processes; meanwhile torch can be imported.
+    imports = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
+    imports.start()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        if local:
+            ray.init("local", include_dashboard=False, **quiet)
+        else:
+            ray.init(**quiet)
+    except (ConnectionError, RuntimeError) as error:
+        place = os.environ.get(ADDRESS, "this machine")
+        reason = str(error).strip().splitlines()[0]
+        raise LaunchError(
+            f"Ray at {place} cannot be used: {reason}. Check {ADDRESS} (unset, Ray starts here)."
+        ) from error
+    finally:
+        imports.join()
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _set_environment(config: RunConfig, local: bool) -> None:
+    """Set what Ray reads from the environment; what the user has set stays."""
+    defaults = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS)}
+    if local:
+        defaults |= {
+            # A key of this launch only: Ray's own default writes one into the home directory.
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # What serves several nodes or a dashboard costs a start its seconds.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            "RAY_TRAIN_METRICS_ENABLED": "0",
+        }
+        if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+            defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # Ray waits that long in one go; the driver, which can say why, gives up before.
+    limit = config.launch.max_wait_minutes * 60 + 60
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(limit)
+
+
+def nodes() -> list[Resources]:
+    """Return the resources of each live node, free or not."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def autoscaler_groups() -> list[tuple[Resources, int]]:
+    """Return (resources of a node, most nodes) of each group that an autoscaler may start."""
+    from ray._private.state import state
+
+    cluster = state.get_cluster_config()
+    groups = cluster.node_group_configs if cluster is not None else ()
+    # A negative max_count means that nothing but the cloud's quota bounds the group.
+    return [(dict(g.resources), g.max_count if g.max_count >= 0 else 10**6) for g in groups]
+
+
+def demand_of(config: RunConfig) -> Demand:
+    """Return what the run wants, `gpus_per_worker: auto` resolved for this cluster."""
+    launch = config.launch
+    gpus = launch.gpus_per_worker
+    if gpus == "auto":
+        groups = [resources for resources, _ in autoscaler_groups()]
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in [*nodes(), *groups]) else 0.0
+    if config.train.device == "cpu":
+        gpus = 0.0
+    per_worker = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
+    return Demand(launch.workers, per_worker)
+
+
+def check_demand(demand: Demand) -> None:
+    """Raise LaunchError at once if the cluster can never hold `demand`, however long one waits."""
+    groups = autoscaler_groups()
+    if groups:
+        grown = [resources for resources, most in groups for _ in range(min(most, demand.workers))]
+        refuse_if_impossible(demand, [*nodes(), *grown], "with its autoscaler, the cluster has")
+    elif not has_autoscaler():
+        refuse_if_impossible(demand, nodes(), "the cluster has")
+
+
+def has_autoscaler() -> bool:
+    """Return whether nodes may come by themselves (KubeRay tells the head node so)."""
+    return os.environ.get(AUTOSCALER, "0").lower() in ("1", "true")
+
+
+def refuse_if_impossible(demand: Demand, nodes: list[Resources], place: str) -> None:
+    """Raise LaunchError unless these nodes, all of them free, could hold `demand`."""
+    if demand.fits(nodes):
+        return
+    room = sum(demand.room_on(node) for node in nodes)
+    raise LaunchError(
+        f"launch: {demand} can never start: {place} {show(total(nodes))} on {len(nodes)} "
+        f"node{'s' * (len(nodes) != 1)}, room for {room}. "
+        f"Use launch.workers={max(room, 1)}, fewer launch.cpus_per_worker, or a larger cluster."
+    )

@@ -1,0 +1,40 @@
+"""What a run wants of a cluster, and whether it can ever have it: arithmetic without Ray."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Resources = Mapping[str, float]
+SHOWN = ("CPU", "GPU")
+
+
+@dataclass(frozen=True)
+class Demand:
+    """`workers` bundles of resources; each bundle lies on one node."""
+
+    workers: int
+    per_worker: dict[str, float]
+
+    def room_on(self, node: Resources) -> int:
+        """Return how many of the workers a node with these resources can hold."""
+        rooms = [math.floor(node.get(k, 0.0) / v + 1e-9) for k, v in self.per_worker.items()]
+        return min(self.workers, *rooms)
+
+    def fits(self, nodes: Iterable[Resources]) -> bool:
+        """Return whether these nodes together can hold all workers."""
+        return sum(self.room_on(node) for node in nodes) >= self.workers
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers x ({show(self.per_worker)})"
+
+
+def show(resources: Resources) -> str:
+    """Return the CPUs and GPUs among `resources` as text, say '4 CPU, 1 GPU'."""
+    known = {key: resources.get(key, 0.0) for key in SHOWN}
+    return ", ".join(f"{amount:g} {key}" for key, amount in known.items() if amount or key == "CPU")
+
+
+def total(nodes: Iterable[Resources]) -> dict[str, float]:
+    """Return the sum of the nodes' CPUs and GPUs."""
+    listed = list(nodes)
+    return {key: sum(node.get(key, 0.0) for node in listed) for key in SHOWN}

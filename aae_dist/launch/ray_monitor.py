@@ -1,0 +1,82 @@
+"""The one line between driver and workers: progress lines up, the request to stop down."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+POLL_SECONDS = 0.5
+"""How often rank 0 asks whether to stop."""
+
+Payload = dict[str, Any]
+"""What a rank came to: {"outcome": {...}} or {"error": class name, "message": text}."""
+
+
+@dataclass
+class News:
+    """What happened since the driver last asked."""
+
+    lines: list[str] = field(default_factory=list)
+    workers_up: bool = False
+    """Whether all workers run, as far as rank 0 knows."""
+    error: Payload | None = None
+    """The first mistake of the user's that a rank met; that run will not go on."""
+
+
+class Monitor:
+    """A tiny actor on the driver's node. Every method returns at once."""
+
+    def __init__(self) -> None:
+        self._news = News()
+        self._stop = False
+
+    def add_line(self, text: str) -> None:
+        """Take one line for the driver to print."""
+        self._news.lines.append(text)
+
+    def set_workers_up(self, up: bool) -> None:
+        """Note that the workers started, or that they failed."""
+        self._news.workers_up = up
+
+    def set_error(self, payload: Payload) -> None:
+        """Note a mistake of the user's; the first one stays."""
+        self._news.error = self._news.error or payload
+
+    def take_news(self) -> News:
+        """Return what is new; lines are handed out once."""
+        news = self._news
+        self._news = News(workers_up=news.workers_up, error=news.error)
+        return news
+
+    def request_stop(self) -> None:
+        """Ask the training to save a checkpoint and end."""
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        """Return whether the driver asked to stop."""
+        return self._stop
+
+
+class StopWatch:
+    """Keeps a local copy of the monitor's stop flag, so that training never waits for it."""
+
+    def __init__(self, monitor: Any) -> None:
+        """Start to poll the actor `monitor` in a background thread."""
+        self.requested = False
+        self._monitor = monitor
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="aae-stop-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        import ray
+
+        while not self._closed.wait(POLL_SECONDS):
+            try:
+                self.requested = ray.get(self._monitor.stop_requested.remote())
+            except ray.exceptions.RayError:
+                return  # The driver is gone, and Ray ends this process with it.

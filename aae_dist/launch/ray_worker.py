@@ -1,0 +1,91 @@
+"""One rank of a run inside a Ray Train worker."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import get_device
+
+from aae_dist.config import RunConfig
+from aae_dist.distributed.reductions import broadcast_json, together
+from aae_dist.distributed.world import World, from_environment
+from aae_dist.errors import AaeDistError
+from aae_dist.launch import nonce
+from aae_dist.launch.ray_entry import Task
+from aae_dist.launch.ray_monitor import Payload, StopWatch
+from aae_dist.storage import join, open_storage
+from aae_dist.training.train import train
+
+REPORT_SECONDS = 5.0
+"""Least time between reports: Ray takes one a poll (1 s), and the next one would wait for it."""
+
+
+class RayReporter:
+    """Carries lines to the driver and metrics to Ray Train."""
+
+    def __init__(self, monitor: Any, world: World) -> None:
+        """Report through the actor `monitor`; rank 0 also listens to it for the request to stop."""
+        self._monitor = monitor
+        self._world = world
+        self._watch = StopWatch(monitor) if world.is_main else None
+        self._pending: dict[str, float] = {}
+        self._reported_at = time.monotonic()
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Pass the newest value of each metric to Ray Train, now or with a later call.
+
+        Ray's report is a barrier that may wait for a second, so rank 0 decides for all when it
+        is worth one.
+        """
+        self._pending |= metrics
+        due = time.monotonic() - self._reported_at >= REPORT_SECONDS
+        if broadcast_json(due, self._world):
+            ray.train.report(self._pending)
+            self._pending = {}
+            self._reported_at = time.monotonic()
+
+    def stop_requested(self) -> bool:
+        """Return whether the driver asked to stop, as far as this rank has heard."""
+        return self._watch is not None and self._watch.requested
+
+    def line(self, text: str) -> None:
+        """Send one line to the driver, without waiting."""
+        self._monitor.add_line.remote(text)
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._watch is not None:
+            self._watch.close()
+
+
+def run_rank(task: Task) -> Payload:
+    """Train as one rank; return a mistake of the user's, since Ray would retry an exception."""
+    if task.search_path not in sys.path:
+        sys.path.append(task.search_path)
+    config = RunConfig.model_validate_json(task.config)
+    torch.set_num_threads(config.launch.cpus_per_worker)
+    world = from_environment(config.train.device)
+    if world.device.type == "cuda":
+        world = dataclasses.replace(world, device=get_device())
+    if world.is_main:
+        task.monitor.set_workers_up.remote(True)
+    return _train(task, config, world)
+
+
+def _train(task: Task, config: RunConfig, world: World) -> Payload:
+    reporter = RayReporter(task.monitor, world)
+    folder = open_storage(join(config.run.storage, config.run.name))
+    try:
+        together(world, lambda: nonce.check(folder, task.nonce))
+        outcome = train(config, world, reporter, task.launch_id)
+    except AaeDistError as error:
+        payload: Payload = {"error": type(error).__name__, "message": str(error)}
+        ray.get(task.monitor.set_error.remote(payload))
+        return payload
+    finally:
+        reporter.close()
+    return {"outcome": dataclasses.asdict(outcome)}
