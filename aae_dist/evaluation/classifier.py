@@ -44,7 +44,7 @@ def accuracy_of_trained_classifier(
         test_y: Their classes, float [k].
         generator: CPU generator of the weights and the order of batches.
     """
-    with torch.enable_grad():
+    with torch.inference_mode(mode=False), torch.enable_grad():
         layers = _train(train_x, train_y, generator)
     with torch.no_grad():
         called_one = _logits(layers, test_x) > 0

@@ -26,6 +26,8 @@ CHUNK = 256
 MAX_SAMPLES = 10_000
 MIN_SAMPLES = 8
 NUM_PICTURED = 32
+PRIOR_PICTURED = 5000
+"""Prior samples behind the codes in pictures: their density stands however few the codes."""
 
 
 class EvaluationModel(Protocol):
@@ -72,7 +74,7 @@ class Gallery:
     labels: Tensor
     """int64 [n], -1 where absent."""
     prior_samples: Tensor
-    """Float32 [n, Z]."""
+    """Float32 [m, Z]."""
     originals: Tensor
     """uint8 [k, C, H, W], spread evenly over the scored samples."""
     reconstructions: Tensor
@@ -134,7 +136,7 @@ class Evaluator:
         metrics = main_decides(self._world, lambda: self._statistics(table, num_pixels))
         if not self._world.is_main:
             return Evaluation(metrics, None)
-        return Evaluation(metrics, self._gallery(networks, table, prior_nZ, originals))
+        return Evaluation(metrics, self._gallery(networks, table, originals))
 
     def _encode_own_chunks(self, networks: EvaluationModel, prior_nZ: Tensor) -> Tensor:
         """Return this rank's chunks, float64 [chunks of the busiest rank, CHUNK, columns]."""
@@ -186,18 +188,17 @@ class Evaluator:
         count = min(NUM_PICTURED, self.num_samples)
         return np.arange(count, dtype=np.int64) * self.num_samples // count
 
-    def _gallery(
-        self, networks: EvaluationModel, table: Tensor, prior_nZ: Tensor, originals: Tensor
-    ) -> Gallery:
+    def _gallery(self, networks: EvaluationModel, table: Tensor, originals: Tensor) -> Gallery:
         device = self._world.device
+        prior_mZ = self._prior.sample(PRIOR_PICTURED, seeds.generator(self._seed, "pictures/prior"))
         pictured = table[torch.from_numpy(self._pictured()), 4:].float().to(device)
         return Gallery(
             codes=table[:, 4:].float(),
             labels=table[:, 0].long(),
-            prior_samples=prior_nZ,
+            prior_samples=prior_mZ,
             originals=originals,
             reconstructions=networks.decode(pictured).float().cpu(),
-            decoded_prior=networks.decode(prior_nZ[:NUM_PICTURED].to(device)).float().cpu(),
+            decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
         )
 
 

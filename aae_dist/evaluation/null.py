@@ -28,7 +28,7 @@ class Yardstick:
     prior_samples: Tensor
     """Float32 [n, Z]; codes are compared with the same ones at every evaluation of a run."""
     directions: Tensor
-    """Float32 [Z, P]: directions of the sliced Wasserstein distance, shared by statistic and null."""
+    """Float32 [Z, P], for the sliced Wasserstein distance; shared by statistic and null."""
     bandwidth: float
     """Unit of the MMD's kernels, shared by statistic and null."""
     null_sliced_wasserstein: float

@@ -1,0 +1,95 @@
+"""Pictures of one evaluation, as PNG bytes: the first thing that a user opens.
+
+Figures are made without pyplot, so nothing is global and any thread may draw.
+"""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aae_dist.evaluation.evaluate import Gallery
+from aae_dist.evaluation.latent_picture import latent_codes
+
+PAIRS_PER_ROW = 8
+GAP = 2
+"""Pixels of margin around an image, before enlarging."""
+CELL_INCHES = 0.8
+DOTS_PER_INCH = 150
+PAPER = 1.0
+"""White, the colour of margins."""
+
+Array = NDArray[np.float32]
+
+
+def draw_all(gallery: Gallery) -> dict[str, bytes]:
+    """Return name -> PNG of every picture that one evaluation gives."""
+    pictures: dict[str, Callable[[], Figure]] = {
+        "reconstructions": lambda: reconstructions(gallery.originals, gallery.reconstructions),
+        "prior_samples": lambda: decoded_samples(gallery.decoded_prior),
+        "latent_codes": lambda: latent_codes(gallery.codes, gallery.labels, gallery.prior_samples),
+    }
+    return {name: png(draw()) for name, draw in pictures.items()}
+
+
+def png(figure: Figure) -> bytes:
+    """Render a figure."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+def reconstructions(originals_kCHW: Tensor, reconstructions_kCHW: Tensor) -> Figure:
+    """Show each original, uint8, with its reconstruction, in [0, 1], below it."""
+    top = _as_pictures(originals_kCHW.float() / 255)
+    bottom = _as_pictures(reconstructions_kCHW)
+    rows = []
+    for start in range(0, len(top), PAIRS_PER_ROW):
+        rows.append(_strip(top[start : start + PAIRS_PER_ROW]))
+        rows.append(_strip(bottom[start : start + PAIRS_PER_ROW]))
+        rows.append(np.full((2 * GAP, *rows[0].shape[1:]), PAPER, dtype=np.float32))
+    return _show(np.concatenate(rows[:-1]), "originals, and below each its reconstruction")
+
+
+def decoded_samples(images_kCHW: Tensor) -> Figure:
+    """Show images decoded from samples of the prior, in [0, 1]."""
+    images = _as_pictures(images_kCHW)
+    starts = range(0, len(images), PAIRS_PER_ROW)
+    grid = np.concatenate([_strip(images[start : start + PAIRS_PER_ROW]) for start in starts])
+    return _show(grid, "samples of the prior, decoded")
+
+
+def _as_pictures(images_kCHW: Tensor) -> Array:
+    """Return [k, H, W, 3] in [0, 1]; one channel is shown as grey, more than three by the first."""
+    channels = images_kCHW.clamp(0, 1).nan_to_num(0.5).permute(0, 2, 3, 1)
+    colour = channels if channels.shape[-1] == 3 else channels[..., :1].expand(-1, -1, -1, 3)
+    pictures: Array = colour.float().numpy()
+    return pictures
+
+
+def _strip(images: Array) -> Array:
+    """Return up to PAIRS_PER_ROW images side by side, with margins, padded to a full row."""
+    missing = PAIRS_PER_ROW - len(images)
+    margins = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
+    framed = np.pad(images, margins, constant_values=PAPER)
+    framed = np.pad(framed, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=PAPER)
+    return np.concatenate(list(framed), axis=1)
+
+
+def _show(grid: Array, title: str) -> Figure:
+    height, width = grid.shape[:2]
+    inches = PAIRS_PER_ROW * CELL_INCHES
+    title_inches = 0.4
+    picture_inches = inches * height / width
+    figure = Figure(figsize=(inches, picture_inches + title_inches))
+    share = picture_inches / (picture_inches + title_inches)
+    axes = figure.add_axes((0, 0, 1, share))
+    axes.imshow(grid, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
+    axes.set_axis_off()
+    figure.text(0.5, (1 + share) / 2, title, ha="center", va="center", fontsize=11)
+    return figure

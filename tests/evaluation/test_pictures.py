@@ -1,0 +1,105 @@
+import io
+import struct
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aae_dist.evaluation import Gallery, pictures
+from aae_dist.evaluation.curves import loss_curves
+from aae_dist.evaluation.latent_picture import latent_codes, principal_axes
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gallery(latent_dim: int, channels: int, pictured: int) -> Gallery:
+    images = torch.rand(pictured, channels, 6, 5, generator=torch.Generator().manual_seed(1))
+    return Gallery(
+        codes=normal(100, latent_dim),
+        labels=torch.arange(100) % 10,
+        prior_samples=normal(200, latent_dim, seed=1),
+        originals=(images * 255).to(torch.uint8),
+        reconstructions=images,
+        decoded_prior=images,
+    )
+
+
+def size(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize(("latent_dim", "channels", "pictured"), [(1, 1, 3), (2, 3, 32), (5, 1, 9)])
+def test_every_evaluation_gives_its_three_pictures(latent_dim, channels, pictured):
+    drawn = pictures.draw_all(gallery(latent_dim, channels, pictured))
+    assert set(drawn) == {"reconstructions", "prior_samples", "latent_codes"}
+    assert all(min(size(png)) >= 100 for png in drawn.values())
+
+
+def test_a_reconstruction_stands_below_its_original():
+    white = torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
+    drawn = pictures.png(pictures.reconstructions(white, torch.zeros(1, 1, 8, 8)))
+    pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("L"))
+    column = pixels[:, pixels.shape[1] // 16]
+    dark = np.flatnonzero(column < 50)
+    assert len(dark) > 10
+    assert dark.min() > 0.55 * len(column)
+
+
+@pytest.mark.parametrize("num_labels", [0, 10, 20, 100])
+def test_codes_are_drawn_for_any_number_of_labels(num_labels):
+    labels = torch.arange(300) % num_labels if num_labels else torch.full((300,), -1)
+    labels[0] = -1
+    size(pictures.png(latent_codes(normal(300, 2), labels, normal(300, 2, seed=1))))
+
+
+def test_codes_that_are_collapsed_or_not_finite_are_drawn_too():
+    labels, prior = torch.zeros(50, dtype=torch.long), normal(50, 3)
+    some = normal(50, 3, seed=1)
+    some[7] = torch.nan
+    for codes in (torch.zeros(50, 3), torch.full((50, 3), torch.nan), some):
+        size(pictures.png(latent_codes(codes, labels, prior)))
+
+
+def test_principal_axes_are_those_of_largest_variance():
+    codes = normal(2000, 3).double() * torch.tensor([0.5, 3.0, 1.0]) + 7
+    mean, axes, shares = principal_axes(codes)
+    assert torch.allclose(mean, codes.mean(0))
+    assert axes[1, 0] > 0.99
+    assert axes[2, 1] > 0.99
+    assert shares[0].item() == pytest.approx(9 / 10.25, abs=0.03)
+
+
+def test_curves_have_a_panel_for_each_loss_and_each_kind_of_score():
+    records = [
+        {"step": s, "samples_seen": s * 8, "loss/reconstruction": 1 / s, "loss/discriminator": 1.3}
+        for s in range(1, 50)
+    ]
+    records[10] |= {"prior_match/c2st": 0.7, "prior_match/mmd": 2.0, "reconstruction/mse": None}
+    figure = loss_curves(records)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles[:3] == ["reconstruction loss", "discriminator loss", "C2ST accuracy"]
+    assert len(titles) == 4
+    size(pictures.png(figure))
+
+
+def test_a_run_without_records_has_an_empty_picture():
+    size(pictures.png(loss_curves([])))
+
+
+def test_pictures_are_drawn_in_any_thread_at_once():
+    drawn: list[dict[str, bytes]] = []
+    example = gallery(2, 1, 4)
+    threads = [
+        threading.Thread(target=lambda: drawn.append(pictures.draw_all(example))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert drawn[0] == drawn[1]
