@@ -1,1 +1,50 @@
-"""WebDataset shards in, global batches out."""
+"""WebDataset shards in, global batches out.
+
+Names are imported when they are first used: `aae-dist data` needs none that import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aae_dist.data.dataset import Dataset, open_dataset
+    from aae_dist.data.index import build_index, open_manifest
+    from aae_dist.data.loader import Batch, BatchLoader
+    from aae_dist.data.manifest import Manifest, Shard
+    from aae_dist.data.order import BatchPlan, Order, rank_rows, resolve_window
+    from aae_dist.data.pack import pack
+    from aae_dist.data.patterns import absolute
+
+__all__ = [
+    "Batch",
+    "BatchLoader",
+    "BatchPlan",
+    "Dataset",
+    "Manifest",
+    "Order",
+    "Shard",
+    "absolute",
+    "build_index",
+    "open_dataset",
+    "open_manifest",
+    "pack",
+    "rank_rows",
+    "resolve_window",
+]
+
+_MODULES = {
+    "dataset": ("Dataset", "open_dataset"),
+    "index": ("build_index", "open_manifest"),
+    "loader": ("Batch", "BatchLoader"),
+    "manifest": ("Manifest", "Shard"),
+    "order": ("BatchPlan", "Order", "rank_rows", "resolve_window"),
+    "pack": ("pack",),
+    "patterns": ("absolute",),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,34 +37,48 @@ def open_manifest(urls: str | Sequence[str]) -> Manifest:
 def build_index(
     pattern: str | Sequence[str],
     out: str | Path | None = None,
-    write: Callable[[str], None] = print,
-) -> str:
+    write: Callable[[str], None] | None = None,
+) -> tuple[str, Manifest]:
     """Count the shards that `pattern` names and write their manifest.
 
     Args:
         pattern: Patterns, folders or builtin:// names; manifests beside the shards are not used.
         out: Local path of the manifest file; by default manifest.json beside the shards.
-        write: Takes progress lines where there is no terminal.
+        write: Takes progress lines where there is no terminal; by default they are logged.
 
     Returns:
-        The address of the manifest.
+        The address of the manifest file, and the manifest.
 
     Raises:
         DataError: Nothing is found, a shard is damaged, or the manifest cannot be written.
     """
-    sources = find(pattern)
+    sources = find(pattern, use_manifests=False)
     shards = _count([_unknown(s.folder, name) for s in sources for name in s.names], write)
     folder = _common_folder(_checked(shards, pattern).shards)
-    named = [_named_from(shard, folder) for shard in shards]
-    target = None if out is None else Path(out).expanduser().absolute()
-    beside = target is None or (not is_remote(folder) and target.parent == Path(folder))
-    data = dump(named, None if beside else folder)
-    place, name = (folder, FILE_NAME) if target is None else (str(target.parent), target.name)
+    manifest = Manifest(tuple(_named_from(shard, folder) for shard in shards))
+    place, name = folder, FILE_NAME
+    if out is not None:
+        target = Path(out).expanduser().absolute()
+        place, name = str(target.parent), target.name
+    _write(manifest, place, name, None if place == folder else folder)
+    return f"{place}/{name}", manifest
+
+
+def index_folder(folder: Path) -> Manifest:
+    """Count the .tar files of a local folder and write its manifest.json."""
+    place = str(folder.absolute())
+    manifest = Manifest(
+        tuple(_count([_unknown(place, p.name) for p in sorted(folder.glob("*.tar"))]))
+    )
+    _write(manifest, place, FILE_NAME, None)
+    return manifest
+
+
+def _write(manifest: Manifest, place: str, name: str, folder: str | None) -> None:
     try:
-        open_storage(place).write(name, data)
+        open_storage(place).write(name, dump(manifest.shards, folder))
     except (LaunchError, OSError) as error:
-        raise DataError(f"Cannot write the manifest: {error} Or give --out FILE.") from error
-    return f"{place}/{name}"
+        raise DataError(f"Cannot write the manifest: {error} Give --out FILE.") from error
 
 
 def _listed(source: Source) -> list[Shard]:

@@ -10,14 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from aae_dist.config.root import default_lanes
-from aae_dist.config.settings import Data
 from aae_dist.data.dataset import Dataset
-from aae_dist.data.manifest import Manifest
-from aae_dist.data.order import BatchPlan, Order, Window
+from aae_dist.data.order import BatchPlan, Order
 
-_FULL_SHUFFLE_BYTES = 4 << 30
-_WINDOW_SHARDS = 4
 _POLL_SECONDS = 0.1
 
 
@@ -33,42 +28,6 @@ class Batch:
     """bool [B]; False in rows that only fill up the last batch of an epoch."""
     plan: BatchPlan
     """The global batch: which samples, how many count over all ranks, position before and after."""
-
-
-def order_for(
-    manifest: Manifest,
-    settings: Data,
-    *,
-    seed: int,
-    global_batch_size: int,
-    lanes: int | None = None,
-) -> Order:
-    """Return the order that a configuration asks for, with the defaults filled in.
-
-    Args:
-        manifest: The training shards.
-        settings: The run's `data` section.
-        seed: The run's seed.
-        global_batch_size: Samples per step over all ranks.
-        lanes: Lanes of a checkpoint that is resumed, which win over the default.
-    """
-    chosen = lanes or settings.lanes or default_lanes(global_batch_size)
-    return Order(
-        manifest.counts,
-        seed=seed,
-        global_batch_size=global_batch_size,
-        lanes=chosen,
-        window=shuffle_window(manifest, settings),
-    )
-
-
-def shuffle_window(manifest: Manifest, settings: Data) -> Window:
-    """Return `data.shuffle_window`; by default full up to 4 GiB, else four average shards."""
-    if settings.shuffle_window is not None:
-        return settings.shuffle_window
-    if manifest.num_bytes <= _FULL_SHUFFLE_BYTES:
-        return "full"
-    return -(-_WINDOW_SHARDS * manifest.num_samples // len(manifest.shards))
 
 
 class BatchLoader:

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_dist.config.settings import Data
+from aae_dist.data.manifest import Manifest
 from aae_dist.data.permutation import Indices, permute, round_keys
 from aae_dist.errors import DataError
 
@@ -22,6 +24,8 @@ Mask = NDArray[np.bool_]
 
 _SLOTS_AT_ONCE = 8192
 """Slots computed at a time: numpy needs 1 us a sample for one small batch, 0.1 us for so many."""
+_FULL_SHUFFLE_BYTES = 4 << 30
+_WINDOW_SHARDS = 4
 
 
 @dataclass(frozen=True)
@@ -201,3 +205,12 @@ def rank_rows(rank: int, world_size: int, lanes: int, global_batch_size: int) ->
     """
     slots = global_batch_size // lanes
     return slice(rank * lanes // world_size * slots, (rank + 1) * lanes // world_size * slots)
+
+
+def resolve_window(settings: Data, manifest: Manifest) -> Window:
+    """Return `data.shuffle_window`; by default full up to 4 GiB, else four average shards."""
+    if settings.shuffle_window is not None:
+        return settings.shuffle_window
+    if manifest.num_bytes <= _FULL_SHUFFLE_BYTES:
+        return "full"
+    return max(1, _WINDOW_SHARDS * manifest.num_samples // len(manifest.shards))

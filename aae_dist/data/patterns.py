@@ -30,11 +30,12 @@ class Source:
     manifest: Manifest | None = None
 
 
-def find(urls: str | Sequence[str]) -> list[Source]:
+def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Source]:
     """Return the shards that `urls` name, in the order given.
 
     Args:
         urls: Patterns with braces and globs, folders, manifest files, builtin:// names.
+        use_manifests: Whether to look for a manifest beside the shards.
 
     Raises:
         DataError: One of them names nothing, or cannot be read.
@@ -42,10 +43,12 @@ def find(urls: str | Sequence[str]) -> list[Source]:
     sources: list[Source] = []
     try:
         for url in [urls] if isinstance(urls, str) else urls:
-            for text in expand_braces(url):
-                _add(sources, text)
+            # A path that exists is taken as it is, whatever characters it has.
+            literal = not is_remote(url) and os.path.lexists(os.path.expanduser(url))
+            for text in [url] if literal else expand_braces(url):
+                _add(sources, text, literal, use_manifests)
         for source in sources:
-            if source.manifest is None:
+            if source.manifest is None and use_manifests:
                 source.manifest = _beside(open_storage(source.folder), FILE_NAME)
     except LaunchError as error:
         raise DataError(str(error)) from error
@@ -87,13 +90,13 @@ def _check_size(size: int, text: str) -> None:
         )
 
 
-def _add(sources: list[Source], text: str) -> None:
+def _add(sources: list[Source], text: str, literal: bool, use_manifests: bool) -> None:
     """Append what one address names: a shard, a manifest file, a glob, a folder."""
     if text.startswith(_BUILTIN):
         text = _builtin(text)
     if not is_remote(text):
         text = open_storage(text).uri  # absolute, '~' and file:// resolved
-    found = _GLOB.search(text)
+    found = None if literal else _GLOB.search(text)
     base, _, name = text[: found.start() if found else None].rpartition("/")
     if found:
         name = text[len(base) + 1 :]
@@ -105,7 +108,7 @@ def _add(sources: list[Source], text: str) -> None:
             sources.append(Source(base or "/"))
         sources[-1].names.append(name)
     else:
-        sources.append(_folder(text))
+        sources.append(_folder(text, use_manifests))
 
 
 def _builtin(text: str) -> str:
@@ -149,11 +152,11 @@ def _manifest_file(folder: str, name: str) -> Source:
     return Source(place, names, manifest)
 
 
-def _folder(text: str) -> Source:
+def _folder(text: str, use_manifest: bool) -> Source:
     storage = open_storage(text)
     if not is_remote(text):
         _check_local_folder(text)
-    manifest = _beside(storage, FILE_NAME)
+    manifest = _beside(storage, FILE_NAME) if use_manifest else None
     if manifest is not None:
         return Source(text, [shard.name for shard in manifest.shards], manifest)
     keys = [entry.key for entry in storage.list() if "/" not in entry.key]
