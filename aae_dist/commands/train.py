@@ -1,13 +1,12 @@
 """`aae-dist train`: configuration in, a trained run out."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aae_dist.commands.tables import print_metrics
 from aae_dist.config import dump_yaml, load_config
-from aae_dist.errors import Interrupted
 
 if TYPE_CHECKING:
     from aae_dist.training.outcome import Outcome
@@ -45,20 +44,11 @@ def split_items(items: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _show(outcome: "Outcome") -> None:
-    if outcome.state == "interrupted":
-        raise Interrupted(
-            f"interrupted at step {outcome.step:,}, checkpoint saved in {outcome.run_uri}; "
-            "the same command goes on from there"
-        )
     if outcome.state == "already_finished":
         print(
             f"This run had already finished at step {outcome.step:,}: nothing was trained. "
             "To train on, raise train.steps or train.epochs; for another run, change run.name."
         )
-    _show_result(outcome.metrics, outcome.step, outcome.run_uri)
-
-
-def _show_result(metrics: Mapping[str, float], step: int, run_uri: str) -> None:
-    print_metrics(metrics, title=f"Result at step {step:,}")
-    print(f"Run folder: {run_uri}")
-    print(f"Pictures:   {run_uri}/pictures/")
+    print_metrics(outcome.metrics, title=f"Result at step {outcome.step:,}")
+    print(f"Run folder: {outcome.run_uri}")
+    print(f"Pictures:   {outcome.run_uri}/pictures/")

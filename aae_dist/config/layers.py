@@ -57,7 +57,7 @@ class Merge:
             return tuple(dict.fromkeys(variants.values())), maps
         kinds = [(layer, node.value if isinstance(node, Leaf) else None) for layer, node in said]
         final = kinds[-1][1]
-        if final not in variants:
+        if not isinstance(final, str) or final not in variants:
             return (), [(said[-1][0], {"kind": said[-1][1]})]
         if kinds[0] != (0, final) and maps[0][0] == 0:
             # The default has another kind: what counts now are the defaults of the new class.

@@ -14,7 +14,7 @@ from yaml.nodes import Node as YamlNode
 from aae_dist.config.tree import Leaf, Node
 
 LARGEST_BYTES = 1 << 20
-LARGEST_NODES = 50_000  # Counted with aliases written out, so that they cannot multiply.
+LARGEST_NODES = 20_000  # Counted with aliases written out, so that they cannot multiply.
 LARGEST_DEPTH = 32
 
 _TAG = "tag:yaml.org,2002:"
@@ -42,10 +42,15 @@ class YamlProblem(Exception):
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
     depth = 0
+    count = 0
 
     def compose_node(self, parent: YamlNode | None, index: int) -> YamlNode | None:
-        # Checked while composing: the composer itself recurses, so a deep text would end it first.
+        # Checked while composing: the composer itself recurses, so a deep text would end it first,
+        # and it takes a minute for a million values.
         self.depth += 1
+        self.count += 1
+        if self.count > LARGEST_NODES:
+            raise YamlProblem(self.line + 1, f"more than {LARGEST_NODES} values")
         if self.depth > LARGEST_DEPTH:
             raise YamlProblem(self.line + 1, f"nested deeper than {LARGEST_DEPTH} levels")
         node = super().compose_node(parent, index)
@@ -76,17 +81,14 @@ def parse(text: str, source: str, number_lines: bool = True) -> Node:
     """
     if len(text) > LARGEST_BYTES:
         raise YamlProblem(1, f"larger than {LARGEST_BYTES} characters")
-    loader = _Loader(text)
     try:
-        root = loader.get_single_node()
+        root = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(filter(None, (error.context, error.problem)))
         raise YamlProblem(mark.line + 1 if mark else 1, reason) from None
     except yaml.YAMLError as error:
         raise YamlProblem(1, str(error).splitlines()[0]) from None
-    finally:
-        loader.dispose()
     return {} if root is None else _Builder(source, number_lines).node(root)
 
 
@@ -105,31 +107,32 @@ class _Builder:
 
     def node(self, node: YamlNode, depth: int = 0) -> Node:
         if isinstance(node, MappingNode):
-            if depth > LARGEST_DEPTH:
-                raise YamlProblem(_line(node), "an alias contains itself")
+            self._check(node, depth)
             return {key: self.node(child, depth + 1) for key, child in self._items(node)}
         line = _line(node)
         source = f"{self.source}:{line}" if self.number_lines else self.source
         return Leaf(self._value(node), source)
 
     def _value(self, node: YamlNode, depth: int = 0) -> Any:
-        self.count += 1
-        if self.count > LARGEST_NODES:
-            raise YamlProblem(_line(node), f"more than {LARGEST_NODES} values, aliases written out")
-        if depth > LARGEST_DEPTH:
-            raise YamlProblem(_line(node), "an alias contains itself")
+        self._check(node, depth)
         if isinstance(node, MappingNode):
             return {key: self._value(child, depth + 1) for key, child in self._items(node)}
         if isinstance(node, SequenceNode):
             return [self._value(child, depth + 1) for child in node.value]
         return _scalar(node)
 
+    def _check(self, node: YamlNode, depth: int) -> None:
+        self.count += 1
+        if self.count > LARGEST_NODES:
+            raise YamlProblem(_line(node), f"more than {LARGEST_NODES} values, aliases written out")
+        if depth > LARGEST_DEPTH:
+            raise YamlProblem(_line(node), "an alias contains itself")
+        if not isinstance(node, ScalarNode) and node.tag not in (_TAG + "map", _TAG + "seq"):
+            raise YamlProblem(_line(node), f"the tag {node.tag} is not supported")
+
     def _items(self, node: MappingNode) -> list[tuple[str, YamlNode]]:
         items: dict[str, YamlNode] = {}
         for key_node, child in node.value:
-            self.count += 1
-            if self.count > LARGEST_NODES:
-                raise YamlProblem(_line(node), f"more than {LARGEST_NODES} values")
             key = _key(key_node)
             if key in items:
                 raise YamlProblem(_line(key_node), f"the key {key!r} stands twice in one map")

@@ -1,0 +1,74 @@
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aae_dist.config import config_from_tree, dump_yaml, load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+urls = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20).map(
+    lambda text: "s3://bucket/" + text
+)
+positive = st.floats(min_value=1e-300, allow_infinity=False, allow_nan=False)
+priors = st.one_of(
+    st.builds(lambda std: {"kind": "gaussian", "std": std}, positive),
+    st.builds(lambda num: {"kind": "mixture", "num_modes": num}, st.integers(1, 10**18)),
+    st.builds(
+        lambda arguments: {"kind": "custom", "path": "a.b:C", "arguments": arguments},
+        st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.text() | positive),
+    ),
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(name=names, train=st.one_of(urls, st.lists(urls, min_size=1)), prior=priors, lr=positive)
+def test_a_dumped_configuration_loads_as_an_equal_one(tmp_path, name, train, prior, lr):
+    tree = {
+        "run": {"name": name, "storage": "/runs"},
+        "data": {"train": train},
+        "prior": prior,
+        "train": {"steps": 3},
+        "phases": {"generator": {"optimizer": {"kind": "sgd", "lr": lr}}},
+    }
+    config = config_from_tree(tree)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(config), encoding="utf-8", newline="")
+    loaded = load_config([file])
+    assert loaded.config == config
+    assert loaded.notes == ()
+    assert config_from_tree(config.model_dump(mode="json")) == config
+
+
+def test_a_configuration_pickles_for_ray_and_is_frozen():
+    config = config_from_tree(
+        {"run": {"name": "a"}, "data": {"train": "s3://b"}, "train": {"steps": 1}}
+    )
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(ValueError, match="frozen"):
+        config.run.name = "b"
+
+
+@pytest.mark.parametrize(
+    "part", sorted(path for path in CONFIGS.glob("*/*.yaml")), ids=lambda path: path.stem
+)
+def test_every_example_file_composes_with_the_quickstart(part):
+    loaded = load_config([CONFIGS / "quickstart.yaml", part])
+    assert loaded.config.run.name == "quickstart"
+
+
+def test_loading_imports_no_torch_numpy_or_ray():
+    code = (
+        "import sys; from pathlib import Path; from aae_dist.config import load_config\n"
+        f"load_config([Path({str(CONFIGS / 'quickstart.yaml')!r})])\n"
+        "bad = {'torch', 'numpy', 'ray', 'wandb'} & set(sys.modules)\n"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

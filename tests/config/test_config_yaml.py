@@ -1,0 +1,115 @@
+import math
+import time
+
+import pytest
+
+from aae_dist.config.tree import plain
+from aae_dist.config.yaml_text import YamlProblem, dump, parse
+
+
+def value_of(text):
+    return plain(parse(text, "x.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E3", 1000.0),
+        ("-.5", -0.5),
+        ("3.0", 3.0),
+        ("0x10", 16),
+        ("007", 7),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("1_000", "1_000"),
+        ("'1e-4'", "1e-4"),
+        ("e5", "e5"),
+        ("[a, 1, {b: 2}]", ["a", 1, {"b": 2}]),
+        ("", {}),
+        ("# nothing but a comment", {}),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    result = value_of(text)
+    assert (result, type(result)) == (value, type(value))
+
+
+def test_infinity_and_nan_are_read_for_the_sections_to_refuse():
+    assert value_of("-.inf") == -math.inf
+    assert math.isnan(value_of(".nan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("train:\n  steps: 1\n  steps: 2\n", 3, "'steps' stands twice"),
+        ("a: 1\nb: [\n", 3, "expected the node content"),
+        ("1: a\n", 1, "a key must be text"),
+        ("true: a\n", 1, "a key must be text"),
+        ("? [a]\n: b\n", 1, "a key must be text"),
+        ("a: !!python/object/apply:os.system [ls]\n", 1, "python/object"),
+        ("a: !!timestamp 2024-01-01\n", 1, "not supported"),
+        ("a: !!int x\n", 1, "is not a valid int"),
+        ("x: &x {a: 1}\ny:\n  <<: *x\n", 3, "merge keys"),
+        ("a: 1\n---\nb: 2\n", 2, "another document"),
+        ('a: "\\ud800"\n', 1, "is not a valid str"),
+        ("a: " + "9" * 5000, 1, "is not a valid int"),
+        ("a: " + "[" * 5000, 1, "nested deeper"),
+        ("a: [" + "1, " * 30_000 + "1]", 1, "more than 20000 values"),
+        ("a: &a [*a]\n", 1, "contains itself"),
+        ("a: &a {b: *a}\n", 1, "contains itself"),
+        ("a: \x00", 1, "special characters"),
+        ("a: " + "x" * (1 << 20), 1, "larger than"),
+    ],
+)
+def test_bad_yaml_is_refused_with_its_line(text, line, reason):
+    with pytest.raises(YamlProblem, match=reason) as caught:
+        parse(text, "x.yaml")
+    assert caught.value.line == line
+
+
+def test_aliases_that_multiply_are_refused_quickly():
+    laughs = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    started = time.monotonic()
+    with pytest.raises(YamlProblem, match="more than 20000 values"):
+        parse("\n".join(laughs), "x.yaml")
+    assert time.monotonic() - started < 5.0
+
+
+def test_maps_that_multiply_are_refused_too():
+    laughs = ["a0: &a0 {x: 1}"]
+    laughs += [
+        f"a{n}: &a{n} {{{', '.join(f'k{i}: *a{n - 1}' for i in range(10))}}}" for n in range(1, 9)
+    ]
+    with pytest.raises(YamlProblem, match="more than 20000 values"):
+        parse("\n".join(laughs), "x.yaml")
+
+
+def test_a_plain_alias_works():
+    assert value_of("a: &a [1, 2]\nb: *a\n") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_leaves_know_their_line():
+    tree = parse("train:\n  steps: 3\n", "a.yaml")
+    assert tree["train"]["steps"].source == "a.yaml:2"
+
+
+@pytest.mark.parametrize(
+    "value", ["1e-4", "1", "true", "off", "2024-01-01", "null", "", "a: b", "0o7", "*", "é"]
+)
+def test_text_that_looks_like_something_else_survives_a_dump(value):
+    assert value_of(dump({"a": value})) == {"a": value}
+
+
+@pytest.mark.parametrize("value", [1e-4, 1e-8, 3.0, 1e22, -0.0, 123456789.123])
+def test_floats_stay_floats_and_exact(value):
+    back = value_of(dump({"a": value}))["a"]
+    assert back == value
+    assert isinstance(back, float)
