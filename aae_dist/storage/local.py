@@ -28,6 +28,7 @@ _ADVICE = {
     errno.EEXIST: "it is a file, not a folder. Use another path",
     errno.ENOSPC: "no space left on the device. Free some, or use another folder",
     errno.EDQUOT: "the disk quota is used up. Free some space, or use another folder",
+    errno.ENOTSUP: "the file system has no hard links. Use a folder on another one, or a bucket",
     errno.ENOLCK: "the file system has no file locks. Mount it with locks, or use a bucket",
     errno.ENOSYS: "the file system has no file locks. Mount it with locks, or use a bucket",
 }
@@ -53,8 +54,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Let `fill` write the bytes of `path`; it appears complete and durable, or not at all."""
+def write_file(
+    path: Path,
+    fill: Callable[[BinaryIO], object],
+    place: Callable[[Path, Path], object] = os.replace,
+) -> None:
+    """Let `fill` write the bytes of `path`; it appears complete and durable, or not at all.
+
+    Args:
+        path: where the bytes go; the folder exists.
+        fill: writes them to the open file it is given.
+        place: gives the finished file its name: os.replace, or os.link to fail if that exists.
+    """
     unique = f"{os.getpid()}-{threading.get_ident()}"
     temporary = path.with_name(f".{path.name}.{unique}{TEMPORARY}")
     try:
@@ -62,10 +73,9 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+        place(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
@@ -118,10 +128,11 @@ class LocalStorage:
 
     def create(self, key: str, data: bytes) -> bool:
         """Store the file unless the key exists."""
-        with explained(self.uri), _locked(path := self._prepared(key)):
-            if path.exists():
+        with explained(self.uri):
+            try:
+                write_file(self._prepared(key), lambda file: file.write(data), place=os.link)
+            except FileExistsError:
                 return False
-            write_file(path, lambda file: file.write(data))
             return True
 
     def replace(self, key: str, data: bytes, expected: bytes) -> bool:

@@ -1,0 +1,75 @@
+"""The files of a checkpoint as bytes: safetensors for tensors, JSON for the rest, no pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from aae_dist.errors import CheckpointError
+
+TENSORS, DOCUMENT = ".safetensors", ".json"
+Tensors = Mapping[str, Mapping[str, Tensor]]
+Documents = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds; the tensors lie in CPU memory and share it with nothing."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    """By file name without ending, then by tensor name."""
+    documents: dict[str, Any]
+    """By file name without ending."""
+
+
+def snapshot(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
+    """Copy tensors of any device to CPU memory, each into memory of its own.
+
+    Raises:
+        CheckpointError: a tensor is sparse or quantized, which safetensors cannot hold.
+    """
+    return {
+        file: {name: _copy(f"{file}: {name}", tensor) for name, tensor in group.items()}
+        for file, group in tensors.items()
+    }
+
+
+def _copy(name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else tensor.layout
+        raise CheckpointError(f"{name} is {kind}; only dense tensors are saved. Call to_dense().")
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return copy.copy_(tensor.detach())
+
+
+def encode_documents(documents: Documents) -> dict[str, bytes]:
+    """Return the JSON files by name; ValueError or TypeError for what JSON cannot hold."""
+    return {
+        name + DOCUMENT: json.dumps(document, indent=1, allow_nan=False).encode()
+        for name, document in documents.items()
+    }
+
+
+def encode_tensors(tensors: Tensors) -> dict[str, bytes]:
+    """Return the safetensors files by name."""
+    return {name + TENSORS: safetensors.torch.save(dict(g)) for name, g in tensors.items()}
+
+
+def decode(step: int, files: Mapping[str, bytes]) -> Saved:
+    """Return what the files hold; raise CheckpointError when one cannot be parsed."""
+    saved = Saved(step, {}, {})
+    for file, data in files.items():
+        try:
+            if file.endswith(TENSORS):
+                saved.tensors[file.removesuffix(TENSORS)] = safetensors.torch.load(data)
+            else:
+                saved.documents[file.removesuffix(DOCUMENT)] = json.loads(data)
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file} cannot be parsed: {error}") from error
+    return saved
