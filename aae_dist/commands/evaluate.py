@@ -14,7 +14,7 @@ def evaluate(uri: str, as_json: bool = False) -> int:
         DataError: the validation data is not there, or the run has none.
     """
     run = load_run(uri)
-    metrics = run.evaluate()
+    metrics = run.evaluate().metrics
     if as_json:
         print(json.dumps({"step": run.step, **metrics}, indent=2))
     else:

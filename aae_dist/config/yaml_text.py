@@ -94,7 +94,8 @@ def parse(text: str, source: str, number_lines: bool = True) -> Node:
 
 def dump(value: Any) -> str:
     """Return maps, lists and scalars as YAML: maps in blocks in their order, lists on one line."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+    # Other than ASCII is escaped: PyYAML loses some of Unicode's line breaks otherwise.
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=100)
 
 
 class _Builder:

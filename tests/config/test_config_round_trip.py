@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from aae_dist.config import config_from_tree, dump_yaml, load_config
@@ -27,7 +27,10 @@ priors = st.one_of(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.reuse, Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(name=names, train=st.one_of(urls, st.lists(urls, min_size=1)), prior=priors, lr=positive)
 def test_a_dumped_configuration_loads_as_an_equal_one(tmp_path, name, train, prior, lr):

@@ -102,7 +102,25 @@ def test_leaves_know_their_line():
 
 
 @pytest.mark.parametrize(
-    "value", ["1e-4", "1", "true", "off", "2024-01-01", "null", "", "a: b", "0o7", "*", "é"]
+    "value",
+    [
+        "1e-4",
+        "1",
+        "true",
+        "off",
+        "2024-01-01",
+        "null",
+        "",
+        "a: b",
+        "0o7",
+        "*",
+        "é",
+        "\x85",
+        "\u2028",
+        "a\nb\n",
+        " a ",
+        "😀",
+    ],
 )
 def test_text_that_looks_like_something_else_survives_a_dump(value):
     assert value_of(dump({"a": value})) == {"a": value}
