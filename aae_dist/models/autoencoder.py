@@ -25,17 +25,19 @@ class Autoencoder:
         return next(self.networks.encoder.parameters())
 
     @torch.no_grad()
-    def encode(self, images_BCHW: Tensor, noise_BZ: Tensor | None = None) -> Tensor:
+    def encode(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return codes of shape (B, Z).
 
         Args:
             images_BCHW: uint8 in [0, 255] or floats in [0, 1].
-            noise_BZ: standard normal; a code is then drawn from q(z|x), else it is q's mean.
+            generator: on the CPU; codes are then drawn from q(z|x), else they are q's means.
         """
         outputs_BP = self.networks.encoder(self.pixels(images_BCHW))
-        if noise_BZ is None:
-            return self.posterior.mean(outputs_BP)
-        return self.posterior.sample(outputs_BP, noise_BZ.to(outputs_BP))
+        mean_BZ = self.posterior.mean(outputs_BP)
+        if generator is None or not self.posterior.is_stochastic:
+            return mean_BZ
+        noise_BZ = torch.randn(mean_BZ.shape, generator=generator)
+        return self.posterior.sample(outputs_BP, noise_BZ.to(mean_BZ))
 
     @torch.no_grad()
     def decode(self, codes_BZ: Tensor) -> Tensor:

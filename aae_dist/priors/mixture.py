@@ -54,7 +54,7 @@ class MixturePrior(Prior):
         mean = torch.tensor([self.radius, 0.0]).to(z_NZ).expand_as(local_NKP2).flatten(2)
         log_std = stds.log().expand_as(local_NKP2).flatten(2)
         local_NKZ = local_NKP2.flatten(2)
-        log_density_NK = gaussian_log_density(
+        log_density_NK: Tensor = gaussian_log_density(
             local_NKZ.flatten(0, 1), mean.flatten(0, 1), log_std.flatten(0, 1)
         ).unflatten(0, local_NKZ.shape[:2])
         return log_density_NK.logsumexp(1) - math.log(self.num_classes)

@@ -1,5 +1,6 @@
 """The training loop: knows nothing of methods, launchers, storage or trackers."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ class TrainLoop:
 
     def _is_best(self, evaluated: Metrics) -> bool:
         value = evaluated.get(self.config.train.best_metric)
-        if value is None or (self.state.best is not None and value >= self.state.best):
+        if value is None or not math.isfinite(value):
+            return False
+        if self.state.best is not None and value >= self.state.best:
             return False
         self.state.best = value
         return True

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from aae_dist.config import RunConfig
 from aae_dist.evaluation import Gallery
-from aae_dist.evaluation.pictures import draw_gallery, loss_curves
-from aae_dist.tracking import ConsoleSink, JsonLinesSink, MetricSink, open_wandb
+from aae_dist.evaluation.curves import loss_curves
+from aae_dist.evaluation.pictures import draw_all, png
+from aae_dist.tracking import JsonLinesSink, MetricSink, open_console, open_wandb
 from aae_dist.training.run_folder import RunFolder
 
 Metrics = Mapping[str, float]
@@ -29,7 +30,7 @@ class Recorder:
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-")
         path = Path(self._local.name)
         self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
-        console = ConsoleSink(total_steps=total_steps, first_step=resumed_step, write=line)
+        console = open_console(line, total_steps, resumed_step)
         wandb = open_wandb(config, folder.storage, path / "wandb", line)
         self.sinks: list[MetricSink] = [console, self.json_lines, *([wandb] if wandb else [])]
         self.latest: dict[str, float] = {}
@@ -46,11 +47,11 @@ class Recorder:
     def draw(self, gallery: Gallery, step: int) -> None:
         """Draw an evaluation's pictures; a picture that fails costs a line, not the run."""
         try:
-            pictures = draw_gallery(gallery) | loss_curves(self.json_lines.records())
-            for name, png in pictures.items():
-                self._folder.write_picture(name, png)
+            curves = png(loss_curves(self.json_lines.records()))
+            for name, image in {**draw_all(gallery), "losses": curves}.items():
+                self._folder.write_picture(name, image)
                 for sink in self.sinks:
-                    sink.picture(name, png, step)
+                    sink.picture(name, image, step)
         except Exception as error:  # matplotlib can fail in many ways; training must not
             self._line(f"pictures of step {step} failed: {type(error).__name__}: {error}")
 

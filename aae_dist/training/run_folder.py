@@ -1,6 +1,7 @@
 """The run's folder: `<run.storage>/<run.name>/`, the same layout for every launcher."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,16 +36,15 @@ class RunFolder:
         """Write one picture, replacing the one of that name."""
         self.storage.write(f"pictures/{name}.png", png)
 
-    def write_summary(self, outcome: Outcome, config: RunConfig, **more: Any) -> None:
-        """Write how the run ended."""
+    def write_summary(self, outcome: Outcome, config: RunConfig) -> None:
+        """Write how the run ended; a metric that is not finite becomes null."""
         summary = {
             "state": outcome.state,
             "step": outcome.step,
-            "metrics": outcome.metrics,
-            **more,
+            "metrics": {k: v if math.isfinite(v) else None for k, v in outcome.metrics.items()},
             "config": config.model_dump(mode="json"),
         }
-        self.storage.write(SUMMARY, json.dumps(summary, indent=2).encode())
+        self.storage.write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False).encode())
 
     def read_summary(self) -> Mapping[str, Any] | None:
         """Return the summary, or None while the run has not ended."""

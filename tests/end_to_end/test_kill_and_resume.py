@@ -1,0 +1,63 @@
+"""SIGKILL everything at a random step; the same command again ends bit-equal to an unbroken run."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.runs import (
+    command,
+    final_tensors,
+    kill_all,
+    metrics,
+    run,
+    start,
+    wait_for_checkpoint,
+)
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
+
+STEPS = 600
+
+
+def assert_bit_equal(broken: str, unbroken: str) -> None:
+    got, expected = final_tensors(broken, STEPS), final_tensors(unbroken, STEPS)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(got[name], value), name
+        else:
+            assert got[name] == value
+
+
+def assert_same_metrics(broken: str, unbroken: str) -> None:
+    def comparable(uri: str) -> list[dict[str, float]]:
+        return [
+            {k: v for k, v in r.items() if k.split("/")[0] not in ("throughput", "time")}
+            for r in metrics(uri)
+        ]
+
+    assert comparable(broken) == comparable(unbroken)
+
+
+@pytest.mark.parametrize(("ranks", "on_s3"), [(2, False), (3, True)], ids=["2 local", "3 on S3"])
+def test_killed_run_ends_bit_equal(
+    ranks: int, on_s3: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    bucket: Callable[[], str] | None = request.getfixturevalue("s3") if on_s3 else None
+    storage = bucket() if bucket else str(tmp_path / "runs")
+    items = [f"run.storage={storage}", f"train.steps={STEPS}", "checkpoint.every_steps=20"]
+    log = tmp_path / "log.txt"
+    unbroken, broken = (command(*items, f"run.name={n}", ranks=ranks) for n in ("whole", "broken"))
+    assert run(unbroken, log) == 0, log.read_text()[-3000:]
+    process = start(broken, log)
+    wait_for_checkpoint(f"{storage}/broken", process, log)
+    time.sleep(random.uniform(0.0, 2.0))
+    kill_all(process)
+    log.write_text("")
+    assert run(broken, log) == 0, log.read_text()[-3000:]
+    assert "resuming" in log.read_text()
+    assert_bit_equal(f"{storage}/broken", f"{storage}/whole")
+    assert_same_metrics(f"{storage}/broken", f"{storage}/whole")
