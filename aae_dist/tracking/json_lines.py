@@ -45,8 +45,7 @@ class JsonLinesSink:
         return parse(self.content())
 
     def _append(self, record: Record) -> None:
-        finite = {name: value if _finite(value) else None for name, value in record.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         self._file.flush()
 
 
@@ -66,5 +65,10 @@ def parse(content: bytes) -> list[dict[str, Any]]:
     return records
 
 
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def finite(record: Record) -> dict[str, float | None]:
+    """Return a record that JSON can hold: a value that is not finite becomes null."""
+    return {name: _finite(value) for name, value in record.items()}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -5,8 +5,7 @@ EPOCH = "epoch"
 SAMPLES_SEEN = "samples_seen"
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
 
-EVALUATION_PREFIXES = ("reconstruction/", "prior_match/", "discriminator/")
-"""What an evaluation measures on the validation samples; losses are `loss/<name>`."""
+LOSS_PREFIX = "loss/"
 
 LABELS = {
     "reconstruction/mse": "mse per pixel",

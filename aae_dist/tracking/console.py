@@ -1,0 +1,118 @@
+"""Progress for people: lines in a job log, a bar on a terminal."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from aae_dist.tracking import names
+from aae_dist.tracking.sinks import MetricSink, Record
+
+Write = Callable[[str], None]
+Clock = Callable[[], float]
+MIN_SECONDS = 3.0
+"""Shortest time between two lines of progress: a fast run would bury everything else."""
+
+
+class Progress:
+    """How far a run is and how long it still takes, from the steps done since this start."""
+
+    def __init__(self, total_steps: int, first_step: int, clock: Clock) -> None:
+        """Start the clock; `first_step` is the step that a resumed run starts from."""
+        self.total_steps, self._first_step, self._clock = total_steps, first_step, clock
+        self._started = clock()
+
+    def seconds_left(self, step: int) -> float | None:
+        """Return the estimate, evaluations and checkpoints included; None before the first step."""
+        done = step - self._first_step
+        if done <= 0:
+            return None
+        return (self._clock() - self._started) / done * max(self.total_steps - step, 0)
+
+
+class ConsoleSink:
+    """Writes a line for a log point, at most one every few seconds, and one for every evaluation.
+
+    Args:
+        write: Shows one line.
+        total_steps: Steps of the whole run.
+        first_step: The step that a resumed run starts from.
+        clock: Seconds that only grow.
+        min_seconds: Shortest time between two lines of progress.
+    """
+
+    def __init__(
+        self,
+        write: Write,
+        total_steps: int,
+        first_step: int = 0,
+        clock: Clock = time.monotonic,
+        min_seconds: float = MIN_SECONDS,
+    ) -> None:
+        self._write, self._clock, self._min_seconds = write, clock, min_seconds
+        self._progress = Progress(total_steps, first_step, clock)
+        self._written_at: float | None = None
+
+    def log(self, record: Record) -> None:
+        """Write what is new: progress if it is time for it, an evaluation always."""
+        step = int(record[names.STEP])
+        if losses_of(record) and (step >= self._progress.total_steps or self._is_time()):
+            self._write(progress_line(record, self._progress))
+            self._written_at = self._clock()
+        if scores := evaluation_text(record):
+            self._write(f"evaluation at step {step}: {scores}")
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """Pictures are files of their own."""
+
+    def close(self, summary: Record, state: str) -> None:
+        """The lines are out already."""
+
+    def _is_time(self) -> bool:
+        return self._written_at is None or self._clock() - self._written_at >= self._min_seconds
+
+
+def open_console(write: Write, total_steps: int, first_step: int = 0) -> MetricSink:
+    """Return a live bar where standard output is a terminal, lines anywhere else."""
+    if not sys.stdout.isatty():
+        return ConsoleSink(write, total_steps, first_step)
+    from aae_dist.tracking.live_bar import LiveBarSink
+
+    return LiveBarSink(total_steps, first_step)
+
+
+def progress_line(record: Record, progress: Progress) -> str:
+    """Return one line: step, epoch, losses, speed and time left."""
+    step, total = int(record[names.STEP]), progress.total_steps
+    parts = [f"step {step:>{len(str(total))}}/{total} ({100 * step // max(total, 1)} %)"]
+    if names.EPOCH in record:
+        parts.append(f"epoch {record[names.EPOCH]:.2f}")
+    parts += [f"{name} {number(value)}" for name, value in losses_of(record).items()]
+    if names.SAMPLES_PER_SECOND in record:
+        parts.append(f"{record[names.SAMPLES_PER_SECOND]:,.0f} samples/s")
+    if (left := progress.seconds_left(step)) is not None:
+        parts.append(f"{duration(left)} left")
+    return " | ".join(parts)
+
+
+def losses_of(record: Record) -> dict[str, float]:
+    """Return the losses of a log point by their short names."""
+    found = {n: v for n, v in record.items() if n.startswith(names.LOSS_PREFIX)}
+    return {name.removeprefix(names.LOSS_PREFIX): value for name, value in found.items()}
+
+
+def evaluation_text(record: Record) -> str:
+    """Return the scores that people look at first, empty if the record holds no evaluation."""
+    present = {label: record[name] for name, label in names.LABELS.items() if name in record}
+    return ", ".join(f"{label} {number(value)}" for label, value in present.items())
+
+
+def number(value: float) -> str:
+    """Return four significant digits."""
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Return m:ss, or h:mm:ss from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,113 @@
+"""The process that talks to Weights & Biases; the only file that imports wandb.
+
+wandb hooks sys.exit, installs exit handlers that wait for the network, starts a service process and
+takes seconds to import. In a process of its own none of that can stop or slow down training, and
+it can be killed. Run as a script, so it imports nothing of aae_dist; requests are JSON lines on
+standard input (the first opens the run), answers are JSON lines on standard output.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal, TextIO
+
+Mode = Literal["online", "offline"]
+EXIT_CODES = {"finished": 0, "interrupted": 255}
+"""How W&B shows a run: finished, killed (255); any other state is failed."""
+
+
+def main() -> None:
+    """Serve one run until it is closed or the training process is gone."""
+    requests, answers = _private_streams()
+    start = json.loads(requests.readline())
+    run = _open(start, answers)
+    if run is None:
+        return
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+    state = "failed"  # what the run is if its training process dies without a word
+    for request in _parsed(requests):
+        if "record" in request:
+            run.log(request["record"])
+        elif "picture" in request:
+            _log_picture(run, request)
+        elif "close" in request:
+            run.summary.update(request["close"])
+            state = request["state"]
+    run.finish(exit_code=EXIT_CODES.get(state, 1))
+
+
+def _private_streams() -> tuple[TextIO, TextIO]:
+    """Take standard input and output for the protocol alone: wandb may print, or ask for a key."""
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _open(start: dict[str, Any], answers: TextIO) -> Any:
+    """Return the open run; offline if it cannot be opened online, None if not even that."""
+    modes: list[Mode] = ["offline"] if start["mode"] == "offline" else ["online", "offline"]
+    for mode in modes:
+        try:
+            return _init(start, mode)
+        except Exception as error:  # wandb raises many kinds; none may matter to training
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            then = "writing offline" if mode == "online" else "off"
+            _answer(answers, f"W&B could not be opened, {then}: {reason}")
+    return None
+
+
+def _init(start: dict[str, Any], mode: Mode) -> Any:
+    import wandb
+
+    settings = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        silent=True,
+        init_timeout=start["init_seconds"],
+        finish_timeout=start["finish_seconds"],
+        x_disable_machine_info=True,
+    )
+    return wandb.init(
+        project=start["project"],
+        entity=start["entity"],
+        group=start["group"],
+        tags=start["tags"],
+        name=start["name"],
+        id=start["id"],
+        config=start["config"],
+        dir=start["dir"],
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=settings,
+    )
+
+
+def _log_picture(run: Any, request: dict[str, Any]) -> None:
+    import wandb
+
+    image = wandb.Image(request["path"])
+    run.log({f"pictures/{request['picture']}": image, "step": request["step"]})
+
+
+def _parsed(requests: TextIO) -> Iterator[dict[str, Any]]:
+    """Yield whole requests; a training process that was killed leaves half a line."""
+    for line in requests:
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def _answer(answers: TextIO, text: str) -> None:
+    answers.write(json.dumps({"line": text}) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
