@@ -60,7 +60,7 @@ def test_no_verb_shows_the_help_and_exits_2(capsys):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["trian"],
+        ["trainer"],
         ["train"],
         ["train", "a.yaml", "--dry"],
         ["train", "a.yaml", "--bogus"],

@@ -18,7 +18,7 @@ def message(*overrides):
     [
         ("train.setps=3", ["train.setps: unknown key, got 3", "did you mean train.steps?"]),
         ("train.workers=3", ["did you mean launch.workers?"]),
-        ("trian.steps=3", ["trian: unknown key", "did you mean train?"]),
+        ("trainer.steps=3", ["trainer: unknown key", "did you mean train?"]),
         ("train.batch=3", ["train.batch: unknown key", "known here: steps, epochs"]),
         ("train.steps=many", ['train.steps: should be a whole number, got "many"']),
         ("train.steps=true", ["train.steps: should be a whole number, got true"]),
