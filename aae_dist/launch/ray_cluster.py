@@ -13,6 +13,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.paths import inside_ray_job
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch.ray_demand import Demand, Resources, show, total
+from aae_dist.launch.say import say
 
 ADDRESS = "RAY_ADDRESS"
 AUTOSCALER = "RAY_enable_autoscaler_v2"
@@ -25,19 +26,18 @@ def is_local() -> bool:
     return not os.environ.get(ADDRESS)
 
 
-def check_before_start(config: RunConfig) -> None:
-    """Refuse what is known to fail before Ray is even started.
-
-    Raises:
-        ConfigError: a relative run.storage inside a Ray job, where no directory lasts.
-        LaunchError: this machine is the cluster, and has too few CPUs.
-    """
+def check_storage(config: RunConfig) -> None:
+    """Raise ConfigError for a relative run.storage inside a Ray job: its directory does not last."""
     storage = config.run.storage
     if inside_ray_job() and "://" not in storage and not os.path.isabs(storage):
         raise ConfigError(
             f"run.storage: a relative path has no meaning inside a Ray job (got {storage}), whose "
             "directory Ray deletes; use s3:// (gs://, az://) or the absolute path of a shared mount"
         )
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise LaunchError, before Ray starts, if it would start here and here are too few CPUs."""
     if is_local():
         cpus = {"CPU": float(os.cpu_count() or 1)}
         demand = Demand(config.launch.workers, {"CPU": float(config.launch.cpus_per_worker)})
@@ -58,35 +58,58 @@ def advice(config: RunConfig) -> list[str]:
 def connected(config: RunConfig) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS, or start one on this machine; leave it at the end.
 
+    A program that is connected to Ray already stays so.
+
     Raises:
         LaunchError: no Ray answers at RAY_ADDRESS.
     """
-    local = is_local()
-    _set_environment(config, local)
+    _set_environment(config, is_local())
     import ray
 
-    # Starting Ray is mostly waiting for its processes; meanwhile torch can be imported.
-    imports = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
-    imports.start()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    try:
-        if local:
-            ray.init("local", include_dashboard=False, **quiet)
-        else:
-            ray.init(**quiet)
-    except (ConnectionError, RuntimeError) as error:
-        place = os.environ.get(ADDRESS, "this machine")
-        reason = str(error).strip().splitlines()[0]
-        raise LaunchError(
-            f"Ray at {place} cannot be used: {reason}. Check {ADDRESS} (unset, Ray starts here)."
-        ) from error
-    finally:
-        imports.join()
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    _connect(is_local())
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(local: bool) -> None:
+    # Starting Ray is mostly waiting for its processes; meanwhile torch can be imported.
+    imports = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
+    imports.start()
+    try:
+        if local:
+            _start_here()
+        else:
+            _init()
+    except Exception as error:  # Ray raises bare Exception, too.
+        place = os.environ.get(ADDRESS, "on this machine")
+        reason = str(error).strip().splitlines()[0]
+        raise LaunchError(
+            f"Ray {place} cannot be used: {reason} Check {ADDRESS} (unset, Ray starts here)."
+        ) from error
+    finally:
+        imports.join()
+
+
+def _start_here() -> None:
+    try:
+        _init("local", include_dashboard=False)
+    except Exception as error:
+        if "timed out" not in str(error):
+            raise
+        # Ray gives its processes 30 s, too little for a machine that is busy otherwise.
+        say("Ray did not start within 30 s on this busy machine; trying once more")
+        _init("local", include_dashboard=False)
+
+
+def _init(*args: Any, **kwargs: Any) -> None:
+    import ray
+
+    ray.init(*args, log_to_driver=False, logging_level=logging.WARNING, **kwargs)
 
 
 def _set_environment(config: RunConfig, local: bool) -> None:

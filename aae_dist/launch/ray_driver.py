@@ -1,0 +1,116 @@
+"""What the driver does while Ray Train runs."""
+
+import threading
+import time
+from typing import Any
+
+import ray
+
+from aae_dist.config import RunConfig
+from aae_dist.errors import Interrupted, LaunchError
+from aae_dist.launch.ray_demand import Demand
+from aae_dist.launch.ray_failures import explain
+from aae_dist.launch.ray_monitor import News, Payload
+from aae_dist.launch.ray_wait import Patience, is_queued
+from aae_dist.launch.say import say
+from aae_dist.launch.signals import StopSignals
+
+LOOK_SECONDS = 0.25
+"""How often the driver fetches lines; also the longest delay of one."""
+ERROR_GRACE_SECONDS = 30.0
+"""How long the other ranks may take to end after one met a mistake of the user's."""
+
+
+class Fit(threading.Thread):
+    """`trainer.fit()` in a thread of its own: the main thread prints and takes signals.
+
+    Off the main thread Ray Train also leaves SIGINT alone, which it would answer by aborting
+    without a checkpoint.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        """Run `trainer`; start at once."""
+        super().__init__(name="ray-train-fit", daemon=True)
+        self._trainer = trainer
+        self.payload: Payload | None = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Run to the end and keep rank 0's return value, or the exception."""
+        try:
+            self.payload = self._trainer.fit().return_value
+        except BaseException as error:  # noqa: BLE001  # It is raised again in the main thread.
+            self.error = error
+
+
+class Driver:
+    """Watches a fit from the main thread: prints lines, passes the stop on, bounds the waits."""
+
+    def __init__(
+        self, config: RunConfig, demand: Demand, monitor: Any, fit: Fit, signals: StopSignals
+    ) -> None:
+        """Watch `fit`, whose workers talk to the actor `monitor`."""
+        self._config = config
+        self._monitor = monitor
+        self._fit = fit
+        self._signals = signals
+        self._patience = Patience(demand, config.launch.max_wait_minutes, say)
+        self._next_check = 0.0
+        self._stop_sent = False
+        self._error_since: float | None = None
+
+    def watch(self) -> Payload:
+        """Return what the workers returned, after printing all their lines."""
+        while self._fit.is_alive():
+            self._fit.join(LOOK_SECONDS)
+            error = self._look()
+            if error is not None:
+                return error
+        return self._end()
+
+    def _look(self) -> Payload | None:
+        """Pass lines and signals on; return an error that the other ranks will not survive."""
+        news = self._take_news()
+        if self._signals.requested and not self._stop_sent:
+            self._send_stop(news.workers_up)
+        now = time.monotonic()
+        if not news.workers_up and now >= self._next_check:
+            self._next_check = now + 1.0
+            self._patience.check()
+        if news.error is None:
+            return None
+        self._error_since = self._error_since or now
+        late = now - self._error_since > ERROR_GRACE_SECONDS
+        return news.error if late else None
+
+    def _send_stop(self, workers_up: bool) -> None:
+        self._stop_sent = True
+        if not workers_up and is_queued():
+            raise Interrupted("stopped as asked while waiting for the cluster; nothing was trained")
+        say("stopping: the workers save a checkpoint first; a second signal ends at once")
+        ray.get(self._monitor.request_stop.remote())
+
+    def _take_news(self) -> News:
+        news: News = ray.get(self._monitor.take_news.remote())
+        for line in news.lines:
+            say(line)
+        return news
+
+    def _end(self) -> Payload:
+        news = self._take_news()
+        if news.error is not None:
+            return news.error
+        if self._fit.error is not None:
+            raise explain(
+                self._fit.error, self._config.launch.max_failures, logs_folder()
+            ) from self._fit.error
+        if self._fit.payload is None:
+            raise LaunchError("Ray Train ended without a result. Look into its workers' logs.")
+        return self._fit.payload
+
+
+def logs_folder() -> str:
+    """Return where Ray keeps the logs of processes, the same path on each node."""
+    node: Any = ray._private.worker.global_worker.node
+    return str(node.get_logs_dir_path())
