@@ -1,7 +1,7 @@
 """Images and labels of a data set by sample number, with an optional memory of decoded images."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from aae_dist.data.reader import OpenShards, ShardReader
 from aae_dist.errors import DataError
 
 NO_LABEL = -1
+Place = tuple[int, int]
+"""Start and size of a field in its shard, in bytes."""
+
 _AUTO_MEMORY_BYTES = 2 << 30
 
 
@@ -83,29 +86,28 @@ class Dataset:
 
     def _decode(self, indices: Indices) -> tuple[Tensor, Tensor]:
         images = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
-        labels = torch.full((len(indices),), NO_LABEL, dtype=torch.int64)
+        labels = np.full(len(indices), NO_LABEL, np.int64)
+        rows = images.numpy()
         for row, (reader, number) in enumerate(self._places(indices)):
             try:
-                images[row] = decode_image(self._image_bytes(reader, number), self.image_shape)
-                labels[row] = self._label(reader, number)
+                fields = reader.index.fields(number)
+                data = reader.field(self._image_place(fields))
+                rows[row] = decode_image(data, self.image_shape).numpy()
+                labels[row] = self._label(reader, fields)
             except DataError as error:
                 raise self._located(reader, number, error) from None
-        return images, labels
+        return images, torch.from_numpy(labels)
 
-    def _image_bytes(self, reader: ShardReader, number: int) -> bytes:
-        data = reader.first_field(number, self._settings.image_keys)
-        if data is None:
-            wanted, got = (
-                ", ".join(self._settings.image_keys),
-                ", ".join(reader.index.fields(number)),
-            )
-            raise DataError(f"no image field (has {got}; data.image_keys wants one of {wanted})")
-        return data
+    def _image_place(self, fields: Mapping[str, Place]) -> Place:
+        for key in self._settings.image_keys:
+            if key in fields:
+                return fields[key]
+        wanted, got = ", ".join(self._settings.image_keys), ", ".join(fields)
+        raise DataError(f"no image field (has {got!r:.200}; data.image_keys wants one of {wanted})")
 
-    def _label(self, reader: ShardReader, number: int) -> int:
-        key = self._settings.label_key
-        data = None if key is None else reader.first_field(number, (key,))
-        return NO_LABEL if data is None else parse_label(data)
+    def _label(self, reader: ShardReader, fields: Mapping[str, Place]) -> int:
+        place = fields.get(self._settings.label_key or "")
+        return NO_LABEL if place is None else parse_label(reader.field(place))
 
     def _located(self, reader: ShardReader, number: int, error: DataError) -> DataError:
         # A key comes from the archive: repr keeps control characters out of terminals and logs.
@@ -114,7 +116,8 @@ class Dataset:
     def _shape_of_first(self) -> Shape:
         [(reader, number)] = self._places(np.zeros(1, np.int64))
         try:
-            header = checked_header(self._image_bytes(reader, number))
+            place = self._image_place(reader.index.fields(number))
+            header = checked_header(reader.field(place))
         except DataError as error:
             raise self._located(reader, number, error) from None
         size, channels = self._settings.image_size, self._settings.channels

@@ -143,7 +143,8 @@ def _common_folder(shards: Sequence[Shard]) -> str:
     if len(roots) > 1:
         raise DataError(f"One manifest cannot span {', '.join(sorted(roots))}; index each alone.")
     root = roots.pop()
-    return root + posixpath.commonpath([folder[len(root) :] or "/" for folder in folders])
+    common = posixpath.commonpath([folder[len(root) :] or "/" for folder in folders])
+    return root + common.rstrip("/") or "/"
 
 
 def _root(folder: str) -> str:

@@ -6,7 +6,6 @@ import resource
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 
 from aae_dist.data.fetch import local_path
@@ -54,14 +53,9 @@ class ShardReader:
         places = self.index.fields(sample)
         return {name: buffer[start : start + size] for name, (start, size) in places.items()}
 
-    def first_field(self, sample: int, names: Sequence[str]) -> bytes | None:
-        """Return the bytes of the first of the fields `names` that the sample has."""
-        places = self.index.fields(sample)
-        for name in names:
-            if name in places:
-                start, size = places[name]
-                return self._bytes()[start : start + size]
-        return None
+    def field(self, place: tuple[int, int]) -> bytes:
+        """Return the bytes of one field, from its place in `index.fields`."""
+        return self._bytes()[place[0] : place[0] + place[1]]
 
     @property
     def unpacked_bytes(self) -> int:

@@ -95,15 +95,15 @@ def _group(members: Iterator[Member]) -> TarIndex:
     key: str | None = None
     seen: set[str] = set()
     for name, start, size in members:
-        match = None if _META.match(name) else _KEY_AND_SUFFIX.match(name)
-        if match is None:
+        new_key, suffix = _key_and_suffix(name)
+        if new_key is None:
             continue
-        if match[1] != key:
-            key = match[1]
+        if new_key != key:
+            key = new_key
             seen.clear()
             index.keys.append(key)
             index.first_fields.append(len(index.suffixes))
-        suffix = _interned(match[2])
+        suffix = _interned(suffix)
         if suffix in seen:
             raise DamagedTarError(f"sample {key!r:.200} has two members {suffix!r:.80}")
         seen.add(suffix)
@@ -111,6 +111,16 @@ def _group(members: Iterator[Member]) -> TarIndex:
         index.starts.append(start)
         index.sizes.append(size)
     return index
+
+
+def _key_and_suffix(name: str) -> tuple[str | None, str]:
+    """Split a path at the first dot of its last part; None for what webdataset skips."""
+    base = name.rfind("/") + 1
+    dot = name.find(".", base)
+    if dot > base and name[0] != "_" and "\n" not in name:  # what nearly every name is
+        return name[:dot], name[dot + 1 :]
+    match = None if _META.match(name) else _KEY_AND_SUFFIX.match(name)
+    return (None, "") if match is None else (match[1], match[2])
 
 
 _suffixes: dict[str, str] = {}
@@ -137,23 +147,24 @@ def _members(buffer: Buffer, headers: Numbers) -> Iterator[Member]:
             return _check_only_zeros(buffer, offset)
         headers.append(offset)
         kind, size = header[156:157], _parse_number(header[124:136], offset)
-        start = offset + _BLOCK
-        if kind in _EXTENSIONS:
-            name, override = _extension(kind, buffer, start, size)
-            long_name, long_size = name or long_name, long_size if override is None else override
-        else:
-            size = size if long_size is None else long_size
-            name = _name(header) if long_name is None else long_name
-            long_name = long_size = None
-            if kind == b"S":
-                raise DamagedTarError(f"sparse member {name!r:.200} is not supported")
+        start, is_extension = offset + _BLOCK, kind in _EXTENSIONS
+        if long_size is not None and not is_extension:
+            size = long_size
         if kind in _HAS_NO_DATA:
             size = 0
         if start + size > end:
             raise DamagedTarError(f"cut off at byte {end}: a member ends at byte {start + size}")
+        offset = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+        if is_extension:
+            name, override = _extension(kind, buffer, start, size)
+            long_name, long_size = name or long_name, long_size if override is None else override
+            continue
+        name = long_name or _name(header)
+        long_name = long_size = None
+        if kind == b"S":
+            raise DamagedTarError(f"sparse member {name!r:.200} is not supported")
         if kind in _REGULAR and name and not (kind == b"\0" and name.endswith("/")):
             yield Member(name, start, size)
-        offset = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
 
 
 def _check_only_zeros(buffer: Buffer, offset: int) -> None:
@@ -176,6 +187,8 @@ def _name(header: bytes) -> str:
 
 def _parse_number(raw: bytes, offset: int) -> int:
     """Parse a size: octal digits, or GNU's base-256 for 8 GiB and more."""
+    if raw[11] == 0 and raw[:11].isdigit() and not raw.translate(None, b"01234567\0"):
+        return int(raw[:11], 8)
     if raw[0] == 0x80:
         return int.from_bytes(raw[1:], "big")
     text = raw.split(b"\0", 1)[0].strip()

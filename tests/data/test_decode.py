@@ -1,0 +1,125 @@
+import importlib
+import io
+
+import numpy as np
+import pytest
+import torch
+from helpers.shards import encoded
+from PIL import Image
+
+from aae_dist.data import decode
+from aae_dist.data.decode import decode_image, parse_label
+from aae_dist.data.image_header import read_header
+from aae_dist.data.index import open_manifest
+from aae_dist.data.reader import ShardReader
+from aae_dist.errors import DataError
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+GREY = COLOUR[:, :, 0].copy()
+FORMATS = {"PNG": {}, "JPEG": {}, "WEBP": {"lossless": True}}
+
+
+@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_header_tells_shape_before_decoding(kind: str, image: np.ndarray) -> None:
+    header = read_header(encoded(image, kind, **FORMATS[kind]))
+    assert header is not None
+    channels = 3 if image.ndim == 3 or kind == "WEBP" else 1
+    assert header == (kind, channels, 5, 7)
+
+
+def test_progressive_jpeg_and_lossy_and_extended_webp_have_headers_too() -> None:
+    assert read_header(encoded(COLOUR, "JPEG", progressive=True))[1:] == (3, 5, 7)
+    assert read_header(encoded(COLOUR, "WEBP"))[1:] == (3, 5, 7)
+    assert read_header(encoded(COLOUR, "WEBP", exif=b"Exif\0\0"))[1:] == (3, 5, 7)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_lossless_images_come_back_exactly(kind: str) -> None:
+    decoded = decode_image(encoded(COLOUR, kind, **FORMATS[kind]))
+    assert decoded.dtype == torch.uint8
+    assert torch.equal(decoded, torch.from_numpy(COLOUR).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_grey_and_colour_are_converted(kind: str) -> None:
+    data = encoded(COLOUR, kind, **FORMATS[kind])
+    grey = decode_image(data, (1, 5, 7)).float()
+    weights = torch.tensor([0.299, 0.587, 0.114])
+    expected = (decode_image(data).float() * weights[:, None, None]).sum(0)
+    assert (grey[0] - expected).abs().max() < 2.5
+    colour = decode_image(encoded(GREY, kind, **FORMATS[kind]), (3, 5, 7))
+    assert torch.equal(colour[0], colour[1])
+
+
+def test_torchvision_and_pillow_agree_on_real_digits() -> None:
+    shard = open_manifest("builtin://digits/validation").shards[0]
+    reader = ShardReader(shard)
+    for sample in range(0, len(reader), 10):
+        data = reader.fields(sample)["png"]
+        header = read_header(data)
+        assert header is not None
+        fast = decode._decode_fast(data, header, 1)
+        assert fast is not None
+        assert torch.equal(fast, decode._decode_with_pillow(data, header, 1))
+
+
+def test_16_bit_and_palette_png_are_read() -> None:
+    deep = (GREY.astype(np.uint16) << 8) + 77
+    assert torch.equal(decode_image(encoded(deep))[0], torch.from_numpy(GREY))
+    palette = Image.fromarray(COLOUR).quantize(16)
+    with io.BytesIO() as buffer:
+        palette.save(buffer, "PNG")
+        decoded = decode_image(buffer.getvalue())
+    expected = torch.from_numpy(np.array(palette.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(decoded, expected)
+
+
+def test_another_size_is_an_error_that_says_both() -> None:
+    with pytest.raises(DataError, match="5 x 7 pixels, wanted 28 x 28"):
+        decode_image(encoded(GREY), (1, 28, 28))
+
+
+def bomb() -> bytes:
+    data = bytearray(encoded(GREY))
+    data[16:24] = (50_000).to_bytes(4, "big") * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "not a PNG, JPEG or WebP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a PNG, JPEG or WebP"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a PNG, JPEG or WebP"),
+        (b"GIF89a" + bytes(100), "not a PNG, JPEG or WebP"),
+        (b"\xff\xd8\xff", "not a PNG, JPEG or WebP"),
+        (encoded(GREY)[:60], "image is damaged"),
+        (encoded(COLOUR, "JPEG")[:-30], "image is damaged"),
+        (encoded(COLOUR, "WEBP")[:40], "image is damaged"),
+        (bomb(), "at most 67108864 are read"),
+    ],
+)
+def test_damaged_or_foreign_bytes_are_refused(data: bytes, problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        decode_image(data)
+
+
+@pytest.mark.parametrize(("data", "label"), [(b"7", 7), (b" 12\n", 12), (b"-1", -1), (b"007", 7)])
+def test_labels_are_integers_in_ascii(data: bytes, label: int) -> None:
+    assert parse_label(data) == label
+
+
+@pytest.mark.parametrize("data", [b"", b"1.0", b"1e9", b"NaN", b"9" * 5_000_000, "٣".encode()])
+def test_other_labels_are_refused(data: bytes) -> None:
+    with pytest.raises(DataError, match="label is not an integer"):
+        parse_label(data)
+
+
+def test_decoders_load_without_importing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        pytest.fail(f"imports {name}, which takes seconds")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    decode._load_decoders.cache_clear()
+    decode._load_decoders()
