@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from aae_dist.data.loader import Batch, BatchLoader
     from aae_dist.data.manifest import Manifest, Shard
     from aae_dist.data.order import BatchPlan, Order, rank_rows, resolve_window
-    from aae_dist.data.pack import pack
     from aae_dist.data.patterns import absolute
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "build_index",
     "open_dataset",
     "open_manifest",
-    "pack",
     "rank_rows",
     "resolve_window",
 ]
@@ -38,7 +36,6 @@ _MODULES = {
     "loader": ("Batch", "BatchLoader"),
     "manifest": ("Manifest", "Shard"),
     "order": ("BatchPlan", "Order", "rank_rows", "resolve_window"),
-    "pack": ("pack",),
     "patterns": ("absolute",),
 }
 

@@ -1,0 +1,145 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.shards import sample, write_shards
+from webdataset import TarWriter
+
+from aae_dist.config.settings import Data
+from aae_dist.data import BatchLoader, Dataset, Manifest, Order, Shard, open_dataset, rank_rows
+from aae_dist.data.order import resolve_window
+from aae_dist.errors import DataError
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    write_shards(tmp_path, [20, 0, 13, 1, 9])
+    settings = Data(train=str(tmp_path))
+    return open_dataset(settings.train, settings)
+
+
+def order_of(dataset: Dataset, **options: object) -> Order:
+    settings: dict = {"seed": 1, "global_batch_size": 16, "lanes": 8, **options}
+    return Order(dataset.manifest.counts, **settings)
+
+
+def num_threads() -> int:
+    return sum(thread.name == "batches" for thread in threading.enumerate())
+
+
+def test_batches_are_those_of_the_plan(dataset: Dataset) -> None:
+    order = order_of(dataset)
+    with BatchLoader(dataset, order, slice(0, 16), num_steps=7) as loader:
+        batches = list(loader)
+    assert len(batches) == 7
+    position = 0
+    for batch in batches:
+        plan = order.batch(position)
+        images, labels = dataset.read(plan.indices)
+        assert torch.equal(batch.images, images)
+        assert torch.equal(batch.labels, labels)
+        assert batch.valid.tolist() == plan.valid.tolist()
+        assert batch.plan.num_valid == plan.num_valid
+        position = plan.next_position
+
+
+@pytest.mark.parametrize("window", ["full", 5])
+def test_going_on_from_a_stored_position_gives_the_same_batches(
+    dataset: Dataset, window: int | str
+) -> None:
+    order = order_of(dataset, window=window)
+    with BatchLoader(dataset, order, slice(0, 16), num_steps=9) as loader:
+        whole = list(loader)
+    for stop in range(1, 9):
+        position = whole[stop - 1].plan.next_position
+        again = BatchLoader(dataset, order_of(dataset, window=window), slice(0, 16), position)
+        with again as loader:
+            for expected in whole[stop:]:
+                got = next(loader)
+                assert torch.equal(got.images, expected.images)
+                assert got.plan.position == expected.plan.position
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7, 8])
+def test_ranks_together_read_the_global_batch(dataset: Dataset, world_size: int) -> None:
+    order = order_of(dataset)
+    parts = []
+    for rank in range(world_size):
+        rows = rank_rows(rank, world_size, order.lanes, order.global_batch_size)
+        with BatchLoader(dataset, order, rows, num_steps=order.steps_per_epoch) as loader:
+            parts.append([batch.images[batch.valid] for batch in loader])
+    steps = [torch.cat(step) for step in zip(*parts, strict=True)]
+    for step, position in zip(steps, range(0, 6, 2), strict=True):
+        plan = order.batch(position)
+        assert torch.equal(step, dataset.read(plan.indices[plan.valid])[0])
+    assert sum(map(len, steps)) == len(dataset)
+
+
+def test_closing_early_ends_the_thread(dataset: Dataset) -> None:
+    before = num_threads()
+    loader = BatchLoader(dataset, order_of(dataset), slice(0, 16))
+    next(loader)
+    assert num_threads() == before + 1
+    loader.close()
+    loader.close()
+    assert num_threads() == before
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_an_error_of_the_thread_is_raised_where_the_batch_was_wanted(tmp_path: Path) -> None:
+    with TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number in range(8):
+            fields = sample(number)
+            writer.write(fields if number != 5 else {**fields, "png": b"damaged"})
+    settings = Data(train=str(tmp_path))
+    dataset = open_dataset(settings.train, settings)
+    order = order_of(dataset, global_batch_size=1, lanes=1)
+    bad_step = [order.batch(p).indices[0] for p in range(8)].index(5)
+    with BatchLoader(dataset, order, slice(0, 1)) as loader:
+        for _ in range(bad_step):
+            next(loader)
+        with pytest.raises(DataError, match="sample '000005': not a PNG"):
+            next(loader)
+        with pytest.raises(StopIteration):
+            next(loader)
+
+
+def test_what_was_prepared_and_not_taken_does_not_count(dataset: Dataset) -> None:
+    order = order_of(dataset)
+    with BatchLoader(dataset, order, slice(0, 16), prefetch=4) as loader:
+        taken = next(loader)
+    assert taken.plan.next_position == 2
+    assert order.samples_seen(taken.plan.next_position) == 16
+
+
+@pytest.mark.parametrize(
+    ("setting", "num_bytes", "window"),
+    [
+        (None, 4 * GIB, "full"),
+        (None, 4 * GIB + 10, 4 * 50),
+        (300, GIB, 300),
+        ("full", 10**13, "full"),
+    ],
+)
+def test_the_window_is_the_whole_epoch_up_to_4_gib(
+    setting: object, num_bytes: int, window: object
+) -> None:
+    shards = tuple(Shard("/", f"{n}.tar", 50, num_bytes // 10) for n in range(10))
+    settings = Data.model_validate({"train": "x", "shuffle_window": setting})
+    assert resolve_window(settings, Manifest(shards)) == window
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_arrive_on_the_gpu(dataset: Dataset) -> None:
+    order = order_of(dataset)
+    with BatchLoader(dataset, order, slice(0, 16), num_steps=3, device="cuda") as loader:
+        for batch in loader:
+            assert batch.images.is_cuda
+            expected, _ = dataset.read(np.asarray(batch.plan.indices))
+            assert torch.equal(batch.images.cpu(), expected)
