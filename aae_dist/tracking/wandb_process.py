@@ -2,17 +2,16 @@
 
 wandb hooks sys.exit, installs exit handlers that wait for the network, starts a service process and
 takes seconds to import. In a process of its own none of that can stop or slow down training, and
-it can be killed. Run as a script, so it imports nothing of aae_dist; requests are JSON lines on
-standard input (the first opens the run), answers are JSON lines on standard output.
+it can be killed (its service process ends when it does). Run as a script, so it imports nothing of
+aae_dist. Requests are JSON lines on standard input, the first of which opens the run and is
+answered by one on standard output.
 """
 
 import json
 import os
-import sys
 from collections.abc import Iterator
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
-Mode = Literal["online", "offline"]
 EXIT_CODES = {"finished": 0, "interrupted": 255}
 """How W&B shows a run: finished, killed (255); any other state is failed."""
 
@@ -20,10 +19,7 @@ EXIT_CODES = {"finished": 0, "interrupted": 255}
 def main() -> None:
     """Serve one run until it is closed or the training process is gone."""
     requests, answers = _private_streams()
-    start = json.loads(requests.readline())
-    run = _open(start, answers)
-    if run is None:
-        return
+    run = _open(json.loads(requests.readline()), answers)
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     state = "failed"  # what the run is if its training process dies without a word
@@ -49,19 +45,18 @@ def _private_streams() -> tuple[TextIO, TextIO]:
 
 
 def _open(start: dict[str, Any], answers: TextIO) -> Any:
-    """Return the open run; offline if it cannot be opened online, None if not even that."""
-    modes: list[Mode] = ["offline"] if start["mode"] == "offline" else ["online", "offline"]
-    for mode in modes:
-        try:
-            return _init(start, mode)
-        except Exception as error:  # wandb raises many kinds; none may matter to training
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            then = "writing offline" if mode == "online" else "off"
-            _answer(answers, f"W&B could not be opened, {then}: {reason}")
-    return None
+    """Return the open run; without one, say why and end the process."""
+    try:
+        run = _init(start)
+    except Exception as error:  # wandb raises many kinds; none may matter to training
+        _answer(answers, {"problem": (str(error).strip() or type(error).__name__).splitlines()[0]})
+        # Exit handlers of wandb would wait for the network.
+        os._exit(1)
+    _answer(answers, {})
+    return run
 
 
-def _init(start: dict[str, Any], mode: Mode) -> Any:
+def _init(start: dict[str, Any]) -> Any:
     import wandb
 
     settings = wandb.Settings(
@@ -83,8 +78,8 @@ def _init(start: dict[str, Any], mode: Mode) -> Any:
         id=start["id"],
         config=start["config"],
         dir=start["dir"],
-        mode=mode,
-        resume="allow" if mode == "online" else None,
+        mode=start["mode"],
+        resume="allow" if start["mode"] == "online" else None,
         settings=settings,
     )
 
@@ -103,11 +98,10 @@ def _parsed(requests: TextIO) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _answer(answers: TextIO, text: str) -> None:
-    answers.write(json.dumps({"line": text}) + "\n")
+def _answer(answers: TextIO, answer: dict[str, str]) -> None:
+    answers.write(json.dumps(answer) + "\n")
     answers.flush()
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()

@@ -53,9 +53,10 @@ class WandbSink:
         self._close_seconds = close_seconds
         self._queue: queue.Queue[Request] = queue.Queue(queue_length)
         self._process: subprocess.Popen[bytes] | None = None
-        self._closing = threading.Event()
+        self._connected, self._given_up, self._closed = threading.Event(), False, False
+        self._is_online = start["mode"] == "online"
         self.num_dropped = 0
-        self._sender = threading.Thread(target=self._send_all, args=(dict(start),), daemon=True)
+        self._sender = threading.Thread(target=self._serve, args=(dict(start),), daemon=True)
         self._sender.start()
 
     def log(self, record: Record) -> None:
@@ -68,14 +69,22 @@ class WandbSink:
 
     def close(self, summary: Record, state: str) -> None:
         """Send the summary, wait a bounded time for the server, copy the files."""
+        if self._closed:
+            return
+        self._closed = True
         deadline = time.monotonic() + self._close_seconds
-        if not self._closing.is_set():
-            self._closing.set()
-            with suppress(queue.Full):
-                last = {"close": finite(summary), "state": state}
-                self._queue.put(last, timeout=self._close_seconds)
-            self._end_process(deadline)
-            self._copy_files()
+        with suppress(queue.Full):
+            last = {"close": finite(summary), "state": state}
+            self._queue.put(last, timeout=self._close_seconds / 2)
+        # A server that does not answer leaves the second half of the time to write offline.
+        if self._is_online and not self._connected.wait(self._close_seconds / 2):
+            self._kill()
+        self._sender.join(max(deadline - time.monotonic(), 0))
+        if self._sender.is_alive():
+            self._give_up()
+        if self.num_dropped:
+            self._write(f"W&B was too slow: {self.num_dropped} requests are in the run folder only")
+        self._copy_files()
 
     def _put(self, request: Request) -> None:
         try:
@@ -83,31 +92,57 @@ class WandbSink:
         except queue.Full:
             self.num_dropped += 1
 
-    def _send_all(self, start: Request) -> None:
+    def _serve(self, start: Request) -> None:
+        """Open the run, offline if the server cannot be reached, and send what the queue holds."""
+        problem = None
+        for mode in ["online", "offline"] if self._is_online else ["offline"]:
+            if problem is not None:
+                self._write(f"W&B writes offline, for `wandb sync` to upload later: {problem}")
+            problem = self._serve_as({**start, "mode": mode})
+            self._connected.set()
+            if problem is None:
+                return
+        if not self._given_up:
+            self._write(f"W&B is off: {problem}")
+
+    def _serve_as(self, start: Request) -> str | None:
+        """Serve in one mode to the end, or return why the run could not be opened in it."""
         try:
-            self._process = process = _start_process(self._folder)
+            process = _start_process(self._folder)
         except OSError as error:
-            self._write(f"W&B is off: its process could not be started: {error}")
-            return
-        reader = threading.Thread(target=self._show_answers, args=(process,), daemon=True)
-        reader.start()
+            return f"its process could not be started: {error}"
+        self._process = process
+        if self._given_up:
+            self._kill()
+        try:
+            problem = _problem_of_opening(process, start)
+            if problem is None:
+                self._connected.set()
+                self._send_all(process)
+            else:
+                self._kill()
+        finally:
+            _close_pipes(process)
+        return problem
+
+    def _send_all(self, process: subprocess.Popen[bytes]) -> None:
+        """Send requests until the last, then wait for the process to finish the upload."""
         # A process that has ended, or was ended, breaks the pipe; what is left is dropped.
-        with suppress(OSError, ValueError):
-            _send(process, start)
+        with suppress(OSError):
             while True:
                 request = self._queue.get()
                 _send(process, self._with_file(request))
                 if "close" in request:
                     break
-        with suppress(OSError):
-            assert process.stdin is not None
-            process.stdin.close()
-        reader.join()
+        _close_pipes(process)
+        status = process.wait()
+        if status and not self._given_up:
+            self._write(f"W&B ended early with status {status}; see {LOG_NAME}")
 
-    def _show_answers(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            self._write(json.loads(line)["line"])
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def _with_file(self, request: Request) -> Request:
         """Pass a picture on as a file: W&B copies it."""
@@ -119,28 +154,14 @@ class WandbSink:
             "path": str(path)
         }
 
-    def _end_process(self, deadline: float) -> None:
-        self._sender.join(max(deadline - time.monotonic(), 0))
-        process = self._process
-        if process is None:
-            return
-        try:
-            status = process.wait(max(deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            self._write(
-                f"W&B did not take all metrics within {self._close_seconds:.0f} s and was left "
-                "behind; they are all in metrics.jsonl"
-            )
-            process.kill()
-            process.wait()
-            self._sender.join(5)
-            return
-        if status:
-            self._write(f"W&B ended with status {status}; see {LOG_NAME}")
-        if self.num_dropped:
-            self._write(
-                f"W&B was too slow: {self.num_dropped} log points are in metrics.jsonl only"
-            )
+    def _give_up(self) -> None:
+        self._given_up = True
+        self._kill()
+        self._sender.join(1)
+        self._write(
+            f"W&B did not take all metrics within {self._close_seconds:.0f} s and was left behind; "
+            "they are all in metrics.jsonl"
+        )
 
     def _copy_files(self) -> None:
         try:
@@ -170,3 +191,25 @@ def _send(process: subprocess.Popen[bytes], request: Request) -> None:
     assert process.stdin is not None
     process.stdin.write(json.dumps(request).encode() + b"\n")
     process.stdin.flush()
+
+
+def _problem_of_opening(process: subprocess.Popen[bytes], start: Request) -> str | None:
+    """Have the process open the run and return what it says went wrong."""
+    assert process.stdout is not None
+    try:
+        _send(process, start)
+        answer = process.stdout.readline()
+    except OSError as error:
+        return f"its process ended: {error}"
+    if not answer:
+        return "the run could not be opened in time"
+    problem = json.loads(answer).get("problem")
+    return None if problem is None else str(problem)
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            # Closing flushes what a broken pipe did not take.
+            with suppress(OSError):
+                pipe.close()

@@ -1,0 +1,109 @@
+import pytest
+
+from aae_dist.config import RunConfig
+from aae_dist.storage import open_storage
+from aae_dist.tracking import open_wandb
+from aae_dist.tracking.wandb_open import (
+    copy_files,
+    decide_mode,
+    has_key,
+    run_id,
+    start_request,
+    without_credentials,
+)
+
+KEY = {"WANDB_API_KEY": "k" * 40}
+
+
+def config(**run: str) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "digits", "storage": "/runs", **run},
+            "data": {"train": ("s3://bucket/train", "https://me:word@host/a.tar?Signature=abc")},
+            "train": {"steps": 1},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "installed", "mode"),
+    [
+        ("auto", KEY, True, "online"),
+        ("auto", {}, True, "disabled"),
+        ("auto", KEY, False, "disabled"),
+        ("online", KEY, True, "online"),
+        ("online", {}, True, "offline"),
+        ("offline", KEY, True, "offline"),
+        ("disabled", KEY, True, "disabled"),
+        ("auto", {"WANDB_MODE": "offline"}, True, "offline"),
+        ("auto", {"WANDB_MODE": "dryrun"}, True, "offline"),
+        ("online", {"WANDB_MODE": "disabled", **KEY}, True, "disabled"),
+        ("offline", {"WANDB_MODE": "online", **KEY}, True, "online"),
+    ],
+)
+def test_mode_follows_the_configuration_the_environment_and_the_key(
+    wanted, environment, installed, mode, tmp_path
+):
+    decided, line = decide_mode(wanted, environment, installed, tmp_path)
+    assert decided == mode
+    assert "\n" not in line
+
+
+def test_being_off_is_said_once_and_why(tmp_path):
+    assert "no API key" in decide_mode("auto", {}, True, tmp_path)[1]
+    assert "not installed" in decide_mode("auto", KEY, False, tmp_path)[1]
+    assert decide_mode("disabled", {}, True, tmp_path)[1] == ""
+    assert decide_mode("auto", KEY, True, tmp_path)[1] == ""
+
+
+def test_a_key_is_found_in_netrc_for_its_server_only(tmp_path):
+    (tmp_path / ".netrc").write_text("machine wandb.example.com login user password secret\n")
+    assert not has_key({}, tmp_path)
+    assert has_key({"WANDB_BASE_URL": "https://wandb.example.com"}, tmp_path)
+    assert not has_key({"NETRC": str(tmp_path / "none")}, tmp_path)
+
+
+def test_a_broken_netrc_is_no_key(tmp_path):
+    (tmp_path / ".netrc").write_text("this is not netrc\n")
+    assert not has_key({}, tmp_path)
+
+
+def test_the_id_is_a_function_of_storage_and_name():
+    assert run_id(config()) == run_id(config())
+    assert len(run_id(config())) == 16
+    others = {run_id(config(name="other")), run_id(config(storage="/elsewhere")), run_id(config())}
+    assert len(others) == 3
+
+
+def test_the_shown_configuration_holds_no_credentials(tmp_path):
+    shown = str(start_request(config(), "online", tmp_path))
+    assert "word" not in shown
+    assert "Signature" not in shown
+    assert "s3://bucket/train" in shown
+    assert without_credentials({"a": ["s3://key:secret@bucket/x", 3]}) == {
+        "a": ["s3://bucket/x", 3]
+    }
+
+
+def test_disabled_opens_nothing_and_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    off = config().model_copy(
+        update={"wandb": config().wandb.model_copy(update={"mode": "disabled"})}
+    )
+    lines: list[str] = []
+    assert open_wandb(off, open_storage(str(tmp_path)), tmp_path / "w", lines.append) is None
+    assert lines == []
+
+
+def test_runs_are_copied_without_links_and_debug_logs(tmp_path):
+    local, target = tmp_path / "local", tmp_path / "run"
+    run = local / "wandb" / "offline-run-1"
+    for name in ("run-1.wandb", "files/a.png", "logs/debug.log"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(b"x")
+    (local / "wandb" / "latest-run").symlink_to(run)
+    (local / "picture.png").write_bytes(b"x")
+    target.mkdir()
+    copy_files(local, open_storage(str(target)))
+    copied = {str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()}
+    assert copied == {"wandb/offline-run-1/run-1.wandb", "wandb/offline-run-1/files/a.png"}
