@@ -14,6 +14,7 @@ from aae_dist.data.dataset import Dataset
 from aae_dist.data.order import BatchPlan, Order
 
 _POLL_SECONDS = 0.1
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,10 @@ class BatchLoader:
         self.close()
 
     def close(self) -> None:
-        """Stop the thread and wait for it; calling again does nothing."""
+        """Stop the thread; calling again does nothing."""
         self._closed.set()
-        self._thread.join()
+        # A download under way is not waited for: the thread ends by itself after it.
+        self._thread.join(_CLOSE_SECONDS)
 
     def _moved(self, batch: Batch) -> Batch:
         if self._device.type == "cpu":

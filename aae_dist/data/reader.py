@@ -10,7 +10,8 @@ from pathlib import Path
 
 from aae_dist.data.fetch import local_path
 from aae_dist.data.manifest import Manifest, Shard
-from aae_dist.data.tar_index import Buffer, DamagedTarError, TarIndex, index_tar
+from aae_dist.data.tar_headers import Buffer, DamagedTarError
+from aae_dist.data.tar_index import TarIndex, index_tar
 from aae_dist.errors import DataError
 
 _MAX_UNPACKED_BYTES = 4 << 30

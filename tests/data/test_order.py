@@ -10,8 +10,8 @@ RANKS = (1, 2, 3, 5, 7, 8, 24)
 COUNTS = {
     "one sample": [1],
     "fewer samples than lanes": [3, 0, 2],
-    "one shard": [613],
-    "many, one empty, one single": [0, 1, *range(5, 40)],
+    "one shard": [313],
+    "many, one empty, one single": [0, 1, *range(5, 24)],
 }
 
 
@@ -69,7 +69,7 @@ def test_a_new_batch_size_in_mid_epoch_keeps_each_sample_once(window: Window) ->
     window=st.one_of(st.just("full"), st.integers(1, 80)),
     seed=st.integers(0, 2**63),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_layout_has_each_sample_once_and_counts_them_right(
     counts: list[int], lanes: int, slots: int, window: Window, seed: int
 ) -> None:

@@ -24,9 +24,9 @@ def test_any_element_can_be_asked_for_alone() -> None:
     assert permute(np.array([500]), 777, keys)[0] == whole[500]
 
 
-@pytest.mark.parametrize("size", [3, 5, 8, 37])
+@pytest.mark.parametrize("size", [3, 5, 37])
 def test_images_are_uniform_over_keys(size: int) -> None:
-    trials = 300
+    trials = 200
     hits = np.zeros((size, size))
     for key in range(trials):
         hits[np.arange(size), permute(np.arange(size), size, round_keys(key, "uniform"))] += 1

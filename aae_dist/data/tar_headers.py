@@ -1,0 +1,186 @@
+"""Members of a tar file, from its headers: ustar, pax and GNU long names.
+
+What Python's tarfile takes for the end of a damaged archive in streaming mode (a cut, a wrong
+checksum, a zeroed header) is an error here, so no sample gets lost.
+"""
+
+import re
+from array import array
+from collections.abc import Iterator
+from mmap import mmap
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aae_dist.errors import DataError
+
+Buffer = bytes | mmap
+Numbers: TypeAlias = "array[int]"  # the class itself takes no [] before Python 3.12
+
+_BLOCK = 512
+_MAX_EXTENSION_BYTES = 1 << 20
+_REGULAR = frozenset((b"\0", b"0", b"7"))
+_EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K"))
+_HAS_NO_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
+_PAX_RECORD = re.compile(rb"([0-9]{1,7}) ([^=]+)=")
+_OCTAL_WEIGHTS = 8 ** np.arange(5, -1, -1)
+
+
+class DamagedTarError(DataError):
+    """A shard is cut off, overwritten or not a tar file; the message lacks the shard's name."""
+
+
+class Member(NamedTuple):
+    """A regular file in the archive."""
+
+    name: str
+    start: int
+    """Byte of the archive at which its data begin."""
+    size: int
+
+
+def read_members(buffer: Buffer) -> Iterator[Member]:
+    """Yield the regular files of a whole archive, in order.
+
+    Raises:
+        DamagedTarError: A header is wrong, or the archive does not end properly.
+    """
+    headers = array("q")
+    try:
+        yield from _members(buffer, headers)
+    except DamagedTarError:
+        # A header overwritten with noise is best described by the first checksum that fails.
+        _verify_checksums(buffer, headers)
+        raise
+    _verify_checksums(buffer, headers)
+
+
+def _members(buffer: Buffer, headers: Numbers) -> Iterator[Member]:
+    """Yield the regular files; append the offset of every header block to `headers`."""
+    offset, end = 0, len(buffer)
+    long_name: str | None = None
+    long_size: int | None = None
+    while True:
+        header = buffer[offset : offset + _BLOCK]
+        if len(header) < _BLOCK:
+            raise DamagedTarError(f"cut off at byte {end}: the end-of-archive mark is missing")
+        if header[0] == 0 and not any(header):
+            return _check_only_zeros(buffer, offset)
+        headers.append(offset)
+        kind, size = header[156:157], _parse_number(header[124:136], offset)
+        start, is_extension = offset + _BLOCK, kind in _EXTENSIONS
+        if long_size is not None and not is_extension:
+            size = long_size
+        if kind in _HAS_NO_DATA:
+            size = 0
+        if start + size > end:
+            raise DamagedTarError(f"cut off at byte {end}: a member ends at byte {start + size}")
+        offset = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+        if is_extension:
+            name, override = _extension(kind, buffer, start, size)
+            long_name, long_size = name or long_name, long_size if override is None else override
+            continue
+        name = long_name or _name(header)
+        long_name = long_size = None
+        if kind == b"S":
+            raise DamagedTarError(f"sparse member {name!r:.200} is not supported")
+        if kind in _REGULAR and name and not (kind == b"\0" and name.endswith("/")):
+            yield Member(name, start, size)
+
+
+def _check_only_zeros(buffer: Buffer, offset: int) -> None:
+    rest = np.frombuffer(buffer, np.uint8, offset=offset)
+    if rest.any():
+        at = offset + int(rest.argmax())
+        raise DamagedTarError(
+            f"data at byte {at} after an empty header at byte {offset}: "
+            "a header was zeroed, or archives were joined"
+        )
+
+
+def _name(header: bytes) -> str:
+    name = header[: header.find(0, 0, 100)] if 0 in header[:100] else header[:100]
+    # GNU's own header format keeps other things where ustar has the prefix, but a NUL comes first.
+    if header[345]:
+        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _parse_number(raw: bytes, offset: int) -> int:
+    """Parse a size: octal digits, or GNU's base-256 for 8 GiB and more."""
+    if raw[11] == 0 and raw[:11].isdigit() and not raw.translate(None, b"01234567\0"):
+        return int(raw[:11], 8)
+    if raw[0] == 0x80:
+        return int.from_bytes(raw[1:], "big")
+    text = raw.split(b"\0", 1)[0].strip()
+    if text and not re.fullmatch(rb"[0-7]+", text):
+        raise DamagedTarError(f"the header at byte {offset} has no valid size; not a tar file?")
+    return int(text or b"0", 8)
+
+
+def _extension(kind: bytes, buffer: Buffer, start: int, size: int) -> tuple[str, int | None]:
+    """Return the name ('' for none) and the size that an extension header gives the next member."""
+    if size > _MAX_EXTENSION_BYTES:
+        raise DamagedTarError(f"an extension header of {size} bytes at byte {start}")
+    data = bytes(buffer[start : start + size])
+    if kind == b"L":
+        return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"), None
+    if kind in b"gK":
+        return "", None
+    records = _pax_records(data, start)
+    if any(key.startswith(b"GNU.sparse") for key in records):
+        raise DamagedTarError(f"a sparse member at byte {start} is not supported")
+    name = records.get(b"path", b"").decode("utf-8", "surrogateescape").rstrip("/")
+    digits = records.get(b"size")
+    if digits is not None and not re.fullmatch(rb"[0-9]{1,18}", digits):
+        raise DamagedTarError(f"the pax header at byte {start} has no valid size")
+    return name, None if digits is None else int(digits)
+
+
+def _pax_records(data: bytes, start: int) -> dict[bytes, bytes]:
+    """Parse lines of the form 'LENGTH KEY=VALUE', where LENGTH counts the whole line."""
+    records, position = {}, 0
+    while position < len(data) and data[position]:
+        match = _PAX_RECORD.match(data, position)
+        end = position + int(match[1]) if match else 0
+        if match is None or not match.end() < end <= len(data) or data[end - 1] != 0x0A:
+            raise DamagedTarError(f"the pax header at byte {start} has a broken record")
+        records[match[2]] = data[match.end() : end - 1]
+        position = end
+    return records
+
+
+def _verify_checksums(buffer: Buffer, offsets: Numbers) -> None:
+    """Raise for the first header whose bytes do not add up to its checksum."""
+    blocks = np.frombuffer(buffer, np.uint8, count=len(buffer) // _BLOCK * _BLOCK)
+    blocks = blocks.reshape(-1, _BLOCK)
+    numbers = np.frombuffer(offsets, np.int64) // _BLOCK
+    for first in range(0, len(numbers), 4096):
+        chunk = numbers[first : first + 4096]
+        wrong = _wrong_checksums(blocks[chunk])
+        if wrong.any():
+            at = int(chunk[wrong.argmax()]) * _BLOCK
+            raise DamagedTarError(f"the header at byte {at} is damaged (wrong checksum)")
+
+
+def _wrong_checksums(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which header blocks, uint8 [n, 512], are damaged, bool [n]."""
+    stored = headers[:, 148:156]
+    # The checksum counts its own field as eight spaces.
+    sums = headers.sum(1, dtype=np.int64) - stored.sum(1, dtype=np.int64) + 8 * 32
+    digits = stored[:, :6].astype(np.int64) - ord("0")
+    plain = ((digits >= 0) & (digits < 8)).all(1)
+    wrong = np.asarray(sums != digits @ _OCTAL_WEIGHTS)
+    for row in np.flatnonzero(~plain):
+        wrong[row] = _differs(stored[row].tobytes(), headers[row], int(sums[row]))
+    return wrong
+
+
+def _differs(field_bytes: bytes, header: NDArray[np.uint8], unsigned: int) -> bool:
+    """Compare a checksum written unusually: other padding, or a sum of signed bytes (old tools)."""
+    text = field_bytes.strip(b" \0")
+    if not re.fullmatch(rb"[0-7]{1,7}", text):
+        return True
+    signed = unsigned - 256 * int((header >= 128).sum()) + 256 * int((header[148:156] >= 128).sum())
+    return int(text, 8) not in (unsigned, signed)
