@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from aae_dist.data.loader import Batch, BatchLoader
     from aae_dist.data.manifest import Manifest, Shard
     from aae_dist.data.order import BatchPlan, Order, rank_rows, resolve_window
-    from aae_dist.data.patterns import absolute
 
 __all__ = [
     "Batch",
@@ -22,7 +21,6 @@ __all__ = [
     "Manifest",
     "Order",
     "Shard",
-    "absolute",
     "build_index",
     "open_dataset",
     "open_manifest",
@@ -36,7 +34,6 @@ _MODULES = {
     "loader": ("Batch", "BatchLoader"),
     "manifest": ("Manifest", "Shard"),
     "order": ("BatchPlan", "Order", "rank_rows", "resolve_window"),
-    "patterns": ("absolute",),
 }
 
 

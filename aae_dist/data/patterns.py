@@ -55,12 +55,6 @@ def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Sourc
     return sources
 
 
-def absolute(urls: str | Sequence[str]) -> tuple[str, ...]:
-    """Return `urls` with local paths counted from the present working directory."""
-    texts = [urls] if isinstance(urls, str) else urls
-    return tuple(t if "://" in t else os.path.abspath(os.path.expanduser(t)) for t in texts)
-
-
 def expand_braces(text: str) -> Iterator[str]:
     """Yield `text` with {000..011} and {a,b} replaced by each of their values, left to right."""
     pieces = _BRACES.split(text)

@@ -6,7 +6,7 @@ import pytest
 from helpers.shards import write_shards
 
 from aae_dist.data.index import open_manifest
-from aae_dist.data.patterns import absolute, expand_braces
+from aae_dist.data.patterns import expand_braces
 from aae_dist.errors import DataError
 from aae_dist.storage import open_storage
 
@@ -56,11 +56,6 @@ def test_the_same_patterns_work_in_a_bucket(s3: Callable[[], str], tmp_path: Pat
         shards = open_manifest(bucket.uri + pattern).shards
         assert [(shard.name, shard.samples) for shard in shards] == [("000.tar", 3), ("001.tar", 2)]
     assert open_manifest(f"{bucket.uri}/*/000.tar").shards[0].name == "other/000.tar"
-
-
-def test_paths_become_absolute_for_processes_elsewhere() -> None:
-    assert absolute(["a/*.tar", "s3://b/c"]) == (f"{os.getcwd()}/a/*.tar", "s3://b/c")
-    assert absolute("builtin://digits/train") == ("builtin://digits/train",)
 
 
 def test_what_names_nothing_is_one_clear_line(tmp_path: Path) -> None:
