@@ -1,13 +1,12 @@
 """Rank 0's records of a run: console, metrics.jsonl, pictures, W&B."""
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aae_dist.config import RunConfig
 from aae_dist.evaluation import Gallery
-from aae_dist.evaluation.curves import loss_curves
-from aae_dist.evaluation.pictures import draw_all, png
 from aae_dist.tracking import JsonLinesSink, MetricSink, open_console, open_wandb
 from aae_dist.training.run_folder import RunFolder
 
@@ -27,7 +26,9 @@ class Recorder:
     ) -> None:
         """Open the sinks; metrics of steps after `resumed_step` are cut, they will come again."""
         self._folder, self._line = folder, line
-        self._local = tempfile.TemporaryDirectory(prefix="aae_dist-")
+        self._local = tempfile.TemporaryDirectory(
+            prefix="aae_dist-", ignore_cleanup_errors=True
+        )
         path = Path(self._local.name)
         self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
         console = open_console(line, total_steps, resumed_step)
@@ -36,7 +37,7 @@ class Recorder:
         self.latest: dict[str, float] = {}
         self._uploaded = b""
         for record in self.json_lines.records():
-            self.latest |= record
+            self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
 
     def record(self, metrics: Metrics) -> None:
         """Pass one log point on."""
@@ -46,6 +47,10 @@ class Recorder:
 
     def draw(self, gallery: Gallery, step: int) -> None:
         """Draw an evaluation's pictures; a picture that fails costs a line, not the run."""
+        # Imported here: matplotlib takes seconds, which the first step need not wait for.
+        from aae_dist.evaluation.curves import loss_curves
+        from aae_dist.evaluation.pictures import draw_all, png
+
         try:
             curves = png(loss_curves(self.json_lines.records()))
             for name, image in {**draw_all(gallery), "losses": curves}.items():
