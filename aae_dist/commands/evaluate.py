@@ -2,6 +2,8 @@
 
 import json
 
+import torch
+
 from aae_dist import load_run
 from aae_dist.commands.tables import print_metrics
 
@@ -14,6 +16,8 @@ def evaluate(uri: str, as_json: bool = False) -> int:
         DataError: the validation data is not there, or the run has none.
     """
     run = load_run(uri)
+    # As many as in training: matrix products round differently with another number of threads.
+    torch.set_num_threads(run.config.launch.cpus_per_worker)
     metrics = run.evaluate().metrics
     if as_json:
         print(json.dumps({"step": run.step, **metrics}, indent=2))

@@ -35,6 +35,8 @@ def sample(uri: str, num: int, out: str, seed: int = 0) -> int:
         known = ", ".join(WRITERS)
         raise ConfigError(f"--out {out}: the suffix should be one of {known}, got {path.suffix!r}")
     run = load_run(uri)
+    # As many as in training: matrix products round differently with another number of threads.
+    torch.set_num_threads(run.config.launch.cpus_per_worker)
     images = run.sample(num, generator=torch.Generator().manual_seed(seed))
     array: Images = images.detach().to("cpu", torch.float32).numpy()
     try:

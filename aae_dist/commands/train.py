@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aae_dist.commands.tables import print_metrics
+from aae_dist.commands.tables import print_metrics, results
 from aae_dist.config import dump_yaml, load_config
 
 if TYPE_CHECKING:
@@ -49,6 +49,6 @@ def _show(outcome: "Outcome") -> None:
             f"This run had already finished at step {outcome.step:,}: nothing was trained. "
             "To train on, raise train.steps or train.epochs; for another run, change run.name."
         )
-    print_metrics(outcome.metrics, title=f"Result at step {outcome.step:,}")
+    print_metrics(results(outcome.metrics), title=f"Result at step {outcome.step:,}")
     print(f"Run folder: {outcome.run_uri}")
     print(f"Pictures:   {outcome.run_uri}/pictures/")
