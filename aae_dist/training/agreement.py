@@ -37,12 +37,13 @@ class Agreement:
 
     def after(self, step: int, wants_stop: Callable[[], bool], wants_save: bool) -> Decision:
         """Return the common decision after `step`; nothing is asked between questions."""
+        if self._world.size == 1:
+            return Decision(stop=wants_stop(), save=wants_save)
         if step < self._next_step:
             return Decision(stop=False, save=False)
         asked = [float(wants_stop()), float(wants_save), float(self._steps_a_second(step))]
         answer = torch.tensor(asked, device=self._world.device)
-        if self._world.size > 1:
-            dist.all_reduce(answer, dist.ReduceOp.MAX)
+        dist.all_reduce(answer, dist.ReduceOp.MAX)
         stop, save, interval = answer.tolist()
         self._next_step = step + int(interval)
         return Decision(stop=bool(stop), save=bool(save))

@@ -69,10 +69,12 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
         prior = build_prior(config.prior, config.model.latent_dim)
         evaluator = None
         if config.data.validation is not None:
-            validation = open_dataset(config.data.validation, config.data)
+            validation = open_dataset(config.data.validation, config.data, dataset.image_shape)
             evaluator = Evaluator(validation, prior, world, config.run.seed)
-        channels, size, _ = dataset.image_shape
-        found = {"lanes": lanes, "shuffle_window": window, "image_size": size, "channels": channels}
+        channels, height, width = dataset.image_shape
+        found = {"lanes": lanes, "shuffle_window": window, "channels": channels}
+        if height == width:
+            found["image_size"] = height
         data = config.data.model_copy(update=found)
         return RunData(config.model_copy(update={"data": data}), dataset, order, evaluator, prior)
 

@@ -91,7 +91,7 @@ class TrainedRun:
         """
         if self.config.data.validation is None:
             raise ConfigError(f"{self.uri} was trained without data.validation")
-        dataset = open_dataset(self.config.data.validation, self.config.data)
+        dataset = open_dataset(self.config.data.validation, self.config.data, self.image_shape)
         world = World(rank=0, size=1, local_rank=0, device=self.device)
         evaluator = Evaluator(dataset, self.prior, world, self.config.run.seed)
         return evaluator.evaluate(self._autoencoder)

@@ -1,0 +1,36 @@
+"""The public names, and what importing them costs."""
+
+import subprocess
+import sys
+
+import aae_dist
+
+
+def test_public_names_exist() -> None:
+    assert all(hasattr(aae_dist, name) for name in aae_dist.__all__)
+    assert aae_dist.__all__ == sorted(aae_dist.__all__)
+
+
+def test_importing_the_package_loads_neither_torch_nor_ray_nor_wandb() -> None:
+    code = "import sys, aae_dist; print([m for m in ('torch', 'ray', 'wandb') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+ENGINE_WITHOUT_RAY = """
+import sys
+for name in ("ray", "wandb", "optuna", "pyarrow"):
+    sys.modules[name] = None  # what Python holds for a module that cannot be imported
+from aae_dist.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_engine_trains_where_ray_and_wandb_are_not_installed(tmp_path: object) -> None:
+    items = ["run.name=x", "data.train=builtin://digits/train", "train.steps=2"]
+    command = [sys.executable, "-c", ENGINE_WITHOUT_RAY, "train", *items, f"run.storage={tmp_path}"]
+    out = subprocess.run([*command, "launch.kind=local"], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    out = subprocess.run([*command, "run.name=y"], capture_output=True, text=True)
+    assert out.returncode == 2
+    assert "pip install 'aae_dist[ray]'" in out.stderr

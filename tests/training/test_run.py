@@ -1,0 +1,192 @@
+"""A whole run in this process: its folder, how it resumes, what it refuses."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.ranks import single_world
+from helpers.runs import TINY, final_tensors, metrics
+
+import aae_dist
+from aae_dist.config import RunConfig, load_config
+from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
+from aae_dist.training.outcome import Outcome
+from aae_dist.training.run_lock import RunLock
+from aae_dist.training.train import train
+
+NO_VALIDATION = "data.validation=null"
+
+
+class RecordingReporter:
+    """Remembers what it is told; asks to stop once `stop_at` log points were reported."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.lines: list[str] = []
+        self.reports: list[Mapping[str, float]] = []
+        self._stop_at = stop_at
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        self.reports.append(metrics)
+
+    def stop_requested(self) -> bool:
+        return self._stop_at is not None and len(self.reports) >= self._stop_at
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def config(storage: Path, *items: str) -> RunConfig:
+    overrides = [f"run.storage={storage}", "run.name=run", "launch.kind=local", *TINY, *items]
+    return load_config([], overrides).config
+
+
+def go(storage: Path, *items: str, stop_at: int | None = None) -> tuple[Outcome, RecordingReporter]:
+    torch.set_num_threads(1)
+    reporter = RecordingReporter(stop_at)
+    return train(config(storage, *items), single_world(), reporter, "launch"), reporter
+
+
+def assert_bit_equal(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        same = torch.equal(got[name], value) if isinstance(value, torch.Tensor) else None
+        assert same or got[name] == value, name
+
+
+def test_a_run_leaves_the_folder_of_the_contract(tmp_path: Path) -> None:
+    outcome, reporter = go(tmp_path, "train.steps=25", "train.evaluate_every_steps=10")
+    folder = tmp_path / "run"
+    assert (outcome.state, outcome.step, outcome.run_uri) == ("finished", 25, str(folder))
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "pictures/latent_codes.png",
+        "pictures/losses.png",
+        "pictures/prior_samples.png",
+        "pictures/reconstructions.png",
+        "checkpoints/step-000000025/MANIFEST.json",
+        "checkpoints/step-000000025/model.safetensors",
+    }
+    records = metrics(str(folder))
+    assert [r["step"] for r in records] == [10, 20, 25]
+    assert {"epoch", "samples_seen", "loss/reconstruction", "loss/discriminator"} <= set(records[0])
+    assert {"prior_match/c2st", "reconstruction/mse", "discriminator/accuracy_prior"} <= set(
+        records[0]
+    )
+    assert records[-1]["samples_seen"] == 25 * 48
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["metrics"]["prior_match/c2st"] == outcome.metrics["prior_match/c2st"]
+    assert [r["step"] for r in reporter.reports] == [10, 20, 25]
+
+
+def test_a_finished_run_returns_at_once_and_can_be_prolonged(tmp_path: Path) -> None:
+    go(tmp_path, NO_VALIDATION, "train.steps=10")
+    again, reporter = go(tmp_path, NO_VALIDATION, "train.steps=10")
+    assert again.state == "already_finished"
+    assert reporter.reports == []
+    longer, reporter = go(tmp_path, NO_VALIDATION, "train.steps=20")
+    assert (longer.state, longer.step) == ("finished", 20)
+    assert any("resuming" in line and "step 10" in line for line in reporter.lines)
+    assert [r["step"] for r in metrics(longer.run_uri)] == [10, 20]
+
+
+def test_a_stopped_run_resumes_bit_equal_to_an_unbroken_one(tmp_path: Path) -> None:
+    items = [NO_VALIDATION, "train.steps=40", "train.log_every_steps=1", "posterior.kind=gaussian"]
+    whole, _ = go(tmp_path / "whole", *items)
+    stopped, _ = go(tmp_path / "broken", *items, stop_at=13)
+    assert stopped.state == "interrupted"
+    assert 13 <= stopped.step < 40
+    resumed, _ = go(tmp_path / "broken", *items)
+    assert resumed.state == "finished"
+    assert_bit_equal(final_tensors(resumed.run_uri, 40), final_tensors(whole.run_uri, 40))
+    assert [r["step"] for r in metrics(resumed.run_uri)] == list(range(1, 41))
+
+
+def test_epochs_count_every_sample_and_the_batch_size_may_change_between(tmp_path: Path) -> None:
+    items = [NO_VALIDATION, "train.epochs=1", "train.global_batch_size=480", "data.lanes=24"]
+    outcome, _ = go(tmp_path, *items)
+    assert outcome.step == math.ceil(8000 / 480)
+    assert outcome.metrics["samples_seen"] == 8000
+    items = [NO_VALIDATION, "train.epochs=2", "train.global_batch_size=240", "data.lanes=24"]
+    outcome, _ = go(tmp_path, *items)
+    assert outcome.step == math.ceil(8000 / 480) + math.ceil(8000 / 240)
+    assert outcome.metrics["samples_seen"] == 16000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("phases.generator.optimizer.lr=1e-5", r"phases\.generator\.optimizer\.lr: saved 0\.0003"),
+        ("run.seed=1", r"run\.seed: saved 0, now 1"),
+        ("model.latent_dim=4", r"model\.latent_dim: saved 2, now 4"),
+        ("train.global_batch_size=50", "must be a multiple of 24"),
+        ("data.train=builtin://digits/validation", "was trained on other shards"),
+        ("run.resume=never", "has a checkpoint of step 10"),
+    ],
+)
+def test_a_resume_that_would_be_another_run_is_refused(
+    tmp_path: Path, change: str, message: str
+) -> None:
+    go(tmp_path, NO_VALIDATION, "train.steps=10")
+    with pytest.raises(CheckpointError, match=message):
+        go(tmp_path, NO_VALIDATION, "train.steps=20", change)
+
+
+def test_resume_must_needs_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"run\.resume=must, but .* has no checkpoint"):
+        go(tmp_path, NO_VALIDATION, "train.steps=10", "run.resume=must")
+
+
+def test_a_second_writer_of_a_live_run_is_refused(tmp_path: Path) -> None:
+    from aae_dist.storage import open_storage
+
+    with (
+        RunLock.acquire(open_storage(str(tmp_path / "run")), "another launch"),
+        pytest.raises(LaunchError, match=r"run"),
+    ):
+        go(tmp_path, NO_VALIDATION, "train.steps=10")
+
+
+def test_init_from_takes_weights_and_starts_at_step_0(tmp_path: Path) -> None:
+    first, _ = go(tmp_path, NO_VALIDATION, "train.steps=10")
+    items = [f"run.init_from={first.run_uri}", "run.name=second", "run.seed=5"]
+    frozen = "phases={reconstruction: {optimizer: {lr: 1e-30}}, generator: {optimizer: {lr: 1e-30}}}"
+    second, _ = go(tmp_path, NO_VALIDATION, "train.steps=1", frozen, *items)
+    got, expected = final_tensors(second.run_uri, 1), final_tensors(first.run_uri, 10)
+    for name, tensor in expected.items():
+        if name.startswith("model.safetensors/encoder"):
+            assert torch.equal(got[name], tensor)
+    assert got["state"]["step"] == 1
+
+
+def test_a_diverged_run_ends_with_its_own_error_after_the_configured_number(tmp_path: Path) -> None:
+    items = ["phases.reconstruction.optimizer={kind: sgd, lr: 1e30}", "train.max_skipped_updates=4"]
+    with pytest.raises(TrainingDivergedError, match="skipped 4 updates in a row"):
+        go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "diverged"
+
+
+def test_load_run_encodes_decodes_and_samples(tmp_path: Path) -> None:
+    outcome, _ = go(tmp_path, "train.steps=10")
+    run = aae_dist.load_run(outcome.run_uri)
+    assert run.step == 10
+    images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    codes = run.encode(images)
+    assert codes.shape == (5, 2)
+    assert torch.allclose(codes, run.encode(images.float() / 255), atol=1e-5)
+    assert torch.equal(run.reconstruct(images), run.decode(codes))
+    sample = run.sample(3, generator=torch.Generator().manual_seed(1))
+    assert sample.shape == (3, 1, 28, 28)
+    assert 0.0 <= float(sample.min()) <= float(sample.max()) <= 1.0
+    metrics = run.evaluate().metrics
+    assert metrics["reconstruction/mse"] == outcome.metrics["reconstruction/mse"]
+    with pytest.raises(ValueError, match=r"\(B, 1, 28, 28\)"):
+        run.encode(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        aae_dist.load_run(str(tmp_path / "nothing"))
