@@ -27,7 +27,7 @@ def is_local() -> bool:
 
 
 def check_storage(config: RunConfig) -> None:
-    """Raise ConfigError for a relative run.storage inside a Ray job: its directory does not last."""
+    """Raise ConfigError for a relative run.storage inside a Ray job, whose directory goes."""
     storage = config.run.storage
     if inside_ray_job() and "://" not in storage and not os.path.isabs(storage):
         raise ConfigError(
@@ -114,7 +114,11 @@ def _init(*args: Any, **kwargs: Any) -> None:
 
 def _set_environment(config: RunConfig, local: bool) -> None:
     """Set what Ray reads from the environment; what the user has set stays."""
-    defaults = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS)}
+    defaults = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
+        # Raylets' messages would be printed between our lines, whatever log_to_driver says.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    }
     if local:
         defaults |= {
             # A key of this launch only: Ray's own default writes one into the home directory.

@@ -1,0 +1,117 @@
+"""Runs on a real cluster: Ray Train, two workers, gloo."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from aae_dist.errors import ConfigError, Interrupted, LaunchError
+from aae_dist.launch import launch
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+FAULTY = '''
+import os
+from pathlib import Path
+from aae_dist.priors import GaussianPrior
+
+class FaultyPrior(GaussianPrior):
+    """Kills rank 1 at its 25th draw, once; later tells when rank 0 has come as far again."""
+
+    def __init__(self, latent_dim, folder):
+        super().__init__(latent_dim, std=1.0)
+        self.folder, self.draws = Path(folder), 0
+
+    def sample(self, num_samples, generator):
+        self.draws += 1
+        if self.draws >= 25:
+            self.misbehave(os.environ["RANK"])
+        return super().sample(num_samples, generator)
+
+    def misbehave(self, rank):
+        if (self.folder / "killed").exists():
+            (self.folder / "survived").touch()
+        elif rank == "1":
+            (self.folder / "killed").touch()
+            os._exit(9)
+'''
+
+
+def steps_of(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def signal_when(path: Path) -> threading.Thread:
+    """Send SIGTERM to this process, the driver, as soon as `path` exists."""
+
+    def wait() -> None:
+        while not path.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_rank_and_a_stop_cost_nothing(joined, configure, tmp_path, monkeypatch, capfd):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.chdir(tmp_path)  # a prior of one's own lies where the command is given
+    faulty = (
+        "prior.kind=custom",
+        "prior.path=faulty:FaultyPrior",
+        f"prior.arguments={{folder: {tmp_path}}}",
+        "checkpoint.every_steps=10",
+    )
+    signal_when(tmp_path / "survived")
+    with pytest.raises(Interrupted, match="stopped at step") as stopped:
+        launch(configure(*faulty, "train.steps=1000000"))
+    lines = capfd.readouterr().out.splitlines()
+    step = int(re.search(r"at step (\d+)", str(stopped.value)).group(1))
+    assert f"resuming {tmp_path}/run at step 20" in lines
+    assert any(line.startswith("rank 1 failed (its process died)") for line in lines)
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:09d}" / "MANIFEST.json").exists()
+    assert not [line for line in lines if "pid=" in line or "(raylet)" in line]
+
+    outcome = launch(configure(*faulty, f"train.steps={step + 10}"))
+    assert (outcome.state, outcome.step) == ("finished", step + 10)
+    assert f"resuming {tmp_path}/run at step {step}" in capfd.readouterr().out
+    logged = steps_of(tmp_path / "run")
+    assert logged == sorted(set(logged))
+
+    started = time.monotonic()
+    assert launch(configure(*faulty, f"train.steps={step + 10}")).state == "already_finished"
+    assert time.monotonic() - started < 5.0
+
+
+def test_a_users_mistake_found_by_the_workers_is_not_retried(joined, configure, capfd):
+    with pytest.raises(ConfigError, match=r"prior\.path: nowhere:Prior failed"):
+        launch(configure("prior.kind=custom", "prior.path=nowhere:Prior", "train.steps=1"))
+    assert "starts the workers again" not in capfd.readouterr().out
+
+
+def test_more_workers_than_the_cluster_can_ever_have_are_refused(joined, configure):
+    started = time.monotonic()
+    with pytest.raises(LaunchError, match=r"3 workers x \(1 CPU\) can never start.*2 CPU on 1 n"):
+        launch(configure("launch.workers=3", "train.steps=1"))
+    assert time.monotonic() - started < 60.0
+
+
+def test_a_busy_cluster_is_waited_for_and_given_up(joined, configure, capfd):
+    import ray
+    from ray.util import placement_group
+
+    ray.init(log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.get(placement_group([{"CPU": 1}]).ready(), timeout=120)
+        with pytest.raises(LaunchError, match=r"waited 0\.2 min for 2 workers x \(1 CPU\); free 1"):
+            launch(configure("launch.max_wait_minutes=0.2", "train.steps=1"))
+    finally:
+        ray.shutdown()
+    said = capfd.readouterr().out
+    assert "waiting for room on the cluster (min 0 of 0.2): wanted 2 workers" in said
