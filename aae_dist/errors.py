@@ -3,12 +3,12 @@
 AaeDistError
  |- ConfigError            the run's configuration is wrong; the message names the key and the fix
  |- DataError              shards, manifests or samples are missing, damaged or not as declared
- |- CheckpointError        no checkpoint verifies, or one does not fit the run that wants to resume
- |- LaunchError            the run cannot start here: storage, permissions, resources, a second writer
+ |- CheckpointError        no checkpoint verifies, or one does not fit the run that resumes
+ |- LaunchError            the run cannot start here: storage, resources, a second writer
  |- TrainingDivergedError  too many updates in a row had non-finite gradients
  `- Interrupted            a stop was asked for and a checkpoint was saved
 
-A message says what, what was got, and what to do. Each class carries the exit code of the command line.
+A message says what, what was got, and what to do. Each class carries its exit code.
 """
 
 
@@ -47,6 +47,6 @@ class Interrupted(AaeDistError):
 
 
 def by_name(name: str) -> type[AaeDistError]:
-    """Return the error class called `name`: errors cross process borders as (name, message) pairs."""
+    """Return the error class called `name`: errors cross processes as (name, message) pairs."""
     classes = {c.__name__: c for c in AaeDistError.__subclasses__()}
     return classes.get(name, AaeDistError)

@@ -78,7 +78,14 @@ class Floor:
             self.optimizers.append(torch.optim.Adam(parameters, fused=True))
 
     def _add(
-        self, layers: list[nn.Linear], rows: int, *, forward: int, weight: int, data: int, first_data: int
+        self,
+        layers: list[nn.Linear],
+        rows: int,
+        *,
+        forward: int,
+        weight: int,
+        data: int,
+        first_data: int,
     ) -> None:
         for number, layer in enumerate(layers):
             w = torch.randn_like(layer.weight)

@@ -86,7 +86,7 @@ class AdversarialMethod(Section):
 
     kind: Literal["adversarial"] = "adversarial"
     reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
-    """Per image: half the summed squared error (the paper's), its mean over pixels, or summed cross-entropy."""
+    """Per image: half the summed squared error (the paper's), mean squared error, or summed BCE."""
 
 
 class VariationalMethod(Section):
@@ -94,7 +94,7 @@ class VariationalMethod(Section):
 
     kind: Literal["variational"] = "variational"
     reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
-    """Per image: half the summed squared error, its mean over pixels, or summed cross-entropy."""
+    """Per image: half the summed squared error (the paper's), mean squared error, or summed BCE."""
     beta: NonNegativeFloat = 1.0
     """Weight of the KL term."""
 
@@ -104,7 +104,7 @@ class AutoencoderMethod(Section):
 
     kind: Literal["autoencoder"] = "autoencoder"
     reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
-    """Per image: half the summed squared error, its mean over pixels, or summed cross-entropy."""
+    """Per image: half the summed squared error (the paper's), mean squared error, or summed BCE."""
 
 
 Posterior = Annotated[DeterministicPosterior | GaussianPosterior, Field(discriminator="kind")]

@@ -40,37 +40,61 @@ class RunConfig(Section):
 
 
 def default_lanes(global_batch_size: int) -> int:
-    """Return the largest divisor of the global batch up to 32: each lane keeps a shard or more open."""
+    """Return the largest divisor of the global batch up to 32: each lane keeps a shard open."""
     return max(n for n in range(1, 33) if global_batch_size % n == 0)
 
 
-def cross_checks(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield (path, message) for every pair of sections that contradict each other."""
-    yield from _lengths(config)
-    yield from _latent_shapes(config)
-    yield from _batches(config)
+Problem = tuple[str, str]
+"""Path of the key, and what is wrong with it, what was got, what to do."""
 
 
-def _lengths(config: RunConfig) -> Iterator[tuple[str, str]]:
+def cross_checks(config: RunConfig) -> Iterator[Problem]:
+    """Yield every contradiction between two sections."""
     if (config.train.steps is None) == (config.train.epochs is None):
         yield "train", "give train.steps or train.epochs (exactly one), for example train.epochs=20"
+    yield from _prior_problems(config)
+    yield from _method_problems(config)
+    yield from _batch_problems(config)
 
 
-def _latent_shapes(config: RunConfig) -> Iterator[tuple[str, str]]:
-    latent_dim, prior, method = config.model.latent_dim, config.prior, config.method
-    if prior.kind == "swiss_roll" and latent_dim != 2:
-        yield "prior.kind", f"swiss_roll exists in 2 dimensions only (got model.latent_dim={latent_dim}); set model.latent_dim=2 or choose another prior"
-    if prior.kind == "mixture" and latent_dim % 2:
-        yield "prior.kind", f"mixture needs an even model.latent_dim (got {latent_dim}); use {latent_dim + 1} or choose another prior"
-    if method.kind == "variational" and config.posterior.kind != "gaussian":
-        yield "posterior.kind", f"method variational needs posterior.kind=gaussian (got {config.posterior.kind})"
-    if method.kind == "variational" and prior.kind == "swiss_roll":
-        yield "prior.kind", "swiss_roll has no density, so method variational has no KL term; use method.kind=adversarial"
+def _prior_problems(config: RunConfig) -> Iterator[Problem]:
+    kind, latent_dim = config.prior.kind, config.model.latent_dim
+    if kind == "swiss_roll" and latent_dim != 2:
+        yield (
+            "prior.kind",
+            f"swiss_roll exists in 2 dimensions only (got model.latent_dim={latent_dim}); "
+            "set model.latent_dim=2 or choose another prior",
+        )
+    if kind == "mixture" and latent_dim % 2:
+        yield (
+            "prior.kind",
+            f"mixture needs an even model.latent_dim (got {latent_dim}); "
+            f"use {latent_dim + 1} or choose another prior",
+        )
 
 
-def _batches(config: RunConfig) -> Iterator[tuple[str, str]]:
-    batch, lanes = config.train.global_batch_size, config.lanes
+def _method_problems(config: RunConfig) -> Iterator[Problem]:
+    if config.method.kind != "variational":
+        return
+    if config.posterior.kind != "gaussian":
+        got = config.posterior.kind
+        yield "posterior.kind", f"method variational needs posterior.kind=gaussian (got {got})"
+    if config.prior.kind == "swiss_roll":
+        yield (
+            "prior.kind",
+            "swiss_roll has no density, so method variational has no KL term; "
+            "use method.kind=adversarial",
+        )
+
+
+def _batch_problems(config: RunConfig) -> Iterator[Problem]:
+    batch, lanes, workers = config.train.global_batch_size, config.lanes, config.launch.workers
     if batch % lanes:
-        yield "data.lanes", f"must divide train.global_batch_size={batch} (got {lanes}); try {default_lanes(batch)}"
-    if config.launch.kind == "ray" and config.launch.workers > lanes:
-        yield "launch.workers", f"at most one worker a lane (got {config.launch.workers} workers, {lanes} lanes); use launch.workers={lanes} or raise data.lanes to a divisor of {batch}"
+        advice = f"must divide train.global_batch_size={batch} (got {lanes})"
+        yield "data.lanes", f"{advice}; try {default_lanes(batch)}"
+    if config.launch.kind == "ray" and workers > lanes:
+        yield (
+            "launch.workers",
+            f"at most one worker a lane (got {workers} workers, {lanes} lanes); "
+            f"use launch.workers={lanes} or raise data.lanes to a divisor of {batch}",
+        )

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen, strict group of settings: unknown keys, lossy conversions, inf and nan are refused."""
+    """A frozen, strict group of settings: unknown keys, lossy conversions and nan are refused."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -13,13 +13,13 @@ class Run(Section):
     """The run's identity and place."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Folder of the run inside `storage`; the same name resumes. Letters, digits, dot, dash, underscore."""
+    """Folder of the run inside `storage`; the same name resumes. Letters, digits and . - _ only."""
     storage: str = "~/aae_dist/runs"
     """Local path, s3://, gs:// or az:// that all nodes can reach."""
     seed: NonNegativeInt = 0
     """Key of every random draw: weights, order, prior samples, noise."""
     resume: Literal["auto", "must", "never"] = "auto"
-    """auto resumes if there is a checkpoint; must refuses to start without one; never refuses to start with one."""
+    """auto resumes if there is a checkpoint; must insists on one; never refuses to find one."""
     init_from: str | None = None
     """URI of another run whose newest weights this run starts from, at step 0."""
 
@@ -28,7 +28,7 @@ class Data(Section):
     """Shards and the order they are read in."""
 
     train: Urls
-    """Training shards: a pattern, a folder, a manifest, or a list of them; local, s3://, gs://, az://, builtin://."""
+    """Training shards: pattern, folder, manifest, or a list; local, s3://, gs://, az://, builtin://."""
     validation: Urls | None = None
     """Validation shards; without them nothing is evaluated."""
     image_keys: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
@@ -40,11 +40,11 @@ class Data(Section):
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; by default those of the first image."""
     lanes: PositiveInt | None = None
-    """Parallel sample streams that make up a global batch; must divide it. By default its largest divisor up to 32."""
+    """Sample streams of a global batch; must divide it. By default its largest divisor up to 32."""
     shuffle_window: PositiveInt | Literal["full"] | None = None
-    """Samples shuffled together in a lane, or full: the whole epoch is one permutation. By default full up to 4 GiB."""
+    """Samples shuffled together in a lane, or full: an epoch is one permutation, as up to 4 GiB."""
     decoded: Literal["auto", "none", "memory"] = "auto"
-    """Keep decoded images in each rank's memory for later epochs; auto does so when they take at most 2 GiB."""
+    """Keep decoded images in each rank's memory; auto does so when they take at most 2 GiB."""
 
 
 class Train(Section):
@@ -55,7 +55,7 @@ class Train(Section):
     epochs: PositiveInt | None = None
     """Passes over the training data; give this or `steps`."""
     global_batch_size: PositiveInt = 128
-    """Samples per step, summed over all ranks; a fixed property of the run, however many ranks there are."""
+    """Samples per step, summed over all ranks, however many there are."""
     micro_batch_size: PositiveInt | None = None
     """Samples per forward pass on one rank; by default a rank's whole share of the global batch."""
     log_every_steps: PositiveInt = 50
@@ -64,7 +64,7 @@ class Train(Section):
     best_metric: str = "prior_match/c2st"
     """Metric whose lowest value marks the best checkpoint, which is kept beside the newest ones."""
     max_skipped_updates: PositiveInt = 20
-    """Updates in a row that one phase may skip for non-finite gradients before the run counts as diverged."""
+    """Updates in a row that a phase may skip for non-finite gradients before the run ends."""
     precision: Literal["fp32", "fp64"] = "fp32"
     """Numbers of networks, codes and losses; fp64 serves proofs of equality."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -83,10 +83,10 @@ class Checkpoint(Section):
 
 
 class Launch(Section):
-    """Processes and machines; never changes the numbers that a run computes beyond float rounding."""
+    """Processes and machines; changes the numbers that a run computes by float rounding at most."""
 
     kind: Literal["ray", "local"] = "ray"
-    """ray: Ray Train starts the workers. local: this process, or the world that torchrun started."""
+    """ray: Ray Train starts the workers. local: this process, or the world torchrun started."""
     workers: PositiveInt = 2
     """Data-parallel ranks under Ray; at most `data.lanes`."""
     cpus_per_worker: PositiveInt = 1

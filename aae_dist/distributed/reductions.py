@@ -1,4 +1,4 @@
-"""Small agreements between ranks. JSON travels as bytes: torch's object collectives would unpickle."""
+"""Small agreements between ranks; JSON travels as bytes, as torch's object collectives unpickle."""
 
 import json
 from collections.abc import Callable

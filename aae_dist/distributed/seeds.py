@@ -6,7 +6,7 @@ import torch
 
 
 def derived_seed(seed: int, purpose: str, *keys: int) -> int:
-    """Return 63 bits that depend on the run's seed, the purpose of the draw and its keys (a step)."""
+    """Return 63 bits that depend on the run's seed, the draw's purpose and its keys (a step)."""
     text = "/".join([str(seed), purpose, *map(str, keys)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

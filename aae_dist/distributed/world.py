@@ -30,7 +30,7 @@ def from_environment(device: str) -> World:
     """Return the world that torchrun or Ray Train described in this process's environment.
 
     Args:
-        device: auto, cpu or cuda; auto takes the GPU with this process's local rank, if there is one.
+        device: auto, cpu or cuda; auto takes the GPU of this process's local rank, if there is one.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

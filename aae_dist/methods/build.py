@@ -42,7 +42,9 @@ def build_method(
     )
     kind = METHODS[config.method.kind]
     optimizers = {
-        phase: build_optimizer(getattr(config.phases, phase), {name: wrapped[name] for name in names})
+        phase: build_optimizer(
+            getattr(config.phases, phase), {name: wrapped[name] for name in names}
+        )
         for phase, names in kind.phases.items()
     }
     if isinstance(config.method, parts.VariationalMethod):
@@ -50,9 +52,7 @@ def build_method(
     return kind(modules, optimizers)
 
 
-def build_optimizer(
-    config: phases.Phase, networks: dict[str, nn.Module]
-) -> SynchronizedOptimizer:
+def build_optimizer(config: phases.Phase, networks: dict[str, nn.Module]) -> SynchronizedOptimizer:
     """Return the synchronized optimizer of one phase over its networks."""
     parameters = [p for network in networks.values() for p in network.parameters()]
     return SynchronizedOptimizer(

@@ -22,7 +22,7 @@ class Part:
     x_BCHW: Tensor
     """Images in [0, 1]."""
     weights_B: Tensor
-    """ranks / unmasked samples of the global batch; 0 for a masked row, and so for its prior sample.
+    """ranks / unmasked samples of the global batch; 0 for a masked row and for its prior sample.
 
     Summed with these weights and averaged over ranks, losses are means over the global batch, also
     when ranks hold different numbers of rows.
@@ -74,7 +74,9 @@ class StepInputs:
         )
         return part.split(self.micro_batch_size or len(images))
 
-    def _rows(self, draw: Callable[[int, torch.Generator], Tensor], purpose: str, step: int) -> Tensor:
+    def _rows(
+        self, draw: Callable[[int, torch.Generator], Tensor], purpose: str, step: int
+    ) -> Tensor:
         samples = draw(self.global_batch_size, generator(self.seed, purpose, step))
         return samples[self.rows].to(self.world.device, self.dtype, non_blocking=True)
 

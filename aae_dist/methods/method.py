@@ -34,16 +34,14 @@ class Method(ABC):
     phases: ClassVar[Mapping[str, tuple[str, ...]]]
     """Phase name -> names of the networks it trains, in the order of the step."""
 
-    def __init__(
-        self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer]
-    ) -> None:
+    def __init__(self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer]) -> None:
         """Take the networks and one optimizer a phase."""
         self.modules = modules
         self.optimizers = dict(optimizers)
 
     @abstractmethod
     def step(self, parts: Sequence[Part]) -> Losses:
-        """Run every phase once on one global batch, of which `parts` are this rank's micro-batches."""
+        """Run every phase once on a global batch; `parts` are this rank's micro-batches of it."""
 
     def set_progress(self, progress: float) -> None:
         """Set every phase's learning rate for progress = samples seen / samples planned."""

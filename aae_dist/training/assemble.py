@@ -58,7 +58,9 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
                 "new run.name"
             )
         lanes = before["lanes"] if before else config.lanes
-        window = before["shuffle_window"] if before else resolve_window(config.data, dataset.manifest)
+        window = (
+            before["shuffle_window"] if before else resolve_window(config.data, dataset.manifest)
+        )
         order = Order(
             dataset.manifest.counts,
             seed=config.run.seed,

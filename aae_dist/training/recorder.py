@@ -26,9 +26,7 @@ class Recorder:
     ) -> None:
         """Open the sinks; metrics of steps after `resumed_step` are cut, they will come again."""
         self._folder, self._line = folder, line
-        self._local = tempfile.TemporaryDirectory(
-            prefix="aae_dist-", ignore_cleanup_errors=True
-        )
+        self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
         self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
         console = open_console(line, total_steps, resumed_step)

@@ -8,7 +8,7 @@ class Reporter(Protocol):
     """What a launcher does for a running training; `RecordingReporter` in the tests is the fake."""
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Pass metrics of a log point on; every rank calls it at the same steps (Ray's is a barrier)."""
+        """Pass metrics of a log point on; every rank calls it at the same steps."""
 
     def stop_requested(self) -> bool:
         """Return whether somebody asked this process to stop; cheap, local, never blocks."""

@@ -32,7 +32,7 @@ CHANGEABLE = (
 
 
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
-    """Raise CheckpointError with a diff unless `config` continues the run that `saved` configured."""
+    """Raise CheckpointError with a diff unless `config` continues the run of `saved`."""
     wanted = config.model_dump(mode="json")
     changes = [change for change in _changes(saved, wanted) if not _may_change(change[0])]
     if changes:
@@ -40,18 +40,20 @@ def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) ->
         raise CheckpointError(
             f"{run_uri} was started with another configuration, so it cannot be resumed:\n"
             + "\n".join(lines)
-            + "\nUndo the change, or take a new run.name with run.init_from=" + run_uri
+            + "\nUndo the change, or take a new run.name with run.init_from="
+            + run_uri
             + " to start from its weights."
         )
 
 
 def check_lanes(saved_lanes: int, config: RunConfig, run_uri: str) -> None:
-    """Raise CheckpointError unless the global batch is a multiple of the lanes the run began with."""
+    """Raise CheckpointError unless the global batch is a multiple of the run's first lanes."""
     batch = config.train.global_batch_size
     if batch % saved_lanes:
         raise CheckpointError(
             f"{run_uri} reads its data in {saved_lanes} lanes, so train.global_batch_size must be "
-            f"a multiple of {saved_lanes} (got {batch}); use {-(-batch // saved_lanes) * saved_lanes}"
+            f"a multiple of {saved_lanes} (got {batch}), for example "
+            f"{-(-batch // saved_lanes) * saved_lanes}"
         )
 
 
@@ -75,9 +77,7 @@ def finished_before(config: RunConfig) -> Outcome | None:
     return Outcome("already_finished", summary["step"], summary["metrics"], folder.uri)
 
 
-def _changes(
-    old: Any, new: Any, path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, Any, Any]]:
+def _changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*old, *new]):
             yield from _changes(old.get(key), new.get(key), (*path, key))

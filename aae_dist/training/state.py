@@ -41,7 +41,9 @@ class TrainState:
         """Return the numbers of a checkpoint."""
         return {"step": self.step, "position": self.position, "best": self.best}
 
-    def load(self, tensors: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]) -> None:
+    def load(
+        self, tensors: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]
+    ) -> None:
         """Continue from what `tensors` and `document` returned when they were saved."""
         self.load_weights(tensors["model"])
         for name, optimizer in self.optimizers.items():

@@ -187,4 +187,3 @@ def _locked(folder: RunFolder, world: World, launch_id: str) -> Iterator[RunLock
 
 def _as_json(outcome: Outcome | None) -> dict[str, Any] | None:
     return dataclasses.asdict(outcome) if outcome else None
-

@@ -13,9 +13,7 @@ from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.methods import build_optimizer
 
 ADAM = phases.Phase(optimizer=phases.Adam(lr=1e-2), schedule=phases.ConstantSchedule())
-SGD = phases.Phase(
-    optimizer=phases.Sgd(lr=1e-2, momentum=0.9), schedule=phases.ConstantSchedule()
-)
+SGD = phases.Phase(optimizer=phases.Sgd(lr=1e-2, momentum=0.9), schedule=phases.ConstantSchedule())
 
 
 def make(config: phases.Phase, seed: int = 0) -> tuple[nn.Module, SynchronizedOptimizer]:

@@ -36,7 +36,7 @@ def all_reduced_bytes(world: World, tree: dict[str, Any]) -> tuple[float, int]:
 
 
 def first_gradients(world: World, tree: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the averaged gradients of each phase's first update, before the optimizer reads them."""
+    """Return the averaged gradients of each phase's first update."""
     config = tiny_config(**tree)
     _, method, inputs = build(config, world)
     seen: dict[str, torch.Tensor] = {}
@@ -59,7 +59,9 @@ def poisoned_run(world: World, tree: dict[str, Any], bad_step: int, bad_rank: in
     for step in range(bad_step + 3):
         if step == bad_step:
             before = [p.clone() for p in networks.discriminator.parameters()]  # type: ignore[union-attr]
-            moments = {k: v.clone() for k, v in method.optimizers["discriminator"].state_dict().items()}
+            moments = {
+                k: v.clone() for k, v in method.optimizers["discriminator"].state_dict().items()
+            }
         poison = step == bad_step and world.rank == bad_rank
         original = method.discriminator_loss  # type: ignore[attr-defined]
         if poison:
@@ -73,7 +75,7 @@ def poisoned_run(world: World, tree: dict[str, Any], bad_step: int, bad_rank: in
             kept = all(torch.equal(state[k], v) for k, v in moments.items() if ":" in k)
     skipped = {phase: int(o.skipped) for phase, o in method.optimizers.items()}
     in_a_row = {phase: int(o.skipped_in_a_row) for phase, o in method.optimizers.items()}
-    flat = [torch.cat([p.detach().flatten() for p in n.parameters()]) for n in networks.named().values()]
+    flat = [
+        torch.cat([p.detach().flatten() for p in n.parameters()]) for n in networks.named().values()
+    ]
     return skipped, in_a_row, unchanged, kept, flat
-
-

@@ -23,9 +23,7 @@ def free_port() -> int:
 
 
 def run_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
-    """Return `function(world, *arguments)` of every rank, in rank order.
-
-    """
+    """Return `function(world, *arguments)` of every rank, in rank order."""
     port, queue, done = free_port(), _context.Queue(), _context.Event()
     processes = [
         _context.Process(target=_rank, args=(queue, done, port, rank, size, function, arguments))
@@ -67,5 +65,3 @@ def _rank(
 
 def single_world() -> World:
     return World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-
-

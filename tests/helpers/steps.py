@@ -1,4 +1,4 @@
-"""Train a small model on random images, on any number of ranks: the engine without data or files."""
+"""Train a small model on random images, on any number of ranks, without data or files."""
 
 from collections.abc import Callable
 from typing import Any

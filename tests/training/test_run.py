@@ -156,7 +156,9 @@ def test_a_second_writer_of_a_live_run_is_refused(tmp_path: Path) -> None:
 def test_init_from_takes_weights_and_starts_at_step_0(tmp_path: Path) -> None:
     first, _ = go(tmp_path, NO_VALIDATION, "train.steps=10")
     items = [f"run.init_from={first.run_uri}", "run.name=second", "run.seed=5"]
-    frozen = "phases={reconstruction: {optimizer: {lr: 1e-30}}, generator: {optimizer: {lr: 1e-30}}}"
+    frozen = (
+        "phases={reconstruction: {optimizer: {lr: 1e-30}}, generator: {optimizer: {lr: 1e-30}}}"
+    )
     second, _ = go(tmp_path, NO_VALIDATION, "train.steps=1", frozen, *items)
     got, expected = final_tensors(second.run_uri, 1), final_tensors(first.run_uri, 10)
     for name, tensor in expected.items():
