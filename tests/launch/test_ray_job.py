@@ -1,0 +1,52 @@
+"""What is said and refused before Ray starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from aae_dist.config import load_config
+from aae_dist.errors import ConfigError, LaunchError
+from aae_dist.launch import launch, ray_cluster
+from aae_dist.launch.ray_train import launch_ray
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def configure(*overrides):
+    given = ["run.name=run", "data.train=builtin://digits/train", "train.steps=1", *overrides]
+    return load_config([], given).config
+
+
+def test_a_relative_folder_has_no_meaning_inside_a_job(monkeypatch):
+    monkeypatch.setenv(JOB, "{}")
+    with pytest.raises(ConfigError, match=r"run\.storage.*inside a Ray job.*runs"):
+        launch_ray(configure("run.storage=runs"))
+
+
+def test_the_start_of_a_job_says_how_to_stop_it(monkeypatch):
+    config = configure()
+    assert ray_cluster.advice(config) == []
+    monkeypatch.setenv(JOB, "{}")
+    (line,) = ray_cluster.advice(config)
+    assert "RAY_JOB_STOP_WAIT_TIME_S" in line
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "60")
+    assert ray_cluster.advice(config) == []
+
+
+def test_more_workers_than_this_machine_has_cores_are_refused_without_ray(monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(LaunchError, match=r"can never start: this machine"):
+        launch_ray(configure(f"run.storage={tmp_path}", "launch.cpus_per_worker=100000"))
+
+
+def test_importing_the_launcher_loads_neither_ray_nor_torch():
+    code = "import sys, aae_dist.launch; print({'ray', 'torch', 'wandb'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr("aae_dist.launch.find_spec", lambda name: None)
+    with pytest.raises(LaunchError, match=r"pip install 'aae_dist\[ray\]'.*launch\.kind=local"):
+        launch(configure(f"run.storage={tmp_path}"))

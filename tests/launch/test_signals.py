@@ -1,0 +1,65 @@
+"""The first signal is a request; the second one is not."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from aae_dist.launch import signals
+from aae_dist.launch.signals import StopSignals
+
+STUBBORN = """
+import time
+from aae_dist.launch.signals import StopSignals
+with StopSignals():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_first_signal_sets_the_flag():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_echo_of_the_first_signal_is_not_a_second_one():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+
+
+def test_a_second_signal_ends_the_process():
+    with subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(signals.ECHO_SECONDS + 0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == -signal.SIGTERM
+
+
+def test_other_threads_leave_the_handlers_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def enter():
+        with StopSignals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [before]
