@@ -29,7 +29,7 @@ def message(*overrides):
         ("checkpoint.every_seconds='3'", ["should be a number", 'got "3"']),
         ("train=3", ["train: should be a map of keys, got 3"]),
         ("run.name=2024", ["run.name: should be text, got 2024", "in quotes"]),
-        ("run.name=a/b", ['got "a/b"', "Letters, digits, dot, dash, underscore."]),
+        ("run.name=a/b", ['got "a/b"', "Letters, digits and . - _ only."]),
         ("data.train=3", ["data.train: should be text or a list", "got 3"]),
         ("data.train=[]", ["data.train: should be text or a list of 1 or more, got []"]),
         ("data.train=[a, 1]", ["data.train.1: should be text, got 1"]),
