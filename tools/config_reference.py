@@ -8,7 +8,6 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-
 from aae_dist.config import RunConfig
 from aae_dist.config.section import Section
 

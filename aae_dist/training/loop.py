@@ -41,7 +41,7 @@ class TrainLoop:
     last_step: int
     planned_samples: int
     """Samples of the whole plan: learning rates are functions of samples seen over these."""
-    evaluate: Callable[[int], Metrics] | None
+    evaluate: Callable[[], Metrics] | None
     record: Callable[[Metrics], None]
     checkpoints: Checkpoints
     reporter: Reporter
@@ -119,7 +119,7 @@ class TrainLoop:
         if self.evaluate is None or not (last or (every and step % every == 0)):
             return {}
         started = time.monotonic()
-        metrics = self.evaluate(step)
+        metrics = self.evaluate()
         self._logged_at += time.monotonic() - started  # samples/s is the speed of training
         return metrics
 

@@ -34,17 +34,24 @@ class Recorder:
         self.sinks: list[MetricSink] = [console, self.json_lines, *([wandb] if wandb else [])]
         self.latest: dict[str, float] = {}
         self._uploaded = b""
+        self._gallery: Gallery | None = None
         for record in self.json_lines.records():
             self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
+
+    def show(self, gallery: Gallery) -> None:
+        """Draw an evaluation's pictures together with the next record, which holds its metrics."""
+        self._gallery = gallery
 
     def record(self, metrics: Metrics) -> None:
         """Pass one log point on."""
         self.latest |= metrics
         for sink in self.sinks:
             sink.log(metrics)
+        if self._gallery is not None:
+            self._draw(self._gallery, int(metrics["step"]))
+            self._gallery = None
 
-    def draw(self, gallery: Gallery, step: int) -> None:
-        """Draw an evaluation's pictures; a picture that fails costs a line, not the run."""
+    def _draw(self, gallery: Gallery, step: int) -> None:
         # Imported here: matplotlib takes seconds, which the first step need not wait for.
         from aae_dist.evaluation.curves import loss_curves
         from aae_dist.evaluation.pictures import draw_all, png
@@ -55,7 +62,7 @@ class Recorder:
                 self._folder.write_picture(name, image)
                 for sink in self.sinks:
                     sink.picture(name, image, step)
-        except Exception as error:  # matplotlib can fail in many ways; training must not
+        except Exception as error:  # whatever matplotlib or the storage raises costs a line only
             self._line(f"pictures of step {step} failed: {type(error).__name__}: {error}")
 
     def upload(self) -> None:

@@ -133,11 +133,11 @@ class _Run:
         with open_loader(data, self.world, state.position, num_steps) as batches:
             return loop.run(batches)
 
-    def _evaluate(self, step: int) -> Metrics:
+    def _evaluate(self) -> Metrics:
         assert self.data.evaluator is not None
         evaluation = self.data.evaluator.evaluate(self.engine.autoencoder)
         if self.recorder and evaluation.gallery:
-            self.recorder.draw(evaluation.gallery, step)
+            self.recorder.show(evaluation.gallery)
         return evaluation.metrics
 
     def _close(self, state: str) -> Outcome:

@@ -1,0 +1,62 @@
+"""What the README tells people to type works, typed as it stands there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aae_dist.config import load_config
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+ELSEWHERE = ("make ", "ray job submit")
+"""`make` runs this test; `ray job submit` has a test with a cluster of its own."""
+SMALL = """
+run: {name: mine}
+data: {train: "builtin://digits/train"}
+model: {encoder_widths: [32], decoder_widths: [32], discriminator_widths: [32]}
+train: {steps: 20}
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line and not line.startswith(ELSEWHERE)]
+
+
+@pytest.mark.distributed
+@pytest.mark.timeout(300)
+def test_every_command_and_python_example_runs(tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "mine.yaml").write_text(SMALL)
+    environment = {**os.environ, "HOME": str(tmp_path), "GLOO_SOCKET_IFNAME": "lo"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    assert len(commands()) >= 7
+    for command in commands():
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert (tmp_path / "roll.png").stat().st_size > 1000
+    shutil.copytree(tmp_path / "aae_dist" / "runs" / "roll", tmp_path / "runs" / "quickstart")
+    for example in blocks("python"):
+        subprocess.run([sys.executable, "-c", example], cwd=tmp_path, env=environment, check=True)
+
+
+def test_the_yaml_example_is_a_valid_configuration(tmp_path: Path) -> None:
+    (example,) = blocks("yaml")
+    path = tmp_path / "mine.yaml"
+    path.write_text(example)
+    assert load_config([path], []).config.model.latent_dim == 32
+
+
+def test_the_two_commands_are_named() -> None:
+    assert {"make quickstart", "make test"} <= set(blocks("bash")[0].splitlines())
