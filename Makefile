@@ -20,11 +20,14 @@ dev: $(VENV)/.installed-dev
 quickstart: install
 	$(BIN)/aae-dist train configs/quickstart.yaml run.storage=$(STORAGE)
 
+# Ray installs handlers and threads of its own in the process it is used in: its tests run apart.
 test: dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not ray"
+	$(BIN)/python -m pytest -m "ray and not slow"
 
 test-all: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "ray"
 
 check: dev
 	$(BIN)/ruff format --check .
