@@ -34,7 +34,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     ("item", "words"),
     [
         ("train.setps=3", r"unknown key.*train\.steps"),
-        ("train.steps=many", r"train\.steps.*integer.*many"),
+        ("train.steps=many", r"train\.steps.*whole number.*many"),
         ("prior.kind=swis_roll", r"prior\.kind.*swiss_roll"),
         ("prior.kind=custom", r"prior\.path"),
         ("data.train=/nowhere/at/all", r"/nowhere/at/all.*"),
