@@ -20,7 +20,7 @@ SMALL = [
     "model={encoder_widths: [8], decoder_widths: [8], discriminator_widths: [8]}",
 ]
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
 
 
 def train(storage, *more):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import aae_dist
 
 
@@ -26,6 +28,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.run
 def test_the_engine_trains_where_ray_and_wandb_are_not_installed(tmp_path: object) -> None:
     items = ["run.name=x", "data.train=builtin://digits/train", "train.steps=2"]
     command = [sys.executable, "-c", ENGINE_WITHOUT_RAY, "train", *items, f"run.storage={tmp_path}"]

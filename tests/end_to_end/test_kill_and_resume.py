@@ -19,7 +19,7 @@ from helpers.runs import (
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
-STEPS = 600
+STEPS = 400
 
 
 def assert_bit_equal(broken: str, unbroken: str) -> None:

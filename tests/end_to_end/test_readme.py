@@ -32,7 +32,7 @@ def commands() -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith(ELSEWHERE)]
 
 
-@pytest.mark.distributed
+@pytest.mark.run
 @pytest.mark.timeout(300)
 def test_every_command_and_python_example_runs(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")

@@ -18,6 +18,8 @@ from aae_dist.training.outcome import Outcome
 from aae_dist.training.run_lock import RunLock
 from aae_dist.training.train import train
 
+pytestmark = pytest.mark.run
+
 NO_VALIDATION = "data.validation=null"
 
 
