@@ -127,6 +127,8 @@ def _set_environment(config: RunConfig, local: bool) -> None:
             # What serves several nodes or a dashboard costs a start its seconds.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "RAY_TRAIN_METRICS_ENABLED": "0",
+            # Ray's default is 15: workers would come behind Ray's own daemons.
+            "RAY_worker_niceness": "0",
         }
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":
             defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
