@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as format_tensors
 from torch import Tensor
 
 from aae_dist.errors import CheckpointError
@@ -58,7 +59,7 @@ def encode_documents(documents: Documents) -> dict[str, bytes]:
 
 def encode_tensors(tensors: Tensors) -> dict[str, bytes]:
     """Return the safetensors files by name."""
-    return {name + TENSORS: safetensors.torch.save(dict(g)) for name, g in tensors.items()}
+    return {name + TENSORS: format_tensors(dict(g)) for name, g in tensors.items()}
 
 
 def decode(step: int, files: Mapping[str, bytes]) -> Saved:
@@ -67,7 +68,7 @@ def decode(step: int, files: Mapping[str, bytes]) -> Saved:
     for file, data in files.items():
         try:
             if file.endswith(TENSORS):
-                saved.tensors[file.removesuffix(TENSORS)] = safetensors.torch.load(data)
+                saved.tensors[file.removesuffix(TENSORS)] = parse_tensors(data)
             else:
                 saved.documents[file.removesuffix(DOCUMENT)] = json.loads(data)
         except (SafetensorError, ValueError, RecursionError) as error:
