@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from aae_dist.commands.parsers import Parsers, add_run_verbs
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__
 
@@ -38,8 +39,6 @@ examples:
 values are YAML: 1e-4 is a number, [a, b] a list, {kind: mixture} a map, null nothing.
 Maps merge and lists replace. Changing `kind` keeps the fields that both kinds have.
 """
-
-Parsers = argparse._SubParsersAction  # The only name that argparse has for what holds the verbs.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,8 +95,7 @@ def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
     _add_data(verbs, with_data)
-    _add_evaluate(verbs)
-    _add_sample(verbs)
+    add_run_verbs(verbs)
     return parser
 
 
@@ -139,69 +137,7 @@ def _add_data(verbs: "Parsers[argparse.ArgumentParser]", with_commands: bool) ->
         add_data_commands(parser.add_subparsers(metavar="COMMAND", title="commands"))
 
 
-def _add_evaluate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
-    parser = verbs.add_parser(
-        "evaluate",
-        help="measure a trained run on its validation data",
-        description="Measure how well the newest checkpoint of a run reconstructs its validation "
-        "data, and how well its latent codes match its prior.",
-    )
-    _add_run_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
-    parser.set_defaults(run=_evaluate)
-
-
-def _add_sample(verbs: "Parsers[argparse.ArgumentParser]") -> None:
-    parser = verbs.add_parser(
-        "sample",
-        help="decode samples of a trained run's prior into images",
-        description="Draw from a run's prior and decode with its newest checkpoint.",
-        epilog="example:\n  aae-dist sample ~/aae_dist/runs/quickstart --num 64 --out samples.png",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_run_argument(parser)
-    parser.add_argument(
-        "--num", type=_positive, default=64, metavar="N", help="images to draw (default 64)"
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="FILE",
-        help=".png (one grid), or .npy, .npz or .safetensors with `images`, "
-        "float32 [N, C, H, W], pixels in [0, 1]",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed draws the same images (default 0)"
-    )
-    parser.set_defaults(run=_sample)
-
-
-def _add_run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "uri", metavar="RUN", help="a run's folder: a local path, s3://, gs:// or az://"
-    )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"should be at least 1, got {value}")
-    return value
-
-
 def _train(args: argparse.Namespace) -> int:
     from aae_dist.commands.train import train
 
     return train(args.items, dry_run=args.dry_run)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from aae_dist.commands.evaluate import evaluate
-
-    return evaluate(args.uri, as_json=args.json)
-
-
-def _sample(args: argparse.Namespace) -> int:
-    from aae_dist.commands.sample import sample
-
-    return sample(args.uri, num=args.num, out=args.out, seed=args.seed)
