@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STORAGE ?= $(CURDIR)/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart test test-all check fix
+.PHONY: help install dev quickstart test test-unit test-all check fix
 
 help:
 	@echo "make quickstart  set up $(VENV) and train an adversarial autoencoder on the shipped digits"
 	@echo "make test        all tests but the slow ones"
+	@echo "make test-unit   those that take milliseconds"
 	@echo "make test-all    all tests"
 	@echo "make check       format, lint, types, direction of imports, spelling"
 	@echo "make fix         format, and repair what the linter can"
@@ -20,14 +21,21 @@ dev: $(VENV)/.installed-dev
 quickstart: install
 	$(BIN)/aae-dist train configs/quickstart.yaml run.storage=$(STORAGE)
 
-# Ray installs handlers and threads of its own in the process it is used in: its tests run apart.
+# Two test processes of one thread each: a test file stays in one process. Ray installs handlers and
+# threads of its own in the process it is used in, and wants the machine: its tests run apart.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n 2 --dist loadfile
+
 test: dev
-	$(BIN)/python -m pytest -m "not slow and not ray"
-	$(BIN)/python -m pytest -m "ray and not slow"
+	$(PYTEST) $(PARALLEL) -m "not slow and not ray"
+	$(PYTEST) -m "ray and not slow"
+
+test-unit: dev
+	$(PYTEST) $(PARALLEL) -m "not run and not distributed and not ray and not slow"
 
 test-all: dev
-	$(BIN)/python -m pytest -m "not ray"
-	$(BIN)/python -m pytest -m "ray"
+	$(PYTEST) $(PARALLEL) -m "not ray"
+	$(PYTEST) -m "ray"
 
 check: dev
 	$(BIN)/ruff format --check .

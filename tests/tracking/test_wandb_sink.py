@@ -19,6 +19,7 @@ from PIL import Image
 from aae_dist.tracking.wandb_sink import WandbSink
 
 pytest.importorskip("wandb", reason="the engine's tests also pass without wandb")
+pytestmark = pytest.mark.run
 
 
 @contextmanager
