@@ -3,28 +3,23 @@
     python benchmarks/step.py [--batch 128] [--latent-dim 16] [--threads 1] [--rounds 30]
 
 Textbook loop: three encoder passes, torch's default Adam, requires_grad toggled. Floor: the matrix
-products of the minimal step at the model's own shapes, plus one fused Adam update per phase.
-Both sides train the same 784-1000-1000-Z networks on the same images; the run ends by checking that
-their parameters agree.
+products of the minimal step at the model's own shapes and in its order, with one fused Adam update
+a phase. Both sides train the same 784-1000-1000-Z networks on the same images; the run ends by
+checking that their parameters agree.
 """
 
 import argparse
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from engine import NUM_BATCHES, build_engine
 from timing import median_ratio, paired_seconds, print_header
 from torch import Tensor, nn
 
-from aae_dist.config import config_from_tree
 from aae_dist.distributed.seeds import generator
 from aae_dist.distributed.world import World
-from aae_dist.methods import StepInputs, build_method
-from aae_dist.models import build_networks, build_posterior
-from aae_dist.priors import build_prior
-
-SHAPE = (1, 28, 28)
-NUM_BATCHES = 8
 
 
 class TextbookLoop:
@@ -57,7 +52,7 @@ class TextbookLoop:
 
 
 class Floor:
-    """The products of the minimal step and three fused Adam updates, and nothing else."""
+    """The products of the minimal step in its order, three fused Adam updates, nothing else."""
 
     def __init__(self, networks: dict[str, nn.Module], batch: int) -> None:
         """Prepare operands of every product, and optimizers with gradients in place."""
@@ -65,40 +60,60 @@ class Floor:
             [m for m in networks[n].modules() if isinstance(m, nn.Linear)]
             for n in ("encoder", "decoder", "discriminator")
         )
-        self.products: list[tuple[Tensor, Tensor]] = []
-        self._add(encoder, batch, forward=2, weight=2, data=2, first_data=0)
-        self._add(decoder, batch, forward=1, weight=1, data=1, first_data=1)
-        self._add(critic, 2 * batch, forward=1, weight=1, data=1, first_data=0)
-        self._add(critic, batch, forward=1, weight=0, data=1, first_data=1)
-        self.optimizers = []
-        for names in (("encoder", "decoder"), ("discriminator",), ("encoder",)):
-            parameters = [torch.zeros_like(p) for n in names for p in networks[n].parameters()]
-            for p in parameters:
-                p.grad = torch.full_like(p, 1e-3)
-            self.optimizers.append(torch.optim.Adam(parameters, fused=True))
-
-    def _add(
-        self,
-        layers: list[nn.Linear],
-        rows: int,
-        *,
-        forward: int,
-        weight: int,
-        data: int,
-        first_data: int,
-    ) -> None:
-        for number, layer in enumerate(layers):
-            w = torch.randn_like(layer.weight)
-            x, g = (torch.randn(rows, n, device=w.device) for n in (w.shape[1], w.shape[0]))
-            self.products += [(x, w.t())] * forward + [(g.t(), x)] * weight
-            self.products += [(g, w)] * (data if number else first_data)
+        update_both, update_critic, update_encoder = (
+            _update([p for n in names for p in networks[n].parameters()])
+            for names in (("encoder", "decoder"), ("discriminator",), ("encoder",))
+        )
+        self.work = [
+            *_forward(encoder, batch),
+            *_forward(decoder, batch),
+            *_backward(decoder, batch, to_input=True),
+            *_backward(encoder, batch),
+            update_both,
+            *_forward(encoder, batch),
+            *_forward(critic, 2 * batch),
+            *_backward(critic, 2 * batch),
+            update_critic,
+            *_forward(critic, batch),
+            *_backward(critic, batch, to_weights=False, to_input=True),
+            *_backward(encoder, batch),
+            update_encoder,
+        ]
 
     def step(self) -> None:
         """Multiply and update."""
-        for a, b in self.products:
-            torch.mm(a, b)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        for piece in self.work:
+            piece()
+
+
+def _update(parameters: list[Tensor]) -> Callable[[], object]:
+    copies = [torch.zeros_like(p) for p in parameters]
+    for p in copies:
+        p.grad = torch.full_like(p, 1e-3)
+    return torch.optim.Adam(copies, fused=True).step
+
+
+def _product(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
+    return lambda: torch.mm(a, b)
+
+
+def _forward(layers: list[nn.Linear], rows: int) -> list[Callable[[], object]]:
+    weights = [layer.weight.detach() for layer in layers]
+    return [_product(w.new_ones(rows, w.shape[1]), w.t()) for w in weights]
+
+
+def _backward(
+    layers: list[nn.Linear], rows: int, *, to_weights: bool = True, to_input: bool = False
+) -> list[Callable[[], object]]:
+    work: list[Callable[[], object]] = []
+    for number, layer in reversed(list(enumerate(layers))):
+        w = layer.weight.detach()
+        g = w.new_ones(rows, w.shape[0])
+        if number or to_input:
+            work.append(_product(g, w))
+        if to_weights:
+            work.append(_product(g.t(), w.new_ones(rows, w.shape[1])))
+    return work
 
 
 def main() -> None:
@@ -112,55 +127,26 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     batch, device = arguments.batch, torch.device(arguments.device)
-    adam = {
-        "optimizer": {"kind": "adam", "lr": 1e-3, "betas": [0.9, 0.999]},
-        "schedule": {"kind": "constant"},
-    }
-    config = config_from_tree(
-        {
-            "run": {"name": "benchmark"},
-            "data": {"train": "builtin://digits/train"},
-            "model": {"latent_dim": arguments.latent_dim},
-            "phases": {name: adam for name in ("reconstruction", "discriminator", "generator")},
-            "train": {"steps": 10**6, "global_batch_size": batch},
-        }
-    )
     world = World(rank=0, size=1, local_rank=0, device=device)
-    prior = build_prior(config.prior, arguments.latent_dim)
-    networks = build_networks(config, SHAPE, device)
+    engine = build_engine(world, batch, arguments.latent_dim)
+    networks = engine.networks
     textbook = TextbookLoop(*(copy.deepcopy(n) for n in networks.named().values()))
     floor = Floor(networks.named(), batch)
-    inputs = StepInputs(
-        seed=0,
-        prior=prior,
-        posterior=build_posterior(config.posterior),
-        rows=slice(0, batch),
-        global_batch_size=batch,
-        micro_batch_size=None,
-        world=world,
-        dtype=torch.float32,
-    )
-    method = build_method(config, networks, prior, SHAPE, world)
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (NUM_BATCHES, batch, *SHAPE), generator=draw, dtype=torch.uint8)
-    valid, done = torch.ones(batch, dtype=torch.bool), {"ours": 0, "textbook": 0}
+    textbook_steps = 0
 
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     def ours() -> None:
-        step = done["ours"]
-        method.set_progress(0.0)
-        method.step(inputs.parts(images[step % NUM_BATCHES], valid, batch, step))
-        done["ours"] += 1
+        engine.step()
         wait()
 
     def theirs() -> None:
-        step = done["textbook"]
-        z_prior = prior.sample(batch, generator(0, "prior", step)).to(device)
-        textbook.step(images[step % NUM_BATCHES].to(device), z_prior)
-        done["textbook"] += 1
+        nonlocal textbook_steps
+        z_prior = engine.prior.sample(batch, generator(0, "prior", textbook_steps)).to(device)
+        textbook.step(engine.images[textbook_steps % NUM_BATCHES].to(device), z_prior)
+        textbook_steps += 1
         wait()
 
     def least() -> None:
@@ -171,7 +157,7 @@ def main() -> None:
         ours()
         theirs()
     pairs = zip(networks.encoder.parameters(), textbook.e.parameters(), strict=True)
-    apart = max(float((a - b).abs().max()) for a, b in pairs)
+    apart = max(float((a - b).detach().abs().max()) for a, b in pairs)
     seconds = paired_seconds(
         {"ours": ours, "textbook": theirs, "floor": least}, arguments.rounds, warmup=2
     )
