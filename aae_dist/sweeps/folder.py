@@ -26,6 +26,8 @@ wrong configuration, crashed too often). interrupted: neither running nor ended;
 SILENT_SECONDS = 120.0
 """A driver writes sweep.json at least every 10 s; one that was silent for so long is gone."""
 READERS = 16
+TOLD = "name metric mode space search scheduler num_trials started_at updated_at seconds".split()
+"""Keys of sweep.json that a `SweepRecord` takes as they are."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,8 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
         )
         found = tuple(sorted(trials, key=lambda trial: trial.number))
     state = "interrupted" if document["state"] == "running" and not live else document["state"]
-    names = ("name", "metric", "mode", "space", "search", "scheduler", "num_trials")
-    names += ("started_at", "updated_at", "seconds")
-    return SweepRecord(uri=uri, state=state, trials=found, **{n: document[n] for n in names})
+    told = {name: document[name] for name in TOLD}
+    return SweepRecord(uri=uri, state=state, trials=found, **told)
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any] | None:
