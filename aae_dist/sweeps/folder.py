@@ -26,7 +26,18 @@ wrong configuration, crashed too often). interrupted: neither running nor ended;
 SILENT_SECONDS = 120.0
 """A driver writes sweep.json at least every 10 s; one that was silent for so long is gone."""
 READERS = 16
-TOLD = "name metric mode space search scheduler num_trials started_at updated_at seconds".split()
+TOLD = [
+    "name",
+    "metric",
+    "mode",
+    "space",
+    "search",
+    "scheduler",
+    "num_trials",
+    "started_at",
+    "updated_at",
+    "seconds",
+]
 """Keys of sweep.json that a `SweepRecord` takes as they are."""
 
 
