@@ -3,13 +3,17 @@
 AaeDistError
  |- ConfigError            the run's configuration is wrong; the message names the key and the fix
  |- DataError              shards, manifests or samples are missing, damaged or not as declared
+ |   `- ShardError         a whole shard cannot be used, whatever is tried
  |- CheckpointError        no checkpoint verifies, or one does not fit the run that resumes
  |- LaunchError            the run cannot start here: storage, resources, a second writer
+ |   `- StorageError       a bucket or a web server refused, and why in one word
  |- TrainingDivergedError  too many updates in a row had non-finite gradients
  `- Interrupted            a stop was asked for and a checkpoint was saved
 
 A message says what, what was got, and what to do. Each class carries its exit code.
 """
+
+from collections.abc import Iterator
 
 
 class AaeDistError(Exception):
@@ -26,12 +30,39 @@ class DataError(AaeDistError):
     """Data is missing, damaged, or not what the manifest or the configuration says."""
 
 
+class ShardError(DataError):
+    """A whole shard cannot be used: all its samples are lost, those of other shards are not.
+
+    Args:
+        message: What, what was got, what to do.
+        reason: One word for counters: missing, forbidden, unreachable, changed, size, damaged...
+    """
+
+    def __init__(self, message: str, reason: str = "damaged") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class CheckpointError(AaeDistError):
     """A checkpoint cannot be used: it does not verify or does not fit this run."""
 
 
 class LaunchError(AaeDistError):
     """The run cannot start or go on in this place."""
+
+
+class StorageError(LaunchError):
+    """A bucket or a web server refused.
+
+    Args:
+        message: Where, what was got, what to do.
+        reason: forbidden and changed are final; unreachable means that all retries failed; other
+            is the server's own words.
+    """
+
+    def __init__(self, message: str, reason: str = "other") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class TrainingDivergedError(AaeDistError):
@@ -48,5 +79,11 @@ class Interrupted(AaeDistError):
 
 def by_name(name: str) -> type[AaeDistError]:
     """Return the error class called `name`: errors cross processes as (name, message) pairs."""
-    classes = {c.__name__: c for c in AaeDistError.__subclasses__()}
+    classes = {c.__name__: c for c in _below(AaeDistError)}
     return classes.get(name, AaeDistError)
+
+
+def _below(parent: type[AaeDistError]) -> Iterator[type[AaeDistError]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from _below(child)

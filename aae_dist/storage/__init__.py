@@ -14,6 +14,7 @@ from aae_dist.storage.base import (
     scheme_of,
 )
 from aae_dist.storage.local import LocalStorage
+from aae_dist.storage.web_address import check_web_address
 
 __all__ = ["Entry", "LocalStorage", "Storage", "check_key", "is_remote", "join", "open_storage"]
 
@@ -21,12 +22,13 @@ __all__ = ["Entry", "LocalStorage", "Storage", "check_key", "is_remote", "join",
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-def open_storage(uri: str) -> Storage:
+def open_storage(uri: str, patience_seconds: float | None = None) -> Storage:
     """Return the folder at `uri`; nothing is created, and no network is used yet.
 
     Args:
         uri: a local path ('~' is the home), file://, s3://bucket/..., gs://..., az://container/...
             or, to read only, https://host/...
+        patience_seconds: bound on each request over the network, with all its retries.
 
     Raises:
         LaunchError: the scheme is not one of these, or the address is not complete.
@@ -40,7 +42,7 @@ def open_storage(uri: str) -> Storage:
         return LocalStorage(uri)
     if scheme == "file":
         return LocalStorage(_local_path(uri))
-    return _open_remote(uri, scheme)
+    return _open_remote(uri, scheme, patience_seconds)
 
 
 def _local_path(uri: str) -> str:
@@ -50,7 +52,7 @@ def _local_path(uri: str) -> str:
     return unquote(parts.path)
 
 
-def _open_remote(uri: str, scheme: str) -> Storage:
+def _open_remote(uri: str, scheme: str, patience_seconds: float | None) -> Storage:
     # Imported here: a command that only looks at local files has no use for it.
     from aae_dist.storage.bucket import BucketStorage
 
@@ -66,5 +68,8 @@ def _open_remote(uri: str, scheme: str) -> Storage:
         )
     if not host:
         raise LaunchError(f"{uri}: the bucket or host is missing. Write {scheme}://NAME/folder.")
+    if scheme in WEB_SCHEMES:
+        check_web_address(uri)
     folder = folder.strip("/")
-    return BucketStorage(f"{scheme}://{host}", check_key(folder) if folder else "")
+    prefix = check_key(folder) if folder else ""
+    return BucketStorage(f"{scheme}://{host}", prefix, patience_seconds=patience_seconds)

@@ -1,9 +1,10 @@
 """What a folder of files is, wherever it lies, and how its keys and addresses are written."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from aae_dist.errors import LaunchError
 
@@ -23,6 +24,7 @@ class Entry:
 
 # Inside a class with a method `list` that name is no longer the built-in type.
 Names = list[str]
+Piece: TypeAlias = "bytes | memoryview[int]"
 
 
 class Storage(Protocol):
@@ -74,6 +76,16 @@ class Storage(Protocol):
 
     def size(self, key: str) -> int | None:
         """Return the number of bytes of the file, None when it is absent."""
+
+    def stat(self, key: str) -> Entry | None:
+        """Return the file's size and tag, None when it is absent."""
+
+    def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
+        """Yield the bytes [start, end) in pieces of a few MiB, perhaps fewer bytes in all.
+
+        A body that breaks off is taken up where it broke. With `etag` only that version is read:
+        StorageError with the reason "changed" when there is another one by now.
+        """
 
     def check_writable(self) -> None:
         """Write and remove a probe; raise LaunchError within seconds when that fails."""

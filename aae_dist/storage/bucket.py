@@ -1,53 +1,30 @@
 """Folders in a bucket (s3, gs, az) or, to read only, on a web server: obstore behind `Storage`."""
 
-import os
 import uuid
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import obstore
-from obstore.exceptions import AlreadyExistsError, GenericError
+from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError
 from obstore.exceptions import PreconditionError as Changed
 
 from aae_dist.errors import LaunchError
-from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, check_key, join, scheme_of
+from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
+from aae_dist.storage.bucket_client import PROBE, PROBE_SECONDS, connect, data_client
 from aae_dist.storage.bucket_errors import explained
 from aae_dist.storage.local import write_file
 
 if TYPE_CHECKING:
-    from obstore import UpdateVersion
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore import GetOptions, UpdateVersion
+    from obstore.store import ObjectStore
 
-# obstore's default is 10 retries over 3 minutes: too long a silence for a mistyped name.
-PROBE: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
-DATA: "RetryConfig" = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
-CONNECT_SECONDS = 5
-PROBE_SECONDS = 15
-# A request moves at most one object of a checkpoint or one range of a shard.
-REQUEST_SECONDS = 120
 CHUNK_BYTES = 8 << 20
+PIECE_BYTES = 1 << 20
+_NO_RANGES = ("Range request not supported", "Received non-partial response")
 
 
-def connect(root: str, retries: "RetryConfig", request_seconds: int) -> "ObjectStore":
-    """Return obstore's client for scheme://host; it reads the environment of each provider."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    options: ClientConfig = {
-        "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-        "timeout": timedelta(seconds=request_seconds),
-        "allow_http": scheme_of(endpoint) == "http" or scheme_of(root) == "http",
-    }
-    from_url = obstore.store.from_url
-    if scheme_of(root) == "s3" and endpoint:
-        # Servers that are not Amazon's seldom have a host name for each bucket.
-        return from_url(
-            root,
-            client_options=options,
-            retry_config=retries,
-            endpoint=endpoint,
-            virtual_hosted_style_request=False,
-        )
-    return from_url(root, client_options=options, retry_config=retries)
+class RangesRefusedError(LaunchError):
+    """The server gives whole files only."""
 
 
 class BucketStorage:
@@ -56,11 +33,20 @@ class BucketStorage:
     All folders of one bucket that came from one another share a client and its connections.
     """
 
-    def __init__(self, root: str, prefix: str = "", store: "ObjectStore | None" = None) -> None:
-        """Name the folder `prefix` ('' is the top) of the bucket `root`, say s3://bucket."""
+    def __init__(
+        self,
+        root: str,
+        prefix: str = "",
+        store: "ObjectStore | None" = None,
+        patience_seconds: float | None = None,
+    ) -> None:
+        """Name the folder `prefix` ('' is the top) of the bucket `root`, say s3://bucket.
+
+        `patience_seconds` bounds each request with all its retries.
+        """
         self._root, self._prefix = root, prefix
         with explained(root):
-            self._store = store or connect(root, DATA, REQUEST_SECONDS)
+            self._store = store or data_client(root, patience_seconds)
 
     @property
     def uri(self) -> str:
@@ -172,6 +158,41 @@ class BucketStorage:
                 return int(self._store.head(self._path(key))["size"])
             except FileNotFoundError:
                 return None
+
+    def stat(self, key: str) -> Entry | None:
+        """Return the file's size and tag, None when it is absent."""
+        with explained(join(self.uri, key)):
+            try:
+                found = self._store.head(self._path(key))
+            except FileNotFoundError:
+                return None
+        return Entry(key, found["size"], found["e_tag"])
+
+    def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
+        """Yield the bytes [start, end) in pieces.
+
+        Raises:
+            RangesRefusedError: the server gives whole files only.
+        """
+        options: GetOptions = {"range": (start, end)}
+        if etag:
+            options["if_match"] = etag
+        url = join(self.uri, key)
+        with explained(url):
+            try:
+                pieces = self._store.get(self._path(key), options=options).stream(PIECE_BYTES)
+            except (NotSupportedError, GenericError) as error:
+                if any(text in str(error) for text in _NO_RANGES):
+                    raise RangesRefusedError(f"{url}: the server knows no ranges.") from error
+                raise
+            yield from (memoryview(piece) for piece in pieces)
+
+    def stream_whole(self, key: str, etag: str | None = None) -> Iterator[Piece]:
+        """Yield all bytes in pieces, from a server that knows no ranges."""
+        options: GetOptions = {"if_match": etag} if etag else {}
+        with explained(join(self.uri, key)):
+            pieces = self._store.get(self._path(key), options=options).stream(PIECE_BYTES)
+            yield from (memoryview(piece) for piece in pieces)
 
     def check_writable(self) -> None:
         """Write and remove a probe."""

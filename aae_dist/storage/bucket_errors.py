@@ -4,9 +4,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 
-from aae_dist.errors import LaunchError
+from aae_dist.errors import StorageError
 
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 _NO_CREDENTIALS = re.compile(
@@ -16,6 +21,8 @@ _NO_CREDENTIALS = re.compile(
 _REFUSED = re.compile(r"\b(401 Unauthorized|403 Forbidden)\b|AccessDenied|InvalidAccessKeyId")
 _ELSEWHERE = re.compile(r"PermanentRedirect|301 Moved|AuthorizationHeaderMalformed")
 _UNREACHABLE = re.compile(r"error sending request|timed out|dns error", re.IGNORECASE)
+# What obstore retried until it gave up: 5xx and 429 answers, and bodies that broke off.
+_GAVE_UP = re.compile(r"status code: (5\d\d|429)|body error|after \d+ retries", re.IGNORECASE)
 
 _NO_SUCH_BUCKET = "the bucket does not exist. Create it, or check its name and AWS_ENDPOINT_URL"
 _LOG_IN = (
@@ -25,6 +32,7 @@ _LOG_IN = (
 _FORBIDDEN = "no permission (403). Give these credentials the right to read, write, list and delete"
 _OTHER_REGION = "the bucket is in another region. Set AWS_REGION to the bucket's"
 _SILENT = "the server cannot be reached. Check the network and AWS_ENDPOINT_URL"
+_OTHER_VERSION = "the file has changed since it was listed (etag). Index the shards again"
 
 
 def advice(error: Exception) -> str:
@@ -37,6 +45,8 @@ def advice(error: Exception) -> str:
         return _LOG_IN
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
         return _FORBIDDEN
+    if isinstance(error, PreconditionError):
+        return _OTHER_VERSION
     if _ELSEWHERE.search(text):
         return _OTHER_REGION
     if _UNREACHABLE.search(text):
@@ -44,14 +54,25 @@ def advice(error: Exception) -> str:
     return text.split("\n", 1)[0].rstrip(".")
 
 
+def reason(error: Exception) -> str:
+    """Return which kind of refusal it was, as `StorageError` has it."""
+    what = advice(error)
+    if what in (_LOG_IN, _FORBIDDEN):
+        return "forbidden"
+    if what == _OTHER_VERSION:
+        return "changed"
+    # Anything that obstore retried is in vain for now, not for ever.
+    return "unreachable" if what == _SILENT or _GAVE_UP.search(str(error)) else "other"
+
+
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn the errors of obstore into LaunchError, and an absent file into FileNotFoundError."""
+    """Turn the errors of obstore into StorageError, and an absent file into FileNotFoundError."""
     try:
         yield
     except FileNotFoundError as error:
         if _NO_BUCKET.search(str(error)):
-            raise LaunchError(f"{uri}: {_NO_SUCH_BUCKET}.") from error
+            raise StorageError(f"{uri}: {_NO_SUCH_BUCKET}.") from error
         raise FileNotFoundError(f"{uri}: no such file") from error
     except (BaseError, ValueError) as error:
-        raise LaunchError(f"{uri}: {advice(error)}.") from error
+        raise StorageError(f"{uri}: {advice(error)}.", reason(error)) from error

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aae_dist.errors import LaunchError
-from aae_dist.storage.base import Entry, Names, check_key
+from aae_dist.storage.base import Entry, Names, Piece, check_key
 
 TEMPORARY = ".aae-tmp"
 LOCK = ".aae-lock"
 # A write takes seconds; what is older than this was left by a process that was killed.
 ORPHAN_SECONDS = 600.0
+_PIECE_BYTES = 1 << 20
 
 _ADVICE = {
     errno.EACCES: "no permission to write there. Use another folder or ask for access",
@@ -191,6 +192,18 @@ class LocalStorage:
     def size(self, key: str) -> int | None:
         """Return the number of bytes of the file, None when it is absent."""
         return _size(self._path(key))
+
+    def stat(self, key: str) -> Entry | None:
+        """Return the file's size, None when it is absent."""
+        size = self.size(key)
+        return None if size is None else Entry(key, size)
+
+    def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
+        """Yield the bytes [start, end) in pieces; local files have no `etag`."""
+        with explained(self.uri), self._path(key).open("rb") as file:
+            file.seek(start)
+            while piece := file.read(min(_PIECE_BYTES, end - file.tell())):
+                yield piece
 
     def check_writable(self) -> None:
         """Write and remove a probe, and what killed writers left here."""
