@@ -3,7 +3,8 @@
 AaeDistError
  |- ConfigError            the run's configuration is wrong; the message names the key and the fix
  |- DataError              shards, manifests or samples are missing, damaged or not as declared
- |   `- ShardError         a whole shard cannot be used, whatever is tried
+ |   |- ShardError         a whole shard cannot be used, whatever is tried
+ |   `- SampleError        one sample cannot be used
  |- CheckpointError        no checkpoint verifies, or one does not fit the run that resumes
  |- LaunchError            the run cannot start here: storage, resources, a second writer
  |   `- StorageError       a bucket or a web server refused, and why in one word
@@ -36,6 +37,19 @@ class ShardError(DataError):
     Args:
         message: What, what was got, what to do.
         reason: One word for counters: missing, forbidden, unreachable, changed, size, damaged...
+    """
+
+    def __init__(self, message: str, reason: str = "damaged") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class SampleError(DataError):
+    """One sample cannot be used; the message lacks its name.
+
+    Args:
+        message: What, what was got, what to do.
+        reason: One word for counters: field, image, array, size, label.
     """
 
     def __init__(self, message: str, reason: str = "damaged") -> None:

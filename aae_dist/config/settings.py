@@ -32,9 +32,9 @@ class Data(Section):
     validation: Urls | None = None
     """Validation shards; without them nothing is evaluated."""
     image_keys: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
-    """Field names that hold the image; the first one that a sample has is used."""
+    """Fields that hold the image; the first one a sample has is used. npy: an array, also vectors."""
     label_key: str | None = "cls"
-    """Field name of the integer label; used by pictures and conditional priors only."""
+    """Field of the integer label, or field:entry of a JSON object; for pictures and some priors."""
     image_size: PositiveInt | None = None
     """Height and width in pixels; by default those of the first image."""
     channels: Literal[1, 3] | None = None

@@ -1,7 +1,10 @@
 """Images and labels of a data set by sample number, with an optional memory of decoded images."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,18 +12,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config.settings import Data
-from aae_dist.data.decode import Shape, checked_header, decode_image, parse_label
+from aae_dist.data.decode import is_array
+from aae_dist.data.decode_array import Shape
 from aae_dist.data.index import open_manifest
 from aae_dist.data.manifest import Manifest
 from aae_dist.data.permutation import Indices
-from aae_dist.data.reader import OpenShards, ShardReader
-from aae_dist.errors import DataError
-
-NO_LABEL = -1
-Place = tuple[int, int]
-"""Start and size of a field in its shard, in bytes."""
+from aae_dist.data.reader import OpenShards
+from aae_dist.data.sample_decoder import NO_LABEL, SampleDecoder
+from aae_dist.errors import DataError, SampleError, ShardError
 
 _AUTO_MEMORY_BYTES = 2 << 30
+_NUM_PROBED = 16
+"""Samples that are tried, at the start, until one tells the shape of all."""
+_ROWS_AT_ONCE = 16
+"""Rows that a decoding thread takes at a time: some 0.5 ms of work, far above its hand-over."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was read for a list of sample numbers."""
+
+    images: Tensor
+    """uint8 or float32 [n, C, H, W]; zeros where the sample is bad."""
+    labels: Tensor
+    """int64 [n], -1 where a sample has none or is bad."""
+    bad: Mapping[int, ShardError | SampleError]
+    """Row -> why its sample, or its whole shard, cannot be used; ascending."""
 
 
 class Dataset:
@@ -35,7 +52,7 @@ class Dataset:
             `settings` says and else the first image's.
 
     Raises:
-        DataError: The first sample cannot be read.
+        DataError: None of the first samples that were tried can be read.
     """
 
     def __init__(
@@ -45,96 +62,127 @@ class Dataset:
         self._settings = settings
         self._ends = np.cumsum(manifest.counts)
         self._shards = OpenShards(manifest)
-        self.image_shape: Shape = image_shape or self._shape_of_first()
-        """Channels, height, width of every image."""
+        self._decoder = SampleDecoder(settings)
+        self.image_shape, self.dtype = self._layout(image_shape)
+        """Channels, height, width of every image; uint8 or float32."""
         self._memory = self._new_memory()
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return self.manifest.num_samples
 
-    def read(self, indices: Indices | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return images and labels.
+    def load(self, indices: Indices | Sequence[int], workers: Executor | None = None) -> Samples:
+        """Return images and labels, and which samples are bad.
 
         Args:
             indices: Sample numbers, int64 [n]; repeats are allowed.
-
-        Returns:
-            Images, uint8 [n, C, H, W], and labels, int64 [n], -1 where a sample has none.
+            workers: Threads that share the decoding; this thread does all of it by default.
 
         Raises:
-            DataError: A sample is damaged, or not of `image_shape`.
+            DataError: The copies of remote shards have no room on this machine.
         """
         wanted = np.asarray(indices, np.int64)
         if self._memory is None:
-            return self._decode(wanted)
+            return self._decode(wanted, workers)
         missing = np.unique(wanted[~self._memory.filled[wanted]])
+        bad: dict[int, ShardError | SampleError] = {}
         if missing.size:
-            self._memory.store(missing, *self._decode(missing))
-        return self._memory.take(wanted)
+            new = self._decode(missing, workers)
+            good = np.delete(np.arange(missing.size), list(new.bad))
+            self._memory.store(missing[good], new.images[good], new.labels[good])
+            bad = {int(missing[row]): error for row, error in new.bad.items()}
+        images, labels = self._memory.take(wanted)
+        if not bad:
+            return Samples(images, labels, {})
+        rows = {row: bad[number] for row, number in enumerate(wanted.tolist()) if number in bad}
+        images[list(rows)], labels[list(rows)] = 0, NO_LABEL
+        return Samples(images, labels, rows)
+
+    def read(self, indices: Indices | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of `load`.
+
+        Raises:
+            DataError: A sample is bad; the first of them is named.
+        """
+        wanted = np.asarray(indices, np.int64)
+        samples = self.load(wanted)
+        for row, error in samples.bad.items():
+            raise self._located(int(wanted[row]), error)
+        return samples.images, samples.labels
 
     def keys(self, indices: Indices | Sequence[int]) -> list[str]:
         """Return the WebDataset keys of samples."""
-        return [reader.index.keys[n] for reader, n in self._places(np.asarray(indices, np.int64))]
+        places = self.places(np.asarray(indices, np.int64))
+        return [self._shards.get(shard).index.keys[number] for shard, number in places]
 
-    def _places(self, indices: Indices) -> list[tuple[ShardReader, int]]:
-        """Return the shard and the number in it of every sample."""
+    def places(self, indices: Indices) -> Iterator[tuple[int, int]]:
+        """Return the number of each sample's shard, and the sample's number in it."""
         shards = np.searchsorted(self._ends, indices, side="right")
         inside = indices - (self._ends[shards] - self.manifest.counts[shards])
-        pairs = zip(shards.tolist(), inside.tolist(), strict=True)
-        return [(self._shards.get(shard), number) for shard, number in pairs]
+        return zip(shards.tolist(), inside.tolist(), strict=True)
 
-    def _decode(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        images = torch.empty((len(indices), *self.image_shape), dtype=torch.uint8)
+    def _decode(self, indices: Indices, workers: Executor | None) -> Samples:
+        images = torch.empty((len(indices), *self.image_shape), dtype=self.dtype)
         labels = np.full(len(indices), NO_LABEL, np.int64)
-        rows = images.numpy()
-        for row, (reader, number) in enumerate(self._places(indices)):
-            try:
-                fields = reader.index.fields(number)
-                data = reader.field(self._image_place(fields))
-                rows[row] = decode_image(data, self.image_shape).numpy()
-                labels[row] = self._label(reader, fields)
-            except DataError as error:
-                raise self._located(reader, number, error) from None
-        return images, torch.from_numpy(labels)
+        rows, places = images.numpy(), list(self.places(indices))
+        bad: dict[int, ShardError | SampleError] = {}
 
-    def _image_place(self, fields: Mapping[str, Place]) -> Place:
-        for key in self._settings.image_keys:
-            if key in fields:
-                return fields[key]
-        wanted, got = ", ".join(self._settings.image_keys), ", ".join(fields)
-        raise DataError(f"no image field (has {got!r:.200}; data.image_keys wants one of {wanted})")
+        def decode(first: int) -> None:
+            for row in range(first, min(first + _ROWS_AT_ONCE, len(places))):
+                shard, number = places[row]
+                try:
+                    labels[row] = self._decoder.decode(self._shards.get(shard), number, rows[row])
+                except (ShardError, SampleError) as error:
+                    rows[row], bad[row] = 0, error.with_traceback(None)
 
-    def _label(self, reader: ShardReader, fields: Mapping[str, Place]) -> int:
-        place = fields.get(self._settings.label_key or "")
-        return NO_LABEL if place is None else parse_label(reader.field(place))
+        parts = range(0, len(places), _ROWS_AT_ONCE)
+        for _ in workers.map(decode, parts) if workers else map(decode, parts):
+            pass
+        return Samples(images, torch.from_numpy(labels), dict(sorted(bad.items())))
 
-    def _located(self, reader: ShardReader, number: int, error: DataError) -> DataError:
+    def _located(self, sample: int, error: DataError) -> DataError:
+        if isinstance(error, ShardError):
+            return error
+        [(shard, _)] = self.places(np.array([sample]))
         # A key comes from the archive: repr keeps control characters out of terminals and logs.
-        return DataError(f"{reader.shard.url}, sample {reader.index.keys[number]!r:.200}: {error}.")
+        [key] = self.keys([sample])
+        return DataError(f"{self.manifest.shards[shard].url}, sample {key!r:.200}: {error}.")
 
-    def _shape_of_first(self) -> Shape:
-        [(reader, number)] = self._places(np.zeros(1, np.int64))
-        try:
-            place = self._image_place(reader.index.fields(number))
-            header = checked_header(reader.field(place))
-        except DataError as error:
-            raise self._located(reader, number, error) from None
-        size, channels = self._settings.image_size, self._settings.channels
-        return channels or header.channels, size or header.height, size or header.width
+    def _layout(self, image_shape: Shape | None) -> tuple[Shape, torch.dtype]:
+        settings = self._settings
+        if image_shape is not None and not any(map(is_array, settings.image_keys)):
+            return image_shape, torch.uint8
+        shape, dtype = self._probed_layout()
+        if image_shape is not None or dtype != torch.uint8:
+            return image_shape or shape, dtype
+        channels, height, width = shape
+        size = settings.image_size
+        return (settings.channels or channels, size or height, size or width), dtype
+
+    def _probed_layout(self) -> tuple[Shape, torch.dtype]:
+        """Return what the first readable one of a few samples has; raise what the first lacks."""
+        first: DataError | None = None
+        for number in sorted({n * len(self) // _NUM_PROBED for n in range(_NUM_PROBED)}):
+            [(shard, inside)] = self.places(np.array([number]))
+            try:
+                return self._decoder.layout(self._shards.get(shard), inside)
+            except (ShardError, SampleError) as error:
+                first = first or self._located(number, error)
+        assert first is not None
+        raise first
 
     def _new_memory(self) -> "_Memory | None":
-        num_bytes = len(self) * int(np.prod(self.image_shape))
+        num_bytes = len(self) * int(np.prod(self.image_shape)) * self.dtype.itemsize
         kind = self._settings.decoded
         wanted = kind == "memory" or (kind == "auto" and num_bytes <= _AUTO_MEMORY_BYTES)
-        return _Memory(len(self), self.image_shape) if wanted else None
+        return _Memory(len(self), self.image_shape, self.dtype) if wanted else None
 
 
 class _Memory:
     """Decoded images of samples read so far; pages that were never written take no memory."""
 
-    def __init__(self, num_samples: int, shape: Shape) -> None:
-        self._images: NDArray[np.uint8] = np.empty((num_samples, *shape), np.uint8)
+    def __init__(self, num_samples: int, shape: Shape, dtype: torch.dtype) -> None:
+        self._images: NDArray[Any] = torch.empty((num_samples, *shape), dtype=dtype).numpy()
         self._labels: NDArray[np.int64] = np.empty(num_samples, np.int64)
         self.filled: NDArray[np.bool_] = np.zeros(num_samples, np.bool_)
         self._lock = threading.Lock()

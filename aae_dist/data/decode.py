@@ -1,26 +1,69 @@
-"""Bytes of a sample to numbers: an allow-list of image formats, and integer labels."""
+"""Bytes of a sample to numbers: an allow-list of formats for images, arrays and labels."""
 
 import importlib.util
 import io
+import json
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from aae_dist.data.decode_array import Shape, decode_array
 from aae_dist.data.image_header import ImageHeader, read_header
-from aae_dist.errors import DataError
-
-Shape = tuple[int, int, int]
-"""Channels, height, width."""
+from aae_dist.errors import SampleError
 
 _MAX_PIXELS = 1 << 26
+MAX_FIELD_BYTES = 256 << 20
+"""Largest file of an image or array that is decoded."""
+_MAX_LABEL_BYTES = 1 << 16
 _GREY, _COLOUR = 1, 3
 """torchvision's ImageReadMode numbers; they happen to equal the channels."""
 _LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
+
+
+def decode_into(row: NDArray[Any], name: str, data: bytes) -> None:
+    """Decode one image or array into its row of the batch.
+
+    Args:
+        row: uint8 or float32 [C, H, W], to be overwritten.
+        name: The field's name; npy, or what ends in .npy, is an array.
+        data: The field's bytes.
+
+    Raises:
+        SampleError: `data` are no such image or array, or of another shape or type than `row`.
+    """
+    if not is_array(name):
+        if row.dtype != np.uint8:
+            raise SampleError("an image, wanted a float32 array", reason="array")
+        row[:] = decode_image(data, row.shape).numpy()  # type: ignore[arg-type]
+        return
+    array = decode_array(data)
+    if array.shape != row.shape or array.dtype != row.dtype:
+        raise SampleError(
+            f"a {array.dtype} array of shape {array.shape}, wanted {row.dtype} {row.shape}",
+            reason="size",
+        )
+    row[:] = array
+
+
+def layout(name: str, data: bytes) -> tuple[Shape, torch.dtype]:
+    """Return shape [C, H, W] and dtype of the row that this image or array makes."""
+    if is_array(name):
+        array = torch.from_numpy(decode_array(data).copy())
+        return (array.shape[0], array.shape[1], array.shape[2]), array.dtype
+    header = checked_header(data)
+    return (header.channels, header.height, header.width), torch.uint8
+
+
+def is_array(name: str) -> bool:
+    """Return whether the field of this name holds a NumPy array."""
+    return name.rpartition(".")[2] == "npy"
 
 
 def decode_image(data: bytes, shape: Shape | None = None) -> Tensor:
@@ -31,40 +74,61 @@ def decode_image(data: bytes, shape: Shape | None = None) -> Tensor:
         shape: Wanted shape; grey and colour are converted to its channels. None takes the image's.
 
     Raises:
-        DataError: The bytes are none of these formats, are damaged, or have another size than
+        SampleError: The bytes are none of these formats, are damaged, or have another size than
             `shape`. The message lacks the sample's name.
     """
     header = checked_header(data)
     channels = header.channels if shape is None else shape[0]
     if shape is not None and (header.height, header.width) != shape[1:]:
-        raise DataError(
+        raise SampleError(
             f"the image is {header.height} x {header.width} pixels, wanted {shape[1]} x {shape[2]}"
-            "; bring all images to one size, for example with aae-dist data pack folder"
+            "; bring all images to one size, for example with aae-dist data pack folder",
+            reason="size",
         )
     image = _decode_fast(data, header, channels)
     if image is None:
         image = _decode_with_pillow(data, header, channels)
     if image.shape != (channels, header.height, header.width):
-        raise DataError(f"the image decodes to shape {tuple(image.shape)}; it is damaged")
+        raise _damaged(f"the image decodes to shape {tuple(image.shape)}; it is damaged")
     return image
 
 
 def checked_header(data: bytes) -> ImageHeader:
-    """Return the image's header; DataError if it is no PNG, JPEG or WebP of a sane size."""
+    """Return the image's header; SampleError if it is no PNG, JPEG or WebP of a sane size."""
     header = read_header(data)
     if header is None:
-        raise DataError(f"not a PNG, JPEG or WebP image (starts with {data[:8]!r})")
+        raise _damaged(f"not a PNG, JPEG or WebP image (starts with {data[:8]!r})")
     if not 0 < header.height * header.width <= _MAX_PIXELS:
-        raise DataError(f"{header.height} x {header.width} pixels; at most {_MAX_PIXELS} are read")
+        raise SampleError(
+            f"{header.height} x {header.width} pixels; at most {_MAX_PIXELS} are read",
+            reason="size",
+        )
     return header
 
 
-def parse_label(data: bytes) -> int:
-    """Return the integer that `data` spells in ASCII; DataError if it does not."""
-    match = _LABEL.fullmatch(data)
-    if match is None:
-        raise DataError(f"the label is not an integer (got {data[:40]!r})")
+def parse_label(data: bytes, entry: str = "") -> int:
+    """Return the integer that `data` spells in ASCII.
+
+    Args:
+        data: Digits; with `entry`, a JSON object.
+        entry: Name of the integer in that object.
+
+    Raises:
+        SampleError: There is no such integer of up to 18 digits.
+    """
+    match = _LABEL.fullmatch(data[:_MAX_LABEL_BYTES] if not entry else _json_entry(data, entry))
+    if match is None or len(data) > _MAX_LABEL_BYTES:
+        raise SampleError(f"the label is not an integer (got {data[:40]!r})", reason="label")
     return int(match[1])
+
+
+def _json_entry(data: bytes, entry: str) -> bytes:
+    try:
+        document = json.loads(data[:_MAX_LABEL_BYTES])
+    except (ValueError, RecursionError):
+        return b""
+    value = document.get(entry) if isinstance(document, dict) else None
+    return str(value).encode() if type(value) is int and abs(value) < 10**18 else b""
 
 
 def _decode_fast(data: bytes, header: ImageHeader, channels: int) -> Tensor | None:
@@ -109,6 +173,10 @@ def _decode_with_pillow(data: bytes, header: ImageHeader, channels: int) -> Tens
     try:
         with Image.open(io.BytesIO(data), formats=(header.format,)) as opened:
             image = np.array(opened.convert("L" if channels == 1 else "RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"the {header.format} image is damaged ({error})") from None
+    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise what the bytes make them
+        raise _damaged(f"the {header.format} image is damaged ({str(error)!r:.80})") from None
     return torch.from_numpy(image.reshape(*image.shape[:2], channels)).permute(2, 0, 1)
+
+
+def _damaged(message: str) -> SampleError:
+    return SampleError(message, reason="image")

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from aae_dist.data.manifest import Shard
-from aae_dist.errors import DataError, LaunchError
+from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import is_remote, open_storage
 
 
@@ -46,9 +46,11 @@ def _check_local(shard: Shard, path: Path) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path}: cannot read the shard ({error.strerror}).") from None
+        text = f"{path}: cannot read the shard ({error.strerror})."
+        reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        raise ShardError(text, reason=reason) from None
     if size != shard.bytes:
-        raise DataError(_wrong_size(shard, size))
+        raise ShardError(_wrong_size(shard, size), reason="size")
 
 
 def _download_once(shard: Shard, path: Path) -> None:
@@ -62,7 +64,7 @@ def _download_once(shard: Shard, path: Path) -> None:
             _download(shard, incoming)
             size = incoming.stat().st_size
             if size != shard.bytes:
-                raise DataError(_wrong_size(shard, size))
+                raise ShardError(_wrong_size(shard, size), reason="size")
             incoming.replace(path)
 
 
@@ -70,11 +72,13 @@ def _download(shard: Shard, target: Path) -> None:
     try:
         open_storage(shard.folder).download(shard.name, target)
     except FileNotFoundError:
-        raise DataError(f"{shard.url}: no such shard; check the path or the manifest.") from None
+        text = f"{shard.url}: no such shard; check the path or the manifest."
+        raise ShardError(text, reason="missing") from None
     except LaunchError as error:
         raise DataError(str(error)) from error
     except OSError as error:
-        raise DataError(f"{shard.url}: cannot download ({error}).") from error
+        text = f"{shard.url}: cannot download ({error})."
+        raise ShardError(text, reason="unreachable") from error
 
 
 def _wrong_size(shard: Shard, size: int) -> str:

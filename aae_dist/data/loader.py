@@ -22,7 +22,7 @@ class Batch:
     """A rank's rows of one global batch."""
 
     images: Tensor
-    """uint8 [B, C, H, W], on the rank's device."""
+    """uint8 or float32 [B, C, H, W], on the rank's device."""
     labels: Tensor
     """int64 [B], -1 where a sample has none."""
     valid: Tensor

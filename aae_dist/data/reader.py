@@ -4,6 +4,7 @@ import gzip
 import mmap
 import resource
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -12,10 +13,12 @@ from aae_dist.data.fetch import local_path
 from aae_dist.data.manifest import Manifest, Shard
 from aae_dist.data.tar_headers import Buffer, DamagedTarError
 from aae_dist.data.tar_index import TarIndex, index_tar
-from aae_dist.errors import DataError
+from aae_dist.errors import ShardError
 
 _MAX_UNPACKED_BYTES = 4 << 30
 """Largest .tar.gz shard, unpacked, and the bound on all that are held unpacked at a time."""
+_RETRY_SECONDS = 60.0
+"""How long a shard that failed is left alone: each of its samples would wait for it again."""
 _MAX_INDEXED_SAMPLES = 4_000_000
 """Samples whose place in their shard is remembered, about 0.5 GB."""
 
@@ -28,7 +31,7 @@ class ShardReader:
         check_count: False to accept any number of samples, for counting them.
 
     Raises:
-        DataError: The file cannot be read, is damaged, or holds another number of samples.
+        ShardError: The file cannot be read, is damaged, or holds another number of samples.
     """
 
     def __init__(self, shard: Shard, check_count: bool = True) -> None:
@@ -37,11 +40,12 @@ class ShardReader:
         try:
             self.index: TarIndex = index_tar(self._bytes())
         except DamagedTarError as error:
-            raise DataError(f"{shard.url}: {error}.") from None
+            raise ShardError(f"{shard.url}: {error}.", reason=error.reason) from None
         if check_count and len(self.index) != shard.samples:
-            raise DataError(
+            raise ShardError(
                 f"{shard.url}: the shard has {len(self.index)} samples, the manifest says "
-                f"{shard.samples}; write the manifest again with: aae-dist data index PATTERN"
+                f"{shard.samples}; write the manifest again with: aae-dist data index PATTERN",
+                reason="count",
             )
 
     def __len__(self) -> int:
@@ -63,6 +67,10 @@ class ShardReader:
         """Memory held for the contents of a compressed shard; a plain one is mapped, not held."""
         return len(self._buffer) if isinstance(self._buffer, bytes) else 0
 
+    def open(self) -> None:
+        """Make sure that the contents are at hand; raise ShardError when they cannot be had."""
+        self._bytes()
+
     def release(self) -> None:
         """Give up file and contents, keep the index; reading opens the shard again."""
         self._buffer = None
@@ -79,12 +87,13 @@ def _contents(shard: Shard, path: Path) -> Buffer:
             return _unpacked(shard, path)
         with path.open("rb") as file:
             if shard.bytes == 0:
-                raise DataError(f"{shard.url}: the file is empty, not even an empty tar.")
+                raise ShardError(f"{shard.url}: the file is empty, not even an empty tar.")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{shard.url}: damaged or not gzip ({error}).") from None
+        raise ShardError(f"{shard.url}: damaged or not gzip ({error}).") from None
     except OSError as error:
-        raise DataError(f"{shard.url}: cannot read the shard ({error.strerror}).") from None
+        text = f"{shard.url}: cannot read the shard ({error.strerror})."
+        raise ShardError(text, reason="unreadable") from None
 
 
 def _unpacked(shard: Shard, path: Path) -> bytes:
@@ -92,11 +101,16 @@ def _unpacked(shard: Shard, path: Path) -> bytes:
         # One byte more than allowed tells a full read from a bomb.
         data = file.read(_MAX_UNPACKED_BYTES + 1)
     if len(data) > _MAX_UNPACKED_BYTES:
-        raise DataError(
+        raise ShardError(
             f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
             "write smaller shards, or plain .tar files."
         )
     return data
+
+
+def _without_traceback(error: ShardError) -> ShardError:
+    # A traceback grows each time its error is raised, and keeps what its frames hold alive.
+    return ShardError(str(error), reason=error.reason)
 
 
 class OpenShards:
@@ -106,6 +120,7 @@ class OpenShards:
         self._shards = manifest.shards
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._failed: dict[int, tuple[ShardError, float]] = {}
         self._num_indexed = 0
         soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Each mapped file keeps a descriptor; most are left to sockets and to the other data set.
@@ -113,18 +128,32 @@ class OpenShards:
         self._lock = threading.Lock()
 
     def get(self, number: int) -> ShardReader:
-        """Return shard `number`, indexed."""
+        """Return shard `number`, indexed and open; ShardError when it cannot be used."""
         with self._lock:
-            reader = self._readers.get(number)
-            if reader is None:
-                reader = ShardReader(self._shards[number])
-                self._readers[number] = reader
-                self._num_indexed += len(reader)
-            self._readers.move_to_end(number)
-            self._open[number] = reader.unpacked_bytes
-            self._open.move_to_end(number)
-            self._close_oldest()
-            return reader
+            error, until = self._failed.get(number, (None, 0.0))
+            if error is not None and time.monotonic() < until:
+                raise _without_traceback(error)
+            try:
+                return self._opened(number)
+            except ShardError as error:
+                self._failed[number] = (
+                    error.with_traceback(None),
+                    time.monotonic() + _RETRY_SECONDS,
+                )
+                raise
+
+    def _opened(self, number: int) -> ShardReader:
+        reader = self._readers.get(number)
+        if reader is None:
+            reader = ShardReader(self._shards[number])
+            self._readers[number] = reader
+            self._num_indexed += len(reader)
+        reader.open()
+        self._readers.move_to_end(number)
+        self._open[number] = reader.unpacked_bytes
+        self._open.move_to_end(number)
+        self._close_oldest()
+        return reader
 
     def _close_oldest(self) -> None:
         while len(self._open) > 1 and (

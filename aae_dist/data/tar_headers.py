@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.errors import DataError
+from aae_dist.errors import ShardError
 
 Buffer = bytes | mmap
 Numbers: TypeAlias = "array[int]"  # the class itself takes no [] before Python 3.12
@@ -27,7 +27,7 @@ _PAX_RECORD = re.compile(rb"([0-9]{1,7}) ([^=]+)=")
 _OCTAL_WEIGHTS = 8 ** np.arange(5, -1, -1)
 
 
-class DamagedTarError(DataError):
+class DamagedTarError(ShardError):
     """A shard is cut off, overwritten or not a tar file; the message lacks the shard's name."""
 
 

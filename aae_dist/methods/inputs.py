@@ -58,15 +58,16 @@ class StepInputs:
         """Return this rank's micro-batches.
 
         Args:
-            images: uint8, (B, C, H, W), this rank's rows.
+            images: (B, C, H, W), this rank's rows: uint8, or float32 that is taken as it is.
             valid: bool, (B); masked rows get weight 0.
             num_valid: unmasked samples of the global batch.
             step: number of the step, from 0.
         """
         device = self.world.device
         weights_B = valid.to(device, self.dtype, non_blocking=True) * (self.world.size / num_valid)
+        x_BCHW = images.to(device, non_blocking=True).to(self.dtype)
         part = Part(
-            x_BCHW=images.to(device, non_blocking=True).to(self.dtype).div_(255),
+            x_BCHW=x_BCHW.div_(255) if images.dtype == torch.uint8 else x_BCHW,
             weights_B=weights_B,
             z_prior_BZ=self._rows(self.prior.sample, "prior", step),
             noise_reconstruction_BZ=self._rows(self._noise, "noise of reconstruction", step),
