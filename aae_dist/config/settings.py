@@ -32,7 +32,7 @@ class Data(Section):
     validation: Urls | None = None
     """Validation shards; without them nothing is evaluated."""
     image_keys: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
-    """Fields that hold the image; the first one a sample has is used. npy: an array, also vectors."""
+    """Fields that hold the image; the first that a sample has is used. npy: arrays, vectors."""
     label_key: str | None = "cls"
     """Field of the integer label, or field:entry of a JSON object; for pictures and some priors."""
     image_size: PositiveInt | None = None
