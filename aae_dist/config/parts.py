@@ -1,40 +1,11 @@
-"""What is trained: network sizes, posterior, prior and method."""
+"""What is trained: prior and method; `networks` holds the networks and the posterior."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from aae_dist.config.networks import IMPORT_PATH
 from aae_dist.config.section import Section
-
-Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-
-
-class MlpModel(Section):
-    """Fully connected networks, as in the paper's likelihood experiment (appendix A.1)."""
-
-    kind: Literal["mlp"] = "mlp"
-    latent_dim: PositiveInt = 8
-    """Number of dimensions of the latent code z."""
-    encoder_widths: Widths = (1000, 1000)
-    """Hidden layer sizes of the encoder, input side first."""
-    decoder_widths: Widths = (1000, 1000)
-    """Hidden layer sizes of the decoder, code side first."""
-    discriminator_widths: Widths = (1000, 1000)
-    """Hidden layer sizes of the discriminator."""
-    decoder_output: Literal["sigmoid", "linear"] = "sigmoid"
-    """Last function of the decoder: sigmoid for pixels in [0, 1], linear for unbounded values."""
-
-
-class DeterministicPosterior(Section):
-    """q(z|x) is a point: the encoder's output is the code."""
-
-    kind: Literal["deterministic"] = "deterministic"
-
-
-class GaussianPosterior(Section):
-    """q(z|x) is a diagonal Gaussian whose mean and log standard deviation the encoder gives."""
-
-    kind: Literal["gaussian"] = "gaussian"
 
 
 class GaussianPrior(Section):
@@ -75,7 +46,7 @@ class CustomPrior(Section):
     """A prior of your own, by import path."""
 
     kind: Literal["custom"] = "custom"
-    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    path: str = Field(pattern=IMPORT_PATH)
     """`package.module:Class`; the class is called with latent_dim and `arguments`."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of the class, beside latent_dim."""
@@ -107,7 +78,6 @@ class AutoencoderMethod(Section):
     """Per image: half the summed squared error (the paper's), mean squared error, or summed BCE."""
 
 
-Posterior = Annotated[DeterministicPosterior | GaussianPosterior, Field(discriminator="kind")]
 Prior = Annotated[
     GaussianPrior | MixturePrior | SwissRollPrior | CustomPrior, Field(discriminator="kind")
 ]

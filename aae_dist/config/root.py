@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from aae_dist.config import parts, settings
+from aae_dist.config import networks, parts, settings
 from aae_dist.config.phases import Phases
 from aae_dist.config.section import Section
 
@@ -15,8 +15,8 @@ class RunConfig(Section):
 
     run: settings.Run
     data: settings.Data
-    model: parts.MlpModel = parts.MlpModel()
-    posterior: parts.Posterior = parts.DeterministicPosterior()
+    model: networks.Model = networks.MlpModel()
+    posterior: networks.Posterior = networks.DeterministicPosterior()
     prior: parts.Prior = parts.GaussianPrior()
     method: parts.Method = parts.AdversarialMethod()
     phases: Phases = Phases()

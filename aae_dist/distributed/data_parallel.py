@@ -20,7 +20,7 @@ def data_parallel(module: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def settle(module: nn.Module, example: Tensor) -> None:
+def settle(module: nn.Module, *example: Tensor) -> None:
     """Let DDP rebuild its buckets before the first real step, by throw-away backward passes.
 
     DDP reorders its buckets after the first backward pass, so from 3 ranks on a resumed run would
@@ -28,7 +28,7 @@ def settle(module: nn.Module, example: Tensor) -> None:
     """
     if isinstance(module, DistributedDataParallel):
         for _ in range(2):
-            module(example).sum().backward()
+            module(*example).sum().backward()
         module.zero_grad(set_to_none=True)
 
 

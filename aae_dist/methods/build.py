@@ -15,8 +15,7 @@ from aae_dist.methods.adversarial import AdversarialMethod
 from aae_dist.methods.autoencoder import AutoencoderMethod
 from aae_dist.methods.method import Method, Modules
 from aae_dist.methods.variational import VariationalMethod
-from aae_dist.models import Networks, build_posterior
-from aae_dist.models.mlp import ImageShape
+from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 
 METHODS: dict[str, type[Method]] = {
@@ -27,16 +26,25 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build_method(
-    config: RunConfig, networks: Networks, prior: Prior, image_shape: ImageShape, world: World
+    config: RunConfig, networks: Networks, prior: Prior, shape: SampleShape, world: World
 ) -> Method:
     """Return the run's method, its networks wrapped for data parallel training."""
     wrapped = {name: data_parallel(module, world) for name, module in networks.named().items()}
-    _settle(wrapped, config.model.latent_dim, image_shape, next(networks.encoder.parameters()))
+    posterior = build_posterior(config.posterior)
+    noise = ((posterior.encoder_noise_dim,),) if posterior.encoder_noise_dim else ()
+    examples: dict[str, tuple[tuple[int, ...], ...]] = {
+        "encoder": (shape, *noise),
+        "decoder": ((config.model.latent_dim,),),
+        "discriminator": ((config.model.latent_dim,),),
+    }
+    like = next(networks.encoder.parameters())
+    for name, network in wrapped.items():
+        settle(network, *(like.new_zeros(1, *example) for example in examples[name]))
     modules = Modules(
         encoder=wrapped["encoder"],
         decoder=wrapped["decoder"],
         discriminator=wrapped.get("discriminator"),
-        posterior=build_posterior(config.posterior),
+        posterior=posterior,
         prior=prior,
         reconstruction_loss=RECONSTRUCTION_LOSSES[config.method.reconstruction_loss],
     )
@@ -74,11 +82,3 @@ def _torch_optimizer(
             )
         case phases.Sgd():
             return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, fused=True)
-
-
-def _settle(
-    wrapped: dict[str, nn.Module], latent_dim: int, image_shape: ImageShape, like: torch.Tensor
-) -> None:
-    inputs = {"encoder": image_shape, "decoder": (latent_dim,), "discriminator": (latent_dim,)}
-    for name, network in wrapped.items():
-        settle(network, torch.zeros(1, *inputs[name], dtype=like.dtype, device=like.device))

@@ -82,6 +82,5 @@ class StepInputs:
         return samples[self.rows].to(self.world.device, self.dtype, non_blocking=True)
 
     def _noise(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        if not self.posterior.is_stochastic:  # nobody reads it: keep its shape, spend nothing
-            return torch.zeros(1, 1).expand(num_samples, self.prior.latent_dim)
-        return torch.randn(num_samples, self.prior.latent_dim, generator=generator)
+        noise_dim = self.posterior.noise_dim(self.prior.latent_dim)
+        return torch.randn(num_samples, noise_dim, generator=generator)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.methods.inputs import Part
-from aae_dist.models import Posterior
+from aae_dist.models import Posterior, run_encoder
 from aae_dist.priors import Prior
 
 Losses = dict[str, Tensor]
@@ -48,10 +48,11 @@ class Method(ABC):
         for optimizer in self.optimizers.values():
             optimizer.set_progress(progress)
 
-    def encode(self, part: Part, noise_BZ: Tensor) -> Tensor:
+    def encode(self, part: Part, noise_BN: Tensor) -> Tensor:
         """Return codes of shape (B, Z), drawn from q(z|x) with the given noise."""
-        outputs_BP: Tensor = self.modules.encoder(part.x_BCHW)
-        return self.modules.posterior.sample(outputs_BP, noise_BZ)
+        modules = self.modules
+        outputs_BP = run_encoder(modules.encoder, modules.posterior, part.x_BCHW, noise_BN)
+        return modules.posterior.sample(outputs_BP, noise_BN)
 
     def reconstruction_loss(self, part: Part) -> Tensor:
         """Return the weighted reconstruction error of decoder(encoder(x)), a scalar."""

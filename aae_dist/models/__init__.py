@@ -2,11 +2,22 @@
 
 from aae_dist.models.autoencoder import Autoencoder
 from aae_dist.models.build import Networks, build_networks, build_posterior
-from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder
-from aae_dist.models.posterior import DeterministicPosterior, GaussianPosterior, Posterior
+from aae_dist.models.conv import ConvDecoder, ConvEncoder
+from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder, SampleShape
+from aae_dist.models.posterior import (
+    CategoricalPosterior,
+    DeterministicPosterior,
+    GaussianPosterior,
+    Posterior,
+    UniversalPosterior,
+    run_encoder,
+)
 
 __all__ = [
     "Autoencoder",
+    "CategoricalPosterior",
+    "ConvDecoder",
+    "ConvEncoder",
     "DeterministicPosterior",
     "GaussianPosterior",
     "MlpDecoder",
@@ -14,6 +25,9 @@ __all__ = [
     "MlpEncoder",
     "Networks",
     "Posterior",
+    "SampleShape",
+    "UniversalPosterior",
     "build_networks",
     "build_posterior",
+    "run_encoder",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aae_dist.models.build import Networks
-from aae_dist.models.posterior import Posterior
+from aae_dist.models.posterior import Posterior, run_encoder
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,18 @@ class Autoencoder:
 
         Args:
             images_BCHW: uint8 in [0, 255] or floats in [0, 1].
-            generator: on the CPU; codes are then drawn from q(z|x), else they are q's means.
+            generator: on the CPU; codes are then drawn from q(z|x), else they are q's means (for
+                a universal posterior, the codes of zero noise).
         """
-        outputs_BP = self.networks.encoder(self.pixels(images_BCHW))
-        mean_BZ = self.posterior.mean(outputs_BP)
-        if generator is None or not self.posterior.is_stochastic:
+        x_BCHW, posterior = self.pixels(images_BCHW), self.posterior
+        noise_BN = _noise(x_BCHW, posterior.encoder_noise_dim, generator)
+        outputs_BP = run_encoder(self.networks.encoder, posterior, x_BCHW, noise_BN)
+        mean_BZ = posterior.mean(outputs_BP)
+        if generator is None:
             return mean_BZ
-        noise_BZ = torch.randn(mean_BZ.shape, generator=generator)
-        return self.posterior.sample(outputs_BP, noise_BZ.to(mean_BZ))
+        if not posterior.encoder_noise_dim:
+            noise_BN = _noise(x_BCHW, posterior.noise_dim(mean_BZ.shape[1]), generator)
+        return posterior.sample(outputs_BP, noise_BN)
 
     @torch.no_grad()
     def decode(self, codes_BZ: Tensor) -> Tensor:
@@ -57,3 +61,10 @@ class Autoencoder:
         """Return images as floats in [0, 1] on the networks' device."""
         x_BCHW = images_BCHW.to(self.like)
         return x_BCHW / 255 if images_BCHW.dtype == torch.uint8 else x_BCHW
+
+
+def _noise(x_BCHW: Tensor, noise_dim: int, generator: torch.Generator | None) -> Tensor:
+    """Return noise of shape (B, N), drawn on the CPU; zeros without a generator."""
+    if generator is None:
+        return x_BCHW.new_zeros(len(x_BCHW), noise_dim)
+    return torch.randn(len(x_BCHW), noise_dim, generator=generator).to(x_BCHW)

@@ -1,15 +1,25 @@
 """From the configuration to networks; the only file of this package that sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from aae_dist.config import RunConfig, parts
+from aae_dist.config import RunConfig, networks
 from aae_dist.distributed.seeds import derived_seed
-from aae_dist.models.mlp import ImageShape, MlpDecoder, MlpDiscriminator, MlpEncoder
-from aae_dist.models.posterior import DeterministicPosterior, GaussianPosterior, Posterior
+from aae_dist.errors import ConfigError
+from aae_dist.models.conv import ConvDecoder, ConvEncoder
+from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder, SampleShape
+from aae_dist.models.own import check_network, import_network
+from aae_dist.models.posterior import (
+    CategoricalPosterior,
+    DeterministicPosterior,
+    GaussianPosterior,
+    Posterior,
+    UniversalPosterior,
+)
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -28,40 +38,104 @@ class Networks:
         return {name: network for name, network in all_networks if network is not None}
 
 
-def build_posterior(config: parts.Posterior) -> Posterior:
+def build_posterior(config: networks.Posterior) -> Posterior:
     """Return the posterior that `config` names."""
     match config:
-        case parts.DeterministicPosterior():
+        case networks.DeterministicPosterior():
             return DeterministicPosterior()
-        case parts.GaussianPosterior():
+        case networks.GaussianPosterior():
             return GaussianPosterior()
+        case networks.UniversalPosterior():
+            return UniversalPosterior(config.noise_dim)
+        case networks.CategoricalPosterior():
+            return CategoricalPosterior(config.straight_through)
 
 
-def build_networks(config: RunConfig, image_shape: ImageShape, device: torch.device) -> Networks:
+def build_networks(config: RunConfig, shape: SampleShape, device: torch.device) -> Networks:
     """Return networks with weights that depend on `run.seed` and each network's name alone.
 
     Args:
         config: the run's configuration.
-        image_shape: (C, H, W) of the data.
+        shape: of a sample: (C, H, W) of images, (D,) of vectors.
         device: where the networks live; weights are drawn on the CPU, alike for every device.
-    """
-    model, latent_dim = config.model, config.model.latent_dim
-    num_outputs = build_posterior(config.posterior).outputs_per_dim * latent_dim
-    sigmoid = model.decoder_output == "sigmoid"
 
-    def make(name: str, network: Callable[[], nn.Module]) -> nn.Module:
+    Raises:
+        ConfigError: the kind of network does not fit the samples, or one of the user's own does
+            not work.
+    """
+    model, posterior = config.model, build_posterior(config.posterior)
+    num_outputs = posterior.outputs_per_dim * model.latent_dim
+    noise = {"noise_dim": posterior.encoder_noise_dim} if posterior.encoder_noise_dim else {}
+    roles: dict[str, dict[str, Any]] = {
+        "encoder": {"sample_shape": shape, "num_outputs": num_outputs, **noise},
+        "decoder": {"latent_dim": model.latent_dim, "sample_shape": shape},
+        "discriminator": {"latent_dim": model.latent_dim},
+    }
+    if config.method.kind != "adversarial":
+        del roles["discriminator"]
+    built = _built_in(model)
+
+    def make(name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.run.seed, f"weights of {name}"))
-            return network().to(device=device, dtype=DTYPES[config.train.precision])
+            own: networks.OwnNetwork | None = getattr(model, name)
+            if own is None:
+                network = built[name](**roles[name])
+            else:
+                network = import_network(name, own, roles[name])
+                _check(name, network, roles[name])
+            return network.to(device=device, dtype=DTYPES[config.train.precision])
 
-    return Networks(
-        encoder=make("encoder", lambda: MlpEncoder(image_shape, model.encoder_widths, num_outputs)),
-        decoder=make(
-            "decoder", lambda: MlpDecoder(latent_dim, model.decoder_widths, image_shape, sigmoid)
-        ),
-        discriminator=make(
-            "discriminator", lambda: MlpDiscriminator(latent_dim, model.discriminator_widths)
+    if model.kind != "mlp" and len(shape) != 3 and not (model.encoder and model.decoder):
+        raise ConfigError(
+            f"model.kind={model.kind} needs images; these samples have shape {shape}; "
+            "use model.kind=mlp"
         )
-        if config.method.kind == "adversarial"
-        else None,
-    )
+    made = {name: make(name) for name in roles}
+    return Networks(made["encoder"], made["decoder"], made.get("discriminator"))
+
+
+def _built_in(model: networks.Model) -> Mapping[str, Callable[..., nn.Module]]:
+    """Return what makes each network of a kind from its role's arguments."""
+    sigmoid = model.decoder_output == "sigmoid"
+    widths, spectral = model.discriminator_widths, model.discriminator_spectral_norm
+
+    def discriminator(latent_dim: int) -> nn.Module:
+        return MlpDiscriminator(latent_dim, widths, spectral)
+
+    def encoder(**role: Any) -> nn.Module:
+        if isinstance(model, networks.MlpModel):
+            return MlpEncoder(widths=model.encoder_widths, **role)
+        return ConvEncoder(
+            width=model.encoder_width,
+            depth=model.encoder_depth,
+            residual=model.kind == "resnet",
+            **role,
+        )
+
+    def decoder(**role: Any) -> nn.Module:
+        if isinstance(model, networks.MlpModel):
+            return MlpDecoder(widths=model.decoder_widths, sigmoid=sigmoid, **role)
+        return ConvDecoder(
+            width=model.decoder_width,
+            depth=model.decoder_depth,
+            residual=model.kind == "resnet",
+            sigmoid=sigmoid,
+            **role,
+        )
+
+    return {"encoder": encoder, "decoder": decoder, "discriminator": discriminator}
+
+
+def _check(name: str, network: nn.Module, role: Mapping[str, Any]) -> None:
+    """Try a network of the user's own on two samples of zeros."""
+    inputs: tuple[tuple[int, ...], ...]
+    if name == "encoder":
+        inputs = (role["sample_shape"],)
+        inputs += ((role["noise_dim"],),) if "noise_dim" in role else ()
+        output: tuple[int, ...] = (role["num_outputs"],)
+    else:
+        inputs = ((role["latent_dim"],),)
+        output = role.get("sample_shape", ())
+    zeros = tuple(torch.zeros(2, *shape) for shape in inputs)
+    check_network(name, network, zeros, (2, *output))

@@ -1,35 +1,48 @@
-"""Fully connected encoder, decoder and discriminator, and the posteriors on top of the encoder.
+"""Fully connected encoder, decoder and discriminator, for images and vectors.
 
-Shapes: B samples, C H W image, Z latent_dim, P posterior parameters a sample.
+Shapes: B samples, C H W image (or D vector), N noise numbers, Z latent_dim, P posterior parameters.
 """
 
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-ImageShape = tuple[int, int, int]
+from aae_dist.models.spectral import SpectralLinear
+
+SampleShape = tuple[int, ...]
+"""(C, H, W) of images, (D,) of vectors."""
 
 
-def fully_connected(sizes: Sequence[int]) -> nn.Sequential:
+def fully_connected(sizes: Sequence[int], linear: type[nn.Linear] = nn.Linear) -> nn.Sequential:
     """Return linear layers of the given sizes with ReLU between them; the last layer is linear."""
     layers: list[nn.Module] = []
     for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(size_in, size_out), nn.ReLU(inplace=True)]
+        layers += [linear(size_in, size_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
 
 
 class MlpEncoder(nn.Module):
-    """x -> parameters of q(z|x)."""
+    """x -> parameters of q(z|x), or (x, noise) -> z for a universal posterior."""
 
-    def __init__(self, image_shape: ImageShape, widths: Sequence[int], num_outputs: int) -> None:
-        """Take the image shape (C, H, W), hidden layer sizes and the number of outputs P."""
+    def __init__(
+        self,
+        sample_shape: SampleShape,
+        num_outputs: int,
+        widths: Sequence[int] = (1000, 1000),
+        noise_dim: int = 0,
+    ) -> None:
+        """Take the shape of a sample, the number of outputs P, hidden sizes and noise inputs N."""
         super().__init__()
-        self.layers = fully_connected([math.prod(image_shape), *widths, num_outputs])
+        num_inputs = math.prod(sample_shape) + noise_dim
+        self.layers = fully_connected([num_inputs, *widths, num_outputs])
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Map images in [0, 1] to posterior parameters of shape (B, P)."""
-        outputs: Tensor = self.layers(x_BCHW.flatten(1))
+    def forward(self, x_BCHW: Tensor, noise_BN: Tensor | None = None) -> Tensor:
+        """Map samples, images in [0, 1], to posterior parameters of shape (B, P)."""
+        flat = x_BCHW.flatten(1)
+        inputs = flat if noise_BN is None else torch.cat([flat, noise_BN], 1)
+        outputs: Tensor = self.layers(inputs)
         return outputs
 
 
@@ -37,27 +50,34 @@ class MlpDecoder(nn.Module):
     """z -> x."""
 
     def __init__(
-        self, latent_dim: int, widths: Sequence[int], image_shape: ImageShape, sigmoid: bool = True
+        self,
+        latent_dim: int,
+        sample_shape: SampleShape,
+        widths: Sequence[int] = (1000, 1000),
+        sigmoid: bool = True,
     ) -> None:
-        """Take latent_dim, hidden layer sizes, the image shape, and whether pixels are squashed."""
+        """Take latent_dim, the shape of a sample, hidden sizes, and whether pixels are squashed."""
         super().__init__()
-        self.image_shape = image_shape
-        self.layers = fully_connected([latent_dim, *widths, math.prod(image_shape)])
+        self.sample_shape = sample_shape
+        self.layers = fully_connected([latent_dim, *widths, math.prod(sample_shape)])
         self.output = nn.Sigmoid() if sigmoid else nn.Identity()
 
     def forward(self, z_BZ: Tensor) -> Tensor:
-        """Map codes to images of shape (B, C, H, W), in [0, 1] behind a sigmoid."""
-        x_BCHW: Tensor = self.output(self.layers(z_BZ)).unflatten(1, self.image_shape)
+        """Map codes to samples, images of shape (B, C, H, W), in [0, 1] behind a sigmoid."""
+        x_BCHW: Tensor = self.output(self.layers(z_BZ)).unflatten(1, self.sample_shape)
         return x_BCHW
 
 
 class MlpDiscriminator(nn.Module):
     """z -> logit that z is a sample of the prior rather than a code."""
 
-    def __init__(self, latent_dim: int, widths: Sequence[int]) -> None:
-        """Take latent_dim and hidden layer sizes."""
+    def __init__(
+        self, latent_dim: int, widths: Sequence[int] = (1000, 1000), spectral_norm: bool = False
+    ) -> None:
+        """Take latent_dim, hidden layer sizes, and whether layers are spectrally normalised."""
         super().__init__()
-        self.layers = fully_connected([latent_dim, *widths, 1])
+        linear = SpectralLinear if spectral_norm else nn.Linear
+        self.layers = fully_connected([latent_dim, *widths, 1], linear)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         """Map codes or prior samples to logits of shape (B)."""

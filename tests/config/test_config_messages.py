@@ -37,7 +37,7 @@ def message(*overrides):
         ("data.channels=2", ["data.channels: should be one of 1, 3, got 2"]),
         ("launch.kind=rya", ["launch.kind: should be one of ray, local", "did you mean ray?"]),
         ("launch.gpus_per_worker=atuo", ["should be a number or auto", "did you mean auto?"]),
-        ("model.kind=mpl", ['model.kind: should be mlp, got "mpl"', "did you mean mlp?"]),
+        ("model.kind=mpl", ["model.kind: should be one of mlp, conv, resnet", "did you mean mlp?"]),
         (
             "prior.kind=swis_roll",
             ["prior.kind: should be one of gaussian, mixture, swiss_roll", "mean swiss_roll?"],

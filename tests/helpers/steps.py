@@ -14,6 +14,13 @@ from aae_dist.models.build import DTYPES
 from aae_dist.priors import build_prior
 
 SHAPE = (1, 6, 6)
+COMMON = {"latent_dim": 4, "discriminator_widths": (24, 16)}
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {"kind": "mlp", **COMMON, "encoder_widths": (24, 16), "decoder_widths": (24, 16)},
+    "conv": {"kind": "conv", **COMMON, "encoder_width": 4, "decoder_width": 4},
+    "resnet": {"kind": "resnet", **COMMON, "encoder_width": 4, "decoder_width": 4},
+}
+"""Small networks of every kind."""
 
 
 def tiny_config(**sections: Any) -> RunConfig:
@@ -21,16 +28,12 @@ def tiny_config(**sections: Any) -> RunConfig:
     tree: dict[str, Any] = {
         "run": {"name": "tiny"},
         "data": {"train": "builtin://digits/train"},
-        "model": {
-            "latent_dim": 4,
-            "encoder_widths": (24, 16),
-            "decoder_widths": (24, 16),
-            "discriminator_widths": (24, 16),
-        },
+        "model": MODELS["mlp"],
         "train": {"steps": 100, "global_batch_size": 24, "precision": "fp64"},
     }
     for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section}
+        same_kind = section.get("kind", "mlp") == "mlp" or name != "model"
+        tree[name] = {**tree.get(name, {}), **section} if same_kind else section
     return RunConfig.model_validate(tree)
 
 

@@ -1,0 +1,70 @@
+"""Networks of the user's own, by import path, tried out before training starts."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aae_dist.config import networks
+from aae_dist.errors import ConfigError
+
+
+def import_network(key: str, config: networks.OwnNetwork, roles: Mapping[str, Any]) -> nn.Module:
+    """Return an instance of the class that `config` names.
+
+    Args:
+        key: encoder, decoder or discriminator, for messages.
+        config: import path and arguments.
+        roles: keyword arguments that the network's role gives it, such as latent_dim.
+
+    Raises:
+        ConfigError: the class cannot be imported or called.
+    """
+    module, name = config.path.split(":")
+    wanted = ", ".join([*roles, *config.arguments])
+    try:
+        network = getattr(importlib.import_module(module), name)(**roles, **config.arguments)
+    except Exception as error:  # whatever a user's own code raises is the user's to mend
+        raise ConfigError(
+            f"model.{key}.path: {config.path} failed with {type(error).__name__}: {error}; it must "
+            f"be a class that takes the keyword arguments {wanted}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model.{key}.path: {config.path} must make a torch.nn.Module")
+    return network
+
+
+@torch.no_grad()
+def check_network(
+    key: str, network: nn.Module, inputs: tuple[Tensor, ...], shape: tuple[int, ...]
+) -> None:
+    """Raise ConfigError unless the network maps `inputs` to `shape`, each time the same."""
+
+    def problem() -> str | None:
+        buffers = {name: b.clone() for name, b in network.named_buffers()}
+        first = network(*inputs)
+        if not isinstance(first, Tensor) or tuple(first.shape) != shape:
+            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            shapes = " and ".join(str(tuple(i.shape)) for i in inputs)
+            return f"must map a batch of shape {shapes} to {shape}; got {got}"
+        for name, buffer in network.named_buffers():
+            if not torch.equal(buffers[name], buffer):
+                return (
+                    f"changes its buffer {name} when it runs, so that ranks would drift apart; "
+                    "use GroupNorm or LayerNorm instead of BatchNorm"
+                )
+        if not torch.equal(first, network(*inputs)):
+            return (
+                "gives another result each time (dropout?), so that a resumed run would not "
+                "repeat; random numbers come from posterior.kind=gaussian or universal"
+            )
+        return None
+
+    try:
+        text = problem()
+    except Exception as error:  # as above
+        text = f"failed with {type(error).__name__}: {error}"
+    if text:
+        raise ConfigError(f"model.{key}: {type(network).__name__} {text}")

@@ -1,0 +1,122 @@
+"""Networks of the user's own by import path: used, tried out, and refused with the reason."""
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from helpers.ranks import single_world
+from helpers.steps import SHAPE, build, run_step, tiny_config
+from torch import Tensor, nn
+
+from aae_dist.errors import ConfigError
+from aae_dist.models import MlpDecoder
+
+
+class Encoder(nn.Module):
+    def __init__(self, sample_shape: tuple[int, ...], num_outputs: int, hidden: int = 7) -> None:
+        super().__init__()
+        size = sample_shape[0] * sample_shape[1] * sample_shape[2]
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(size, hidden), nn.Tanh())
+        self.head = nn.Linear(hidden, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+class Noisy(Encoder):
+    def __init__(self, noise_dim: int, **role: Any) -> None:
+        super().__init__(**role)
+        self.noise = nn.Linear(noise_dim, 7)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:  # type: ignore[override]
+        out: Tensor = self.head((self.body(x) + self.noise(noise)).tanh())
+        return out
+
+
+class Critic(nn.Module):
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(latent_dim, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layer(z).squeeze(1)
+
+
+class WideCritic(Critic):
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.layer(z)
+        return out
+
+
+class BatchNorm(Encoder):
+    def __init__(self, **role: Any) -> None:
+        super().__init__(**role)
+        self.body.append(nn.BatchNorm1d(7))
+
+
+class Dropout(Encoder):
+    def __init__(self, **role: Any) -> None:
+        super().__init__(**role)
+        self.body.append(nn.Dropout(0.5))
+
+
+@pytest.fixture(autouse=True)
+def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("own_networks")
+    for thing in (Encoder, Noisy, Critic, WideCritic, BatchNorm, Dropout):
+        setattr(module, thing.__name__, thing)
+    monkeypatch.setitem(sys.modules, "own_networks", module)
+
+
+def own(name: str, **arguments: Any) -> dict[str, Any]:
+    path = name if ":" in name else f"own_networks:{name}"
+    return {"path": path, "arguments": arguments}
+
+
+def built(posterior: str = "deterministic", **model: Any) -> Any:
+    config = tiny_config(model=model, posterior={"kind": posterior})
+    return (*build(config, single_world()), config)
+
+
+def test_own_networks_train_in_the_place_of_built_in_ones() -> None:
+    networks, method, inputs, config = built(
+        encoder=own("Encoder", hidden=9), discriminator=own("Critic")
+    )
+    assert type(networks.encoder).__name__ == "Encoder"
+    assert isinstance(networks.decoder, MlpDecoder)
+    before = [p.clone() for n in networks.named().values() for p in n.parameters()]
+    run_step(method, inputs, config, 0)
+    after = [p for n in networks.named().values() for p in n.parameters()]
+    assert not any(map(torch.equal, before, after))
+
+
+def test_a_built_in_class_may_be_named_too_so_that_kinds_mix() -> None:
+    networks, *_ = built(decoder=own("aae_dist.models:ConvDecoder", width=4))
+    assert networks.decoder(torch.zeros(2, 4, dtype=torch.float64)).shape == (2, *SHAPE)
+
+
+def test_the_encoder_of_a_universal_posterior_takes_noise() -> None:
+    networks, method, inputs, config = built("universal", encoder=own("Noisy"))
+    run_step(method, inputs, config, 0)
+    with pytest.raises(ConfigError, match="noise_dim"):
+        built("universal", encoder=own("Encoder"))
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "reason"),
+    [
+        ("encoder", "BatchNorm", "changes its buffer body.3.running_mean.*GroupNorm"),
+        ("encoder", "Dropout", "another result each time.*posterior.kind=gaussian"),
+        ("discriminator", "WideCritic", r"must map a batch of shape \(2, 4\) to \(2,\); got"),
+        ("encoder", "Critic", "failed with TypeError.*takes the keyword arguments sample_shape"),
+        ("encoder", "no_such_module:X", "failed with ModuleNotFoundError"),
+        ("encoder", "torch:zeros", "failed with TypeError"),
+        ("encoder", "builtins:dict", "must make a torch.nn.Module"),
+    ],
+)
+def test_what_would_not_train_is_refused_with_the_reason(key: str, name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.{key}.*{reason}"):
+        built(**{key: own(name)})
