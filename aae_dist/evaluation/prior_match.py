@@ -77,8 +77,8 @@ def sliced_wasserstein(a_nZ: Tensor, b_nZ: Tensor, directions_ZP: Tensor) -> flo
     The square root of the mean, over directions, of the squared one-dimensional Wasserstein-2
     distance, which for equal sizes pairs the sorted projections.
     """
-    gap_Pn = _sorted_projections(a_nZ, directions_ZP)
-    gap_Pn -= _sorted_projections(b_nZ, directions_ZP)
+    gap_Pn = sorted_projections(a_nZ, directions_ZP)
+    gap_Pn -= sorted_projections(b_nZ, directions_ZP)
     return math.sqrt(np.square(gap_Pn).mean(dtype=np.float64))
 
 
@@ -102,14 +102,27 @@ def mmd(a_nZ: Tensor, b_mZ: Tensor, bandwidth: float) -> float:
         b_mZ: The other, float [m, Z].
         bandwidth: Unit of the kernels' widths: `median_distance` of the prior.
     """
-    unit = math.sqrt(2.0) * SCALES[0] * bandwidth
-    a, b = a_nZ / unit, b_mZ / unit
-    within = _symmetric_mean(a) + _symmetric_mean(b)
-    across = _kernel_sum(a, b) / (len(a) * len(b))
-    return math.sqrt(max(within - 2 * across, 0.0) / len(SCALES))
+    within = mean_kernel_within(a_nZ, bandwidth) + mean_kernel_within(b_mZ, bandwidth)
+    return math.sqrt(max(within - 2 * mean_kernel(a_nZ, b_mZ, bandwidth), 0.0))
 
 
-def _sorted_projections(x_nZ: Tensor, directions_ZP: Tensor) -> NDArray[Any]:
+def mean_kernel(a_nZ: Tensor, b_mZ: Tensor, bandwidth: float) -> float:
+    """Return the mean over all n * m pairs of the MMD's kernel, which is 1 at distance 0."""
+    unit = _widest(bandwidth)
+    return _kernel_sum(a_nZ / unit, b_mZ / unit) / (len(a_nZ) * len(b_mZ) * len(SCALES))
+
+
+def mean_kernel_within(a_nZ: Tensor, bandwidth: float) -> float:
+    """Return `mean_kernel(a, a)`, each row with itself among the pairs, in half the time."""
+    a, total = a_nZ / _widest(bandwidth), 0.0
+    for start in range(0, len(a), _BLOCK_ROWS):
+        rows, rest = a[start : start + _BLOCK_ROWS], a[start + _BLOCK_ROWS :]
+        total += _kernel_sum(rows, rows) + 2 * _kernel_sum(rows, rest)
+    return total / (len(a) ** 2 * len(SCALES))
+
+
+def sorted_projections(x_nZ: Tensor, directions_ZP: Tensor) -> NDArray[Any]:
+    """Return the projections of n rows on every direction, each direction's in order, [P, n]."""
     # numpy's vectorised sort takes 11 ms for 256 rows of 10,000; torch's takes 200 ms on the CPU.
     projected: NDArray[Any] = (directions_ZP.T @ x_nZ.T).numpy()
     projected.sort(axis=1)
@@ -133,13 +146,9 @@ def _halves(
     return train, train_y, test, test_y
 
 
-def _symmetric_mean(a: Tensor) -> float:
-    """Return the mean of all kernel values within one sample; each pair is computed once."""
-    total = 0.0
-    for start in range(0, len(a), _BLOCK_ROWS):
-        rows, rest = a[start : start + _BLOCK_ROWS], a[start + _BLOCK_ROWS :]
-        total += _kernel_sum(rows, rows) + 2 * _kernel_sum(rows, rest)
-    return total / len(a) ** 2
+def _widest(bandwidth: float) -> float:
+    """Return what rows are divided by, so that the widest kernel is exp(-distance^2)."""
+    return math.sqrt(2.0) * SCALES[0] * bandwidth
 
 
 def _kernel_sum(a: Tensor, b: Tensor) -> float:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -46,11 +47,56 @@ def test_a_shifted_sample_scores_clearly_worse(prior):
     assert score["prior_match/num_samples"] == 400
 
 
-def test_null_of_the_mmd_may_be_measured_on_fewer_rows(monkeypatch):
-    prior = Normal(2)
-    exact = null.build_yardstick(prior, 600, seed=0).null_mmd
-    monkeypatch.setattr(null, "MMD_ROWS", 150)
-    assert null.build_yardstick(prior, 600, seed=0).null_mmd == pytest.approx(exact, rel=0.1)
+def rms(values):
+    values = list(values)
+    return math.sqrt(sum(v * v for v in values) / len(values))
+
+
+def test_statistics_equal_the_slow_version_over_many_prior_samples():
+    prior, num = Ring(2), 60
+    yardstick = null.build_yardstick(prior, num, seed=0)
+    wasserstein, mmd = yardstick.sliced_wasserstein, yardstick.mmd
+    draw = torch.Generator().manual_seed(2)
+    codes = torch.randn(num, 2, generator=draw)
+    samples = [prior.sample(num, draw) for _ in range(300)]
+
+    def slow_wasserstein(a, b):
+        return prior_match.sliced_wasserstein(a, b, wasserstein.directions)
+
+    def slow_mmd(a, b):
+        return prior_match.mmd(a, b, mmd.bandwidth)
+
+    pairs = list(zip(samples[::2], samples[1::2], strict=True))
+    for fast, slow in ((wasserstein, slow_wasserstein), (mmd, slow_mmd)):
+        assert fast(codes) == pytest.approx(rms(slow(codes, s) for s in samples), rel=0.05)
+        assert fast.null == pytest.approx(rms(slow(a, b) for a, b in pairs), rel=0.12)
+
+
+def test_the_null_of_the_wasserstein_distance_is_that_of_its_own_samples(monkeypatch):
+    drawn = []
+
+    class Kept(Normal):
+        def sample(self, num_samples, generator):
+            drawn.append(super().sample(num_samples, generator))
+            return drawn[-1]
+
+    monkeypatch.setattr(null, "NUM_SAMPLES", 5)
+    fast = null.build_yardstick(Kept(2), 40, seed=0).sliced_wasserstein
+    samples = [s for s in drawn[1:] if len(s) == 40]
+    pairs = itertools.combinations(samples, 2)
+    slow = rms([prior_match.sliced_wasserstein(a, b, fast.directions) for a, b in pairs])
+    assert len(samples) == 5
+    assert fast.null == pytest.approx(slow, rel=1e-4)
+
+
+def test_a_prior_that_is_one_point_has_no_unit():
+    class Point(Normal):
+        def sample(self, num_samples, generator):
+            return torch.zeros(num_samples, self.latent_dim)
+
+    score = null.score(torch.ones(16, 2), null.build_yardstick(Point(2), 16, 0), 0)
+    assert math.isnan(score["prior_match/sliced_wasserstein"])
+    assert score["prior_match/c2st"] == 1.0
 
 
 def test_scores_do_not_depend_on_the_units_of_the_prior():
