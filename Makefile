@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STORAGE ?= $(CURDIR)/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart test test-unit test-all check fix
+.PHONY: help install dev quickstart test test-unit test-all test-engine check fix
 
 help:
 	@echo "make quickstart  set up $(VENV) and train an adversarial autoencoder on the shipped digits"
 	@echo "make test        all tests but the slow ones"
 	@echo "make test-unit   those that take milliseconds"
 	@echo "make test-all    all tests"
+	@echo "make test-engine the tests where Ray and wandb are not installed"
 	@echo "make check       format, lint, types, direction of imports, spelling"
 	@echo "make fix         format, and repair what the linter can"
 
@@ -36,6 +37,15 @@ test-unit: dev
 test-all: dev
 	$(PYTEST) $(PARALLEL) -m "not ray"
 	$(PYTEST) -m "ray"
+
+# Everything but the launcher on Ray and the W&B sink must run where neither is installed.
+ENGINE := $(VENV)-engine
+test-engine: dev
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(ENGINE)
+	$(BIN)/uv pip install -q --python $(ENGINE)/bin/python --require-hashes -r requirements/dev.lock
+	$(BIN)/uv pip uninstall -q --python $(ENGINE)/bin/python ray wandb optuna pyarrow
+	$(BIN)/uv pip install -q --python $(ENGINE)/bin/python --no-deps --no-build-isolation -e .
+	OMP_NUM_THREADS=1 $(ENGINE)/bin/python -m pytest $(PARALLEL) -m "not ray and not slow"
 
 check: dev
 	$(BIN)/ruff format --check .

@@ -25,15 +25,15 @@ from aae_dist.version import __version__
 class Clock:
     """A reporter that notes when training began, at its first line, and each log point."""
 
-    def __init__(self) -> None:
-        """Start with no times."""
+    def __init__(self, progress: str | None) -> None:
+        """Start with no times; count steps in the file `progress`, if there is one."""
         self.times: list[float] = []
-        self.samples = 0
+        self.progress = np.memmap(progress, np.int64, "r+") if progress else np.zeros(1, np.int64)
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Note the time of a log point."""
         self.times.append(time.perf_counter())
-        self.samples = int(metrics["samples_seen"])
+        self.progress[0] = int(metrics["step"])
 
     def stop_requested(self) -> bool:
         """Return that nobody asks."""
@@ -87,12 +87,13 @@ def main() -> None:
     parser.add_argument("--log-every", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--progress", help="file of 8 bytes that counts the steps")
     parser.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--work", required=True, help="folder of the run, new")
     parser.add_argument("--out", required=True, help="the .npz to write")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    clock = Clock()
+    clock = Clock(arguments.progress)
     outcome = train(run_config(arguments), single(), clock, launch_id=secrets.token_hex(8))
     seconds = time.perf_counter() - clock.times[0]
     codes, mse = score(load_run(outcome.run_uri), MNIST(arguments.mnist, train=False).data[:, None])
@@ -102,8 +103,6 @@ def main() -> None:
         mse=mse,
         seconds=seconds,
         steps=outcome.step,
-        samples=clock.samples,
-        times=np.array(clock.times),
         versions=f"aae_dist {__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"Python {platform.python_version()}",
     )

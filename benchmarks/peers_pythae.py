@@ -17,6 +17,7 @@ from pythae.models import Adversarial_AE, Adversarial_AE_Config
 from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
 from pythae.trainers import AdversarialTrainer, AdversarialTrainerConfig
+from pythae.trainers.training_callbacks import TrainingCallback
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
@@ -73,12 +74,26 @@ class Discriminator(BaseDiscriminator):
         return ModelOutput(embedding=torch.sigmoid(self.layers(z)))
 
 
+class StepCounter(TrainingCallback):
+    """Counts steps in a file of 8 bytes, for `peers.py` to read while this trains."""
+
+    def __init__(self, path: str) -> None:
+        """Count in `path`."""
+        self.progress = np.memmap(path, np.int64, "r+")
+
+    def on_train_step_end(self, training_config: object, **_: object) -> None:
+        """Count one."""
+        self.progress[0] += 1
+
+
 def images(root: str, *, train: bool) -> Tensor:
     """Return one set of MNIST, float [N, 1, 28, 28] in [0, 1]."""
     return MNIST(root, train=train).data[:, None].float() / 255
 
 
-def build_trainer(x_train: Tensor, output: str, epochs: int, seed: int) -> AdversarialTrainer:
+def build_trainer(
+    x_train: Tensor, output: str, epochs: int, seed: int, progress: str | None
+) -> AdversarialTrainer:
     """Return pythae's trainer with the settings of this comparison."""
     config = Adversarial_AE_Config(
         input_dim=(1, 28, 28), latent_dim=LATENT_DIM, deterministic_posterior=True
@@ -97,7 +112,10 @@ def build_trainer(x_train: Tensor, output: str, epochs: int, seed: int) -> Adver
         seed=seed,
     )
     data = BaseDataset(x_train, torch.zeros(len(x_train)))
-    return AdversarialTrainer(model, train_dataset=data, training_config=settings)
+    counters = [StepCounter(progress)] if progress else None
+    return AdversarialTrainer(
+        model, train_dataset=data, training_config=settings, callbacks=counters
+    )
 
 
 @torch.no_grad()
@@ -118,11 +136,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--work", required=True, help="folder for what pythae writes")
     parser.add_argument("--out", required=True, help="the .npz to write")
+    parser.add_argument("--progress", help="file of 8 bytes that counts the steps")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     x_train = images(arguments.mnist, train=True)
-    trainer = build_trainer(x_train, arguments.work, arguments.epochs, arguments.seed)
+    trainer = build_trainer(
+        x_train, arguments.work, arguments.epochs, arguments.seed, arguments.progress
+    )
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
@@ -133,7 +154,6 @@ def main() -> None:
         mse=mse,
         seconds=seconds,
         steps=arguments.epochs * -(-len(x_train) // BATCH),
-        samples=arguments.epochs * len(x_train),
         versions=f"pythae {version('pythae')}, torch {torch.__version__}, numpy {np.__version__}",
     )
 
