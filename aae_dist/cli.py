@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from aae_dist.commands.cluster_parsers import add_cluster_verbs
 from aae_dist.commands.parsers import Parsers, add_run_verbs
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__
@@ -71,7 +72,7 @@ def guarded(body: Callable[[], int]) -> int:
 def _run(argv: list[str]) -> int:
     parser = build_parser(with_data=argv[:1] == ["data"])
     args, rest = parser.parse_known_args(argv)
-    if rest and args.verb == "train" and not any(item.startswith("-") for item in rest):
+    if rest and hasattr(args, "items") and not any(item.startswith("-") for item in rest):
         # argparse stops collecting files and overrides at the first option between them.
         args.items += rest
     elif rest:
@@ -95,6 +96,7 @@ def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
     _add_data(verbs, with_data)
+    add_cluster_verbs(verbs)
     add_run_verbs(verbs)
     return parser
 

@@ -1,5 +1,6 @@
 """Rules that manifests must keep, each as a function from an object to the problems it finds."""
 
+import copy
 import functools
 import json
 import lzma
@@ -23,6 +24,11 @@ def rendered() -> dict[str, list[Manifest]]:
 
 
 def read(text: str) -> list[Manifest]:
+    return copy.deepcopy(_parsed(text))
+
+
+@functools.cache
+def _parsed(text: str) -> list[Manifest]:
     return [document for document in yaml.safe_load_all(text) if document]
 
 
