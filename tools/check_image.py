@@ -37,7 +37,8 @@ whoami
 aae-dist --version
 python3 -c 'import torch, torchvision, ray, webdataset, wandb; print(torch.__version__)'
 python3 /usr/local/lib/aae-dist/healthcheck.py
-aae-dist train run.name=x run.storage=/tmp/runs data.train=builtin://digits/train model.latent_dim=2 \
+aae-dist train run.name=x run.storage=/tmp/runs data.train=builtin://digits/train \
+  model.latent_dim=2 \
   train.steps=20 train.global_batch_size=32 launch.kind=local wandb.mode=disabled | tail -2
 ulimit -n 65536 || true; ray start --head --block --num-cpus=0 --dashboard-host=127.0.0.1 \
   --metrics-export-port=18080 --port=16379 --dashboard-port=18265 --ray-client-server-port=18001 \
