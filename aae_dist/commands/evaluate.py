@@ -1,26 +1,39 @@
 """`aae-dist evaluate`: the metrics of a trained run."""
 
 import json
+import sys
+from collections.abc import Sequence
 
-import torch
-
-from aae_dist import load_run
 from aae_dist.commands.tables import print_metrics
+from aae_dist.commands.trained import open_run
+from aae_dist.config.paths import absolute_storage
 
 
-def evaluate(uri: str, as_json: bool = False) -> int:
-    """Measure the newest checkpoint of the run at `uri` on its validation data and print it.
+def evaluate(
+    uri: str,
+    as_json: bool = False,
+    data: Sequence[str] = (),
+    step: int | None = None,
+) -> int:
+    """Measure a checkpoint of the run at `uri` on validation data and print it.
+
+    Args:
+        uri: the run's folder.
+        as_json: print one JSON object, not a table.
+        data: patterns of shards; none means the run's own validation shards.
+        step: the checkpoint's step; by default the newest.
 
     Raises:
         CheckpointError: the folder holds no checkpoint that verifies.
-        DataError: the validation data is not there, or the run has none.
+        ConfigError: no data is given and the run has none.
+        DataError: the validation data is not there.
     """
-    run = load_run(uri)
-    # As many as in training: matrix products round differently with another number of threads.
-    torch.set_num_threads(run.config.launch.cpus_per_worker)
-    metrics = run.evaluate().metrics
+    run = open_run(uri, step)
+    print(f"evaluating step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
+    metrics = run.evaluate([absolute_storage(pattern) for pattern in data]).metrics
     if as_json:
         print(json.dumps({"step": run.step, **metrics}, indent=2))
     else:
-        print_metrics(metrics, title=f"{uri} at step {run.step:,}")
+        on = f" on {', '.join(data)}" if data else ""
+        print_metrics(metrics, title=f"{uri} at step {run.step:,}{on}")
     return 0

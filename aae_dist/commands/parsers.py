@@ -2,72 +2,228 @@
 
 import argparse
 
+from aae_dist.commands import help_texts
+
 Parsers = argparse._SubParsersAction  # The only name that argparse has for what holds the verbs.
 
 
 def add_run_verbs(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     """Add the verbs that take a run's folder."""
+    _add_encode(verbs)
     _add_evaluate(verbs)
+    _add_interpolate(verbs)
+    _add_reconstruct(verbs)
     _add_sample(verbs)
 
 
-def _add_evaluate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
-    parser = verbs.add_parser(
-        "evaluate",
-        help="measure a trained run on its validation data",
-        description="Measure how well the newest checkpoint of a run reconstructs its validation "
-        "data, and how well its latent codes match its prior.",
+def _add_encode(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = _verb(
+        verbs,
+        "encode",
+        "write the latent codes of a whole data set",
+        help_texts.ENCODE,
+        help_texts.ENCODE_EXAMPLES,
     )
-    _add_run_argument(parser)
+    _add_items(parser)
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="where to: a path, s3://, gs:// or az://"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("parquet", "npy"),
+        default="parquet",
+        help="parquet (key, label, code) or npy (NAME.codes.npy, .labels.npy, .keys.npy)",
+    )
+    parser.set_defaults(run=_encode)
+
+
+def _add_evaluate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = _verb(
+        verbs,
+        "evaluate",
+        "measure a trained run on data",
+        help_texts.EVALUATE,
+        help_texts.EVALUATE_EXAMPLES,
+    )
+    _add_data(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
     parser.set_defaults(run=_evaluate)
 
 
+def _add_interpolate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = _verb(
+        verbs,
+        "interpolate",
+        "decode ways through the latent space",
+        help_texts.INTERPOLATE,
+        help_texts.INTERPOLATE_EXAMPLES,
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help=help_texts.IMAGE_FILE)
+    parser.add_argument("--kind", choices=("pairs", "plane", "traverse"), default="pairs")
+    parser.add_argument(
+        "--num", type=_positive, default=8, metavar="N", help="rows of pairs (default 8)"
+    )
+    parser.add_argument(
+        "--steps", type=_two_or_more, default=10, metavar="N", help="images a row (default 10)"
+    )
+    parser.add_argument(
+        "--path",
+        choices=("auto", "linear", "spherical"),
+        default="auto",
+        help="auto: spherical for a prior on a sphere and a Gaussian above 2 dimensions, whose "
+        "mass a straight line would leave; else linear",
+    )
+    parser.add_argument(
+        "--from",
+        choices=("data", "prior"),
+        default="data",
+        dest="source",
+        help="start and end at codes of data samples (default) or at samples of the prior",
+    )
+    _add_data(parser)
+    _add_seed(parser)
+    parser.set_defaults(run=_interpolate)
+
+
+def _add_reconstruct(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = _verb(
+        verbs,
+        "reconstruct",
+        "show or write what a run makes of images",
+        help_texts.RECONSTRUCT,
+        help_texts.RECONSTRUCT_EXAMPLES,
+    )
+    _add_items(parser)
+    parser.add_argument("--out", required=True, metavar="FILE or FOLDER")
+    parser.add_argument(
+        "--num", type=_positive, default=32, metavar="N", help="images in a file (default 32)"
+    )
+    parser.set_defaults(run=_reconstruct)
+
+
 def _add_sample(verbs: "Parsers[argparse.ArgumentParser]") -> None:
-    parser = verbs.add_parser(
+    parser = _verb(
+        verbs,
         "sample",
-        help="decode samples of a trained run's prior into images",
-        description="Draw from a run's prior and decode with its newest checkpoint.",
-        epilog="example:\n  aae-dist sample ~/aae_dist/runs/quickstart --num 64 --out samples.png",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_run_argument(parser)
-    parser.add_argument(
-        "--num", type=_positive, default=64, metavar="N", help="images to draw (default 64)"
+        "decode samples of a run's prior into images",
+        help_texts.SAMPLE,
+        help_texts.SAMPLE_EXAMPLES,
     )
     parser.add_argument(
-        "--out",
-        required=True,
-        metavar="FILE",
-        help=".png (one grid), or .npy, .npz or .safetensors with `images`, "
-        "float32 [N, C, H, W], pixels in [0, 1]",
+        "--num",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="images to draw, of each class if --classes is given (default 64)",
     )
+    parser.add_argument("--out", required=True, metavar="FILE", help=help_texts.IMAGE_FILE)
     parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed draws the same images (default 0)"
+        "--classes", metavar="0,1,..|all", help="classes of the prior; a .png has a row for each"
     )
+    _add_seed(parser)
     parser.set_defaults(run=_sample)
 
 
-def _add_run_argument(parser: argparse.ArgumentParser) -> None:
+def _verb(
+    verbs: "Parsers[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    description: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "uri", metavar="RUN", help="a run's folder: a local path, s3://, gs:// or az://"
+    )
+    parser.add_argument(
+        "--step", type=_positive, metavar="N", help="the checkpoint of step N (default: newest)"
+    )
+    return parser
+
+
+def _add_items(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "items",
+        nargs="*",
+        metavar="DATA | key=value",
+        help="shards: patterns or folders, as for data.train (default: the run's validation "
+        "shards); and overrides of data.* and launch.*",
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="shards, as for data.train (default: the run's validation shards)",
+    )
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed draws the same images (default 0)"
     )
 
 
 def _positive(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _two_or_more(text: str) -> int:
+    return _at_least(text, 2)
+
+
+def _at_least(text: str, least: int) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"should be at least 1, got {value}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"should be at least {least}, got {value}")
     return value
+
+
+def _split(items: list[str]) -> tuple[list[str], list[str]]:
+    """Return (patterns, overrides); a pattern may hold `=`, as in s3://bucket/day=1/*.tar."""
+    overrides = [item for item in items if item.startswith(("data.", "launch.")) and "=" in item]
+    return [item for item in items if item not in overrides], overrides
+
+
+def _encode(args: argparse.Namespace) -> int:
+    from aae_dist.commands.apply import apply
+
+    data, overrides = _split(args.items)
+    return apply(args.uri, data, args.out, args.format, overrides, args.step)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from aae_dist.commands.evaluate import evaluate
 
-    return evaluate(args.uri, as_json=args.json)
+    return evaluate(args.uri, args.json, args.data, args.step)
+
+
+def _interpolate(args: argparse.Namespace) -> int:
+    from aae_dist.commands.interpolate import Ways, interpolate
+
+    ways = Ways(
+        args.kind, args.num, args.steps, args.path, args.source, tuple(args.data), args.seed
+    )
+    return interpolate(args.uri, args.out, ways, args.step)
+
+
+def _reconstruct(args: argparse.Namespace) -> int:
+    from aae_dist.commands.reconstruct import reconstruct
+
+    data, overrides = _split(args.items)
+    return reconstruct(args.uri, args.out, data, args.num, overrides, args.step)
 
 
 def _sample(args: argparse.Namespace) -> int:
     from aae_dist.commands.sample import sample
 
-    return sample(args.uri, num=args.num, out=args.out, seed=args.seed)
+    return sample(args.uri, args.num, args.out, args.seed, args.classes, args.step)

@@ -1,0 +1,43 @@
+"""How a trained run's verbs read data and use machines: its own sections, with overrides."""
+
+import json
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from aae_dist.config import messages
+from aae_dist.config.layers import Merge
+from aae_dist.config.overrides import read_overrides
+from aae_dist.config.root import RunConfig
+from aae_dist.config.section import Section
+from aae_dist.config.settings import Data, Launch
+from aae_dist.config.tree import from_plain, plain
+from aae_dist.errors import ConfigError
+
+
+class Reading(Section):
+    """What may differ from training when a trained run is applied to data."""
+
+    data: Data
+    launch: Launch
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return `config` with `data.*` and `launch.*` overridden.
+
+    Checks that only training needs, say of `launch.workers` against the lanes, are left out.
+
+    Raises:
+        ConfigError: names every problem of the overrides at once.
+    """
+    layer, problems = read_overrides(overrides)
+    if not problems:
+        own = config.model_dump(mode="json", include={"data", "launch"})
+        given = {key: from_plain(value, "the run's config.yaml") for key, value in own.items()}
+        tree = Merge(Reading).run([given, layer])
+        try:
+            reading = Reading.model_validate_json(json.dumps(plain(tree)))
+            return config.model_copy(update={"data": reading.data, "launch": reading.launch})
+        except ValidationError as error:
+            problems = messages.lines(error, Reading, tree)
+    raise ConfigError("overrides: " + "\n  ".join(problems))

@@ -1,0 +1,87 @@
+"""A trained run applied to all shards of a data set: here, under torchrun, or by Ray workers."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from aae_dist.config import RunConfig
+from aae_dist.data import Manifest, Shard
+from aae_dist.data.progress import progress
+from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.world import World, from_environment
+from aae_dist.errors import Interrupted, LaunchError
+from aae_dist.launch.local import process_group
+from aae_dist.storage import open_storage
+from aae_dist.training.sharded import Job, begin, complete, missing, write_shard
+
+Call = tuple[Job, int, Shard]
+
+
+def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str, Any]) -> int:
+    """Write every output shard that is not there yet; return how many were there before.
+
+    `launch.kind` ray with `launch.workers` > 1 goes through Ray; else this process does it all,
+    or shares it with the ranks that torchrun started. Whoever writes, the bytes are the same.
+
+    Args:
+        config: `launch` says with how many workers.
+        job: what to write.
+        manifest: the input shards.
+        plan: `plan_of` of the job.
+
+    Raises:
+        ConfigError: the output folder holds something else.
+        DataError: an input shard is missing or damaged.
+        LaunchError: the output cannot be written, or the cluster has no room.
+        Interrupted: stopped from the keyboard; what is written stays.
+    """
+    world = from_environment(job.device)
+    out = open_storage(job.out)
+    with process_group(world):
+        todo = main_decides(world, lambda: [] if begin(out, plan) else missing(out, manifest, job))
+        calls = [(job, number, manifest.shards[number]) for number in todo]
+        try:
+            _show(_written(config, world, calls), calls, world)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"{job.out}: stopped from the keyboard; the shards that are written stay. "
+                "The same command goes on from there."
+            ) from None
+        main_decides(world, lambda: complete(out, plan, manifest))
+    return len(manifest.shards) - len(todo)
+
+
+def _show(written: Iterator[int], calls: Sequence[Call], world: World) -> None:
+    total = sum(shard.samples for _, _, shard in calls)
+    if not world.is_main or not calls:
+        for _ in written:
+            pass
+        return
+    with progress("writing", total, "samples", _to_stderr) as advance:
+        for samples in written:
+            advance(samples)
+
+
+def _written(config: RunConfig, world: World, calls: Sequence[Call]) -> Iterator[int]:
+    """Write the shards; yield the samples of each that is done, by whomever."""
+    if config.launch.kind == "local" or config.launch.workers == 1 or not calls:
+        for start in range(0, len(calls), world.size):
+            # A round at a time: a rank that cannot go on is heard of before the next.
+            part = calls[start : start + world.size]
+            own = part[world.rank : world.rank + 1]
+            together(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]
+            yield sum(shard.samples for _, _, shard in part)
+        return
+    if find_spec("ray") is None:
+        raise LaunchError(
+            "launch.workers > 1 needs Ray, which is not installed. Run pip install "
+            "'aae_dist[ray]', or do without it: launch.workers=1"
+        )
+    from aae_dist.launch.ray_tasks import run_tasks
+
+    yield from run_tasks(config, write_shard, calls)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

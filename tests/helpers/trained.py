@@ -1,0 +1,43 @@
+"""Run folders with a checkpoint of fresh weights: what the verbs need, without training."""
+
+from pathlib import Path
+from typing import Any
+
+from helpers.ranks import single_world
+
+from aae_dist.config import RunConfig
+from aae_dist.models import build_networks
+from aae_dist.storage import open_storage
+from aae_dist.training.checkpoint import CheckpointStore
+from aae_dist.training.state import TrainState
+
+DIGITS = (1, 28, 28)
+WIDTHS = {"encoder_widths": (16,), "decoder_widths": (16,), "discriminator_widths": (16,)}
+
+
+def save_run(
+    uri: str | Path, step: int = 7, shape: tuple[int, int, int] = DIGITS, **sections: Any
+) -> RunConfig:
+    """Write a checkpoint of `step` into the run folder `uri`; keyword arguments are sections."""
+    tree: dict[str, Any] = {
+        "run": {"name": "saved", "seed": step},
+        "data": {
+            "train": "builtin://digits/train",
+            "validation": "builtin://digits/validation",
+        },
+        "train": {"steps": 100},
+        **sections,
+    }
+    tree["model"] = {"latent_dim": 2, **WIDTHS, **sections.get("model", {})}
+    config = RunConfig.model_validate(tree)
+    networks = build_networks(config, shape, single_world().device)
+    document = {"step": step, "position": 0, "best": None}
+    documents = {
+        "config": config.model_dump(mode="json"),
+        "data": {"image_shape": shape, "lanes": config.lanes},
+        "state": document,
+    }
+    store = CheckpointStore(open_storage(str(uri)), keep=3)
+    store.save(step, TrainState(networks, {}).tensors(), documents)
+    store.wait()
+    return config

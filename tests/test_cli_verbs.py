@@ -1,0 +1,141 @@
+"""sample, interpolate, reconstruct and evaluate on a run with fresh weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.shards import SIDE, write_shards
+from helpers.trained import save_run
+from PIL import Image
+
+import aae_dist
+from aae_dist.cli import main
+
+MIXTURE = {"kind": "mixture", "num_modes": 3}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    save_run(tmp_path / "run", prior=MIXTURE)
+    return str(tmp_path / "run")
+
+
+def test_each_class_is_a_row_of_samples(run: str, tmp_path: Path) -> None:
+    for suffix in ("npy", "png"):
+        out = str(tmp_path / f"x.{suffix}")
+        assert main(["sample", run, "--classes", "2,0", "--num", "4", "--out", out]) == 0
+    trained = aae_dist.load_run(run)
+    labels = torch.tensor([2, 2, 2, 2, 0, 0, 0, 0])
+    wanted = trained.sample(8, torch.Generator().manual_seed(0), labels)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), wanted.numpy())
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size == (4 * 29 - 1, 2 * 29 - 1)
+    assert main(["sample", run, "--classes", "all", "--num", "1", "--out", out]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("pairs", (3 * 5, 1, 28, 28)), ("plane", (5 * 5, 1, 28, 28)), ("traverse", (10, 1, 28, 28))],
+)
+@pytest.mark.parametrize("source", ["data", "prior"])
+def test_ways_through_the_latent_space(
+    run: str, tmp_path: Path, kind: str, shape: tuple[int, ...], source: str
+) -> None:
+    out = tmp_path / "way.npy"
+    argv = ["interpolate", run, "--kind", kind, "--num", "3", "--steps", "5", "--from", source]
+    assert main([*argv, "--out", str(out)]) == 0
+    images = np.load(out)
+    assert images.shape == shape
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) > len(images) // 2
+    again = tmp_path / "again.npy"
+    assert main([*argv, "--out", str(again), "--seed", "1"]) == 0
+    if kind != "plane":  # of two dimensions it shows the whole range, whatever the seed
+        assert not np.array_equal(images, np.load(again))
+
+
+def test_a_way_between_data_ends_at_the_reconstructions_of_data(run: str, tmp_path: Path) -> None:
+    out = tmp_path / "way.npy"
+    assert main(["interpolate", run, "--num", "2", "--steps", "3", "--out", str(out)]) == 0
+    trained = aae_dist.load_run(run)
+    data = trained.open()
+    images, _ = data.read(range(len(data)))
+    all_reconstructed = trained.reconstruct(images)
+    for end in np.load(out)[[0, 2, 3, 5]]:
+        nearest = (all_reconstructed - torch.from_numpy(end)).abs().amax((1, 2, 3)).min()
+        assert nearest < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("prior", "dim", "path"),
+    [
+        ({"kind": "gaussian"}, 8, "spherical"),
+        ({"kind": "gaussian"}, 2, "linear"),
+        (MIXTURE, 8, "linear"),
+    ],
+)
+def test_the_way_fits_the_prior(prior, dim, path, tmp_path, capsys) -> None:
+    save_run(tmp_path / "run", prior=prior, model={"latent_dim": dim})
+    argv = ["interpolate", str(tmp_path / "run"), "--from", "prior"]
+    assert main([*argv, "--out", str(tmp_path / "way.png")]) == 0
+    assert f"(pairs, {path})" in capsys.readouterr().out
+
+
+def test_some_reconstructions_in_a_file(run: str, tmp_path: Path) -> None:
+    out = tmp_path / "r.npy"
+    assert (
+        main(["reconstruct", run, "builtin://digits/train", "--num", "4", "--out", str(out)]) == 0
+    )
+    trained = aae_dist.load_run(run)
+    originals, _ = trained.open("builtin://digits/train").read([0, 2000, 4000, 6000])
+    assert np.array_equal(np.load(out), trained.reconstruct(originals).numpy())
+    picture = tmp_path / "r.png"
+    assert main(["reconstruct", run, "--num", "9", "--out", str(picture)]) == 0
+    with Image.open(picture) as opened:
+        assert opened.width > 500
+
+
+def test_other_data_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    save_run(run, shape=(1, SIDE, SIDE))
+    write_shards(tmp_path / "shards", (20, 30))
+    argv = ["evaluate", run, "--json", "--data"]
+    assert main([*argv, f"{tmp_path}/shards/000.tar", f"{tmp_path}/shards/001.tar"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["prior_match/num_samples"] == 50
+    assert printed.err.startswith(f"evaluating step 7 of {run} ...\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["sample", "RUN", "--classes", "3", "--out", "x.png"], "give numbers from 0 to 2"),
+        (["sample", "RUN", "--classes", "a", "--out", "x.png"], "give numbers from 0 to 2"),
+        (["sample", "PLAIN", "--classes", "0", "--out", "x.png"], "(gaussian) has none"),
+        (["interpolate", "RUN", "--out", "x.gif"], "should be one of .png"),
+        (["interpolate", "PLAIN", "--out", "x.png"], "trained without data.validation"),
+        (["reconstruct", "PLAIN", "--out", "x.png"], "trained without data.validation"),
+        (["evaluate", "PLAIN"], "trained without data.validation"),
+        (["evaluate", "RUN", "--data", "/nowhere/*.tar"], "/nowhere"),
+        (["evaluate", "RUN", "--step", "3"], "no checkpoint of step 3"),
+        (["sample", "RUN", "--out", "/proc/x/y.png"], "cannot be written"),
+        (["encode", "PLAIN", "--out", "x"], "trained without data.validation"),
+        (["encode", "/nowhere", "--out", "x"], "holds no checkpoint that verifies"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    argv: list[str],
+    problem: str,
+    run: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_run(tmp_path / "plain", data={"train": "builtin://digits/train"})
+    places = {"RUN": run, "PLAIN": str(tmp_path / "plain")}
+    assert main([places.get(word, word) for word in argv]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("aae-dist: ")
+    assert problem in message

@@ -1,0 +1,107 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.trained import save_run
+
+import aae_dist
+from aae_dist.errors import CheckpointError, ConfigError, LaunchError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> aae_dist.TrainedRun:
+    save_run(tmp_path, prior={"kind": "mixture", "num_modes": 3})
+    return aae_dist.load_run(str(tmp_path))
+
+
+def test_codes_of_bytes_and_of_fractions_are_equal(run: aae_dist.TrainedRun) -> None:
+    images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    codes = run.encode(images)
+    assert codes.shape == (5, 2)
+    assert torch.equal(codes, run.encode(images / 255))
+    assert torch.equal(run.reconstruct(images), run.decode(codes))
+    assert not codes.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        (torch.zeros(2, 28, 28), r"must have shape \(B, 1, 28, 28\); got \(2, 28, 28\)"),
+        (torch.zeros(2, 3, 28, 28), r"got \(2, 3, 28, 28\)"),
+        (torch.zeros(2, 1, 28, 28, dtype=torch.int64), "uint8 or floats in .*; got torch.int64"),
+        (torch.full((2, 1, 28, 28), 255.0), "got floats from 255 to 255"),
+        (torch.full((2, 1, 28, 28), torch.nan), "got floats from nan to nan"),
+    ],
+)
+def test_what_is_no_image_is_refused(
+    run: aae_dist.TrainedRun, images: torch.Tensor, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        run.encode(images)
+
+
+def test_codes_of_another_size_are_refused(run: aae_dist.TrainedRun) -> None:
+    with pytest.raises(ValueError, match=r"codes must have shape \(B, 2\); got \(4, 3\)"):
+        run.decode(torch.zeros(4, 3))
+
+
+def test_samples_repeat_and_follow_their_classes(run: aae_dist.TrainedRun) -> None:
+    assert torch.equal(run.sample(4), run.sample(4))
+    other = run.sample(4, generator=torch.Generator().manual_seed(3))
+    assert not torch.equal(run.sample(4), other)
+    labels = torch.tensor([2, 0])
+    drawn = run.prior.sample_class(labels, torch.Generator().manual_seed(1))
+    images = run.sample(2, torch.Generator().manual_seed(1), labels)
+    assert torch.equal(images, run.decode(drawn))
+    for wrong in (torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.tensor([0])):
+        with pytest.raises(ValueError, match="labels must"):
+            run.sample(2, labels=wrong)
+
+
+def test_a_prior_without_classes_says_so(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    with pytest.raises(ValueError, match="gaussian.* has no classes"):
+        aae_dist.load_run(str(tmp_path)).sample(1, labels=torch.tensor([0]))
+
+
+def test_a_run_lies_in_a_bucket_as_well(s3: Callable[[], str], tmp_path: Path) -> None:
+    uri = f"{s3()}/runs/a"
+    for place in (uri, tmp_path):
+        save_run(place)
+    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    far, near = aae_dist.load_run(uri), aae_dist.load_run(str(tmp_path))
+    assert torch.equal(far.encode(images), near.encode(images))
+    with pytest.raises(CheckpointError, match="holds no checkpoint that verifies"):
+        aae_dist.load_run(f"{uri}/elsewhere")
+    with pytest.raises(LaunchError, match="bucket does not exist"):
+        aae_dist.load_run("s3://no-such-bucket/run")
+
+
+def test_the_checkpoint_of_a_step_is_loaded_or_those_that_exist_are_named(tmp_path: Path) -> None:
+    for step in (7, 9):
+        save_run(tmp_path, step)
+    assert aae_dist.load_run(str(tmp_path)).step == 9
+    old = aae_dist.load_run(str(tmp_path), step=7)
+    assert old.step == 7
+    assert old.fingerprint() != aae_dist.load_run(str(tmp_path)).fingerprint()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 8. There are \[7, 9\]"):
+        aae_dist.load_run(str(tmp_path), step=8)
+
+
+def test_the_newest_checkpoint_that_verifies_is_taken(tmp_path: Path) -> None:
+    for step in (7, 9):
+        save_run(tmp_path, step)
+    [weights] = tmp_path.glob("checkpoints/step-000000009/model.safetensors")
+    weights.write_bytes(bytes(weights.stat().st_size))
+    assert aae_dist.load_run(str(tmp_path)).step == 7
+
+
+def test_data_of_ones_own_can_be_opened(run: aae_dist.TrainedRun, tmp_path: Path) -> None:
+    images, labels = run.open("builtin://digits/train").read(np.arange(3))
+    assert images.shape == (3, 1, 28, 28)
+    assert (labels >= 0).all()
+    save_run(tmp_path / "blind", data={"train": "builtin://digits/train"})
+    with pytest.raises(ConfigError, match="trained without data.validation"):
+        aae_dist.load_run(str(tmp_path / "blind")).evaluate()

@@ -1,0 +1,177 @@
+"""`encode` and `reconstruct` over whole data sets, from the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet
+import pytest
+import torch
+from helpers.shards import SIDE, image_of, write_shards
+from helpers.trained import save_run
+
+import aae_dist
+from aae_dist.cli import main
+from aae_dist.config.settings import Data
+from aae_dist.data import open_dataset
+from aae_dist.storage import open_storage
+
+COUNTS = (300, 0, 5)
+SHAPE = (1, SIDE, SIDE)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    save_run(tmp_path / "run", shape=SHAPE)
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    write_shards(tmp_path / "shards", COUNTS)
+    return str(tmp_path / "shards")
+
+
+def contents(folder: str | Path) -> dict[str, bytes]:
+    storage = open_storage(str(folder))
+    return {entry.key: storage.read(entry.key) for entry in storage.list()}
+
+
+def expected(run: str, chunk: int) -> torch.Tensor:
+    """Encode as the plainest program would, but in shards and in chunks of `chunk`."""
+    images = torch.stack([torch.from_numpy(image_of(n))[None] for n in range(sum(COUNTS))])
+    trained = aae_dist.load_run(run)
+    parts = [part for shard in images.split(COUNTS) for part in shard.split(chunk)]
+    return torch.cat([trained.encode(part) for part in parts if len(part)])
+
+
+def test_codes_keys_and_labels_come_in_order_one_row_a_sample(
+    run: str, shards: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "codes"
+    assert main(["encode", run, shards, "--out", str(out)]) == 0
+    table = pyarrow.dataset.dataset(str(out), format="parquet").to_table()
+    assert table["key"].to_pylist() == [f"{n:06d}" for n in range(305)]
+    assert table["label"].to_pylist() == [n % 10 for n in range(305)]
+    assert np.array_equal(np.array(table["code"].to_pylist(), np.float32), expected(run, 256))
+    about = json.loads((out / "_about.json").read_bytes())
+    assert about["complete"]
+    assert [(s["file"], s["samples"], s["source"]) for s in about["shards"]] == [
+        ("000000.parquet", 300, "000.tar"),
+        ("000001.parquet", 0, "001.tar"),
+        ("000002.parquet", 5, "002.tar"),
+    ]
+
+
+def test_npy_holds_the_same_without_pyarrow(
+    run: str, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    out = tmp_path / "codes"
+    assert main(["encode", run, shards, "--format", "npy", "--out", str(out)]) == 0
+    codes = np.concatenate([np.load(path) for path in sorted(out.glob("*.codes.npy"))])
+    keys = np.concatenate([np.load(path) for path in sorted(out.glob("*.keys.npy"))])
+    labels = np.concatenate([np.load(path) for path in sorted(out.glob("*.labels.npy"))])
+    assert codes.dtype == np.float32
+    assert np.array_equal(codes, expected(run, 256))
+    assert keys.tolist() == [f"{n:06d}" for n in range(305)]
+    assert labels.tolist() == [n % 10 for n in range(305)]
+
+
+def test_a_sample_without_a_label_has_none(run: str, shards: str, tmp_path: Path) -> None:
+    argv = ["encode", run, shards, "--out", str(tmp_path / "codes"), "data.label_key=null"]
+    assert main(argv) == 0
+    table = pyarrow.parquet.read_table(tmp_path / "codes" / "000000.parquet")
+    assert table["label"].null_count == 300
+
+
+def test_an_interrupted_command_goes_on_with_equal_bytes(
+    run: str, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for out in (whole, broken):
+        assert main(["encode", run, shards, "--out", str(out)]) == 0
+    about = json.loads((broken / "_about.json").read_bytes())
+    del about["shards"]
+    (broken / "_about.json").write_text(json.dumps({**about, "complete": False}))
+    (broken / "000002.parquet").unlink()
+    kept = (broken / "000000.parquet").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(["encode", run, shards, "--out", str(broken)]) == 0
+    assert "2 of 3 shards were there already" in capsys.readouterr().out
+    assert contents(whole) == contents(broken)
+    assert (broken / "000000.parquet").stat().st_mtime_ns == kept
+    assert main(["encode", run, shards, "--out", str(broken)]) == 0
+    assert "complete already" in capsys.readouterr().out
+
+
+def test_a_folder_of_something_else_is_refused(
+    run: str, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = str(tmp_path / "codes")
+    assert main(["encode", run, shards, "--out", codes]) == 0
+    save_run(run, step=8, shape=SHAPE)
+    for argv, problem in (
+        (["encode", run, shards, "--out", codes], "other step, weights"),
+        (["encode", run, shards, "--step", "7", "--format", "npy", "--out", codes], "format"),
+        (["encode", run, shards, "--out", shards], "is not empty; give another --out"),
+        (["encode", run, f"{shards}/no-*.tar", "--out", codes], "no-*.tar"),
+        (["encode", run, shards, "--out", codes, "launch.wrokers=2"], "launch.workers"),
+        (["encode", run, shards, "--out", codes, "data.channels=2"], "data.channels"),
+    ):
+        assert main(argv) == 2, argv
+        err = capsys.readouterr().err
+        assert problem in err
+        assert "Traceback" not in err
+    assert main(["encode", run, shards, "--step", "7", "--out", codes]) == 0
+
+
+def test_a_damaged_shard_leaves_the_others_and_no_half(
+    run: str, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "index", shards]) == 0
+    last = Path(shards) / "002.tar"
+    good = last.read_bytes()
+    last.write_bytes(good[:700] + bytes(len(good) - 700))
+    out = tmp_path / "codes"
+    assert main(["encode", run, shards, "--out", str(out)]) == 2
+    assert "002.tar" in capsys.readouterr().err
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("000000.parquet", "000001.parquet", "_about.json")
+    ]
+    last.write_bytes(good)
+    assert main(["encode", run, shards, "--out", str(out)]) == 0
+    assert json.loads((out / "_about.json").read_bytes())["complete"]
+
+
+def test_from_bucket_to_bucket(
+    run: str, shards: str, s3: Callable[[], str], tmp_path: Path
+) -> None:
+    bucket = open_storage(s3())
+    for folder, prefix in ((run, "runs/a"), (shards, "data")):
+        for key, data in contents(folder).items():
+            bucket.write(f"{prefix}/{key}", data)
+    far = [f"{bucket.uri}/runs/a", f"{bucket.uri}/data/*.tar", "--out", f"{bucket.uri}/codes"]
+    assert main(["encode", *far]) == 0
+    assert main(["encode", run, shards, "--out", str(tmp_path / "codes")]) == 0
+    far_files, near_files = contents(f"{bucket.uri}/codes"), contents(tmp_path / "codes")
+    for files in (far_files, near_files):
+        del files["_about.json"]  # it names the run
+    assert far_files == near_files
+
+
+def test_reconstructions_are_shards_that_can_be_trained_on(
+    run: str, shards: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "reconstructed"
+    assert main(["reconstruct", run, shards, "--out", str(out)]) == 0
+    settings = Data(train=str(out))
+    data = open_dataset(settings.train, settings)
+    images, labels = data.read(range(305))
+    assert data.keys([0, 304]) == ["000000", "000304"]
+    assert labels.tolist() == [n % 10 for n in range(305)]
+    originals = torch.stack([torch.from_numpy(image_of(n))[None] for n in range(305)])
+    wanted = aae_dist.load_run(run).reconstruct(originals) * 255
+    assert (images - wanted).abs().max() <= 0.51
