@@ -118,7 +118,7 @@ def test_a_folder_of_something_else_is_refused(
         (["encode", run, shards, "--step", "7", "--format", "npy", "--out", codes], "format"),
         (["encode", run, shards, "--out", shards], "is not empty; give another --out"),
         (["encode", run, f"{shards}/no-*.tar", "--out", codes], "no-*.tar"),
-        (["encode", run, shards, "--out", codes, "launch.wrokers=2"], "launch.workers"),
+        (["encode", run, shards, "--out", codes, "launch.worker=2"], "launch.workers"),
         (["encode", run, shards, "--out", codes, "data.channels=2"], "data.channels"),
     ):
         assert main(argv) == 2, argv
