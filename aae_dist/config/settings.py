@@ -45,6 +45,14 @@ class Data(Section):
     """Samples shuffled together in a lane, or full: an epoch is one permutation, as up to 4 GiB."""
     decoded: Literal["auto", "none", "memory"] = "auto"
     """Keep decoded images in each rank's memory; auto does so when they take at most 2 GiB."""
+    threads: NonNegativeInt | None = None
+    """Decoding threads of a rank, by default `launch.cpus_per_worker`; 0: none beside training."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Part of the samples that may be bad: they are left out and listed; with more the run ends."""
+    max_bad_samples: NonNegativeInt | None = None
+    """The same as a number; 0 ends the run at the first bad sample."""
+    max_bad_in_a_row: PositiveInt = 100
+    """Bad samples in a row, in the order of the slots of global batches, that end the run."""
 
 
 class Train(Section):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config.settings import Data
+from aae_dist.data.bad_samples import BadSample, printable
 from aae_dist.data.decode import is_array
 from aae_dist.data.decode_array import Shape
 from aae_dist.data.index import open_manifest
@@ -120,6 +121,20 @@ class Dataset:
         shards = np.searchsorted(self._ends, indices, side="right")
         inside = indices - (self._ends[shards] - self.manifest.counts[shards])
         return zip(shards.tolist(), inside.tolist(), strict=True)
+
+    def bad_sample(self, number: int, slot: int, error: ShardError | SampleError) -> BadSample:
+        """Return what is written down of sample `number`, met at `slot` of a global batch."""
+        [(shard, inside)] = self.places(np.array([number]))
+        entry, whole = self.manifest.shards[shard], isinstance(error, ShardError)
+        return BadSample(
+            slot=slot,
+            shard=entry.name,
+            sample=inside,
+            key=None if whole else printable(self._shards.get(shard).index.keys[inside]),
+            reason=f"shard {error.reason}" if whole else error.reason,
+            detail=printable(str(error).rstrip(".")),
+            shard_samples=entry.samples if whole else 0,
+        )
 
     def _decode(self, indices: Indices, workers: Executor | None) -> Samples:
         images = torch.empty((len(indices), *self.image_shape), dtype=self.dtype)

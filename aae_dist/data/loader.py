@@ -1,20 +1,21 @@
-"""Batches for one rank, prepared ahead by a thread."""
+"""Batches for one rank, prepared ahead by threads, with the bad samples that all ranks met."""
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
 
+from aae_dist.data.bad_samples import BadSample, from_json, to_json
 from aae_dist.data.dataset import Dataset
 from aae_dist.data.order import BatchPlan, Order
-
-_POLL_SECONDS = 0.1
-_CLOSE_SECONDS = 5.0
+from aae_dist.data.prefetch import Prefetcher
+from aae_dist.distributed.exchange import Exchange
+from aae_dist.distributed.world import single
+from aae_dist.errors import AaeDistError, by_name
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,30 @@ class Batch:
     """A rank's rows of one global batch."""
 
     images: Tensor
-    """uint8 or float32 [B, C, H, W], on the rank's device."""
+    """uint8 or float32 [B, C, H, W], on the rank's device; zeros where the sample is bad."""
     labels: Tensor
     """int64 [B], -1 where a sample has none."""
     valid: Tensor
-    """bool [B]; False in rows that only fill up the last batch of an epoch."""
+    """bool [B]; False in rows of bad samples and in those that fill up an epoch's last batch."""
     plan: BatchPlan
-    """The global batch: which samples, how many count over all ranks, position before and after."""
+    """The global batch: which samples, and the position before and after."""
+    bad: tuple[BadSample, ...] = ()
+    """The bad samples of the global batch, of all ranks, in the order of slots."""
+
+    @property
+    def num_valid(self) -> int:
+        """Samples that count in this global batch, over all ranks; 0 when all are bad."""
+        return self.plan.num_valid - len(self.bad)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A batch, or why this rank has none, while the ranks add up what they met."""
+
+    batch: Batch | None
+    problem: BaseException | None
+    totals: Callable[[], list[int]]
+    """Waits for the sums over ranks: bad samples, and ranks without a batch."""
 
 
 class BatchLoader:
@@ -37,17 +55,22 @@ class BatchLoader:
     A thread reads and decodes up to `prefetch` batches ahead. What it prepared but nobody took does
     not count: the position to store is `plan.next_position` of the last batch that was used.
 
+    With several ranks, `next` is a collective. Each rank tells the others of its bad samples one
+    batch ahead, so the sum is there before it is needed.
+
     Args:
         dataset: Where samples come from.
         order: Which sample comes when.
         rows: This rank's rows of each global batch, from `rank_rows`.
         position: Where to start, 0 or a stored `next_position`.
-        num_steps: Batches to give; None for no end.
+        num_steps: Batches to give, alike on every rank; None for no end.
         prefetch: Batches prepared ahead, at least 1.
+        threads: Threads that decode; 0 to do it all in the caller's, when a batch is wanted.
         device: Where the images, labels and validity go.
+        exchange: To the other ranks; by default there are none.
 
     Raises:
-        DataError: From the iterator: a sample could not be read.
+        AaeDistError: From the iterator, on all ranks at the same batch: one of them cannot go on.
     """
 
     def __init__(
@@ -59,15 +82,18 @@ class BatchLoader:
         num_steps: int | None = None,
         *,
         prefetch: int = 2,
+        threads: int = 1,
         device: torch.device | str = "cpu",
+        exchange: Exchange | None = None,
     ) -> None:
         self._dataset, self._order, self._rows = dataset, order, rows
         self._position, self._num_steps = position, num_steps
         self._device = torch.device(device)
-        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(prefetch)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
-        self._thread.start()
+        self._exchange = exchange or Exchange(single())
+        self._workers = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
+        self._ready = Prefetcher(self._batches, prefetch if threads else 0, "batches")
+        self._ahead: list[_Taken | None] = []
+        self._closed = False
 
     def __iter__(self) -> Iterator[Batch]:
         """Return itself."""
@@ -75,15 +101,24 @@ class BatchLoader:
 
     def __next__(self) -> Batch:
         """Return the next batch."""
-        if self._closed.is_set():
+        if self._closed:
             raise StopIteration
-        got = self._ready.get()
-        if isinstance(got, Batch):
-            return self._moved(got)
-        self.close()
-        if got is None:
+        taken = self._ahead.pop() if self._ahead else self._take()
+        if taken is None:
+            self.close()
             raise StopIteration
-        raise got
+        num_bad, num_failed = taken.totals()
+        if num_failed:
+            self.close()
+            self._raise_on_all_ranks(taken.problem)
+        assert taken.batch is not None
+        # Alone there is nobody to tell: the next batch is taken when it is wanted.
+        if self._exchange.size > 1:
+            self._ahead.append(self._take())
+        if not num_bad:
+            return self._moved(taken.batch)
+        bad = from_json(self._exchange.gather(to_json(taken.batch.bad)))
+        return self._moved(replace(taken.batch, bad=bad))
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -99,10 +134,31 @@ class BatchLoader:
         self.close()
 
     def close(self) -> None:
-        """Stop the thread; calling again does nothing."""
-        self._closed.set()
-        # A download under way is not waited for: the thread ends by itself after it.
-        self._thread.join(_CLOSE_SECONDS)
+        """Stop the threads; calling again does nothing."""
+        self._closed = True
+        self._ready.close()
+        if self._workers is not None:
+            self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self) -> _Taken | None:
+        """Take this rank's next batch and begin to add up over ranks; None after the last one."""
+        batch, problem = None, None
+        try:
+            batch = self._ready.get()
+        except Exception as error:  # noqa: BLE001 - told to all ranks, then raised
+            problem = error
+        if batch is None and problem is None:
+            return None
+        counts = [len(batch.bad) if batch else 0, int(batch is None)]
+        return _Taken(batch, problem, self._exchange.start_sum(counts))
+
+    def _raise_on_all_ranks(self, problem: BaseException | None) -> NoReturn:
+        mine = None if problem is None else [type(problem).__name__, str(problem)]
+        told = [each for each in self._exchange.gather(mine) if each is not None]
+        if problem is not None and not isinstance(problem, AaeDistError):
+            raise problem
+        name, message = told[0]
+        raise by_name(name)(message)
 
     def _moved(self, batch: Batch) -> Batch:
         if self._device.type == "cpu":
@@ -114,26 +170,6 @@ class BatchLoader:
         )
         return replace(batch, images=images, labels=labels, valid=valid)
 
-    def _produce(self) -> None:
-        last: BaseException | None = None
-        try:
-            for batch in self._batches():
-                if not self._put(batch):
-                    return
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the consumer
-            last = error
-        self._put(last)
-
-    def _put(self, item: Batch | BaseException | None) -> bool:
-        """Queue `item`; return False when the loader was closed meanwhile."""
-        while not self._closed.is_set():
-            try:
-                self._ready.put(item, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
-            return True
-        return False
-
     def _batches(self) -> Iterator[Batch]:
         position, step = self._position, 0
         while self._num_steps is None or step < self._num_steps:
@@ -142,8 +178,15 @@ class BatchLoader:
             position, step = plan.next_position, step + 1
 
     def _read(self, plan: BatchPlan) -> Batch:
-        images, labels = self._dataset.read(plan.indices[self._rows])
-        valid = torch.from_numpy(plan.valid[self._rows])
+        indices, valid = plan.indices[self._rows], plan.valid[self._rows].copy()
+        samples = self._dataset.load(indices, self._workers)
+        bad = tuple(
+            self._dataset.bad_sample(int(indices[row]), self._rows.start + row, error)
+            for row, error in samples.bad.items()
+            if valid[row]
+        )
+        valid[list(samples.bad)] = False
+        parts = samples.images, samples.labels, torch.from_numpy(valid)
         if self._device.type == "cuda":
-            images, labels, valid = images.pin_memory(), labels.pin_memory(), valid.pin_memory()
-        return Batch(images, labels, valid, plan)
+            parts = parts[0].pin_memory(), parts[1].pin_memory(), parts[2].pin_memory()
+        return Batch(*parts, plan, bad)

@@ -60,11 +60,12 @@ class StepInputs:
         Args:
             images: (B, C, H, W), this rank's rows: uint8, or float32 that is taken as it is.
             valid: bool, (B); masked rows get weight 0.
-            num_valid: unmasked samples of the global batch.
+            num_valid: unmasked samples of the global batch, alike on all ranks.
             step: number of the step, from 0.
         """
         device = self.world.device
-        weights_B = valid.to(device, self.dtype, non_blocking=True) * (self.world.size / num_valid)
+        weight = self.world.size / max(num_valid, 1)  # with no good sample all weights are 0
+        weights_B = valid.to(device, self.dtype, non_blocking=True) * weight
         x_BCHW = images.to(device, non_blocking=True).to(self.dtype)
         part = Part(
             x_BCHW=x_BCHW.div_(255) if images.dtype == torch.uint8 else x_BCHW,

@@ -7,6 +7,7 @@ import torch
 
 from aae_dist.config import RunConfig
 from aae_dist.data import BatchLoader, Dataset, Order, open_dataset, rank_rows, resolve_window
+from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError
@@ -113,13 +114,16 @@ def build_engine(data: RunData, world: World) -> Engine:
 
 
 def open_loader(data: RunData, world: World, position: int, num_steps: int) -> BatchLoader:
-    """Return this rank's batches from `position` on."""
+    """Return this rank's batches from `position` on; a collective."""
+    threads = data.config.data.threads
     return BatchLoader(
         data.train,
         data.order,
         rows=_rows(data, world),
         position=position,
         num_steps=num_steps,
+        threads=data.config.launch.cpus_per_worker if threads is None else threads,
+        exchange=Exchange(world),
         device=world.device if world.device.type == "cuda" else torch.device("cpu"),
     )
 

@@ -10,6 +10,7 @@ import torch
 
 from aae_dist.config import RunConfig
 from aae_dist.data import Batch, Order
+from aae_dist.data.bad_samples import Limits
 from aae_dist.distributed.reductions import mean_over_ranks
 from aae_dist.distributed.world import World
 from aae_dist.errors import TrainingDivergedError
@@ -45,12 +46,15 @@ class TrainLoop:
     record: Callable[[Metrics], None]
     checkpoints: Checkpoints
     reporter: Reporter
+    bad_found: Callable[[], None] = lambda: None
+    """Called on every rank when `state.bad` has something new."""
 
     def run(self, batches: Iterable[Batch]) -> str:
         """Train on `batches`; return finished or interrupted.
 
         Raises:
             TrainingDivergedError: too many updates in a row had non-finite gradients.
+            DataError: more samples are bad than `data` allows.
         """
         self._agreement = Agreement(self.world)
         self._saved_at = self._logged_at = time.monotonic()
@@ -64,18 +68,36 @@ class TrainLoop:
 
     @property
     def samples_seen(self) -> int:
-        """Unmasked samples consumed so far, over all ranks."""
-        return self.order.samples_seen(self.state.position)
+        """Unmasked samples consumed so far, over all ranks; those that were bad do not count."""
+        return self.order.samples_seen(self.state.position) - self.state.bad.num_holes
 
     def train_step(self, batch: Batch) -> Losses:
         """Run every phase on one global batch and move on to the next."""
-        self.method.set_progress(self.samples_seen / self.planned_samples)
+        # Of the plan, so that bad samples do not shift the learning rates.
+        done = self.order.samples_seen(self.state.position)
+        self.method.set_progress(done / self.planned_samples)
         plan = batch.plan
-        parts = self.inputs.parts(batch.images, batch.valid, plan.num_valid, self.state.step)
+        self._note_bad(batch)
+        parts = self.inputs.parts(batch.images, batch.valid, batch.num_valid, self.state.step)
         losses = self.method.step(parts)
         self.state.step += 1
         self.state.position = plan.next_position
         return losses
+
+    def _note_bad(self, batch: Batch) -> None:
+        """List the batch's bad samples; every rank knows all of them, so all end at this step."""
+        bad, data = self.state.bad, self.config.data
+        if bad.add(batch.bad, batch.plan.valid, self.state.step + 1, batch.plan.epoch):
+            self.bad_found()
+        if batch.bad:
+            bad.check(
+                Limits(
+                    num_samples=self.order.num_samples,
+                    max_samples=data.max_bad_samples,
+                    max_fraction=data.max_bad_fraction,
+                    max_in_a_row=data.max_bad_in_a_row,
+                )
+            )
 
     def _after_step(self, losses: Losses) -> bool:
         """Log, evaluate and save where due; return whether to stop."""
@@ -112,6 +134,7 @@ class TrainLoop:
         now, samples = time.monotonic(), self.samples_seen
         speed = (samples - self._samples_logged) / max(now - self._logged_at, 1e-9)
         self._logged_at, self._samples_logged = now, samples
+        metrics["data/bad_samples"] = self.state.bad.num_samples
         return metrics | {"throughput/samples_per_second": round(speed, 1)}
 
     def _evaluate_if_due(self, step: int, last: bool) -> Metrics:

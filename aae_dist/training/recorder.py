@@ -33,7 +33,7 @@ class Recorder:
         wandb = open_wandb(config, folder.storage, path / "wandb", line)
         self.sinks: list[MetricSink] = [console, self.json_lines, *([wandb] if wandb else [])]
         self.latest: dict[str, float] = {}
-        self._uploaded = b""
+        self._uploaded = self._bad_uploaded = self._bad_lines = b""
         self._gallery: Gallery | None = None
         for record in self.json_lines.records():
             self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
@@ -65,8 +65,16 @@ class Recorder:
         except Exception as error:  # whatever matplotlib or the storage raises costs a line only
             self._line(f"pictures of step {step} failed: {type(error).__name__}: {error}")
 
+    def list_bad(self, lines: bytes) -> None:
+        """Take the whole content of bad_samples.jsonl, for the next upload."""
+        self._bad_lines = lines
+
     def upload(self) -> None:
-        """Write metrics.jsonl to the run's folder, unless it stands there already."""
+        """Write metrics.jsonl and bad_samples.jsonl to the run's folder, where they changed."""
+        bad_lines = self._bad_lines  # a whole new object each time, so this thread may read it
+        if bad_lines != self._bad_uploaded:
+            self._folder.write_bad_samples(bad_lines)
+            self._bad_uploaded = bad_lines
         content = self.json_lines.content()
         if content != self._uploaded:
             self._folder.write_metrics(content)

@@ -15,6 +15,10 @@ CHANGEABLE = (
     "data.train",  # the manifest's id tells whether the data is the same
     "data.validation",
     "data.decoded",
+    "data.threads",
+    "data.max_bad_fraction",
+    "data.max_bad_samples",
+    "data.max_bad_in_a_row",
     "train.steps",
     "train.epochs",
     "train.global_batch_size",  # to a multiple of the lanes, checked apart

@@ -10,6 +10,7 @@ from aae_dist.storage import Storage, join, open_storage
 from aae_dist.training.outcome import Outcome
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
+BAD_SAMPLES = "bad_samples.jsonl"
 
 
 class RunFolder:
@@ -31,6 +32,10 @@ class RunFolder:
     def read_metrics(self) -> bytes:
         """Return the metrics of the last upload, empty before the first one."""
         return self._read(METRICS) or b""
+
+    def write_bad_samples(self, lines: bytes) -> None:
+        """Write the list of all bad samples so far, one JSON object a line."""
+        self.storage.write(BAD_SAMPLES, lines)
 
     def write_picture(self, name: str, png: bytes) -> None:
         """Write one picture, replacing the one of that name."""

@@ -1,12 +1,13 @@
 """Everything that a resumed run needs, listed in one place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aae_dist.data.bad_samples import BadSamples
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.errors import CheckpointError
 from aae_dist.models import Networks
@@ -16,7 +17,10 @@ Tensors = dict[str, dict[str, Tensor]]
 
 @dataclass
 class TrainState:
-    """Networks, optimizers and two integers; random draws and order are functions of these."""
+    """Networks, optimizers, two integers and the list of bad samples.
+
+    Random draws and order are functions of these.
+    """
 
     networks: Networks
     optimizers: Mapping[str, SynchronizedOptimizer]
@@ -26,6 +30,7 @@ class TrainState:
     """Samples consumed per lane since the start of training."""
     best: float | None = None
     """Lowest value of `train.best_metric` so far."""
+    bad: BadSamples = field(default_factory=BadSamples)
 
     def tensors(self) -> Tensors:
         """Return the tensors of a checkpoint by file name; they are the live ones, not copies."""
@@ -39,7 +44,12 @@ class TrainState:
 
     def document(self) -> dict[str, Any]:
         """Return the numbers of a checkpoint."""
-        return {"step": self.step, "position": self.position, "best": self.best}
+        return {
+            "step": self.step,
+            "position": self.position,
+            "best": self.best,
+            "bad_samples": self.bad.document(),
+        }
 
     def load(
         self, tensors: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]
@@ -50,6 +60,7 @@ class TrainState:
             optimizer.load_state_dict(tensors[f"optimizer-{name}"])
         self.step, self.position = document["step"], document["position"]
         self.best = document["best"]
+        self.bad = BadSamples(**document.get("bad_samples", {}))
 
     @torch.no_grad()
     def load_weights(self, model: Mapping[str, Tensor]) -> None:

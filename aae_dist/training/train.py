@@ -8,7 +8,7 @@ from typing import Any
 from aae_dist.config import RunConfig
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
-from aae_dist.errors import CheckpointError, TrainingDivergedError
+from aae_dist.errors import AaeDistError, CheckpointError, DataError, TrainingDivergedError
 from aae_dist.storage import open_storage
 from aae_dist.training.assemble import build_engine, open_data, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
@@ -62,6 +62,7 @@ class _Run:
     ) -> None:
         self.world, self.reporter, self.folder, self.lock = world, reporter, folder, lock
         self.recorder: Recorder | None = None
+        self._bad_said = 0
         attempt = lock.attempt if lock else 0
         self.store = CheckpointStore(
             folder.storage, config.checkpoint.keep, self._before_commit, attempt
@@ -84,8 +85,10 @@ class _Run:
         except TrainingDivergedError:
             self._close("diverged")
             raise
-        except BaseException:
+        except BaseException as error:
             if self.recorder:
+                if isinstance(error, DataError):
+                    self._upload_last()
                 self.recorder.abandon()
             raise
         return self._close(state)
@@ -108,6 +111,7 @@ class _Run:
         self.recorder = Recorder(
             self.config, self.folder, self.state.step, self.plan.last_step, self.reporter.line
         )
+        self.recorder.list_bad(self.state.bad.lines())
 
     def _saver(self) -> Saver:
         documents = {"config": self.config.model_dump(mode="json"), "data": self.data.document}
@@ -128,10 +132,19 @@ class _Run:
             record=self.recorder.record if self.recorder else lambda record: None,
             checkpoints=saver,
             reporter=self.reporter,
+            bad_found=self._bad_found,
         )
         num_steps = self.plan.last_step - state.step
         with open_loader(data, self.world, state.position, num_steps) as batches:
             return loop.run(batches)
+
+    def _bad_found(self) -> None:
+        bad = self.state.bad
+        if self.recorder:
+            self.recorder.list_bad(bad.lines())
+        if bad.num_samples >= 2 * self._bad_said:  # a line a sample would bury everything else
+            self._bad_said = bad.num_samples
+            self._say(f"warning: {bad.num_samples} bad samples are left out: {bad.summary()}")
 
     def _evaluate(self) -> Metrics:
         assert self.data.evaluator is not None
@@ -158,6 +171,13 @@ class _Run:
         self._still_ours()
         if self.recorder:
             self.recorder.upload()
+
+    def _upload_last(self) -> None:
+        """Let the folder tell which samples were bad, although no checkpoint follows."""
+        try:
+            self._before_commit()
+        except (AaeDistError, OSError) as error:
+            self._say(f"bad_samples.jsonl was not written: {error}")
 
     def _still_ours(self) -> None:
         if self.lock:

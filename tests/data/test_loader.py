@@ -1,14 +1,24 @@
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.shards import sample, write_shards
-from webdataset import TarWriter
+from helpers.shards import write_shards
 
 from aae_dist.config.settings import Data
-from aae_dist.data import BatchLoader, Dataset, Manifest, Order, Shard, open_dataset, rank_rows
+from aae_dist.data import (
+    BatchLoader,
+    Dataset,
+    Manifest,
+    Order,
+    Shard,
+    open_dataset,
+    open_manifest,
+    rank_rows,
+)
+from aae_dist.data.index import index_folder
 from aae_dist.data.order import resolve_window
 from aae_dist.errors import DataError
 
@@ -18,7 +28,11 @@ GIB = 1 << 30
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     write_shards(tmp_path, [20, 0, 13, 1, 9])
-    settings = Data(train=str(tmp_path))
+    return opened(tmp_path)
+
+
+def opened(folder: Path, **options: Any) -> Dataset:
+    settings = Data.model_validate({"train": str(folder), **options})
     return open_dataset(settings.train, settings)
 
 
@@ -91,19 +105,77 @@ def test_closing_early_ends_the_thread(dataset: Dataset) -> None:
         next(loader)
 
 
-def test_an_error_of_the_thread_is_raised_where_the_batch_was_wanted(tmp_path: Path) -> None:
-    with TarWriter(str(tmp_path / "a.tar")) as writer:
-        for number in range(8):
-            fields = sample(number)
-            writer.write(fields if number != 5 else {**fields, "png": b"damaged"})
-    settings = Data(train=str(tmp_path))
-    dataset = open_dataset(settings.train, settings)
+@pytest.mark.parametrize("decoded", ["none", "memory"])
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_a_bad_sample_leaves_a_hole_and_moves_no_other(
+    tmp_path: Path, threads: int, decoded: str
+) -> None:
+    write_shards(tmp_path / "good", [20, 0, 13, 1, 9])
+    write_shards(tmp_path / "bad", [20, 0, 13, 1, 9], bad={5, 33})
+    good, bad = (opened(tmp_path / name, decoded=decoded) for name in ("good", "bad"))
+    order = order_of(good)
+    loaders = (
+        BatchLoader(d, order, slice(0, 16), num_steps=7, threads=threads) for d in (good, bad)
+    )
+    with next(loaders) as whole, next(loaders) as holed:
+        for expected, got in zip(whole, holed, strict=True):
+            holes = {slot for slot in range(16) if expected.plan.indices[slot] in (5, 33)}
+            is_hole = torch.tensor([slot in holes for slot in range(16)])
+            counted = is_hole & expected.valid
+            assert torch.equal(got.valid, expected.valid & ~is_hole)
+            assert torch.equal(got.images[~is_hole], expected.images[~is_hole])
+            assert torch.equal(got.labels[~is_hole], expected.labels[~is_hole])
+            assert not got.images[is_hole].any()
+            assert got.num_valid == expected.num_valid - int(counted.sum())
+            assert [one.slot for one in got.bad] == counted.nonzero().flatten().tolist()
+            for one in got.bad:
+                names = {5: ("000.tar", 5, "000005"), 33: ("003.tar", 0, "000033")}
+                number = int(got.plan.indices[one.slot])
+                assert (one.shard, one.sample, one.key) == names[number]
+                assert (one.reason, one.shard_samples) == ("image", 0)
+                assert "not a PNG" in one.detail
+
+
+def test_a_shard_that_cannot_be_used_leaves_holes_for_all_its_samples(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path, [20, 0, 13, 1, 9])
+    index_folder(tmp_path)
+    paths[2].write_bytes(paths[2].read_bytes()[:5000])
+    paths[3].unlink()
+    dataset = opened(tmp_path, decoded="none")
+    order = order_of(dataset)
+    with BatchLoader(dataset, order, slice(0, 16), num_steps=3) as loader:
+        bad = [one for batch in loader for one in batch.bad]
+    assert {(one.shard, one.reason, one.shard_samples) for one in bad} == {
+        ("002.tar", "shard size", 13),
+        ("003.tar", "shard missing", 1),
+    }
+    assert sorted(one.sample for one in bad) == sorted([*range(13), 0])
+
+
+class Failing(Dataset):
+    """Fails for good at one sample, as when the disk of the cache is full."""
+
+    fails_at = -1
+
+    def load(self, indices: Any, workers: Any = None) -> Any:
+        if self.fails_at in indices:
+            raise DataError("no space left")
+        return super().load(indices, workers)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_an_error_of_the_thread_is_raised_where_the_batch_was_wanted(
+    tmp_path: Path, threads: int
+) -> None:
+    write_shards(tmp_path, [8])
+    dataset = Failing(open_manifest(str(tmp_path)), Data(train=str(tmp_path)))
+    dataset.fails_at = 5
     order = order_of(dataset, global_batch_size=1, lanes=1)
     bad_step = [order.batch(p).indices[0] for p in range(8)].index(5)
-    with BatchLoader(dataset, order, slice(0, 1)) as loader:
+    with BatchLoader(dataset, order, slice(0, 1), threads=threads) as loader:
         for _ in range(bad_step):
             next(loader)
-        with pytest.raises(DataError, match="sample '000005': not a PNG"):
+        with pytest.raises(DataError, match="no space left"):
             next(loader)
         with pytest.raises(StopIteration):
             next(loader)

@@ -1,7 +1,8 @@
 """Shards that tests write: real PNG digits are not needed to prove order, counts and damage."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,20 @@ def sample(number: int) -> dict[str, str | bytes]:
     return {"__key__": f"{number:06d}", "png": encoded(image_of(number)), "cls": label}
 
 
-def write_shards(folder: Path, counts: Sequence[int], suffix: str = ".tar") -> list[Path]:
-    """Write one shard for each count, with samples numbered through; return their paths."""
+def write_shards(
+    folder: Path, counts: Sequence[int], suffix: str = ".tar", bad: Collection[int] = ()
+) -> list[Path]:
+    """Write one shard for each count, with samples numbered through; return their paths.
+
+    Samples whose number is in `bad` hold no image.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     numbers: Iterator[int] = iter(range(sum(counts)))
     paths = []
     for shard, count in enumerate(counts):
         paths.append(folder / f"{shard:03d}{suffix}")
         with TarWriter(str(paths[-1])) as writer:
-            for _ in range(count):
-                writer.write(sample(next(numbers)))
+            for number in islice(numbers, count):
+                fields = sample(number)
+                writer.write({**fields, "png": b"no image"} if number in bad else fields)
     return paths

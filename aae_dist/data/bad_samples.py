@@ -1,0 +1,188 @@
+"""Samples that cannot be used: listed, counted by shard and reason, and limited.
+
+A bad sample leaves a hole: its slot in the global batch counts for nothing, and no other sample
+moves. Every rank knows the holes of the whole batch, so all of them give up at the same step.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aae_dist.errors import DataError
+
+MAX_LISTED = 100_000
+"""Entries of the list, some 200 bytes each, in every checkpoint; a whole shard is one entry."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """One slot of a global batch whose sample cannot be used."""
+
+    slot: int
+    """Row of the global batch."""
+    shard: str
+    """Name of its shard in the manifest."""
+    sample: int
+    """Number of the sample in its shard."""
+    key: str | None
+    """Its WebDataset key; None when the whole shard cannot be used."""
+    reason: str
+    """One word for counters."""
+    detail: str
+    """What was wrong, for people."""
+    shard_samples: int = 0
+    """Samples of the shard when all of them are lost, else 0."""
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """What is counted once: the sample, or the whole shard as number -1."""
+        return self.shard, -1 if self.shard_samples else self.sample
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run tolerates."""
+
+    num_samples: int
+    """Samples of the data set."""
+    max_samples: int | None
+    max_fraction: float
+    max_in_a_row: int
+
+
+@dataclass
+class BadSamples:
+    """The bad samples that a run has met so far; a part of its state."""
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    """A line of bad_samples.jsonl each: a sample, or a whole shard (`sample` is null)."""
+    num_holes: int = 0
+    """Slots masked for bad samples; one sample counts once an epoch."""
+    in_a_row: int = 0
+    """Holes since the last good slot, in the order of slots."""
+
+    def __post_init__(self) -> None:
+        self._longest_row = self.in_a_row
+        self._places = {
+            (e["shard"], -1 if e["sample"] is None else e["sample"]) for e in self.entries
+        }
+        self.num_samples = sum(e["samples"] for e in self.entries)
+        """Different samples lost so far; a shard that cannot be used counts whole."""
+
+    def add(
+        self, bad: Sequence[BadSample], valid: NDArray[np.bool_], step: int, epoch: int
+    ) -> bool:
+        """Take in the holes of one global batch; return whether one of them is new.
+
+        Args:
+            bad: All holes of the batch, over all ranks.
+            valid: Slots that have a sample, bool [G].
+            step: The step that trains on the batch, from 1.
+            epoch: The batch's epoch.
+        """
+        self.num_holes += len(bad)
+        self._count_row({one.slot for one in bad}, valid)
+        new = False
+        for one in bad:
+            if one.place not in self._places and (one.shard, -1) not in self._places:
+                self._list(one, step, epoch)
+                new = True
+        return new
+
+    def _count_row(self, slots: set[int], valid: NDArray[np.bool_]) -> None:
+        if not slots:
+            self.in_a_row = 0
+            return
+        for slot in np.flatnonzero(valid).tolist():
+            self.in_a_row = self.in_a_row + 1 if slot in slots else 0
+            self._longest_row = max(self._longest_row, self.in_a_row)
+
+    def _list(self, one: BadSample, step: int, epoch: int) -> None:
+        samples = 1
+        if one.shard_samples:
+            listed = sum(shard == one.shard for shard, _ in self._places)
+            samples = one.shard_samples - listed
+        self._places.add(one.place)
+        self.num_samples += samples
+        self.entries.append(
+            {
+                "shard": one.shard,
+                "sample": None if one.shard_samples else one.sample,
+                "key": one.key,
+                "reason": one.reason,
+                "detail": one.detail,
+                "samples": samples,
+                "step": step,
+                "epoch": epoch,
+            }
+        )
+
+    def check(self, limits: Limits) -> None:
+        """Raise DataError when more is bad than `limits` allow; alike on every rank."""
+        by_fraction = int(limits.max_fraction * limits.num_samples)
+        count, problem = self.num_samples, ""
+        if limits.max_samples is not None and count > limits.max_samples:
+            problem = f"{count} are bad, more than data.max_bad_samples={limits.max_samples}"
+        elif count > by_fraction:
+            problem = (
+                f"{count} of {limits.num_samples} are bad, more than the {by_fraction} that "
+                f"data.max_bad_fraction={limits.max_fraction} allows"
+            )
+        elif self._longest_row > limits.max_in_a_row:
+            problem = (
+                f"{self._longest_row} in a row are bad, more than "
+                f"data.max_bad_in_a_row={limits.max_in_a_row}"
+            )
+        elif len(self.entries) > MAX_LISTED:
+            problem = f"more than {MAX_LISTED} single ones are bad"
+        if problem:
+            raise DataError(
+                f"Too many bad samples: {problem} ({self.summary()}). The run's bad_samples.jsonl "
+                f"lists them; repair the shards, check data.image_keys, or raise that limit."
+            )
+
+    def summary(self) -> str:
+        """Return the counts by reason, with the first detail of each."""
+        counts: Counter[str] = Counter()
+        first: dict[str, str] = {}
+        for entry in self.entries:
+            counts[entry["reason"]] += entry["samples"]
+            first.setdefault(entry["reason"], f"{_named(entry)}: {entry['detail']}")
+        return "; ".join(f"{n} x {reason}, first {first[reason]}" for reason, n in counts.items())
+
+    def lines(self) -> bytes:
+        """Return the content of bad_samples.jsonl."""
+        return "".join(json.dumps(entry) + "\n" for entry in self.entries).encode()
+
+    def document(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {
+            "entries": list(self.entries),
+            "num_holes": self.num_holes,
+            "in_a_row": self.in_a_row,
+        }
+
+
+def printable(text: str) -> str:
+    """Return `text` for logs: at most 200 characters, none that a terminal would obey."""
+    return repr(text)[1:-1][:200]
+
+
+def _named(entry: Mapping[str, Any]) -> str:
+    return entry["shard"] if entry["sample"] is None else f"{entry['shard']}, {entry['key']}"
+
+
+def to_json(bad: Iterable[BadSample]) -> list[dict[str, Any]]:
+    """Return what travels between ranks."""
+    return [asdict(one) for one in bad]
+
+
+def from_json(per_rank: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[BadSample, ...]:
+    """Return the holes of all ranks in the order of slots."""
+    found = [BadSample(**one) for bad in per_rank for one in bad]
+    return tuple(sorted(found, key=lambda one: one.slot))
