@@ -24,6 +24,17 @@ class Run(Section):
     """URI of another run whose newest weights this run starts from, at step 0."""
 
 
+class Cache(Section):
+    """Copies of remote shards on each node, shared by the node's ranks."""
+
+    dir: str | None = Field(default=None, pattern=r"^[/~]")
+    """Absolute folder on the node's own disk; by default in ~/.cache, or else in /tmp."""
+    max_bytes: PositiveInt | None = None
+    """Hard bound on what lies there, in bytes; by default half of what the disk has free."""
+    shard_seconds: PositiveFloat = 600.0
+    """Longest time for one shard to arrive, with all retries; then it counts as lost."""
+
+
 class Data(Section):
     """Shards and the order they are read in."""
 
@@ -43,8 +54,10 @@ class Data(Section):
     """Sample streams of a global batch; must divide it. By default its largest divisor up to 32."""
     shuffle_window: PositiveInt | Literal["full"] | None = None
     """Samples shuffled together in a lane, or full: an epoch is one permutation, as up to 4 GiB."""
-    decoded: Literal["auto", "none", "memory"] = "auto"
-    """Keep decoded images in each rank's memory; auto does so when they take at most 2 GiB."""
+    cache: Cache = Cache()
+    decoded: Literal["auto", "none", "memory", "device"] = "auto"
+    """Keep decoded images: in memory that a node's ranks share, or on each rank's device as well;
+    auto means memory when they take at most 2 GiB, else none."""
     threads: NonNegativeInt | None = None
     """Decoding threads of a rank, by default `launch.cpus_per_worker`; 0: none beside training."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -1,28 +1,33 @@
 """Images and labels of a data set by sample number, with an optional memory of decoded images."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config.settings import Data
 from aae_dist.data.bad_samples import BadSample, printable
+from aae_dist.data.cache import copy_bytes
 from aae_dist.data.decode import is_array
 from aae_dist.data.decode_array import Shape
+from aae_dist.data.decoded import DecodedStore, DeviceStore, SharedStore, content_id
+from aae_dist.data.fetch import cache_for
+from aae_dist.data.fetch_ahead import FetchAhead, lanes_of
 from aae_dist.data.index import open_manifest
 from aae_dist.data.manifest import Manifest
+from aae_dist.data.order import Order
 from aae_dist.data.permutation import Indices
 from aae_dist.data.reader import OpenShards
 from aae_dist.data.sample_decoder import NO_LABEL, SampleDecoder
+from aae_dist.data.schedule import Schedule, check_cache
 from aae_dist.errors import DataError, SampleError, ShardError
 
 _AUTO_MEMORY_BYTES = 2 << 30
+_OPEN_UNPLANNED = 2
+"""Copies of remote shards kept open, and so in the cache, where nobody knows what comes next."""
 _NUM_PROBED = 16
 """Samples that are tried, at the start, until one tells the shape of all."""
 _ROWS_AT_ONCE = 16
@@ -51,22 +56,32 @@ class Dataset:
         settings: The run's `data` section.
         image_shape: Wanted (C, H, W), for example that of the training images; None takes what
             `settings` says and else the first image's.
+        device: Where data.decoded=device keeps decoded images.
 
     Raises:
         DataError: None of the first samples that were tried can be read.
     """
 
     def __init__(
-        self, manifest: Manifest, settings: Data, image_shape: Shape | None = None
+        self,
+        manifest: Manifest,
+        settings: Data,
+        image_shape: Shape | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.manifest = manifest
         self._settings = settings
         self._ends = np.cumsum(manifest.counts)
-        self._shards = OpenShards(manifest)
+        self._cache = cache_for(manifest, settings)
+        self._shards = OpenShards(manifest, self._cache)
+        self._ahead: FetchAhead | None = None
+        if self._cache is not None:
+            self._shards.limit(_OPEN_UNPLANNED)
         self._decoder = SampleDecoder(settings)
         self.image_shape, self.dtype = self._layout(image_shape)
         """Channels, height, width of every image; uint8 or float32."""
-        self._memory = self._new_memory()
+        self._let_go()
+        self._memory = self._new_memory(torch.device(device))
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -136,6 +151,51 @@ class Dataset:
             shard_samples=entry.samples if whole else 0,
         )
 
+    @property
+    def copy_bytes(self) -> int:
+        """What reading takes of the cache while nobody knows what comes next; 0 without a cache."""
+        sizes = [shard.bytes for shard in self.manifest.shards] if self._cache else []
+        return _OPEN_UNPLANNED * max(map(copy_bytes, sizes), default=0)
+
+    def follow(
+        self, order: Order, rows: slice, node_rows: slice, position: int, spare_bytes: int = 0
+    ) -> None:
+        """Fetch remote shards ahead of training, and keep none that it is done with.
+
+        Args:
+            order: The order in which training reads this data set.
+            rows: This rank's rows of a global batch.
+            node_rows: Those of all ranks of this node.
+            position: Where training begins.
+            spare_bytes: Room in the cache that others of this node need meanwhile.
+
+        Raises:
+            ConfigError: The cache cannot hold what the node needs at a time.
+        """
+        if self._cache is None:
+            return
+        slots = order.global_batch_size // order.lanes
+        lanes, node = lanes_of(rows, slots), lanes_of(node_rows, slots)
+        epoch = position // order.lane_length
+        check_cache(order, self.manifest, node, epoch, self._cache.max_bytes, spare_bytes)
+        schedule = Schedule(order, self.manifest, node)
+        self._shards.limit(len(self.manifest.shards))
+        self._ahead = FetchAhead(
+            self._cache, self.manifest, schedule, lanes, self._shards, position
+        )
+
+    def advance(self, position: int) -> None:
+        """Note that the batch at `position` is loaded next; for a data set that follows."""
+        if self._ahead is not None:
+            self._ahead.advance(position)
+
+    def unfollow(self) -> None:
+        """Stop fetching ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+            self._shards.limit(_OPEN_UNPLANNED)
+
     def _decode(self, indices: Indices, workers: Executor | None) -> Samples:
         images = torch.empty((len(indices), *self.image_shape), dtype=self.dtype)
         labels = np.full(len(indices), NO_LABEL, np.int64)
@@ -153,7 +213,12 @@ class Dataset:
         parts = range(0, len(places), _ROWS_AT_ONCE)
         for _ in workers.map(decode, parts) if workers else map(decode, parts):
             pass
+        self._let_go()
         return Samples(images, torch.from_numpy(labels), dict(sorted(bad.items())))
+
+    def _let_go(self) -> None:
+        if self._cache is not None and self._ahead is None:
+            self._shards.release_all(mapped_only=True)
 
     def _located(self, sample: int, error: DataError) -> DataError:
         if isinstance(error, ShardError):
@@ -186,36 +251,23 @@ class Dataset:
         assert first is not None
         raise first
 
-    def _new_memory(self) -> "_Memory | None":
+    def _new_memory(self, device: torch.device) -> DecodedStore | None:
         num_bytes = len(self) * int(np.prod(self.image_shape)) * self.dtype.itemsize
         kind = self._settings.decoded
-        wanted = kind == "memory" or (kind == "auto" and num_bytes <= _AUTO_MEMORY_BYTES)
-        return _Memory(len(self), self.image_shape, self.dtype) if wanted else None
-
-
-class _Memory:
-    """Decoded images of samples read so far; pages that were never written take no memory."""
-
-    def __init__(self, num_samples: int, shape: Shape, dtype: torch.dtype) -> None:
-        self._images: NDArray[Any] = torch.empty((num_samples, *shape), dtype=dtype).numpy()
-        self._labels: NDArray[np.int64] = np.empty(num_samples, np.int64)
-        self.filled: NDArray[np.bool_] = np.zeros(num_samples, np.bool_)
-        self._lock = threading.Lock()
-
-    def store(self, indices: Indices, images: Tensor, labels: Tensor) -> None:
-        with self._lock:
-            self._images[indices] = images.numpy()
-            self._labels[indices] = labels.numpy()
-            self.filled[indices] = True
-
-    def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        # numpy copies rows in this thread alone; torch would start a team of threads for it.
-        images = torch.from_numpy(self._images.take(indices, axis=0))
-        return images, torch.from_numpy(self._labels.take(indices))
+        if kind == "none" or (kind == "auto" and num_bytes > _AUTO_MEMORY_BYTES):
+            return None
+        shared = SharedStore(
+            content_id(self.manifest, self._settings), len(self), self.image_shape, self.dtype
+        )
+        # On a CPU the device's memory is the host's.
+        return DeviceStore(shared, device) if kind == "device" and device.type != "cpu" else shared
 
 
 def open_dataset(
-    urls: str | Sequence[str], settings: Data, image_shape: Shape | None = None
+    urls: str | Sequence[str],
+    settings: Data,
+    image_shape: Shape | None = None,
+    device: torch.device | str = "cpu",
 ) -> Dataset:
     """Open the shards that `urls` name.
 
@@ -224,8 +276,9 @@ def open_dataset(
         settings: The run's `data` section.
         image_shape: (C, H, W) that the images must have; by default as `settings` says, or as the
             first image is. Give the training images' shape for the validation images.
+        device: Where data.decoded=device keeps decoded images.
 
     Raises:
         DataError: Nothing is found or it cannot be read; one line says what and what to do.
     """
-    return Dataset(open_manifest(urls), settings, image_shape)
+    return Dataset(open_manifest(urls, settings.cache), settings, image_shape, device)

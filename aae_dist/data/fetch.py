@@ -1,88 +1,54 @@
-"""Copies of remote shards on this node: each is downloaded once and shared by the node's ranks."""
+"""A shard's bytes as a local file, wherever the shard lies."""
 
-import fcntl
-import os
-import tempfile
-from hashlib import sha256
+from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
-from aae_dist.data.manifest import Shard
-from aae_dist.errors import DataError, LaunchError, ShardError
-from aae_dist.storage import is_remote, open_storage
+from aae_dist.config.settings import Cache, Data
+from aae_dist.data.cache import ShardCache
+from aae_dist.data.cache_folder import cache_folder
+from aae_dist.data.manifest import Manifest, Shard
+from aae_dist.data.shard_errors import check_size
+from aae_dist.errors import ShardError
+from aae_dist.storage import is_remote
 
 
-def local_path(shard: Shard) -> Path:
-    """Return the path of a local file with the shard's bytes, downloading it first if need be.
+def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
+    """Return a local file with the shard's bytes, open for reading; a remote one is fetched first.
 
     Raises:
-        DataError: The shard is absent, cannot be read, or has another size than the manifest says.
+        ShardError: The shard is absent, cannot be had, or has another size than the manifest says.
+        DataError: The cache cannot take it.
     """
-    if not is_remote(shard.folder):
-        path = Path(shard.folder, shard.name)
-        _check_local(shard, path)
-        return path
-    version = f"{shard.url}\n{shard.bytes}\n{shard.etag or ''}"
-    path = cache_folder() / (sha256(version.encode()).hexdigest() + Path(shard.name).suffix)
-    if not path.exists():
-        _download_once(shard, path)
-    return path
-
-
-def cache_folder() -> Path:
-    """Return the node-local folder for copies of shards, made if need be, closed to other users."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    for parent in (Path(home, "aae_dist"), Path(tempfile.gettempdir(), f"aae_dist-{os.getuid()}")):
-        folder = parent / "shards"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    raise DataError(f"No writable cache folder: tried {home} and {tempfile.gettempdir()}.")
-
-
-def _check_local(shard: Shard, path: Path) -> None:
+    if is_remote(shard.folder):
+        return (cache or cache_of(Cache())).open(shard)
+    path = Path(shard.folder, shard.name)
     try:
-        size = path.stat().st_size
+        file = path.open("rb")
     except OSError as error:
-        text = f"{path}: cannot read the shard ({error.strerror})."
+        message = f"{path}: cannot read the shard ({error.strerror})."
         reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise ShardError(text, reason=reason) from None
-    if size != shard.bytes:
-        raise ShardError(_wrong_size(shard, size), reason="size")
-
-
-def _download_once(shard: Shard, path: Path) -> None:
-    # One process of the node downloads; the others wait for the lock and then find the file.
-    with path.with_suffix(".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            return
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="incoming-") as folder:
-            incoming = Path(folder, "shard")
-            _download(shard, incoming)
-            size = incoming.stat().st_size
-            if size != shard.bytes:
-                raise ShardError(_wrong_size(shard, size), reason="size")
-            incoming.replace(path)
-
-
-def _download(shard: Shard, target: Path) -> None:
+        raise ShardError(message, reason) from None
     try:
-        open_storage(shard.folder).download(shard.name, target)
-    except FileNotFoundError:
-        text = f"{shard.url}: no such shard; check the path or the manifest."
-        raise ShardError(text, reason="missing") from None
-    except LaunchError as error:
-        raise DataError(str(error)) from error
-    except OSError as error:
-        text = f"{shard.url}: cannot download ({error})."
-        raise ShardError(text, reason="unreachable") from error
+        check_size(shard, file.seek(0, 2))
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
-def _wrong_size(shard: Shard, size: int) -> str:
-    return (
-        f"{shard.url}: the shard has {size} bytes, the manifest says {shard.bytes}; "
-        "write the manifest again with: aae-dist data index PATTERN"
-    )
+def cache_for(manifest: Manifest, settings: Data) -> ShardCache | None:
+    """Return the cache that the shards of `manifest` need, None when all of them are local."""
+    remote = any(is_remote(folder) for folder in {shard.folder for shard in manifest.shards})
+    return cache_of(settings.cache) if remote else None
+
+
+def cache_of(settings: Cache) -> ShardCache:
+    """Return the cache that `data.cache` describes, one for all data sets of this process."""
+    return _cache(cache_folder(settings.dir), settings.max_bytes, settings.shard_seconds)
+
+
+@lru_cache
+def _cache(folder: Path, max_bytes: int | None, seconds: float) -> ShardCache:
+    return ShardCache(folder, max_bytes, seconds)

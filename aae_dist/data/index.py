@@ -3,12 +3,18 @@
 import posixpath
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from aae_dist.config.settings import Cache
+from aae_dist.data.cache import ShardCache
+from aae_dist.data.fetch import cache_of
 from aae_dist.data.manifest import FILE_NAME, Manifest, Shard, dump
 from aae_dist.data.patterns import Source, find
 from aae_dist.data.progress import progress
 from aae_dist.data.reader import ShardReader
+from aae_dist.data.shard_errors import told
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import is_remote, open_storage
 
@@ -16,13 +22,14 @@ _THREADS = 8
 """Shards downloaded at a time when they must be counted."""
 
 
-def open_manifest(urls: str | Sequence[str]) -> Manifest:
+def open_manifest(urls: str | Sequence[str], cache: Cache | None = None) -> Manifest:
     """Return the manifest of the shards that `urls` name.
 
     A `manifest.json` beside the shards is used; shards that none lists are read and counted.
 
     Args:
         urls: One or more patterns, folders, manifest files or builtin:// names (see `patterns`).
+        cache: Where remote shards that must be counted are kept, to be read later.
 
     Raises:
         DataError: Nothing is found, there is no permission, or a shard is damaged.
@@ -30,7 +37,8 @@ def open_manifest(urls: str | Sequence[str]) -> Manifest:
     sources = find(urls)
     known = [shard for source in sources for shard in _listed(source)]
     uncounted = [shard for shard in known if shard.samples < 0]
-    counted = {shard.url: shard for shard in _count(uncounted)} if uncounted else {}
+    kept = None if cache is None else cache_of(cache)
+    counted = {shard.url: shard for shard in _count(uncounted, cache=kept)} if uncounted else {}
     return _checked([counted.get(shard.url, shard) for shard in known], urls)
 
 
@@ -92,7 +100,11 @@ def _unknown(folder: str, name: str) -> Shard:
     return Shard(folder, name, -1, -1)
 
 
-def _count(shards: Sequence[Shard], write: Callable[[str], None] | None = None) -> list[Shard]:
+def _count(
+    shards: Sequence[Shard],
+    write: Callable[[str], None] | None = None,
+    cache: ShardCache | None = None,
+) -> list[Shard]:
     """Return the shards with their sizes and counts, read in parallel."""
     options = {} if write is None else {"write": write}
     with (
@@ -101,7 +113,7 @@ def _count(shards: Sequence[Shard], write: Callable[[str], None] | None = None) 
     ):
         counted = []
         try:
-            for shard in pool.map(_counted, shards):
+            for shard in pool.map(partial(_counted, cache=cache), shards):
                 counted.append(shard)
                 advance(1)
         except BaseException:
@@ -110,16 +122,19 @@ def _count(shards: Sequence[Shard], write: Callable[[str], None] | None = None) 
     return counted
 
 
-def _counted(shard: Shard) -> Shard:
-    try:
-        size = open_storage(shard.folder).size(shard.name)
-    except (LaunchError, OSError) as error:
-        raise DataError(str(error)) from error
-    if size is None:
-        raise DataError(f"{shard.url}: no such shard; check the path.")
-    sized = Shard(shard.folder, shard.name, -1, size)
-    num_samples = len(ShardReader(sized, check_count=False))
-    return Shard(shard.folder, shard.name, num_samples, size)
+def _counted(shard: Shard, cache: ShardCache | None) -> Shard:
+    found = _found(shard)
+    num_samples = len(ShardReader(found, check_count=False, cache=cache))
+    return replace(found, samples=num_samples)
+
+
+def _found(shard: Shard) -> Shard:
+    """Return the shard with the size and tag that it has now."""
+    with told(shard):
+        found = open_storage(shard.folder).stat(shard.name)
+        if found is None:
+            raise FileNotFoundError
+    return replace(shard, bytes=found.size, etag=found.etag)
 
 
 def _checked(shards: Sequence[Shard], urls: str | Sequence[str]) -> Manifest:
@@ -153,4 +168,4 @@ def _root(folder: str) -> str:
 
 
 def _named_from(shard: Shard, folder: str) -> Shard:
-    return Shard(folder, shard.url[len(folder.rstrip("/")) + 1 :], shard.samples, shard.bytes)
+    return replace(shard, folder=folder, name=shard.url[len(folder.rstrip("/")) + 1 :])

@@ -136,6 +136,7 @@ class BatchLoader:
     def close(self) -> None:
         """Stop the threads; calling again does nothing."""
         self._closed = True
+        self._dataset.unfollow()
         self._ready.close()
         if self._workers is not None:
             self._workers.shutdown(wait=False, cancel_futures=True)
@@ -173,6 +174,7 @@ class BatchLoader:
     def _batches(self) -> Iterator[Batch]:
         position, step = self._position, 0
         while self._num_steps is None or step < self._num_steps:
+            self._dataset.advance(position)
             plan = self._order.batch(position)
             yield self._read(plan)
             position, step = plan.next_position, step + 1

@@ -109,6 +109,11 @@ class Order:
         self._block: _Block | None = None
 
     @property
+    def counts(self) -> Indices:
+        """Samples of every shard, int64 [shards]."""
+        return self._counts
+
+    @property
     def lane_length(self) -> int:
         """Slots of each lane in one epoch; some lanes may lack a sample for the last one."""
         return -(-self.num_samples // self.lanes)
@@ -135,6 +140,27 @@ class Order:
         flat_valid = valid.flatten()
         flat = np.where(flat_valid, indices.ravel(), indices.ravel()[flat_valid.argmax()])
         return BatchPlan(position, epoch * self.lane_length + end, epoch, flat, flat_valid)
+
+    def shard_line(self, epoch: int) -> tuple[Indices, Indices]:
+        """Return shard numbers in their order on an epoch's line, and where each ends on it."""
+        keys = round_keys("order", self.seed, epoch, "shards")
+        shards = permute(np.arange(len(self._counts), dtype=np.int64), len(self._counts), keys)
+        return shards, np.cumsum(self._counts[shards])
+
+    def lane_bounds(self, lane: int) -> tuple[int, int]:
+        """Return the first place and the end of a lane on the line."""
+        starts, ends = self._lane_bounds
+        return int(starts[lane]), int(ends[lane])
+
+    def with_window(self, window: Window) -> "Order":
+        """Return the same order but for the window."""
+        return Order(
+            self._counts,
+            seed=self.seed,
+            global_batch_size=self.global_batch_size,
+            lanes=self.lanes,
+            window=window,
+        )
 
     def _lane_slots(self, epoch: int, offset: int) -> tuple[Indices, Mask]:
         """Return indices and validity, [lanes, slots], cut out of a block of batches."""
@@ -189,9 +215,7 @@ class Order:
         """Return the sample numbers at `places` of the epoch's line of permuted shards."""
         line = self._epoch
         if line is None or line.number != epoch:
-            keys = round_keys("order", self.seed, epoch, "shards")
-            shards = permute(np.arange(len(self._counts), dtype=np.int64), len(self._counts), keys)
-            line = _Epoch(epoch, shards, np.cumsum(self._counts[shards]))
+            line = _Epoch(epoch, *self.shard_line(epoch))
             self._epoch = line
         nth = np.searchsorted(line.line_ends, places, side="right")
         shard = line.shards[nth]

@@ -7,9 +7,11 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Container
+from typing import BinaryIO
 
-from aae_dist.data.fetch import local_path
+from aae_dist.data.cache import ShardCache
+from aae_dist.data.fetch import open_shard
 from aae_dist.data.manifest import Manifest, Shard
 from aae_dist.data.tar_headers import Buffer, DamagedTarError
 from aae_dist.data.tar_index import TarIndex, index_tar
@@ -29,13 +31,16 @@ class ShardReader:
     Args:
         shard: The shard and what the manifest says of it.
         check_count: False to accept any number of samples, for counting them.
+        cache: Where copies of remote shards lie; None takes the default place.
 
     Raises:
         ShardError: The file cannot be read, is damaged, or holds another number of samples.
     """
 
-    def __init__(self, shard: Shard, check_count: bool = True) -> None:
-        self.shard = shard
+    def __init__(
+        self, shard: Shard, check_count: bool = True, cache: ShardCache | None = None
+    ) -> None:
+        self.shard, self._cache = shard, cache
         self._buffer: Buffer | None = None
         try:
             self.index: TarIndex = index_tar(self._bytes())
@@ -77,18 +82,19 @@ class ShardReader:
 
     def _bytes(self) -> Buffer:
         if self._buffer is None:
-            self._buffer = _contents(self.shard, local_path(self.shard))
+            # The mapping keeps the file's lock, and with it the copy in the cache.
+            with open_shard(self.shard, self._cache) as file:
+                self._buffer = _contents(self.shard, file)
         return self._buffer
 
 
-def _contents(shard: Shard, path: Path) -> Buffer:
+def _contents(shard: Shard, file: BinaryIO) -> Buffer:
     try:
         if not shard.name.lower().endswith(".tar"):
-            return _unpacked(shard, path)
-        with path.open("rb") as file:
-            if shard.bytes == 0:
-                raise ShardError(f"{shard.url}: the file is empty, not even an empty tar.")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return _unpacked(shard, file)
+        if shard.bytes == 0:
+            raise ShardError(f"{shard.url}: the file is empty, not even an empty tar.")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ShardError(f"{shard.url}: damaged or not gzip ({error}).") from None
     except OSError as error:
@@ -96,8 +102,8 @@ def _contents(shard: Shard, path: Path) -> Buffer:
         raise ShardError(text, reason="unreadable") from None
 
 
-def _unpacked(shard: Shard, path: Path) -> bytes:
-    with gzip.open(path, "rb") as file:
+def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
+    with gzip.open(packed, "rb") as file:
         # One byte more than allowed tells a full read from a bomb.
         data = file.read(_MAX_UNPACKED_BYTES + 1)
     if len(data) > _MAX_UNPACKED_BYTES:
@@ -116,15 +122,16 @@ def _without_traceback(error: ShardError) -> ShardError:
 class OpenShards:
     """The shards of a manifest, opened on demand; the least recently used are closed again."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._shards = manifest.shards
+    def __init__(self, manifest: Manifest, cache: ShardCache | None = None) -> None:
+        self._shards, self._cache = manifest.shards, cache
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._open: OrderedDict[int, int] = OrderedDict()
         self._failed: dict[int, tuple[ShardError, float]] = {}
         self._num_indexed = 0
         soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Each mapped file keeps a descriptor; most are left to sockets and to the other data set.
-        self._max_open = max(16, min(4096, soft_limit // 4))
+        self._may_open = max(16, min(4096, soft_limit // 4))
+        self._max_open = self._may_open
         self._lock = threading.Lock()
 
     def get(self, number: int) -> ShardReader:
@@ -142,10 +149,29 @@ class OpenShards:
                 )
                 raise
 
+    def limit(self, num_open: int) -> None:
+        """Keep at most `num_open` shards open, or what the process may have if that is less."""
+        self._max_open = min(num_open, self._may_open)
+
+    def release_all(self, but: Container[int] = (), mapped_only: bool = False) -> None:
+        """Close all shards except `but`; their indexes stay.
+
+        Args:
+            but: Numbers of shards that stay open.
+            mapped_only: Keep what was unpacked: it is dear to have, and holds no file open.
+        """
+        with self._lock:
+            # Not only those in self._open: a thread may have opened one again that was closed.
+            for number, reader in self._readers.items():
+                if number in but or (mapped_only and reader.unpacked_bytes):
+                    continue
+                self._open.pop(number, None)
+                reader.release()
+
     def _opened(self, number: int) -> ShardReader:
         reader = self._readers.get(number)
         if reader is None:
-            reader = ShardReader(self._shards[number])
+            reader = ShardReader(self._shards[number], cache=self._cache)
             self._readers[number] = reader
             self._num_indexed += len(reader)
         reader.open()

@@ -14,6 +14,8 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    local_size: int = 1
+    """Ranks on this node; they have consecutive numbers."""
 
     @property
     def is_main(self) -> bool:
@@ -34,6 +36,7 @@ def from_environment(device: str) -> World:
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_size = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    return World(rank=rank, size=size, local_rank=local_rank, device=chosen)
+    return World(rank, size, local_rank, chosen, local_size)

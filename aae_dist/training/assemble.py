@@ -29,6 +29,8 @@ class RunData:
     order: Order
     evaluator: Evaluator | None
     prior: Prior
+    validation_copy_bytes: int = 0
+    """What a rank takes of the cache of remote shards while it evaluates."""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
     """
 
     def work() -> RunData:
-        dataset = open_dataset(config.data.train, config.data)
+        dataset = open_dataset(config.data.train, config.data, device=world.device)
         before = saved.documents["data"] if saved else None
         if before and before["manifest"] != dataset.manifest.id:
             raise CheckpointError(
@@ -70,16 +72,18 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
             window=window,
         )
         prior = build_prior(config.prior, config.model.latent_dim)
-        evaluator = None
+        evaluator, copy_bytes = None, 0
         if config.data.validation is not None:
             validation = open_dataset(config.data.validation, config.data, dataset.image_shape)
+            copy_bytes = validation.copy_bytes
             evaluator = Evaluator(validation, prior, world, config.run.seed)
         channels, height, width = dataset.image_shape
         found = {"lanes": lanes, "shuffle_window": window, "channels": channels}
         if height == width:
             found["image_size"] = height
         data = config.data.model_copy(update=found)
-        return RunData(config.model_copy(update={"data": data}), dataset, order, evaluator, prior)
+        config_found = config.model_copy(update={"data": data})
+        return RunData(config_found, dataset, order, evaluator, prior, copy_bytes)
 
     return together(world, work)
 
@@ -114,12 +118,19 @@ def build_engine(data: RunData, world: World) -> Engine:
 
 
 def open_loader(data: RunData, world: World, position: int, num_steps: int) -> BatchLoader:
-    """Return this rank's batches from `position` on; a collective."""
+    """Return this rank's batches from `position` on; a collective.
+
+    Raises:
+        ConfigError: the cache of remote shards is too small; on every rank, if on one.
+    """
+    rows, node_rows = _rows(data, world), _node_rows(data, world)
+    spare = world.local_size * data.validation_copy_bytes
+    together(world, lambda: data.train.follow(data.order, rows, node_rows, position, spare))
     threads = data.config.data.threads
     return BatchLoader(
         data.train,
         data.order,
-        rows=_rows(data, world),
+        rows=rows,
         position=position,
         num_steps=num_steps,
         threads=data.config.launch.cpus_per_worker if threads is None else threads,
@@ -129,5 +140,16 @@ def open_loader(data: RunData, world: World, position: int, num_steps: int) -> B
 
 
 def _rows(data: RunData, world: World) -> slice:
+    return _rows_of(data, world, world.rank)
+
+
+def _node_rows(data: RunData, world: World) -> slice:
+    """Return the rows of all ranks of this node."""
+    first = world.rank - world.local_rank
+    last = _rows_of(data, world, first + world.local_size - 1)
+    return slice(_rows_of(data, world, first).start, last.stop)
+
+
+def _rows_of(data: RunData, world: World, rank: int) -> slice:
     batch = data.config.train.global_batch_size
-    return rank_rows(world.rank, world.size, data.order.lanes, batch)
+    return rank_rows(rank, world.size, data.order.lanes, batch)

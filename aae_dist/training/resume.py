@@ -14,6 +14,7 @@ CHANGEABLE = (
     "run.init_from",
     "data.train",  # the manifest's id tells whether the data is the same
     "data.validation",
+    "data.cache",
     "data.decoded",
     "data.threads",
     "data.max_bad_fraction",

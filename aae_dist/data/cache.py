@@ -1,0 +1,273 @@
+"""Copies of remote shards on this node: within a hard bound, shared by the node's ranks.
+
+The folder is the whole state, so a process may die at any point:
+
+- NAME is a complete copy; whoever reads it holds a shared lock on it;
+- NAME.part is on its way; its writer holds an exclusive lock on it, and it has its final size from
+  the start, so that what is on disk is what is promised;
+- `lock` is held while files come and go.
+
+The kernel frees the locks of the dead: a part without a lock is rubbish, a copy without is free.
+"""
+
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+
+from aae_dist.data.cache_files import BLOCK, disk_bytes, new_part, pinned, removed, rounded
+from aae_dist.data.manifest import Shard
+from aae_dist.data.shard_errors import check_size, told
+from aae_dist.errors import ConfigError, DataError, ShardError
+from aae_dist.storage import Entry, open_storage
+from aae_dist.storage.ranges import Download
+
+PART = ".part"
+_POLL_SECONDS = 0.02
+URL_DIGITS = 40
+_MAX_CHANGES = 3
+
+NextUse = Callable[[Sequence[str]], Sequence[float]]
+"""From the `url_digest`s of copies to when each is wanted next; infinity for never."""
+
+
+@dataclass(frozen=True)
+class _Copy:
+    path: Path
+    bytes: int
+    next_use: float
+    used_at: float
+
+
+class ShardCache:
+    """Copies of remote shards; all processes of the node may have one on the same folder.
+
+    Args:
+        folder: Where the copies lie; made if need be, closed to other users.
+        max_bytes: Bound on everything in the folder, at any time. None takes half of what the
+            disk has free, what is cached already counted as free.
+        seconds: How long a shard may take to arrive, with all retries.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None, seconds: float) -> None:
+        self.folder, self._seconds = folder, seconds
+        self.next_use: NextUse = lambda digests: [math.inf] * len(digests)
+        self._versions: dict[str, Entry] = {}
+        self.max_bytes = max_bytes if max_bytes is not None else self._half_of_the_disk()
+
+    def open(self, shard: Shard) -> BinaryIO:
+        """Return the shard's copy, open for reading; it stays in the cache until it is closed.
+
+        The lock that keeps it is the file's: a mapping of it or a duplicate of its descriptor
+        keeps the copy just as well.
+
+        Raises:
+            ShardError: The shard is absent, cannot be had in time, or is not what the manifest
+                says.
+            DataError: The cache cannot take it: the disk is full, or copies in use fill the bound.
+        """
+        deadline = time.monotonic() + self._seconds
+        changes = 0
+        while True:
+            version = self._version(shard)
+            path = self.folder / _name(shard.url, version)
+            if file := pinned(path):
+                return file
+            part = self._reserve(shard, path, version.size, due=None)
+            if isinstance(part, int):
+                try:
+                    self._download(shard, version, part, path)
+                except ShardError as error:
+                    changes += 1
+                    if error.reason != "changed" or shard.etag or changes == _MAX_CHANGES:
+                        raise
+                    del self._versions[shard.url]
+                continue
+            if time.monotonic() > deadline:
+                raise self._stuck(shard, part)
+            time.sleep(_POLL_SECONDS)
+
+    def prefetch(self, shard: Shard, due: float) -> Callable[[], None] | None:
+        """Take room for the shard, at the cost of copies that are wanted later than `due`.
+
+        Returns:
+            What fetches it, to be called once; None when it has no room for now.
+
+        Raises:
+            DataError: As `open` does; so does what is returned.
+        """
+        version = self._version(shard)
+        path = self.folder / _name(shard.url, version)
+        part = "done" if path.exists() else self._reserve(shard, path, version.size, due)
+        if isinstance(part, int):
+            return partial(self._download, shard, version, part, path)
+        return None if part == "full" else _nothing
+
+    def _version(self, shard: Shard) -> Entry:
+        """Return size and tag of the version that is wanted; the manifest's if it says."""
+        if shard.etag is not None:
+            return Entry(shard.name, shard.bytes, shard.etag)
+        if shard.url not in self._versions:
+            with told(shard):
+                found = open_storage(shard.folder, self._seconds).stat(shard.name)
+                if found is None:
+                    raise FileNotFoundError
+            check_size(shard, found.size)
+            self._versions[shard.url] = found
+        return self._versions[shard.url]
+
+    def _reserve(self, shard: Shard, path: Path, size: int, due: float | None) -> int | str:
+        """Return the descriptor of a new part that has its disk space, or why there is none.
+
+        Returns:
+            A descriptor; "busy" when someone else is fetching this shard; "full" when no copies
+            can go; "done" when the shard is here by now.
+        """
+        part = path.with_name(path.name + PART)
+        with self._locked():
+            if path.exists():
+                return "done"
+            # A part that has no lock was left by a process that died.
+            if not removed(part):
+                return "busy"
+            wanted = copy_bytes(size)
+            if wanted > self.max_bytes:
+                raise ConfigError(
+                    f"{shard.url} takes {size} bytes and data.cache.max_bytes is "
+                    f"{self.max_bytes}; give at least {wanted}, or write smaller shards."
+                )
+            if not self._make_room(wanted, due):
+                return "full"
+            while True:
+                try:
+                    return new_part(part, size)
+                except OSError as error:
+                    # The disk has less room than the bound allows: others use it too.
+                    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                    if not (full and self._evict(size, due)):
+                        raise self._disk_error(shard, size, error) from error
+
+    def _make_room(self, wanted: int, due: float | None) -> bool:
+        _, used = self._contents()
+        missing = used + wanted - self.max_bytes
+        return missing <= 0 or self._evict(missing, due)
+
+    def _evict(self, missing: int, due: float | None) -> bool:
+        """Remove copies that are wanted later than `due`; return whether `missing` bytes went."""
+        copies, _ = self._contents()
+        # What is needed furthest in the future goes first (Belady), then what was used longest ago.
+        copies.sort(key=lambda copy: (-copy.next_use, copy.used_at))
+        later = [copy for copy in copies if due is None or copy.next_use > due]
+        if sum(copy.bytes for copy in later) < missing:
+            return False
+        for copy in later:
+            if missing <= 0:
+                break
+            if removed(copy.path):
+                missing -= copy.bytes
+        return missing <= 0
+
+    def _contents(self) -> tuple[list[_Copy], int]:
+        """Return the complete copies, and the bytes of all that lies in the folder."""
+        copies, used = [], disk_bytes(self.folder.stat())
+        for entry in list(os.scandir(self.folder)):
+            path = Path(entry.path)
+            if entry.name.endswith(PART) and removed(path):
+                continue
+            stat = entry.stat(follow_symlinks=False)
+            used += disk_bytes(stat)
+            if not entry.name.endswith(PART) and entry.name != "lock":
+                copies.append(_Copy(path, disk_bytes(stat), 0.0, stat.st_mtime))
+        uses = self.next_use([copy.path.name[:URL_DIGITS] for copy in copies])
+        pairs = zip(copies, uses, strict=True)
+        return [_Copy(c.path, c.bytes, use, c.used_at) for c, use in pairs], used
+
+    def _download(self, shard: Shard, version: Entry, descriptor: int, path: Path) -> None:
+        part, complete = path.with_name(path.name + PART), False
+        try:
+            with told(shard):
+                storage = open_storage(shard.folder, self._seconds)
+                deadline = time.monotonic() + self._seconds
+                Download(storage, shard.name, version.size, version.etag, deadline).write_to(
+                    descriptor
+                )
+                # A crash of the machine must not leave a complete name on bytes that are not.
+                os.fdatasync(descriptor)
+            with self._locked():
+                part.replace(path)
+            complete = True
+        except OSError as error:
+            raise self._disk_error(shard, version.size, error) from error
+        finally:
+            # Our lock is on it until here, so nobody else has taken the name.
+            if not complete:
+                part.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.folder / "lock", flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _half_of_the_disk(self) -> int:
+        disk = os.statvfs(self.folder)
+        with self._locked():
+            _, used = self._contents()
+        return (disk.f_bavail * disk.f_frsize + used) // 2
+
+    def _disk_error(self, shard: Shard, size: int, error: OSError) -> DataError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            disk = os.statvfs(self.folder)
+            return DataError(
+                f"{self.folder}: no space left on the device for {shard.url} ({size} bytes, "
+                f"{disk.f_bavail * disk.f_frsize} are free). Free some, or give a data.cache.dir "
+                "on another disk, or a smaller data.cache.max_bytes."
+            )
+        return DataError(
+            f"{self.folder}: cannot keep {shard.url} ({error.strerror}). Give a data.cache.dir on "
+            "another disk."
+        )
+
+    def _stuck(self, shard: Shard, why: str) -> DataError:
+        if why != "full":
+            return ShardError(
+                f"{shard.url}: another process of this node did not fetch it in "
+                f"{self._seconds:.0f} s. Try again later.",
+                "unreachable",
+            )
+        return DataError(
+            f"{shard.url}: copies that are in use fill the {self.max_bytes} bytes of "
+            f"{self.folder}. Raise data.cache.max_bytes, or lower data.shuffle_window."
+        )
+
+
+def _nothing() -> None:
+    """Fetch a shard that is here, or that somebody else is fetching."""
+
+
+def url_digest(url: str) -> str:
+    """Return what the names of all copies of this address begin with."""
+    return sha256(url.encode()).hexdigest()[:URL_DIGITS]
+
+
+def copy_bytes(size: int) -> int:
+    """Return what a shard of `size` bytes takes of the bound."""
+    return rounded(size) + BLOCK
+
+
+def _name(url: str, version: Entry) -> str:
+    tag = sha256(f"{version.etag}\n{version.size}".encode()).hexdigest()
+    return f"{url_digest(url)}-{tag[:24]}"

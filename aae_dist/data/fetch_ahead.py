@@ -1,0 +1,117 @@
+"""Remote shards fetched ahead of training, in the order in which it needs them."""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from aae_dist.data.cache import ShardCache
+from aae_dist.data.manifest import Manifest, Shard
+from aae_dist.data.reader import OpenShards
+from aae_dist.data.schedule import Schedule
+from aae_dist.errors import DataError
+from aae_dist.storage import is_remote
+
+_THREADS = 4
+_POLL_SECONDS = 0.5
+_CLOSE_SECONDS = 5.0
+
+
+class FetchAhead:
+    """Keeps the cache ahead of one rank, and lets go of shards that the rank is done with.
+
+    Args:
+        cache: The node's cache; from now on it drops first what the node needs last.
+        manifest: The shards.
+        schedule: What the node needs when.
+        lanes: The lanes of this rank.
+        shards: The rank's open shards.
+        position: Where training begins.
+    """
+
+    def __init__(
+        self,
+        cache: ShardCache,
+        manifest: Manifest,
+        schedule: Schedule,
+        lanes: range,
+        shards: OpenShards,
+        position: int,
+    ) -> None:
+        self._cache, self._manifest, self._schedule = cache, manifest, schedule
+        self._lanes, self._shards = lanes, shards
+        schedule.position = position
+        cache.next_use = schedule.next_use
+        # Looking for the images' shape has left a shard or two open.
+        shards.release_all(but=schedule.needed_now(lanes))
+        self._ahead = schedule.ahead(lanes)
+        self._lock = threading.Lock()
+        self._moved = threading.Condition(threading.Lock())
+        self._closed = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, name="fetch ahead", daemon=True)
+            for _ in range(_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def advance(self, position: int) -> None:
+        """Note that the batch at `position` is read next."""
+        before, self._schedule.position = self._schedule.window, position
+        if self._schedule.window == before:
+            return
+        # The readers of a shard keep its copy in the cache.
+        self._shards.release_all(but=self._schedule.needed_now(self._lanes))
+        with self._moved:
+            self._moved.notify_all()
+
+    def close(self) -> None:
+        """Stop; a download under way is waited for some seconds only."""
+        with self._moved:
+            self._closed.set()
+            self._moved.notify_all()
+        for thread in self._threads:
+            thread.join(_CLOSE_SECONDS / _THREADS)
+
+    def _work(self) -> None:
+        while not self._closed.is_set():
+            # One at a time takes room: a small shard may not overtake a large one that waits.
+            with self._lock:
+                number, first, last = next(self._ahead)
+                shard = self._manifest.shards[number]
+                fetch = self._room_for(shard, first, last) if is_remote(shard.folder) else None
+            if fetch is not None:
+                # Whoever reads the shard meets the same error, and says so.
+                with contextlib.suppress(DataError):
+                    fetch()
+
+    def _room_for(self, shard: Shard, first: int, last: int) -> Callable[[], None] | None:
+        """Wait for room; return what fetches the shard, None when training has passed it."""
+        while not self._closed.is_set() and last > self._schedule.position:
+            try:
+                if fetch := self._cache.prefetch(shard, first):
+                    return fetch
+            except DataError:
+                return None
+            with self._moved:
+                self._moved.wait(_POLL_SECONDS)
+        return None
+
+
+def lanes_of(rows: slice, slots: int) -> range:
+    """Return the lanes whose rows of the global batch, `slots` each, are `rows`."""
+    return range(rows.start // slots, rows.stop // slots)

@@ -1,0 +1,129 @@
+"""Decoded samples: shared by processes, removed by the last of them, never torn."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.shards import write_shards
+
+from aae_dist.config.settings import Data
+from aae_dist.data import open_dataset
+from aae_dist.data.decoded import DeviceStore, SharedStore, content_id
+
+SHAPE = (1, 2, 3)
+
+
+def opened(folder: Path, content: str = "x", dtype: torch.dtype = torch.uint8) -> SharedStore:
+    return SharedStore(content, 7, SHAPE, dtype, folder)
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_what_one_stores_another_takes(tmp_path: Path, dtype: torch.dtype) -> None:
+    one, other = opened(tmp_path, dtype=dtype), opened(tmp_path, dtype=dtype)
+    assert one.is_shared
+    images = torch.arange(12).reshape(2, *SHAPE).to(dtype)
+    one.store(np.array([5, 2]), images, torch.tensor([8, -1]))
+    assert other.filled.tolist() == [n in (2, 5) for n in range(7)]
+    taken, labels = other.take(np.array([2, 5, 2]))
+    assert torch.equal(taken, images[[1, 0, 1]])
+    assert labels.tolist() == [-1, 8, -1]
+    assert not opened(tmp_path, "y", dtype).filled.any()
+
+
+def test_the_last_one_removes_the_file(tmp_path: Path) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    assert len(files(tmp_path)) == 1
+    del one
+    assert len(files(tmp_path)) == 1
+    assert not other.filled.any()
+    del other
+    assert files(tmp_path) == []
+
+
+HOLD = """
+import sys, time, torch
+from pathlib import Path
+from aae_dist.data.decoded import SharedStore
+store = SharedStore("x", 7, (1, 2, 3), torch.uint8, Path(sys.argv[1]))
+store.filled[3] = True
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_is_not_used(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder.stdout:
+        assert holder.stdout.readline() == "ready\n"
+    assert opened(tmp_path).filled[3], "a living process is joined"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert len(files(tmp_path)) == 1
+    assert not opened(tmp_path).filled.any()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_without_room_each_process_keeps_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no permission to mount")
+    try:
+        with caplog.at_level(logging.WARNING):
+            store = SharedStore("x", 100_000, SHAPE, torch.uint8, tmp_path)
+        assert "not shared between the ranks" in caplog.text
+        assert not store.is_shared
+        store.store(np.array([1]), torch.ones(1, *SHAPE, dtype=torch.uint8), torch.tensor([3]))
+        assert store.take(np.array([1]))[0].sum() == 6
+        assert files(tmp_path) == []
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_shards_that_were_written_again_are_other_content(tmp_path: Path) -> None:
+    settings = Data(train=str(tmp_path))
+    ids = []
+    for _ in range(2):
+        write_shards(tmp_path, [3])
+        ids.append(content_id(open_dataset(settings.train, settings).manifest, settings))
+    assert ids[0] != ids[1]
+    assert ids[1] == content_id(open_dataset(settings.train, settings).manifest, settings)
+
+
+def test_a_device_takes_from_the_shared_memory(tmp_path: Path) -> None:
+    # On the CPU as the device: the same code gathers on a GPU, which this test cannot see.
+    shared = opened(tmp_path)
+    store = DeviceStore(shared, torch.device("cpu"))
+    images = torch.arange(12, dtype=torch.uint8).reshape(2, *SHAPE)
+    store.store(np.array([5, 2]), images, torch.tensor([8, 9]))
+    shared.store(np.array([0]), images[:1] + 100, torch.tensor([7]))
+    for _ in range(2):
+        taken, labels = store.take(np.array([0, 2, 5, 5]))
+        assert torch.equal(taken, torch.stack([images[0] + 100, images[1], images[0], images[0]]))
+        assert labels.tolist() == [7, 9, 8, 8]
+        shared.store(np.array([0, 2, 5]), torch.zeros(3, *SHAPE).byte(), torch.zeros(3).long())
+
+
+def test_a_data_set_on_the_device_reads_the_same(tmp_path: Path) -> None:
+    write_shards(tmp_path, [5, 3])
+    results = []
+    for kind in ("none", "memory", "device"):
+        settings = Data.model_validate({"train": str(tmp_path), "decoded": kind})
+        dataset = open_dataset(settings.train, settings, device="cpu")
+        results.append([dataset.read([7, 0, 7, 2])[0] for _ in range(2)])
+    for first, second in results:
+        assert torch.equal(first, results[0][0])
+        assert torch.equal(second, results[0][0])

@@ -1,0 +1,140 @@
+"""Training data over HTTP that goes wrong: the batches of local files, in bounded time."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.object_server import Fault, ObjectServer, serving
+from helpers.shards import write_shards
+
+from aae_dist.config.settings import Data
+from aae_dist.data import BatchLoader, Dataset, Order, build_index, open_dataset
+from aae_dist.data.cache import ShardCache
+from aae_dist.errors import ConfigError, DataError
+
+COUNTS = [6, 0, 9, 1, 7, 5, 8, 6, 4, 9, 3, 7]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "shards", COUNTS)
+    build_index(str(tmp_path / "shards"))
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def server(local: Path) -> Iterator[ObjectServer]:
+    with serving() as server:
+        for path in local.iterdir():
+            server.files[f"/train/{path.name}"] = path.read_bytes()
+        yield server
+
+
+def opened(server: ObjectServer, folder: Path, **cache: object) -> Dataset:
+    settings = Data.model_validate(
+        {
+            "train": f"{server.address}/train/manifest.json",
+            "decoded": "none",
+            "cache": {"dir": str(folder / "cache"), "shard_seconds": 3, **cache},
+        }
+    )
+    return open_dataset(settings.train, settings)
+
+
+def order_of(dataset: Dataset, window: int | str = 5) -> Order:
+    return Order(dataset.manifest.counts, seed=1, global_batch_size=4, lanes=2, window=window)
+
+
+def batches(dataset: Dataset, num_steps: int, window: int | str = 5) -> list[torch.Tensor]:
+    order, rows = order_of(dataset, window), slice(0, 4)
+    dataset.follow(order, rows, rows, 0)
+    with BatchLoader(dataset, order, rows, num_steps=num_steps) as loader:
+        return [batch.images for batch in loader]
+
+
+def check_equal(dataset: Dataset, local: Path, epochs: int = 2, window: int | str = 5) -> None:
+    settings = Data(train=str(local), decoded="none")
+    reference = open_dataset(settings.train, settings)
+    num_steps = epochs * order_of(dataset, window).steps_per_epoch
+    got, expected = batches(dataset, num_steps, window), batches(reference, num_steps, window)
+    assert len(got) == num_steps
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("window", [5, 20, "full"])
+def test_the_batches_are_those_of_local_files(
+    server: ObjectServer, local: Path, tmp_path: Path, window: int | str
+) -> None:
+    check_equal(opened(server, tmp_path), local, window=window)
+    fetched = {path: n for path, n in server.requests.items() if path.endswith(".tar")}
+    assert set(fetched.values()) == {1}, "two epochs, one download"
+
+
+FAULTS: list[Fault] = [
+    Fault("status", 503),
+    Fault("reset", 0),
+    Fault("reset", 3000),
+    Fault("short", 2000),
+    Fault("stall", 2000),
+    Fault("etag"),
+    Fault("whole"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_change_neither_order_nor_counts(
+    server: ObjectServer, local: Path, tmp_path: Path, fault: Fault
+) -> None:
+    dataset = opened(server, tmp_path)
+    for number in range(0, len(COUNTS), 3):
+        server.faults[f"/train/{number:03d}.tar"] = [fault]
+    started = time.monotonic()
+    check_equal(dataset, local, epochs=1)
+    assert time.monotonic() - started < 15
+
+
+def test_a_small_cache_is_enough_for_what_is_open(
+    server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = tmp_path / "large"
+    write_shards(large, [20 * count for count in COUNTS])
+    build_index(str(large))
+    for path in large.iterdir():
+        server.files[f"/train/{path.name}"] = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"use data\.cache\.max_bytes=(\d+)") as caught:
+        batches(opened(server, tmp_path, max_bytes=700_000), 1, window=60)
+    enough = int(str(caught.value).split("max_bytes=")[1].split()[0])
+    assert enough < 0.7 * sum(path.stat().st_size for path in large.glob("*.tar"))
+    most = 0
+
+    def reserve(cache: ShardCache, *arguments: object, **options: object) -> object:
+        nonlocal most
+        result = plain(cache, *arguments, **options)
+        most = max(most, cache._contents()[1])
+        return result
+
+    plain: Callable[..., object] = ShardCache._reserve
+    monkeypatch.setattr(ShardCache, "_reserve", reserve)
+    server.requests.clear()
+    check_equal(opened(server, tmp_path, max_bytes=enough), large, epochs=2, window=60)
+    assert 0.8 * enough < most <= enough
+    again = sum(server.requests.values()) - 1
+    # What the next epoch needs first stays, so not everything is fetched twice.
+    assert len(COUNTS) - 1 < again < 2 * (len(COUNTS) - 1)
+
+
+def test_a_shard_that_is_gone_is_named(server: ObjectServer, tmp_path: Path) -> None:
+    dataset = opened(server, tmp_path)
+    del server.files["/train/004.tar"]
+    with pytest.raises(DataError, match=r"/train/004\.tar: no such shard"):
+        batches(dataset, 20)
+
+
+def test_evaluation_needs_no_schedule(server: ObjectServer, tmp_path: Path) -> None:
+    dataset = opened(server, tmp_path, max_bytes=100_000)
+    for _ in range(2):
+        for first in range(0, len(dataset), 5):
+            dataset.read(range(first, min(first + 5, len(dataset))))

@@ -1,0 +1,115 @@
+"""When shards are needed, against walking through every batch."""
+
+from collections import defaultdict
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from aae_dist.data.cache import copy_bytes, url_digest
+from aae_dist.data.manifest import Manifest, Shard
+from aae_dist.data.order import Order
+from aae_dist.data.schedule import Schedule, check_cache, open_bytes, uses_in_epoch
+from aae_dist.errors import ConfigError
+
+COUNTS = [20, 0, 13, 1, 9, 31, 2, 17, 5, 40, 11]
+MANIFEST = Manifest(
+    tuple(Shard("s3://bucket", f"{n}.tar", count, 1000 * count) for n, count in enumerate(COUNTS))
+)
+
+
+def order_of(window: int | str = 6, lanes: int = 4) -> Order:
+    return Order(COUNTS, seed=3, global_batch_size=2 * lanes, lanes=lanes, window=window)
+
+
+def walked(order: Order, lanes: range, epoch: int) -> dict[int, list[int]]:
+    """Return the positions at which each shard is read, by reading all batches of an epoch."""
+    ends = np.cumsum(order.counts)
+    slots = order.global_batch_size // order.lanes
+    found = defaultdict(list)
+    position = epoch * order.lane_length
+    while position < (epoch + 1) * order.lane_length:
+        plan = order.batch(position)
+        rows = slice(lanes.start * slots, lanes.stop * slots)
+        for sample in plan.indices[rows][plan.valid[rows]]:
+            found[int(np.searchsorted(ends, sample, side="right"))].append(position)
+        position = plan.next_position
+    return found
+
+
+@pytest.mark.parametrize("window", [1, 6, 7, 1000, "full"])
+@pytest.mark.parametrize("lanes", [range(0, 4), range(1, 2), range(2, 4)])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_shards_are_needed_when_they_are_read(window: int | str, lanes: range, epoch: int) -> None:
+    order = order_of(window)
+    uses = uses_in_epoch(order, lanes, epoch)
+    spans = defaultdict(list)
+    for shard, first, last in zip(uses.shards, uses.first, uses.last, strict=True):
+        spans[int(shard)].append((first, last))
+    read = walked(order, lanes, epoch)
+    if window != "full":
+        assert set(read) == set(spans), "nothing is fetched that is not read"
+    slots = order.global_batch_size // order.lanes
+    for shard, positions in read.items():
+        for position in positions:
+            # A batch that begins before a window may reach into it.
+            assert any(first < position + slots and position < last for first, last in spans[shard])
+    assert list(uses.first) == sorted(uses.first)
+
+
+def test_the_future_goes_on_into_the_next_epochs() -> None:
+    order = order_of()
+    schedule = Schedule(order, MANIFEST, range(4))
+    schedule.position = order.lane_length - 1
+    ahead = list(islice(schedule.ahead(range(4)), 60))
+    firsts = [first for _, first, _ in ahead]
+    assert firsts == sorted(firsts)
+    assert firsts[0] < order.lane_length <= firsts[-1]
+    digests = [url_digest(shard.url) for shard in MANIFEST.shards]
+    next_use = schedule.next_use([*digests, "somebody else's"])
+    for number, when in enumerate(next_use[:-1]):
+        wanted = [first for shard, first, _ in ahead if shard == number]
+        assert when == (min(wanted) if wanted else np.inf)
+    assert next_use[-1] == np.inf
+
+
+def test_a_shard_that_is_needed_again_counts_from_its_next_use() -> None:
+    order = order_of()
+    schedule = Schedule(order, MANIFEST, range(4))
+    uses = uses_in_epoch(order, range(4), 0)
+    begin = schedule.next_use([url_digest(s.url) for s in MANIFEST.shards])
+    done = int(uses.shards[uses.last.argmin()])
+    schedule.position = int(uses.last.min())
+    later = schedule.next_use([url_digest(MANIFEST.shards[done].url)])[0]
+    assert begin[done] == 0
+    assert later > schedule.position
+
+
+def test_open_bytes_are_the_most_that_any_window_needs() -> None:
+    for lanes in (range(0, 4), range(1, 3)):
+        order = order_of(window=6)
+        total = 0
+        for lane in lanes:
+            uses = uses_in_epoch(order, range(lane, lane + 1), 0)
+            total += max(
+                sum(
+                    copy_bytes(MANIFEST.shards[shard].bytes)
+                    for shard, first, last in zip(uses.shards, uses.first, uses.last, strict=True)
+                    if first <= position < last
+                )
+                for position in range(order.lane_length)
+            )
+        assert open_bytes(order, MANIFEST, lanes, 0) == total
+
+
+def test_a_cache_too_small_is_refused_with_what_would_work() -> None:
+    order = order_of("full")
+    with pytest.raises(ConfigError, match=r"data\.cache\.max_bytes: 4 lanes .* use data") as caught:
+        check_cache(order, MANIFEST, range(4), 0, 100_000)
+    text = str(caught.value)
+    enough = int(text.split("data.cache.max_bytes=")[1].split()[0])
+    check_cache(order, MANIFEST, range(4), 0, enough)
+    with pytest.raises(ConfigError):
+        check_cache(order, MANIFEST, range(4), 0, enough - 1)
+    local = Manifest(tuple(Shard("/data", s.name, s.samples, s.bytes) for s in MANIFEST.shards))
+    check_cache(order, local, range(4), 0, 1 << 17)
