@@ -13,8 +13,11 @@ from aae_dist.config.layers import Merge
 from aae_dist.config.overrides import read_overrides
 from aae_dist.config.root import RunConfig
 from aae_dist.config.settings import Run
-from aae_dist.config.tree import Leaf, Tree, from_plain, plain
+from aae_dist.config.tree import Leaf, Node, Tree, from_plain, leaves, plain
 from aae_dist.errors import ConfigError
+
+SWEEP = "sweep"
+"""The one section that is not part of a run's configuration."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,20 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         ConfigError: names every problem at once, each with its path, its source and what to do.
     """
+    layers, title = read_layers(files, overrides)
+    sections = [layer.pop(SWEEP) for layer in layers if SWEEP in layer]
+    merge = Merge(RunConfig)
+    tree = merge.run(layers)
+    make_absolute(tree)
+    return Loaded(validate(tree, title, _of_a_sweep(sections)), tuple(merge.notes))
+
+
+def read_layers(files: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Tree], str]:
+    """Return the layers that files and overrides are, and a name for all of them together.
+
+    Raises:
+        ConfigError: names everything that cannot be read.
+    """
     title = " + ".join([*map(str, files), *(["overrides"] if overrides else [])])
     layers: list[Tree] = []
     problems: list[str] = []
@@ -51,11 +68,18 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
     layer, unread = read_overrides(overrides)
     if problems + unread:
         # Values that could not be read would show up again as missing: only these are told.
-        raise _error(title, problems + unread)
-    merge = Merge(RunConfig)
-    tree = merge.run([*layers, layer])
-    _make_absolute(tree)
-    return Loaded(_validate(tree, title or "configuration"), tuple(merge.notes))
+        raise config_error(title, problems + unread)
+    return [*layers, layer], title or "configuration"
+
+
+def _of_a_sweep(sections: list[Node]) -> list[str]:
+    if not sections:
+        return []
+    _, first = next(leaves(sections[0], SWEEP), ("", Leaf(None, "empty")))
+    return [
+        f"sweep: this section makes many runs, which train cannot ({first.source}); give the same "
+        "files to aae-dist tune, or leave the section out to train one run"
+    ]
 
 
 def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
@@ -67,7 +91,7 @@ def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
         ConfigError: as for `load_config`.
     """
     layer = {key: from_plain(value, "given") for key, value in tree.items()}
-    return _validate(Merge(RunConfig).run([layer]), "configuration")
+    return validate(Merge(RunConfig).run([layer]), "configuration")
 
 
 def dump_yaml(config: RunConfig) -> str:
@@ -96,21 +120,31 @@ def _kind(value: object) -> str:
     return "a list" if isinstance(value, list) else "a single value"
 
 
-def _validate(tree: Tree, title: str) -> RunConfig:
+def validate(tree: Tree, title: str, more: Sequence[str] = ()) -> RunConfig:
+    """Return the checked configuration of a merged tree; ConfigError with `more` problems too."""
+    found = problems_of(tree)
+    if isinstance(found, RunConfig) and not more:
+        return found
+    raise config_error(title, [*more, *(found if isinstance(found, list) else [])])
+
+
+def problems_of(tree: Tree) -> RunConfig | list[str]:
+    """Return the checked configuration of a merged tree, or one line for each problem."""
     try:
         # As JSON: strict mode then still lets a list fill a tuple and text fill a path.
         return RunConfig.model_validate_json(json.dumps(plain(tree)))
     except ValidationError as error:
-        raise _error(title, messages.lines(error, RunConfig, tree)) from None
+        return messages.lines(error, RunConfig, tree)
 
 
-def _error(title: str, problems: list[str]) -> ConfigError:
+def config_error(title: str, problems: list[str]) -> ConfigError:
+    """Return one error that tells all problems."""
     if len(problems) == 1:
         return ConfigError(f"{title}: {problems[0]}" if title not in problems[0] else problems[0])
     return ConfigError(f"{title}: {len(problems)} errors\n  " + "\n  ".join(problems))
 
 
-def _make_absolute(tree: Tree) -> None:
+def make_absolute(tree: Tree) -> None:
     """Make local paths of the merged tree absolute, the default of run.storage among them."""
     for section, key in paths.PATHS:
         part = tree.get(section)
