@@ -41,6 +41,18 @@ values are YAML: 1e-4 is a number, [a, b] a list, {kind: mixture} a map, null no
 Maps merge and lists replace. Changing `kind` keeps the fields that both kinds have.
 """
 
+TUNE = """\
+Run many trials of one configuration: the `sweep` section says what is searched and how. The same
+command, given again, returns finished trials as they are and resumes the others.
+"""
+
+TUNE_EXAMPLES = """\
+examples:
+  aae-dist tune configs/sweep/quick.yaml
+  aae-dist tune configs/sweep/quick.yaml 'sweep.space.model.latent_dim={grid: [2, 16]}'
+  aae-dist tune my.yaml sweep.search=optuna sweep.num_trials=50 --dry-run
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one message on stderr."""
@@ -95,6 +107,7 @@ def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"aae-dist {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
     _add_train(verbs)
+    _add_tune(verbs)
     _add_data(verbs, with_data)
     add_cluster_verbs(verbs)
     add_run_verbs(verbs)
@@ -121,6 +134,26 @@ def _add_train(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     parser.set_defaults(run=_train)
 
 
+def _add_tune(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "tune",
+        help="run a sweep over priors, latent sizes or any other key, or resume it",
+        description=TUNE,
+        epilog=TUNE_EXAMPLES + "\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "items",
+        nargs="+",
+        metavar="FILE.yaml | key=value",
+        help="YAML files in order, and overrides that win over all files",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the sweep and its trials and stop"
+    )
+    parser.set_defaults(run=_tune)
+
+
 def _add_data(verbs: "Parsers[argparse.ArgumentParser]", with_commands: bool) -> None:
     parser = verbs.add_parser(
         "data",
@@ -137,6 +170,12 @@ def _add_data(verbs: "Parsers[argparse.ArgumentParser]", with_commands: bool) ->
         from aae_dist.data.commands import add_data_commands
 
         add_data_commands(parser.add_subparsers(metavar="COMMAND", title="commands"))
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from aae_dist.commands.tune import tune
+
+    return tune(args.items, dry_run=args.dry_run)
 
 
 def _train(args: argparse.Namespace) -> int:

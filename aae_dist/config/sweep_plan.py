@@ -50,6 +50,8 @@ class SweepPlan:
     trials: tuple[TrialPlan, ...]
     """All trials of a grid or of random draws; none for Optuna, which proposes them later."""
     notes: tuple[str, ...]
+    configs: tuple[RunConfig, ...]
+    """Runs of the trials, or of probes where Optuna proposes them."""
     layers: tuple[Tree, ...]
 
     @property
@@ -118,11 +120,10 @@ def load_sweep(files: Sequence[Path], overrides: Sequence[str] = ()) -> SweepPla
     if problems:
         raise config_error(title, problems)
     notes += [f"trial {describe(points[n])} is skipped: {'; '.join(p)}" for n, p in wrong.items()]
-    if sweep.search.kind == "optuna":
-        trials = []
-    return SweepPlan(
-        sweep, uri, storage, tuple(trials), tuple([*merge.notes, *notes]), tuple(layers)
-    )
+    known = () if sweep.search.kind == "optuna" else tuple(trials)
+    configs = tuple(trial.config for trial in trials)
+    notes = [*merge.notes, *notes]
+    return SweepPlan(sweep, uri, storage, known, tuple(notes), configs, tuple(layers))
 
 
 def proposals(sweep: Sweep) -> tuple[list[dict[str, Any]], list[str]]:

@@ -33,6 +33,10 @@ class LocalReporter:
         """Return whether SIGTERM or SIGINT came."""
         return self._signals.requested
 
+    def stopped_as(self) -> str:
+        """Return interrupted: the same command goes on."""
+        return "interrupted"
+
     def line(self, text: str) -> None:
         """Print one line at once, also into a pipe."""
         print(text, flush=True)

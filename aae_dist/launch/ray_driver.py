@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -13,7 +14,7 @@ from aae_dist.launch.ray_failures import explain
 from aae_dist.launch.ray_monitor import News, Payload
 from aae_dist.launch.ray_wait import Patience, is_queued
 from aae_dist.launch.say import say
-from aae_dist.launch.signals import StopSignals
+from aae_dist.launch.signals import StopRequest
 
 LOOK_SECONDS = 0.25
 """How often the driver fetches lines; also the longest delay of one."""
@@ -48,13 +49,19 @@ class Driver:
     """Watches a fit from the main thread: prints lines, passes the stop on, bounds the waits."""
 
     def __init__(
-        self, config: RunConfig, demand: Demand, monitor: Any, fit: Fit, signals: StopSignals
+        self,
+        config: RunConfig,
+        demand: Demand,
+        monitor: Any,
+        fit: Fit,
+        signals: StopRequest,
+        hear: Callable[[News], None],
     ) -> None:
-        """Watch `fit`, whose workers talk to the actor `monitor`."""
+        """Watch `fit`, whose workers talk to the actor `monitor`; `hear` gets what is new."""
         self._config = config
         self._monitor = monitor
         self._fit = fit
-        self._signals = signals
+        self._signals, self._hear = signals, hear
         self._patience = Patience(demand, config.launch.max_wait_minutes, say)
         self._next_check = 0.0
         self._stop_sent = False
@@ -89,12 +96,11 @@ class Driver:
         if not workers_up and is_queued():
             raise Interrupted("stopped as asked while waiting for the cluster; nothing was trained")
         say("stopping: the workers save a checkpoint first; a second signal ends at once")
-        ray.get(self._monitor.request_stop.remote())
+        ray.get(self._monitor.request_stop.remote(self._signals.stop_as))
 
     def _take_news(self) -> News:
         news: News = ray.get(self._monitor.take_news.remote())
-        for line in news.lines:
-            say(line)
+        self._hear(news)
         return news
 
     def _end(self) -> Payload:

@@ -4,6 +4,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from aae_dist.launch.say import say
+
 POLL_SECONDS = 0.5
 """How often rank 0 asks whether to stop."""
 
@@ -16,10 +18,17 @@ class News:
     """What happened since the driver last asked."""
 
     lines: list[str] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
     workers_up: bool = False
     """Whether all workers run, as far as rank 0 knows."""
     error: Payload | None = None
     """The first mistake of the user's that a rank met; that run will not go on."""
+
+
+def print_lines(news: News) -> None:
+    """Print the lines of the news."""
+    for line in news.lines:
+        say(line)
 
 
 class Monitor:
@@ -27,11 +36,15 @@ class Monitor:
 
     def __init__(self) -> None:
         self._news = News()
-        self._stop = False
+        self._stop = ""
 
     def add_line(self, text: str) -> None:
         """Take one line for the driver to print."""
         self._news.lines.append(text)
+
+    def add_metrics(self, metrics: dict[str, float]) -> None:
+        """Take one log point, for a sweep's trial to report."""
+        self._news.metrics.append(metrics)
 
     def set_workers_up(self, up: bool) -> None:
         """Note that the workers started, or that they failed."""
@@ -47,12 +60,12 @@ class Monitor:
         self._news = News(workers_up=news.workers_up, error=news.error)
         return news
 
-    def request_stop(self) -> None:
-        """Ask the training to save a checkpoint and end."""
-        self._stop = True
+    def request_stop(self, stop_as: str = "interrupted") -> None:
+        """Ask the training to save a checkpoint and end as `stop_as`."""
+        self._stop = self._stop or stop_as
 
-    def stop_requested(self) -> bool:
-        """Return whether the driver asked to stop."""
+    def stop_requested(self) -> str:
+        """Return what to stop as, empty while nobody asked to stop."""
         return self._stop
 
 
@@ -62,6 +75,7 @@ class StopWatch:
     def __init__(self, monitor: Any) -> None:
         """Start to poll the actor `monitor` in a background thread."""
         self.requested = False
+        self.stop_as = "interrupted"
         self._monitor = monitor
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="aae-stop-watch", daemon=True)
@@ -77,6 +91,8 @@ class StopWatch:
 
         while not self._closed.wait(POLL_SECONDS):
             try:
-                self.requested = ray.get(self._monitor.stop_requested.remote())
+                asked = ray.get(self._monitor.stop_requested.remote())
             except ray.exceptions.RayError:
                 return  # The driver is gone, and Ray ends this process with it.
+            self.stop_as = asked or self.stop_as
+            self.requested = bool(asked)

@@ -4,15 +4,15 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.errors import by_name
 from aae_dist.launch import nonce, ray_cluster
-from aae_dist.launch.ray_monitor import Monitor, Payload
+from aae_dist.launch.ray_monitor import Monitor, News, Payload, print_lines
 from aae_dist.launch.say import say
-from aae_dist.launch.signals import StopSignals
+from aae_dist.launch.signals import StopRequest, StopSignals
 from aae_dist.storage import Storage, is_remote, join, open_storage
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.resume import finished_before
@@ -43,8 +43,22 @@ def launch_ray(config: RunConfig) -> Outcome:
     return outcome_of(payload)
 
 
-def run_on_ray(config: RunConfig, word: str, storage: str, signals: StopSignals) -> Payload:
-    """Run the training on the connected cluster; return what rank 0 returned."""
+def run_on_ray(
+    config: RunConfig,
+    word: str,
+    storage: str,
+    signals: StopRequest,
+    hear: Callable[[News], None] = print_lines,
+) -> Payload:
+    """Run the training on the connected cluster; return what rank 0 returned.
+
+    Args:
+        config: the run's configuration.
+        word: what the driver left in the run folder.
+        storage: folder for Ray Train's own files.
+        signals: say when to stop.
+        hear: called about four times a second with what is new.
+    """
     # Imported when Ray runs: these import it, which takes seconds.
     from aae_dist.launch.ray_driver import Driver, Fit
     from aae_dist.launch.ray_entry import Task
@@ -57,7 +71,7 @@ def run_on_ray(config: RunConfig, word: str, storage: str, signals: StopSignals)
     monitor = start_monitor()
     task = Task(config.model_dump_json(), secrets.token_hex(8), word, monitor, os.getcwd())
     fit = Fit(build_trainer(config, demand, task, storage))
-    return Driver(config, demand, monitor, fit, signals).watch()
+    return Driver(config, demand, monitor, fit, signals, hear).watch()
 
 
 def outcome_of(payload: Payload) -> Outcome:

@@ -41,6 +41,8 @@ class RayReporter:
         Ray's report is a barrier that may wait for a second, so rank 0 decides for all when it
         is worth one.
         """
+        if self._world.is_main:
+            self._monitor.add_metrics.remote(dict(metrics))
         self._pending |= metrics
         due = time.monotonic() - self._reported_at >= REPORT_SECONDS
         if broadcast_json(due, self._world):
@@ -51,6 +53,10 @@ class RayReporter:
     def stop_requested(self) -> bool:
         """Return whether the driver asked to stop, as far as this rank has heard."""
         return self._watch is not None and self._watch.requested
+
+    def stopped_as(self) -> str:
+        """Return what the driver said when it asked to stop."""
+        return self._watch.stop_as if self._watch is not None else "interrupted"
 
     def line(self, text: str) -> None:
         """Send one line to the driver, without waiting."""

@@ -5,11 +5,23 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_SECONDS = 2.0
 """torchrun and shells repeat one Ctrl-C to their children: what follows this soon is an echo."""
+
+
+class StopRequest(Protocol):
+    """Says whether to stop, and what the stopped run counts as."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked."""
+
+    @property
+    def stop_as(self) -> str:
+        """interrupted, or pruned when a sweep's scheduler asked."""
 
 
 class StopSignals:
@@ -17,6 +29,8 @@ class StopSignals:
 
     Python takes signals in the main thread only: entered elsewhere, this changes nothing.
     """
+
+    stop_as = "interrupted"
 
     def __init__(self) -> None:
         self.requested = False

@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-EXIT_CODES = {"finished": 0, "interrupted": 255}
-"""How W&B shows a run: finished, killed (255); any other state is failed."""
+EXIT_CODES = {"finished": 0, "pruned": 0, "interrupted": 255}
+"""How W&B shows a run: finished, also when a sweep stopped it; killed (255); else failed."""
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
         elif "picture" in request:
             _log_picture(run, request)
         elif "close" in request:
-            run.summary.update(request["close"])
             state = request["state"]
+            run.summary.update({**request["close"], "state": state})
     run.finish(exit_code=EXIT_CODES.get(state, 1))
 
 

@@ -13,5 +13,8 @@ class Reporter(Protocol):
     def stop_requested(self) -> bool:
         """Return whether somebody asked this process to stop; cheap, local, never blocks."""
 
+    def stopped_as(self) -> str:
+        """Return what a run that was asked to stop ends as: interrupted, or pruned by a sweep."""
+
     def line(self, text: str) -> None:
         """Show one line of progress; called on rank 0 only."""

@@ -158,8 +158,9 @@ class _Run:
 
         def close() -> dict[str, Any]:
             assert self.recorder is not None
-            outcome = Outcome(state, self.state.step, self.recorder.latest, self.folder.uri)
-            self.recorder.close(state)
+            how = self.reporter.stopped_as() if state == "interrupted" else state
+            outcome = Outcome(how, self.state.step, self.recorder.latest, self.folder.uri)
+            self.recorder.close(how)
             self.folder.write_summary(outcome, self.config)
             return dataclasses.asdict(outcome)
 

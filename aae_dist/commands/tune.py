@@ -1,0 +1,78 @@
+"""`aae-dist tune`: a search space in, a folder of compared runs out."""
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from aae_dist.commands.train import split_items
+from aae_dist.config import yaml_text
+from aae_dist.config.sweep_plan import SweepPlan, describe, load_sweep
+from aae_dist.errors import LaunchError
+
+if TYPE_CHECKING:
+    from aae_dist.sweeps.ledger import Ledger
+
+LISTED = 100
+"""Trials that a dry run lists."""
+BEST = 5
+"""Trials that the end of a sweep shows."""
+
+
+def tune(items: Sequence[str], dry_run: bool = False) -> int:
+    """Run, or go on with, the sweep that files and overrides describe.
+
+    Args:
+        items: YAML files and `key=value` overrides, in any order among each other.
+        dry_run: print the sweep, its trials and the first trial's configuration, and stop.
+
+    Raises:
+        ConfigError: something in the sweep or in a trial is wrong; all problems are named.
+        Interrupted: a stop was asked for; running trials have saved.
+        AaeDistError: what the launcher found.
+    """
+    files, overrides = split_items(items)
+    plan = load_sweep(files, overrides)
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if dry_run:
+        _show_plan(plan)
+        return 0
+    if find_spec("ray") is None:
+        raise LaunchError(
+            "aae-dist tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]'"
+        )
+    from aae_dist.launch.tune_sweep import launch_sweep
+
+    _show_end(launch_sweep(plan))
+    return 0
+
+
+def _show_plan(plan: SweepPlan) -> None:
+    print(yaml_text.dump({"sweep": plan.sweep.model_dump(mode="json")}), end="")
+    print(f"\n# Folder: {plan.uri}")
+    print(
+        f"# {plan.num_trials} trials" + ("" if plan.trials else ", proposed by Optuna as it goes")
+    )
+    for trial in plan.trials[:LISTED]:
+        print(f"#   {trial.id}  {describe(trial.parameters)}")
+    if len(plan.trials) > LISTED:
+        print(f"#   ... and {len(plan.trials) - LISTED} more")
+    print(
+        "\n# The configuration of " + ("the first trial:" if plan.trials else "a possible trial:")
+    )
+    print(yaml_text.dump(plan.configs[0].model_dump(mode="json")), end="")
+
+
+def _show_end(ledger: "Ledger") -> None:
+    counts = {state: count for state, count in ledger.counts().items() if count}
+    print(f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    for entry in ledger.of("failed"):
+        print(f"  failed: {describe(entry.plan.parameters)}: {entry.cause}")
+    print(f"Best by {ledger.objective}:")
+    for entry in ledger.ranked()[:BEST]:
+        values = ledger.objective.values(entry.metrics) or ()
+        shown = ", ".join(f"{value:.4g}" for value in values)
+        print(f"  {shown}  {describe(entry.values or entry.plan.parameters)}  ({entry.plan.id})")
+    print(f"Sweep folder: {ledger.plan.uri}")
+    print(f"Train the best on its own: aae-dist train {ledger.plan.uri}/best.yaml")

@@ -1,0 +1,202 @@
+"""The training of one trial in a thread of its own, told of step by step."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from aae_dist.config import RunConfig
+from aae_dist.distributed.world import from_environment
+from aae_dist.errors import AaeDistError
+from aae_dist.launch.say import say
+from aae_dist.training.outcome import Outcome
+from aae_dist.training.train import train
+
+REPORT_SECONDS = 1.0
+"""Least time between two reports of progress that hold no score."""
+LOCK_SECONDS = 45.0
+"""How long a run that another process still holds is waited for: Ray may still be ending it."""
+LOOK_SECONDS = 0.2
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a training ended: exactly one of the three is set."""
+
+    outcome: Outcome | None = None
+    mistake: str | None = None
+    """An error that another try would meet again, in one line that starts with its class."""
+    crash: BaseException | None = None
+
+
+class Session(Protocol):
+    """A training under way."""
+
+    def next(self) -> Metrics | Ended:
+        """Wait for the next log point that is worth a report, or for the end."""
+
+    def stop(self, stop_as: str) -> Ended:
+        """Ask for a checkpoint and the end, and wait for it."""
+
+
+class StopFlag:
+    """The request to stop a session, and what it shall count as."""
+
+    def __init__(self, sweep_stops: Callable[[], bool] = lambda: False) -> None:
+        """Listen to `sweep_stops` too, which tells whether all trials shall stop."""
+        self._sweep_stops = sweep_stops
+        self._stop_as = ""
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked."""
+        return bool(self._stop_as) or self._sweep_stops()
+
+    @property
+    def stop_as(self) -> str:
+        """What the session ends as: interrupted, unless a scheduler asked."""
+        return self._stop_as or "interrupted"
+
+    def ask(self, stop_as: str) -> None:
+        """Ask; the first one who does says what it counts as."""
+        self._stop_as = self._stop_as or ("interrupted" if self._sweep_stops() else stop_as)
+
+
+class Channel:
+    """Log points on their way from the training to Tune: the training never runs far ahead."""
+
+    def __init__(self, config: RunConfig, scores: tuple[str, ...], flag: StopFlag) -> None:
+        """Pass on what holds one of `scores`, and progress now and then."""
+        self._train, self._scores, self._flag = config.train, scores, flag
+        self._events: queue.Queue[Metrics | Ended] = queue.Queue(maxsize=1)
+        self._told_at = 0.0
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Pass a log point on, and wait while the one before is not taken."""
+        scored = any(name in metrics for name in self._scores)
+        if self._is_last(metrics) or not (scored or self._is_time()):
+            # The last one goes with the outcome: a scheduler must not cut a finished trial.
+            return
+        self._told_at = time.monotonic()
+        while not self._flag.requested:
+            with contextlib.suppress(queue.Full):
+                self._events.put(dict(metrics), timeout=LOOK_SECONDS)
+                return
+
+    def end(self, ended: Ended) -> None:
+        """Pass the end on."""
+        self._events.put(ended)
+
+    def next(self) -> Metrics | Ended:
+        """Wait for what comes next."""
+        return self._events.get()
+
+    def drain(self) -> Ended:
+        """Wait for the end, dropping what comes before it."""
+        while True:
+            event = self._events.get()
+            if isinstance(event, Ended):
+                return event
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._told_at >= REPORT_SECONDS
+
+    def _is_last(self, metrics: Mapping[str, float]) -> bool:
+        steps, epochs = self._train.steps, self._train.epochs
+        if steps is not None:
+            return metrics["step"] >= steps
+        return epochs is not None and metrics["epoch"] >= epochs
+
+
+class SessionReporter:
+    """The launcher's ear and mouth for a training in this process."""
+
+    def __init__(self, channel: Channel, flag: StopFlag, pause_every: int | None) -> None:
+        """Report to `channel`; stop when `flag` says so, and at multiples of `pause_every`."""
+        self._channel, self._flag, self._pause_every = channel, flag, pause_every
+        self._paused = False
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Pass a log point on."""
+        if self._pause_every and metrics["step"] % self._pause_every == 0:
+            self._paused = True
+        else:
+            self._channel.report(metrics)
+
+    def stop_requested(self) -> bool:
+        """Return whether to stop, or to pause here."""
+        return self._flag.requested or self._paused
+
+    def stopped_as(self) -> str:
+        """Return pruned if the scheduler asked, interrupted otherwise."""
+        return self._flag.stop_as
+
+    def line(self, text: str) -> None:
+        """Print to the worker's log, which Ray keeps on its node."""
+        say(text)
+
+
+class LocalSession:
+    """A trial of one worker: trains in this process."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        launch_id: str,
+        channel: Channel,
+        flag: StopFlag,
+        pause_every: int | None = None,
+    ) -> None:
+        """Start to train.
+
+        Args:
+            config: the trial's run.
+            launch_id: one per sweep's start: restarts of its trials take over their locks.
+            channel: where log points go.
+            flag: says when to stop.
+            pause_every: steps after which the session ends, interrupted, to be gone on with.
+        """
+        self._config, self._launch_id, self._flag = config, launch_id, flag
+        self._channel = channel
+        self._reporter = SessionReporter(channel, flag, pause_every)
+        self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Metrics | Ended:
+        """Wait for the next log point that is worth a report, or for the end."""
+        return self._channel.next()
+
+    def stop(self, stop_as: str) -> Ended:
+        """Ask for a checkpoint and the end, and wait for it."""
+        self._flag.ask(stop_as)
+        return self._channel.drain()
+
+    def _run(self) -> None:
+        self._channel.end(ended_of(self._train))
+
+    def _train(self) -> Outcome:
+        torch.set_num_threads(self._config.launch.cpus_per_worker)
+        world = from_environment(self._config.train.device)
+        return train(self._config, world, self._reporter, self._launch_id)
+
+
+def ended_of(body: Callable[[], Outcome]) -> Ended:
+    """Return how `body` ended; a run that a process on its way out still holds is tried again."""
+    give_up = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return Ended(outcome=body())
+        except AaeDistError as error:
+            text = f"{type(error).__name__}: {error}"
+            if " is being written by " not in text or time.monotonic() > give_up:
+                return Ended(mistake=text)
+        except BaseException as error:  # noqa: BLE001  # It is raised again where Tune sees it.
+            return Ended(crash=error)
+        time.sleep(1.0)

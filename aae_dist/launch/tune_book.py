@@ -1,0 +1,60 @@
+"""What Ray Tune tells of its trials goes into the sweep's book."""
+
+from typing import Any
+
+from ray import tune
+
+from aae_dist.launch.ray_failures import MAX_CHARS
+from aae_dist.launch.tune_trial import CAUSE, LINEAGE, STATE, SWEEP
+from aae_dist.sweeps.ledger import Entry, Ledger
+
+
+def point_of(entry: Entry) -> dict[str, Any]:
+    """Return a trial as its process gets it."""
+    values = entry.values or entry.plan.parameters
+    config = entry.plan.config.model_dump_json()
+    return {SWEEP: {"id": entry.plan.id, "config": config, "values": values}}
+
+
+class Bookkeeper(tune.Callback):
+    """Keeps the book; runs in the thread of `Tuner.fit`."""
+
+    def __init__(self, ledger: Ledger, scheduler: str) -> None:
+        """Write to `ledger`; a trial that ends without a word was stopped by `scheduler`."""
+        self._ledger, self._scheduler = ledger, scheduler
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that the trial has its place."""
+        self._ledger.start(name_of(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note how far the trial is."""
+        if LINEAGE in result:
+            self._ledger.take_over(name_of(trial), result[LINEAGE])
+        if "metrics" in result:
+            values = trial.config[SWEEP]["values"]
+            self._ledger.hear(name_of(trial), result["metrics"], values)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note how the trial ended."""
+        last = trial.last_result or {}
+        step = last.get("step", 0)
+        pruned = f"stopped by {self._scheduler} at step {step}"
+        state = last.get(STATE, "pruned")
+        self._ledger.end(name_of(trial), state, pruned if state == "pruned" else last.get(CAUSE))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note a trial whose process failed too often."""
+        text = str(trial.get_error() or "its process died").strip()
+        self._ledger.end(name_of(trial), "failed", f"crashed: {text.splitlines()[-1][:MAX_CHARS]}")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a trial's process failed and will be started again."""
+        self._ledger.crashed(name_of(trial))
+
+
+def name_of(trial: Any) -> str:
+    """Return the name of a Tune trial's folder."""
+    return str(trial.config[SWEEP]["id"])

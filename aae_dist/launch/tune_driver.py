@@ -1,0 +1,180 @@
+"""What the driver of a sweep does while Ray Tune runs."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+
+from aae_dist.config import RunConfig
+from aae_dist.errors import LaunchError
+from aae_dist.launch import ray_cluster
+from aae_dist.launch.ray_failures import last_line
+from aae_dist.launch.ray_train import start_monitor
+from aae_dist.launch.say import say
+from aae_dist.launch.signals import StopSignals
+from aae_dist.launch.tune_book import Bookkeeper, point_of
+from aae_dist.launch.tune_room import DRIVER, all_nodes, demands_of, placement_of, room_for
+from aae_dist.launch.tune_schedulers import build_scheduler
+from aae_dist.launch.tune_trial import SWEEP, SweepTask, Trial
+from aae_dist.launch.tune_view import View
+from aae_dist.sweeps.folder import read_sweep
+from aae_dist.sweeps.ledger import FINAL, Ledger
+
+LOOK_SECONDS = 0.5
+STOP_SECONDS = 120.0
+"""How long trials may take to save and end after a signal."""
+
+
+class StopAll(tune.Stopper):
+    """Ends the experiment once the driver says so."""
+
+    def __init__(self) -> None:
+        self.now = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Trials end by themselves."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether to end the experiment."""
+        return self.now
+
+
+class SweepDriver:
+    """Starts Tune in a thread; the main thread shows progress, keeps the book and takes signals."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        launch_id: str,
+        place: str,
+        signals: StopSignals,
+        changed: Callable[[], None],
+    ) -> None:
+        """Run the trials of `ledger` that are not done.
+
+        Args:
+            ledger: the sweep's book.
+            launch_id: of this start.
+            place: folder for Tune's own files.
+            signals: say when to stop.
+            changed: called when a trial has ended.
+        """
+        self._ledger, self._signals, self._changed = ledger, signals, changed
+        self._launch_id, self._place = launch_id, place
+        self._stopper, self._monitor = StopAll(), start_monitor()
+        demands = demands_of(ledger.plan.configs)
+        room = room_for(demands, all_nodes())
+        wanted = ledger.plan.sweep.max_concurrent or room
+        self._concurrent = max(1, min(wanted, room))
+        waiting = sum(ledger.counts()[s] for s in ("waiting", "interrupted"))
+        say(
+            f"sweep {ledger.plan.uri}: {waiting} of {ledger.plan.num_trials} trials to run, "
+            f"{self._concurrent} at a time, each {' or '.join(map(str, demands))}"
+        )
+        if wanted > room:
+            say(f"note: sweep.max_concurrent={wanted}, but the cluster holds {room} at a time")
+
+    def run(self) -> None:
+        """Return when every trial has ended, or all have stopped after a signal."""
+        fit = _Fit(self._tuner())
+        ended, stop_by = 0, 0.0
+        with View(self._ledger, self._concurrent) as view:
+            while fit.is_alive():
+                fit.join(LOOK_SECONDS)
+                view.update()
+                self._ledger.write(force=False)
+                if (now_ended := len(self._ledger.of(*FINAL))) > ended:
+                    ended = now_ended
+                    self._changed()
+                if self._signals.requested:
+                    stop_by = stop_by or self._ask_to_stop()
+                    busy = self._ledger.of("running") and time.monotonic() < stop_by
+                    self._stopper.now = not busy
+        if fit.error is not None and not self._signals.requested:
+            raise LaunchError(f"Ray Tune ended: {last_line(fit.error)}") from fit.error
+
+    def _ask_to_stop(self) -> float:
+        say("stopping: running trials save a checkpoint first; a second signal ends at once")
+        self._monitor.request_stop.remote()
+        return time.monotonic() + STOP_SECONDS
+
+    def _tuner(self) -> tune.Tuner:
+        plan = self._ledger.plan
+        sweep = plan.sweep
+        pause = getattr(sweep.scheduler, "every_steps", None)
+        task = SweepTask(self._ledger.objective, self._launch_id, self._monitor, os.getcwd(), pause)
+        trainable = tune.with_resources(tune.with_parameters(Trial, task=task), self._placement())
+        space, search, count = self._search()
+        return tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=build_scheduler(
+                    sweep, self._ledger.objective, plan.configs, self._ended_before()
+                ),
+                num_samples=count,
+                max_concurrent_trials=self._concurrent,
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=sweep.name,
+                storage_path=self._place,
+                verbose=0,
+                stop=self._stopper,
+                callbacks=[Bookkeeper(self._ledger, sweep.scheduler.kind)],
+                failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            ),
+        )
+
+    def _search(self) -> tuple[dict[str, Any], Any, int]:
+        """Return Tune's space, its searcher if it has one, and how many samples to take."""
+        plan = self._ledger.plan
+        if plan.sweep.search.kind != "optuna":
+            points = [point_of(entry)[SWEEP] for entry in self._ledger.todo()]
+            return {SWEEP: tune.grid_search(points)}, None, 1
+        from aae_dist.launch.tune_optuna import OptunaSearcher
+
+        left = plan.num_trials - len(self._ledger.of(*FINAL))
+        return {}, OptunaSearcher(self._ledger), left
+
+    def _ended_before(self) -> list[Any]:
+        if self._ledger.plan.sweep.scheduler.kind != "asha" or not self._ledger.of(*FINAL):
+            return []
+        return [t for t in read_sweep(self._ledger.plan.uri).trials if t.state in FINAL]
+
+    def _placement(self) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+        has_drivers = any(node.get(DRIVER) for node in all_nodes())
+
+        def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            demand = ray_cluster.demand_of(RunConfig.model_validate_json(config[SWEEP]["config"]))
+            return placement_of(demand, has_drivers)
+
+        return placement
+
+
+class _Fit(threading.Thread):
+    """`Tuner.fit()` in a thread of its own: off the main thread it leaves signals alone."""
+
+    def __init__(self, tuner: tune.Tuner) -> None:
+        super().__init__(name="ray-tune-fit", daemon=True)
+        self._tuner = tuner
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Run to the end and keep the exception."""
+        try:
+            self._tuner.fit()
+        except BaseException as error:  # noqa: BLE001  # It is raised again in the main thread.
+            self.error = error
+
+
+def _name(trial: Any) -> str:
+    return str(trial.config[SWEEP]["id"])

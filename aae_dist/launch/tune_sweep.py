@@ -1,0 +1,146 @@
+"""Runs a sweep with Ray Tune: what its folder says is finished stays so, all else runs or resumes.
+
+Tune's own record of an experiment is not used: it is a pickle, it knows nothing of trials that
+started since its last save, and it would not let the space grow.
+"""
+
+import contextlib
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+
+from aae_dist.config.sweep_plan import SweepPlan
+from aae_dist.errors import Interrupted, LaunchError
+from aae_dist.launch import ray_cluster
+from aae_dist.launch.say import say
+from aae_dist.launch.signals import StopSignals
+from aae_dist.storage import join, open_storage
+from aae_dist.sweeps.ledger import Ledger
+from aae_dist.training.resume import finished_before
+from aae_dist.training.run_lock import RunLock
+
+LOOK_SECONDS = 0.5
+REPORT_SECONDS = 60.0
+"""Least time between two reports while the sweep runs."""
+ENVIRONMENT = {
+    # Trials lie in folders of their own: no CSV, JSON and TensorBoard copies of every result.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Progress between evaluations holds no score.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Of no use to us: see above.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_MAX_LEN_IDENTIFIER": "40",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = None) -> Ledger:
+    """Run the trials that are not finished yet; return the book of all.
+
+    Args:
+        plan: the sweep, checked.
+        write_report: called with the sweep's folder now and then, and at the end.
+
+    Raises:
+        Interrupted: somebody asked to stop; running trials have saved.
+        AaeDistError: the sweep cannot start, or no trial came to an end.
+    """
+    configs = plan.configs
+    ray_cluster.check_storage(configs[0])
+    for config in configs:
+        if ray_cluster.is_local():
+            ray_cluster.check_machine(config)
+    for line in ray_cluster.advice(configs[0]):
+        say(line)
+    folder = open_storage(plan.uri)
+    folder.check_writable()
+    launch_id = secrets.token_hex(8)
+    with RunLock.acquire(folder, launch_id):
+        for trial in plan.trials:
+            finished_before(trial.config)  # raises when it was another configuration
+        ledger = Ledger(plan, folder)
+        if len(ledger.entries) >= plan.num_trials and not ledger.todo():
+            say(f"This sweep had already finished: {plan.uri}")
+            ledger.write("finished")
+            return ledger
+        with _reports(plan.uri, write_report) as changed:
+            _run(ledger, launch_id, changed)
+    return ledger
+
+
+def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
+    state = "interrupted"
+    ledger.write()
+    try:
+        # A signal may come while Ray starts.
+        with StopSignals() as signals:
+            os.environ.update(ENVIRONMENT)
+            with ray_cluster.connected(ledger.plan.configs[0]), _tune_folder(ledger.plan) as place:
+                from aae_dist.launch.tune_driver import SweepDriver
+
+                SweepDriver(ledger, launch_id, place, signals, changed).run()
+        if signals.requested:
+            raise Interrupted(
+                f"{ledger.plan.uri}: stopped as asked; running trials have saved. "
+                "The same command goes on from there."
+            )
+        state = "finished"
+    finally:
+        ledger.write(state)
+    _check_any_finished(ledger)
+
+
+def _check_any_finished(ledger: Ledger) -> None:
+    if ledger.of("finished", "pruned"):
+        return
+    failed = ledger.of("failed")
+    cause = failed[0].cause if failed else "no trial was started"
+    raise LaunchError(f"{ledger.plan.uri}: no trial has finished; the first one: {cause}")
+
+
+@contextlib.contextmanager
+def _tune_folder(plan: SweepPlan) -> Iterator[str]:
+    """Yield the folder that Tune writes its own files to.
+
+    Only pointers of PBT must be seen by all nodes; everything else is the driver's alone.
+    """
+    if plan.sweep.scheduler.kind == "pbt":
+        yield join(plan.uri, ".tune")
+        return
+    with tempfile.TemporaryDirectory(prefix="aae_dist-tune-", ignore_cleanup_errors=True) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _reports(uri: str, write: Callable[[str], None] | None) -> Iterator[Callable[[], None]]:
+    """Yield a function that has the report written soon, in a thread that can stop nothing."""
+    wanted, closed = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        while not closed.is_set():
+            if wanted.wait(LOOK_SECONDS):
+                wanted.clear()
+                _write(uri, write)
+                closed.wait(REPORT_SECONDS)
+
+    thread = threading.Thread(target=serve, name="report", daemon=True)
+    if write is not None:
+        thread.start()
+    try:
+        yield wanted.set
+    finally:
+        closed.set()
+        if write is not None:
+            thread.join(REPORT_SECONDS)
+            _write(uri, write)
+
+
+def _write(uri: str, write: Callable[[str], None] | None) -> None:
+    try:
+        if write is not None:
+            write(uri)
+    except Exception as error:  # A report is worth less than the sweep.
+        say(f"the report was not written: {type(error).__name__}: {error}")

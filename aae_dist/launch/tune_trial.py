@@ -1,0 +1,159 @@
+"""One trial of a sweep, as Ray Tune sees it: a process that trains one run after another."""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from aae_dist.config import RunConfig
+from aae_dist.launch.ray_monitor import StopWatch
+from aae_dist.objective import Objective
+from aae_dist.storage import join
+
+SWEEP = "sweep"
+"""Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
+OBJECTIVE = "objective"
+"""Key of a result: the number that schedulers compare."""
+STATE, CAUSE, LINEAGE = "trial_state", "trial_cause", "trial_lineage"
+"""Keys of a result: how the trial ended and why; a donor's state that it took over."""
+POINTER = "pointer.json"
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """What is the same for all trials of one start of a sweep."""
+
+    objective: Objective
+    launch_id: str
+    monitor: Any
+    """Handle of the `Monitor` actor, which knows whether the sweep shall stop."""
+    search_path: str
+    """The driver's working directory, where a prior of the user's own may lie."""
+    pause_every: int | None = None
+    """Steps between two comparisons of PBT; trials pause there."""
+
+
+class Trial(tune.Trainable):
+    """Trains the run of `config["sweep"]`; Tune gives the process the next one when it is done.
+
+    A class, not a function: it is told when the scheduler stops it, so it can save, close W&B and
+    give the run's lock back; and it is used again, so that torch is imported once a slot.
+    """
+
+    def setup(self, config: dict[str, Any], task: SweepTask) -> None:  # type: ignore[override]
+        """Prepare for a trial; training begins with the first step."""
+        if task.search_path not in sys.path:
+            sys.path.append(task.search_path)
+        self._task, self._watch = task, StopWatch(task.monitor)
+        self._session: Any = None
+        self._donor: dict[str, Any] | None = None
+        self._lineage: dict[str, Any] | None = None
+        self._take(config)
+
+    def step(self) -> dict[str, Any]:
+        """Return the next log point, or how the training ended."""
+        from aae_dist.launch.trial_session import Ended
+
+        if self._session is None:
+            self._session = self._start()
+        event = self._session.next()
+        if not isinstance(event, Ended):
+            return self._result(event)
+        self._session = None
+        if event.crash is not None:
+            raise event.crash
+        if event.outcome is None:
+            return {"done": True, STATE: "failed", CAUSE: event.mistake}
+        return self._ended(event.outcome)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take another trial; one that Tune has stopped is ended properly first."""
+        self._leave()
+        self._take(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """End what Tune has stopped, and this process's part in the sweep."""
+        self._leave()
+        self._watch.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write where the trial's state is; the state itself stays in its run folder."""
+        pointer = {"uri": self._uri, "step": self._at_step}
+        Path(checkpoint_dir, POINTER).write_text(json.dumps(pointer))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Go on from the state that a pointer names: the trial's own, or a donor's (PBT)."""
+        pointer = json.loads(Path(checkpoint, POINTER).read_text())
+        self._donor = pointer if pointer["uri"] != self._uri else None
+
+    def _take(self, config: dict[str, Any]) -> None:
+        self._point = config[SWEEP]
+        self._config = RunConfig.model_validate_json(self._point["config"])
+        self._uri = join(self._config.run.storage, self._config.run.name)
+        self._donor = self._lineage = None
+        self._at_step = 0
+
+    def _start(self) -> Any:
+        from aae_dist.launch.trial_session import Channel, LocalSession, StopFlag
+
+        task, config = self._task, self._config
+        flag = StopFlag(lambda: self._watch.requested)
+        channel = Channel(config, task.objective.metrics, flag)
+        if config.launch.workers > 1:
+            from aae_dist.launch.ray_session import RaySession
+
+            return RaySession(config, channel, flag)
+        if task.pause_every:
+            config = self._population_config()
+        return LocalSession(config, task.launch_id, channel, flag, task.pause_every)
+
+    def _population_config(self) -> RunConfig:
+        """Return the run's configuration with what PBT changed, a donor's state taken over."""
+        from aae_dist.training.takeover import resumed_config, take_over
+
+        if self._donor is not None:
+            values, launch_id = self._point["values"], self._task.launch_id
+            self._lineage = take_over(self._config, self._donor, values, launch_id)
+            self._donor = None
+        return resumed_config(self._config, self._task.launch_id)
+
+    def _leave(self) -> None:
+        if self._session is not None:
+            self._session.stop("pruned")
+            self._session = None
+
+    def _ended(self, outcome: Any) -> dict[str, Any]:
+        result = self._result(outcome.metrics)
+        self._at_step = outcome.step
+        if outcome.state in ("finished", "already_finished"):
+            end = {"done": True, STATE: "finished", CAUSE: self._no_score(outcome.metrics)}
+            return result | end
+        if self._task.pause_every and not self._watch.requested:
+            return result
+        return result | {"done": True, STATE: "interrupted"}
+
+    def _no_score(self, metrics: dict[str, float]) -> str | None:
+        objective = self._task.objective
+        if objective.values(metrics) is not None:
+            return None
+        lacking = [n for n in objective.metrics if not math.isfinite(metrics.get(n, math.nan))]
+        return f"no score, since it has no finite {', '.join(lacking)}"
+
+    def _result(self, metrics: dict[str, float]) -> dict[str, Any]:
+        self._at_step = int(metrics.get("step", 0))
+        result: dict[str, Any] = {"metrics": dict(metrics), "step": self._at_step}
+        for name in ("epoch", "samples_seen"):
+            result[name] = metrics.get(name, 0)
+        values = self._task.objective.values(metrics)
+        if values is not None:
+            result |= {f"{OBJECTIVE}{n}": value for n, value in enumerate(values)}
+            result[OBJECTIVE] = values[0]
+        if self._lineage is not None:
+            result[LINEAGE] = self._lineage
+            self._lineage = None
+        return result
