@@ -51,7 +51,7 @@ def problems(node: Any, path: str, inside_choice: bool = False) -> Iterator[str]
     if name in LISTED:
         yield from _listed_problems(name, node[name], path, inside_choice)
     elif name in RANGES:
-        if text := _range_problem(name, node[name]):
+        if (text := _range_problem(name, node[name])) is not None:
             yield f"{path}.{name}: should be [low, high] with low < high{text}, got {node[name]}"
     elif isinstance(node, Mapping):
         if strays := [key for key in node if key in TERMS]:
