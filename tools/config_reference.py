@@ -10,6 +10,7 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.config.section import Section
+from aae_dist.config.sweep import SweepFile
 
 HEAD = """\
 # Configuration
@@ -20,14 +21,15 @@ true.
 Every key may stand in a YAML file or be given as an override, as in
 `aae-dist train a.yaml train.steps=500`. Files count in order, then overrides; maps merge, lists
 replace. Unknown keys are refused. Where a section has a `kind`, changing it keeps the fields that
-both kinds have and names those it drops. `1e-4` is a number.
+both kinds have and names those it drops. `1e-4` is a number. The section `sweep` belongs to
+`aae-dist tune` alone (see [sweeps.md](sweeps.md)).
 """
 
 
 def main() -> None:
     """Print the page."""
     print(HEAD, end="")
-    for name, field in RunConfig.model_fields.items():
+    for name, field in {**RunConfig.model_fields, **SweepFile.model_fields}.items():
         print(f"\n## {name}")
         for section in sections_of(field.annotation):
             print("\n".join(table(name, section, field.default)))

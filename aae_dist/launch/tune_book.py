@@ -23,6 +23,10 @@ class Bookkeeper(tune.Callback):
         """Write to `ledger`; a trial that ends without a word was stopped by `scheduler`."""
         self._ledger, self._scheduler = ledger, scheduler
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune stores its callbacks, which nobody reads again."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that the trial has its place."""
         self._ledger.start(name_of(trial))

@@ -1,5 +1,6 @@
 """What the driver of a sweep does while Ray Tune runs."""
 
+import logging
 import os
 import threading
 import time
@@ -170,6 +171,8 @@ class _Fit(threading.Thread):
 
     def run(self) -> None:
         """Run to the end and keep the exception."""
+        # It misses the result files that we have told Tune not to write.
+        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
         try:
             self._tuner.fit()
         except BaseException as error:  # noqa: BLE001  # It is raised again in the main thread.

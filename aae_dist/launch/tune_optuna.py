@@ -69,6 +69,10 @@ class OptunaSearcher(Searcher):
         for entry in self._unfinished:
             self._asked[entry.plan.id] = self._recall(entry)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune stores its searcher, which nobody reads again."""
+        return {}
+
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's config, or that there are no more."""
         if self._unfinished:
