@@ -86,8 +86,8 @@ def test_all_mistakes_are_told_at_once_each_once():
 
 
 def test_a_mistake_of_all_trials_is_told_once():
-    message = refusal(PRIORS, SIZES, "data.trian=x")
-    assert message.count("data.trian: unknown key") == 1
+    message = refusal(PRIORS, SIZES, "data.trains=x")
+    assert message.count("data.trains: unknown key") == 1
     assert "trials, first" not in message
 
 
@@ -192,11 +192,11 @@ def test_optuna_trials_are_checked_by_probes():
 
 def test_train_refuses_a_sweep_section_beside_other_mistakes():
     with pytest.raises(ConfigError) as caught:
-        load_config([], [*BASE, SIZES, "run.name=r", "train.stesp=3"])
+        load_config([], [*BASE, SIZES, "run.name=r", "train.stepz=3"])
     message = str(caught.value)
     assert "sweep: this section makes many runs" in message
     assert "aae-dist tune" in message
-    assert "train.stesp: unknown key" in message
+    assert "train.stepz: unknown key" in message
 
 
 def test_planning_imports_neither_torch_nor_ray():
