@@ -5,7 +5,10 @@ Source: Makhzani et al., Adversarial Autoencoders, arXiv 1511.05644 (AAE).
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,10 +28,16 @@ def cross_entropy_sum(x_hat_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
     return F.binary_cross_entropy(x_hat_BCHW, x_BCHW, reduction="none").flatten(1).sum(1)
 
 
+def absolute_error_sum(x_hat_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Return the summed absolute error of each image, shape (B)."""
+    return (x_hat_BCHW - x_BCHW).abs().flatten(1).sum(1)
+
+
 RECONSTRUCTION_LOSSES = {
     "sum_half": squared_error_half_sum,
     "mean": squared_error_mean,
     "bce": cross_entropy_sum,
+    "l1": absolute_error_sum,
 }
 
 
@@ -43,6 +52,99 @@ def discriminator_loss(logits_prior_B: Tensor, logits_codes_B: Tensor) -> Tensor
 def generator_loss(logits_codes_B: Tensor) -> Tensor:
     """Return -log D(z), shape (B): the non-saturating form (Goodfellow et al. 2014, section 3)."""
     return F.softplus(-logits_codes_B)
+
+
+def least_squares_discriminator_loss(logits_prior_B: Tensor, logits_codes_B: Tensor) -> Tensor:
+    """Return ((D(z_prior) - 1)^2 + D(z)^2) / 2, shape (B): Mao et al., arXiv 1611.04076, eq. 9."""
+    return 0.5 * ((logits_prior_B - 1).square() + logits_codes_B.square())
+
+
+def least_squares_generator_loss(logits_codes_B: Tensor) -> Tensor:
+    """Return (D(z) - 1)^2 / 2, shape (B): Mao et al., arXiv 1611.04076, eq. 9."""
+    return 0.5 * (logits_codes_B - 1).square()
+
+
+def hinge_discriminator_loss(logits_prior_B: Tensor, logits_codes_B: Tensor) -> Tensor:
+    """Return max(0, 1 - D(z_prior)) + max(0, 1 + D(z)), shape (B): arXiv 1705.02894, section 3."""
+    return F.relu(1 - logits_prior_B) + F.relu(1 + logits_codes_B)
+
+
+def hinge_generator_loss(logits_codes_B: Tensor) -> Tensor:
+    """Return -D(z), shape (B)."""
+    return -logits_codes_B
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The two sides of one game on logits, one value a sample."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+
+
+ADVERSARIES = {
+    "bce": Adversary(discriminator_loss, generator_loss),
+    "least_squares": Adversary(least_squares_discriminator_loss, least_squares_generator_loss),
+    "hinge": Adversary(hinge_discriminator_loss, hinge_generator_loss),
+}
+
+MMD_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+def maximum_mean_discrepancy(
+    z_NZ: Tensor, prior_NZ: Tensor, weights_N: Tensor, mean_square_distance: float
+) -> Tensor:
+    """Return the unbiased estimate of the squared MMD of two weighted samples, a scalar.
+
+    Inverse multiquadratic kernels c / (c + |a - b|^2), summed over c = s * E|z - z'|^2 for the
+    scales s of Tolstikhin et al., arXiv 1711.01558, section 4 (there 2 Z std^2 for a Gaussian).
+
+    Args:
+        z_NZ: one sample.
+        prior_NZ: the other one, as large.
+        weights_N: 1 / n for n unmasked rows, of both samples; 0 for masked ones.
+        mean_square_distance: E|z - z'|^2 of two independent samples of the prior.
+    """
+    n = 1 / weights_N.square().sum().clamp(min=1e-12)  # a batch may have no unmasked row
+
+    def mean_kernel(a_NZ: Tensor, b_NZ: Tensor) -> Tensor:
+        cross = -2 * (a_NZ @ b_NZ.t())
+        squares = cross + a_NZ.square().sum(1)[:, None] + b_NZ.square().sum(1)
+        squares = squares.clamp(min=0)  # rounding
+        widths = [scale * mean_square_distance for scale in MMD_SCALES]
+        kernel = torch.stack([c / (c + squares) for c in widths]).sum(0)
+        mean: Tensor = weights_N @ kernel @ weights_N
+        return mean
+
+    def without_pairs_of_itself(mean: Tensor) -> Tensor:
+        return (mean - len(MMD_SCALES) / n) * n / (n - 1).clamp(min=1)
+
+    within = without_pairs_of_itself(mean_kernel(z_NZ, z_NZ))
+    within = within + without_pairs_of_itself(mean_kernel(prior_NZ, prior_NZ))
+    return within - 2 * mean_kernel(z_NZ, prior_NZ)
+
+
+def sliced_wasserstein(
+    z_NZ: Tensor, prior_NZ: Tensor, weights_N: Tensor, directions_ZP: Tensor
+) -> Tensor:
+    """Return the mean squared Wasserstein-2 distance along directions, a scalar.
+
+    Kolouri et al., arXiv 1804.01947, equation 14: in one dimension, sort and compare.
+
+    Args:
+        z_NZ: one sample.
+        prior_NZ: the other one, as large.
+        weights_N: 1 / n for n unmasked rows, of both samples; 0 for masked ones.
+        directions_ZP: P directions of any length.
+    """
+    unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
+    # Masked rows go to the end of both orders, where they differ by nothing.
+    end = torch.finfo(z_NZ.dtype).max / 4
+    masked_N1 = weights_N[:, None] == 0
+    z_NP, prior_NP = ((x @ unit_ZP).masked_fill(masked_N1, end) for x in (z_NZ, prior_NZ))
+    differences_NP = z_NP.sort(dim=0).values - prior_NP.sort(dim=0).values
+    mean: Tensor = differences_NP.square().sum() * weights_N.max() / unit_ZP.shape[1]
+    return mean
 
 
 def gaussian_kl(mean_BZ: Tensor, log_std_BZ: Tensor, prior_std: float) -> Tensor:

@@ -16,6 +16,7 @@ def test_reconstruction_losses_are_per_image_sums_and_means() -> None:
     square = ((x - y) ** 2).sum((1, 2, 3))
     assert torch.allclose(losses.squared_error_half_sum(x, y), square / 2)
     assert torch.allclose(losses.squared_error_mean(x, y), square / 18)
+    assert torch.allclose(losses.absolute_error_sum(x, y), (x - y).abs().sum((1, 2, 3)))
     entropy = -(y * x.log() + (1 - y) * (1 - x).log()).sum((1, 2, 3))
     assert torch.allclose(losses.cross_entropy_sum(x, y), entropy)
 
@@ -25,6 +26,72 @@ def test_adversarial_losses_are_the_logs_of_the_game() -> None:
     expected = -torch.sigmoid(prior).log() - torch.sigmoid(-codes).log()
     assert torch.allclose(losses.discriminator_loss(prior, codes), expected)
     assert torch.allclose(losses.generator_loss(codes), -torch.sigmoid(codes).log())
+
+
+def test_least_squares_and_hinge_are_their_formulas() -> None:
+    prior, codes = torch.tensor([0.3, 2.0]).double(), torch.tensor([-1.5, 0.2]).double()
+    squares = losses.ADVERSARIES["least_squares"]
+    expected = ((prior - 1) ** 2 + codes**2) / 2
+    assert torch.allclose(squares.discriminator(prior, codes), expected)
+    assert torch.allclose(squares.generator(codes), (codes - 1) ** 2 / 2)
+    hinge = losses.ADVERSARIES["hinge"]
+    assert hinge.discriminator(prior, codes).tolist() == pytest.approx([0.7, 1.2])
+    assert torch.equal(hinge.generator(codes), -codes)
+
+
+def slow_mmd(x: torch.Tensor, y: torch.Tensor, square: float) -> float:
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> float:
+        widths = [s * square for s in losses.MMD_SCALES]
+        return sum(c / (c + float((a - b).square().sum())) for c in widths)
+
+    n, total = len(x), 0.0
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                total += (kernel(x[i], x[j]) + kernel(y[i], y[j])) / (n * (n - 1))
+            total -= 2 * kernel(x[i], y[j]) / n**2
+    return total
+
+
+def slow_sliced_wasserstein(x: torch.Tensor, y: torch.Tensor, directions: torch.Tensor) -> float:
+    total = 0.0
+    for direction in directions.t():
+        unit = direction / direction.norm()
+        pairs = zip(sorted((x @ unit).tolist()), sorted((y @ unit).tolist()), strict=True)
+        total += sum((a - b) ** 2 for a, b in pairs) / len(x)
+    return total / directions.shape[1]
+
+
+def test_distances_of_samples_are_their_formulas_without_masked_rows() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 9, 3, generator=draw).double()
+    y = y + 1
+    valid = torch.tensor([1, 0, 1, 1, 1, 0, 1, 1, 1]).bool()
+    weights = valid.double() / valid.sum()
+    directions = torch.randn(3, 5, generator=draw).double()
+    x.requires_grad_()
+    mmd = losses.maximum_mean_discrepancy(x, y, weights, 6.0)
+    wasserstein = losses.sliced_wasserstein(x, y, weights, directions)
+    a, b = x.detach()[valid], y[valid]
+    assert mmd.item() == pytest.approx(slow_mmd(a, b, 6.0), rel=1e-9)
+    assert wasserstein.item() == pytest.approx(slow_sliced_wasserstein(a, b, directions), rel=1e-9)
+    for distance in (mmd, wasserstein):
+        (gradient,) = torch.autograd.grad(distance, x, retain_graph=True)
+        assert bool(gradient.isfinite().all())
+        assert torch.equal(gradient.abs().sum(1) > 0, valid)
+
+
+def test_distances_of_samples_fall_as_they_come_closer() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 400, 2, generator=draw).double()
+    weights, directions = torch.full((400,), 1 / 400).double(), torch.randn(2, 64).double()
+    for distance in (
+        lambda z: losses.maximum_mean_discrepancy(z, y, weights, 4.0),
+        lambda z: losses.sliced_wasserstein(z, y, weights, directions),
+    ):
+        values = [distance(x + shift).item() for shift in (0.0, 0.5, 2.0)]
+        assert values == sorted(values)
+        assert abs(values[0]) < 0.05 * values[2]
 
 
 def test_losses_stay_finite_for_extreme_logits() -> None:

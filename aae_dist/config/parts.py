@@ -1,86 +1,68 @@
-"""What is trained: prior and method; `networks` holds the networks and the posterior."""
+"""Methods: which phases train the networks, and on which losses."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from aae_dist.config.networks import IMPORT_PATH
 from aae_dist.config.section import Section
 
 
-class GaussianPrior(Section):
-    """p(z) = N(0, std^2 I)."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    std: PositiveFloat = 1.0
-    """Standard deviation of every latent dimension (the paper's likelihood runs use 5 on MNIST)."""
+class _Method(Section):
+    reconstruction_loss: Literal["sum_half", "mean", "bce", "l1"] = "sum_half"
+    """Per sample: half the summed squared error (the paper's), its mean, summed BCE, summed |x|."""
 
 
-class MixturePrior(Section):
-    """A ring of Gaussians, elongated along the radius; needs an even latent_dim."""
-
-    kind: Literal["mixture"] = "mixture"
-    num_modes: PositiveInt = 10
-    """Number of Gaussians, placed evenly on a circle in every pair of dimensions."""
-    radius: PositiveFloat = 1.4
-    """Distance of each mode's mean from the origin, in every pair of dimensions."""
-    std_radial: PositiveFloat = 0.5
-    """Standard deviation along the radius."""
-    std_tangential: PositiveFloat = 0.1
-    """Standard deviation across the radius."""
-
-
-class SwissRollPrior(Section):
-    """Points on a spiral; exists in two dimensions only and has no density."""
-
-    kind: Literal["swiss_roll"] = "swiss_roll"
-    radius: PositiveFloat = 3.0
-    """Radius at the outer end of the roll."""
-    num_turns: PositiveFloat = 2.0
-    """Turns from the centre to the outer end."""
-    num_classes: PositiveInt = 10
-    """Pieces of equal probability that a class label chooses among, from the centre outwards."""
-
-
-class CustomPrior(Section):
-    """A prior of your own, by import path."""
-
-    kind: Literal["custom"] = "custom"
-    path: str = Field(pattern=IMPORT_PATH)
-    """`package.module:Class`; the class is called with latent_dim and `arguments`."""
-    arguments: dict[str, Any] = {}
-    """Keyword arguments of the class, beside latent_dim."""
-
-
-class AdversarialMethod(Section):
+class AdversarialMethod(_Method):
     """Adversarial autoencoder: reconstruction, discriminator update, generator update."""
 
     kind: Literal["adversarial"] = "adversarial"
-    reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
-    """Per image: half the summed squared error (the paper's), mean squared error, or summed BCE."""
+    adversary: Literal["bce", "least_squares", "hinge"] = "bce"
+    """The game: cross-entropy (the paper's), least squares (Mao et al. 2017) or hinge."""
+    r1_weight: NonNegativeFloat = 0.0
+    """Weight of the R1 penalty on the discriminator's gradient at prior samples; 0 for none."""
+    r1_every: PositiveInt = 16
+    """Steps between R1 penalties, each weighted by this many ("lazy")."""
+    input_noise: NonNegativeFloat = 0.0
+    """Standard deviation of Gaussian noise on what the discriminator sees."""
+    weight: PositiveFloat = 1.0
+    """Factor on the generator's loss. Adam rescales gradients: there only a change of it counts."""
+    gradient_ratio: PositiveFloat | None = None
+    """Instead of `weight`: scale the generator's gradient to this part of reconstruction's."""
 
 
-class VariationalMethod(Section):
+class VariationalMethod(_Method):
     """Variational autoencoder: reconstruction plus beta times KL(q(z|x) || p(z)), in one phase."""
 
     kind: Literal["variational"] = "variational"
-    reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
-    """Per image: half the summed squared error (the paper's), mean squared error, or summed BCE."""
     beta: NonNegativeFloat = 1.0
     """Weight of the KL term."""
 
 
-class AutoencoderMethod(Section):
+class AutoencoderMethod(_Method):
     """Plain autoencoder: the reconstruction phase alone; the prior only serves the metrics."""
 
     kind: Literal["autoencoder"] = "autoencoder"
-    reconstruction_loss: Literal["sum_half", "mean", "bce"] = "sum_half"
-    """Per image: half the summed squared error (the paper's), mean squared error, or summed BCE."""
 
 
-Prior = Annotated[
-    GaussianPrior | MixturePrior | SwissRollPrior | CustomPrior, Field(discriminator="kind")
-]
+class MmdMethod(_Method):
+    """Reconstruction plus the maximum mean discrepancy of codes and prior samples (WAE-MMD)."""
+
+    kind: Literal["mmd"] = "mmd"
+    weight: PositiveFloat = 100.0
+    """Weight of the discrepancy beside the reconstruction error."""
+
+
+class SlicedWassersteinMethod(_Method):
+    """Reconstruction plus the sliced Wasserstein distance of codes and prior samples (SWAE)."""
+
+    kind: Literal["sliced_wasserstein"] = "sliced_wasserstein"
+    weight: PositiveFloat = 100.0
+    """Weight of the squared distance beside the reconstruction error."""
+    num_projections: PositiveInt = 128
+    """Random directions a step."""
+
+
 Method = Annotated[
-    AdversarialMethod | VariationalMethod | AutoencoderMethod, Field(discriminator="kind")
+    AdversarialMethod | VariationalMethod | AutoencoderMethod | MmdMethod | SlicedWassersteinMethod,
+    Field(discriminator="kind"),
 ]

@@ -22,6 +22,20 @@ class Adam(Section):
     """Added to the denominator."""
 
 
+class AdamW(Section):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), fused."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    """Learning rate before the schedule."""
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegativeFloat = 1e-2
+    """Part of every weight, times the learning rate, that is taken off in each update."""
+
+
 class Sgd(Section):
     """Stochastic gradient descent with momentum, fused (the paper's optimizer)."""
 
@@ -74,7 +88,7 @@ class StepSchedule(Section):
     """Factor of each drop."""
 
 
-Optimizer = Annotated[Adam | Sgd, Field(discriminator="kind")]
+Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]
 Schedule = Annotated[
     ConstantSchedule | LinearSchedule | CosineSchedule | StepSchedule,
     Field(discriminator="kind"),

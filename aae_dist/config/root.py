@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from aae_dist.config import networks, parts, settings
+from aae_dist.config import networks, parts, priors, settings
 from aae_dist.config.phases import Phases
 from aae_dist.config.section import Section
 
@@ -17,7 +17,7 @@ class RunConfig(Section):
     data: settings.Data
     model: networks.Model = networks.MlpModel()
     posterior: networks.Posterior = networks.DeterministicPosterior()
-    prior: parts.Prior = parts.GaussianPrior()
+    prior: priors.Prior = priors.GaussianPrior()
     method: parts.Method = parts.AdversarialMethod()
     phases: Phases = Phases()
     train: settings.Train = settings.Train()
@@ -57,6 +57,19 @@ def cross_checks(config: RunConfig) -> Iterator[Problem]:
     yield from _batch_problems(config)
 
 
+ON_THE_SIMPLEX = ("categorical", "data", "run", "custom")
+"""Priors that can be matched by codes that are probabilities."""
+WITHOUT_KL = {
+    "swiss_roll": "has no density",
+    "sphere": "has no density",
+    "categorical": "has no density",
+    "data": "has no density",
+    "run": "has no density",
+    "uniform": "has density 0 outside its cube, where a Gaussian q(z|x) reaches",
+}
+"""Priors that KL(q(z|x) || p(z)) of a Gaussian q is infinite for, and why."""
+
+
 def _prior_problems(config: RunConfig) -> Iterator[Problem]:
     kind, latent_dim = config.prior.kind, config.model.latent_dim
     if kind == "swiss_roll" and latent_dim != 2:
@@ -72,17 +85,31 @@ def _prior_problems(config: RunConfig) -> Iterator[Problem]:
             f"use {latent_dim + 1} or choose another prior",
         )
 
+    if kind in ("sphere", "categorical") and latent_dim < 2:
+        yield "prior.kind", f"{kind} needs at least 2 dimensions; set model.latent_dim=2 or more"
+    if config.posterior.kind == "categorical" and kind not in ON_THE_SIMPLEX:
+        yield (
+            "posterior.kind",
+            f"categorical codes are probabilities, which prior.kind={kind} is not; "
+            "use prior.kind=categorical",
+        )
+
 
 def _method_problems(config: RunConfig) -> Iterator[Problem]:
-    if config.method.kind != "variational":
+    method, prior = config.method, config.prior.kind
+    if method.reconstruction_loss == "bce" and config.model.decoder_output == "linear":
+        yield "method.reconstruction_loss", "bce needs model.decoder_output=sigmoid (got linear)"
+    if method.kind == "adversarial" and method.gradient_ratio and method.weight != 1.0:
+        yield "method.gradient_ratio", "stands instead of method.weight; set method.weight=1"
+    if method.kind != "variational":
         return
     if config.posterior.kind != "gaussian":
         got = config.posterior.kind
         yield "posterior.kind", f"method variational needs posterior.kind=gaussian (got {got})"
-    if config.prior.kind == "swiss_roll":
+    if prior in WITHOUT_KL:
         yield (
             "prior.kind",
-            "swiss_roll has no density, so method variational has no KL term; "
+            f"{prior} {WITHOUT_KL[prior]}, so method variational has no KL term; "
             "use method.kind=adversarial",
         )
 

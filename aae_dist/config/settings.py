@@ -86,8 +86,14 @@ class Train(Section):
     """Metric whose lowest value marks the best checkpoint, which is kept beside the newest ones."""
     max_skipped_updates: PositiveInt = 20
     """Updates in a row that a phase may skip for non-finite gradients before the run ends."""
-    precision: Literal["fp32", "fp64"] = "fp32"
-    """Numbers of networks, codes and losses; fp64 serves proofs of equality."""
+    precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
+    """tf32: products on CUDA with 10 bits. bf16: encoder and decoder compute in bfloat16; weights,
+    codes, losses and discriminator stay fp32. fp64 serves proofs of equality."""
+    compile: bool = False
+    """Train with code that torch.compile makes of the networks; starts a minute later."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Keep a moving average of encoder and decoder, for example 0.999 a step; scores, pictures and
+    `load_run` then use it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU that the launcher gave the rank, else the CPU."""
 

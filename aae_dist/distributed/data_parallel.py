@@ -1,11 +1,13 @@
 """One DistributedDataParallel per network."""
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from aae_dist.distributed.accelerated import Accelerated
 from aae_dist.distributed.world import World
 
 
@@ -44,4 +46,18 @@ def without_sync(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def bare(module: nn.Module) -> nn.Module:
     """Return the network inside a DistributedDataParallel, whose use moves no gradient."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    return inner.network if isinstance(inner, Accelerated) else inner
+
+
+def frozen_view(module: nn.Module) -> nn.Module:
+    """Return a module that computes with the weights of `module`, now and later, as constants.
+
+    Gradients flow through it to its input and never to the weights, not even in compiled code,
+    which would otherwise compute them and throw them away.
+    """
+    network = bare(module)
+    constants = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+    view = copy.deepcopy(network, constants)
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    return inner.around(view) if isinstance(inner, Accelerated) else view

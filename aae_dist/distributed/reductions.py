@@ -23,6 +23,23 @@ def mean_over_ranks(values: Tensor, world: World) -> Tensor:
     return total / world.size
 
 
+def rows_of_all_ranks(rows: Tensor, numbers: Tensor, num_rows: int, world: World) -> Tensor:
+    """Return the table of all ranks' rows, in the order of their numbers, on every rank.
+
+    Args:
+        rows: this rank's rows, (B, ...); ranks may hold different numbers of rows.
+        numbers: where each row stands in the table, int64 (B).
+        num_rows: rows of the table.
+        world: this process's place among the ranks.
+    """
+    table = rows.new_zeros(num_rows, *rows.shape[1:])
+    table[numbers] = rows
+    if world.size > 1:
+        # A sum of one row and zeros is exact, and needs no padding to equal shares.
+        dist.all_reduce(table)
+    return table
+
+
 def broadcast_json(value: Any, world: World, source: int = 0) -> Any:
     """Return rank `source`'s JSON value on every rank."""
     if world.size == 1:

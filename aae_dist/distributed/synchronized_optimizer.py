@@ -54,6 +54,9 @@ class SynchronizedOptimizer:
         """Updates skipped so far because a gradient was not finite."""
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         """Updates skipped since the last one that was taken."""
+        self.norm_of: str | None = None
+        """Name of the network whose own gradient norm `network_norm` holds."""
+        self.network_norm = torch.zeros((), device=device)
         self._create_state()
 
     def set_progress(self, progress: float) -> None:
@@ -65,10 +68,17 @@ class SynchronizedOptimizer:
         """The learning rate of the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def update(self, loss_of: Callable[[Part], Tensor], parts: Sequence[Part]) -> Tensor:
+    def update(
+        self, loss_of: Callable[[Part], Tensor], parts: Sequence[Part], norm: Tensor | None = None
+    ) -> Tensor:
         """Minimise the sum of `loss_of(part)`, averaged over ranks, by one step.
 
         Gradients of the micro-batches add up locally; ranks exchange them once, with the last.
+
+        Args:
+            loss_of: this rank's loss of a part, a scalar.
+            parts: this rank's micro-batches.
+            norm: L2 norm to scale the averaged gradient to, a scalar; by default it stays.
 
         Returns:
             The loss of this rank, a detached scalar: the sum over its parts.
@@ -80,12 +90,18 @@ class SynchronizedOptimizer:
                 loss = loss_of(part)
                 loss.backward(inputs=self.parameters)
             total += loss.detach()
-        self._step()
+        self._step(norm)
         return total
 
-    def _step(self) -> None:
+    def _step(self, norm: Tensor | None) -> None:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if norm is not None:
+            raw = torch.nn.utils.get_total_norm(gradients, foreach=True)
+            torch._foreach_mul_(gradients, norm / (raw + 1e-12))
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self.norm_of is not None:
+            own = [p.grad for p in self.networks[self.norm_of].parameters() if p.grad is not None]
+            self.network_norm = torch.nn.utils.get_total_norm(own, foreach=True)
         skip = ~torch.isfinite(self.gradient_norm)
         if self.clip_norm is not None:
             factor = (self.clip_norm / (self.gradient_norm + 1e-6)).clamp(max=1.0)

@@ -1,23 +1,16 @@
 """The adversarial autoencoder: Makhzani et al., arXiv 1511.05644, section 2."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from aae_dist.distributed.data_parallel import bare
-from aae_dist.losses import discriminator_loss, generator_loss
+from aae_dist.distributed.data_parallel import frozen_view
+from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.losses import ADVERSARIES
 from aae_dist.methods.inputs import Part
-from aae_dist.methods.method import Losses, Method
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A part of the batch with its codes; `z_BZ` carries the encoder's graph if it was kept."""
-
-    part: Part
-    z_BZ: Tensor
+from aae_dist.methods.lazy_r1 import LazyR1
+from aae_dist.methods.method import Coded, Losses, Method, Modules
 
 
 class AdversarialMethod(Method):
@@ -29,39 +22,72 @@ class AdversarialMethod(Method):
         "generator": ("encoder",),
     }
 
+    def __init__(
+        self,
+        modules: Modules,
+        optimizers: Mapping[str, SynchronizedOptimizer],
+        adversary: str = "bce",
+        r1_weight: float = 0.0,
+        r1_every: int = 16,
+        input_noise: float = 0.0,
+        weight: float = 1.0,
+        gradient_ratio: float | None = None,
+    ) -> None:
+        """Take the networks, an optimizer a phase, and the choices of the method's section."""
+        super().__init__(modules, optimizers)
+        assert modules.discriminator is not None
+        self.discriminator = modules.discriminator
+        self.frozen = frozen_view(modules.discriminator)
+        self.adversary = ADVERSARIES[adversary]
+        self.r1 = LazyR1(r1_weight, r1_every)
+        self.input_noise, self.weight, self.gradient_ratio = input_noise, weight, gradient_ratio
+        if gradient_ratio is not None:
+            self.optimizers["reconstruction"].norm_of = "encoder"
+
     def step(self, parts: Sequence[Part]) -> Losses:
         """Reconstruct; teach the discriminator to tell codes from prior samples; fool it."""
         reconstruction = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
-        coded = self.encode_once(parts)
+        coded = self.encode_once(parts, lambda part: part.noise_regularization_BN)
         discriminator = self.optimizers["discriminator"].update(self.discriminator_loss, coded)
-        generator = self.optimizers["generator"].update(self.generator_loss, coded)
+        generator = self.optimizers["generator"].update(
+            self.generator_loss, coded, norm=self.generator_norm()
+        )
         return {
             "loss/reconstruction": reconstruction,
             "loss/discriminator": discriminator,
             "loss/generator": generator,
         }
 
-    def encode_once(self, parts: Sequence[Part]) -> list[Coded]:
-        """Encode for both updates: the encoder does not change between them.
-
-        With micro-batches the graphs of all parts would not fit in memory, which is why there are
-        micro-batches; the generator update then encodes each part again.
-        """
-        with torch.set_grad_enabled(len(parts) == 1):
-            return [Coded(p, self.encode(p, p.noise_regularization_BZ)) for p in parts]
-
     def discriminator_loss(self, coded: Coded) -> Tensor:
         """Prior samples are the positives, codes the negatives; one pass over both."""
-        assert self.modules.discriminator is not None
-        both = torch.cat([coded.part.z_prior_BZ, coded.z_BZ.detach()])
-        logits_prior_B, logits_codes_B = self.modules.discriminator(both).chunk(2)
-        return coded.part.weights_B @ discriminator_loss(logits_prior_B, logits_codes_B)
+        part = coded.part
+        z_prior_BZ = self.blurred(part, part.z_prior_BZ, "prior samples")
+        z_codes_BZ = self.blurred(part, coded.z_BZ.detach(), "codes")
+        both = torch.cat([z_prior_BZ, z_codes_BZ]).requires_grad_(self.r1.is_due(part))
+        logits_prior_B, logits_codes_B = self.discriminator(both).chunk(2)
+        loss = part.weights_B @ self.adversary.discriminator(logits_prior_B, logits_codes_B)
+        return self.r1.added(loss, part, both, logits_prior_B)
 
     def generator_loss(self, coded: Coded) -> Tensor:
         """The frozen discriminator should call the codes prior samples."""
-        assert self.modules.discriminator is not None
-        z_BZ = coded.z_BZ
-        if not z_BZ.requires_grad:
-            z_BZ = self.encode(coded.part, coded.part.noise_regularization_BZ)
-        frozen = bare(self.modules.discriminator)
-        return coded.part.weights_B @ generator_loss(frozen(z_BZ))
+        part = coded.part
+        logits_B = self.frozen(self.blurred(part, self.with_graph(coded), "codes"))
+        return self.weight * (part.weights_B @ self.adversary.generator(logits_B))
+
+    def generator_norm(self) -> Tensor | None:
+        """Return the norm to scale the generator's gradient to; None leaves it as it is.
+
+        A part of the norm of reconstruction's gradient on the encoder, so that neither drowns the
+        other (Esser et al., arXiv 2012.09841, equation 7, by whole gradients).
+        """
+        if self.gradient_ratio is None:
+            return None
+        norm = self.optimizers["reconstruction"].network_norm
+        return self.gradient_ratio * norm
+
+    def blurred(self, part: Part, z_BZ: Tensor, what: str) -> Tensor:
+        """Return `z_BZ` with the noise that hides what a sharp prior gives away."""
+        if not self.input_noise:
+            return z_BZ
+        noise_BZ = part.draws.normal(f"noise on {what}", part.rows_B, z_BZ.shape[1])
+        return z_BZ + self.input_noise * noise_BZ

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from aae_dist.config import RunConfig, parts, phases
+from aae_dist.config import RunConfig, phases
+from aae_dist.distributed.accelerated import accelerated
 from aae_dist.distributed.data_parallel import data_parallel, settle
 from aae_dist.distributed.schedule import build_schedule
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
@@ -14,6 +15,8 @@ from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.methods.adversarial import AdversarialMethod
 from aae_dist.methods.autoencoder import AutoencoderMethod
 from aae_dist.methods.method import Method, Modules
+from aae_dist.methods.mmd import MmdMethod
+from aae_dist.methods.sliced_wasserstein import SlicedWassersteinMethod
 from aae_dist.methods.variational import VariationalMethod
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
@@ -21,6 +24,8 @@ from aae_dist.priors import Prior
 METHODS: dict[str, type[Method]] = {
     "adversarial": AdversarialMethod,
     "autoencoder": AutoencoderMethod,
+    "mmd": MmdMethod,
+    "sliced_wasserstein": SlicedWassersteinMethod,
     "variational": VariationalMethod,
 }
 
@@ -29,7 +34,10 @@ def build_method(
     config: RunConfig, networks: Networks, prior: Prior, shape: SampleShape, world: World
 ) -> Method:
     """Return the run's method, its networks wrapped for data parallel training."""
-    wrapped = {name: data_parallel(module, world) for name, module in networks.named().items()}
+    wrapped = {
+        name: data_parallel(_accelerated(name, module, config), world)
+        for name, module in networks.named().items()
+    }
     posterior = build_posterior(config.posterior)
     noise = ((posterior.encoder_noise_dim,),) if posterior.encoder_noise_dim else ()
     examples: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -47,6 +55,7 @@ def build_method(
         posterior=posterior,
         prior=prior,
         reconstruction_loss=RECONSTRUCTION_LOSSES[config.method.reconstruction_loss],
+        world=world,
     )
     kind = METHODS[config.method.kind]
     optimizers = {
@@ -55,9 +64,20 @@ def build_method(
         )
         for phase, names in kind.phases.items()
     }
-    if isinstance(config.method, parts.VariationalMethod):
-        return VariationalMethod(modules, optimizers, beta=config.method.beta)
-    return kind(modules, optimizers)
+    arguments = config.method.model_dump(exclude={"kind", "reconstruction_loss"})
+    return kind(modules, optimizers, **arguments)
+
+
+def _accelerated(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
+    """Return the network as training calls it: in bfloat16 or compiled where wanted."""
+    penalised = name == "discriminator" and getattr(config.method, "r1_weight", 0.0) > 0
+    return accelerated(
+        network,
+        # The discriminator is small, and its logits decide by small differences.
+        bfloat16=config.train.precision == "bf16" and name != "discriminator",
+        # Compiled code has no second derivatives, which R1 needs.
+        compiled=config.train.compile and not penalised,
+    )
 
 
 def build_optimizer(config: phases.Phase, networks: dict[str, nn.Module]) -> SynchronizedOptimizer:
@@ -79,6 +99,15 @@ def _torch_optimizer(
         case phases.Adam():
             return torch.optim.Adam(
                 parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+            )
+        case phases.AdamW():
+            return torch.optim.AdamW(
+                parameters,
+                lr=config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                fused=True,
             )
         case phases.Sgd():
             return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, fused=True)

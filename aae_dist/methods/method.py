@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.distributed.world import World
 from aae_dist.methods.inputs import Part
 from aae_dist.models import Posterior, run_encoder
 from aae_dist.priors import Prior
@@ -26,10 +28,23 @@ class Modules:
     posterior: Posterior
     prior: Prior
     reconstruction_loss: Callable[[Tensor, Tensor], Tensor]
+    world: World
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A part of the batch with its codes; `z_BZ` carries the encoder's graph if it was kept."""
+
+    part: Part
+    noise_BN: Tensor
+    z_BZ: Tensor
 
 
 class Method(ABC):
-    """One way to train an autoencoder. The loop, checkpoints and metrics know only this."""
+    """One way to train an autoencoder. The loop, checkpoints and metrics know only this.
+
+    A class is made with the fields of its configuration section as keyword arguments.
+    """
 
     phases: ClassVar[Mapping[str, tuple[str, ...]]]
     """Phase name -> names of the networks it trains, in the order of the step."""
@@ -54,9 +69,24 @@ class Method(ABC):
         outputs_BP = run_encoder(modules.encoder, modules.posterior, part.x_BCHW, noise_BN)
         return modules.posterior.sample(outputs_BP, noise_BN)
 
+    def encode_once(self, parts: Sequence[Part], noise_of: Callable[[Part], Tensor]) -> list[Coded]:
+        """Encode all parts, for several uses of the same codes: nothing trains between them.
+
+        With micro-batches the graphs of all parts would not fit in memory, which is why there are
+        micro-batches; whoever needs gradients then encodes each part again (`with_graph`).
+        """
+        with torch.set_grad_enabled(len(parts) == 1):
+            return [Coded(p, noise_of(p), self.encode(p, noise_of(p))) for p in parts]
+
+    def with_graph(self, coded: Coded) -> Tensor:
+        """Return the codes with the encoder's graph, encoded again if it was not kept."""
+        if coded.z_BZ.requires_grad:
+            return coded.z_BZ
+        return self.encode(coded.part, coded.noise_BN)
+
     def reconstruction_loss(self, part: Part) -> Tensor:
         """Return the weighted reconstruction error of decoder(encoder(x)), a scalar."""
-        z_BZ = self.encode(part, part.noise_reconstruction_BZ)
+        z_BZ = self.encode(part, part.noise_reconstruction_BN)
         return self.reconstruction_error(part, z_BZ)
 
     def reconstruction_error(self, part: Part, z_BZ: Tensor) -> Tensor:

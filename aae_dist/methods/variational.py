@@ -44,7 +44,7 @@ class VariationalMethod(Method):
     def negative_elbo(self, part: Part) -> Tensor:
         """Return the weighted reconstruction error + beta * KL, a scalar."""
         outputs_BP = self.modules.encoder(part.x_BCHW)
-        z_BZ = self.modules.posterior.sample(outputs_BP, part.noise_reconstruction_BZ)
+        z_BZ = self.modules.posterior.sample(outputs_BP, part.noise_reconstruction_BN)
         kl = part.weights_B @ self.kl(outputs_BP, z_BZ)
         self._kl.append(kl.detach())
         return self.reconstruction_error(part, z_BZ) + self.beta * kl

@@ -21,7 +21,13 @@ from aae_dist.models.posterior import (
     UniversalPosterior,
 )
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.float32,
+    "fp64": torch.float64,
+}
+"""Numbers of weights, codes and losses by `train.precision`."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ def build_networks(config: RunConfig, shape: SampleShape, device: torch.device) 
                 _check(name, network, roles[name])
             return network.to(device=device, dtype=DTYPES[config.train.precision])
 
-    if model.kind != "mlp" and len(shape) != 3 and not (model.encoder and model.decoder):
+    is_image = len(shape) == 3 and min(shape[1:]) > 1
+    if model.kind != "mlp" and not is_image and not (model.encoder and model.decoder):
         raise ConfigError(
             f"model.kind={model.kind} needs images; these samples have shape {shape}; "
             "use model.kind=mlp"

@@ -3,30 +3,59 @@
 import importlib
 
 import torch
+from torch import Tensor
 
-from aae_dist.config import parts
+from aae_dist.config import priors
 from aae_dist.errors import ConfigError
+from aae_dist.priors.categorical import CategoricalPrior
+from aae_dist.priors.empirical import EmpiricalPrior
 from aae_dist.priors.gaussian import GaussianPrior
+from aae_dist.priors.laplace import LaplacePrior
 from aae_dist.priors.mixture import MixturePrior
 from aae_dist.priors.prior import Prior
+from aae_dist.priors.sphere import SpherePrior
+from aae_dist.priors.student_t import StudentTPrior
 from aae_dist.priors.swiss_roll import SwissRollPrior
+from aae_dist.priors.uniform import UniformPrior
 
 
-def build_prior(config: parts.Prior, latent_dim: int) -> Prior:
-    """Return the prior that `config` describes; ConfigError if a custom one cannot be used."""
+def build_prior(config: priors.Prior, latent_dim: int, vectors: Tensor | None = None) -> Prior:
+    """Return the prior that `config` describes.
+
+    Args:
+        config: the configuration's prior section.
+        latent_dim: number of dimensions.
+        vectors: float32 (M, latent_dim), what the kinds `data` and `run` draw from.
+
+    Raises:
+        ConfigError: a custom prior cannot be used.
+    """
     arguments = config.model_dump(exclude={"kind"})
     match config:
-        case parts.GaussianPrior():
+        case priors.GaussianPrior():
             return GaussianPrior(latent_dim, **arguments)
-        case parts.MixturePrior():
+        case priors.MixturePrior():
             return MixturePrior(latent_dim, **arguments)
-        case parts.SwissRollPrior():
+        case priors.SwissRollPrior():
             return SwissRollPrior(latent_dim, **arguments)
-        case parts.CustomPrior():
+        case priors.UniformPrior():
+            return UniformPrior(latent_dim, **arguments)
+        case priors.LaplacePrior():
+            return LaplacePrior(latent_dim, **arguments)
+        case priors.StudentTPrior():
+            return StudentTPrior(latent_dim, **arguments)
+        case priors.SpherePrior():
+            return SpherePrior(latent_dim, **arguments)
+        case priors.CategoricalPrior():
+            return CategoricalPrior(latent_dim)
+        case priors.DataPrior() | priors.RunPrior():
+            assert vectors is not None, "read by training.prior_vectors"
+            return EmpiricalPrior(vectors)
+        case priors.CustomPrior():
             return _import_prior(config, latent_dim)
 
 
-def _import_prior(config: parts.CustomPrior, latent_dim: int) -> Prior:
+def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
     module, name = config.path.split(":")
     try:
         prior = getattr(importlib.import_module(module), name)(latent_dim, **config.arguments)

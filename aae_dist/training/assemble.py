@@ -17,6 +17,8 @@ from aae_dist.models import Autoencoder, Networks, build_networks, build_posteri
 from aae_dist.models.build import DTYPES
 from aae_dist.priors import Prior, build_prior
 from aae_dist.training.checkpoint import Saved
+from aae_dist.training.prior_vectors import prior_vectors
+from aae_dist.training.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
     Raises:
         AaeDistError: data cannot be read, or differ from those the checkpoint was trained on.
     """
+    vectors = prior_vectors(config, saved, world)
 
     def work() -> RunData:
         dataset = open_dataset(config.data.train, config.data, device=world.device)
@@ -71,7 +74,7 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
             lanes=lanes,
             window=window,
         )
-        prior = build_prior(config.prior, config.model.latent_dim)
+        prior = build_prior(config.prior, config.model.latent_dim, vectors)
         evaluator, copy_bytes = None, 0
         if config.data.validation is not None:
             validation = open_dataset(config.data.validation, config.data, dataset.image_shape)
@@ -96,11 +99,14 @@ class Engine:
     method: Method
     inputs: StepInputs
     autoencoder: Autoencoder
+    """What is evaluated: the averaged weights if there is an average."""
+    average: WeightAverage | None
 
 
 def build_engine(data: RunData, world: World) -> Engine:
     """Return networks, method and inputs; a collective, as networks are made data parallel."""
     config = data.config
+    set_precision(config.train.precision)
     networks = build_networks(config, data.train.image_shape, world.device)
     posterior = build_posterior(config.posterior)
     inputs = StepInputs(
@@ -114,7 +120,16 @@ def build_engine(data: RunData, world: World) -> Engine:
         dtype=DTYPES[config.train.precision],
     )
     method = build_method(config, networks, data.prior, data.train.image_shape, world)
-    return Engine(networks, method, inputs, Autoencoder(networks, posterior))
+    decay = config.train.ema_decay
+    average = WeightAverage(networks, decay) if decay is not None else None
+    evaluated = average.networks if average else networks
+    return Engine(networks, method, inputs, Autoencoder(evaluated, posterior), average)
+
+
+def set_precision(precision: str) -> None:
+    """Let fp32 products on CUDA keep their 23 bits, or 10 of them where tf32 is wanted."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def open_loader(data: RunData, world: World, position: int, num_steps: int) -> BatchLoader:

@@ -81,6 +81,8 @@ class TrainLoop:
         parts = self.inputs.parts(batch.images, batch.valid, batch.num_valid, self.state.step)
         losses = self.method.step(parts)
         self.state.step += 1
+        if self.state.average is not None:
+            self.state.average.update(self.state.step)
         self.state.position = plan.next_position
         return losses
 

@@ -11,6 +11,7 @@ from aae_dist.data.bad_samples import BadSamples
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.errors import CheckpointError
 from aae_dist.models import Networks
+from aae_dist.training.weight_average import WeightAverage, weights_to_use
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -24,6 +25,9 @@ class TrainState:
 
     networks: Networks
     optimizers: Mapping[str, SynchronizedOptimizer]
+    average: WeightAverage | None = None
+    prior_vectors: Tensor | None = None
+    """What a prior that is a set of vectors draws from; never changes."""
     step: int = 0
     """Steps done, one global batch each."""
     position: int = 0
@@ -40,7 +44,12 @@ class TrainState:
             for key, tensor in network.state_dict().items()
         }
         optimizers = {f"optimizer-{n}": o.state_dict() for n, o in self.optimizers.items()}
-        return {"model": model, **optimizers}
+        tensors = {"model": model, **optimizers}
+        if self.average is not None:
+            tensors["ema"] = self.average.tensors()
+        if self.prior_vectors is not None:
+            tensors["prior"] = {"vectors": self.prior_vectors}
+        return tensors
 
     def document(self) -> dict[str, Any]:
         """Return the numbers of a checkpoint."""
@@ -56,6 +65,8 @@ class TrainState:
     ) -> None:
         """Continue from what `tensors` and `document` returned when they were saved."""
         self.load_weights(tensors["model"])
+        if self.average is not None:
+            load_weights(self.average.networks, weights_to_use(tensors))
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(tensors[f"optimizer-{name}"])
         self.step, self.position = document["step"], document["position"]
@@ -66,6 +77,8 @@ class TrainState:
     def load_weights(self, model: Mapping[str, Tensor]) -> None:
         """Copy weights into the networks; CheckpointError names what does not fit."""
         load_weights(self.networks, model)
+        if self.average is not None:
+            self.average.restart()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from aae_dist.config import RunConfig
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, CheckpointError, DataError, TrainingDivergedError
+from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import open_storage
 from aae_dist.training.assemble import build_engine, open_data, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
@@ -71,7 +72,13 @@ class _Run:
         self.data = open_data(config, world, saved, folder.uri)
         self.config = self.data.config
         self.engine = build_engine(self.data, world)
-        self.state = TrainState(self.engine.networks, self.engine.method.optimizers)
+        prior = self.data.prior
+        self.state = TrainState(
+            self.engine.networks,
+            self.engine.method.optimizers,
+            self.engine.average,
+            prior.vectors_MZ if isinstance(prior, EmpiricalPrior) else None,
+        )
         together(world, lambda: self._load(saved))
         self.plan = Plan.of(self.config, self.data.order, self.state.step, self.state.position)
 

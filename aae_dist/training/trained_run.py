@@ -17,6 +17,7 @@ from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.state import load_weights
+from aae_dist.training.weight_average import weights_to_use
 
 
 class TrainedRun:
@@ -37,9 +38,10 @@ class TrainedRun:
         self.config: RunConfig = config_from_tree(saved.documents["config"])
         channels, height, width = saved.documents["data"]["image_shape"]
         self.image_shape: tuple[int, int, int] = (channels, height, width)
-        self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim)
+        vectors = saved.tensors.get("prior", {}).get("vectors")
+        self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)
         networks = build_networks(self.config, self.image_shape, device)
-        load_weights(networks, saved.tensors["model"])
+        load_weights(networks, weights_to_use(saved.tensors))
         self._autoencoder = Autoencoder(networks, build_posterior(self.config.posterior))
 
     def encode(self, images: Tensor) -> Tensor:

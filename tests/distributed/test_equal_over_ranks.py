@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.ranks import run_ranks, single_world
-from helpers.steps import train_steps
+from helpers.steps import MODELS, train_steps
 
 pytestmark = pytest.mark.distributed
 
@@ -17,6 +17,30 @@ CLIPPED_SGD = {
         phase: {"optimizer": {"kind": "sgd", "lr": 0.01, "momentum": 0.5}, "clip_norm": 0.5}
         for phase in ("reconstruction", "discriminator", "generator")
     }
+}
+MMD = {"method": {"kind": "mmd", "weight": 10.0}, "posterior": {"kind": "gaussian"}}
+SLICED = {
+    "method": {"kind": "sliced_wasserstein", "weight": 10.0, "num_projections": 16},
+    "prior": {"kind": "uniform"},
+}
+REGULARIZED = {
+    "method": {
+        "kind": "adversarial",
+        "adversary": "hinge",
+        "r1_weight": 0.5,
+        "r1_every": 4,
+        "input_noise": 0.1,
+        "gradient_ratio": 0.5,
+    },
+    "model": {**MODELS["mlp"], "discriminator_spectral_norm": True},
+    "posterior": {"kind": "universal", "noise_dim": 3},
+}
+CONV = {"model": MODELS["conv"], "posterior": {"kind": "universal"}}
+RESNET_ADAMW = {
+    "model": MODELS["resnet"],
+    "posterior": {"kind": "categorical"},
+    "prior": {"kind": "categorical"},
+    "phases": {"reconstruction": {"optimizer": {"kind": "adamw", "weight_decay": 0.1}}},
 }
 UNEVEN = {"data": {"train": "x", "lanes": 8}}
 
@@ -40,11 +64,36 @@ def test_losses_and_networks_agree_with_one_rank_over_100_steps(
         assert all(torch.equal(others[0], other) for other in others)
 
 
-@pytest.mark.parametrize("tree", [VARIATIONAL, GAUSSIAN_POSTERIOR, CLIPPED_SGD])
+@pytest.mark.parametrize(
+    "tree",
+    [VARIATIONAL, GAUSSIAN_POSTERIOR, CLIPPED_SGD, REGULARIZED, CONV, RESNET_ADAMW],
+    ids=["variational", "gaussian", "sgd", "regularized", "conv", "resnet adamw"],
+)
 def test_every_method_posterior_and_optimizer_agrees(tree: dict[str, Any]) -> None:
     expected, _ = train_steps(single_world(), tree, 30)
     for got, wanted in zip(mean_losses(run_ranks(train_steps, 3, tree, 30)), expected, strict=True):
         assert got == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("tree", [MMD, SLICED], ids=["mmd", "sliced_wasserstein"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_distances_over_the_global_batch_agree(tree: dict[str, Any], size: int) -> None:
+    expected, networks = train_steps(single_world(), tree, 30)
+    per_rank = run_ranks(train_steps, size, tree, 30)
+    for got, wanted in zip(mean_losses(per_rank), expected, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-9)
+    for network, *others in zip(networks, *(flat for _, flat in per_rank), strict=True):
+        assert torch.allclose(others[0], network, atol=1e-9)
+        assert all(torch.equal(others[0], other) for other in others)
+
+
+@pytest.mark.parametrize("tree", [MMD, SLICED, REGULARIZED, CONV])
+def test_micro_batches_change_nothing_for_any_method(tree: dict[str, Any]) -> None:
+    expected, _ = train_steps(single_world(), tree, 20)
+    train = {"steps": 100, "global_batch_size": 24, "precision": "fp64", "micro_batch_size": 5}
+    (got, _) = train_steps(single_world(), {**tree, "train": train}, 20)
+    for got_step, wanted in zip(got, expected, strict=True):
+        assert got_step == pytest.approx(wanted, abs=1e-9)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 8])

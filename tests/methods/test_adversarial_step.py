@@ -92,9 +92,9 @@ def test_each_update_changes_its_own_networks_only_bit_for_bit() -> None:
     generator_phase = method.optimizers["generator"]
     original = generator_phase.update
 
-    def update(*arguments: Any) -> Any:
+    def update(*arguments: Any, **options: Any) -> Any:
         frozen.update(copy.deepcopy(networks.discriminator.state_dict()))  # type: ignore[union-attr]
-        loss = original(*arguments)
+        loss = original(*arguments, **options)
         assert all(p.grad is None for p in networks.discriminator.parameters())  # type: ignore[union-attr]
         return loss
 

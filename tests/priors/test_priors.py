@@ -6,15 +6,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from aae_dist.config import parts
+from aae_dist.config import priors as sections
 from aae_dist.errors import ConfigError
-from aae_dist.priors import GaussianPrior, MixturePrior, Prior, SwissRollPrior, build_prior
+from aae_dist.priors import (
+    CategoricalPrior,
+    EmpiricalPrior,
+    GaussianPrior,
+    LaplacePrior,
+    MixturePrior,
+    Prior,
+    SpherePrior,
+    StudentTPrior,
+    SwissRollPrior,
+    UniformPrior,
+    build_prior,
+)
 
 PRIORS = [
     GaussianPrior(4, std=2.0),
     MixturePrior(2),
     MixturePrior(6, num_modes=5),
     SwissRollPrior(2),
+    UniformPrior(3, half_width=2.0),
+    LaplacePrior(3, scale=0.5),
+    StudentTPrior(3, degrees_of_freedom=4, scale=2.0),
+    SpherePrior(3, radius=1.5),
+    CategoricalPrior(5),
+    EmpiricalPrior(torch.arange(12.0).reshape(6, 2)),
 ]
 
 
@@ -32,7 +50,17 @@ def test_samples_are_float32_and_a_function_of_the_generator_alone(prior: Prior)
     assert not torch.equal(first, prior.sample(50, drawing(1)))
 
 
-@pytest.mark.parametrize("prior", [GaussianPrior(1, std=0.7), MixturePrior(2, std_radial=0.3)])
+@pytest.mark.parametrize(
+    "prior",
+    [
+        GaussianPrior(1, std=0.7),
+        MixturePrior(2, std_radial=0.3),
+        UniformPrior(2, half_width=1.7125),
+        LaplacePrior(1, scale=0.4),
+        StudentTPrior(1, degrees_of_freedom=9, scale=0.3),
+        StudentTPrior(2, degrees_of_freedom=30, scale=0.3),
+    ],
+)
 def test_density_integrates_to_one(prior: Prior) -> None:
     axis = torch.linspace(-4, 4, 321, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * prior.latent_dim).reshape(-1, prior.latent_dim)
@@ -71,6 +99,64 @@ def test_mixture_classes_are_the_modes_around_the_ring() -> None:
     assert torch.allclose(z, means, atol=0.15)
 
 
+@pytest.mark.parametrize(
+    ("prior", "variance"),
+    [
+        (UniformPrior(3, half_width=2.0), 4 / 3),
+        (LaplacePrior(3, scale=0.5), 2 * 0.25),
+        (StudentTPrior(3, degrees_of_freedom=10, scale=2.0), 4 * 10 / 8),
+        (SpherePrior(3, radius=1.5), 1.5**2 / 3),
+        (CategoricalPrior(4), 3 / 16),
+        (EmpiricalPrior(torch.tensor([[0.0, 0.0], [2.0, 2.0]])), 1.0),
+    ],
+)
+def test_samples_have_the_moments_of_their_distribution(prior: Prior, variance: float) -> None:
+    z = prior.sample(40_000, drawing()).double()
+    assert z.var(0).tolist() == pytest.approx([variance] * prior.latent_dim, rel=0.05)
+    middle = z.mean(0) if not isinstance(prior, CategoricalPrior) else z.mean(0) - 1 / 4
+    middle = middle - 1 if isinstance(prior, EmpiricalPrior) else middle
+    assert float(middle.abs().max()) < 0.03
+
+
+@pytest.mark.parametrize(
+    "prior", [LaplacePrior(1, scale=0.5), StudentTPrior(1, degrees_of_freedom=3, scale=0.7)]
+)
+def test_density_agrees_with_a_histogram_of_samples(prior: Prior) -> None:
+    z = prior.sample(100_000, drawing())[:, 0]
+    edges = torch.linspace(-2, 2, 21)
+    shares = torch.histc(z, bins=20, min=-2, max=2) / len(z)
+    log_prob = prior.log_prob(((edges[1:] + edges[:-1]) / 2)[:, None])
+    assert log_prob is not None
+    assert torch.allclose(shares, log_prob.exp() * 0.2, atol=5e-3)
+
+
+def test_density_of_student_t_is_that_of_its_formula_in_several_dimensions() -> None:
+    # A multivariate t is a Gaussian with a random variance k / c: integrate over c ~ chi2(k).
+    prior, k = StudentTPrior(3, degrees_of_freedom=6, scale=0.8), 6
+    z = prior.sample(4, drawing()).double()
+    c = torch.linspace(1e-3, 80, 200_001, dtype=torch.float64)
+    log_chi2 = (k / 2 - 1) * c.log() - c / 2 - k / 2 * math.log(2) - math.lgamma(k / 2)
+    for row, log_prob in zip(z, prior.log_prob(z), strict=True):
+        std = 0.8 * (k / c).sqrt()
+        log_normal = -row.square().sum() / (2 * std**2) - 3 * (
+            std.log() + math.log(2 * math.pi) / 2
+        )
+        density = float(torch.trapezoid((log_chi2 + log_normal).exp(), c))
+        assert float(log_prob) == pytest.approx(math.log(density), abs=1e-4)
+
+
+def test_samples_stay_where_their_prior_is() -> None:
+    assert float(UniformPrior(2, half_width=0.5).sample(999, drawing()).abs().max()) <= 0.5
+    assert UniformPrior(1).log_prob(torch.tensor([[1.5]])).item() == -math.inf
+    assert torch.allclose(
+        SpherePrior(4, radius=3.0).sample(99, drawing()).norm(dim=1), torch.tensor(3.0)
+    )
+    one_hot = CategoricalPrior(4).sample(99, drawing())
+    assert torch.equal(one_hot.sum(1), torch.ones(99))
+    assert set(one_hot.flatten().tolist()) == {0.0, 1.0}
+    assert CategoricalPrior(4).sample_class(torch.tensor([2]), drawing()).tolist() == [[0, 0, 1, 0]]
+
+
 def test_swiss_roll_lies_on_its_curve_and_classes_go_outwards() -> None:
     prior = SwissRollPrior(2)
     z = prior.sample(500, drawing())
@@ -92,8 +178,8 @@ class Ring(Prior):
         return self.radius * z / z.norm(dim=1, keepdim=True)
 
 
-def custom(path: str, **arguments: float) -> parts.CustomPrior:
-    return parts.CustomPrior(kind="custom", path=path, arguments=arguments)
+def custom(path: str, **arguments: float) -> sections.CustomPrior:
+    return sections.CustomPrior(kind="custom", path=path, arguments=arguments)
 
 
 def test_a_prior_of_ones_own_is_built_from_its_import_path(

@@ -1,0 +1,54 @@
+"""A network as training calls it: in bfloat16, compiled, or both."""
+
+import shutil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aae_dist.errors import ConfigError
+
+
+class Accelerated(nn.Module):
+    """Calls a network in bfloat16 or compiled code; its outputs keep the weights' type.
+
+    Evaluation, checkpoints and the user's hands hold the network itself, in full precision.
+    """
+
+    def __init__(self, network: nn.Module, bfloat16: bool, compiled: bool, backend: str) -> None:
+        """Take the network, whether its products are in bfloat16, and whether it is compiled."""
+        super().__init__()
+        self.network = network
+        self.in_bfloat16, self.compiled, self.backend = bfloat16, compiled, backend
+        # dynamic=False: batches have one size, or two with micro-batches, and each gets its code.
+        self._call: Any = (
+            torch.compile(network.forward, dynamic=False, backend=backend)
+            if compiled
+            else network.forward
+        )
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return what the network makes of the inputs."""
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            outputs: Tensor = self._call(*inputs)
+        return outputs.to(inputs[0].dtype)
+
+    def around(self, network: nn.Module) -> "Accelerated":
+        """Return the same around another network."""
+        return Accelerated(network, self.in_bfloat16, self.compiled, self.backend)
+
+
+def accelerated(
+    network: nn.Module, *, bfloat16: bool, compiled: bool, backend: str = "inductor"
+) -> nn.Module:
+    """Return the network, or an `Accelerated` around it if anything is wanted.
+
+    Raises:
+        ConfigError: code for the CPU is to be compiled on a machine without a C++ compiler.
+    """
+    if not bfloat16 and not compiled:
+        return network
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    if compiled and on_cpu and not any(map(shutil.which, ("g++", "c++", "clang++"))):
+        raise ConfigError("train.compile=true needs a C++ compiler on the CPU; install g++")
+    return Accelerated(network, bfloat16, compiled, backend)

@@ -1,0 +1,83 @@
+"""Methods without a discriminator: reconstruction plus a distance between codes and prior samples.
+
+The distance is a statistic of the whole global batch, so it is not a mean of what ranks or
+micro-batches could compute of their own. Every rank gathers all codes, computes the distance and
+its gradient with respect to them, which are small beside the networks, and pulls its own codes
+along that gradient: exact for any number of ranks and micro-batches.
+
+Shapes: G rows of the global batch, B of this part, Z latent_dim.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from aae_dist.distributed.reductions import rows_of_all_ranks
+from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.methods.inputs import Draws, Part
+from aae_dist.methods.method import Coded, Losses, Method, Modules
+
+
+class MatchingMethod(Method):
+    """Minimises reconstruction error + weight * distance(codes, prior samples), in one phase."""
+
+    phases = {"reconstruction": ("encoder", "decoder")}
+
+    def __init__(
+        self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
+    ) -> None:
+        """Take the networks, the optimizer of the one phase, and the weight of the distance."""
+        super().__init__(modules, optimizers)
+        self.weight = weight
+
+    @abstractmethod
+    def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
+        """Return the distance of codes and prior samples, a scalar with gradient.
+
+        Args:
+            z_GZ: codes.
+            prior_GZ: as many prior samples.
+            weights_G: 1 / unmasked rows, 0 for masked ones.
+            draws: the step's randomness, alike on every rank.
+        """
+
+    def step(self, parts: Sequence[Part]) -> Losses:
+        """Encode; measure the distance over the global batch; reconstruct and pull codes closer."""
+        coded = self.encode_once(parts, lambda part: part.noise_reconstruction_BN)
+        distance, self._pull_GZ = self.distance_and_gradient(coded)
+        self._errors: list[Tensor] = []
+        self.optimizers["reconstruction"].update(self.loss, coded)
+        return {
+            "loss/reconstruction": torch.stack(self._errors).sum(),
+            "loss/distance": distance,
+        }
+
+    def distance_and_gradient(self, coded: Sequence[Coded]) -> tuple[Tensor, Tensor]:
+        """Return the distance, a scalar, and its gradient with respect to all codes, (G, Z)."""
+        table = torch.cat([self._row(c) for c in coded])
+        rows = torch.cat([c.part.rows_B for c in coded])
+        draws = coded[0].part.draws
+        world = self.modules.world
+        all_rows = rows_of_all_ranks(table, rows, draws.global_batch_size, world)
+        z_GZ, prior_GZ = (half.contiguous() for half in all_rows[:, 1:].chunk(2, dim=1))
+        z_GZ.requires_grad_()
+        with torch.enable_grad():
+            distance = self.distance(z_GZ, prior_GZ, all_rows[:, 0] / world.size, draws)
+        (gradient_GZ,) = torch.autograd.grad(distance, z_GZ)
+        return distance.detach(), gradient_GZ
+
+    def loss(self, coded: Coded) -> Tensor:
+        """Return a scalar that has the gradient of reconstruction error + weight * distance."""
+        z_BZ = self.with_graph(coded)
+        error = self.reconstruction_error(coded.part, z_BZ)
+        self._errors.append(error.detach())
+        pull = (self._pull_GZ[coded.part.rows_B] * z_BZ).sum()
+        # Gradients are averaged over ranks, and each rank pulls other codes: their sum is wanted.
+        return error + self.weight * self.modules.world.size * pull
+
+    @staticmethod
+    def _row(coded: Coded) -> Tensor:
+        part = coded.part
+        return torch.cat([part.weights_B[:, None], coded.z_BZ.detach(), part.z_prior_BZ], 1)

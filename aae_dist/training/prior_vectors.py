@@ -1,0 +1,85 @@
+"""The vectors of a prior that is a set of them, read once, when a run starts.
+
+They become part of the run's checkpoints: a resumed run draws from the same ones, and a trained run
+needs neither the data set nor the other run any more.
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aae_dist.config import RunConfig, priors
+from aae_dist.data import open_dataset
+from aae_dist.distributed.reductions import main_decides
+from aae_dist.distributed.world import World
+from aae_dist.errors import ConfigError
+from aae_dist.training.checkpoint import Saved
+from aae_dist.training.trained_run import load_run
+
+CHUNK = 256
+
+
+def prior_vectors(config: RunConfig, saved: Saved | None, world: World) -> Tensor | None:
+    """Return float32 (M, latent_dim), equal on all ranks; None for priors of other kinds.
+
+    Raises:
+        AaeDistError: the vectors cannot be read, or are of another length.
+    """
+    if not isinstance(config.prior, priors.DataPrior | priors.RunPrior):
+        return None
+    if saved is not None:
+        return saved.tensors["prior"]["vectors"]
+    found: list[Tensor] = []
+
+    def read() -> list[int]:
+        found.append(_read(config))
+        return list(found[0].shape)
+
+    # Rank 0 alone reads: on other machines, codes might be rounded otherwise.
+    shape = main_decides(world, read)
+    vectors = found[0] if found else torch.empty(shape)
+    if world.size > 1:
+        vectors = vectors.to(world.device)
+        dist.broadcast(vectors, 0)
+    return vectors.cpu()
+
+
+def _read(config: RunConfig) -> Tensor:
+    match config.prior:
+        case priors.DataPrior():
+            key, vectors = "prior.vectors", _vectors_of_data(config.prior, config)
+        case priors.RunPrior():
+            key, vectors = "prior.uri", _codes_of_run(config.prior)
+        case _:
+            raise AssertionError
+    latent_dim = config.model.latent_dim
+    if vectors.shape[1] != latent_dim:
+        raise ConfigError(
+            f"{key}: needs vectors of model.latent_dim={latent_dim} numbers (got "
+            f"{vectors.shape[1]}); set model.latent_dim={vectors.shape[1]}"
+        )
+    return vectors.float().contiguous()
+
+
+def _vectors_of_data(prior: priors.DataPrior, config: RunConfig) -> Tensor:
+    settings = config.data.model_copy(
+        update={"image_keys": (prior.key,), "label_key": None, "image_size": None, "channels": None}
+    )
+    dataset = open_dataset(prior.vectors, settings)
+    return dataset.read(_spread(len(dataset), prior.max_vectors))[0].flatten(1)
+
+
+def _codes_of_run(prior: priors.RunPrior) -> Tensor:
+    run = load_run(prior.uri)
+    dataset = open_dataset(run.config.data.train, run.config.data, run.image_shape)
+    indices = _spread(len(dataset), prior.max_vectors)
+    chunks = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
+    return torch.cat([run.encode(dataset.read(chunk)[0]) for chunk in chunks])
+
+
+def _spread(total: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` sample numbers, spread evenly over all."""
+    count = min(total, most)
+    return np.arange(count, dtype=np.int64) * total // count

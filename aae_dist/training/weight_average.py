@@ -1,0 +1,58 @@
+"""An exponential moving average of the autoencoder's weights."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from aae_dist.models import Networks
+
+AVERAGED = ("encoder", "decoder")
+
+
+class WeightAverage:
+    """The mean of encoder and decoder over the last steps, each `decay` times the one after it.
+
+    It starts quicker, at (1 + step) / (10 + step), so that the first weights are soon forgotten.
+
+    Attributes:
+        networks: averaged encoder and decoder, beside the discriminator in training.
+    """
+
+    def __init__(self, networks: Networks, decay: float) -> None:
+        """Start at the weights of `networks`, which are in training."""
+        self._live, self._decay = networks, decay
+        encoder, decoder = copy.deepcopy(networks.encoder), copy.deepcopy(networks.decoder)
+        self.networks = Networks(encoder, decoder, networks.discriminator)
+        for name in AVERAGED:
+            self.networks.named()[name].requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(_tensors(self.networks), _tensors(self._live), share)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forget the past: take over the weights in training."""
+        torch._foreach_copy_(_tensors(self.networks), _tensors(self._live))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the averages by the names that the weights have in a checkpoint."""
+        networks = self.networks.named()
+        return {
+            f"{name}.{key}": tensor
+            for name in AVERAGED
+            for key, tensor in networks[name].state_dict().items()
+        }
+
+
+def weights_to_use(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint that one would use: averages where there are any."""
+    return {**tensors["model"], **tensors.get("ema", {})}
+
+
+def _tensors(networks: Networks) -> list[Tensor]:
+    return [p.detach() for name in AVERAGED for p in networks.named()[name].parameters()]
