@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from aae_dist.commands.cluster_parsers import add_cluster_verbs
 from aae_dist.commands.parsers import Parsers, add_run_verbs
+from aae_dist.commands.sweep_parsers import add_sweep_verbs
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__
 
@@ -111,6 +112,7 @@ def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
     _add_data(verbs, with_data)
     add_cluster_verbs(verbs)
     add_run_verbs(verbs)
+    add_sweep_verbs(verbs)
     return parser
 
 

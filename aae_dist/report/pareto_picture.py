@@ -1,0 +1,129 @@
+"""Reconstruction against the match with the prior, a point a trial."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from aae_dist.objective import Mode, pareto_front
+from aae_dist.report.style import Theme, colour_of, dress, legend, marker_of, new_figure, plain
+from aae_dist.report.text import label, spelled
+from aae_dist.report.view import PERFECT, Row, View
+
+MAX_NOTED = 40
+"""Points up to which each is noted with its value of the first varied number."""
+DRAWN = {"finished": 1.0, "running": 0.55, "interrupted": 0.55, "pruned": 0.75}
+"""States that have a point, and how opaque it is."""
+LOGARITHMIC_FROM = 8.0
+"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
+
+
+def pareto(view: View, theme: Theme) -> Figure | None:
+    """Draw the plane of the two scores; None when no trial has both."""
+    if view.plane is None:
+        return None
+    x, y = view.plane
+    rows = [
+        r for r in view.rows if r.trial.state in DRAWN and None not in (r.metric(x), r.metric(y))
+    ]
+    if not rows:
+        return None
+    figure = new_figure(8.6, 5.6, theme)
+    axes = figure.add_subplot()
+    dress(axes, theme, x=label(x), y=label(y))
+    for row in rows:
+        _point(axes, view, row, theme)
+    _front(axes, view, rows, theme)
+    for name, draw in ((y, axes.axhline), (x, axes.axvline)):
+        if name in PERFECT:
+            draw(PERFECT[name], color=theme.faint, linewidth=1, linestyle="--", zorder=1)
+    scale(axes, "x", [row.metric(x) or 0.0 for row in rows])
+    scale(axes, "y", [row.metric(y) or 0.0 for row in rows])
+    legend(figure, _entries(view, rows, theme), theme)
+    return figure
+
+
+def scale(axes: Axes, which: str, values: Sequence[float]) -> None:
+    """Make an axis logarithmic where its values call for it, with ticks in plain numbers."""
+    low, high = min(values), max(values)
+    if low <= 0 or high < LOGARITHMIC_FROM * low:
+        return
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _point(axes: Axes, view: View, row: Row, theme: Theme) -> None:
+    x, y = view.plane or ("", "")
+    at = (row.metric(x) or 0.0, row.metric(y) or 0.0)
+    colour = colour_of(view.groups, view.group(row), theme)
+    alpha = DRAWN[row.trial.state]
+    bars = {"fmt": "none", "ecolor": colour, "alpha": 0.35 * alpha, "elinewidth": 1.1}
+    axes.errorbar(*at, xerr=_bar(row, x), yerr=_bar(row, y), **bars)  # type: ignore[arg-type]
+    best = row.rank == 1 or row.on_front
+    axes.plot(
+        *at, marker_of(view.groups, view.group(row)), markersize=8.5 if best else 7, alpha=alpha,
+        color=theme.paper if row.trial.state == "pruned" else colour,
+        markeredgecolor=theme.accent if best else colour, markeredgewidth=1.6 if best else 1.2,
+    )  # fmt: skip
+    if len(view.rows) <= MAX_NOTED and (note := _note(view, row)):
+        axes.annotate(plain(note, 16), at, xytext=(6, 4), textcoords="offset points", fontsize=8,
+                      color=theme.ink, alpha=0.85, parse_math=False)  # fmt: skip
+
+
+def _bar(row: Row, metric: str) -> list[list[float]] | None:
+    """Return how far a metric's interval reaches below and above its value."""
+    value, interval = row.metric(metric), row.interval(metric)
+    if value is None or interval is None:
+        return None
+    return [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
+
+
+def _note(view: View, row: Row) -> str:
+    """Return the trial's value of the first key, other than the colour's, that is a number."""
+    numbers = (
+        row.parameters[k] for k in view.varied if k != view.group_key and k in row.parameters
+    )
+    return next((spelled(v) for v in numbers if isinstance(v, float)), "")
+
+
+def _front(axes: Axes, view: View, rows: Sequence[Row], theme: Theme) -> None:
+    x, y = view.plane or ("", "")
+    points = [
+        (row.metric(x) or 0.0, row.metric(y) or 0.0)
+        for row in rows
+        if row.trial.state == "finished"
+    ]
+    modes: list[Mode] = ["max" if view.mode(name) == "max" else "min" for name in (x, y)]
+    front = sorted({points[i] for i in pareto_front(points, modes)})
+    if len(front) > 1:
+        # A step: between two trials of the front nothing better than both is known.
+        xs, ys = zip(*front, strict=True)
+        where: Literal["post", "pre"] = "post" if modes[0] == "min" else "pre"
+        axes.step(xs, ys, where=where, color=theme.ink, linewidth=1, alpha=0.5, zorder=1)
+
+
+def _entries(view: View, rows: Sequence[Row], theme: Theme) -> list[tuple[Line2D, str]]:
+    """Return what the legend explains: the groups, states other than finished, the front."""
+
+    def mark(colour: str, marker: str, **style: object) -> Line2D:
+        return Line2D([], [], color=colour, marker=marker, linestyle="none", **style)  # type: ignore[arg-type]
+
+    entries = [
+        (mark(colour_of(view.groups, g, theme), marker_of(view.groups, g)), g)
+        for g in view.groups
+        if g and any(view.group(row) == g for row in rows)
+    ]
+    states = {row.trial.state for row in rows}
+    if "pruned" in states:
+        entries.append((mark(theme.paper, "o", markeredgecolor=theme.ink), "pruned"))
+    if states & {"running", "interrupted"}:
+        entries.append((mark(theme.ink, "o", alpha=0.55), "not finished"))
+    best = mark(theme.paper, "o", markeredgecolor=theme.accent, markeredgewidth=1.8, markersize=9)
+    entries.append((best, "Pareto front" if view.objective.is_pareto else "best"))
+    return entries

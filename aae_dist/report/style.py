@@ -1,0 +1,123 @@
+"""How the pictures of a report look, in light and dark."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+DOTS_PER_INCH = 130
+MARKERS = "osD^vPX*"
+MAX_GROUPS = 8
+"""Groups with a colour of their own; further ones share the last."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one appearance."""
+
+    paper: str
+    ink: str
+    faint: str
+    accent: str
+    colours: tuple[str, ...]
+    """Told apart also without red or green; one a group, `MAX_GROUPS` in all."""
+
+
+LIGHT = Theme(
+    paper="#ffffff",
+    ink="#1c2430",
+    faint="#8a94a3",
+    accent="#1c2430",
+    colours=(
+        "#2f6db5",
+        "#d95f30",
+        "#2a9163",
+        "#b8860b",
+        "#8457ad",
+        "#128a9c",
+        "#b83b72",
+        "#6f6f6f",
+    ),
+)
+DARK = Theme(
+    paper="#161b22",
+    ink="#e3e8ef",
+    faint="#7d8896",
+    accent="#ffffff",
+    colours=(
+        "#6ea8ec",
+        "#f08a5d",
+        "#56c28e",
+        "#e0b040",
+        "#b790dd",
+        "#4cc3d4",
+        "#ea7fae",
+        "#a8a8a8",
+    ),
+)
+
+
+def new_figure(width: float, height: float, theme: Theme) -> Figure:
+    """Return an empty figure, sizes in inches, that makes room for its labels."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    return Figure(figsize=(width, height), facecolor=theme.paper, layout=layout)
+
+
+def dress(axes: Axes, theme: Theme, title: str = "", x: str = "", y: str = "") -> None:
+    """Give axes the theme's colours and their words, which are shown as they are."""
+    axes.set_facecolor(theme.paper)
+    axes.grid(color=theme.faint, alpha=0.22, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(theme.faint)
+    axes.tick_params(which="both", colors=theme.ink, labelsize=9)
+    words: Mapping[str, Any] = {"color": theme.ink, "parse_math": False}
+    axes.set_xlabel(plain(x), fontsize=10, **words)
+    axes.set_ylabel(plain(y), fontsize=10, **words)
+    axes.set_title(plain(title), fontsize=11, loc="left", **words)
+
+
+def legend(figure: Figure, entries: Sequence[tuple[Line2D, str]], theme: Theme) -> None:
+    """Put a legend below the figure; without entries, none."""
+    if not entries:
+        return
+    handles, labels = zip(*entries, strict=True)
+    # matplotlib leaves out labels that begin with an underscore.
+    shown = [f" {plain(text)}" if text.startswith("_") else plain(text) for text in labels]
+    box = figure.legend(
+        list(handles), shown, loc="outside lower center", ncols=min(len(shown), 6),
+        fontsize=9, frameon=False, labelcolor=theme.ink,
+    )  # fmt: skip
+    for text in box.get_texts():
+        text.set_parse_math(False)
+
+
+def colour_of(groups: Sequence[str], group: str, theme: Theme) -> str:
+    """Return a group's colour."""
+    return theme.colours[min(groups.index(group), MAX_GROUPS - 1)]
+
+
+def marker_of(groups: Sequence[str], group: str) -> str:
+    """Return a group's marker: colours alone would leave some readers out."""
+    return MARKERS[min(groups.index(group), len(MARKERS) - 1)]
+
+
+def plain(text: str, longest: int = 48) -> str:
+    """Return text that every font can draw, on one line."""
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    shown = shown.encode("latin-1", "replace").decode("latin-1")
+    return shown if len(shown) <= longest else shown[: longest - 3] + "..."
+
+
+def png(figure: Figure) -> bytes:
+    """Render a figure with the paper that it was made with."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()

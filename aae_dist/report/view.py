@@ -1,0 +1,167 @@
+"""A sweep as its report shows it: trials in order of merit, what was swept, what is measured."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aae_dist.objective import Objective, Point, pareto_front, ranking
+from aae_dist.report.text import spelled
+from aae_dist.sweeps import SweepRecord, TrialRecord
+
+Value = str | float
+Interval = tuple[float, float]
+
+RECONSTRUCTION = ("reconstruction/mse", "loss/reconstruction")
+MATCH = ("prior_match/c2st", "prior_match/sliced_wasserstein", "prior_match/mmd")
+PERFECT = {"prior_match/c2st": 0.5, "prior_match/sliced_wasserstein": 1.0, "prior_match/mmd": 1.0}
+"""What codes that match the prior perfectly score."""
+GROUPS = ("prior.kind", "prior", "method.kind", "method", "posterior.kind", "model.kind")
+"""Keys that colour the pictures, the first of them that was swept."""
+SEED = "run.seed"
+ORDER = ("finished", "running", "interrupted", "pruned", "failed", "waiting")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial of the report."""
+
+    trial: TrialRecord
+    parameters: Mapping[str, Value]
+    """Swept values by dotted key; those of structural ones apart."""
+    score: Point | None
+    """One value a direction of the objective."""
+    rank: int | None
+    """From 1, among finished trials."""
+    on_front: bool = False
+    """Whether no finished trial is better in all directions of a Pareto objective."""
+
+    def metric(self, name: str) -> float | None:
+        """Return the newest value of a metric; None when there is none, or it is not finite."""
+        return finite(self.trial.metrics.get(name))
+
+    def interval(self, name: str) -> Interval | None:
+        """Return a metric's confidence interval, where it has one."""
+        low, high = self.metric(f"{name}_low"), self.metric(f"{name}_high")
+        return None if low is None or high is None else (low, high)
+
+
+@dataclass(frozen=True)
+class View:
+    """All that the page and its pictures are made from."""
+
+    sweep: SweepRecord
+    objective: Objective
+    rows: tuple[Row, ...]
+    """Best first, then those without a rank."""
+    varied: tuple[str, ...]
+    """Dotted keys whose values differ between trials, in the order of the space."""
+    group_key: str | None
+    """Key that pictures are coloured by."""
+    metrics: tuple[str, ...]
+    """Metrics of the table, those of the objective first."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The values of `group_key`, in the order of the trials."""
+        by_number = sorted(self.rows, key=lambda row: row.trial.number)
+        return tuple(dict.fromkeys(self.group(row) for row in by_number))
+
+    def group(self, row: Row) -> str:
+        """Return what a trial is coloured by, empty where nothing is."""
+        return spelled(row.parameters.get(self.group_key, "")) if self.group_key else ""
+
+    @property
+    def plane(self) -> tuple[str, str] | None:
+        """The two metrics of the Pareto picture, reconstruction first; None when there are none."""
+        if self.objective.is_pareto:
+            return self.objective.metrics[0], self.objective.metrics[1]
+        x = next((name for name in RECONSTRUCTION if self._has(name)), None)
+        wanted = [name for name in self.objective.metrics if name in MATCH]
+        others = [name for name in self.objective.metrics if name not in MATCH]
+        y = next((n for n in (*wanted, *MATCH, *others) if n != x and self._has(n)), None)
+        return None if x is None or y is None else (x, y)
+
+    def mode(self, metric: str) -> str:
+        """Return whether low or high values of a metric are good: min unless the sweep says."""
+        pairs = zip(self.objective.names, self.objective.modes, strict=True)
+        return dict(pairs).get(metric, "min")
+
+    def _has(self, name: str) -> bool:
+        return any(row.metric(name) is not None for row in self.rows)
+
+
+def make_view(sweep: SweepRecord) -> View:
+    """Return the view of a sweep, whatever state it is in."""
+    objective = Objective.of(sweep.metric, sweep.mode)
+    rows = _ranked(sweep.trials, objective)
+    varied = _varied(rows)
+    groups = [key for key in GROUPS if key in varied]
+    words = [k for k in varied if k != SEED and any(isinstance(r.parameters.get(k), str)
+                                                    for r in rows)]  # fmt: skip
+    return View(
+        sweep=sweep,
+        objective=objective,
+        rows=rows,
+        varied=varied,
+        group_key=next(iter([*groups, *words]), None),
+        metrics=_table_metrics(rows, objective),
+    )
+
+
+def finite(value: Any) -> float | None:
+    """Return a number that is finite, else None."""
+    good = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def flatten(parameters: Mapping[str, Any]) -> dict[str, Value]:
+    """Return swept values by dotted key, numbers as floats, everything else as text."""
+    found: dict[str, Value] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            found |= flatten({f"{key}.{inner}": v for inner, v in value.items()})
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[key] = float(value)
+        else:
+            found[key] = spelled(value)
+    return found
+
+
+def _ranked(trials: Sequence[TrialRecord], objective: Objective) -> tuple[Row, ...]:
+    finished = [trial for trial in trials if trial.state == "finished"]
+    order = ranking(objective, [trial.metrics for trial in finished])
+    ranks = {finished[i].id: place for place, i in enumerate(order, start=1)}
+    points = [objective.values(finished[i].metrics) or () for i in order]
+    front = {finished[order[i]].id for i in pareto_front(points, objective.modes)}
+    rows = [
+        Row(
+            trial,
+            flatten(trial.values),
+            objective.values(trial.metrics),
+            ranks.get(trial.id),
+            on_front=objective.is_pareto and trial.id in front,
+        )
+        for trial in trials
+    ]
+    return tuple(sorted(rows, key=_merit))
+
+
+def _merit(row: Row) -> tuple[float, int, int]:
+    return (row.rank or math.inf, ORDER.index(row.trial.state), row.trial.number)
+
+
+def _varied(rows: Iterable[Row]) -> tuple[str, ...]:
+    rows = list(rows)
+    keys = dict.fromkeys(
+        key for row in sorted(rows, key=lambda r: r.trial.number) for key in row.parameters
+    )
+    return tuple(k for k in keys if len({row.parameters.get(k) for row in rows}) > 1)
+
+
+def _table_metrics(rows: Sequence[Row], objective: Objective) -> tuple[str, ...]:
+    known = [*objective.metrics, RECONSTRUCTION[0], *MATCH]
+    found = {name for row in rows for name in row.trial.metrics}
+    named = [name for name in dict.fromkeys(known) if name in found]
+    # Without validation data there are no scores: the losses are all that there is to see.
+    return tuple(named or sorted(name for name in found if name.startswith("loss/")))
