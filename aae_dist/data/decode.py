@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aae_dist.data.decode_array import Shape, decode_array
 from aae_dist.data.image_header import ImageHeader, read_header
+from aae_dist.data.png_check import proven_png
 from aae_dist.errors import SampleError
 
 _MAX_PIXELS = 1 << 26
@@ -135,6 +136,11 @@ def _decode_fast(data: bytes, header: ImageHeader, channels: int) -> Tensor | No
     """Decode by torchvision's C++ decoders, which free the GIL; None where they cannot."""
     if header.format == "WEBP":
         return None
+    if header.format == "PNG":
+        proven = proven_png(data)
+        if proven is None:
+            return None
+        data = proven
     _load_decoders()
     decode = torch.ops.image.decode_png if header.format == "PNG" else torch.ops.image.decode_jpeg
     mode = _GREY if channels == 1 else _COLOUR
@@ -172,7 +178,10 @@ def _decode_with_pillow(data: bytes, header: ImageHeader, channels: int) -> Tens
 
     try:
         with Image.open(io.BytesIO(data), formats=(header.format,)) as opened:
-            image = np.array(opened.convert("L" if channels == 1 else "RGB"))
+            picture: Image.Image = opened
+            if opened.mode.startswith("I;16"):  # Pillow would clip instead of scale
+                picture = Image.fromarray((np.array(opened) >> 8).astype(np.uint8))
+            image = np.array(picture.convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # noqa: BLE001 - Pillow's parsers raise what the bytes make them
         raise _damaged(f"the {header.format} image is damaged ({str(error)!r:.80})") from None
     return torch.from_numpy(image.reshape(*image.shape[:2], channels)).permute(2, 0, 1)
