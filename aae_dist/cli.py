@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from aae_dist.commands.cluster_parsers import add_cluster_verbs
 from aae_dist.commands.parsers import Parsers, add_run_verbs
 from aae_dist.commands.sweep_parsers import add_sweep_verbs
+from aae_dist.config.redaction import log_redacted, redact
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__
 
@@ -62,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(body: Callable[[], int]) -> int:
     """Return what `body` returns, or print its error and return the exit code of its class."""
+    log_redacted()
     try:
         code = body()
         sys.stdout.flush()
     except AaeDistError as error:
-        print(f"aae-dist: {error}", file=sys.stderr)
+        print(redact(f"aae-dist: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("aae-dist: stopped from the keyboard", file=sys.stderr)
@@ -76,7 +78,7 @@ def guarded(body: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), file=sys.stderr, end="")
         print("aae-dist: this is a fault of aae-dist; please report it", file=sys.stderr)
         return 1
     return code

@@ -97,7 +97,7 @@ def check(work: Work, job: manifest.Object, cluster: Path) -> None:
     if work.config.train.device == "cpu":
         gpus = 0.0
     bundle = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
-    demand = Demand(launch.workers, bundle)
+    demand = Demand(launch.most_workers, bundle, launch.fewest_workers)
     pods = [node for node, most in groups for _ in range(min(most, demand.workers))]
     refuse_if_impossible(demand, pods, f"with `most` in its site.yaml, {cluster} has")
 

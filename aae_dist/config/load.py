@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from aae_dist.config import messages, paths, yaml_text
 from aae_dist.config.layers import Merge
 from aae_dist.config.overrides import read_overrides
+from aae_dist.config.redaction import redacted
 from aae_dist.config.root import RunConfig
 from aae_dist.config.settings import Run
 from aae_dist.config.tree import Leaf, Node, Tree, from_plain, leaves, plain
@@ -94,9 +95,13 @@ def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
     return validate(Merge(RunConfig).run([layer]), "configuration")
 
 
-def dump_yaml(config: RunConfig) -> str:
-    """Return the resolved configuration as YAML, from which `load_config` makes an equal one."""
-    return yaml_text.dump(config.model_dump(mode="json"))
+def dump_yaml(config: RunConfig, without_secrets: bool = False) -> str:
+    """Return the resolved configuration as YAML, from which `load_config` makes an equal one.
+
+    Credentials in addresses may be left out: then for a reader, not for a program.
+    """
+    tree = config.model_dump(mode="json")
+    return yaml_text.dump(redacted(tree) if without_secrets else tree)
 
 
 def _read_file(file: Path) -> Tree:

@@ -115,10 +115,13 @@ def _method_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def _batch_problems(config: RunConfig) -> Iterator[Problem]:
-    batch, lanes, workers = config.train.global_batch_size, config.lanes, config.launch.workers
+    batch, lanes, workers = config.train.global_batch_size, config.lanes, config.launch.most_workers
     if batch % lanes:
         advice = f"must divide train.global_batch_size={batch} (got {lanes})"
         yield "data.lanes", f"{advice}; try {default_lanes(batch)}"
+    fewest = config.launch.fewest_workers
+    if fewest > workers:
+        yield "launch.workers", f"[fewest, most] (got {[fewest, workers]}); use {[workers, fewest]}"
     if config.launch.kind == "ray" and workers > lanes:
         yield (
             "launch.workers",

@@ -86,6 +86,10 @@ class Train(Section):
     """Metric whose lowest value marks the best checkpoint, which is kept beside the newest ones."""
     max_skipped_updates: PositiveInt = 20
     """Updates in a row that a phase may skip for non-finite gradients before the run ends."""
+    max_roll_backs: NonNegativeInt = 0
+    """Times it goes back to the last good checkpoint instead; from the second on at half the lr."""
+    compare_ranks_every_steps: PositiveInt = 100
+    """Steps between two comparisons of 64-bit fingerprints of all networks over the ranks."""
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
     """tf32: products on CUDA with 10 bits. bf16: encoder and decoder compute in bfloat16; weights,
     codes, losses and discriminator stay fp32. fp64 serves proofs of equality."""
@@ -114,16 +118,30 @@ class Launch(Section):
 
     kind: Literal["ray", "local"] = "ray"
     """ray: Ray Train starts the workers. local: this process, or the world torchrun started."""
-    workers: PositiveInt = 2
-    """Data-parallel ranks under Ray; at most `data.lanes`."""
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
+    """Data-parallel ranks under Ray, or [fewest, most]: it goes on with what is there."""
+    resize_seconds: PositiveFloat = 60.0
+    """With [fewest, most] workers: seconds between two looks for room for more of them."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores, and torch threads, of a rank, under both launchers."""
     gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
     """auto: 1 if any live node or autoscaler group has GPUs, else 0."""
     max_failures: NonNegativeInt = 8
     """Times that Ray restarts the workers after a crash."""
+    max_stuck_seconds: PositiveFloat | None = 60.0
+    """A rank without progress for this long says where it hangs and ends; none: never."""
     max_wait_minutes: PositiveFloat = 30.0
     """Longest wait for the cluster to have the wanted resources."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """Ranks that the run needs to start."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Ranks that the run takes when there is room."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Wandb(Section):

@@ -105,7 +105,7 @@ def asha_longest(asha: AshaScheduler, configs: Sequence[RunConfig]) -> int | Non
 
 
 def _pbt(sweep: Sweep, pbt: PbtScheduler, configs: Sequence[RunConfig]) -> Iterator[str]:
-    if any(config.launch.workers > 1 for config in configs):
+    if any(config.launch.most_workers > 1 for config in configs):
         yield (
             "sweep.scheduler: pbt moves state between trials of one worker only; set "
             "launch.workers=1, or use asha"

@@ -48,6 +48,8 @@ class SynchronizedOptimizer:
         self.schedule = schedule
         self.clip_norm = clip_norm
         self.base_lr: float = optimizer.param_groups[0]["lr"]
+        self.lr_factor = 1.0
+        """What roll backs after updates that were not finite have made of the learning rate."""
         device = self.parameters[0].device
         self.gradient_norm = torch.zeros((), device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
@@ -61,7 +63,9 @@ class SynchronizedOptimizer:
 
     def set_progress(self, progress: float) -> None:
         """Set the learning rate for progress = samples seen / samples planned."""
-        self.optimizer.param_groups[0]["lr"] = self.base_lr * self.schedule(progress)
+        self.optimizer.param_groups[0]["lr"] = (
+            self.base_lr * self.lr_factor * self.schedule(progress)
+        )
 
     @property
     def lr(self) -> float:

@@ -5,6 +5,7 @@ of its own, so no product's shape depends on R. Rank 0 gathers the rows in order
 statistics and tells the others the metrics.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -133,7 +134,7 @@ class Evaluator:
         rows = together(self._world, lambda: self._encode_own_chunks(networks, prior_nZ))
         table = _gather_in_order(rows, self.num_samples, self._world)
         num_pixels = originals[0].numel()
-        metrics = main_decides(self._world, lambda: self._statistics(table, num_pixels))
+        metrics = main_decides(self._world, lambda: self._statistics(table, num_pixels, prior_nZ))
         if not self._world.is_main:
             return Evaluation(metrics, None)
         return Evaluation(metrics, self._gallery(networks, table, originals))
@@ -170,7 +171,7 @@ class Evaluator:
         scalars = torch.stack([c.cpu().double() for c in columns], dim=1)
         return torch.cat([scalars, z_BZ.cpu().double()], dim=1)
 
-    def _statistics(self, table: Tensor, num_pixels: int) -> dict[str, float]:
+    def _statistics(self, table: Tensor, num_pixels: int, prior_nZ: Tensor) -> dict[str, float]:
         """Compute all metrics from the rows of all samples; rank 0 only."""
         if self._yardstick is None:
             self._yardstick = build_yardstick(self._prior, self.num_samples, self._seed)
@@ -179,6 +180,8 @@ class Evaluator:
         if not bool(table[:, 2:4].isnan().all()):
             metrics["discriminator/accuracy_codes"] = (table[:, 2] <= 0).double().mean().item()
             metrics["discriminator/accuracy_prior"] = (table[:, 3] > 0).double().mean().item()
+        if bool(table[:, 4:].isfinite().all()):
+            metrics["codes/smallest_spread"] = smallest_spread(table[:, 4:], prior_nZ.double())
         return metrics
 
     def _originals(self) -> Tensor:
@@ -207,6 +210,17 @@ def evaluate(
 ) -> Evaluation:
     """Score networks once; to score them again and again, keep an `Evaluator`."""
     return Evaluator(dataset, prior, world, seed).evaluate(networks)
+
+
+def smallest_spread(codes_nZ: Tensor, prior_nZ: Tensor) -> float:
+    """Return the codes' standard deviation over the prior's, each along its flattest direction.
+
+    About 1 for codes that fill the space as the prior does, 0 when they lie in a plane of it.
+    """
+    flattest = [
+        float(torch.linalg.eigvalsh(torch.atleast_2d(z.T.cov()))[0]) for z in (codes_nZ, prior_nZ)
+    ]
+    return math.sqrt(max(flattest[0], 0.0) / max(flattest[1], 1e-12))
 
 
 def _num_chunks(num_samples: int) -> int:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from aae_dist.config import RunConfig
 from aae_dist.distributed.world import World, from_environment
+from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.train import train
@@ -37,9 +38,13 @@ class LocalReporter:
         """Return interrupted: the same command goes on."""
         return "interrupted"
 
+    def save_requested(self) -> bool:
+        """Return False: whoever wants this process gone sends a signal."""
+        return False
+
     def line(self, text: str) -> None:
         """Print one line at once, also into a pipe."""
-        print(text, flush=True)
+        say(text)
 
 
 def launch_local(config: RunConfig) -> Outcome:

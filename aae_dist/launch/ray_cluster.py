@@ -1,6 +1,7 @@
 """The Ray cluster that a driver uses: joined or started, and what it has."""
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -40,7 +41,8 @@ def check_machine(config: RunConfig) -> None:
     """Raise LaunchError, before Ray starts, if it would start here and here are too few CPUs."""
     if is_local():
         cpus = {"CPU": float(os.cpu_count() or 1)}
-        demand = Demand(config.launch.workers, {"CPU": float(config.launch.cpus_per_worker)})
+        per_worker = {"CPU": float(config.launch.cpus_per_worker)}
+        demand = Demand(config.launch.most_workers, per_worker, config.launch.fewest_workers)
         refuse_if_impossible(demand, [cpus], "this machine, where Ray would start, has")
 
 
@@ -95,7 +97,30 @@ def _connect(local: bool) -> None:
         imports.join()
 
 
+@contextlib.contextmanager
+def _in_sessions_of_their_own() -> Iterator[None]:
+    """Let Ray start its processes where no signal to this process's group reaches them.
+
+    `timeout`, a terminal's Ctrl-C and job systems signal the whole group; that would end the
+    cluster at once, while the workers save a checkpoint.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    popen = getattr(services, "ConsolePopen", None)
+    if popen is not None:  # else renamed in a newer Ray: then all is as Ray does it
+        services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        if popen is not None:
+            services.ConsolePopen = popen
+
+
 def _start_here() -> None:
+    with _in_sessions_of_their_own():
+        _start_twice()
+
+
+def _start_twice() -> None:
     try:
         _init("local", include_dashboard=False)
     except Exception as error:
@@ -166,7 +191,7 @@ def demand_of(config: RunConfig) -> Demand:
     if config.train.device == "cpu":
         gpus = 0.0
     per_worker = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
-    return Demand(launch.workers, per_worker)
+    return Demand(launch.most_workers, per_worker, launch.fewest_workers)
 
 
 def check_demand(demand: Demand) -> None:

@@ -14,6 +14,8 @@ class Demand:
 
     workers: int
     per_worker: dict[str, float]
+    fewest: int | None = None
+    """Workers that are enough to start with; by default all."""
 
     def room_on(self, node: Resources) -> int:
         """Return how many of the workers a node with these resources can hold."""
@@ -21,11 +23,13 @@ class Demand:
         return min(self.workers, *rooms)
 
     def fits(self, nodes: Iterable[Resources]) -> bool:
-        """Return whether these nodes together can hold all workers."""
-        return sum(self.room_on(node) for node in nodes) >= self.workers
+        """Return whether these nodes together can hold as many workers as are needed."""
+        return sum(self.room_on(node) for node in nodes) >= (self.fewest or self.workers)
 
     def __str__(self) -> str:
-        return f"{self.workers} workers x ({show(self.per_worker)})"
+        elastic = self.fewest is not None and self.fewest < self.workers
+        count = f"{self.fewest} to {self.workers}" if elastic else f"{self.workers}"
+        return f"{count} workers x ({show(self.per_worker)})"
 
 
 def show(resources: Resources) -> str:

@@ -89,7 +89,8 @@ class Driver:
             return None
         self._error_since = self._error_since or now
         late = now - self._error_since > ERROR_GRACE_SECONDS
-        return news.error if late else None
+        # With the other ranks dead already, Ray would start them all again in vain.
+        return news.error if late or not news.workers_up else None
 
     def _send_stop(self, workers_up: bool) -> None:
         self._stop_sent = True

@@ -19,8 +19,13 @@ class WorkersFailedError(LaunchError):
 def root_cause(failures: Mapping[int, BaseException]) -> tuple[int, str]:
     """Return the rank that failed of itself and its last line, not those whom it took along."""
     lines = {rank: last_line(error) for rank, error in sorted(failures.items())}
-    own = {rank: text for rank, text in lines.items() if not _COLLATERAL.search(text)}
+    own = {rank: text for rank, text in lines.items() if not is_collateral(text)}
     return next(iter((own or lines).items()), (0, "unknown cause"))
+
+
+def is_collateral(text: str) -> bool:
+    """Return whether an error is what a rank says when another one died."""
+    return _COLLATERAL.search(text) is not None
 
 
 def last_line(error: BaseException) -> str:

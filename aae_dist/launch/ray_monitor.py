@@ -37,6 +37,8 @@ class Monitor:
     def __init__(self) -> None:
         self._news = News()
         self._stop = ""
+        self._attempt = 0
+        self._failures: dict[str, int] = {}
 
     def add_line(self, text: str) -> None:
         """Take one line for the driver to print."""
@@ -49,10 +51,15 @@ class Monitor:
     def set_workers_up(self, up: bool) -> None:
         """Note that the workers started, or that they failed."""
         self._news.workers_up = up
+        self._attempt += up
 
     def set_error(self, payload: Payload) -> None:
         """Note a mistake of the user's; the first one stays."""
         self._news.error = self._news.error or payload
+
+    def note_failure(self, cause: str) -> bool:
+        """Return whether an earlier attempt has failed at this step with this error."""
+        return self._failures.setdefault(cause, self._attempt) != self._attempt
 
     def take_news(self) -> News:
         """Return what is new; lines are handed out once."""
@@ -70,12 +77,19 @@ class Monitor:
 
 
 class StopWatch:
-    """Keeps a local copy of the monitor's stop flag, so that training never waits for it."""
+    """Keeps local copies of the requests to stop and to save, so that training waits for none.
+
+    A checkpoint is wanted when a node starts to drain: a spot instance that is taken back, a pod
+    that Kubernetes moves. Which node does not matter; a save too many is cheap.
+    """
 
     def __init__(self, monitor: Any) -> None:
         """Start to poll the actor `monitor` in a background thread."""
         self.requested = False
         self.stop_as = "interrupted"
+        self.save_requested = False
+        """Set once for each node that starts to drain; whoever acts on it clears it."""
+        self._draining: set[str] = set()
         self._monitor = monitor
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="aae-stop-watch", daemon=True)
@@ -92,7 +106,15 @@ class StopWatch:
         while not self._closed.wait(POLL_SECONDS):
             try:
                 asked = ray.get(self._monitor.stop_requested.remote())
+                self._look_for_drains(ray)
             except ray.exceptions.RayError:
                 return  # The driver is gone, and Ray ends this process with it.
             self.stop_as = asked or self.stop_as
             self.requested = bool(asked)
+
+    def _look_for_drains(self, ray: Any) -> None:
+        # Not public, but what Ray Train's own watcher asks; that one answers ranks by a barrier.
+        draining = set(ray._private.state.state.get_draining_nodes() or ())
+        if draining - self._draining:
+            self.save_requested = True
+        self._draining |= draining

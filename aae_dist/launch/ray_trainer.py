@@ -50,7 +50,8 @@ def build_trainer(config: RunConfig, demand: Demand, task: Task, storage: str) -
         train_loop_config=task,
         torch_config=api.torch.TorchConfig(timeout_s=PROCESS_GROUP_SECONDS),
         scaling_config=api.ScalingConfig(
-            num_workers=demand.workers,
+            num_workers=config.launch.workers,
+            elastic_resize_monitor_interval_s=config.launch.resize_seconds,
             use_gpu="GPU" in demand.per_worker,
             resources_per_worker=demand.per_worker,
         ),

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from ray.train.torch import get_device
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import redact
 from aae_dist.distributed.reductions import broadcast_json, together
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError
 from aae_dist.launch import nonce
 from aae_dist.launch.ray_entry import Task
+from aae_dist.launch.ray_failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.ray_monitor import Payload, StopWatch
 from aae_dist.storage import join, open_storage
 from aae_dist.training.train import train
@@ -58,9 +61,17 @@ class RayReporter:
         """Return what the driver said when it asked to stop."""
         return self._watch.stop_as if self._watch is not None else "interrupted"
 
+    def save_requested(self) -> bool:
+        """Return whether a node has started to drain since the last call."""
+        if self._watch is None or not self._watch.save_requested:
+            return False
+        self._watch.save_requested = False
+        self.line("a node is being drained: saving a checkpoint now")
+        return True
+
     def line(self, text: str) -> None:
         """Send one line to the driver, without waiting."""
-        self._monitor.add_line.remote(text)
+        self._monitor.add_line.remote(redact(text))
 
     def close(self) -> None:
         """Stop listening."""
@@ -92,6 +103,28 @@ def _train(task: Task, config: RunConfig, world: World) -> Payload:
         payload: Payload = {"error": type(error).__name__, "message": str(error)}
         ray.get(task.monitor.set_error.remote(payload))
         return payload
+    except Exception as error:
+        repeated = repeated_failure(task, world.rank, error)
+        if repeated is None:
+            raise
+        return repeated
     finally:
         reporter.close()
     return {"outcome": dataclasses.asdict(outcome)}
+
+
+def repeated_failure(task: Task, rank: int, error: Exception) -> Payload | None:
+    """Return what to end the run with when the same step has failed so before, else None.
+
+    A start from the newest checkpoint computes the same numbers, so a third try would fail alike.
+    """
+    if is_collateral(last_line(error)):
+        return None
+    cause = ", ".join([last_line(error), *getattr(error, "__notes__", [])])
+    if not ray.get(task.monitor.note_failure.remote(cause)):
+        return None
+    traceback.print_exception(error)
+    message = f"rank {rank} failed twice alike, so it is not started again: {cause}"
+    payload: Payload = {"error": WorkersFailedError.__name__, "message": message}
+    ray.get(task.monitor.set_error.remote(payload))
+    return payload

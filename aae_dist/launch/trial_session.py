@@ -138,6 +138,10 @@ class SessionReporter:
         """Return pruned if the scheduler asked, interrupted otherwise."""
         return self._flag.stop_as
 
+    def save_requested(self) -> bool:
+        """Return False: trials save at intervals."""
+        return False
+
     def line(self, text: str) -> None:
         """Print to the worker's log, which Ray keeps on its node."""
         say(text)

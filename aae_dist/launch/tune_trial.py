@@ -104,7 +104,7 @@ class Trial(tune.Trainable):
         task, config = self._task, self._config
         flag = StopFlag(lambda: self._watch.requested)
         channel = Channel(config, task.objective.metrics, flag)
-        if config.launch.workers > 1:
+        if config.launch.most_workers > 1:
             from aae_dist.launch.ray_session import RaySession
 
             return RaySession(config, channel, flag)

@@ -25,14 +25,16 @@ def import_network(key: str, config: networks.OwnNetwork, roles: Mapping[str, An
     module, name = config.path.split(":")
     wanted = ", ".join([*roles, *config.arguments])
     try:
-        network = getattr(importlib.import_module(module), name)(**roles, **config.arguments)
+        found = getattr(importlib.import_module(module), name)
+        # Asked before it is called: a saved configuration must not call whatever it names.
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise TypeError("it must be a torch.nn.Module")
+        network: nn.Module = found(**roles, **config.arguments)
     except Exception as error:  # whatever a user's own code raises is the user's to mend
         raise ConfigError(
             f"model.{key}.path: {config.path} failed with {type(error).__name__}: {error}; it must "
             f"be a class that takes the keyword arguments {wanted}"
         ) from error
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"model.{key}.path: {config.path} must make a torch.nn.Module")
     return network
 
 

@@ -58,7 +58,11 @@ def build_prior(config: priors.Prior, latent_dim: int, vectors: Tensor | None = 
 def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
     module, name = config.path.split(":")
     try:
-        prior = getattr(importlib.import_module(module), name)(latent_dim, **config.arguments)
+        found = getattr(importlib.import_module(module), name)
+        # Asked before it is called: a saved configuration must not call whatever it names.
+        if not (isinstance(found, type) and issubclass(found, Prior)):
+            raise TypeError("it does not derive from aae_dist.priors.Prior")
+        prior = found(latent_dim, **config.arguments)
         sample = prior.sample(3, torch.Generator().manual_seed(0))
     except Exception as error:  # whatever a user's own code raises is the user's to mend
         raise ConfigError(
@@ -70,6 +74,4 @@ def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
             f"prior.path: {config.path}.sample(3, generator) must be float32 of shape "
             f"(3, {latent_dim}); got {sample.dtype} of shape {tuple(sample.shape)}"
         )
-    if not isinstance(prior, Prior):
-        raise ConfigError(f"prior.path: {config.path} must derive from aae_dist.priors.Prior")
     return prior

@@ -57,7 +57,7 @@ class Entry:
             **{"id": plan.id, "number": plan.number, "parameters": plan.parameters},
             **{"values": self.values or plan.parameters, "draws": self.draws},
             **{"state": self.state, "cause": self.cause, "step": self.step},
-            **{"seconds": round(self.cost(), 3), "workers": plan.config.launch.workers},
+            **{"seconds": round(self.cost(), 3), "workers": plan.config.launch.most_workers},
             **{"metrics": self.metrics, "lineage": self.lineage},
         }
 

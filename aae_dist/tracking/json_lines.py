@@ -36,6 +36,14 @@ class JsonLinesSink:
         """Close the file; the summary is a file of its own."""
         self._file.close()
 
+    def cut(self, step: int) -> None:
+        """Drop the lines past `step`, which the run will come to again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        self._file.close()
+        self._file = self._path.open("w", encoding="utf-8")
+        for record in kept:
+            self._append(record)
+
     def content(self) -> bytes:
         """Return the whole file, to be uploaded."""
         return self._path.read_bytes()

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import netrc
 import os
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import redacted
 from aae_dist.storage import Storage
 from aae_dist.tracking.wandb_sink import CLOSE_SECONDS, WandbSink
 
@@ -97,22 +97,11 @@ def start_request(config: RunConfig, mode: str, folder: Path) -> dict[str, Any]:
         "tags": list(config.wandb.tags),
         "name": config.run.name,
         "id": run_id(config),
-        "config": without_credentials(config.model_dump(mode="json")),
+        "config": redacted(config.model_dump(mode="json")),
         "dir": str(folder),
         "init_seconds": INIT_SECONDS,
         "finish_seconds": CLOSE_SECONDS - MARGIN_SECONDS,
     }
-
-
-def without_credentials(tree: Any) -> Any:
-    """Return a JSON tree whose URLs have no user, password or signed query."""
-    if isinstance(tree, dict):
-        return {name: without_credentials(value) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [without_credentials(value) for value in tree]
-    if isinstance(tree, str) and "://" in tree:
-        return re.sub(r"\?.*$", "", re.sub(r"://[^/@]*@", "://", tree))
-    return tree
 
 
 def copy_files(folder: Path, storage: Storage) -> None:

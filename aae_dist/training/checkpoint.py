@@ -50,6 +50,7 @@ class CheckpointStore:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._current: Manifest | None = None
+        self._began = 0.0
         self.seconds_blocked = 0.0
         self.last_bytes = 0
         self.last_seconds = 0.0
@@ -71,6 +72,7 @@ class CheckpointStore:
         """
         with self._blocked():
             self._finish_pending()
+            self._began = time.monotonic()
             files, copies = encode_documents(documents), snapshot(tensors)
             self._pending = self._worker.submit(self._save, step, copies, files, best)
 
@@ -78,6 +80,34 @@ class CheckpointStore:
         """Return when no save is under way; raise what made it fail."""
         with self._blocked():
             self._finish_pending()
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way, so that the next one would have to wait."""
+        return self._pending is not None and not self._pending.done()
+
+    @property
+    def seconds_saving(self) -> float:
+        """Seconds since the newest save began."""
+        return time.monotonic() - self._began
+
+    def last_good(self, is_good: Callable[[Saved], bool]) -> int | None:
+        """Return the newest step whose checkpoint verifies and is good, None when none is.
+
+        The checkpoints after it are removed: a later start must not take one of them.
+        """
+        steps = self._folder.steps()
+        for step in reversed(steps):
+            try:
+                saved = self.load(step)
+            except CheckpointError:
+                continue
+            if is_good(saved):
+                self._fence()
+                for newer in (s for s in steps if s > step):
+                    self._folder.remove(newer)
+                return step
+        return None
 
     def newest(self) -> Saved | None:
         """Return the newest checkpoint that verifies, None when there is none.

@@ -6,13 +6,22 @@ import re
 
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.storage import Storage
-from aae_dist.training.checkpoint_files import Saved, decode
-from aae_dist.training.checkpoint_manifest import DAMAGED, MANIFEST, FileRecord, Manifest, unseal
+from aae_dist.training.checkpoint_files import DOCUMENT, Saved, decode
+from aae_dist.training.checkpoint_manifest import (
+    DAMAGED,
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    NewerCheckpointError,
+    unseal,
+)
 
 logger = logging.getLogger(__name__)
 _STEP = re.compile(r"^step-(\d{9,})$")
 # A live writer may delete what is being read; a fresh listing then has something newer.
 _NUM_LOOKS = 10
+LARGEST_DOCUMENT = 16 << 20
+"""Bytes of a JSON file, which takes many times as much memory when parsed; ours have kilobytes."""
 
 
 class _VanishedError(Exception):
@@ -77,6 +86,8 @@ class CheckpointFolder:
             key = key_of(manifest.step, name)
             # The size is asked first: a file blown up to fill the memory is never read.
             size = self.storage.size(key)
+            if name.endswith(DOCUMENT) and record.size > LARGEST_DOCUMENT:
+                raise CheckpointError(f"{name} is larger than {LARGEST_DOCUMENT} bytes")
             data = self._read_or_none(key) if size == record.size else None
             if data is None or FileRecord.of(data) != record:
                 state = "is missing" if size is None else "does not match its size and SHA-256"
@@ -97,6 +108,8 @@ class CheckpointFolder:
                 return self._load(step, sealed)
             except FileNotFoundError as error:
                 raise _VanishedError from error
+            except NewerCheckpointError:
+                raise  # good, only not for us: an older one would lose what a newer version did
             except CheckpointError as error:
                 self._mark_damaged(step, str(error))
         return None
@@ -110,7 +123,7 @@ class CheckpointFolder:
         except CheckpointError as error:
             if self._read_or_none(key_of(step, MANIFEST)) != sealed:
                 raise _VanishedError from error
-            raise CheckpointError(f"{self.storage.uri}/{folder_of(step)}: {error}") from error
+            raise type(error)(f"{self.storage.uri}/{folder_of(step)}: {error}") from error
 
     def _read_or_none(self, key: str) -> bytes | None:
         try:

@@ -16,9 +16,15 @@ from aae_dist.errors import CheckpointError
 MANIFEST, DAMAGED = "MANIFEST.json", "DAMAGED.json"
 # A manifest has some hundred bytes a file; what is larger is not parsed.
 MAX_BYTES = 1 << 20
+SCHEMA = 1
+"""Version of the layout that is written; docs/reliability.md says what a change of it takes."""
 _SHA256 = r"^[0-9a-f]{64}$"
 _CLOSING = '"sha256":"%s"}'
 _CLOSING_BYTES = len(_CLOSING % ("0" * 64))
+
+
+class NewerCheckpointError(CheckpointError):
+    """The checkpoint was written by a newer version, so it is not damaged, only not readable."""
 
 
 class _Strict(BaseModel):
@@ -68,9 +74,20 @@ def unseal(data: bytes) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(before[:-1] + b"}")
     except ValidationError as error:
+        _raise_if_newer(error)
         reason = error.errors()[0]
         place = ".".join(map(str, reason["loc"])) or "JSON"
         raise CheckpointError(f"{MANIFEST}: {place}: {reason['msg']}") from error
     if manifest.sealed() != data:
         raise CheckpointError(f"{MANIFEST} is not in canonical form")
     return manifest
+
+
+def _raise_if_newer(error: ValidationError) -> None:
+    for problem in error.errors():
+        version = problem["input"]
+        if problem["loc"] == ("schema_version",) and type(version) is int and version > SCHEMA:
+            raise NewerCheckpointError(
+                f"{MANIFEST} is of schema {version}, this version of aae_dist reads up to "
+                f"{SCHEMA}; install the version that wrote it"
+            ) from error

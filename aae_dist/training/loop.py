@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,13 +11,17 @@ import torch
 from aae_dist.config import RunConfig
 from aae_dist.data import Batch, Order
 from aae_dist.data.bad_samples import Limits
+from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.reductions import mean_over_ranks
 from aae_dist.distributed.world import World
-from aae_dist.errors import TrainingDivergedError
 from aae_dist.methods import Losses, Method, StepInputs
-from aae_dist.training.agreement import Agreement
+from aae_dist.training.agreement import Agreement, Decision
+from aae_dist.training.alarms import GameAlarms
+from aae_dist.training.goodput import Goodput
+from aae_dist.training.guards import RanksDriftedError, UpdatesSkippedError
 from aae_dist.training.reporter import Reporter
 from aae_dist.training.state import TrainState
+from aae_dist.training.watchdog import EVALUATION_SECONDS, Watchdog
 
 Metrics = dict[str, float]
 
@@ -25,8 +29,11 @@ Metrics = dict[str, float]
 class Checkpoints(Protocol):
     """What the loop needs of checkpoints; every rank calls, rank 0 writes."""
 
-    def save(self, state: TrainState, best: bool) -> None:
-        """Save the state, without waiting for the storage."""
+    def save(self, state: TrainState, best: bool, must: bool) -> None:
+        """Save the state in the background; unless it `must`, not while another save runs."""
+
+    def costs(self) -> Metrics:
+        """Return what saving has cost this rank so far."""
 
 
 @dataclass
@@ -46,6 +53,10 @@ class TrainLoop:
     record: Callable[[Metrics], None]
     checkpoints: Checkpoints
     reporter: Reporter
+    goodput: Goodput
+    watchdog: Watchdog
+    comparison: RankComparison
+    alarms: GameAlarms
     bad_found: Callable[[], None] = lambda: None
     """Called on every rank when `state.bad` has something new."""
 
@@ -53,18 +64,30 @@ class TrainLoop:
         """Train on `batches`; return finished or interrupted.
 
         Raises:
-            TrainingDivergedError: too many updates in a row had non-finite gradients.
+            UpdatesSkippedError: too many updates in a row had non-finite gradients.
+            RanksDriftedError: the networks of the ranks are no longer equal.
             DataError: more samples are bad than `data` allows.
         """
         self._agreement = Agreement(self.world)
         self._saved_at = self._logged_at = time.monotonic()
         self._samples_logged = self.samples_seen
-        for batch in batches:
+        for batch in self._timed(batches):
             losses = self.train_step(batch)
+            self.goodput.step_done()
+            self.watchdog.beat(self.state.step)
             self._check_divergence()
             if self._after_step(losses):
                 return "interrupted"
         return "finished"
+
+    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        iterator = iter(batches)
+        while True:
+            with self.goodput.part("data_wait"), self.watchdog.section("reading data"):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
 
     @property
     def samples_seen(self) -> int:
@@ -104,28 +127,61 @@ class TrainLoop:
     def _after_step(self, losses: Losses) -> bool:
         """Log, evaluate and save where due; return whether to stop."""
         step, last = self.state.step, self.state.step == self.last_step
+        self._compare_if_due(step)
         metrics: Metrics = {}
         if last or step % self.config.train.log_every_steps == 0:
             metrics |= self._log_point(losses)
         evaluated = self._evaluate_if_due(step, last)
         if metrics | evaluated:
-            record = {"step": step, **self._progress(), **metrics, **evaluated}
-            self.record(record)
-            self.reporter.report(record)
-        decision = self._agreement.after(step, self.reporter.stop_requested, self._save_is_due())
-        best = self._is_best(evaluated)
-        every = self.config.checkpoint.every_steps
-        on_step = every is not None and step % every == 0
-        if best or last or on_step or decision.save or decision.stop:
-            self.checkpoints.save(self.state, best)
-            self._saved_at = time.monotonic()
+            self._record({"step": step, **self._progress(), **metrics, **evaluated})
+        wants_save = self._save_is_due() or self.reporter.save_requested()
+        decision = self._agreement.after(step, self.reporter.stop_requested, wants_save)
+        self._save_if_due(decision, self._is_best(evaluated), last)
         return decision.stop and not last
+
+    def _record(self, record: Metrics) -> None:
+        alarms, lines = self.alarms.update(record)
+        if self.world.is_main:
+            for line in lines:
+                self.reporter.line(f"alarm at step {self.state.step}: {line}")
+        with self.goodput.part("record"), self.watchdog.section("recording"):
+            self.record(record | alarms)
+            self.reporter.report(record | alarms)
+
+    def _save_if_due(self, decision: Decision, best: bool, last: bool) -> None:
+        every, step = self.config.checkpoint.every_steps, self.state.step
+        on_step = every is not None and step % every == 0
+        must = best or last or decision.stop
+        if not (must or on_step or decision.save):
+            return
+        if not (last or decision.stop) and self._is_skipping():
+            return  # amid skipped updates is no place to start from
+        with self.goodput.part("checkpoint"), self.watchdog.section("saving"):
+            # What is saved must be good: whoever rolls back, or starts again, relies on it.
+            self.comparison.ask(step)
+            self._raise_if_drifted()
+            self.checkpoints.save(self.state, best, must)
+        self._saved_at = time.monotonic()
+
+    def _is_skipping(self) -> bool:
+        return any(int(o.skipped_in_a_row) for o in self.method.optimizers.values())
+
+    def _compare_if_due(self, step: int) -> None:
+        if step % self.config.train.compare_ranks_every_steps == 0:
+            self.comparison.ask(step)
+            if self.world.device.type == "cpu":
+                self._raise_if_drifted()  # elsewhere the answer is read at the next log point
+
+    def _raise_if_drifted(self) -> None:
+        if problem := self.comparison.answer():
+            raise RanksDriftedError(problem)
 
     def _progress(self) -> Metrics:
         epoch = self.state.position / self.order.lane_length
         return {"epoch": round(epoch, 4), "samples_seen": self.samples_seen}
 
     def _log_point(self, losses: Losses) -> Metrics:
+        self._raise_if_drifted()
         names = list(losses)
         values = mean_over_ranks(torch.stack([losses[name] for name in names]), self.world)
         metrics = dict(zip(names, values.tolist(), strict=True))
@@ -137,14 +193,19 @@ class TrainLoop:
         speed = (samples - self._samples_logged) / max(now - self._logged_at, 1e-9)
         self._logged_at, self._samples_logged = now, samples
         metrics["data/bad_samples"] = self.state.bad.num_samples
-        return metrics | {"throughput/samples_per_second": round(speed, 1)}
+        metrics["throughput/samples_per_second"] = round(speed, 1)
+        return metrics | self.goodput.metrics() | self.checkpoints.costs()
 
     def _evaluate_if_due(self, step: int, last: bool) -> Metrics:
         every = self.config.train.evaluate_every_steps
         if self.evaluate is None or not (last or (every and step % every == 0)):
             return {}
         started = time.monotonic()
-        metrics = self.evaluate()
+        with (
+            self.goodput.part("evaluation"),
+            self.watchdog.section("evaluating", EVALUATION_SECONDS),
+        ):
+            metrics = self.evaluate()
         self._logged_at += time.monotonic() - started  # samples/s is the speed of training
         return metrics
 
@@ -168,8 +229,8 @@ class TrainLoop:
             return
         for phase, optimizer in self.method.optimizers.items():
             if int(optimizer.skipped_in_a_row) >= limit:
-                raise TrainingDivergedError(
-                    f"training diverged: the {phase} phase skipped {limit} updates in a row up to "
-                    f"step {step} because its gradients were not finite; lower "
-                    f"phases.{phase}.optimizer.lr or set phases.{phase}.clip_norm"
+                raise UpdatesSkippedError(
+                    f"the {phase} phase skipped {limit} updates in a row up to step {step} because "
+                    f"its gradients were not finite; lower phases.{phase}.optimizer.lr or set "
+                    f"phases.{phase}.clip_norm"
                 )

@@ -69,6 +69,19 @@ class Recorder:
         """Take the whole content of bad_samples.jsonl, for the next upload."""
         self._bad_lines = lines
 
+    def cut(self, step: int) -> None:
+        """Forget the metrics past `step`: the run goes back there."""
+        self.json_lines.cut(step)
+
+    def alarms(self) -> dict[str, int]:
+        """Return the step at which each alarm was first raised."""
+        first: dict[str, int] = {}
+        for record in self.json_lines.records():
+            for name in record:
+                if name.startswith("alarm/") and record[name]:
+                    first.setdefault(name.removeprefix("alarm/"), int(record["step"]))
+        return first
+
     def upload(self) -> None:
         """Write metrics.jsonl and bad_samples.jsonl to the run's folder, where they changed."""
         bad_lines = self._bad_lines  # a whole new object each time, so this thread may read it

@@ -16,5 +16,8 @@ class Reporter(Protocol):
     def stopped_as(self) -> str:
         """Return what a run that was asked to stop ends as: interrupted, or pruned by a sweep."""
 
+    def save_requested(self) -> bool:
+        """Return whether somebody wants a checkpoint soon, once a request; cheap, local."""
+
     def line(self, text: str) -> None:
         """Show one line of progress; called on rank 0 only."""

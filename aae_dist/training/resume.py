@@ -28,6 +28,8 @@ CHANGEABLE = (
     "train.evaluate_every_steps",
     "train.best_metric",
     "train.max_skipped_updates",
+    "train.max_roll_backs",
+    "train.compare_ranks_every_steps",
     "train.device",
     "checkpoint",
     "launch",

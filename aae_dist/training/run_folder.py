@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aae_dist.config import RunConfig, dump_yaml
+from aae_dist.config.redaction import redacted
 from aae_dist.storage import Storage, join, open_storage
 from aae_dist.training.outcome import Outcome
 
@@ -23,7 +24,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved configuration."""
-        self.storage.write(CONFIG, dump_yaml(config).encode())
+        self.storage.write(CONFIG, dump_yaml(config, without_secrets=True).encode())
 
     def write_metrics(self, lines: bytes) -> None:
         """Write all metrics so far, one JSON object a line."""
@@ -41,13 +42,22 @@ class RunFolder:
         """Write one picture, replacing the one of that name."""
         self.storage.write(f"pictures/{name}.png", png)
 
-    def write_summary(self, outcome: Outcome, config: RunConfig) -> None:
-        """Write how the run ended; a metric that is not finite becomes null."""
+    def write_summary(
+        self, outcome: Outcome, config: RunConfig, alarms: Mapping[str, int] | None = None
+    ) -> None:
+        """Write how the run ended; a metric that is not finite becomes null.
+
+        Args:
+            outcome: how it ended.
+            config: of the run.
+            alarms: the step at which each alarm of the game was first raised.
+        """
         summary = {
             "state": outcome.state,
             "step": outcome.step,
             "metrics": {k: v if math.isfinite(v) else None for k, v in outcome.metrics.items()},
-            "config": config.model_dump(mode="json"),
+            "alarms": dict(alarms or {}),
+            "config": redacted(config.model_dump(mode="json")),
         }
         self.storage.write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False).encode())
 

@@ -1,13 +1,17 @@
 """The lock of a run: one live writer, taken over when it is dead, fenced off when it only slept."""
 
+import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from pydantic import ValidationError
 
+from aae_dist.distributed.reductions import main_decides
+from aae_dist.distributed.world import World
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage
 from aae_dist.training.run_lock_holder import Holder, this_process
@@ -129,6 +133,23 @@ class RunLock:
                 if not failing:
                     logger.warning("no sign of life was left for %s: %s", self._run.uri, error)
                 failing = True
+
+
+@contextlib.contextmanager
+def locked(run: Storage, world: World, launch_id: str) -> Iterator[RunLock | None]:
+    """Hold the run's lock on rank 0; its LaunchError is every rank's."""
+    held: list[RunLock] = []
+
+    def acquire() -> None:
+        run.check_writable()
+        held.append(RunLock.acquire(run, launch_id))
+
+    main_decides(world, acquire)
+    try:
+        yield held[0] if held else None
+    finally:
+        for lock in held:
+            lock.release()
 
 
 def _read(run: Storage) -> bytes | None:

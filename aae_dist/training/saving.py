@@ -12,6 +12,9 @@ from aae_dist.training.resume import check_lanes, check_same_run
 from aae_dist.training.run_folder import RunFolder
 from aae_dist.training.state import TrainState
 
+STALLED_SECONDS = 30.0
+"""A save that takes longer than this is told of; a healthy one takes seconds."""
+
 
 class Saver:
     """Saves the run's state; a save that fails is reported, and training goes on to the next."""
@@ -23,6 +26,7 @@ class Saver:
         documents: Mapping[str, Any],
         still_ours: Callable[[], None],
         line: Callable[[str], None],
+        goodput: Callable[[], Mapping[str, Any]],
     ) -> None:
         """Write to `store`.
 
@@ -32,15 +36,26 @@ class Saver:
             documents: what does not change during the run: its configuration and its data.
             still_ours: raises when another process has taken the run over.
             line: shows a line of text.
+            goodput: returns where the time of the run went so far.
         """
+        self._goodput = goodput
+        self._skipped = 0
         self._store, self._world, self._line = store, world, line
         self._documents, self._still_ours = dict(documents), still_ours
 
-    def save(self, state: TrainState, best: bool) -> None:
-        """Copy the state and save it in the background."""
+    def save(self, state: TrainState, best: bool, must: bool) -> None:
+        """Copy the state and save it in the background.
+
+        Unless it `must`, it does not wait for a save that is still under way: the next one is due
+        soon, and a slow storage should not slow the training.
+        """
         if not self._world.is_main:
             return
-        documents = {**self._documents, "state": state.document()}
+        if not must and self._store.is_saving:
+            self._skipped += 1
+            self._say_if_stalled(state.step)
+            return
+        documents = {**self._documents, "state": state.document(), "goodput": self._goodput()}
         try:
             self._store.save(state.step, state.tensors(), documents, best)
         except (LaunchError, CheckpointError, OSError) as error:
@@ -52,10 +67,20 @@ class Saver:
         """Return when the newest state is saved; raise why it is not, on every rank."""
         main_decides(self._world, self._store.wait)
 
-    @property
+    def _say_if_stalled(self, step: int) -> None:
+        if self._store.seconds_saving > STALLED_SECONDS:
+            self._line(
+                f"no checkpoint of step {step}: the save before it has been under way for "
+                f"{self._store.seconds_saving:.0f} s, so the storage is slow or stalled; "
+                "training goes on"
+            )
+
     def costs(self) -> dict[str, float]:
-        """Return what saving has cost rank 0 so far."""
+        """Return what saving has cost rank 0 so far; nothing on the other ranks."""
+        if not self._world.is_main:
+            return {}
         return {
+            "checkpoint/skipped": self._skipped,
             "checkpoint/seconds_blocked": round(self._store.seconds_blocked, 3),
             "checkpoint/bytes": self._store.last_bytes,
             "checkpoint/seconds": round(self._store.last_seconds, 3),

@@ -35,6 +35,8 @@ class TrainState:
     best: float | None = None
     """Lowest value of `train.best_metric` so far."""
     bad: BadSamples = field(default_factory=BadSamples)
+    lr_factor: float = 1.0
+    """Factor on all learning rates: halved by roll backs (see `train.max_roll_backs`)."""
 
     def tensors(self) -> Tensors:
         """Return the tensors of a checkpoint by file name; they are the live ones, not copies."""
@@ -58,6 +60,7 @@ class TrainState:
             "position": self.position,
             "best": self.best,
             "bad_samples": self.bad.document(),
+            "lr_factor": self.lr_factor,
         }
 
     def load(
@@ -72,6 +75,13 @@ class TrainState:
         self.step, self.position = document["step"], document["position"]
         self.best = document["best"]
         self.bad = BadSamples(**document.get("bad_samples", {}))
+        self.scale_lr(document.get("lr_factor", 1.0))
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiply the configured learning rates of all phases by `factor`."""
+        self.lr_factor = factor
+        for optimizer in self.optimizers.values():
+            optimizer.lr_factor = factor
 
     @torch.no_grad()
     def load_weights(self, model: Mapping[str, Tensor]) -> None:

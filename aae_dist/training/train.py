@@ -1,18 +1,22 @@
 """One run from start to end, on every rank: the same for every launcher."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import redacted
+from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, CheckpointError, DataError, TrainingDivergedError
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import open_storage
+from aae_dist.training.alarms import GameAlarms
 from aae_dist.training.assemble import build_engine, open_data, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
+from aae_dist.training.goodput import Goodput
+from aae_dist.training.guards import GuardError, Rollbacks, last_good, without_checkpoint
+from aae_dist.training.heartbeats import open_board
 from aae_dist.training.loop import Metrics, TrainLoop
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.plan import Plan
@@ -20,9 +24,10 @@ from aae_dist.training.recorder import Recorder
 from aae_dist.training.reporter import Reporter
 from aae_dist.training.resume import finished_before
 from aae_dist.training.run_folder import RunFolder
-from aae_dist.training.run_lock import RunLock
+from aae_dist.training.run_lock import RunLock, locked
 from aae_dist.training.saving import Saver, newest_checkpoint
 from aae_dist.training.state import TrainState
+from aae_dist.training.watchdog import Watchdog
 
 
 def train(config: RunConfig, world: World, reporter: Reporter, launch_id: str) -> Outcome:
@@ -46,8 +51,12 @@ def train(config: RunConfig, world: World, reporter: Reporter, launch_id: str) -
     done = main_decides(world, lambda: _as_json(finished_before(config)))
     if done:
         return Outcome(**done)
-    with _locked(folder, world, launch_id) as lock:
-        return _Run(config, world, reporter, folder, lock).run()
+    limit = config.launch.max_stuck_seconds
+    with (
+        Watchdog(world, limit, reporter.line, open_board(world)) as watchdog,
+        locked(folder.storage, world, launch_id) as lock,
+    ):
+        return _Run(config, world, reporter, folder, lock, watchdog).run()
 
 
 class _Run:
@@ -60,7 +69,9 @@ class _Run:
         reporter: Reporter,
         folder: RunFolder,
         lock: RunLock | None,
+        watchdog: Watchdog,
     ) -> None:
+        self.watchdog, self.alarms = watchdog, GameAlarms()
         self.world, self.reporter, self.folder, self.lock = world, reporter, folder, lock
         self.recorder: Recorder | None = None
         self._bad_said = 0
@@ -69,6 +80,7 @@ class _Run:
             folder.storage, config.checkpoint.keep, self._before_commit, attempt
         )
         saved = newest_checkpoint(self.store, config, folder, world)
+        self.goodput = Goodput(saved.documents.get("goodput") if saved else None)
         self.data = open_data(config, world, saved, folder.uri)
         self.config = self.data.config
         self.engine = build_engine(self.data, world)
@@ -87,12 +99,14 @@ class _Run:
         main_decides(self.world, self._open_records)
         saver = self._saver()
         try:
-            state = self._loop(saver)
-            saver.finish()
+            state = self._train(saver)
+            with self.watchdog.section("saving"):
+                saver.finish()
         except TrainingDivergedError:
             self._close("diverged")
             raise
         except BaseException as error:
+            error.add_note(f"after step {self.state.step}")
             if self.recorder:
                 if isinstance(error, DataError):
                     self._upload_last()
@@ -121,8 +135,37 @@ class _Run:
         self.recorder.list_bad(self.state.bad.lines())
 
     def _saver(self) -> Saver:
-        documents = {"config": self.config.model_dump(mode="json"), "data": self.data.document}
-        return Saver(self.store, self.world, documents, self._still_ours, self._say)
+        config = redacted(self.config.model_dump(mode="json"))
+        documents = {"config": config, "data": self.data.document}
+
+        def goodput() -> dict[str, Any]:
+            return self.goodput.document(finished=self.state.step == self.plan.last_step)
+
+        return Saver(self.store, self.world, documents, self._still_ours, self._say, goodput)
+
+    def _train(self, saver: Saver) -> str:
+        """Train to the end, going back to a good checkpoint where a guard says so."""
+        rollbacks = Rollbacks(self.config, self._say)
+        while True:
+            try:
+                return self._loop(saver)
+            except GuardError as error:
+                self._go_back(error, rollbacks.allow(error))
+
+    def _go_back(self, error: GuardError, factor: float) -> None:
+        """Load the newest good checkpoint into the live networks; the process group stays."""
+        self.goodput.start_again()
+        with self.watchdog.section("going back to a checkpoint"):
+            step = main_decides(self.world, lambda: last_good(self.store))
+            if step is None:
+                raise without_checkpoint(error) from error
+            saved = together(self.world, lambda: self.store.load(step))
+            factor *= self.state.lr_factor
+            self.state.load(saved.tensors, saved.documents["state"])
+            self.state.scale_lr(factor)
+        if self.recorder:
+            self.recorder.cut(step)
+            self.recorder.list_bad(self.state.bad.lines())
 
     def _loop(self, saver: Saver) -> str:
         data, engine, state = self.data, self.engine, self.state
@@ -140,6 +183,10 @@ class _Run:
             checkpoints=saver,
             reporter=self.reporter,
             bad_found=self._bad_found,
+            goodput=self.goodput,
+            watchdog=self.watchdog,
+            comparison=RankComparison(engine.networks.named(), self.world),
+            alarms=self.alarms,
         )
         num_steps = self.plan.last_step - state.step
         with open_loader(data, self.world, state.position, num_steps) as batches:
@@ -167,11 +214,13 @@ class _Run:
             assert self.recorder is not None
             how = self.reporter.stopped_as() if state == "interrupted" else state
             outcome = Outcome(how, self.state.step, self.recorder.latest, self.folder.uri)
+            alarms = self.recorder.alarms()
             self.recorder.close(how)
-            self.folder.write_summary(outcome, self.config)
+            self.folder.write_summary(outcome, self.config, alarms)
             return dataclasses.asdict(outcome)
 
-        return Outcome(**main_decides(self.world, close))
+        with self.watchdog.section("writing the summary"):
+            return Outcome(**main_decides(self.world, close))
 
     def _before_commit(self) -> None:
         # In the thread that saves, before each write of a checkpoint: its metrics must be there
@@ -194,23 +243,6 @@ class _Run:
     def _say(self, text: str) -> None:
         if self.world.is_main:
             self.reporter.line(text)
-
-
-@contextlib.contextmanager
-def _locked(folder: RunFolder, world: World, launch_id: str) -> Iterator[RunLock | None]:
-    """Hold the run's lock on rank 0."""
-    held: list[RunLock] = []
-
-    def acquire() -> None:
-        folder.storage.check_writable()
-        held.append(RunLock.acquire(folder.storage, launch_id))
-
-    main_decides(world, acquire)
-    try:
-        yield held[0] if held else None
-    finally:
-        for lock in held:
-            lock.release()
 
 
 def _as_json(outcome: Outcome | None) -> dict[str, Any] | None:

@@ -35,6 +35,12 @@ class Quiet:
     def stop_requested(self) -> bool:
         return self._left is not None and self._left <= 0
 
+    def stopped_as(self) -> str:
+        return "interrupted"
+
+    def save_requested(self) -> bool:
+        return False
+
     def line(self, text: str) -> None:
         self.lines.append(text)
 

@@ -114,7 +114,7 @@ def test_the_encoder_of_a_universal_posterior_takes_noise() -> None:
         ("encoder", "Critic", "failed with TypeError.*takes the keyword arguments sample_shape"),
         ("encoder", "no_such_module:X", "failed with ModuleNotFoundError"),
         ("encoder", "torch:zeros", "failed with TypeError"),
-        ("encoder", "builtins:dict", "must make a torch.nn.Module"),
+        ("encoder", "builtins:dict", "it must be a torch.nn.Module"),
     ],
 )
 def test_what_would_not_train_is_refused_with_the_reason(key: str, name: str, reason: str) -> None:

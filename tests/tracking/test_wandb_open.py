@@ -1,6 +1,7 @@
 import pytest
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import redacted
 from aae_dist.storage import open_storage
 from aae_dist.tracking import open_wandb
 from aae_dist.tracking.wandb_open import (
@@ -9,7 +10,6 @@ from aae_dist.tracking.wandb_open import (
     has_key,
     run_id,
     start_request,
-    without_credentials,
 )
 
 KEY = {"WANDB_API_KEY": "k" * 40}
@@ -80,9 +80,7 @@ def test_the_shown_configuration_holds_no_credentials(tmp_path):
     assert "word" not in shown
     assert "Signature" not in shown
     assert "s3://bucket/train" in shown
-    assert without_credentials({"a": ["s3://key:secret@bucket/x", 3]}) == {
-        "a": ["s3://bucket/x", 3]
-    }
+    assert redacted({"a": ["s3://key:secret@bucket/x", 3]}) == {"a": ["s3://bucket/x", 3]}
 
 
 def test_disabled_opens_nothing_and_says_nothing(tmp_path, monkeypatch):

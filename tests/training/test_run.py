@@ -37,6 +37,12 @@ class RecordingReporter:
     def stop_requested(self) -> bool:
         return self._stop_at is not None and len(self.reports) >= self._stop_at
 
+    def stopped_as(self) -> str:
+        return "interrupted"
+
+    def save_requested(self) -> bool:
+        return False
+
     def line(self, text: str) -> None:
         self.lines.append(text)
 

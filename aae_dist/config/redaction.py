@@ -1,0 +1,55 @@
+"""Secrets kept out of what people read and of what is stored: lines, files, trackers."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "***"
+SHORTEST = 8
+"""Shorter values are not searched for: they would hide harmless words."""
+_SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY)", re.I)
+_HARMLESS_NAME = re.compile(r"(_FILE|_PATH|_MODE|_DIR|_URL|_URI|_TIMEOUT|_PROVIDER)$", re.I)
+_USER_INFO = re.compile(r"(?<=://)[^/@\s\"']*@")
+# Of web addresses only: in a pattern of a bucket's keys `?` is a wildcard.
+_QUERY = re.compile(r"(https?://[^\s\"'?]*)\?[^\s\"']*")
+
+
+def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return `text` without credentials in URLs and without secrets of the environment."""
+    if "://" in text:
+        text = without_credentials_in_url(text)
+    for name, value in environment.items():
+        secret = _SECRET_NAME.search(name) and not _HARMLESS_NAME.search(name)
+        if secret and len(value) >= SHORTEST and value[0] != "/" and value in text:
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def redacted(tree: Any) -> Any:
+    """Return a JSON tree with every text in it redacted."""
+    if isinstance(tree, dict):
+        return {name: redacted(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [redacted(value) for value in tree]
+    return redact(tree) if isinstance(tree, str) else tree
+
+
+def without_credentials_in_url(text: str) -> str:
+    """Return `text` with all URLs in it lacking user, password and query (a signature's place)."""
+    return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def log_redacted() -> None:
+    """Write this package's warnings to standard error, redacted; calling again does nothing."""
+    logger = logging.getLogger("aae_dist")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Formatter("%(message)s"))
+        logger.addHandler(handler)

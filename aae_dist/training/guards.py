@@ -1,0 +1,83 @@
+"""What makes a run go back to its last good checkpoint, and how often it may."""
+
+import contextlib
+from collections.abc import Callable
+
+from aae_dist.config import RunConfig
+from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
+from aae_dist.training.checkpoint import CheckpointStore, Saved
+
+MAX_DRIFTS = 3
+"""Times that a run goes back because ranks drifted apart: after that a machine is broken."""
+
+
+class GuardError(Exception):
+    """The state is not good any more; the same on every rank."""
+
+
+class UpdatesSkippedError(GuardError):
+    """Too many updates in a row had non-finite gradients."""
+
+
+class RanksDriftedError(GuardError):
+    """The ranks no longer hold the same networks: a bit flipped, or a machine computes wrongly."""
+
+
+def last_good(store: CheckpointStore) -> int | None:
+    """Return the step of the newest good checkpoint, None when there is none; rank 0 only."""
+    with contextlib.suppress(CheckpointError, LaunchError, OSError):
+        store.wait()  # a save that failed is not there to go back to
+    return store.last_good(is_good)
+
+
+def is_good(saved: Saved) -> bool:
+    """Return whether a checkpoint was not saved amid skipped updates."""
+    counters = [group.get("skipped_in_a_row") for group in saved.tensors.values()]
+    return not any(int(counter) for counter in counters if counter is not None)
+
+
+def without_checkpoint(error: GuardError) -> Exception:
+    """Return what to raise when there is no checkpoint to go back to."""
+    if isinstance(error, UpdatesSkippedError):
+        return TrainingDivergedError(
+            f"training diverged: {error} (there is no good checkpoint to go back to)"
+        )
+    return error
+
+
+class Rollbacks:
+    """Decides what a `GuardError` leads to.
+
+    Drifted ranks go back as they were, so the run ends as if nothing had happened. Updates that
+    are not finite are repeated once as they were, in case a machine was at fault, and after that
+    with learning rates halved each time.
+    """
+
+    def __init__(self, config: RunConfig, line: Callable[[str], None]) -> None:
+        """Allow `train.max_roll_backs` of them, and a few for drifted ranks."""
+        self._left = config.train.max_roll_backs
+        self._drifts_left = MAX_DRIFTS
+        self._line = line
+        self._repeated = False
+
+    def allow(self, error: GuardError) -> float:
+        """Return the factor on all learning rates with which to go on from the last good state.
+
+        Raises:
+            TrainingDivergedError: no roll back is left.
+            RanksDriftedError: they drift again and again.
+        """
+        if isinstance(error, RanksDriftedError):
+            if self._drifts_left == 0:
+                raise error
+            self._drifts_left -= 1
+            self._line(f"{error}; going back to the newest checkpoint")
+            return 1.0
+        if self._left == 0:
+            raise TrainingDivergedError(f"training diverged: {error}") from error
+        self._left -= 1
+        factor = 0.5 if self._repeated else 1.0
+        self._repeated = True
+        how = "with learning rates halved" if factor < 1.0 else "as it was"
+        self._line(f"{error}; going back to the last good checkpoint, {how}")
+        return factor

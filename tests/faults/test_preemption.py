@@ -1,0 +1,125 @@
+"""SIGTERM: a checkpoint at the next step boundary, exit code 4; a second one ends at once."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from helpers.equality import assert_bit_equal, litter, temporary_folders
+from helpers.faulty import Fault
+from helpers.fleet import finish, fleet
+from helpers.runs import command, start
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(580)]
+
+STEPS, GRACE_SECONDS = 200, 30.0
+
+
+def items(folder: Path, name: str, *more: str) -> list[str]:
+    return [
+        f"run.storage={folder}",
+        f"run.name={name}",
+        f"train.steps={STEPS}",
+        "train.log_every_steps=50",
+        "checkpoint.every_seconds=null",
+        "data.validation=null",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(folder, *items(folder, "whole"))
+    return f"{folder}/whole"
+
+
+@pytest.mark.parametrize(
+    ("number", "point", "rank"),
+    [("8a", "discriminator.reduced", 0), ("8b", "reconstruction.before", 1)],
+)
+def test_sigterm_in_the_middle_of_a_step(
+    number: str, point: str, rank: int, tmp_path: Path, whole: str, row
+) -> None:
+    line = row(
+        number,
+        f"SIGTERM to rank {rank} alone, in the middle of a step",
+        "all ranks save after that step or within a second, exit code 4, bit-equal",
+    )
+    before = temporary_folders()
+    fault = Fault("term", point, 90, rank, str(tmp_path / "mark"))
+    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault) as stopped:
+        while not Path(fault.mark).exists():
+            assert any(p.is_alive() for p in stopped.processes), stopped.text()[-3000:]
+            time.sleep(0.005)
+        struck = time.monotonic()
+        codes = stopped.end(120)
+        took = time.monotonic() - struck
+    assert codes == [4, 4], stopped.text()[-3000:]
+    assert took < GRACE_SECONDS
+    assert "with a checkpoint of that step" in stopped.text()
+    line.seen.append(f"ended within {took:.1f} s")
+    log = finish(tmp_path, *items(tmp_path, "run"))
+    assert "resuming" in log
+    assert_bit_equal(f"{tmp_path}/run", whole, STEPS)
+    assert not litter(tmp_path)
+    assert temporary_folders() <= before
+
+
+def test_sigterm_in_the_middle_of_a_save(tmp_path: Path, whole: str, row) -> None:
+    row("8c", "SIGTERM to rank 0 in the middle of a save", "exit code 4, bit-equal")
+    more = ["checkpoint.every_steps=80"]
+    fault = Fault("term", "model", 80, 0, str(tmp_path / "mark"))
+    with fleet(tmp_path, *items(tmp_path, "run", *more), fault=fault) as stopped:
+        assert stopped.end(150) == [4, 4], stopped.text()[-3000:]
+    finish(tmp_path, *items(tmp_path, "run", *more))
+    assert_bit_equal(f"{tmp_path}/run", whole, STEPS)
+
+
+def test_a_second_sigterm_ends_at_once(tmp_path: Path, whole: str, row) -> None:
+    row(
+        "8d", "a second SIGTERM while a rank hangs after the first", "ends at once, bit-equal later"
+    )
+    fault = Fault("hang", "generator.before", 90, 1, str(tmp_path / "mark"))
+    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault) as stopped:
+        while not Path(fault.mark).exists():
+            assert any(p.is_alive() for p in stopped.processes), stopped.text()[-3000:]
+            time.sleep(0.005)
+        stopped.signal(signal.SIGTERM)
+        time.sleep(2.5)
+        assert all(p.is_alive() for p in stopped.processes)
+        struck = time.monotonic()
+        stopped.signal(signal.SIGTERM)
+        assert stopped.end(20) == [-signal.SIGTERM, -signal.SIGTERM]
+        assert time.monotonic() - struck < 2
+    finish(tmp_path, *items(tmp_path, "run"))
+    assert_bit_equal(f"{tmp_path}/run", whole, STEPS)
+
+
+def test_sigterm_to_torchrun_and_all_its_processes(tmp_path: Path, whole: str, row) -> None:
+    line = row(
+        "8e",
+        "SIGTERM to torchrun's whole process group",
+        "its ranks save and end with code 4 (torchrun itself says 1), bit-equal",
+    )
+    log = tmp_path / "log.txt"
+    process = start(command(*items(tmp_path, "run"), "train.steps=100000", ranks=2), log)
+    try:
+        until = time.monotonic() + 200
+        while "step" not in log.read_text() and time.monotonic() < until:
+            time.sleep(0.05)
+        struck = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        code = process.wait(60)
+        took = time.monotonic() - struck
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(log.read_text()[-3000:]) from None
+    text = log.read_text()
+    assert "with a checkpoint of that step" in text, text[-3000:]
+    assert code != 0
+    assert took < GRACE_SECONDS
+    line.seen.append(f"ended within {took:.1f} s")

@@ -1,0 +1,43 @@
+"""What every fault must leave behind: the numbers, the samples and the machine as without it."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers.runs import final_tensors, metrics
+
+
+def assert_bit_equal(got_uri: str, expected_uri: str, step: int) -> None:
+    """Every tensor and the state of the checkpoint of `step` are the same in both runs."""
+    got, expected = final_tensors(got_uri, step), final_tensors(expected_uri, step)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(got[name], value), name
+        else:
+            assert got[name] == value, (name, got[name], value)
+
+
+def assert_ledger_exact(uri: str, batch: int, every: int, steps: int) -> None:
+    """Each log point stands once, and counts each sample of its steps once."""
+    records = metrics(uri)
+    points = [s for s in range(1, steps + 1) if s % every == 0 or s == steps]
+    assert [r["step"] for r in records] == points
+    assert [r["samples_seen"] for r in records] == [s * batch for s in points]
+
+
+def summary(uri: str) -> dict[str, Any]:
+    return dict(json.loads(Path(uri, "summary.json").read_text()))
+
+
+def litter(folder: Path) -> list[str]:
+    """Return temporary files of writers below `folder`."""
+    return [str(p) for p in folder.rglob("*.aae-tmp")]
+
+
+def temporary_folders() -> set[str]:
+    """Return the temporary folders of runs that there are now."""
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("aae_dist-")}

@@ -1,0 +1,59 @@
+"""Alarms of the game between encoder and discriminator."""
+
+import pytest
+import torch
+
+from aae_dist.evaluation.evaluate import smallest_spread
+from aae_dist.training import alarms
+from aae_dist.training.alarms import GameAlarms
+
+
+def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
+    game = GameAlarms()
+    seen, lines = [], []
+    for loss in (0.05, 0.05, 1.0, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 1.2):
+        metrics, new = game.update({"loss/discriminator": loss})
+        seen.append(metrics[alarms.DISCRIMINATOR_WINS])
+        lines += new
+    assert seen == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0]
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "prior", "c2st", "wins", "dead"),
+    [
+        (0.99, 0.99, 0.9, 1, 0),
+        (0.0, 1.0, 0.9, 0, 1),  # it calls everything a prior sample
+        (0.5, 0.5, 0.5, 0, 0),  # it cannot tell because there is nothing to tell
+        (0.5, 0.5, 0.8, 0, 1),
+        (0.7, 0.6, 0.8, 0, 0),
+    ],
+)
+def test_an_evaluation_tells_who_wins_and_who_is_dead(
+    codes: float, prior: float, c2st: float, wins: int, dead: int
+) -> None:
+    metrics, _ = GameAlarms().update(
+        {
+            "discriminator/accuracy_codes": codes,
+            "discriminator/accuracy_prior": prior,
+            "prior_match/c2st": c2st,
+        }
+    )
+    assert metrics.get(alarms.DISCRIMINATOR_WINS, 0) == wins
+    assert metrics[alarms.DISCRIMINATOR_DEAD] == dead
+
+
+def test_codes_that_lie_in_a_plane_are_collapsed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prior = torch.randn(500, 3, generator=generator).double() * 5
+    full = torch.randn(500, 3, generator=generator).double() * 4
+    flat = full @ torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 0]]).double()
+    assert 0.6 < smallest_spread(full, prior) < 1.0
+    assert smallest_spread(flat, prior) < 1e-6
+    for codes, alarm in ((full, 0), (flat, 1)):
+        metrics, _ = GameAlarms().update({"codes/smallest_spread": smallest_spread(codes, prior)})
+        assert metrics[alarms.COLLAPSED_CODES] == alarm
+
+
+def test_nothing_is_said_of_methods_without_a_discriminator() -> None:
+    assert GameAlarms().update({"loss/reconstruction": 1.0}) == ({}, [])
