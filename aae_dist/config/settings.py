@@ -47,7 +47,12 @@ class Data(Section):
     label_key: str | None = "cls"
     """Field of the integer label, or field:entry of a JSON object; for pictures and some priors."""
     image_size: PositiveInt | None = None
-    """Height and width in pixels; by default those of the first image."""
+    """Height and width in pixels that images are brought to; by default those of the first one."""
+    resize: Literal["cover", "stretch", "crop", "none"] | None = None
+    """cover: scale, cut off what stands out; stretch; crop: cut only; none: refuse other sizes.
+    By default cover with image_size, else none."""
+    crop_size: PositiveInt | None = None
+    """Centre square of so many pixels that is cut out before (CelebA: 148, then image_size 64)."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; by default those of the first image."""
     lanes: PositiveInt | None = None

@@ -2,17 +2,27 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 PACK = """\
-Write OUT/train and OUT/validation: WebDataset shards (tar files that any tool reads) with a
-manifest.json each. mnist and fashion-mnist are downloaded to --root unless they are there; folder
-takes images from --root, which has one sub-folder for each class.
+Write WebDataset shards (tar files that any tool reads) with a manifest.json each to OUT/train and
+OUT/validation:
+  mnist, fashion-mnist, cifar10, svhn, celeba
+          from the files that torchvision keeps in --root, downloaded unless they are there
+  folder  images below the folder --root, which has one sub-folder for each class
+  csv     images that the file --root lists, with the columns path and label
+  npy     the rows of the array in --root: images (uint8 [N, H, W], [N, H, W, C], [N, C, H, W])
+          or vectors ([N, D], written as float32 and read with data.image_keys=[npy])
+folder, csv and npy are split by the hash of each sample's path or row, keyed by --seed.
 """
 
 PACK_EXAMPLES = """\
 examples:
   aae-dist data pack mnist --out data/mnist
   aae-dist data pack folder --root photos --image-size 64 --out s3://bucket/photos
+  aae-dist data pack csv --root photos/labels.csv --validation-fraction 0.2 --out data/photos
+  aae-dist data pack npy --root genes.npy --labels tissues.npy --out data/genes
+  aae-dist data pack celeba --crop-size 148 --image-size 64 --out data/celeba
 """
 
 INDEX = """\
@@ -27,6 +37,9 @@ examples:
   aae-dist data index 'https://host/train-{00..11}.tar' --out train.json
 """
 
+PACKED = ("mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "folder", "csv", "npy")
+"""As `data.pack.NAMES`, which would cost an import of Pillow."""
+
 Subparsers = argparse._SubParsersAction  # The only name that argparse has for it.
 
 
@@ -39,20 +52,27 @@ def add_data_commands(subparsers: "Subparsers[argparse.ArgumentParser]") -> None
 def _add_pack(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "pack",
-        help="write mnist, fashion-mnist or a folder of images as shards",
+        help="write a known data set, image files or an array as shards",
         description=PACK,
         epilog=PACK_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=("mnist", "fashion-mnist", "folder"))
+    parser.add_argument("name", choices=PACKED)
     parser.add_argument("--out", required=True, help="folder to write, absent or empty")
-    parser.add_argument("--root", help="where the images are, or are downloaded to")
+    parser.add_argument("--root", help="what to pack; of known data sets, where they are kept")
+    parser.add_argument("--labels", type=Path, help="npy only: a .npy file of whole numbers")
     parser.add_argument("--shard-samples", type=_positive, default=5000, help="default 5000")
     parser.add_argument(
-        "--image-size", type=_positive, help="folder only: crop and resize to this many pixels"
+        "--image-size", type=_positive, help="scale and cut images to so many pixels a side"
     )
     parser.add_argument(
-        "--validation-fraction", type=float, default=0.1, help="folder only: default 0.1"
+        "--crop-size", type=_positive, help="cut out the centre square of so many pixels before"
+    )
+    parser.add_argument(
+        "--validation-fraction", type=float, default=0.1, help="folder, csv, npy: default 0.1"
+    )
+    parser.add_argument(
+        "--seed", type=_natural, default=0, help="folder, csv, npy: another split (default 0)"
     )
     parser.set_defaults(run=run_pack)
 
@@ -77,11 +97,25 @@ def _positive(text: str) -> int:
     return value
 
 
+def _natural(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"must be at least 0 (got {text})")
+    return value
+
+
 def run_pack(args: argparse.Namespace) -> int:
     """Pack; return the exit code."""
     from aae_dist.data.pack import PackOptions, pack
 
-    options = PackOptions(args.shard_samples, args.image_size, args.validation_fraction)
+    options = PackOptions(
+        shard_samples=args.shard_samples,
+        image_size=args.image_size,
+        crop_size=args.crop_size,
+        validation_fraction=args.validation_fraction,
+        seed=args.seed,
+        labels=args.labels,
+    )
     counts = pack(args.name, args.out, args.root, options)
     for name, count in counts.items():
         print(f"{args.out.rstrip('/')}/{name}: {count} samples")

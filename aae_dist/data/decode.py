@@ -17,9 +17,11 @@ from torch import Tensor
 from aae_dist.data.decode_array import Shape, decode_array
 from aae_dist.data.image_header import ImageHeader, read_header
 from aae_dist.data.png_check import proven_png
+from aae_dist.data.resize import Resize
 from aae_dist.errors import SampleError
 
 _MAX_PIXELS = 1 << 26
+AS_IT_IS = Resize("none", None)
 MAX_FIELD_BYTES = 256 << 20
 """Largest file of an image or array that is decoded."""
 _MAX_LABEL_BYTES = 1 << 16
@@ -28,13 +30,14 @@ _GREY, _COLOUR = 1, 3
 _LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
 
 
-def decode_into(row: NDArray[Any], name: str, data: bytes) -> None:
+def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = AS_IT_IS) -> None:
     """Decode one image or array into its row of the batch.
 
     Args:
         row: uint8 or float32 [C, H, W], to be overwritten.
         name: The field's name; npy, or what ends in .npy, is an array.
         data: The field's bytes.
+        resize: How an image of another size becomes one of `row`'s.
 
     Raises:
         SampleError: `data` are no such image or array, or of another shape or type than `row`.
@@ -42,7 +45,7 @@ def decode_into(row: NDArray[Any], name: str, data: bytes) -> None:
     if not is_array(name):
         if row.dtype != np.uint8:
             raise SampleError("an image, wanted a float32 array", reason="array")
-        row[:] = decode_image(data, row.shape).numpy()  # type: ignore[arg-type]
+        row[:] = decode_image(data, row.shape, resize).numpy()  # type: ignore[arg-type]
         return
     array = decode_array(data)
     if array.shape != row.shape or array.dtype != row.dtype:
@@ -53,13 +56,13 @@ def decode_into(row: NDArray[Any], name: str, data: bytes) -> None:
     row[:] = array
 
 
-def layout(name: str, data: bytes) -> tuple[Shape, torch.dtype]:
-    """Return shape [C, H, W] and dtype of the row that this image or array makes."""
+def layout(name: str, data: bytes, resize: Resize = AS_IT_IS) -> tuple[Shape, torch.dtype]:
+    """Return shape [C, H, W] and dtype of the row that this image or array makes by itself."""
     if is_array(name):
         array = torch.from_numpy(decode_array(data).copy())
         return (array.shape[0], array.shape[1], array.shape[2]), array.dtype
     header = checked_header(data)
-    return (header.channels, header.height, header.width), torch.uint8
+    return (header.channels, *resize.cropped(header.height, header.width)), torch.uint8
 
 
 def is_array(name: str) -> bool:
@@ -67,31 +70,30 @@ def is_array(name: str) -> bool:
     return name.rpartition(".")[2] == "npy"
 
 
-def decode_image(data: bytes, shape: Shape | None = None) -> Tensor:
+def decode_image(data: bytes, shape: Shape | None = None, resize: Resize = AS_IT_IS) -> Tensor:
     """Return the image as uint8 [C, H, W].
 
     Args:
         data: A PNG, JPEG or WebP file.
         shape: Wanted shape; grey and colour are converted to its channels. None takes the image's.
+        resize: How an image of another size becomes one of `shape`.
 
     Raises:
-        SampleError: The bytes are none of these formats, are damaged, or have another size than
-            `shape`. The message lacks the sample's name.
+        SampleError: The bytes are none of these formats, are damaged, or of a size that
+            does not become `shape`. The message lacks the sample's name.
     """
     header = checked_header(data)
     channels = header.channels if shape is None else shape[0]
-    if shape is not None and (header.height, header.width) != shape[1:]:
-        raise SampleError(
-            f"the image is {header.height} x {header.width} pixels, wanted {shape[1]} x {shape[2]}"
-            "; bring all images to one size, for example with aae-dist data pack folder",
-            reason="size",
-        )
+    if shape is not None:
+        resize.check(header.height, header.width, shape[1:])
     image = _decode_fast(data, header, channels)
     if image is None:
         image = _decode_with_pillow(data, header, channels)
     if image.shape != (channels, header.height, header.width):
         raise _damaged(f"the image decodes to shape {tuple(image.shape)}; it is damaged")
-    return image
+    if shape is None or image.shape == shape:
+        return image
+    return torch.from_numpy(resize.apply(image.numpy(), shape[1:]))
 
 
 def checked_header(data: bytes) -> ImageHeader:

@@ -1,32 +1,39 @@
 """Known data sets and image folders, written as WebDataset shards."""
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from aae_dist.data.index import index_folder
-from aae_dist.data.pack_sources import SampleSet, folder_sets, mnist_sets
+from aae_dist.data.pack_arrays import npy_source
+from aae_dist.data.pack_celeba import celeba_source
+from aae_dist.data.pack_files import csv_source, folder_source
+from aae_dist.data.pack_known import KNOWN
+from aae_dist.data.pack_sources import PackOptions, SampleSet, Source
 from aae_dist.data.progress import progress
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage, is_remote, open_storage
 
-NAMES = ("mnist", "fashion-mnist", "folder")
+__all__ = ["NAMES", "PackOptions", "pack"]
 
-
-@dataclass(frozen=True)
-class PackOptions:
-    """What `pack` does beside copying."""
-
-    shard_samples: int = 5000
-    """Most samples in one shard."""
-    image_size: int | None = None
-    """Folder only: height and width that images are cropped and resized to; None keeps them."""
-    validation_fraction: float = 0.1
-    """Folder only: part of the images that goes to the validation set."""
-
-
+DOWNLOADED: Mapping[str, Callable[[Path, PackOptions], Source]] = {
+    **KNOWN,
+    "celeba": celeba_source,
+}
+GIVEN: Mapping[str, Callable[[Path, PackOptions], Source]] = {
+    "folder": folder_source,
+    "csv": csv_source,
+    "npy": npy_source,
+}
+NAMES = (*DOWNLOADED, *GIVEN)
+ROOTS = {
+    "folder": "--root FOLDER, with a sub-folder for each class",
+    "csv": "--root FILE.csv, with the columns path and label",
+    "npy": "--root FILE.npy, with a row for each sample",
+}
+CLASSES = "classes.json"
 DEFAULTS = PackOptions()
 
 
@@ -44,11 +51,12 @@ def pack(
     """Write OUT/train and OUT/validation: tar shards with a manifest.json each.
 
     Args:
-        name: mnist, fashion-mnist or folder.
+        name: one of `NAMES`.
         out: Folder to make, local or in a bucket; it must be empty or absent.
-        root: Folder of images with a sub-folder for each class, or the folder that torchvision
-            keeps its data sets in (downloaded to when absent; default ~/.cache/aae_dist/datasets).
-        options: Shard size, and what is done to the images of a folder.
+        root: Folder of images with a sub-folder for each class, CSV or .npy file, or the folder
+            that torchvision keeps its data sets in (downloaded to when absent; default
+            ~/.cache/aae_dist/datasets).
+        options: Shard size, split, and what is done to the images.
         write: Takes progress lines where there is no terminal.
 
     Returns:
@@ -59,21 +67,22 @@ def pack(
     """
     try:
         target = _empty_target(out)
-        sets = _sets(name, root, options)
-        _write(target, sets, options, write)
+        source = _source(name, root, options)
+        _write(target, source, options, write)
     except (OSError, LaunchError) as error:
         raise DataError(f"{out}: cannot write the shards ({error}).") from error
-    return {set_name: samples.num_samples for set_name, samples in sets.items()}
+    return {set_name: samples.num_samples for set_name, samples in source.sets.items()}
 
 
-def _sets(name: str, root: str | None, options: PackOptions) -> Mapping[str, SampleSet]:
+def _source(name: str, root: str | None, options: PackOptions) -> Source:
     if name not in NAMES:
         raise DataError(f"{name!r} is not a data set that can be packed; use {', '.join(NAMES)}.")
-    if name != "folder":
-        return mnist_sets(name, Path(root or "~/.cache/aae_dist/datasets").expanduser())
+    if name in DOWNLOADED:
+        folder = Path(root or "~/.cache/aae_dist/datasets").expanduser()
+        return DOWNLOADED[name](folder, options)
     if root is None:
-        raise DataError("pack folder needs --root FOLDER, with a sub-folder for each class.")
-    return folder_sets(Path(root).expanduser(), options.image_size, options.validation_fraction)
+        raise DataError(f"pack {name} needs {ROOTS[name]}.")
+    return GIVEN[name](Path(root).expanduser(), options)
 
 
 def _empty_target(out: str) -> Storage:
@@ -91,7 +100,7 @@ def _is_empty(path: Path) -> bool:
 
 def _write(
     target: Storage,
-    sets: Mapping[str, SampleSet],
+    source: Source,
     options: PackOptions,
     write: Callable[[str], None],
 ) -> None:
@@ -101,8 +110,10 @@ def _write(
         parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=parent) as work:
         folder = Path(work, "out")
-        for name, samples in sets.items():
+        for name, samples in source.sets.items():
             _write_set(folder / name, samples, options, write)
+        if source.classes:
+            (folder / CLASSES).write_text(json.dumps(list(source.classes)))
         if parent:
             folder.rename(target.uri)
         else:

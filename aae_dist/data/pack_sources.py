@@ -1,24 +1,50 @@
-"""What can be packed: MNIST and its like from their original files, and folders of images."""
+"""What can be packed, as sets of samples: the shapes that all sources share."""
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from aae_dist.errors import DataError
+from aae_dist.data.resize import Resize
+from aae_dist.errors import DataError, SampleError
 
 Fields = dict[str, str | bytes]
 """A sample as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}."""
+Pixels = NDArray[np.uint8]
+"""[H, W] grey or [H, W, 3] colour."""
 
-_FIELDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-_MNIST_SETS = {"train": "train", "validation": "t10k"}
+FIELDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What `pack` does beside copying."""
+
+    shard_samples: int = 5000
+    """Most samples in one shard."""
+    image_size: int | None = None
+    """Height and width that images are brought to, as by `data.image_size`; None keeps them."""
+    crop_size: int | None = None
+    """Centre square that is cut out before, in pixels."""
+    validation_fraction: float = 0.1
+    """folder, csv and npy: part of the samples that goes to the validation set."""
+    seed: int = 0
+    """folder, csv and npy: another one makes another split, and another order."""
+    labels: Path | None = None
+    """npy: array of integers, one for each row."""
+
+    @property
+    def resize(self) -> Resize:
+        """How images are brought to `image_size`."""
+        return Resize("none" if self.image_size is None else "cover", self.crop_size)
 
 
 @dataclass(frozen=True)
@@ -29,138 +55,132 @@ class SampleSet:
     samples: Iterator[Fields]
 
 
-def mnist_sets(name: str, root: Path) -> dict[str, SampleSet]:
-    """Return both sets of mnist or fashion-mnist from the files that torchvision keeps in `root`.
+@dataclass(frozen=True)
+class Source:
+    """The sets of a source by name, and what its labels are called, if anything."""
+
+    sets: dict[str, SampleSet]
+    classes: Sequence[str] = field(default=())
+
+
+def split(names: Sequence[str], options: PackOptions) -> dict[str, list[int]]:
+    """Return the numbers of the samples of each set, in the order to write them.
+
+    The hash of a sample's name decides its set and its place, so that classes are mixed and a new
+    sample moves none of the others to the other set.
+
+    Args:
+        names: of every sample, all different.
+        options: fraction and seed.
 
     Raises:
-        DataError: The files are not there and cannot be downloaded, or are damaged.
+        DataError: the fraction is not in [0, 1), or nothing is left for training.
     """
-    raw = root / _TORCHVISION[name] / "raw"
-    if not (raw / "t10k-labels-idx1-ubyte").exists():
-        _download(name, root)
-    sets = {}
-    for set_name, prefix in _MNIST_SETS.items():
-        images = _read_idx(raw / f"{prefix}-images-idx3-ubyte", 3)
-        labels = _read_idx(raw / f"{prefix}-labels-idx1-ubyte", 1)
-        if len(images) != len(labels):
-            raise DataError(f"{raw}: {len(images)} images but {len(labels)} labels; delete it.")
-        sets[set_name] = SampleSet(len(images), _mnist_samples(images, labels))
-    return sets
-
-
-def _download(name: str, root: Path) -> None:
-    # Imported here: it takes seconds, and is not needed for files that are there.
-    import torchvision.datasets
-
-    try:
-        getattr(torchvision.datasets, _TORCHVISION[name])(str(root), download=True)
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{root}: {name} is not in this folder and cannot be downloaded ({reason:.300}). "
-            "Give --root FOLDER with the original files, or check the network."
-        ) from error
-
-
-def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
-    """Read LeCun's IDX format: two zeros, type 8 (uint8), the rank, each length (big-endian)."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the file ({error.strerror}).") from None
-    start = 4 + 4 * num_dimensions
-    shape = [int(n) for n in np.frombuffer(data[4:start].ljust(start - 4, b"\0"), ">u4")]
-    if data[:4] != bytes((0, 0, 8, num_dimensions)) or len(data) - start != np.prod(shape):
-        raise DataError(f"{path}: damaged or not an IDX file; delete it to download it again.")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def _mnist_samples(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Iterator[Fields]:
-    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        yield _fields(number, "png", _png(Image.fromarray(image)), label)
-
-
-def folder_sets(
-    root: Path, image_size: int | None, validation_fraction: float
-) -> dict[str, SampleSet]:
-    """Return the images below `root`, labelled by the sorted names of its sub-folders.
-
-    The hash of an image's path decides its set and its place, so that classes are mixed and adding
-    images moves none of the others to the other set.
-
-    Raises:
-        DataError: There are no sub-folders or no images in them.
-    """
-    if not 0 <= validation_fraction < 1:
-        raise DataError(f"The validation fraction must be in [0, 1) (got {validation_fraction}).")
-    files = sorted(_labelled_files(root), key=lambda pair: _hash(root, pair[0]))
-    limit = int(validation_fraction * 2**64).to_bytes(9, "big")[1:]
-    validation = [pair for pair in files if _hash(root, pair[0]) < limit]
-    chosen = {"train": files[len(validation) :], "validation": validation}
+    fraction = options.validation_fraction
+    if not 0 <= fraction < 1:
+        raise DataError(f"The validation fraction must be in [0, 1) (got {fraction}).")
+    # The seed 0 is no key: splits of earlier versions stay as they are.
+    key = options.seed.to_bytes(8, "big") if options.seed else b""
+    hashes = [
+        blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=key).digest()
+        for name in names
+    ]
+    order = sorted(range(len(names)), key=hashes.__getitem__)
+    limit = int(fraction * 2**64).to_bytes(9, "big")[1:]
+    num_validation = sum(digest < limit for digest in hashes)
+    chosen = {"train": order[num_validation:], "validation": order[:num_validation]}
     if not chosen["train"]:
-        raise DataError(f"{root}: no image is left for training; give more images.")
+        raise DataError("No sample is left for training; give more, or a smaller fraction.")
+    return {name: numbers for name, numbers in chosen.items() if numbers}
+
+
+def sets_of(
+    numbers: dict[str, list[int]], sample: Callable[[int, int], Fields]
+) -> dict[str, SampleSet]:
+    """Return the sets whose samples `sample(place in the set, number in the source)` makes."""
     return {
-        name: SampleSet(len(pairs), _folder_samples(pairs, image_size))
-        for name, pairs in chosen.items()
-        if pairs
+        name: SampleSet(len(chosen), (sample(place, n) for place, n in enumerate(chosen)))
+        for name, chosen in numbers.items()
     }
 
 
-def _labelled_files(root: Path) -> list[tuple[Path, int]]:
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give a folder with a sub-folder for each class.")
-    classes = sorted(path for path in root.iterdir() if path.is_dir())
-    found = [
-        (path, label)
-        for label, folder in enumerate(classes)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES and path.is_file()
-    ]
-    if not found:
-        raise DataError(
-            f"{root}: no {', '.join(_SUFFIXES)} file in {len(classes)} sub-folders; "
-            "give a folder with a sub-folder for each class."
-        )
-    return found
+def image_fields(
+    place: int, image: Pixels, label: int | None, options: PackOptions = PackOptions(),  # noqa: B008
+    **more: Any,
+) -> Fields:  # fmt: skip
+    """Return the sample of an image, as PNG.
+
+    Args:
+        place: number in its set, which becomes the key.
+        image: its pixels.
+        label: its class, if it has one.
+        options: the size that it is brought to.
+        more: what goes to a `json` field, if anything.
+    """
+    fields: Fields = {"__key__": f"{place:08d}", "png": png(resized(image, options))}
+    if label is not None:
+        fields["cls"] = str(label).encode()
+    if more:
+        fields["json"] = json.dumps(more).encode()
+    return fields
 
 
-def _hash(root: Path, path: Path) -> bytes:
-    name = path.relative_to(root).as_posix().encode("utf-8", "surrogateescape")
-    return blake2b(name, digest_size=8).digest()
+def resized(image: Pixels, options: PackOptions) -> Pixels:
+    """Return the image as `data.image_size` and `data.crop_size` would make it.
+
+    Raises:
+        SampleError: it is smaller than the square to cut out.
+    """
+    if options.image_size is None and options.crop_size is None:
+        return image
+    resize, size = options.resize, options.image_size
+    height, width = image.shape[:2]
+    wanted = (size, size) if size else resize.cropped(height, width)
+    resize.check(height, width, wanted)
+    planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    done = resize.apply(planes, wanted)
+    return done[0] if image.ndim == 2 else np.ascontiguousarray(done.transpose(1, 2, 0))
 
 
-def _folder_samples(pairs: Sequence[tuple[Path, int]], image_size: int | None) -> Iterator[Fields]:
-    first: tuple[int, int] | None = None
-    for number, (path, label) in enumerate(pairs):
-        try:
-            data = path.read_bytes()
-            with Image.open(io.BytesIO(data), formats=tuple(_FIELDS)) as image:
-                image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: not a readable image ({error}); remove it.") from None
-        if image_size is not None:
-            yield _fields(number, "png", _png(_resized(image, image_size)), label)
-            continue
-        first = first or image.size
-        if image.size != first:
-            raise DataError(
-                f"{path}: {image.width} x {image.height} pixels where others have "
-                f"{first[0]} x {first[1]}; give --image-size to bring all to one size."
-            )
-        yield _fields(number, _FIELDS[str(image.format)], data, label)
+def open_image(data: bytes, name: str) -> tuple[Image.Image, str]:
+    """Return the decoded image in a PNG, JPEG or WebP file, and its format.
+
+    Raises:
+        DataError: it is none, or damaged; the message begins with `name`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=tuple(FIELDS)) as image:
+            image.load()
+            return image.copy(), str(image.format)
+    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise what the bytes make them
+        raise DataError(f"{name}: not a readable image ({error}); remove it.") from None
 
 
-def _resized(image: Image.Image, size: int) -> Image.Image:
-    """Return the centre square of the image, scaled to `size` pixels a side."""
+def pixels(image: Image.Image) -> Pixels:
+    """Return grey or colour pixels, whatever the image's mode."""
     plain = image.convert("L" if image.mode in ("1", "L", "LA", "I;16") else "RGB")
-    return ImageOps.fit(plain, (size, size), Image.Resampling.LANCZOS)
+    array: Pixels = np.asarray(plain)
+    return array
 
 
-def _png(image: Image.Image) -> bytes:
+def resized_or_named(image: Pixels, options: PackOptions, name: str) -> Pixels:
+    """Return `resized`; its error as a DataError that begins with `name`."""
+    try:
+        return resized(image, options)
+    except SampleError as error:
+        raise DataError(f"{name}: {error}.") from None
+
+
+def png(image: Pixels) -> bytes:
+    """Return the image as a PNG file."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _fields(number: int, field: str, image: bytes, label: int) -> Fields:
-    return {"__key__": f"{number:08d}", field: image, "cls": str(label).encode()}
+def read_file(path: Path) -> bytes:
+    """Return the file's bytes; DataError says why it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the file ({error.strerror}).") from None

@@ -10,6 +10,7 @@ from aae_dist.config.settings import Data
 from aae_dist.data.decode import MAX_FIELD_BYTES, decode_into, layout, parse_label
 from aae_dist.data.decode_array import Shape
 from aae_dist.data.reader import ShardReader
+from aae_dist.data.resize import Resize
 from aae_dist.errors import SampleError
 
 NO_LABEL = -1
@@ -26,6 +27,7 @@ class SampleDecoder:
     def __init__(self, settings: Data) -> None:
         """Take the run's `data` section."""
         self._image_keys = settings.image_keys
+        self._resize = Resize.of(settings)
         # "json:label" is the entry `label` of the object in the field `json`.
         self._label_key, _, self._label_entry = (settings.label_key or "").partition(":")
 
@@ -33,7 +35,7 @@ class SampleDecoder:
         """Write the sample's image or array into `row` and return its label, -1 for none."""
         fields = reader.index.fields(number)
         name = self._image_name(fields)
-        decode_into(row, name, _read(reader, fields[name]))
+        decode_into(row, name, _read(reader, fields[name]), self._resize)
         if self._label_key not in fields:
             return NO_LABEL
         return parse_label(_read(reader, fields[self._label_key]), self._label_entry)
@@ -42,7 +44,7 @@ class SampleDecoder:
         """Return shape and dtype of the sample's image or array."""
         fields = reader.index.fields(number)
         name = self._image_name(fields)
-        return layout(name, _read(reader, fields[name]))
+        return layout(name, _read(reader, fields[name]), self._resize)
 
     def _image_name(self, fields: Mapping[str, Place]) -> str:
         for key in self._image_keys:

@@ -7,6 +7,7 @@ import torch
 
 from aae_dist.config import RunConfig
 from aae_dist.data import BatchLoader, Dataset, Order, open_dataset, rank_rows, resolve_window
+from aae_dist.data.resize import Resize
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
@@ -82,6 +83,7 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
             evaluator = Evaluator(validation, prior, world, config.run.seed)
         channels, height, width = dataset.image_shape
         found = {"lanes": lanes, "shuffle_window": window, "channels": channels}
+        found["resize"] = Resize.of(config.data).how
         if height == width:
             found["image_size"] = height
         data = config.data.model_copy(update=found)

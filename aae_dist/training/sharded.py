@@ -31,7 +31,7 @@ CHUNK = 256
 ABOUT = "_about.json"
 """What the folder holds; readers of parquet folders pass over names that begin with '_'."""
 VERSION = 1
-READING = ("image_keys", "label_key", "image_size", "channels")
+READING = ("image_keys", "label_key", "image_size", "channels", "resize", "crop_size")
 """Keys of `data` that decide what is read of a sample."""
 
 

@@ -147,7 +147,7 @@ def test_bad_sources_are_one_clear_line_and_leave_nothing_behind(tmp_path: Path)
         ("folder", "broken", "bad.png: not a readable image"),
         ("folder", "flat", "file in 0 sub-folders"),
         ("folder", "absent", "no such folder"),
-        ("cifar", "flat", "use mnist, fashion-mnist, folder"),
+        ("cifar", "flat", "use mnist, fashion-mnist, cifar10, svhn, celeba, folder, csv, npy"),
     ):
         with pytest.raises(DataError, match=problem) as caught:
             pack(name, str(tmp_path / "out"), str(tmp_path / root))

@@ -5,7 +5,7 @@ from typing import Any
 
 from helpers.ranks import single_world
 
-from aae_dist.config import RunConfig
+from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.models import build_networks
 from aae_dist.storage import open_storage
 from aae_dist.training.checkpoint import CheckpointStore
@@ -29,7 +29,7 @@ def save_run(
         **sections,
     }
     tree["model"] = {"latent_dim": 2, **WIDTHS, **sections.get("model", {})}
-    config = RunConfig.model_validate(tree)
+    config = config_from_tree(tree)
     networks = build_networks(config, shape, single_world().device)
     document = {"step": step, "position": 0, "best": None}
     documents = {

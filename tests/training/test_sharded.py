@@ -147,8 +147,13 @@ def test_a_damaged_shard_leaves_the_others_and_no_half(
 
 
 def test_from_bucket_to_bucket(
-    run: str, shards: str, s3: Callable[[], str], tmp_path: Path
+    run: str,
+    shards: str,
+    s3: Callable[[], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bucket = open_storage(s3())
     for folder, prefix in ((run, "runs/a"), (shards, "data")):
         for key, data in contents(folder).items():

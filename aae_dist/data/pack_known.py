@@ -1,0 +1,155 @@
+"""Known data sets from the files that torchvision keeps, downloaded where they are absent."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aae_dist.data.cifar_file import read_cifar_batch
+from aae_dist.data.mat_file import read_mat_arrays
+from aae_dist.data.pack_sources import (
+    Fields,
+    PackOptions,
+    Pixels,
+    SampleSet,
+    Source,
+    image_fields,
+    read_file,
+)
+from aae_dist.errors import DataError
+
+MNIST_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+_MNIST_SETS = {"train": "train", "validation": "t10k"}
+CIFAR_FOLDER = "cifar-10-batches-py"
+_CIFAR_SETS = {
+    "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+    "validation": ("test_batch",),
+}
+CIFAR_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+_SVHN_SETS = {"train": "train", "validation": "test"}
+
+
+def mnist_source(name: str, root: Path, options: PackOptions) -> Source:
+    """Return both sets of mnist or fashion-mnist.
+
+    Raises:
+        DataError: The files are not there and cannot be downloaded, or are damaged.
+    """
+    raw = root / MNIST_FOLDERS[name] / "raw"
+    if not (raw / "t10k-labels-idx1-ubyte").exists():
+        download(name, root, lambda datasets: _make(datasets, MNIST_FOLDERS[name], root))
+    sets = {}
+    for set_name, prefix in _MNIST_SETS.items():
+        images = _read_idx(raw / f"{prefix}-images-idx3-ubyte", 3)
+        labels = _read_idx(raw / f"{prefix}-labels-idx1-ubyte", 1)
+        sets[set_name] = _image_set(images, labels, raw, options)
+    return Source(sets)
+
+
+def cifar10_source(root: Path, options: PackOptions) -> Source:
+    """Return the 50,000 training images, and the 10,000 of the test set as validation.
+
+    Raises:
+        DataError: The files are not there and cannot be downloaded, or are damaged.
+    """
+    folder = root / CIFAR_FOLDER
+    if not (folder / "test_batch").exists():
+        download("cifar10", root, lambda datasets: _download_cifar10(datasets, root))
+    sets = {}
+    for set_name, files in _CIFAR_SETS.items():
+        batches = [read_cifar_batch(folder / file) for file in files]
+        images = np.concatenate([images for images, _ in batches])
+        labels = np.concatenate([labels for _, labels in batches])
+        sets[set_name] = _image_set(images.transpose(0, 2, 3, 1), labels, folder, options)
+    return Source(sets, CIFAR_CLASSES)
+
+
+def svhn_source(root: Path, options: PackOptions) -> Source:
+    """Return the 73,257 training digits, and the 26,032 of the test set as validation.
+
+    Raises:
+        DataError: The files are not there and cannot be downloaded, or are damaged.
+    """
+    sets = {}
+    for set_name, split in _SVHN_SETS.items():
+        file = root / f"{split}_32x32.mat"
+        if not file.exists():
+            download("svhn", root, partial(_download_svhn, root, split))
+        arrays = read_mat_arrays(file)
+        if not {"X", "y"} <= set(arrays) or arrays["X"].ndim != 4 or arrays["X"].dtype != np.uint8:
+            raise DataError(f"{file}: has no arrays X and y of digits; delete it.")
+        labels = arrays["y"].reshape(-1).astype(np.int64) % 10  # SVHN calls the zero 10
+        sets[set_name] = _image_set(arrays["X"].transpose(3, 0, 1, 2), labels, file, options)
+    return Source(sets)
+
+
+def download(name: str, root: Path, run: Callable[[object], object]) -> None:
+    """Let torchvision download a data set; DataError says what to do when it cannot."""
+    # Imported here: it takes seconds, and is not needed for files that are there.
+    import torchvision.datasets
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        run(torchvision.datasets)
+    except (RuntimeError, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{root}: {name} is not in this folder and cannot be downloaded ({reason:.300}). "
+            "Give --root FOLDER with the original files, or check the network."
+        ) from error
+
+
+def _make(datasets: object, name: str, root: Path) -> object:
+    return getattr(datasets, name)(str(root), download=True)
+
+
+def _download_cifar10(datasets: object, root: Path) -> None:
+    # Not by the class itself, which would unpickle the files.
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    known = datasets.CIFAR10  # type: ignore[attr-defined]
+    download_and_extract_archive(known.url, str(root), filename=known.filename, md5=known.tgz_md5)
+
+
+def _download_svhn(root: Path, split: str, datasets: object) -> None:
+    # Not by the class itself, which needs SciPy to read the file.
+    from torchvision.datasets.utils import download_url
+
+    url, file, md5 = datasets.SVHN.split_list[split]  # type: ignore[attr-defined]
+    download_url(url, str(root), file, md5)
+
+
+def _image_set(
+    images: Pixels, labels: NDArray[np.integer], where: Path, options: PackOptions
+) -> SampleSet:
+    if len(images) != len(labels):
+        raise DataError(f"{where}: {len(images)} images but {len(labels)} labels; delete it.")
+
+    def samples() -> Iterator[Fields]:
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            yield image_fields(number, np.ascontiguousarray(image), label, options)
+
+    return SampleSet(len(images), samples())
+
+
+def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
+    """Read LeCun's IDX format: two zeros, type 8 (uint8), the rank, each length (big-endian)."""
+    data = read_file(path)
+    start = 4 + 4 * num_dimensions
+    shape = [int(n) for n in np.frombuffer(data[4:start].ljust(start - 4, b"\0"), ">u4")]
+    if data[:4] != bytes((0, 0, 8, num_dimensions)) or len(data) - start != np.prod(shape):
+        raise DataError(f"{path}: damaged or not an IDX file; delete it to download it again.")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+KNOWN: Mapping[str, Callable[[Path, PackOptions], Source]] = {
+    "mnist": lambda root, options: mnist_source("mnist", root, options),
+    "fashion-mnist": lambda root, options: mnist_source("fashion-mnist", root, options),
+    "cifar10": cifar10_source,
+    "svhn": svhn_source,
+}
