@@ -12,7 +12,7 @@ from helpers.shards import write_shards
 from aae_dist.config.settings import Data
 from aae_dist.data import BatchLoader, Dataset, Order, build_index, open_dataset
 from aae_dist.data.cache import ShardCache
-from aae_dist.errors import ConfigError, DataError
+from aae_dist.errors import ConfigError
 
 COUNTS = [6, 0, 9, 1, 7, 5, 8, 6, 4, 9, 3, 7]
 
@@ -126,11 +126,31 @@ def test_a_small_cache_is_enough_for_what_is_open(
     assert len(COUNTS) - 1 < again < 2 * (len(COUNTS) - 1)
 
 
-def test_a_shard_that_is_gone_is_named(server: ObjectServer, tmp_path: Path) -> None:
-    dataset = opened(server, tmp_path)
-    del server.files["/train/004.tar"]
-    with pytest.raises(DataError, match=r"/train/004\.tar: no such shard"):
-        batches(dataset, 20)
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault("status", 404), "shard missing"),
+        (Fault("status", 403), "shard forbidden"),
+        (Fault("status", 503), "shard unreachable"),
+        (Fault("stall", 1000), "shard unreachable"),
+    ],
+)
+def test_a_shard_that_stays_away_leaves_holes(
+    server: ObjectServer, tmp_path: Path, fault: Fault, reason: str
+) -> None:
+    server.faults["/train/004.tar"] = [fault] * 9999
+    dataset = opened(server, tmp_path, shard_seconds=0.5)
+    order, rows = order_of(dataset), slice(0, 4)
+    started = time.monotonic()
+    dataset.follow(order, rows, rows, 0)
+    with BatchLoader(dataset, order, rows, num_steps=order.steps_per_epoch) as loader:
+        batches = list(loader)
+    assert time.monotonic() - started < 20
+    bad = [each for batch in batches for each in batch.bad]
+    assert {each.shard for each in bad} == {"004.tar"}
+    assert {each.reason for each in bad} == {reason}
+    assert sorted(each.sample for each in bad) == list(range(COUNTS[4]))
+    assert sum(int(batch.valid.sum()) for batch in batches) == sum(COUNTS) - COUNTS[4]
 
 
 def test_evaluation_needs_no_schedule(server: ObjectServer, tmp_path: Path) -> None:
