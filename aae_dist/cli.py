@@ -171,9 +171,10 @@ def _add_data(verbs: "Parsers[argparse.ArgumentParser]", with_commands: bool) ->
 
     parser.set_defaults(run=show_help)
     if with_commands:
+        from aae_dist.commands.data_index import index
         from aae_dist.data.commands import add_data_commands
 
-        add_data_commands(parser.add_subparsers(metavar="COMMAND", title="commands"))
+        add_data_commands(parser.add_subparsers(metavar="COMMAND", title="commands"), index)
 
 
 def _tune(args: argparse.Namespace) -> int:

@@ -1,8 +1,14 @@
-"""`aae-dist data pack` and `aae-dist data index`."""
+"""`aae-dist data pack`, `aae-dist data index` and `aae-dist data verify`."""
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
+
+from aae_dist.config.paths import absolute_storage
+from aae_dist.errors import DataError
 
 PACK = """\
 Write WebDataset shards (tar files that any tool reads) with a manifest.json each to OUT/train and
@@ -27,7 +33,19 @@ examples:
 
 INDEX = """\
 Count the samples of shards and write manifest.json beside them, so that training starts without
-reading them all. Every shard is read and checked.
+reading them all. The headers of every shard are read and checked; no shard is kept. Stopped, the
+same command goes on where it was.
+"""
+
+VERIFY = """\
+Read and decode every sample, and tell which shards and samples cannot be used and why. Exit code 2
+if there are any.
+"""
+
+VERIFY_EXAMPLES = """\
+examples:
+  aae-dist data verify data/mnist/train
+  aae-dist data verify s3://bucket/photos/train data.image_size=64 --json
 """
 
 INDEX_EXAMPLES = """\
@@ -43,10 +61,13 @@ PACKED = ("mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "folder", "csv"
 Subparsers = argparse._SubParsersAction  # The only name that argparse has for it.
 
 
-def add_data_commands(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
-    """Add pack and index to the parsers of `aae-dist data`."""
+def add_data_commands(
+    subparsers: "Subparsers[argparse.ArgumentParser]", index: Callable[[argparse.Namespace], int]
+) -> None:
+    """Add pack, index and verify to the parsers of `aae-dist data`; `index` runs the second."""
     _add_pack(subparsers)
-    _add_index(subparsers)
+    _add_index(subparsers, index)
+    _add_verify(subparsers)
 
 
 def _add_pack(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -77,7 +98,9 @@ def _add_pack(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.set_defaults(run=run_pack)
 
 
-def _add_index(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+def _add_index(
+    subparsers: "Subparsers[argparse.ArgumentParser]", index: Callable[[argparse.Namespace], int]
+) -> None:
     parser = subparsers.add_parser(
         "index",
         help="count the samples of shards and write their manifest",
@@ -87,7 +110,31 @@ def _add_index(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("pattern", nargs="+", help="shards: a pattern, a folder, several of them")
     parser.add_argument("--out", help="manifest file, by default manifest.json beside the shards")
-    parser.set_defaults(run=run_index)
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="count on the cluster of RAY_ADDRESS, not on this machine",
+    )
+    parser.set_defaults(run=index)
+
+
+def _add_verify(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "verify",
+        help="read every sample and tell what is wrong",
+        description=VERIFY,
+        epilog=VERIFY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "items",
+        nargs="+",
+        metavar="PATTERN | data.key=value",
+        help="shards: a pattern, a folder, several of them; and settings of the section data",
+    )
+    parser.add_argument("--threads", type=_positive, default=4, help="shards at a time, default 4")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.set_defaults(run=run_verify)
 
 
 def _positive(text: str) -> int:
@@ -122,12 +169,30 @@ def run_pack(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_index(args: argparse.Namespace) -> int:
+def run_index(args: argparse.Namespace, executor: Executor | None = None) -> int:
     """Index; return the exit code."""
     from aae_dist.data.index import build_index
 
     address, manifest = build_index(
-        args.pattern, args.out, lambda text: print(text, file=sys.stderr)
+        args.pattern, args.out, lambda text: print(text, file=sys.stderr), executor
     )
     print(f"{address}: {len(manifest.shards)} shards, {manifest.num_samples} samples")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Verify; return the exit code."""
+    from aae_dist.config.load import load_config
+    from aae_dist.data.verify import refuse_if_unsound, report, verify
+
+    overrides = [item for item in args.items if item.startswith("data.") and "=" in item]
+    patterns = [absolute_storage(item) for item in args.items if item not in overrides]
+    if not patterns:
+        raise DataError("no shards are named; give a pattern or a folder.")
+    # JSON is YAML, and braces of a pattern need its quotes.
+    items = ["run.name=verify", "train.steps=1", f"data.train={json.dumps(patterns)}", *overrides]
+    settings = load_config([], items).config.data
+    found = verify(patterns, settings, args.threads, lambda text: print(text, file=sys.stderr))
+    print(json.dumps(found.document(), indent=2) if args.json else report(found))
+    refuse_if_unsound(found)
     return 0

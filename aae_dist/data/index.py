@@ -1,20 +1,21 @@
 """From patterns to a manifest: shards found, taken from a manifest beside them or counted."""
 
+import contextlib
 import posixpath
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from aae_dist.config.settings import Cache
 from aae_dist.data.cache import ShardCache
+from aae_dist.data.counting import counted
 from aae_dist.data.fetch import cache_of
+from aae_dist.data.index_journal import Journal
 from aae_dist.data.manifest import FILE_NAME, Manifest, Shard, dump
+from aae_dist.data.parallel import in_order
 from aae_dist.data.patterns import Source, find
 from aae_dist.data.progress import progress
-from aae_dist.data.reader import ShardReader
-from aae_dist.data.shard_errors import told
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import is_remote, open_storage
 
@@ -34,25 +35,38 @@ def open_manifest(urls: str | Sequence[str], cache: Cache | None = None) -> Mani
     Raises:
         DataError: Nothing is found, there is no permission, or a shard is damaged.
     """
-    sources = find(urls)
-    known = [shard for source in sources for shard in _listed(source)]
+    known = listed_shards(urls)
     uncounted = [shard for shard in known if shard.samples < 0]
     kept = None if cache is None else cache_of(cache)
-    counted = {shard.url: shard for shard in _count(uncounted, cache=kept)} if uncounted else {}
-    return _checked([counted.get(shard.url, shard) for shard in known], urls)
+    now = {shard.url: shard for shard in _count(uncounted, cache=kept)} if uncounted else {}
+    return _checked([now.get(shard.url, shard) for shard in known], urls)
+
+
+def listed_shards(urls: str | Sequence[str]) -> list[Shard]:
+    """Return the shards that `urls` name; those that no manifest lists have -1 samples.
+
+    Raises:
+        DataError: Nothing is found, or there is no permission.
+    """
+    return [shard for source in find(urls) for shard in _listed(source)]
 
 
 def build_index(
     pattern: str | Sequence[str],
     out: str | Path | None = None,
     write: Callable[[str], None] | None = None,
+    executor: Executor | None = None,
 ) -> tuple[str, Manifest]:
     """Count the shards that `pattern` names and write their manifest.
+
+    What was counted is noted on this machine: given again after a stop, the same call goes on, and
+    counts only what is new or has changed since. No shard is kept, however large.
 
     Args:
         pattern: Patterns, folders or builtin:// names; manifests beside the shards are not used.
         out: Local path of the manifest file; by default manifest.json beside the shards.
         write: Takes progress lines where there is no terminal; by default they are logged.
+        executor: Runs the counting, say on other machines; by default threads of this process.
 
     Returns:
         The address of the manifest file, and the manifest.
@@ -61,7 +75,9 @@ def build_index(
         DataError: Nothing is found, a shard is damaged, or the manifest cannot be written.
     """
     sources = find(pattern, use_manifests=False)
-    shards = _count([_unknown(s.folder, name) for s in sources for name in s.names], write)
+    unknown = [_unknown(s.folder, name) for s in sources for name in s.names]
+    with Journal([shard.url for shard in unknown]) as journal:
+        shards = _count(unknown, write, executor=executor, journal=journal)
     folder = _common_folder(_checked(shards, pattern).shards)
     manifest = Manifest(tuple(_named_from(shard, folder) for shard in shards))
     place, name = folder, FILE_NAME
@@ -69,6 +85,7 @@ def build_index(
         target = Path(out).expanduser().absolute()
         place, name = str(target.parent), target.name
     _write(manifest, place, name, None if place == folder else folder)
+    journal.remove()
     return f"{place}/{name}", manifest
 
 
@@ -104,37 +121,25 @@ def _count(
     shards: Sequence[Shard],
     write: Callable[[str], None] | None = None,
     cache: ShardCache | None = None,
+    executor: Executor | None = None,
+    journal: Journal | None = None,
 ) -> list[Shard]:
     """Return the shards with their sizes and counts, read in parallel."""
     options = {} if write is None else {"write": write}
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        progress("counting samples", len(shards), "shards", **options) as advance,
-    ):
-        counted = []
-        try:
-            for shard in pool.map(partial(_counted, cache=cache), shards):
-                counted.append(shard)
-                advance(1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return counted
-
-
-def _counted(shard: Shard, cache: ShardCache | None) -> Shard:
-    found = _found(shard)
-    num_samples = len(ShardReader(found, check_count=False, cache=cache))
-    return replace(found, samples=num_samples)
-
-
-def _found(shard: Shard) -> Shard:
-    """Return the shard with the size and tag that it has now."""
-    with told(shard):
-        found = open_storage(shard.folder).stat(shard.name)
-        if found is None:
-            raise FileNotFoundError
-    return replace(shard, bytes=found.size, etag=found.etag)
+    with contextlib.ExitStack() as stack:
+        pool = executor or stack.enter_context(ThreadPoolExecutor(_THREADS))
+        advance = stack.enter_context(
+            progress("counting samples", len(shards), "shards", **options)
+        )
+        before = journal.entries if journal else {}
+        tasks = ((shard, before.get(shard.url), cache) for shard in shards)
+        done = []
+        for shard, stamp in in_order(pool, counted, tasks):
+            done.append(shard)
+            if journal:
+                journal.add(shard, stamp)
+            advance(1)
+    return done
 
 
 def _checked(shards: Sequence[Shard], urls: str | Sequence[str]) -> Manifest:

@@ -7,24 +7,35 @@ checksum, a zeroed header) is an error here, so no sample gets lost.
 import re
 from array import array
 from collections.abc import Iterator
-from mmap import mmap
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aae_dist.errors import ShardError
 
-Buffer = bytes | mmap
 Numbers: TypeAlias = "array[int]"  # the class itself takes no [] before Python 3.12
 
 _BLOCK = 512
+_CHECKED_AT_ONCE = 4096
+"""Headers whose checksums numpy adds up together: 2 MiB of them."""
+_ZEROS = bytes(1 << 20)
 _MAX_EXTENSION_BYTES = 1 << 20
 _REGULAR = frozenset((b"\0", b"0", b"7"))
 _EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K"))
 _HAS_NO_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 _PAX_RECORD = re.compile(rb"([0-9]{1,7}) ([^=]+)=")
 _OCTAL_WEIGHTS = 8 ** np.arange(5, -1, -1)
+
+
+class Buffer(Protocol):
+    """A whole archive: bytes, a mapped file, or something that fetches what is sliced out of it."""
+
+    def __len__(self) -> int:
+        """Return the archive's size in bytes."""
+
+    def __getitem__(self, key: "slice[Any, Any, Any]", /) -> bytes:
+        """Return the bytes of a slice."""
 
 
 class DamagedTarError(ShardError):
@@ -46,18 +57,41 @@ def read_members(buffer: Buffer) -> Iterator[Member]:
     Raises:
         DamagedTarError: A header is wrong, or the archive does not end properly.
     """
-    headers = array("q")
+    headers = _Headers()
     try:
         yield from _members(buffer, headers)
     except DamagedTarError:
         # A header overwritten with noise is best described by the first checksum that fails.
-        _verify_checksums(buffer, headers)
+        headers.verify()
         raise
-    _verify_checksums(buffer, headers)
+    headers.verify()
 
 
-def _members(buffer: Buffer, headers: Numbers) -> Iterator[Member]:
-    """Yield the regular files; append the offset of every header block to `headers`."""
+class _Headers:
+    """Header blocks whose checksums have yet to be looked at."""
+
+    def __init__(self) -> None:
+        self._offsets: Numbers = array("q")
+        self._blocks = bytearray()
+
+    def add(self, offset: int, block: bytes) -> None:
+        self._offsets.append(offset)
+        self._blocks += block
+        if len(self._offsets) == _CHECKED_AT_ONCE:
+            self.verify()
+
+    def verify(self) -> None:
+        """Raise for the first header whose bytes do not add up to its checksum."""
+        offsets, self._offsets = self._offsets, array("q")
+        blocks, self._blocks = self._blocks, bytearray()
+        wrong = _wrong_checksums(np.frombuffer(blocks, np.uint8).reshape(-1, _BLOCK))
+        if wrong.any():
+            at = offsets[int(wrong.argmax())]
+            raise DamagedTarError(f"the header at byte {at} is damaged (wrong checksum)")
+
+
+def _members(buffer: Buffer, headers: _Headers) -> Iterator[Member]:
+    """Yield the regular files; give every header block to `headers`."""
     offset, end = 0, len(buffer)
     long_name: str | None = None
     long_size: int | None = None
@@ -67,7 +101,7 @@ def _members(buffer: Buffer, headers: Numbers) -> Iterator[Member]:
             raise DamagedTarError(f"cut off at byte {end}: the end-of-archive mark is missing")
         if header[0] == 0 and not any(header):
             return _check_only_zeros(buffer, offset)
-        headers.append(offset)
+        headers.add(offset, header)
         kind, size = header[156:157], _parse_number(header[124:136], offset)
         start, is_extension = offset + _BLOCK, kind in _EXTENSIONS
         if long_size is not None and not is_extension:
@@ -90,13 +124,14 @@ def _members(buffer: Buffer, headers: Numbers) -> Iterator[Member]:
 
 
 def _check_only_zeros(buffer: Buffer, offset: int) -> None:
-    rest = np.frombuffer(buffer, np.uint8, offset=offset)
-    if rest.any():
-        at = offset + int(rest.argmax())
-        raise DamagedTarError(
-            f"data at byte {at} after an empty header at byte {offset}: "
-            "a header was zeroed, or archives were joined"
-        )
+    for start in range(offset, len(buffer), len(_ZEROS)):
+        rest = buffer[start : start + len(_ZEROS)]
+        if rest != _ZEROS and any(rest):
+            at = start + len(rest) - len(rest.lstrip(b"\0"))
+            raise DamagedTarError(
+                f"data at byte {at} after an empty header at byte {offset}: "
+                "a header was zeroed, or archives were joined"
+            )
 
 
 def _name(header: bytes) -> str:
@@ -149,19 +184,6 @@ def _pax_records(data: bytes, start: int) -> dict[bytes, bytes]:
         records[match[2]] = data[match.end() : end - 1]
         position = end
     return records
-
-
-def _verify_checksums(buffer: Buffer, offsets: Numbers) -> None:
-    """Raise for the first header whose bytes do not add up to its checksum."""
-    blocks = np.frombuffer(buffer, np.uint8, count=len(buffer) // _BLOCK * _BLOCK)
-    blocks = blocks.reshape(-1, _BLOCK)
-    numbers = np.frombuffer(offsets, np.int64) // _BLOCK
-    for first in range(0, len(numbers), 4096):
-        chunk = numbers[first : first + 4096]
-        wrong = _wrong_checksums(blocks[chunk])
-        if wrong.any():
-            at = int(chunk[wrong.argmax()]) * _BLOCK
-            raise DamagedTarError(f"the header at byte {at} is damaged (wrong checksum)")
 
 
 def _wrong_checksums(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -71,14 +71,15 @@ def connected(config: RunConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(is_local())
+    connect(is_local())
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _connect(local: bool) -> None:
+def connect(local: bool) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one here; LaunchError when neither works."""
     # Starting Ray is mostly waiting for its processes; meanwhile torch can be imported.
     imports = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
     imports.start()

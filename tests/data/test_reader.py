@@ -11,6 +11,7 @@ import pytest
 from helpers.shards import write_shards
 from webdataset import tariterators
 
+from aae_dist.config.settings import Cache
 from aae_dist.data.index import open_manifest
 from aae_dist.data.manifest import Manifest, Shard
 from aae_dist.data.reader import OpenShards, ShardReader
@@ -225,7 +226,7 @@ def test_a_remote_shard_is_downloaded_once(
     bucket = open_storage(s3())
     for path in write_shards(tmp_path / "data", [3, 2]):
         bucket.upload(path.name, path)
-    manifest = open_manifest(bucket.uri)
+    manifest = open_manifest(bucket.uri, Cache())
     files = {path: path.stat().st_ino for path in (tmp_path / "cache").glob("*/*-*")}
     assert len(files) == 2
     readers = [ShardReader(shard) for shard in manifest.shards]

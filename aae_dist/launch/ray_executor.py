@@ -1,0 +1,74 @@
+"""Ray tasks as an `Executor`: what runs in threads elsewhere runs on the nodes of a cluster."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from typing import Any, TypeVar
+
+from aae_dist.errors import ConfigError
+from aae_dist.launch.ray_cluster import ADDRESS, connect, is_local
+
+Result = TypeVar("Result")
+
+
+class RayExecutor(Executor):
+    """Runs each job as a Ray task of one CPU; an error in it is raised as it is."""
+
+    def __init__(self) -> None:
+        """Expect that this process is connected to Ray."""
+        import ray
+
+        # The error itself, not a RayTaskError that wraps it: callers tell ours by their class.
+        self._task = ray.remote(_outcome).options(num_cpus=1, max_retries=3)
+
+    def submit(self, job: Callable[..., Result], /, *args: Any, **kwargs: Any) -> "Future[Result]":
+        """Begin `job(*args, **kwargs)` somewhere in the cluster."""
+        done: Future[Result] = Future()
+        done.set_running_or_notify_cancel()
+        reference = self._task.remote(job, args, kwargs)
+        reference.future().add_done_callback(lambda inner: _pass_on(inner, done))
+        return done
+
+
+def _outcome(job: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Exception | None]:
+    try:
+        return job(*args, **kwargs), None
+    except Exception as error:  # noqa: BLE001 - raised in the driver
+        return None, error
+
+
+def _pass_on(inner: "Future[tuple[Any, Exception | None]]", done: "Future[Any]") -> None:
+    try:
+        value, problem = inner.result()
+    except Exception as error:  # noqa: BLE001 - Ray's own: a node died, say
+        problem = error
+    if problem is not None:
+        done.set_exception(problem)
+    else:
+        done.set_result(value)
+
+
+@contextlib.contextmanager
+def ray_executor() -> Iterator[Executor]:
+    """Yield an executor on the cluster of RAY_ADDRESS.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is not set: on one machine threads do the same.
+        LaunchError: no Ray answers there.
+    """
+    if is_local():
+        raise ConfigError(
+            f"--ray needs a cluster: set {ADDRESS} (got {os.environ.get(ADDRESS)!r}), or leave "
+            "--ray out to use threads of this process."
+        )
+    import ray
+
+    joined = not ray.is_initialized()
+    if joined:
+        connect(False)
+    try:
+        yield RayExecutor()
+    finally:
+        if joined:
+            ray.shutdown()
