@@ -1,5 +1,6 @@
 """HTML that cannot be broken by what stands in it: text is escaped unless it is markup already."""
 
+import re
 from html import escape
 
 
@@ -9,7 +10,7 @@ class Html(str):
     __slots__ = ()
 
 
-VOID = ("img", "meta", "source", "br")
+VOID = ("img", "meta", "source", "wbr")
 """Elements that have no content and no closing tag."""
 
 
@@ -31,6 +32,12 @@ def tag(name: str, /, *children: str, **attributes: object) -> Html:
 def join(*children: str) -> Html:
     """Return the children one after another, as `tag` puts them in."""
     return Html("".join(c if isinstance(c, Html) else escape(c) for c in children))
+
+
+def breakable(text: str) -> Html:
+    """Return text that may go on in a new line after each dot and slash, as in dotted keys."""
+    parts = re.split(r"(?<=[./])", text)
+    return Html(tag("wbr").join(escape(part) for part in parts))
 
 
 def _attribute(key: str, value: object) -> str:

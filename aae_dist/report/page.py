@@ -7,7 +7,7 @@ from importlib import resources
 
 from aae_dist.report.markup import Html, join, tag
 from aae_dist.report.table import table
-from aae_dist.report.text import duration, label, number, spelled
+from aae_dist.report.text import duration, label, measured, number, spelled
 from aae_dist.report.view import PERFECT, Row, View
 from aae_dist.sweeps.folder import BEST
 
@@ -19,8 +19,8 @@ Pictures = Sequence[tuple[Row, Mapping[str, bytes]]]
 NUM_SAMPLES = "prior_match/num_samples"
 
 
-def page(view: View, charts: Charts, gallery: Pictures) -> str:
-    """Return the whole document."""
+def page(view: View, charts: Charts, gallery: Pictures, has_best: bool) -> str:
+    """Return the whole document; `has_best`: the best trial's configuration lies beside it."""
     css, script = (
         resources.files(__package__).joinpath(name).read_text() for name in ("page.css", "page.js")
     )
@@ -40,7 +40,7 @@ def page(view: View, charts: Charts, gallery: Pictures) -> str:
             "Scores", tag("div", *(_chart(*chart) for chart in charts), class_="charts"), charts
         ),
         _section("Best trials, side by side", _gallery(view, gallery), gallery),
-        _section("Trials", join(_legend(view), table(view)), view.rows),
+        _section("Trials", join(_legend(has_best), table(view)), view.rows),
         tag("script", Html(script)),
     )
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
@@ -157,7 +157,7 @@ def _gallery(view: View, gallery: Pictures) -> Html:
         group = view.group(row)
         title = f"{group}: " if group else ""
         values = ", ".join(f"{k} {spelled(v)}" for k, v in row.trial.values.items())
-        scores = ", ".join(f"{label(m)} {number(row.metric(m))}" for m in view.metrics[:3])
+        scores = ", ".join(f"{label(m)} {measured(row.metric(m))}" for m in view.metrics[:3])
         images = [tag("img", src=_data(png), alt=name) for name, png in pictures.items()]
         cards.append(tag(
             "section",
@@ -167,9 +167,8 @@ def _gallery(view: View, gallery: Pictures) -> Html:
     return tag("div", *cards, class_="gallery")
 
 
-def _legend(view: View) -> Html:
+def _legend(has_best: bool) -> Html:
     best = tag("a", BEST, href=BEST)
-    has_best = any(row.rank == 1 for row in view.rows)
     parts: list[str] = ["Ranked: finished trials. Below a score: its 95 % interval. "]
     if has_best:
         parts += ["The best trial's configuration: ", best, ", ready for ",

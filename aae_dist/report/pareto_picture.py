@@ -11,10 +11,10 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from aae_dist.objective import Mode, pareto_front
 from aae_dist.report.style import Theme, colour_of, dress, legend, marker_of, new_figure, plain
 from aae_dist.report.text import label, spelled
-from aae_dist.report.view import PERFECT, Row, View
+from aae_dist.report.view import PERFECT, SEED, Row, View
 
 MAX_NOTED = 40
-"""Points up to which each is noted with its value of the first varied number."""
+"""Trials up to which each point is noted with one of its parameters."""
 DRAWN = {"finished": 1.0, "running": 0.55, "interrupted": 0.55, "pruned": 0.75}
 """States that have a point, and how opaque it is."""
 LOGARITHMIC_FROM = 8.0
@@ -71,9 +71,10 @@ def _point(axes: Axes, view: View, row: Row, theme: Theme) -> None:
         color=theme.paper if row.trial.state == "pruned" else colour,
         markeredgecolor=theme.accent if best else colour, markeredgewidth=1.6 if best else 1.2,
     )  # fmt: skip
-    if len(view.rows) <= MAX_NOTED and (note := _note(view, row)):
-        axes.annotate(plain(note, 16), at, xytext=(6, 4), textcoords="offset points", fontsize=8,
-                      color=theme.ink, alpha=0.85, parse_math=False)  # fmt: skip
+    if (key := noted_key(view)) and key in row.parameters:
+        style = {"fontsize": 8, "color": theme.ink, "alpha": 0.85, "parse_math": False}
+        note = plain(spelled(row.parameters[key]), 16)
+        axes.annotate(note, at, xytext=(6, 4), textcoords="offset points", **style)  # type: ignore[arg-type]
 
 
 def _bar(row: Row, metric: str) -> list[list[float]] | None:
@@ -84,12 +85,17 @@ def _bar(row: Row, metric: str) -> list[list[float]] | None:
     return [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
 
 
-def _note(view: View, row: Row) -> str:
-    """Return the trial's value of the first key, other than the colour's, that is a number."""
+def noted_key(view: View) -> str | None:
+    """Return the key whose value stands beside each point: the first one that is a number."""
+    if len(view.rows) > MAX_NOTED:
+        return None
     numbers = (
-        row.parameters[k] for k in view.varied if k != view.group_key and k in row.parameters
+        key
+        for key in view.varied
+        if key not in (view.group_key, SEED)
+        and all(isinstance(row.parameters.get(key, 0.0), float) for row in view.rows)
     )
-    return next((spelled(v) for v in numbers if isinstance(v, float)), "")
+    return next(numbers, None)
 
 
 def _front(axes: Axes, view: View, rows: Sequence[Row], theme: Theme) -> None:

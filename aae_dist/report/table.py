@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from aae_dist.report.markup import Html, tag
-from aae_dist.report.text import duration, label, number, spelled
+from aae_dist.report.markup import Html, breakable, tag
+from aae_dist.report.text import duration, label, measured, number, spelled
 from aae_dist.report.view import Row, View
 from aae_dist.sweeps.folder import TRIALS
+
+SHORT = 28
+"""Characters of a swept value up to which it stands on one line."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ def table(view: View) -> Html:
         Column("time", lambda row: _cell(duration(row.trial.seconds), row.trial.seconds, True)),
         Column("worker-hours", _cost, is_number=True),
     ]
-    heads = [tag("th", c.heading, class_="number" if c.is_number else None) for c in columns]
+    heads = [
+        tag("th", breakable(c.heading), class_="number" if c.is_number else None) for c in columns
+    ]
     body = [
         tag("tr", *(c.cell(row) for c in columns), class_="best" if _is_best(row) else None)
         for row in view.rows
@@ -56,8 +61,9 @@ def _number(value: float | None) -> Html:
 def _link(row: Row) -> Html:
     trial = row.trial
     # Relative: a folder that was copied from a bucket, or moved, still finds its trials.
-    anchor = tag("a", trial.id, href=f"{TRIALS}/{quote(trial.id)}/", title=trial.uri)
-    return tag("td", f"#{trial.number} ", anchor, data_value=trial.number)
+    place = f"{TRIALS}/{quote(trial.id)}/"
+    anchor = tag("a", f"#{trial.number}", href=place, title=trial.uri)
+    return tag("td", anchor, tag("small", trial.id), class_="trial", data_value=trial.number)
 
 
 def _state(row: Row) -> Html:
@@ -86,7 +92,10 @@ def _parameter(key: str) -> Column:
             return _cell("–", "")
         value = values[key]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return _cell(spelled(value), value if is_number else spelled(value), is_number)
+        if is_number:
+            return _cell(spelled(value), value, is_number=True)
+        text = spelled(value)
+        return tag("td", text, class_="short" if len(text) <= SHORT else None, data_value=text)
 
     return Column(key, cell)
 
@@ -96,17 +105,22 @@ def _objective(view: View) -> list[Column]:
     name = view.objective.names[0]
     if name in view.objective.metrics:
         return []
-    return [Column(name, lambda row: _number(row.score[0] if row.score else None), is_number=True)]
+    return [Column(name, _score, is_number=True)]
+
+
+def _score(row: Row) -> Html:
+    value = row.score[0] if row.score else None
+    return _cell(measured(value), "" if value is None else value, is_number=True)
 
 
 def _metric(name: str) -> Column:
     def cell(row: Row) -> Html:
         value, interval = row.metric(name), row.interval(name)
-        if interval is None:
-            return _number(value)
-        small = tag("small", f"{number(interval[0], 3)} to {number(interval[1], 3)}")
+        small = Html()
+        if interval is not None:
+            small = tag("small", f"{interval[0]:.3f} to {interval[1]:.3f}")
         shown = "" if value is None else value
-        return tag("td", number(value), small, class_="number", data_value=shown)
+        return tag("td", measured(value), small, class_="number", data_value=shown)
 
     return Column(label(name), cell, is_number=True)
 

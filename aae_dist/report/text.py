@@ -18,6 +18,13 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def measured(value: float | None) -> str:
+    """Return a measurement with four significant digits, zeros among them: columns line up."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:#.4g}".rstrip(".")
+
+
 def duration(seconds: float) -> str:
     """Return a duration in its two largest units, such as `3 min 20 s`."""
     whole = round(seconds)

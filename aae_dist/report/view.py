@@ -1,7 +1,7 @@
 """A sweep as its report shows it: trials in order of merit, what was swept, what is measured."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ PERFECT = {"prior_match/c2st": 0.5, "prior_match/sliced_wasserstein": 1.0, "prio
 GROUPS = ("prior.kind", "prior", "method.kind", "method", "posterior.kind", "model.kind")
 """Keys that colour the pictures, the first of them that was swept."""
 SEED = "run.seed"
+MAX_OPTIONS = 8
+"""Structural values up to which each has a name and a colour of its own."""
 ORDER = ("finished", "running", "interrupted", "pruned", "failed", "waiting")
 
 
@@ -94,7 +96,7 @@ class View:
 def make_view(sweep: SweepRecord) -> View:
     """Return the view of a sweep, whatever state it is in."""
     objective = Objective.of(sweep.metric, sweep.mode)
-    rows = _ranked(sweep.trials, objective)
+    rows = _ranked(sweep.trials, objective, _whole(sweep))
     varied = _varied(rows)
     groups = [key for key in GROUPS if key in varied]
     words = [k for k in varied if k != SEED and any(isinstance(r.parameters.get(k), str)
@@ -115,11 +117,14 @@ def finite(value: Any) -> float | None:
     return float(value) if good else None
 
 
-def flatten(parameters: Mapping[str, Any]) -> dict[str, Value]:
-    """Return swept values by dotted key, numbers as floats, everything else as text."""
+def flatten(parameters: Mapping[str, Any], whole: Collection[str] = ()) -> dict[str, Value]:
+    """Return swept values by dotted key, numbers as floats, everything else as text.
+
+    Structural values are taken apart, but for those of the keys in `whole`.
+    """
     found: dict[str, Value] = {}
     for key, value in parameters.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key not in whole:
             found |= flatten({f"{key}.{inner}": v for inner, v in value.items()})
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[key] = float(value)
@@ -128,7 +133,25 @@ def flatten(parameters: Mapping[str, Any]) -> dict[str, Value]:
     return found
 
 
-def _ranked(trials: Sequence[TrialRecord], objective: Objective) -> tuple[Row, ...]:
+def _whole(sweep: SweepRecord) -> set[str]:
+    """Return the structural keys with a few fixed options, such as three priors to compare.
+
+    Two Gaussians of different width are two options there, not one kind with a parameter.
+    """
+    found = set()
+    for key, term in sweep.space.items():
+        options: Sequence[Any] = next(iter(term.values()), []) if isinstance(term, Mapping) else []
+        maps = [option for option in options if isinstance(option, Mapping)]
+        has_terms = any(isinstance(v, Mapping) for option in maps for v in option.values())
+        values = {spelled(t.values[key]) for t in sweep.trials if key in t.values}
+        if maps and not has_terms and len(values) <= MAX_OPTIONS:
+            found.add(key)
+    return found
+
+
+def _ranked(
+    trials: Sequence[TrialRecord], objective: Objective, whole: Collection[str]
+) -> tuple[Row, ...]:
     finished = [trial for trial in trials if trial.state == "finished"]
     order = ranking(objective, [trial.metrics for trial in finished])
     ranks = {finished[i].id: place for place, i in enumerate(order, start=1)}
@@ -137,7 +160,7 @@ def _ranked(trials: Sequence[TrialRecord], objective: Objective) -> tuple[Row, .
     rows = [
         Row(
             trial,
-            flatten(trial.values),
+            flatten(trial.values, whole),
             objective.values(trial.metrics),
             ranks.get(trial.id),
             on_front=objective.is_pareto and trial.id in front,

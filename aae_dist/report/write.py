@@ -5,12 +5,13 @@ import sys
 from aae_dist.report.page import page
 from aae_dist.report.parallel_picture import parallel
 from aae_dist.report.parameter_picture import keys_of, parameters
-from aae_dist.report.pareto_picture import pareto
+from aae_dist.report.pareto_picture import noted_key, pareto
 from aae_dist.report.style import DARK, LIGHT, png
 from aae_dist.report.text import label
 from aae_dist.report.view import SEED, Row, View, make_view
 from aae_dist.storage import Storage, open_storage
 from aae_dist.sweeps import read_sweep
+from aae_dist.sweeps.folder import BEST
 
 REPORT = "report.html"
 GALLERY = ("reconstructions", "prior_samples", "latent_codes")
@@ -47,12 +48,13 @@ def make_report(uri: str) -> str:
         if light is not None and dark is not None:
             charts.append((caption(view), png(light), png(dark)))
             storage.write(f"pictures/{name}.png", charts[-1][1])
-    document = page(view, charts, _gallery(view, storage))
+    has_best = storage.size(BEST) is not None
+    document = page(view, charts, _gallery(view), has_best)
     storage.write(REPORT, document.encode())
     return f"{storage.uri}/{REPORT}"
 
 
-def _gallery(view: View, storage: Storage) -> list[tuple[Row, dict[str, bytes]]]:
+def _gallery(view: View) -> list[tuple[Row, dict[str, bytes]]]:
     """Return the best trial of each group, or the best trials, with their pictures."""
     ranked = [row for row in view.rows if row.rank is not None]
     firsts = list({view.group(row): row for row in reversed(ranked)}.values())[::-1]
@@ -73,8 +75,10 @@ def _pictures(run: Storage) -> dict[str, bytes]:
 
 def _pareto_caption(view: View) -> str:
     x, y = view.plane or ("", "")
+    noted = noted_key(view)
     return (
-        f"{label(x)} against {label(y)}, a point a trial. The line joins the trials of the Pareto "
+        f"{label(x)} against {label(y)}, a point a trial"
+        f"{f' with its {noted}' if noted else ''}. The line joins the trials of the Pareto "
         "front; bars are 95 % intervals; the dashed line is a perfect match."
     )
 

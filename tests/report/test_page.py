@@ -74,7 +74,7 @@ def test_each_trial_has_a_row_with_state_cause_interval_cost_and_a_link(tmp_path
     assert heads[:3] == ["rank", "trial", "state"]
     assert heads[3:6] == ["prior.kind", "model.latent_dim", "run.seed"]
     assert [row[0] for row in rows] == ["1", "2", "3", "–", "–", "–"]
-    by_number = {row[1].split()[0]: row for row in rows}
+    by_number = {row[1][:2]: row for row in rows}
     assert cause in by_number["#3"][2]
     assert by_number["#4"][2].startswith("pruned")
     assert by_number["#5"][2] == "waiting"

@@ -14,24 +14,10 @@ def trial(number, parameters, state="finished", **metrics):
     )
 
 
-def view(*trials, metric=C2ST, mode="min"):
-    return make_view(
-        SweepRecord(
-            "s",
-            "/s",
-            "finished",
-            metric,
-            mode,
-            {},
-            {},
-            {},
-            len(trials),
-            "2026-01-01T00:00:00+00:00",
-            "2026-01-01T00:00:00+00:00",
-            1.0,
-            trials,
-        )  # fmt: skip
-    )
+def view(*trials, metric=C2ST, mode="min", space=()):
+    moment = "2026-01-01T00:00:00+00:00"
+    told = ("s", "/s", "finished", metric, mode, dict(space), {}, {}, len(trials), moment, moment)
+    return make_view(SweepRecord(*told, 1.0, trials))
 
 
 def scores(c2st, mse):
@@ -70,6 +56,16 @@ def test_only_keys_that_vary_are_shown_and_the_prior_gives_the_colours():
     assert made.group_key == "prior.kind"
     assert made.groups == ("gaussian", "mixture")
     assert made.plane is None
+
+
+def test_fixed_options_of_a_structural_key_are_compared_as_a_whole():
+    priors = [{"kind": "gaussian", "std": std} for std in (1.0, 5.0)]
+    trials = [trial(i, {"prior": prior}) for i, prior in enumerate(priors)]
+    made = view(*trials, space={"prior": {"grid": priors}})
+    assert made.varied == ("prior",)
+    assert made.groups == ("gaussian, std 1", "gaussian, std 5")
+    searched = {"prior": {"choice": [{"kind": "gaussian", "std": {"uniform": [1, 5]}}]}}
+    assert view(*trials, space=searched).varied == ("prior.std",)
 
 
 def test_without_a_prior_any_words_give_the_colours_and_seeds_never_do():
