@@ -1,21 +1,27 @@
 """A perfect match scores 0.5, 1.0 and 1.0 under every prior and latent size, and at every seed."""
 
 import math
+from itertools import product
+from pathlib import Path
 from statistics import mean
 
 import pytest
 import torch
 
-from aae_dist.config import parts
+from aae_dist.config import priors
+from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.evaluation import null
 from aae_dist.priors import build_prior
 
 DRAWS = 64
+QUICK = Path(__file__).parents[2] / "configs" / "sweep" / "quick.yaml"
+
+
 CASES = [
-    (section, latent_dim)
-    for section in (parts.GaussianPrior(), parts.MixturePrior(), parts.GaussianPrior(std=5.0))
-    for latent_dim in (2, 4, 8, 16)
-] + [(parts.SwissRollPrior(), 2)]
+    *((t.config.prior, t.config.model.latent_dim) for t in load_sweep([QUICK]).trials),
+    *product((priors.GaussianPrior(), priors.MixturePrior()), (16,)),
+    (priors.SwissRollPrior(), 2),
+]
 NAMES = ("prior_match/sliced_wasserstein", "prior_match/mmd")
 
 
@@ -33,9 +39,9 @@ def prior_and_draws(section, latent_dim, num_samples, seed):
 @pytest.mark.parametrize(
     ("section", "seed"),
     [
-        (parts.SwissRollPrior(), 0),
-        (parts.SwissRollPrior(), 1),
-        (parts.MixturePrior(), 1),
+        (priors.SwissRollPrior(), 0),
+        (priors.SwissRollPrior(), 1),
+        (priors.MixturePrior(), 1),
     ],
 )
 def test_no_luck_of_the_prior_sample_is_in_the_scores(section, seed):
