@@ -31,7 +31,7 @@ PASSED_ON = (
     "PIP_INDEX_URL",
 )
 TRIAL = """
-set -e
+set -eo pipefail
 whoami
 ! touch /written 2>/dev/null
 aae-dist --version

@@ -26,6 +26,7 @@ is then that of the job: 0 done, 2 something to correct, 3 diverged, 4 stopped w
 def add_cluster_verbs(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     """Add the verbs that reach other machines."""
     _add_submit(verbs)
+    _add_doctor(verbs)
 
 
 def add_items(parser: argparse.ArgumentParser, needed: str = "+") -> None:
@@ -52,6 +53,9 @@ def _add_submit(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     place.add_argument("--address", metavar="URL", help="a Ray dashboard, http://HOST:8265")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be sent, and ask no cluster"
+    )
+    parser.add_argument(
+        "--doctor", action="store_true", help="check the cluster for this run, and train nothing"
     )
     kubernetes = parser.add_argument_group("with --cluster")
     kubernetes.add_argument("--context", metavar="NAME", help="kubectl's context")
@@ -80,6 +84,27 @@ def _add_submit(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     parser.set_defaults(run=lambda args: _submit(parser, args))
 
 
+def _add_doctor(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "doctor",
+        help="check a place before money is spent there",
+        description="Check versions, GPUs, memory, disk, clocks, network, storage, W&B and open "
+        "dashboards: of this machine, or of all machines of the Ray cluster that RAY_ADDRESS "
+        "names or whose job this is. Exit code 2 when a line is red; each says what to do.",
+        epilog="examples:\n  aae-dist doctor my.yaml\n"
+        "  aae-dist submit my.yaml --doctor --address http://localhost:8265",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_items(parser, needed="*")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from aae_dist.commands.doctor import doctor
+
+    return doctor(args.items)
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
@@ -99,7 +124,9 @@ def _submit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from aae_dist.commands import submit
 
     if args.cluster:
-        return submit.to_kubernetes(args.items, args.cluster, args.context, args.dry_run)
+        return submit.to_kubernetes(
+            args.items, args.cluster, args.context, args.dry_run, args.doctor
+        )
     if args.follow:
         return submit.follow(args.follow, args.address, args.stop_on_interrupt)
     return submit.to_ray(
@@ -110,4 +137,5 @@ def _submit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         wait=not args.no_wait,
         stop_on_interrupt=args.stop_on_interrupt,
         dry_run=args.dry_run,
+        doctor=args.doctor,
     )

@@ -51,7 +51,11 @@ def read_work(items: Sequence[str]) -> Work:
 
 
 def to_kubernetes(
-    items: Sequence[str], cluster: Path, context: str | None = None, dry_run: bool = False
+    items: Sequence[str],
+    cluster: Path,
+    context: str | None = None,
+    dry_run: bool = False,
+    doctor: bool = False,
 ) -> int:
     """Apply a RayJob made from an overlay's template; return at once.
 
@@ -60,6 +64,7 @@ def to_kubernetes(
         cluster: folder of an overlay, such as cluster/overlays/gke.
         context: kubectl's context; by default the current one.
         dry_run: print the manifests and ask no cluster.
+        doctor: the job checks the cluster, once, and trains nothing.
 
     Raises:
         ConfigError: the configuration is wrong, or names folders that no pod has.
@@ -69,8 +74,10 @@ def to_kubernetes(
     folder = cluster / {"train": "train", "tune": "sweep"}[work.verb]
     template = manifest.job_of(kubectl.render(folder), str(folder))
     check(work, template, cluster)
-    name = manifest.job_name(work.name, work.storage)
+    name = manifest.job_name(work.name + "-doctor" * doctor, work.storage)
     objects = manifest.fill(template, name, work.address, work.text)
+    if doctor:
+        manifest.examine(objects[-1])
     if dry_run:
         print(kubectl.dump(objects), end="")
         return 0
@@ -148,6 +155,7 @@ def to_ray(
     wait: bool = True,
     stop_on_interrupt: bool = False,
     dry_run: bool = False,
+    doctor: bool = False,
 ) -> int:
     """Submit a job to a running Ray cluster, follow its log, return its exit code.
 
@@ -159,6 +167,7 @@ def to_ray(
         wait: follow the log to the job's end.
         stop_on_interrupt: Ctrl-C stops the job, with a checkpoint; otherwise it goes on.
         dry_run: print the configuration and connect to nothing.
+        doctor: the job checks the cluster and trains nothing.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -173,7 +182,8 @@ def to_ray(
     for key, path in local_paths(work.config):
         print(f"note: {key}={path} means a folder of the cluster's nodes, not of this machine")
     jobs, log = Jobs(address), Log()
-    job = jobs.submit(work.verb, work.name, work.text, env, folder)
+    verb = "doctor" if doctor else work.verb
+    job = jobs.submit(verb, work.name, work.text, env, folder)
     print(f"submitted {job} to {address}", flush=True)
     if not wait:
         print(f"log: aae-dist submit --follow {job} --address {address}")

@@ -1,6 +1,7 @@
 """The only way a parameter changes: one optimizer per phase, in step on all ranks."""
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -59,6 +60,7 @@ class SynchronizedOptimizer:
         self.norm_of: str | None = None
         """Name of the network whose own gradient norm `network_norm` holds."""
         self.network_norm = torch.zeros((), device=device)
+        self._seconds, self._updates = 0.0, 0
         self._create_state()
 
     def set_progress(self, progress: float) -> None:
@@ -87,6 +89,7 @@ class SynchronizedOptimizer:
         Returns:
             The loss of this rank, a detached scalar: the sum over its parts.
         """
+        started = time.perf_counter()
         total = torch.zeros((), device=self.skipped.device, dtype=self.parameters[0].dtype)
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
@@ -95,7 +98,18 @@ class SynchronizedOptimizer:
                 loss.backward(inputs=self.parameters)
             total += loss.detach()
         self._step(norm)
+        self._seconds += time.perf_counter() - started
+        self._updates += 1
         return total
+
+    def take_seconds(self) -> float:
+        """Return the mean time of an update since the last call, on this rank's clock.
+
+        Of a GPU that is the time to queue the work: the device is never waited for.
+        """
+        mean = self._seconds / max(self._updates, 1)
+        self._seconds, self._updates = 0.0, 0
+        return mean
 
     def _step(self, norm: Tensor | None) -> None:
         gradients = [p.grad for p in self.parameters if p.grad is not None]

@@ -81,6 +81,17 @@ def fill(template: Object, name: str, address: str, config: str) -> list[Object]
     return [settings, job]
 
 
+def examine(job: Object) -> None:
+    """Make a job that checks its cluster, once: `aae-dist doctor` with the same configuration.
+
+    Each group of workers brings a pod, or one that scales from nothing would not be looked at.
+    """
+    *_, config = job["spec"]["entrypoint"].split()
+    job["spec"] |= {"entrypoint": f"aae-dist doctor {config}", "backoffLimit": 0}
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        group["replicas"] = group["minReplicas"] = max(1, group["minReplicas"])
+
+
 def groups(job: Object) -> Iterator[tuple[Resources, int]]:
     """Yield (what Ray counts on a pod, most pods) of each group of workers."""
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:

@@ -17,6 +17,7 @@ from aae_dist.distributed.reductions import broadcast_json, together
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError
 from aae_dist.launch import nonce
+from aae_dist.launch.prometheus import PrometheusSink
 from aae_dist.launch.ray_entry import Task
 from aae_dist.launch.ray_failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.ray_monitor import Payload, StopWatch
@@ -98,7 +99,8 @@ def _train(task: Task, config: RunConfig, world: World) -> Payload:
     folder = open_storage(join(config.run.storage, config.run.name))
     try:
         together(world, lambda: nonce.check(folder, task.nonce))
-        outcome = train(config, world, reporter, task.launch_id)
+        sinks = [PrometheusSink(config.run.name)] if world.is_main else []
+        outcome = train(config, world, reporter, task.launch_id, sinks)
     except AaeDistError as error:
         payload: Payload = {"error": type(error).__name__, "message": str(error)}
         ray.get(task.monitor.set_error.remote(payload))

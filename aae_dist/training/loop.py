@@ -189,6 +189,7 @@ class TrainLoop:
             metrics[f"lr/{phase}"] = optimizer.lr
             metrics[f"gradient_norm/{phase}"] = float(optimizer.gradient_norm)
             metrics[f"skipped_updates/{phase}"] = int(optimizer.skipped)
+            metrics[f"step_seconds/{phase}"] = round(optimizer.take_seconds(), 6)
         now, samples = time.monotonic(), self.samples_seen
         speed = (samples - self._samples_logged) / max(now - self._logged_at, 1e-9)
         self._logged_at, self._samples_logged = now, samples

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from aae_dist.config import RunConfig
@@ -23,15 +23,21 @@ class Recorder:
         resumed_step: int,
         total_steps: int,
         line: Callable[[str], None],
+        more: Sequence[MetricSink] = (),
     ) -> None:
-        """Open the sinks; metrics of steps after `resumed_step` are cut, they will come again."""
+        """Open the sinks, beside `more`; metrics past `resumed_step` are cut and come again."""
         self._folder, self._line = folder, line
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
         self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
         console = open_console(line, total_steps, resumed_step)
         wandb = open_wandb(config, folder.storage, path / "wandb", line)
-        self.sinks: list[MetricSink] = [console, self.json_lines, *([wandb] if wandb else [])]
+        self.sinks: list[MetricSink] = [
+            console,
+            self.json_lines,
+            *([wandb] if wandb else []),
+            *more,
+        ]
         self.latest: dict[str, float] = {}
         self._uploaded = self._bad_uploaded = self._bad_lines = b""
         self._gallery: Gallery | None = None

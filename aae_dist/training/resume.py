@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aae_dist.config import RunConfig
-from aae_dist.errors import CheckpointError
+from aae_dist.errors import CheckpointError, TrainingDivergedError
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.run_folder import RunFolder
 
@@ -68,10 +68,17 @@ def finished_before(config: RunConfig) -> Outcome | None:
     """Return the outcome of a run that this same plan has already finished; else None.
 
     Cheap: reads one small file, before any worker starts.
+
+    Raises:
+        TrainingDivergedError: this very configuration has diverged before.
     """
     folder = RunFolder(config)
     summary = folder.read_summary()
-    if summary is None or summary["state"] != "finished":
+    if summary is None:
+        return None
+    if summary["state"] == "diverged":
+        _refuse_to_diverge_again(summary, config, folder.uri)
+    if summary["state"] != "finished":
         return None
     plan = summary["config"]["train"]
     if (plan["steps"], plan["epochs"]) != (config.train.steps, config.train.epochs):
@@ -82,6 +89,16 @@ def finished_before(config: RunConfig) -> Outcome | None:
             f"run.resume=never, but {folder.uri} has finished already; take a new run.name"
         )
     return Outcome("already_finished", summary["step"], summary["metrics"], folder.uri)
+
+
+def _refuse_to_diverge_again(summary: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
+    # The steps are the same each time, so trying again costs a cluster and ends at the same step.
+    if not list(_changes(summary["config"], config.model_dump(mode="json"))):
+        raise TrainingDivergedError(
+            f"{run_uri} diverged at step {summary['step']} and would again: nothing in its "
+            "configuration has changed. Take a new run.name with other rates, or delete "
+            f"{run_uri}/summary.json to try all the same."
+        )
 
 
 def _changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:

@@ -1,6 +1,7 @@
 """One run from start to end, on every rank: the same for every launcher."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from aae_dist.config import RunConfig
@@ -11,6 +12,7 @@ from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, CheckpointError, DataError, TrainingDivergedError
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import open_storage
+from aae_dist.tracking import MetricSink
 from aae_dist.training.alarms import GameAlarms
 from aae_dist.training.assemble import build_engine, open_data, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
@@ -30,7 +32,13 @@ from aae_dist.training.state import TrainState
 from aae_dist.training.watchdog import Watchdog
 
 
-def train(config: RunConfig, world: World, reporter: Reporter, launch_id: str) -> Outcome:
+def train(
+    config: RunConfig,
+    world: World,
+    reporter: Reporter,
+    launch_id: str,
+    sinks: Sequence[MetricSink] = (),
+) -> Outcome:
     """Train the run that `config` describes, from its newest checkpoint if there is one.
 
     Every rank calls this, with the thread count and the process group already set.
@@ -40,6 +48,7 @@ def train(config: RunConfig, world: World, reporter: Reporter, launch_id: str) -
         world: this process's place among the ranks.
         reporter: the launcher's ear and mouth.
         launch_id: the same for all ranks and restarts of one launch; it may take over its own lock.
+        sinks: where rank 0's records go beside the console, the run's folder and W&B.
 
     Returns:
         How the run ended, alike on every rank.
@@ -56,11 +65,15 @@ def train(config: RunConfig, world: World, reporter: Reporter, launch_id: str) -
         Watchdog(world, limit, reporter.line, open_board(world)) as watchdog,
         locked(folder.storage, world, launch_id) as lock,
     ):
-        return _Run(config, world, reporter, folder, lock, watchdog).run()
+        run = _Run(config, world, reporter, folder, lock, watchdog)
+        run.sinks = sinks
+        return run.run()
 
 
 class _Run:
     """The stages of `train`, between taking the lock and giving it back."""
+
+    sinks: Sequence[MetricSink] = ()
 
     def __init__(
         self,
@@ -130,7 +143,12 @@ class _Run:
     def _open_records(self) -> None:
         self.folder.write_config(self.config)
         self.recorder = Recorder(
-            self.config, self.folder, self.state.step, self.plan.last_step, self.reporter.line
+            self.config,
+            self.folder,
+            self.state.step,
+            self.plan.last_step,
+            self.reporter.line,
+            self.sinks,
         )
         self.recorder.list_bad(self.state.bad.lines())
 

@@ -182,6 +182,17 @@ def test_a_diverged_run_ends_with_its_own_error_after_the_configured_number(tmp_
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "diverged"
 
 
+def test_a_diverged_run_is_not_tried_again_unless_something_changed(tmp_path: Path) -> None:
+    items = ["phases.reconstruction.optimizer={kind: sgd, lr: 1e30}", "train.max_skipped_updates=4"]
+    with pytest.raises(TrainingDivergedError):
+        go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
+    with pytest.raises(TrainingDivergedError, match="diverged at step 4 and would again"):
+        go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
+    items[1] = "train.max_skipped_updates=6"
+    with pytest.raises(TrainingDivergedError, match="skipped 6 updates in a row"):
+        go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
+
+
 def test_load_run_encodes_decodes_and_samples(tmp_path: Path) -> None:
     outcome, _ = go(tmp_path, "train.steps=10")
     run = aae_dist.load_run(outcome.run_uri)

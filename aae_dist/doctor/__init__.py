@@ -1,0 +1,1 @@
+"""Checks of the place that a run would start in, before money is spent there; without Ray."""

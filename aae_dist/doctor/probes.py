@@ -1,0 +1,110 @@
+"""Probes that touch the outside: storage, web servers, the network between ranks."""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from aae_dist.doctor.findings import Finding, bad, good
+from aae_dist.errors import LaunchError
+from aae_dist.storage import Storage, open_storage
+
+SIZES = tuple(2**k for k in (10, 13, 16, 18, 20, 22, 24, 26))
+"""Bytes of the all-reduces: 1 KB to 64 MB."""
+WEB_SECONDS = 10.0
+FOLDER = ".doctor"
+
+
+def storage(uri: str, host: str) -> str:
+    """Use the folder `uri` as a run does; return '' when all went well, else what failed."""
+    try:
+        return _use(open_storage(uri).child(FOLDER), host)
+    except (LaunchError, OSError) as error:
+        return str(error)
+
+
+def _use(folder: Storage, host: str) -> str:
+    folder.check_writable()
+    key = f"{host}-probe"
+    folder.delete(key)
+    if not folder.create(key, b"one"):
+        return "a file that was deleted is still there"
+    if folder.create(key, b"two"):
+        return "no conditional writes: a second writer of the same file was not refused"
+    if folder.read(key) != b"one":
+        return "reads something other than what was written"
+    if folder.replace(key, b"two", expected=b"other"):
+        return "no conditional writes: a file was replaced though it had changed"
+    if not folder.replace(key, b"two", expected=b"one"):
+        return "a conditional write of an unchanged file was refused"
+    if key not in {entry.key for entry in folder.list()}:
+        return "a file that was written is not listed"
+    folder.delete(key)
+    folder.write(f"{host}-here", b"")
+    return ""
+
+
+def hosts_seen(uri: str) -> set[str]:
+    """Return the hosts whose `storage` probe this machine sees, and remove what it sees."""
+    folder = open_storage(uri).child(FOLDER)
+    keys = [entry.key for entry in folder.list()]
+    for key in keys:
+        folder.delete(key)
+    return {key.removesuffix("-here") for key in keys if key.endswith("-here")}
+
+
+def wandb(url: str) -> Iterator[Finding]:
+    """Ask the W&B server for anything."""
+    try:
+        urllib.request.urlopen(url, timeout=WEB_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            yield bad("wandb", f"{url} answers {error.code}", "wait, or set wandb.mode=offline")
+            return
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        advice = "open the network for it, or set wandb.mode=offline (training goes on without)"
+        yield bad("wandb", f"{url} does not answer: {reason}", advice)
+        return
+    yield good("wandb", f"{url} answers")
+
+
+def dashboard(url: str) -> Iterator[Finding]:
+    """Ask a Ray dashboard for its jobs, without a token."""
+    try:
+        urllib.request.urlopen(f"{url}/api/jobs/", timeout=WEB_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            yield good("dashboard", f"{url} refuses whoever has no token")
+        else:
+            yield bad("dashboard", f"{url} answers {error.code}", "look into the head's log")
+        return
+    except OSError:
+        yield good("dashboard", f"none answers at {url}")
+        return
+    advice = "set RAY_AUTH_MODE=token (KubeRay: authOptions.mode: token) and close its port"
+    yield bad("dashboard", f"{url} lets anybody run code on the cluster", advice)
+
+
+def all_reduce_seconds(device: torch.device) -> dict[int, float]:
+    """Return the seconds of an all-reduce by its bytes; every rank of the group calls this."""
+    found = {}
+    for number in SIZES:
+        tensor = torch.ones(number // 4, device=device)
+        rounds = 5 if number <= 2**20 else 2
+        dist.all_reduce(tensor)
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(rounds):
+            dist.all_reduce(tensor)
+        _wait(device)
+        found[number] = (time.perf_counter() - started) / rounds
+    return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

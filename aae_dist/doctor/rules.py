@@ -1,0 +1,156 @@
+"""What facts about machines mean: pure functions from facts to findings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from aae_dist.doctor.findings import Finding, bad, good
+from aae_dist.doctor.machine import Machine, Space
+
+GIB = 2**30
+LEAST_SHARED_MEMORY = 1 * GIB
+"""Docker's default is 64 MB; Ray's object store and decoded data want their place there."""
+LEAST_SCRATCH = 1 * GIB
+FULLEST = 0.95
+"""Ray makes no more objects on a file system that is fuller."""
+MOST_SKEW_SECONDS = 5.0
+"""Locks are beaten every 5 s, and one of 30 s ago is stale; buckets refuse 15 min of skew."""
+SLOWEST = 12.5e6
+"""Bytes/s between machines: below 100 Mbit/s something is wrong with the network itself."""
+
+
+def same_versions(machines: Sequence[Machine]) -> Iterator[Finding]:
+    """Compare packages over all machines with those of the first."""
+    first = machines[0]
+    different = [
+        f"{name} {value} on {machine.host}, {first.versions[name]} on {first.host}"
+        for machine in machines[1:]
+        for name, value in machine.versions.items()
+        if value != first.versions[name]
+    ]
+    if different:
+        advice = "use one image on all nodes, by its digest"
+        yield bad("versions", "; ".join(different), advice)
+        return
+    shown = ", ".join(f"{n} {first.versions[n]}" for n in ("aae_dist", "torch", "ray", "python"))
+    yield good("versions", f"{shown} on {count(len(machines), 'machine')}")
+
+
+def gpus(machines: Sequence[Machine], wanted: float) -> Iterator[Finding]:
+    """Check that each machine that trains sees a GPU if ranks want one, and all the same kind."""
+    kinds = {name for machine in machines for name in machine.gpus}
+    without = [machine.host for machine in machines if not machine.gpus]
+    if wanted and without:
+        yield bad(
+            "gpus",
+            f"no GPU that torch can use on {', '.join(without)}",
+            "install the driver and the device plugin, and take the CUDA image",
+        )
+    elif len(kinds) > 1:
+        yield bad(
+            "gpus",
+            f"different GPUs: {', '.join(sorted(kinds))}",
+            "name one kind in workers.nodes: the slowest sets the pace, and results differ",
+        )
+    elif kinds:
+        yield good("gpus", f"{kinds.pop()} on each, NCCL {machines[0].nccl}")
+    else:
+        yield good("gpus", "none, and none is asked for")
+
+
+def shared_memory(machines: Sequence[Machine]) -> Iterator[Finding]:
+    """Check the size of /dev/shm."""
+    small = [
+        m for m in machines if not m.shared_memory or m.shared_memory.total < LEAST_SHARED_MEMORY
+    ]
+    for machine in small:
+        has = size(machine.shared_memory.total) if machine.shared_memory else "none"
+        yield bad(
+            "/dev/shm",
+            f"{has} on {machine.host}, {size(LEAST_SHARED_MEMORY)} are needed",
+            "docker run --shm-size=8g; in Kubernetes an emptyDir of medium Memory",
+        )
+    if not small:
+        least = min(m.shared_memory.total for m in machines if m.shared_memory)
+        yield good("/dev/shm", f"at least {size(least)}")
+
+
+def disk(machines: Sequence[Machine]) -> Iterator[Finding]:
+    """Check that there is room for temporary files."""
+    full = [(m.host, m.scratch) for m in machines if is_full(m.scratch)]
+    for host, space in full:
+        yield bad(
+            "disk",
+            f"{size(space.free)} of {size(space.total)} free in {space.path} on {host}",
+            "free some, or give the pods more ephemeral storage",
+        )
+    if not full:
+        least = min((m.scratch for m in machines), key=lambda space: space.free)
+        yield good("disk", f"at least {size(least.free)} free in {least.path}")
+
+
+def is_full(space: Space) -> bool:
+    """Return whether Ray, or a checkpoint, would run out of room there."""
+    return space.free < LEAST_SCRATCH or space.free < (1 - FULLEST) * space.total
+
+
+def clocks(offsets: Mapping[str, float]) -> Iterator[Finding]:
+    """Compare clocks: seconds by which each host is ahead of the asking machine."""
+    wrong = {host: o for host, o in offsets.items() if abs(o) > MOST_SKEW_SECONDS}
+    for host, offset in wrong.items():
+        yield bad(
+            "clocks",
+            f"{host} is {abs(offset):.1f} s {'ahead' if offset > 0 else 'behind'}",
+            "start time synchronisation there (chrony): locks and buckets go by the clock",
+        )
+    if not wrong:
+        most = max((abs(o) for o in offsets.values()), default=0.0)
+        yield good("clocks", f"within {most:.2f} s")
+
+
+def network(seconds: Mapping[int, float] | str, machines: int, backend: str) -> Iterator[Finding]:
+    """Judge all-reduces between machines: seconds by bytes, or what went wrong."""
+    if isinstance(seconds, str):
+        yield bad(
+            "network",
+            f"ranks on {count(machines, 'machine')} cannot talk ({backend}): {seconds}",
+            "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface between them, and "
+            "let the pods reach each other on all ports",
+        )
+        return
+    latency, bandwidth = fit(seconds)
+    text = (
+        f"all-reduce over {count(machines, 'machine')} ({backend}): {latency * 1e3:.2f} ms + "
+        f"{bandwidth / 1e6:,.0f} MB/s; {size(max(seconds))} in {seconds[max(seconds)]:.2f} s"
+    )
+    if bandwidth < SLOWEST:
+        yield bad("network", text, "check which interface is used: GLOO_/NCCL_SOCKET_IFNAME")
+    else:
+        yield good("network", text)
+
+
+def fit(seconds: Mapping[int, float]) -> tuple[float, float]:
+    """Return (latency in s, bandwidth in bytes/s) of the line through seconds by bytes.
+
+    Least squares of relative errors: a kilobyte counts as much as 64 megabytes.
+    """
+    weights = {n: 1 / t**2 for n, t in seconds.items()}
+    total = sum(weights.values())
+    mean_n = sum(w * n for n, w in weights.items()) / total
+    mean_t = sum(w * seconds[n] for n, w in weights.items()) / total
+    spread = sum(w * (n - mean_n) ** 2 for n, w in weights.items())
+    slope = sum(w * (n - mean_n) * (seconds[n] - mean_t) for n, w in weights.items()) / spread
+    slope = max(slope, 1e-15)
+    return max(mean_t - slope * mean_n, 0.0), 1 / slope
+
+
+def size(number: float) -> str:
+    """Return bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
+
+
+def count(number: int, noun: str) -> str:
+    """Return '1 machine', '2 machines'."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,196 @@
+"""The doctor's checks on every machine of a Ray cluster."""
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from aae_dist.doctor import probes
+from aae_dist.doctor.findings import Finding, bad, good
+from aae_dist.doctor.machine import Machine, look
+from aae_dist.errors import LaunchError
+
+START_SECONDS = 180.0
+"""Longest wait for a process on a machine to start and to import torch."""
+GROUP_SECONDS = 60
+"""Longest wait for all ranks to find each other."""
+ROUNDS = 5
+
+
+class Probe:
+    """A process on one machine."""
+
+    def look(self) -> Machine:
+        """Return the facts about this machine."""
+        return look()
+
+    def now(self) -> float:
+        """Return this machine's clock, in seconds of Unix time."""
+        return time.time()
+
+    def storage(self, uri: str) -> str:
+        """Use the folder `uri`; return what failed, or ''."""
+        return probes.storage(uri, socket.gethostname())
+
+    def wandb(self, url: str) -> list[Finding]:
+        """Ask the W&B server."""
+        return list(probes.wandb(url))
+
+    def address(self) -> str:
+        """Return HOST:PORT where rank 0 may listen."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((host, 0))
+            return f"{host}:{free.getsockname()[1]}"
+
+    def all_reduce(self, address: str, rank: int, size: int, backend: str) -> dict[int, float]:
+        """Join a process group and time it; return seconds by bytes."""
+        device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
+        limit = timedelta(seconds=GROUP_SECONDS)
+        dist.init_process_group(backend, f"tcp://{address}", limit, size, rank)
+        try:
+            return probes.all_reduce_seconds(device)
+        finally:
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Place:
+    """One live machine of the cluster, with its probe."""
+
+    host: str
+    probe: Any
+    trains: bool
+    """Whether ranks may run there: KubeRay's head node, for one, has no CPU for them."""
+
+
+def places() -> list[Place]:
+    """Start a probe on each live machine; one with GPUs gets one of them."""
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            gpus = 1 if node["Resources"].get("GPU", 0) >= 1 else 0
+            options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": here}
+            probe = ray.remote(Probe).options(**options).remote()
+            trains = node["Resources"].get("CPU", 0) >= 1
+            found.append(Place(node["NodeManagerHostname"], probe, trains))
+    return found
+
+
+def facts(found: Sequence[Place]) -> tuple[list[tuple[Place, Machine]], list[Finding]]:
+    """Return the machines that answered, and a finding for each that did not."""
+    looking = [(place, place.probe.look.remote()) for place in found]
+    ends = time.monotonic() + START_SECONDS
+    answered, findings = [], []
+    for place, reference in looking:
+        try:
+            left = max(1.0, ends - time.monotonic())
+            answered.append((place, ray.get(reference, timeout=left)))
+        except Exception as error:  # whatever another build raises there is what we look for
+            findings.append(
+                bad(
+                    "machine",
+                    f"{place.host} cannot run aae_dist: {reason(error)}",
+                    "use one image on all nodes; if its GPUs are taken, wait or use fewer",
+                )
+            )
+    return answered, findings
+
+
+def reason(error: BaseException) -> str:
+    """Return the last line of an error, which names the exception."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1][:200]
+
+
+def offsets(found: Sequence[Place]) -> dict[str, float]:
+    """Return by host how many seconds its clock is ahead of ours; the shortest question counts."""
+    ahead = {}
+    for place in found:
+        best = float("inf")
+        for _ in range(ROUNDS):
+            asked = time.time()
+            then: float = ray.get(place.probe.now.remote())
+            answered = time.time()
+            if answered - asked < best:
+                best, ahead[place.host] = answered - asked, then - (asked + answered) / 2
+    return ahead
+
+
+def storage(found: Sequence[Place], uri: str) -> Iterator[Finding]:
+    """Write, read and list from every machine, and see from here what they all wrote."""
+    failures = dict(
+        zip(
+            [place.host for place in found],
+            ray.get([place.probe.storage.remote(uri) for place in found]),
+            strict=True,
+        )
+    )
+    advice = "give the pods the right to read, write, list and delete there"
+    for host, failure in failures.items():
+        if failure:
+            yield bad("storage", f"{uri} from {host}: {failure}", advice)
+    if any(failures.values()):
+        return
+    missing = sorted(set(failures) - probes.hosts_seen(uri))
+    if missing:
+        text = f"{uri}: what {', '.join(missing)} wrote is not to be seen here"
+        yield bad("storage", text, "use s3:// (gs://, az://) or a mount that all nodes share")
+        return
+    hosts = f"{len(failures)} machine{'s' * (len(failures) != 1)}"
+    yield good("storage", f"{uri}: written, read, listed, conditionally written by {hosts}")
+
+
+def network(found: Sequence[Place], backend: str) -> dict[int, float] | str:
+    """Return the seconds of all-reduces between the machines by bytes, or what went wrong."""
+    try:
+        address = ray.get(found[0].probe.address.remote())
+        asked = [
+            place.probe.all_reduce.remote(address, rank, len(found), backend)
+            for rank, place in enumerate(found)
+        ]
+        seconds: dict[int, float] = ray.get(asked, timeout=GROUP_SECONDS + START_SECONDS)[0]
+    except Exception as error:  # gloo, NCCL and Ray raise many kinds
+        return reason(error)
+    return seconds
+
+
+def dashboard_url() -> str | None:
+    """Return the address of the cluster's dashboard, None where none runs."""
+    node: Any = ray._private.worker._global_node
+    return f"http://{node.webui_url}" if node is not None and node.webui_url else None
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names.
+
+    Raises:
+        LaunchError: no Ray answers there.
+    """
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:  # Ray raises bare Exception, too.
+        place = os.environ.get("RAY_ADDRESS", "")
+        raise LaunchError(f"Ray at {place} cannot be used: {reason(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def wandb_from(place: Place, url: str) -> list[Finding]:
+    """Ask the W&B server from one machine: rank 0 may run on any."""
+    answer: list[Finding] = ray.get(place.probe.wandb.remote(url))
+    return answer
