@@ -32,6 +32,7 @@ PASSED_ON = (
 )
 TRIAL = """
 set -eo pipefail
+trap 'echo FAILED at line $LINENO; tail -20 /tmp/ray.log' ERR
 whoami
 ! touch /written 2>/dev/null
 aae-dist --version
@@ -41,8 +42,8 @@ aae-dist train run.name=x run.storage=/tmp/runs data.train=builtin://digits/trai
   model.latent_dim=2 \
   train.steps=20 train.global_batch_size=32 launch.kind=local wandb.mode=disabled | tail -2
 ulimit -n 65536 || true; ray start --head --block --num-cpus=0 --dashboard-host=127.0.0.1 \
-  --metrics-export-port=18080 --port=16379 --dashboard-port=18265 --ray-client-server-port=18001 \
-  --dashboard-agent-listen-port=52365 --disable-usage-stats > /tmp/ray.log 2>&1 &
+  --metrics-export-port=8080 --dashboard-agent-listen-port=52365 --node-ip-address=127.0.0.1 \
+  --object-store-memory=100000000 --disable-usage-stats > /tmp/ray.log 2>&1 &
 node=$!
 for i in $(seq 90); do sleep 2; python3 - <<'P' && break
 import sys, urllib.request as u
@@ -53,7 +54,7 @@ except OSError:
 P
 done
 python3 /usr/local/lib/aae-dist/healthcheck.py
-ray health-check --address 127.0.0.1:16379
+ray health-check --address 127.0.0.1:6379
 kill $node; wait $node || true
 echo TRIAL PASSED
 """
@@ -138,6 +139,7 @@ class Builder:
         """Try an image as a restricted pod would run it."""
         root = self.folder / name / "root"
         mounts = [
+            "ip link set lo up",  # a network of its own: fixed ports, as in a pod
             f"mount --bind {root} {root}",
             f"mount -o remount,ro,bind {root}",
             f"mount -t proc proc {root}/proc",
@@ -151,7 +153,8 @@ class Builder:
         mounts.append(f"exec chroot {root} /bin/sh -c {shlex.quote('cd /home/aae && ' + inner)}")
         env = {**self.env[name], "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
         env |= {"USER": "aae", "OMP_NUM_THREADS": "1"}
-        run("unshare", "-m", "-p", "-f", "--kill-child", "sh", "-c", " && ".join(mounts), env=env)
+        own = ("--mount", "--pid", "--net", "--fork", "--kill-child")
+        run("unshare", *own, "sh", "-c", " && ".join(mounts), env=env)
 
     def close(self) -> None:
         """Unmount."""
