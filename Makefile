@@ -13,6 +13,7 @@ help:
 	@echo "make test-unit   those that take milliseconds"
 	@echo "make test-all    all tests"
 	@echo "make test-engine the tests where Ray and wandb are not installed"
+	@echo "make test-cluster  three hosts played in network namespaces (root; 10 minutes)"
 	@echo "make check       format, lint, types, direction of imports, spelling"
 	@echo "make fix         format, and repair what the linter can"
 
@@ -46,6 +47,10 @@ test-engine: dev
 	$(BIN)/uv pip uninstall -q --python $(ENGINE)/bin/python ray wandb optuna pyarrow
 	$(BIN)/uv pip install -q --python $(ENGINE)/bin/python --no-deps --no-build-isolation -e .
 	OMP_NUM_THREADS=1 $(ENGINE)/bin/python -m pytest $(PARALLEL) -m "not ray and not slow"
+
+# Needs root: hosts are network namespaces of this machine.
+test-cluster: dev
+	$(BIN)/python -m pytest -m cluster -s
 
 check: dev
 	$(BIN)/ruff format --check .

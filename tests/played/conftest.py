@@ -48,7 +48,8 @@ class PlayedCluster:
         In a loop, as a pod that failed is started again: Ray gives a busy machine 30 s only.
         """
         self.head.start(
-            "ulimit -n 65536; while true; do ray start --head --num-cpus=0 --resources='{\"driver\": 32}' "
+            "ulimit -n 65536; while true; do ray start --head "
+            "--num-cpus=0 --resources='{\"driver\": 32}' "
             "--dashboard-host=0.0.0.0 --metrics-export-port=8080 --block "
             f"--dashboard-agent-listen-port=52365 --node-ip-address={self.head.address} "
             "--memory=2000000000 --object-store-memory=200000000; sleep 1; done",
@@ -59,8 +60,9 @@ class PlayedCluster:
         """Run what KubeRay runs in a worker pod with one CPU."""
         self.network_ready(worker)
         worker.start(
-            f"ulimit -n 65536; {before} while true; do ray start --address={self.head.address}:6379 "
-            "--num-cpus=1 --metrics-export-port=8080 --block --dashboard-agent-listen-port=52365 "
+            f"ulimit -n 65536; {before} while true; do "
+            f"ray start --address={self.head.address}:6379 --num-cpus=1 "
+            "--metrics-export-port=8080 --block --dashboard-agent-listen-port=52365 "
             f"--node-ip-address={worker.address} "
             "--memory=3000000000 --object-store-memory=200000000; sleep 1; done",
             self.environment(RAY_ADDRESS=f"{self.head.address}:6379", **env),
