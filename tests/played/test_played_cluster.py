@@ -11,7 +11,7 @@ from helpers.hosts import wait_for
 from helpers.runs import TINY, final_tensors, run
 from safetensors.torch import load
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 RUN = [
     *TINY,
