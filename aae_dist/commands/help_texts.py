@@ -58,3 +58,14 @@ IMAGE_FILE = (
     ".png (one grid), or .npy, .npz or .safetensors with `images`, float32 [N, C, H, W], "
     "pixels in [0, 1]"
 )
+RUNS = """\
+List the runs in a folder or bucket: state (finished, running, interrupted, diverged, stopped: its
+process died, new: nothing saved yet), step, prior, latent size z, squared error per pixel, scores
+of the match with the prior, and how long ago it last wrote. Of a sweep, its number of trials.
+"""
+RUNS_EXAMPLES = """\
+examples:
+  aae-dist runs runs
+  aae-dist runs s3://bucket/runs/my-sweep/trials
+  aae-dist runs --json | jq '.[] | select(.state == "running") | .name'
+"""

@@ -13,6 +13,7 @@ def add_run_verbs(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     _add_evaluate(verbs)
     _add_interpolate(verbs)
     _add_reconstruct(verbs)
+    _add_runs(verbs)
     _add_sample(verbs)
 
 
@@ -99,6 +100,25 @@ def _add_reconstruct(verbs: "Parsers[argparse.ArgumentParser]") -> None:
         "--num", type=_positive, default=32, metavar="N", help="images in a file (default 32)"
     )
     parser.set_defaults(run=_reconstruct)
+
+
+def _add_runs(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser(
+        "runs",
+        help="list runs with their state, step and scores",
+        description=help_texts.RUNS,
+        epilog=help_texts.RUNS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "uri",
+        nargs="?",
+        default="~/aae_dist/runs",
+        metavar="STORAGE",
+        help="run.storage of the runs (default ~/aae_dist/runs)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON with all metrics")
+    parser.set_defaults(run=_runs)
 
 
 def _add_sample(verbs: "Parsers[argparse.ArgumentParser]") -> None:
@@ -221,6 +241,12 @@ def _reconstruct(args: argparse.Namespace) -> int:
 
     data, overrides = _split(args.items)
     return reconstruct(args.uri, args.out, data, args.num, overrides, args.step)
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from aae_dist.commands.runs import runs
+
+    return runs(args.uri, args.json)
 
 
 def _sample(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from aae_dist.data.cache_folder import checked_folder
 from aae_dist.data.decode_array import Shape
 from aae_dist.data.manifest import Manifest
 from aae_dist.data.permutation import Indices
+from aae_dist.data.resize import Resize
 from aae_dist.errors import DataError
 from aae_dist.storage import is_remote
 
@@ -149,7 +150,8 @@ def content_id(manifest: Manifest, settings: Data) -> str:
     For local shards the files' own numbers and times count: names do not tell that one was written
     again.
     """
-    facts: list[object] = [settings.image_keys, settings.label_key]
+    resize = Resize.of(settings)
+    facts: list[object] = [settings.image_keys, settings.label_key, resize.how, resize.crop_size]
     for shard in manifest.shards:
         facts.append([shard.url, shard.samples, shard.bytes, shard.etag])
         if not is_remote(shard.folder):

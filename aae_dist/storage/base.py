@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -20,6 +20,8 @@ class Entry:
     key: str
     size: int
     etag: str | None = None
+    modified: float = field(default=0.0, compare=False)
+    """When it was last written, in seconds since 1970 by the storage's clock; from `stat` only."""
 
 
 # Inside a class with a method `list` that name is no longer the built-in type.
@@ -78,7 +80,7 @@ class Storage(Protocol):
         """Return the number of bytes of the file, None when it is absent."""
 
     def stat(self, key: str) -> Entry | None:
-        """Return the file's size and tag, None when it is absent."""
+        """Return the file's size, tag and time, None when it is absent."""
 
     def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
         """Yield the bytes [start, end) in pieces of a few MiB, perhaps fewer bytes in all.

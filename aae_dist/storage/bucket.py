@@ -160,13 +160,13 @@ class BucketStorage:
                 return None
 
     def stat(self, key: str) -> Entry | None:
-        """Return the file's size and tag, None when it is absent."""
+        """Return the file's size, tag and time, None when it is absent."""
         with explained(join(self.uri, key)):
             try:
                 found = self._store.head(self._path(key))
             except FileNotFoundError:
                 return None
-        return Entry(key, found["size"], found["e_tag"])
+        return Entry(key, found["size"], found["e_tag"], found["last_modified"].timestamp())
 
     def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
         """Yield the bytes [start, end) in pieces.

@@ -194,9 +194,13 @@ class LocalStorage:
         return _size(self._path(key))
 
     def stat(self, key: str) -> Entry | None:
-        """Return the file's size, None when it is absent."""
-        size = self.size(key)
-        return None if size is None else Entry(key, size)
+        """Return the file's size and time, None when it is absent."""
+        path = self._path(key)
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Entry(key, found.st_size, modified=found.st_mtime) if path.is_file() else None
 
     def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
         """Yield the bytes [start, end) in pieces; local files have no `etag`."""

@@ -14,11 +14,10 @@ from aae_dist.distributed.reductions import main_decides
 from aae_dist.distributed.world import World
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage
-from aae_dist.training.run_lock_holder import Holder, this_process
+from aae_dist.training.run_lock_holder import KEY, Holder, this_process
 
 logger = logging.getLogger(__name__)
 
-KEY = "lock.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 _POLLS_PER_HEARTBEAT = 5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+KEY = "lock.json"
 _STARTED_FIELD = 22  # of /proc/<pid>/stat, counted from 1: clock ticks from boot to the start
 _STATE_FIELD = 3
 

@@ -101,6 +101,15 @@ def test_every_decoder_and_any_number_of_threads_give_equal_pixels(
     assert torch.equal(read(folder, image_size=20), wanted)
 
 
+def test_ways_to_resize_do_not_share_decoded_pixels(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    settings = [Data(train=folder, image_size=20, resize=how) for how in ("cover", "stretch")]
+    both = [open_dataset(folder, each) for each in settings]
+    cover, stretched = (dataset.read(range(4))[0] for dataset in both)
+    assert not torch.equal(cover[0], stretched[0])
+    assert torch.equal(cover[2], stretched[2])  # a square is the same either way
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

@@ -1,0 +1,151 @@
+"""What stands in a folder of runs: each run's state, step and metrics, from a few small files.
+
+Nothing here imports torch, and runs are looked at in parallel: hundreds in a bucket take seconds.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from aae_dist.config.tree import plain
+from aae_dist.config.yaml_text import YamlProblem, parse
+from aae_dist.storage import Entry, Storage
+from aae_dist.training.run_folder import CONFIG, METRICS, SUMMARY
+from aae_dist.training.run_lock_holder import KEY as LOCK
+from aae_dist.training.run_lock_holder import Holder
+
+THREADS = 32
+TAIL_BYTES = 256 << 10
+"""End of metrics.jsonl that is read: some 500 log points."""
+SILENT_SECONDS = 60.0
+"""A holder elsewhere that gave no sign of life for so long is gone: twice what makes a lock stale,
+since the clocks of this machine and of the storage differ."""
+SWEEP, TRIALS = "sweep.json", "trials"
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run, or one sweep, as a listing shows it."""
+
+    name: str
+    state: str
+    """finished, diverged, interrupted, running, stopped (its process died), new (nothing saved yet)
+    or sweep."""
+    step: int | None = None
+    total_steps: int | None = None
+    modified: float = 0.0
+    """When it last wrote, in seconds since 1970."""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    num_trials: int = 0
+    """Trials of a sweep."""
+
+    @property
+    def age_seconds(self) -> float:
+        """Return the seconds since it last wrote."""
+        return max(0.0, time.time() - self.modified)
+
+
+def list_runs(storage: Storage) -> list[RunRow]:
+    """Return the runs and sweeps directly in a folder, or the one that the folder is, by name.
+
+    Raises:
+        LaunchError: the storage cannot be read.
+    """
+    own = _look(storage, storage.uri.rsplit("/", 1)[-1])
+    if own is not None:
+        return [own]
+    names = storage.folders()
+    with ThreadPoolExecutor(THREADS) as pool:
+        rows = pool.map(lambda name: _look(storage.child(name), name), names)
+        return [row for row in rows if row is not None]
+
+
+def _look(run: Storage, name: str) -> RunRow | None:
+    """Return what the folder holds, None when it is no run."""
+    lock, summary = _holder(run), _json(run, SUMMARY)
+    config = _config(run)
+    if lock is None and not summary and not config:
+        return _sweep(run, name)
+    stats = {key: run.stat(key) for key in (LOCK, SUMMARY, METRICS, CONFIG)}
+    modified = {key: entry.modified for key, entry in stats.items() if entry}
+    state = _state(lock, summary, modified.get(LOCK, 0.0))
+    if state in ("running", "stopped") or not summary:
+        metrics = _tail(run, stats[METRICS])
+        step = int(metrics.pop("step", 0) or 0) or None
+        state = "new" if state == "stopped" and step is None else state
+    else:
+        metrics, step = dict(summary.get("metrics", {})), summary.get("step")
+    config = config or summary.get("config", {})
+    total = _total_steps(config, metrics, step)
+    return RunRow(name, state, step, total, max(modified.values(), default=0.0), metrics, config)
+
+
+def _state(lock: Holder | None, summary: Mapping[str, Any], heartbeat: float) -> str:
+    if lock is not None and not lock.released:
+        if lock.is_of_this_kernel():
+            return "running" if lock.is_alive() else "stopped"
+        return "running" if time.time() - heartbeat < SILENT_SECONDS else "stopped"
+    return str(summary.get("state", "stopped"))
+
+
+def _total_steps(
+    config: Mapping[str, Any], metrics: Mapping[str, Any], step: int | None
+) -> int | None:
+    """Return the planned steps; of a plan in epochs, from how many steps an epoch has taken."""
+    train = config.get("train", {})
+    steps, epochs, done = train.get("steps"), train.get("epochs"), metrics.get("epoch")
+    if isinstance(steps, int):
+        return steps
+    return round(step / float(done) * int(epochs)) if epochs and done and step else None
+
+
+def _sweep(run: Storage, name: str) -> RunRow | None:
+    entry = run.stat(SWEEP)
+    if entry is None:
+        return None
+    return RunRow(name, "sweep", modified=entry.modified, num_trials=len(run.folders(TRIALS)))
+
+
+def _holder(run: Storage) -> Holder | None:
+    try:
+        return Holder.model_validate_json(run.read(LOCK))
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _json(run: Storage, key: str) -> Mapping[str, Any]:
+    try:
+        document = json.loads(run.read(key))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _config(run: Storage) -> Mapping[str, Any]:
+    try:
+        tree = plain(parse(run.read(CONFIG).decode(), CONFIG, number_lines=False))
+    except (FileNotFoundError, YamlProblem, UnicodeDecodeError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _tail(run: Storage, entry: Entry | None) -> dict[str, Any]:
+    """Return the newest value of each metric in the end of metrics.jsonl."""
+    if entry is None:
+        return {}
+    start = max(0, entry.size - TAIL_BYTES)
+    newest: dict[str, Any] = {}
+    for line in run.read_range(METRICS, start, entry.size - start).splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the first line of the tail, or one that a killed process left
+            continue
+        if isinstance(record, dict):
+            newest |= record
+    return newest
