@@ -4,7 +4,7 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from helpers.sweeps import Trial, write_sweep
+from helpers.sweep_folders import Trial, write_sweep
 
 from aae_dist.cli import main
 from aae_dist.report import make_report, write_report
