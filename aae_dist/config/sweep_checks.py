@@ -18,7 +18,7 @@ def checks(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
     yield from _measure(sweep, configs)
     match sweep.scheduler:
         case AshaScheduler():
-            yield from _asha(sweep.scheduler, configs)
+            yield from _asha(sweep, sweep.scheduler, configs)
         case PbtScheduler():
             yield from _pbt(sweep, sweep.scheduler, configs)
 
@@ -59,13 +59,18 @@ def _measure(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
             f"sweep.scheduler: {sweep.scheduler.kind} compares by one number, not by a Pareto "
             f"front; give sweep.metric weights, for example {{{names[0]}: 1, {names[-1]}: 1}}"
         )
-    measured = [name for name in names if name.startswith(MEASURED)]
-    if measured and any(config.data.validation is None for config in configs):
-        yield f"sweep.metric: {measured[0]} is measured on data.validation, which is missing"
+    if _is_measured(sweep) and any(config.data.validation is None for config in configs):
+        yield f"sweep.metric: {', '.join(names)} is measured on data.validation, which is missing"
 
 
-def _asha(asha: AshaScheduler, configs: Sequence[RunConfig]) -> Iterator[str]:
-    if any(config.train.evaluate_every_steps is None for config in configs):
+def _is_measured(sweep: Sweep) -> bool:
+    """Return whether only an evaluation gives the score; losses come with every log point."""
+    names = [sweep.metric] if isinstance(sweep.metric, str) else list(sweep.metric)
+    return any(name.startswith(MEASURED) for name in names)
+
+
+def _asha(sweep: Sweep, asha: AshaScheduler, configs: Sequence[RunConfig]) -> Iterator[str]:
+    if _is_measured(sweep) and any(c.train.evaluate_every_steps is None for c in configs):
         yield (
             "sweep.scheduler: asha judges trials on the way, so train.evaluate_every_steps must be "
             "set; its rungs should be multiples of it"
@@ -110,6 +115,8 @@ def _pbt(sweep: Sweep, pbt: PbtScheduler, configs: Sequence[RunConfig]) -> Itera
             "sweep.scheduler: pbt moves state between trials of one worker only; set "
             "launch.workers=1, or use asha"
         )
+    if sweep.max_concurrent is not None:
+        yield "sweep.max_concurrent: with pbt all trials take turns; leave it out"
     if sweep.search.kind == "optuna":
         yield "sweep.scheduler: pbt changes the parameters itself; use search=random"
     for key in sweep.space:
@@ -123,18 +130,19 @@ def _pbt(sweep: Sweep, pbt: PbtScheduler, configs: Sequence[RunConfig]) -> Itera
             "sweep.space: pbt needs a rate to change, for example "
             "phases.generator.optimizer.lr: {loguniform: [1e-4, 1e-2]}"
         )
-    if any(_off_beat(pbt.every_steps, config) for config in configs):
+    if any(_off_beat(sweep, pbt.every_steps, config) for config in configs):
         yield (
-            f"sweep.scheduler.every_steps: should be a multiple of train.log_every_steps and of "
-            f"train.evaluate_every_steps, which must be set (got {pbt.every_steps})"
+            "sweep.scheduler.every_steps: should be a multiple of train.log_every_steps, and of "
+            "train.evaluate_every_steps if sweep.metric needs evaluations "
+            f"(got {pbt.every_steps})"
         )
 
 
-def _off_beat(every: int, config: RunConfig) -> bool:
-    evaluations = config.train.evaluate_every_steps
-    return (
-        evaluations is None or every % evaluations > 0 or every % config.train.log_every_steps > 0
-    )
+def _off_beat(sweep: Sweep, every: int, config: RunConfig) -> bool:
+    beats = [config.train.log_every_steps]
+    if _is_measured(sweep):
+        beats.append(config.train.evaluate_every_steps or every + 1)
+    return any(every % beat > 0 for beat in beats)
 
 
 def mutations(sweep: Sweep) -> dict[str, dict[str, list[float]]]:

@@ -225,8 +225,19 @@ def _lines(where: dict[str, list[int]], points: Sequence[dict[str, Any]]) -> Ite
 
 
 def describe(parameters: dict[str, Any]) -> str:
-    """Return parameters in one line, by the last part of their keys."""
-    return ", ".join(f"{key.rpartition('.')[2]}={show(v)}" for key, v in parameters.items())
+    """Return parameters in one line, by the shortest ends of their keys that differ."""
+    names = short_names(list(parameters))
+    return ", ".join(f"{names[key]}={show(value)}" for key, value in parameters.items())
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return for each dotted key its last parts, as many as tell it apart from the others."""
+    found = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
+        found[key] = next(e for e in ends if sum(f".{k}".endswith(f".{e}") for k in keys) == 1)
+    return found
 
 
 def show(value: Any) -> str:

@@ -31,6 +31,12 @@ class Bookkeeper(tune.Callback):
         """Note that the trial has its place."""
         self._ledger.start(name_of(trial))
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Note which trials have given up their places for others (PBT); Tune does not tell."""
+        for trial in trials:
+            if trial.status == "PAUSED":
+                self._ledger.pause(name_of(trial))
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:

@@ -71,6 +71,8 @@ class SweepDriver:
         room = room_for(demands, all_nodes())
         wanted = ledger.plan.sweep.max_concurrent or room
         self._concurrent = max(1, min(wanted, room))
+        # No more places are asked for at a time: another sweep may want them.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self._concurrent)
         waiting = sum(ledger.counts()[s] for s in ("waiting", "interrupted"))
         say(
             f"sweep {ledger.plan.uri}: {waiting} of {ledger.plan.num_trials} trials to run, "
@@ -119,7 +121,8 @@ class SweepDriver:
                     sweep, self._ledger.objective, plan.configs, self._ended_before()
                 ),
                 num_samples=count,
-                max_concurrent_trials=self._concurrent,
+                # A population takes turns: all of it must be known to be compared.
+                max_concurrent_trials=None if pause else self._concurrent,
                 reuse_actors=True,
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,

@@ -75,13 +75,17 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
     state = "interrupted"
     ledger.write()
     try:
-        # A signal may come while Ray starts.
-        with StopSignals() as signals:
-            os.environ.update(ENVIRONMENT)
-            with ray_cluster.connected(ledger.plan.configs[0]), _tune_folder(ledger.plan) as place:
-                from aae_dist.launch.tune_driver import SweepDriver
+        os.environ.update(ENVIRONMENT)
+        plan = ledger.plan
+        # Handlers for signals come last: Ray's start replaces them.
+        with (
+            ray_cluster.connected(plan.configs[0]),
+            _tune_folder(plan) as place,
+            StopSignals() as signals,
+        ):
+            from aae_dist.launch.tune_driver import SweepDriver
 
-                SweepDriver(ledger, launch_id, place, signals, changed).run()
+            SweepDriver(ledger, launch_id, place, signals, changed).run()
         if signals.requested:
             raise Interrupted(
                 f"{ledger.plan.uri}: stopped as asked; running trials have saved. "

@@ -144,6 +144,15 @@ class Ledger:
             entry.seconds, entry.started = entry.cost(), None
             entry.crashes += 1
 
+    def pause(self, name: str) -> None:
+        """Note that a running trial has given up its workers for a while."""
+        with self._guard:
+            entry = self.entries[name]
+            if entry.state == "running":
+                entry.seconds, entry.started = entry.cost(), None
+                entry.state = "waiting"
+                self._write_trial(entry)
+
     def ranked(self) -> list[Entry]:
         """Return the finished trials that have a score, best first."""
         with self._guard:
