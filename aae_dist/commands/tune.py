@@ -43,8 +43,9 @@ def tune(items: Sequence[str], dry_run: bool = False) -> int:
             "aae-dist tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]'"
         )
     from aae_dist.launch.tune_sweep import launch_sweep
+    from aae_dist.report import write_report
 
-    _show_end(launch_sweep(plan))
+    _show_end(launch_sweep(plan, write_report))
     return 0
 
 
@@ -74,5 +75,5 @@ def _show_end(ledger: "Ledger") -> None:
         values = ledger.objective.values(entry.metrics) or ()
         shown = ", ".join(f"{value:.4g}" for value in values)
         print(f"  {shown}  {describe(entry.values or entry.plan.parameters)}  ({entry.plan.id})")
-    print(f"Sweep folder: {ledger.plan.uri}")
+    print(f"Sweep folder: {ledger.plan.uri}, report: {ledger.plan.uri}/report.html")
     print(f"Train the best on its own: aae-dist train {ledger.plan.uri}/best.yaml")

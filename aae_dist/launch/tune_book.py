@@ -57,12 +57,19 @@ class Bookkeeper(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note a trial whose process failed too often."""
-        text = str(trial.get_error() or "its process died").strip()
-        self._ledger.end(name_of(trial), "failed", f"crashed: {text.splitlines()[-1][:MAX_CHARS]}")
+        self._ledger.end(name_of(trial), "failed", f"crashed: {_cause(trial)}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial's process failed and will be started again."""
-        self._ledger.crashed(name_of(trial))
+        self._ledger.crashed(name_of(trial), _cause(trial))
+
+
+def _cause(trial: Any) -> str:
+    """Return the last line of what Tune keeps of a trial's failure."""
+    text = str(trial.get_error() or "").strip()
+    if "ActorDiedError" in text or "ActorUnavailableError" in text or not text:
+        return "its process died"
+    return text.splitlines()[-1][:MAX_CHARS]
 
 
 def name_of(trial: Any) -> str:

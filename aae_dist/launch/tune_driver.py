@@ -174,8 +174,8 @@ class _Fit(threading.Thread):
 
     def run(self) -> None:
         """Run to the end and keep the exception."""
-        # It misses the result files that we have told Tune not to write.
-        logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+        # Tune's tracebacks of trials and complaints of missing result files; the book tells causes.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
             self._tuner.fit()
         except BaseException as error:  # noqa: BLE001  # It is raised again in the main thread.

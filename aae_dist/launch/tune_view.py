@@ -95,7 +95,7 @@ class View:
             name = entry.plan.id
             if entry.crashes > self._crashes.get(name, 0):
                 self._crashes[name] = entry.crashes
-                lines.append(f"{self._title(entry)}: its process died; it starts again")
+                lines.append(f"{self._title(entry)} starts again: {entry.cause or 'it crashed'}")
             if entry.state in FINAL and name not in self._told:
                 self._told.add(name)
                 lines.append(self._end_line(entry))

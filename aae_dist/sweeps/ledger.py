@@ -137,12 +137,12 @@ class Ledger:
             if state == "finished":
                 self._write_best()
 
-    def crashed(self, name: str) -> None:
+    def crashed(self, name: str, cause: str) -> None:
         """Note that a trial's process died; it will be started again."""
         with self._guard:
             entry = self.entries[name]
             entry.seconds, entry.started = entry.cost(), None
-            entry.crashes += 1
+            entry.crashes, entry.cause = entry.crashes + 1, cause
 
     def pause(self, name: str) -> None:
         """Note that a running trial has given up its workers for a while."""
@@ -226,7 +226,7 @@ def _stays(entry: Entry) -> bool:
     """Return whether an ended trial is not tried again: what diverged would diverge again."""
     if entry.state == "failed":
         return (entry.cause or "").startswith(DIVERGED)
-    return entry.state in ("finished", "pruned")
+    return entry.state == "pruned"
 
 
 def _same_end(summary: Mapping[str, Any], trial: TrialPlan) -> bool:

@@ -32,6 +32,9 @@ class Quiet:
     def stop_requested(self):
         return self.stop
 
+    def save_requested(self):
+        return False
+
     def stopped_as(self):
         return "interrupted"
 

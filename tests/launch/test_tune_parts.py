@@ -1,0 +1,157 @@
+"""Room, schedulers and Optuna without a cluster."""
+
+import pytest
+
+pytest.importorskip("ray.tune")
+
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from aae_dist.config.sweep_plan import load_sweep
+from aae_dist.launch.ray_demand import Demand
+from aae_dist.launch.tune_optuna import OptunaSearcher
+from aae_dist.launch.tune_room import placement_of, room_for
+from aae_dist.launch.tune_schedulers import GamePbt, build_scheduler
+from aae_dist.launch.tune_trial import OBJECTIVE, SWEEP
+from aae_dist.objective import Objective
+from aae_dist.storage import open_storage
+from aae_dist.sweeps import TrialRecord
+from aae_dist.sweeps.ledger import Ledger
+
+pytestmark = pytest.mark.ray
+
+BASE = [
+    "data.train=builtin://digits/train",
+    "train.steps=900",
+    "launch.workers=1",
+    "sweep.name=s",
+    "sweep.metric=loss/reconstruction",
+]
+RATE = "phases.generator.optimizer.lr"
+
+
+def plan_in(storage, *items):
+    return load_sweep([], [*BASE, f"run.storage={storage}", *items])
+
+
+def test_room_counts_whole_trials_and_never_splits_one():
+    node = {"CPU": 4.0, "GPU": 1.0}
+    assert room_for([Demand(1, {"CPU": 1.0, "GPU": 0.25})], [node, node]) == 8
+    assert room_for([Demand(1, {"CPU": 3.0})], [node, node]) == 2
+    assert room_for([Demand(3, {"CPU": 2.0})], [node, node]) == 1
+    assert room_for([Demand(1, {"CPU": 1.0}), Demand(4, {"CPU": 1.0})], [node, node]) == 2
+    assert room_for([Demand(2, {"CPU": 1.0})], [{"CPU": 8.0, "driver": 1.0}]) == 1
+
+
+def test_a_trial_of_several_workers_takes_no_cpu_for_itself():
+    assert placement_of(Demand(1, {"CPU": 2.0}), False).bundles == [{"CPU": 2.0}]
+    for drivers in (False, True):
+        assert "CPU" not in placement_of(Demand(2, {"CPU": 1.0}), drivers).bundles[0]
+
+
+class Tried:
+    """As much of a Tune trial as ASHA looks at."""
+
+    def __init__(self, name):
+        self.trial_id = name
+
+
+def judge(scheduler, name, step, value):
+    trial = Tried(name)
+    scheduler.on_trial_add(None, trial)
+    return scheduler.on_trial_result(None, trial, {"step": step, OBJECTIVE: value})
+
+
+def test_earlier_trials_fill_the_rungs_of_asha(tmp_path):
+    plan = plan_in(
+        tmp_path,
+        "sweep.space.run.seed={grid: [0, 1]}",
+        "sweep.scheduler={kind: asha, grace: 100, reduction_factor: 3}",
+    )
+    objective = Objective.of("loss/reconstruction", "min")
+    ended = [
+        TrialRecord(f"t{n}", n, "", {}, {}, history=({"step": 100, "loss/reconstruction": n},))
+        for n in range(6)
+    ]
+    empty = build_scheduler(plan.sweep, objective, plan.configs, [])
+    assert judge(empty, "new", 100, 5.0) == TrialScheduler.CONTINUE
+    filled = build_scheduler(plan.sweep, objective, plan.configs, ended)
+    assert judge(filled, "new", 100, 5.0) == TrialScheduler.STOP
+    assert judge(filled, "good", 100, -1.0) == TrialScheduler.CONTINUE
+    assert judge(filled, "long", 900, 9.0) == TrialScheduler.CONTINUE  # it has run to its end
+
+
+def test_pbt_changes_rates_and_leaves_each_trial_its_folder(tmp_path):
+    plan = plan_in(
+        tmp_path,
+        f"sweep.space.{RATE}={{loguniform: [1e-4, 1e-2]}}",
+        "sweep.num_trials=4",
+        "sweep.scheduler={kind: pbt, every_steps: 50, resample_probability: 0}",
+    )
+    scheduler = build_scheduler(
+        plan.sweep, Objective.of("loss/reconstruction", "min"), plan.configs, []
+    )
+    assert isinstance(scheduler, GamePbt)
+    bad, good = Tried("bad"), Tried("good")
+    bad.config = {SWEEP: {"id": "bad", "config": "B", "values": {RATE: 1e-4}}}
+    good.config = {SWEEP: {"id": "good", "config": "G", "values": {RATE: 1e-3}}}
+    config, _ = scheduler._get_new_config(bad, good)
+    assert (config[SWEEP]["id"], config[SWEEP]["config"]) == ("bad", "B")
+    assert config[SWEEP]["values"][RATE] in (0.8e-3, 1.2e-3)
+    assert good.config[SWEEP]["values"][RATE] == 1e-3
+
+
+def drain(searcher, ledger, score):
+    """Run all proposals to their ends; return their parameters."""
+    seen = []
+    while (config := searcher.suggest(f"tune-{len(seen)}")) != Searcher.FINISHED:
+        name = config[SWEEP]["id"]
+        parameters = ledger.entries[name].plan.parameters
+        value = score(parameters)
+        seen.append(parameters)
+        ledger.start(name)
+        ledger.hear(name, {"step": 900, "loss/reconstruction": value}, parameters)
+        ledger.end(name, "finished")
+        result = {"trial_state": "finished", OBJECTIVE: value, f"{OBJECTIVE}0": value}
+        searcher.on_trial_complete(f"tune-{len(seen) - 1}", result)
+    ledger.write("finished")
+    return seen
+
+
+OPTUNA = (
+    "sweep.space={model.latent_dim: {randint: [2, 64]}, "
+    "prior: {choice: [{kind: gaussian, std: {uniform: [1, 5]}}, {kind: laplace}]}}",
+    "sweep.search={kind: optuna, startup_trials: 8}",
+)
+
+
+def score(parameters):
+    return abs(parameters["model.latent_dim"] - 10) + (parameters["prior"]["kind"] == "laplace")
+
+
+def test_optuna_learns_also_over_a_restart_and_repeats_nothing(tmp_path):
+    first_plan = plan_in(tmp_path, *OPTUNA, "sweep.num_trials=20")
+    ledger = Ledger(first_plan, open_storage(first_plan.uri))
+    first = drain(OptunaSearcher(ledger), ledger, score)
+    assert len(first) == 20
+    assert all(("std" in p["prior"]) == (p["prior"]["kind"] == "gaussian") for p in first)
+
+    plan = plan_in(tmp_path, *OPTUNA, "sweep.num_trials=40")
+    again = Ledger(plan, open_storage(plan.uri))
+    second = drain(OptunaSearcher(again), again, score)
+    assert len(second) == 20
+    texts = [str(p) for p in first + second]
+    assert len(set(texts)) == 40
+    mean_of_draws = sum(map(score, first[:8])) / 8
+    assert sum(map(score, second)) / 20 < mean_of_draws / 2
+
+
+def test_optuna_takes_an_interrupted_trial_up_first(tmp_path):
+    plan = plan_in(tmp_path, *OPTUNA, "sweep.num_trials=3")
+    ledger = Ledger(plan, open_storage(plan.uri))
+    name = OptunaSearcher(ledger).suggest("tune-0")[SWEEP]["id"]
+    ledger.start(name)
+    ledger.write("running")
+    again = Ledger(plan, open_storage(plan.uri))
+    assert OptunaSearcher(again).suggest("tune-0")[SWEEP]["id"] == name
+    assert len(again.entries) == 1

@@ -1,0 +1,195 @@
+"""Sweeps on a real cluster of two CPUs."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from helpers.sweeps import SEEDS, SMALL, attempts, finish, results, start, wait_until_some_finished
+
+from aae_dist.config import load_config
+from aae_dist.config.sweep_plan import load_sweep
+from aae_dist.errors import LaunchError
+from aae_dist.launch.tune_sweep import launch_sweep
+from aae_dist.sweeps import read_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+LR = "phases.reconstruction.optimizer.lr"
+FAULTY = '''
+import os
+from pathlib import Path
+from aae_dist.priors import GaussianPrior
+
+class FaultyPrior(GaussianPrior):
+    """Ends its process at the 45th draw, once, if the trial's seed asks for it."""
+
+    def __init__(self, latent_dim, folder, faulty):
+        super().__init__(latent_dim, std=1.0)
+        self.file, self.faulty, self.draws = Path(folder) / "died", faulty, 0
+
+    def sample(self, num_samples, generator):
+        self.draws += 1
+        if self.faulty and self.draws == 45 and not self.file.exists():
+            self.file.touch()
+            os._exit(9)
+        return super().sample(num_samples, generator)
+'''
+
+
+def sweep(storage, *items):
+    plan = load_sweep([], [*SMALL, f"run.storage={storage}", *items])
+    launch_sweep(plan)
+    return read_sweep(plan.uri)
+
+
+def test_a_grid_runs_once_and_its_winner_is_ready_to_train(joined, tmp_path, capfd):
+    space = "sweep.space.model.latent_dim={grid: [2, 4]}"
+    found = sweep(tmp_path, space)
+    assert found.state == "finished"
+    assert found.counts()["finished"] == 2
+    assert [t.parameters for t in found.trials] == [{"model.latent_dim": n} for n in (2, 4)]
+    assert all([m["step"] for m in t.history] == [10, 20, 30, 40, 50, 60] for t in found.trials)
+    assert all(t.seconds > 0 for t in found.trials)
+    best = min(found.trials, key=lambda trial: trial.metrics["loss/reconstruction"])
+    winner = load_config([tmp_path / "sweep" / "best.yaml"]).config
+    assert winner.model.latent_dim == best.parameters["model.latent_dim"]
+    assert (winner.run.storage, winner.run.name) == (str(tmp_path), "sweep-best")
+
+    lines = capfd.readouterr().out.splitlines()
+    assert [line for line in lines if "trial 1/2 (latent_dim=2) finished" in line]
+    assert not [line for line in lines if "pid=" in line or "(raylet)" in line]
+    sweep(tmp_path, space)
+    assert f"This sweep had already finished: {tmp_path}/sweep" in capfd.readouterr().out
+    more = sweep(tmp_path, "sweep.space.model.latent_dim={grid: [2, 4, 6]}")
+    assert more.counts()["finished"] == 3
+    assert [attempts(t) for t in more.trials] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_killed_driver_costs_no_finished_trial_and_no_number(cluster, tmp_path):
+    whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log.txt"
+    process = start(broken, log, cluster.environment, SEEDS, "sweep.max_concurrent=1")
+    wait_until_some_finished(f"{broken}/sweep", log)
+    process.kill()
+    process.wait()
+    done = [t for t in read_sweep(f"{broken}/sweep").trials if t.state == "finished"]
+    finish(start(broken, log, cluster.environment, SEEDS), log)
+    finish(start(whole, log, cluster.environment, SEEDS), log)
+    got, expected = read_sweep(f"{broken}/sweep"), read_sweep(f"{whole}/sweep")
+    assert got.counts()["finished"] == 4
+    assert results(got) == results(expected)
+    again = {t.id: t for t in got.trials}
+    assert [attempts(again[t.id]) for t in done] == [1] * len(done)
+
+
+@pytest.mark.slow
+def test_a_stop_saves_and_the_same_command_goes_on(cluster, tmp_path):
+    log = tmp_path / "log.txt"
+    items = (SEEDS, "sweep.max_concurrent=1", "train.steps=3000", "checkpoint.every_steps=100")
+    process = start(tmp_path, log, cluster.environment, *items)
+    wait_until_some_finished(f"{tmp_path}/sweep", log)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(300) == 4, log.read_text()
+    stopped = read_sweep(f"{tmp_path}/sweep")
+    assert stopped.state == "interrupted"
+    assert not stopped.counts()["running"]
+    assert "The same command goes on from there" in log.read_text()
+    finish(start(tmp_path, log, cluster.environment, *items), log)
+    assert read_sweep(f"{tmp_path}/sweep").counts()["finished"] == 4
+
+
+@pytest.mark.slow
+def test_crashes_and_divergence_are_told_and_end_no_other_trial(cluster, tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    log = tmp_path / "log.txt"
+    items = (
+        "sweep.space={prior.arguments.faulty: {grid: [true, false]}, "
+        "phases.reconstruction.optimizer.lr: {grid: [1e-3, 1e+30]}}",
+        f"prior={{kind: custom, path: faulty:FaultyPrior, arguments: {{folder: {tmp_path}}}}}",
+    )
+    environment = {**cluster.environment, "PYTHONPATH": str(tmp_path)}
+    finish(start(tmp_path, log, environment, *items), log)
+    found = read_sweep(f"{tmp_path}/sweep")
+    states = {(t.parameters["prior.arguments.faulty"], t.parameters[LR]): t for t in found.trials}
+    assert states[True, 1e-3].state == states[False, 1e-3].state == "finished"
+    assert states[False, 1e30].state == "failed"
+    assert states[False, 1e30].cause.startswith("TrainingDivergedError: ")
+    assert attempts(states[True, 1e-3]) == 2
+    assert "starts again" in log.read_text()
+    finish(start(tmp_path, log, environment, *items), log)
+    assert "had already finished" in log.read_text()
+
+
+def test_a_trial_that_can_never_fit_is_refused_at_once(joined, tmp_path):
+    with pytest.raises(LaunchError, match=r"3 workers x \(1 CPU\) can never start"):
+        sweep(tmp_path, "sweep.space.launch.workers={grid: [1, 3]}")
+    assert not list(Path(tmp_path).glob("sweep/trials/*"))
+
+
+@pytest.mark.slow
+def test_a_second_driver_of_one_sweep_is_refused(joined, cluster, tmp_path):
+    log = tmp_path / "log.txt"
+    process = start(tmp_path, log, cluster.environment, SEEDS, "train.steps=2000")
+    wait_until_some_finished(f"{tmp_path}/sweep", log)
+    with pytest.raises(LaunchError, match="is being written by"):
+        sweep(tmp_path, SEEDS, "train.steps=2000")
+    finish(process, log)
+
+
+@pytest.mark.slow
+def test_two_sweeps_share_a_cluster(cluster, tmp_path):
+    logs = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    both = [
+        start(tmp_path, log, cluster.environment, SEEDS, f"sweep.name={log.stem}") for log in logs
+    ]
+    for process, log in zip(both, logs, strict=True):
+        finish(process, log)
+    for log in logs:
+        assert read_sweep(f"{tmp_path}/{log.stem}").counts()["finished"] == 4
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_run_one_after_another(cluster, tmp_path):
+    log = tmp_path / "log.txt"
+    items = ("sweep.space.run.seed={grid: [0, 1]}", "launch.workers=2", "launch.kind=ray")
+    finish(start(tmp_path, log, cluster.environment, *items), log, seconds=800)
+    found = read_sweep(f"{tmp_path}/sweep")
+    assert "1 at a time, each 2 workers x (1 CPU)" in log.read_text()
+    assert [(t.state, t.workers, t.step) for t in found.trials] == [("finished", 2, 60)] * 2
+
+
+@pytest.mark.slow
+def test_bad_trials_of_a_population_take_over_good_ones(cluster, tmp_path):
+    log = tmp_path / "log.txt"
+    items = (
+        f"sweep.space={{{LR}: {{grid: [1e-3, 1e-3, 1e-7, 2e-7]}}}}".replace(
+            "1e-3, 1e-3", "1e-3, 9e-4"
+        ),
+        "sweep.scheduler={kind: pbt, every_steps: 20, resample_probability: 0}",
+    )
+    finish(start(tmp_path, log, cluster.environment, *items), log, seconds=800)
+    found = read_sweep(f"{tmp_path}/sweep")
+    assert found.counts()["finished"] == 4
+    taken = [event for t in found.trials for event in t.lineage]
+    assert taken
+    assert all(event["donor"].startswith(f"{tmp_path}/sweep/trials/") for event in taken)
+    moved = [t for t in found.trials if t.lineage]
+    assert all(t.values != t.parameters for t in moved)
+
+
+@pytest.mark.slow
+def test_optuna_goes_on_where_it_was(cluster, tmp_path):
+    log = tmp_path / "log.txt"
+    items = (
+        "sweep.space.prior={choice: [{kind: gaussian, std: {uniform: [1, 2]}}, {kind: mixture}]}",
+        f"sweep.space.{LR}={{loguniform: [1e-4, 1e-2]}}",
+        "sweep.search={kind: optuna, startup_trials: 2}",
+    )
+    finish(start(tmp_path, log, cluster.environment, *items, "sweep.num_trials=3"), log)
+    first = read_sweep(f"{tmp_path}/sweep")
+    assert first.counts()["finished"] == 3
+    finish(start(tmp_path, log, cluster.environment, *items, "sweep.num_trials=5"), log)
+    both = read_sweep(f"{tmp_path}/sweep")
+    assert both.counts()["finished"] == 5
+    assert [t.id for t in both.trials[:3]] == [t.id for t in first.trials]
+    assert [attempts(t) for t in both.trials] == [1] * 5

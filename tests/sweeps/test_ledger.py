@@ -1,0 +1,165 @@
+"""The book of a sweep and its readers, on local disk and S3."""
+
+import json
+import math
+
+import pytest
+
+from aae_dist.config import load_config
+from aae_dist.config.sweep_plan import load_sweep
+from aae_dist.errors import DataError
+from aae_dist.storage import open_storage
+from aae_dist.sweeps import folder as sweep_folder
+from aae_dist.sweeps import read_sweep
+from aae_dist.sweeps.ledger import Ledger
+
+SCORE = "reconstruction/mse"
+
+
+def plan_in(storage, *items):
+    base = [
+        f"run.storage={storage}",
+        "data.train=builtin://digits/train",
+        "data.validation=builtin://digits/validation",
+        "train.steps=100",
+        "launch.workers=1",
+        "sweep.name=s",
+        "sweep.space.model.latent_dim={grid: [2, 4, 8, 16]}",
+        f"sweep.metric={SCORE}",
+    ]
+    return load_sweep([], [*base, *items])
+
+
+def open_ledger(plan):
+    return Ledger(plan, open_storage(plan.uri))
+
+
+def finish(ledger, number, score, steps=100):
+    """Do what a trial and the driver do when it ends."""
+    trial = ledger.plan.trials[number]
+    summary = {
+        "state": "finished",
+        "step": steps,
+        "metrics": {"step": steps, SCORE: score},
+        "config": trial.config.model_dump(mode="json"),
+    }
+    run = open_storage(f"{ledger.plan.uri}/trials/{trial.id}")
+    run.write("summary.json", json.dumps(summary).encode())
+    run.write("metrics.jsonl", json.dumps({"step": steps, SCORE: score}).encode() + b"\n")
+    ledger.start(trial.id)
+    ledger.hear(trial.id, {"step": steps, SCORE: score}, trial.parameters)
+    ledger.end(trial.id, "finished")
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_what_the_driver_writes_is_what_readers_get(where, tmp_path, request):
+    storage = str(tmp_path) if where == "local" else request.getfixturevalue("s3")()
+    plan = plan_in(storage)
+    ledger = open_ledger(plan)
+    finish(ledger, 0, 0.5)
+    finish(ledger, 1, 0.25)
+    ledger.start(plan.trials[2].id)
+    ledger.hear(plan.trials[2].id, {"step": 40, SCORE: math.nan}, plan.trials[2].parameters)
+    ledger.end(plan.trials[2].id, "pruned", "stopped by asha at step 40")
+    ledger.write("finished")
+
+    found = read_sweep(plan.uri)
+    assert found.state == "finished"
+    assert found.counts() == dict.fromkeys(sweep_folder.STATES, 0) | {
+        "finished": 2,
+        "pruned": 1,
+        "waiting": 1,
+    }
+    assert [t.metrics.get(SCORE) for t in found.trials] == [0.5, 0.25, None, None]
+    assert [len(t.history) for t in found.trials] == [1, 1, 0, 0]
+    assert found.trials[2].cause == "stopped by asha at step 40"
+    assert found.trials[2].step == 40
+    document = json.loads(open_storage(plan.uri).read("sweep.json"))
+    assert document["best"] == {"id": plan.trials[1].id, "values": [0.25]}
+    best = open_storage(plan.uri).read("best.yaml").decode()
+    assert "latent_dim=4" in best.splitlines()[0]
+    if where == "local":
+        winner = load_config([tmp_path / "s" / "best.yaml"]).config
+        assert winner.model.latent_dim == 4
+
+
+def test_a_new_start_takes_what_has_ended_from_the_folder(tmp_path):
+    plan = plan_in(tmp_path)
+    ledger = open_ledger(plan)
+    finish(ledger, 0, 0.5)
+    ledger.start(plan.trials[1].id)
+    ledger.end(plan.trials[1].id, "failed", "TrainingDivergedError: nan")
+    ledger.start(plan.trials[2].id)
+    ledger.end(plan.trials[2].id, "failed", "DataError: no shards")
+    ledger.start(plan.trials[3].id)  # and the driver dies
+    ledger.write("running")
+
+    again = open_ledger(plan)
+    assert [e.state for e in again.of(*sweep_folder.STATES)] == [
+        "finished",
+        "failed",
+        "interrupted",
+        "interrupted",
+    ]
+    assert [e.plan.number for e in again.todo()] == [2, 3]
+
+
+def test_a_trial_that_finished_unheard_counts_as_finished(tmp_path):
+    plan = plan_in(tmp_path)
+    ledger = open_ledger(plan)
+    ledger.write("running")
+    finish(ledger, 0, 0.5)
+    trial = open_storage(f"{plan.uri}/trials/{plan.trials[0].id}")
+    told = json.loads(trial.read("trial.json"))
+    trial.write("trial.json", json.dumps({**told, "state": "running"}).encode())
+    assert [e.plan.number for e in open_ledger(plan).of("finished")] == [0]
+
+
+def test_longer_trials_are_not_finished_yet(tmp_path):
+    finish(open_ledger(plan_in(tmp_path)), 0, 0.5)
+    longer = open_ledger(plan_in(tmp_path, "train.steps=200"))
+    assert not longer.of("finished")
+    assert len(longer.todo()) == 4
+
+
+def test_a_silent_driver_is_taken_for_dead(tmp_path, monkeypatch):
+    ledger = open_ledger(plan_in(tmp_path))
+    ledger.start(ledger.plan.trials[0].id)
+    ledger.write("running")
+    assert read_sweep(ledger.plan.uri).trials[0].state == "running"
+    monkeypatch.setattr(sweep_folder, "SILENT_SECONDS", -1.0)
+    silent = read_sweep(ledger.plan.uri)
+    assert silent.state == silent.trials[0].state == "interrupted"
+
+
+def test_seconds_add_up_over_attempts(tmp_path):
+    plan = plan_in(tmp_path)
+    ledger = open_ledger(plan)
+    name = plan.trials[0].id
+    ledger.start(name)
+    ledger.entries[name].started -= 30
+    ledger.pause(name)
+    ledger.entries[name].started = None
+    ledger.start(name)
+    ledger.entries[name].started -= 12
+    ledger.end(name, "interrupted")
+    assert 42 <= read_json(plan, name)["seconds"] < 43
+
+
+def read_json(plan, name):
+    return sweep_folder.read_json(open_storage(plan.uri), f"trials/{name}/trial.json")
+
+
+def test_a_folder_without_a_sweep_is_told_so(tmp_path):
+    with pytest.raises(DataError, match=r"holds no sweep\.json"):
+        read_sweep(str(tmp_path))
+
+
+def test_a_pareto_front_has_its_winner_too(tmp_path):
+    plan = plan_in(tmp_path, f"sweep.metric=[{SCORE}, step]", "sweep.mode=[min, max]")
+    ledger = open_ledger(plan)
+    for number, score in enumerate([0.5, 0.25, 0.3]):
+        finish(ledger, number, score)
+    ledger.write("finished")
+    document = json.loads(open_storage(plan.uri).read("sweep.json"))
+    assert document["best"]["values"] == [0.25, 100.0]
