@@ -17,6 +17,10 @@ class World:
     local_size: int = 1
     """Ranks on this node; they have consecutive numbers."""
 
+    def __str__(self) -> str:
+        """Return how many ranks there are."""
+        return f"{self.size} rank{'s' * (self.size != 1)}"
+
     @property
     def is_main(self) -> bool:
         """True on the one rank that writes files, pictures and metrics."""

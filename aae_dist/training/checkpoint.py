@@ -50,6 +50,7 @@ class CheckpointStore:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._current: Manifest | None = None
+        self._copies: Tensors | None = None
         self._began = 0.0
         self.seconds_blocked = 0.0
         self.last_bytes = 0
@@ -73,8 +74,9 @@ class CheckpointStore:
         with self._blocked():
             self._finish_pending()
             self._began = time.monotonic()
-            files, copies = encode_documents(documents), snapshot(tensors)
-            self._pending = self._worker.submit(self._save, step, copies, files, best)
+            files = encode_documents(documents)
+            self._copies = snapshot(tensors, into=self._copies)  # no save reads it any more
+            self._pending = self._worker.submit(self._save, step, self._copies, files, best)
 
     def wait(self) -> None:
         """Return when no save is under way; raise what made it fail."""

@@ -130,10 +130,11 @@ class _Run:
     def _load(self, saved: Saved | None) -> None:
         if saved is not None:
             self.state.load(saved.tensors, saved.documents["state"])
-            self._say(f"resuming {self.folder.uri} at step {saved.step}")
+            self._say(f"resuming {self.folder.uri} at step {saved.step} with {self.world}")
             return
         source = self.config.run.init_from
-        self._say(f"starting {self.folder.uri}" + (f" from weights of {source}" if source else ""))
+        weights = f" from weights of {source}" if source else ""
+        self._say(f"starting {self.folder.uri} with {self.world}{weights}")
         if source:
             other = CheckpointStore(open_storage(source), keep=1).newest()
             if other is None:

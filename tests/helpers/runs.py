@@ -33,9 +33,9 @@ def command(*items: str, ranks: int = 1) -> list[str]:
     return [sys.executable, *torchrun, "-m", "aae_dist", *train[2:]]
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(arguments: list[str], log: Path, **more: str) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own, so that all its processes can be killed at once."""
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **more}
     with log.open("ab") as out:
         return subprocess.Popen(
             arguments, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
@@ -53,7 +53,7 @@ def run(arguments: list[str], log: Path, timeout: float = 150) -> int:
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL every process that `process` started, torchrun's workers included."""
-    pids = [process.pid, *_descendants(process.pid)]
+    pids = [process.pid, *descendants(process.pid)]
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -62,7 +62,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     # By parent, not by session: torchrun starts each worker in a session of its own.
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():

@@ -73,7 +73,7 @@ def test_a_killed_rank_and_a_stop_cost_nothing(joined, configure, tmp_path, monk
         launch(configure(*faulty, "train.steps=1000000"))
     lines = capfd.readouterr().out.splitlines()
     step = int(re.search(r"at step (\d+)", str(stopped.value)).group(1))
-    assert f"resuming {tmp_path}/run at step 20" in lines
+    assert f"resuming {tmp_path}/run at step 20 with 2 ranks" in lines
     assert any(line.startswith("rank 1 failed (its process died)") for line in lines)
     assert (tmp_path / "run" / "checkpoints" / f"step-{step:09d}" / "MANIFEST.json").exists()
     assert not [line for line in lines if "pid=" in line or "(raylet)" in line]

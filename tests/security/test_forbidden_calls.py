@@ -1,0 +1,52 @@
+"""No call that runs what it reads: no pickle, no torch.load, no yaml.load, no eval, no shell."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(p for d in ("aae_dist", "tools", "benchmarks") for p in (ROOT / d).rglob("*.py"))
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+CALLS = {
+    "eval",
+    "exec",
+    "os.popen",
+    "os.system",
+    "torch.load",
+    "torch.jit.load",
+    "torch.serialization.add_safe_globals",
+    "yaml.load",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+}
+
+
+def problems(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.partition(".")[0] in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            if (node.module or "").partition(".")[0] in MODULES:
+                yield f"from {node.module}"
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            safe = any(k.arg == "allow_pickle" and ast.unparse(k.value) == "False"
+                       for k in node.keywords)  # fmt: skip
+            if name in CALLS and not safe:
+                yield name
+            for keyword in node.keywords:
+                text = f"{keyword.arg}={ast.unparse(keyword.value)}"
+                if text in ("shell=True", "allow_pickle=True", "weights_only=False"):
+                    yield text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_has_none(path: Path) -> None:
+    assert list(problems(ast.parse(path.read_text()))) == []
+
+
+def test_the_search_finds_them() -> None:
+    text = "import pickle\nfrom dill import loads\ntorch.load(f)\nrun(c, shell=True)\neval('1')"
+    assert len(list(problems(ast.parse(text)))) == 5

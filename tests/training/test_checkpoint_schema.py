@@ -1,0 +1,48 @@
+"""Checkpoints of every schema so far load, and those of a newer version are not taken for damage."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.equality import seal
+
+import aae_dist
+from aae_dist.errors import CheckpointError
+from aae_dist.storage import open_storage
+from aae_dist.training.checkpoint import CheckpointStore
+
+FROZEN = Path(__file__).parent / "checkpoints"
+
+
+@pytest.mark.parametrize("schema", [1])
+def test_a_frozen_checkpoint_loads_and_computes_what_it_did(schema: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(FROZEN / f"schema-{schema}", run)
+    expected = json.loads((run / "expected.json").read_text())
+    loaded = aae_dist.load_run(str(run))
+    assert loaded.step == expected["step"]
+    pixels = torch.arange(2 * 16, dtype=torch.uint8).reshape(2, 1, 4, 4) * 7
+    codes = loaded.encode(pixels)
+    assert torch.allclose(codes, torch.tensor(expected["codes"]), atol=1e-5)
+    assert torch.allclose(loaded.decode(codes), torch.tensor(expected["images"]), atol=1e-5)
+    saved = CheckpointStore(open_storage(str(run)), keep=1).newest()
+    assert saved is not None
+    assert {name: sorted(group) for name, group in saved.tensors.items()} == expected["tensors"]
+    assert saved.documents["state"] == expected["state"]
+
+
+def test_a_newer_schema_is_neither_damaged_nor_passed_over(tmp_path: Path) -> None:
+    store = CheckpointStore(open_storage(str(tmp_path)), keep=2)
+    for step in (200, 400):
+        store.save(step, {"model": {"x": torch.ones(1)}}, {"state": {"step": step}})
+    store.wait()
+    folder = tmp_path / "checkpoints" / "step-000000400"
+    fields = json.loads((folder / "MANIFEST.json").read_text())
+    del fields["sha256"]
+    fields |= {"schema_version": 2, "compression": "zstd"}
+    (folder / "MANIFEST.json").write_bytes(seal(fields))
+    with pytest.raises(CheckpointError, match="is of schema 2, .* install the version that wrote"):
+        CheckpointStore(open_storage(str(tmp_path)), keep=2).newest()
+    assert not (folder / "DAMAGED.json").exists()
