@@ -38,7 +38,8 @@ def main(target: Path) -> None:
     """Train, copy the checkpoint, note what it computes."""
     with tempfile.TemporaryDirectory() as folder:
         write_shard(Path(folder, "000.tar"))
-        model = "{latent_dim: 2, encoder_widths: [3], decoder_widths: [3], discriminator_widths: [3]}"
+        widths = "encoder_widths: [3], decoder_widths: [3], discriminator_widths: [3]"
+        model = f"{{latent_dim: 2, {widths}}}"
         items = ["run.name=run", f"run.storage={folder}", f"data.train={folder}/000.tar"]
         items += ["launch.kind=local", "wandb.mode=disabled", "train.global_batch_size=8"]
         train([*items, "train.steps=8", f"model={model}"])

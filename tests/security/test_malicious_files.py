@@ -141,9 +141,7 @@ def test_a_saved_configuration_cannot_call_what_it_names(path: str, tmp_path: Pa
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["../canary.tar", "/canary.tar", "a\\..\\b.tar", "x.pkl"]
-)
+@pytest.mark.parametrize("name", ["../canary.tar", "/canary.tar", "a\\..\\b.tar", "x.pkl"])
 def test_a_data_manifest_cannot_name_shards_elsewhere(name: str) -> None:
     document = {"version": 1, "shards": [{"name": name, "samples": 1, "bytes": 1}]}
     with pytest.raises(AaeDistError):
