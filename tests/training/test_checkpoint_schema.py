@@ -1,4 +1,4 @@
-"""Checkpoints of every schema so far load, and those of a newer version are not taken for damage."""
+"""Checkpoints of every schema so far load; a newer one is not taken for damage."""
 
 import json
 import shutil
