@@ -71,6 +71,8 @@ class Data(Section):
     """The same as a number; 0 ends the run at the first bad sample."""
     max_bad_in_a_row: PositiveInt = 100
     """Bad samples in a row, in the order of the slots of global batches, that end the run."""
+    accept_new_shards: bool = False
+    """Go on with other shards than before, where a run is resumed at the end of an epoch."""
 
 
 class Train(Section):

@@ -11,13 +11,13 @@ from aae_dist.data.resize import Resize
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
-from aae_dist.errors import CheckpointError
 from aae_dist.evaluation import Evaluator
 from aae_dist.methods import Method, StepInputs, build_method
 from aae_dist.models import Autoencoder, Networks, build_networks, build_posterior
 from aae_dist.models.build import DTYPES
 from aae_dist.priors import Prior, build_prior
 from aae_dist.training.checkpoint import Saved
+from aae_dist.training.new_shards import Restart, restart_on_new_shards
 from aae_dist.training.prior_vectors import prior_vectors
 from aae_dist.training.weight_average import WeightAverage
 
@@ -32,6 +32,8 @@ class RunData:
     order: Order
     evaluator: Evaluator | None
     prior: Prior
+    restart: Restart | None = None
+    """Where to begin when the shards are not those of the checkpoint."""
     validation_copy_bytes: int = 0
     """What a rank takes of the cache of remote shards while it evaluates."""
 
@@ -58,12 +60,7 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
     def work() -> RunData:
         dataset = open_dataset(config.data.train, config.data, device=world.device)
         before = saved.documents["data"] if saved else None
-        if before and before["manifest"] != dataset.manifest.id:
-            raise CheckpointError(
-                f"{run_uri} was trained on other shards: {before['num_samples']} samples then, "
-                f"{dataset.manifest.num_samples} in data.train now; restore the shards or take a "
-                "new run.name"
-            )
+        restart = restart_on_new_shards(saved, dataset.manifest, config, run_uri)
         lanes = before["lanes"] if before else config.lanes
         window = (
             before["shuffle_window"] if before else resolve_window(config.data, dataset.manifest)
@@ -88,7 +85,7 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
             found["image_size"] = height
         data = config.data.model_copy(update=found)
         config_found = config.model_copy(update={"data": data})
-        return RunData(config_found, dataset, order, evaluator, prior, copy_bytes)
+        return RunData(config_found, dataset, order, evaluator, prior, restart, copy_bytes)
 
     return together(world, work)
 

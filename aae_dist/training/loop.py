@@ -92,7 +92,8 @@ class TrainLoop:
     @property
     def samples_seen(self) -> int:
         """Unmasked samples consumed so far, over all ranks; those that were bad do not count."""
-        return self.order.samples_seen(self.state.position) - self.state.bad.num_holes
+        seen = self.order.samples_seen(self.state.position) + self.state.samples_shift
+        return seen - self.state.bad.num_holes
 
     def train_step(self, batch: Batch) -> Losses:
         """Run every phase on one global batch and move on to the next."""

@@ -20,6 +20,7 @@ CHANGEABLE = (
     "data.max_bad_fraction",
     "data.max_bad_samples",
     "data.max_bad_in_a_row",
+    "data.accept_new_shards",
     "train.steps",
     "train.epochs",
     "train.global_batch_size",  # to a multiple of the lanes, checked apart

@@ -34,6 +34,8 @@ class TrainState:
     """Samples consumed per lane since the start of training."""
     best: float | None = None
     """Lowest value of `train.best_metric` so far."""
+    samples_shift: int = 0
+    """Samples seen beyond what the position tells: earlier epochs may have had other shards."""
     bad: BadSamples = field(default_factory=BadSamples)
     lr_factor: float = 1.0
     """Factor on all learning rates: halved by roll backs (see `train.max_roll_backs`)."""
@@ -59,6 +61,7 @@ class TrainState:
             "step": self.step,
             "position": self.position,
             "best": self.best,
+            "samples_shift": self.samples_shift,
             "bad_samples": self.bad.document(),
             "lr_factor": self.lr_factor,
         }
@@ -73,7 +76,7 @@ class TrainState:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(tensors[f"optimizer-{name}"])
         self.step, self.position = document["step"], document["position"]
-        self.best = document["best"]
+        self.best, self.samples_shift = document["best"], document.get("samples_shift", 0)
         self.bad = BadSamples(**document.get("bad_samples", {}))
         self.scale_lr(document.get("lr_factor", 1.0))
 

@@ -130,6 +130,8 @@ class _Run:
     def _load(self, saved: Saved | None) -> None:
         if saved is not None:
             self.state.load(saved.tensors, saved.documents["state"])
+            if self.data.restart is not None:
+                self.data.restart.move(self.state, self.data.order)
             self._say(f"resuming {self.folder.uri} at step {saved.step} with {self.world}")
             return
         source = self.config.run.init_from
