@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STORAGE ?= $(CURDIR)/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart test test-unit test-all test-engine check fix
+.PHONY: help install dev quickstart test test-unit test-all test-engine faults check fix
 
 help:
 	@echo "make quickstart  set up $(VENV) and train an adversarial autoencoder on the shipped digits"
 	@echo "make test        all tests but the slow ones"
 	@echo "make test-unit   those that take milliseconds"
 	@echo "make test-all    all tests"
+	@echo "make faults      faults injected for real; writes the table of docs/reliability.md"
 	@echo "make test-engine the tests where Ray and wandb are not installed"
 	@echo "make test-cluster  three hosts played in network namespaces (root; 10 minutes)"
 	@echo "make check       format, lint, types, direction of imports, spelling"
@@ -58,6 +59,9 @@ check: dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
+
+faults: dev
+	FAULTS_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/faults
 
 fix: dev
 	$(BIN)/ruff check --fix .
