@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers.equality import assert_bit_equal, assert_ledger_exact, summary
-from helpers.faulty import Fault
+from helpers.faulty import PACE, Fault
 from helpers.fleet import finish, fleet
 from helpers.runs import metrics
 
@@ -33,7 +33,7 @@ def test_a_flipped_bit_is_found_and_undone(tmp_path: Path, row) -> None:
     )
     finish(tmp_path, *items(tmp_path, "whole"))
     fault = Fault("flip", "generator.after", 31, 1, str(tmp_path / "mark"))
-    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault) as hit:
+    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault, **{PACE: "0.05"}) as hit:
         assert hit.end(150) == [0, 0], hit.text()[-3000:]
     log = hit.text()
     assert "after step 35 the ranks no longer hold the same numbers: the " in log
@@ -52,7 +52,7 @@ def test_a_nan_on_one_rank_is_skipped_by_all(tmp_path: Path, row) -> None:
         "that update is skipped by all ranks in that step, the ranks stay equal",
     )
     fault = Fault("nan", "discriminator.before", 31, 1, str(tmp_path / "mark"))
-    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault) as hit:
+    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault, **{PACE: "0.05"}) as hit:
         assert hit.end(150) == [0, 0], hit.text()[-3000:]
     assert "no longer hold the same numbers" not in hit.text()
     last = metrics(f"{tmp_path}/run")[-1]

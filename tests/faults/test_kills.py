@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.equality import assert_bit_equal, assert_ledger_exact, litter
-from helpers.faulty import SAVE_POINTS, STEP_POINTS, Fault
+from helpers.faulty import PACE, SAVE_POINTS, STEP_POINTS, Fault
 from helpers.fleet import finish, fleet
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(580)]
@@ -39,7 +39,8 @@ def kill_and_resume(folder: Path, whole: str, point: str, step: int, rank: int) 
     name = f"{point}-{rank}"
     mark = folder / f"{name}.mark"
     fault = Fault("kill", point, step, rank, str(mark))
-    with fleet(folder, *items(folder, name), fault=fault) as broken:
+    # Slow steps, so that the save before the kill is done.
+    with fleet(folder, *items(folder, name), fault=fault, **{PACE: "0.1"}) as broken:
         while not mark.exists():
             assert any(p.is_alive() for p in broken.processes), broken.text()[-3000:]
             time.sleep(0.005)

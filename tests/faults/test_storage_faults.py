@@ -52,7 +52,9 @@ def proxy(s3: Callable[[], str], s3_server: str, monkeypatch) -> Iterator[Faulty
 
 
 def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    # Slow steps, so that no save is left out because the one before is still under way.
+    names = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return {**names, PACE: "0.1"}
 
 
 def visible(uri: str) -> list[int]:
@@ -126,8 +128,7 @@ def test_an_upload_that_stalls(
     )
     bucket = s3()
     proxy.rules = [Rule("stall", r"PUT .*step-000000010/model", 1, seconds=20)]
-    pace = {PACE: "0.05"}
-    with fleet(tmp_path, *items(bucket, "run"), ranks=1, **environment(), **pace) as run:
+    with fleet(tmp_path, *items(bucket, "run"), ranks=1, **environment()) as run:
         run.wait_for("step 60/60", timeout=120)
         reached = time.monotonic()
         assert run.end(200) == [0], run.text()[-3000:]
