@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import shutil
 import tempfile
@@ -40,6 +41,8 @@ class Jobs:
                 f"--address {address}: give the dashboard's address, http://HOST:8265"
             )
         self._address = address
+        # Uploads are told at the level INFO, between the lines of the job.
+        logging.getLogger("ray").setLevel(logging.WARNING)
         with explained(address):
             self._client: Any = JobSubmissionClient(address)
 

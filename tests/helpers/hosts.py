@@ -84,6 +84,7 @@ class Host:
         self.cable = f"v-{network.id}-{name}"[:15]
         self.log = network.folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.others: list[subprocess.Popen[bytes]] = []
         ip("netns", "add", self.namespace)
         ip("link", "add", self.cable, "netns", network.switch, "type", "veth",
            "peer", "name", "eth0", "netns", self.namespace)  # fmt: skip
@@ -128,13 +129,12 @@ class Host:
         )
 
     def popen(self, *arguments: str, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """Start a command beside the service; it ends with the host at the latest."""
         with log.open("ab") as out:
-            return subprocess.Popen(
-                self.command(f"exec {shlex.join(arguments)}"),
-                env=clean(env),
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+            command = self.command(f"exec {shlex.join(arguments)}")
+            started = subprocess.Popen(command, env=clean(env), stdout=out, stderr=out)
+        self.others.append(started)
+        return started
 
     def cut(self) -> None:
         """Pull the cable: packets are lost from now on, nobody is told."""
@@ -146,11 +146,11 @@ class Host:
 
     def kill(self) -> None:
         """SIGKILL every process of the host."""
-        if self.process is not None:
+        for process in [*self.others, *([self.process] if self.process else [])]:
             # unshare dies and takes the first process of its PID namespace along, and that all.
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        self.others, self.process = [], None
 
 
 def clean(env: Mapping[str, str]) -> dict[str, str]:

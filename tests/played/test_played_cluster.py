@@ -28,6 +28,22 @@ RUN = [
 ]
 
 
+METRICS = {
+    "throughput_samples_per_second",
+    "step_seconds_generator",
+    "goodput_fraction",
+    "goodput_data_wait_seconds",
+    "training",
+    "step",
+}
+
+
+def served(cluster):
+    """Return our metrics of the run among what the workers' hosts serve as Prometheus text."""
+    text = "".join(cluster.get(":8080/metrics", host=w)[1] for w in cluster.workers)
+    return set(re.findall(r'^ray_aae_dist_(\w+){.*run="played".*} [0-9]', text, re.M))
+
+
 def steps_saved(cluster, name="played"):
     keys = [
         k for k in cluster.objects("runs") if k.startswith(name) and k.endswith("MANIFEST.json")
@@ -68,9 +84,7 @@ def test_a_host_lost_in_mid_training_and_then_the_head(make_cluster, tmp_path):
     job = cluster.submit(*RUN, "train.steps=100000", "--stop-on-interrupt", log=log)
     wait_for("checkpoint", lambda: steps_saved(cluster) or job.poll() is not None, 280, 2.0)
     assert job.poll() is None, log.read_text()[-3000:]
-    text = "".join(cluster.get(":8080/metrics", host=w)[1] for w in cluster.workers)
-    for metric in ("throughput_samples_per_second", "step_seconds_generator", "training", "step"):
-        assert re.search(rf'^ray_aae_dist_{metric}{{.*run="played".*}} [0-9]', text, re.M), metric
+    wait_for("our metrics", lambda: served(cluster) >= METRICS, 60, 3.0)
     victim = cluster.workers[1]
     victim.cut()
     victim.kill()
