@@ -2,12 +2,17 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aae_dist.commands.train import split_items
-from aae_dist.config import RunConfig, dump_yaml, load_config
+from aae_dist.config import RunConfig, dump_yaml, load_config, yaml_text
+from aae_dist.config.layers import Merge
+from aae_dist.config.load import SWEEP, make_absolute, read_layers
+from aae_dist.config.sweep_plan import SweepPlan, load_sweep
+from aae_dist.config.tree import plain
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch import kubectl, manifest
 from aae_dist.launch.ray_cluster import refuse_if_impossible
@@ -43,11 +48,33 @@ def read_work(items: Sequence[str]) -> Work:
         ConfigError: something in them is wrong; all problems are named.
     """
     files, overrides = split_items(items)
+    if is_sweep(files, overrides):
+        return _sweep(load_sweep(files, overrides))
     loaded = load_config(files, overrides)
-    for note in loaded.notes:
-        print(f"note: {note}", file=sys.stderr)
+    _tell(loaded.notes)
     config = loaded.config
     return Work("train", config.run.name, config.run.storage, config, dump_yaml(config))
+
+
+def is_sweep(files: Sequence[Path], overrides: Sequence[str]) -> bool:
+    """Return whether the files describe a sweep: they have a section for it."""
+    layers, _ = read_layers(files, overrides)
+    return any(SWEEP in layer for layer in layers)
+
+
+def _sweep(plan: SweepPlan) -> Work:
+    _tell(plan.notes)
+    base = Merge(RunConfig).run(deepcopy(list(plan.layers)))
+    make_absolute(base)
+    tree = plain(base)
+    tree.setdefault("run", {})["storage"] = plan.storage
+    tree[SWEEP] = plan.sweep.model_dump(mode="json")
+    return Work("tune", plan.sweep.name, plan.storage, plan.configs[0], yaml_text.dump(tree))
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def to_kubernetes(

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from helpers.manifests import (
 
 from aae_dist.cli import main
 from aae_dist.config import config_from_tree
+from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.launch import manifest
 
 FAKE = """#!{python}
@@ -117,6 +119,29 @@ def test_what_cannot_run_there_is_refused_here(kubectl, capsys, items, words):
 
 def test_a_shared_mount_will_do(kubectl, capsys):
     assert main(["submit", QUICK, "run.storage=/runs", "--cluster", KIND, "--dry-run"]) == 0
+
+
+def test_a_sweep_is_sent_with_its_verb_and_means_the_same_there(kubectl, capsys, tmp_path):
+    quick = str(ROOT / "configs/sweep/quick.yaml")
+    assert main(["submit", quick, BUCKET, "--cluster", GKE, "--dry-run"]) == 0
+    settings, job = read(capsys.readouterr().out)
+    assert job["spec"]["entrypoint"] == "aae-dist tune /etc/aae-dist/config.yaml"
+    assert job["metadata"]["name"].startswith("aae-quick-")
+    sent = tmp_path / "sent.yaml"
+    sent.write_text(settings["data"]["config.yaml"])
+    here, there = (load_sweep([Path(f)], more) for f, more in ((quick, [BUCKET]), (sent, [])))
+    assert there.uri == here.uri == "gs://bucket/runs/quick"
+    assert [(t.id, t.config) for t in there.trials] == [(t.id, t.config) for t in here.trials]
+
+
+def test_a_doctor_job_trains_nothing_and_is_not_tried_again(kubectl, capsys):
+    assert main(["submit", QUICK, BUCKET, "--cluster", GKE, "--doctor", "--dry-run"]) == 0
+    _, job = read(capsys.readouterr().out)
+    assert job["spec"]["entrypoint"] == "aae-dist doctor /etc/aae-dist/config.yaml"
+    assert job["spec"]["backoffLimit"] == 0
+    assert [g["replicas"] for g in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]] == [1, 1]
+    assert "-doctor-" in job["metadata"]["name"]
+    assert schema_problems(job) == list(operator_problems(job)) == []
 
 
 def test_an_overlay_that_is_none(kubectl, capsys, tmp_path):
