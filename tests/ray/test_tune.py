@@ -60,9 +60,6 @@ def test_a_grid_runs_once_and_its_winner_is_ready_to_train(joined, tmp_path, cap
     assert not [line for line in lines if "pid=" in line or "(raylet)" in line]
     sweep(tmp_path, space)
     assert f"This sweep had already finished: {tmp_path}/sweep" in capfd.readouterr().out
-    more = sweep(tmp_path, "sweep.space.model.latent_dim={grid: [2, 4, 6]}")
-    assert more.counts()["finished"] == 3
-    assert [attempts(t) for t in more.trials] == [1, 1, 1]
 
 
 @pytest.mark.slow
@@ -80,6 +77,10 @@ def test_a_killed_driver_costs_no_finished_trial_and_no_number(cluster, tmp_path
     assert results(got) == results(expected)
     again = {t.id: t for t in got.trials}
     assert [attempts(again[t.id]) for t in done] == [1] * len(done)
+    more = SEEDS.replace("3]", "3, 4]")
+    finish(start(whole, log, cluster.environment, more), log)
+    longer = read_sweep(f"{whole}/sweep")
+    assert [attempts(t) for t in longer.trials] == [1] * 5
 
 
 @pytest.mark.slow
