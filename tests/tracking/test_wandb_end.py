@@ -1,0 +1,51 @@
+"""How a run ends in the eyes of W&B: what a sweep has stopped early is finished, not crashed."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("wandb", reason="the engine's tests also pass without wandb")
+
+from wandb.proto import wandb_internal_pb2
+
+from aae_dist.tracking.wandb_sink import WandbSink
+
+BLOCK = 32 * 1024
+
+
+def exit_codes(log: Path) -> list[int]:
+    """Return the exit codes in a .wandb file: a LevelDB log of protocol buffers."""
+    data, at, whole, found = log.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            record = wandb_internal_pb2.Record.FromString(whole)
+            found += [record.exit.exit_code] if record.HasField("exit") else []
+            whole = b""
+    return found
+
+
+def test_a_pruned_trial_is_finished_and_an_interrupted_one_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sinks = {}
+    for state in ("pruned", "interrupted"):
+        start = {
+            **{"mode": "offline", "project": "tests", "entity": None, "group": "sweep"},
+            **{"tags": [], "name": state, "id": state, "config": {}, "dir": str(tmp_path / state)},
+            **{"init_seconds": 30.0, "finish_seconds": 20.0},
+        }
+        sinks[state] = WandbSink(start, tmp_path / state, print, lambda path: None, 50)
+    for state, sink in sinks.items():
+        sink.log({"step": 1, "loss/reconstruction": 1.0})
+        sink.close({"step": 1}, state)
+    codes = {
+        state: exit_codes(next((tmp_path / state).glob("wandb/offline-run-*/*.wandb")))
+        for state in sinks
+    }
+    assert codes == {"pruned": [0], "interrupted": [255]}
