@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from aae_dist.config import config_from_tree, load_config
 from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "sweep"
 BASE = [
     "run.storage=/nowhere",
     "data.train=builtin://digits/train",
@@ -211,3 +213,10 @@ def test_planning_imports_neither_torch_nor_ray():
 def test_a_sweep_without_its_section_is_told_what_is_missing():
     with pytest.raises(ConfigError, match=re.escape("sweep: should be a map of keys")):
         load_sweep([], [o for o in BASE if not o.startswith("sweep")])
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_ready_configurations_are_valid_sweeps(file):
+    found = load_sweep([file], [])
+    assert found.num_trials >= 9
+    assert all(config.data.validation for config in found.configs)
