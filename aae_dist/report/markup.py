@@ -10,7 +10,7 @@ class Html(str):
     __slots__ = ()
 
 
-VOID = ("img", "meta", "source", "wbr")
+VOID = ("img", "meta", "wbr")
 """Elements that have no content and no closing tag."""
 
 

@@ -11,8 +11,8 @@ from aae_dist.report.text import duration, label, measured, number, spelled
 from aae_dist.report.view import PERFECT, Row, View
 from aae_dist.sweeps.folder import BEST
 
-Charts = Sequence[tuple[str, bytes, bytes]]
-"""Of each: a caption, its PNG for light and its PNG for dark pages."""
+Charts = Sequence[tuple[str, bytes]]
+"""A caption and a PNG each."""
 Pictures = Sequence[tuple[Row, Mapping[str, bytes]]]
 """Trials of the gallery with their PNGs by name."""
 
@@ -142,13 +142,9 @@ def _alike(view: View) -> str:
     )
 
 
-def _chart(caption: str, light: bytes, dark: bytes) -> Html:
-    picture = tag(
-        "picture",
-        tag("source", srcset=_data(dark), media="screen and (prefers-color-scheme: dark)"),
-        tag("img", src=_data(light), alt=caption),
-    )
-    return tag("figure", picture, tag("figcaption", caption), class_="chart")
+def _chart(caption: str, png: bytes) -> Html:
+    image = tag("img", src=_data(png), alt=caption)
+    return tag("figure", image, tag("figcaption", caption), class_="chart")
 
 
 def _gallery(view: View, gallery: Pictures) -> Html:

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aae_dist.report.style import LIGHT, Theme, new_figure, plain
+from aae_dist.report.style import FAINT, INK, PAPER, new_figure, plain
 from aae_dist.report.text import label, number, spelled
 from aae_dist.report.view import Row, Value, View
 
@@ -22,14 +22,14 @@ Places = Mapping[Value | None, float]
 """Height of each value of one axis, in [0, 1]."""
 
 
-def parallel(view: View, theme: Theme) -> Figure | None:
+def parallel(view: View) -> Figure | None:
     """Draw all ranked trials, the best one bold; None for less than two."""
     rows = [row for row in view.rows if row.rank is not None]
     metrics = view.metrics[: MAX_AXES // 2]
     keys = view.varied[: MAX_AXES - len(metrics)]
     if len(rows) < 2 or not keys:
         return None
-    figure = new_figure(8.6, 4.4, theme)
+    figure = new_figure(8.6, 4.4)
     axes = figure.add_subplot()
     values = [
         [*(row.parameters.get(key) for key in keys), *(row.metric(name) for name in metrics)]
@@ -38,10 +38,10 @@ def parallel(view: View, theme: Theme) -> Figure | None:
     columns = [heights(column) for column in zip(*values, strict=True)]
     for row, own in reversed(list(zip(rows, values, strict=True))):
         line = [places[value] for value, places in zip(own, columns, strict=True)]
-        _line(axes, line, row, len(rows), theme)
+        _line(axes, line, row, len(rows))
     for at, places in enumerate(columns):
-        _names(axes, at, places, theme)
-    _finish(axes, [*keys, *(label(name) for name in metrics)], theme)
+        _names(axes, at, places)
+    _finish(axes, [*keys, *(label(name) for name in metrics)])
     return figure
 
 
@@ -68,38 +68,38 @@ def heights(values: Sequence[Value | None]) -> Places:
     return at | {None: BELOW}
 
 
-def _line(axes: Axes, line: Sequence[float], row: Row, num_rows: int, theme: Theme) -> None:
+def _line(axes: Axes, line: Sequence[float], row: Row, num_rows: int) -> None:
     share = ((row.rank or 1) - 1) / max(num_rows - 1, 1)
-    # Strong colours for the best ones; the map's end that is nearest to the paper is left out.
-    colours = matplotlib.colormaps["viridis" if theme == LIGHT else "viridis_r"]
+    # Strong colours for the best ones; the map's end that is lightest is left out.
+    colours = matplotlib.colormaps["viridis"]
     style = (
-        {"color": theme.accent, "linewidth": 2.6, "zorder": 3}
+        {"color": INK, "linewidth": 2.6, "zorder": 3}
         if row.rank == 1
         else {"color": colours(0.1 + 0.75 * share), "linewidth": 1.2, "alpha": 0.75, "zorder": 2}
     )
     axes.plot(range(len(line)), line, **style)  # type: ignore[arg-type]
 
 
-def _names(axes: Axes, at: int, places: Places, theme: Theme) -> None:
+def _names(axes: Axes, at: int, places: Places) -> None:
     """Write values beside their axis: each one, or those at its ends."""
     values = [value for value in places if value is not None]
     shown = values if len(values) <= MAX_NAMED else [values[0], values[-1]]
-    style = {"fontsize": 8, "color": theme.ink, "va": "center", "parse_math": False, "zorder": 4}
-    paper = {"facecolor": theme.paper, "alpha": 0.75, "pad": 0.6, "linewidth": 0}
+    style = {"fontsize": 8, "color": INK, "va": "center", "parse_math": False, "zorder": 4}
+    paper = {"facecolor": PAPER, "alpha": 0.75, "pad": 0.6, "linewidth": 0}
     for value in shown:
         text = number(value, 3) if isinstance(value, float) else spelled(value)
         axes.text(at + 0.03, places[value], plain(text, 14), bbox=paper, **style)  # type: ignore[arg-type]
 
 
-def _finish(axes: Axes, names: Sequence[str], theme: Theme) -> None:
-    axes.set_facecolor(theme.paper)
+def _finish(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_facecolor(PAPER)
     for at in range(len(names)):
-        axes.axvline(at, color=theme.faint, linewidth=1, zorder=1)
+        axes.axvline(at, color=FAINT, linewidth=1, zorder=1)
     axes.set_xlim(-0.1, len(names) - 1 + 0.35)
     axes.set_ylim(BELOW - 0.05, 1.06)
     axes.set_yticks([])
     # In two lines, so that neighbours do not run into each other.
     wrapped = [plain(name).replace(".", ".\n", 1).replace(" ", "\n", 1) for name in names]
-    axes.set_xticks(range(len(names)), wrapped, fontsize=9, color=theme.ink, parse_math=False)
+    axes.set_xticks(range(len(names)), wrapped, fontsize=9, color=INK, parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

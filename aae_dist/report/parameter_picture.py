@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from aae_dist.report.pareto_picture import scale
-from aae_dist.report.style import Theme, colour_of, dress, legend, marker_of, new_figure, plain
+from aae_dist.report.style import FAINT, colour_of, dress, legend, marker_of, new_figure, plain
 from aae_dist.report.text import label, spelled
 from aae_dist.report.view import PERFECT, SEED, Row, Value, View
 
@@ -19,28 +19,26 @@ MAX_STEPS = 12
 """Different values up to which a key is a grid, whose means are joined; more are only dots."""
 
 
-def parameters(view: View, theme: Theme) -> Figure | None:
+def parameters(view: View) -> Figure | None:
     """Draw a row of two panels, one a score, for each varied key; None when there is no score."""
     rows = [row for row in view.rows if row.trial.state == "finished"]
     keys = keys_of(view)
     if not keys or not rows or view.plane is None:
         return None
-    figure = new_figure(8.6, 2.9 * len(keys) + 0.4, theme)
+    figure = new_figure(8.6, 2.9 * len(keys) + 0.4)
     grid = figure.subplots(len(keys), 2, squeeze=False)
     for key, pair in zip(keys, grid, strict=True):
         for metric, axes in zip(view.plane, pair, strict=True):
-            _panel(axes, view, rows, key, metric, theme)
+            _panel(axes, view, rows, key, metric)
     entries = [
         (
-            Line2D(
-                [], [], color=colour_of(view.groups, g, theme), marker=marker_of(view.groups, g)
-            ),
+            Line2D([], [], color=colour_of(view.groups, g), marker=marker_of(view.groups, g)),
             g,
         )
         for g in view.groups
         if g
     ]
-    legend(figure, entries, theme)
+    legend(figure, entries)
     return figure
 
 
@@ -52,10 +50,8 @@ def keys_of(view: View) -> tuple[str, ...]:
     return tuple(keys[:MAX_KEYS])
 
 
-def _panel(
-    axes: Axes, view: View, rows: Sequence[Row], key: str, metric: str, theme: Theme
-) -> None:
-    dress(axes, theme, title=label(metric), x=key, y="")
+def _panel(axes: Axes, view: View, rows: Sequence[Row], key: str, metric: str) -> None:
+    dress(axes, title=label(metric), x=key, y="")
     places = _places(axes, [row.parameters[key] for row in rows if key in row.parameters])
     values = []
     for number, group in enumerate(view.groups):
@@ -67,9 +63,9 @@ def _panel(
             and (value := row.metric(metric)) is not None
         ]
         values += [value for _, value in points]
-        _curve(axes, points, number, len(view.groups), len(places), theme, view)
+        _curve(axes, points, number, len(view.groups), len(places), view)
     if metric in PERFECT:
-        axes.axhline(PERFECT[metric], color=theme.faint, linewidth=1, linestyle="--")
+        axes.axhline(PERFECT[metric], color=FAINT, linewidth=1, linestyle="--")
     if values:
         scale(axes, "y", values)
 
@@ -80,11 +76,10 @@ def _curve(
     number: int,
     num_groups: int,
     num_places: int,
-    theme: Theme,
     view: View,
 ) -> None:
     group = view.groups[number]
-    colour = colour_of(view.groups, group, theme)
+    colour = colour_of(view.groups, group)
     marker = marker_of(view.groups, group)
     style = {"color": colour, "markeredgewidth": 0}
     many = num_places > MAX_STEPS

@@ -9,7 +9,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from aae_dist.objective import Mode, pareto_front
-from aae_dist.report.style import Theme, colour_of, dress, legend, marker_of, new_figure, plain
+from aae_dist.report.style import (
+    FAINT,
+    INK,
+    PAPER,
+    colour_of,
+    dress,
+    legend,
+    marker_of,
+    new_figure,
+    plain,
+)
 from aae_dist.report.text import label, spelled
 from aae_dist.report.view import PERFECT, SEED, Row, View
 
@@ -21,7 +31,7 @@ LOGARITHMIC_FROM = 8.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 
-def pareto(view: View, theme: Theme) -> Figure | None:
+def pareto(view: View) -> Figure | None:
     """Draw the plane of the two scores; None when no trial has both."""
     if view.plane is None:
         return None
@@ -31,18 +41,22 @@ def pareto(view: View, theme: Theme) -> Figure | None:
     ]
     if not rows:
         return None
-    figure = new_figure(8.6, 5.6, theme)
+    figure = new_figure(8.6, 5.6)
     axes = figure.add_subplot()
-    dress(axes, theme, x=label(x), y=label(y))
+    dress(axes, x=label(x), y=label(y))
+    kinds: dict[tuple[str, str, bool], list[Row]] = {}
     for row in rows:
-        _point(axes, view, row, theme)
-    _front(axes, view, rows, theme)
+        kinds.setdefault((view.group(row), row.trial.state, row.is_best), []).append(row)
+    for alike in kinds.values():
+        _points(axes, view, alike)
+    _notes(axes, view, rows)
+    _front(axes, view, rows)
     for name, draw in ((y, axes.axhline), (x, axes.axvline)):
         if name in PERFECT:
-            draw(PERFECT[name], color=theme.faint, linewidth=1, linestyle="--", zorder=1)
+            draw(PERFECT[name], color=FAINT, linewidth=1, linestyle="--", zorder=1)
     scale(axes, "x", [row.metric(x) or 0.0 for row in rows])
     scale(axes, "y", [row.metric(y) or 0.0 for row in rows])
-    legend(figure, _entries(view, rows, theme), theme)
+    legend(figure, _entries(view, rows))
     return figure
 
 
@@ -58,31 +72,44 @@ def scale(axes: Axes, which: str, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _point(axes: Axes, view: View, row: Row, theme: Theme) -> None:
+def _points(axes: Axes, view: View, rows: Sequence[Row]) -> None:
+    """Draw trials of one group and state at once: 300 one by one take seconds."""
     x, y = view.plane or ("", "")
-    at = (row.metric(x) or 0.0, row.metric(y) or 0.0)
-    colour = colour_of(view.groups, view.group(row), theme)
-    alpha = DRAWN[row.trial.state]
-    bars = {"fmt": "none", "ecolor": colour, "alpha": 0.35 * alpha, "elinewidth": 1.1}
-    axes.errorbar(*at, xerr=_bar(row, x), yerr=_bar(row, y), **bars)  # type: ignore[arg-type]
-    best = row.rank == 1 or row.on_front
-    axes.plot(
-        *at, marker_of(view.groups, view.group(row)), markersize=8.5 if best else 7, alpha=alpha,
-        color=theme.paper if row.trial.state == "pruned" else colour,
-        markeredgecolor=theme.accent if best else colour, markeredgewidth=1.6 if best else 1.2,
+    at = [[row.metric(name) or 0.0 for row in rows] for name in (x, y)]
+    group, state, best = view.group(rows[0]), rows[0].trial.state, rows[0].is_best
+    colour, alpha = colour_of(view.groups, group), DRAWN[state]
+    axes.errorbar(
+        at[0], at[1], xerr=_bars(rows, x), yerr=_bars(rows, y), fmt="none", ecolor=colour,
+        alpha=0.35 * alpha, elinewidth=1.1,
     )  # fmt: skip
-    if (key := noted_key(view)) and key in row.parameters:
-        style = {"fontsize": 8, "color": theme.ink, "alpha": 0.85, "parse_math": False}
-        note = plain(spelled(row.parameters[key]), 16)
-        axes.annotate(note, at, xytext=(6, 4), textcoords="offset points", **style)  # type: ignore[arg-type]
+    axes.plot(
+        *at, marker_of(view.groups, group), markersize=8.5 if best else 7, alpha=alpha,
+        color=PAPER if state == "pruned" else colour, zorder=3 if best else 2,
+        markeredgecolor=INK if best else colour, markeredgewidth=1.6 if best else 1.2,
+    )  # fmt: skip
 
 
-def _bar(row: Row, metric: str) -> list[list[float]] | None:
-    """Return how far a metric's interval reaches below and above its value."""
-    value, interval = row.metric(metric), row.interval(metric)
-    if value is None or interval is None:
-        return None
-    return [[max(value - interval[0], 0.0)], [max(interval[1] - value, 0.0)]]
+def _bars(rows: Sequence[Row], metric: str) -> list[list[float]] | None:
+    """Return how far the intervals of a metric reach below and above its values."""
+    reach = [
+        (max(value - interval[0], 0.0), max(interval[1] - value, 0.0))
+        if (value := row.metric(metric)) is not None and (interval := row.interval(metric))
+        else (0.0, 0.0)
+        for row in rows
+    ]
+    below, above = [low for low, _ in reach], [high for _, high in reach]
+    return [below, above] if any(below) or any(above) else None
+
+
+def _notes(axes: Axes, view: View, rows: Sequence[Row]) -> None:
+    x, y = view.plane or ("", "")
+    key = noted_key(view)
+    style = {"fontsize": 8, "color": INK, "alpha": 0.85, "parse_math": False}
+    for row in rows:
+        if key and key in row.parameters:
+            at = (row.metric(x) or 0.0, row.metric(y) or 0.0)
+            note = plain(spelled(row.parameters[key]), 16)
+            axes.annotate(note, at, xytext=(6, 4), textcoords="offset points", **style)  # type: ignore[arg-type]
 
 
 def noted_key(view: View) -> str | None:
@@ -98,7 +125,7 @@ def noted_key(view: View) -> str | None:
     return next(numbers, None)
 
 
-def _front(axes: Axes, view: View, rows: Sequence[Row], theme: Theme) -> None:
+def _front(axes: Axes, view: View, rows: Sequence[Row]) -> None:
     x, y = view.plane or ("", "")
     points = [
         (row.metric(x) or 0.0, row.metric(y) or 0.0)
@@ -111,25 +138,25 @@ def _front(axes: Axes, view: View, rows: Sequence[Row], theme: Theme) -> None:
         # A step: between two trials of the front nothing better than both is known.
         xs, ys = zip(*front, strict=True)
         where: Literal["post", "pre"] = "post" if modes[0] == "min" else "pre"
-        axes.step(xs, ys, where=where, color=theme.ink, linewidth=1, alpha=0.5, zorder=1)
+        axes.step(xs, ys, where=where, color=INK, linewidth=1, alpha=0.5, zorder=1)
 
 
-def _entries(view: View, rows: Sequence[Row], theme: Theme) -> list[tuple[Line2D, str]]:
+def _entries(view: View, rows: Sequence[Row]) -> list[tuple[Line2D, str]]:
     """Return what the legend explains: the groups, states other than finished, the front."""
 
     def mark(colour: str, marker: str, **style: object) -> Line2D:
         return Line2D([], [], color=colour, marker=marker, linestyle="none", **style)  # type: ignore[arg-type]
 
     entries = [
-        (mark(colour_of(view.groups, g, theme), marker_of(view.groups, g)), g)
+        (mark(colour_of(view.groups, g), marker_of(view.groups, g)), g)
         for g in view.groups
         if g and any(view.group(row) == g for row in rows)
     ]
     states = {row.trial.state for row in rows}
     if "pruned" in states:
-        entries.append((mark(theme.paper, "o", markeredgecolor=theme.ink), "pruned"))
+        entries.append((mark(PAPER, "o", markeredgecolor=INK), "pruned"))
     if states & {"running", "interrupted"}:
-        entries.append((mark(theme.ink, "o", alpha=0.55), "not finished"))
-    best = mark(theme.paper, "o", markeredgecolor=theme.accent, markeredgewidth=1.8, markersize=9)
+        entries.append((mark(INK, "o", alpha=0.55), "not finished"))
+    best = mark(PAPER, "o", markeredgecolor=INK, markeredgewidth=1.8, markersize=9)
     entries.append((best, "Pareto front" if view.objective.is_pareto else "best"))
     return entries

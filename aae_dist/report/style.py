@@ -1,8 +1,7 @@
-"""How the pictures of a report look, in light and dark."""
+"""How the pictures of a report look."""
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,77 +12,33 @@ from matplotlib.lines import Line2D
 
 DOTS_PER_INCH = 130
 MARKERS = "osD^vPX*"
-MAX_GROUPS = 8
-"""Groups with a colour of their own; further ones share the last."""
+PAPER, INK, FAINT = "#ffffff", "#1c2430", "#8a94a3"
+COLOURS = ("#2f6db5", "#d95f30", "#2a9163", "#b8860b", "#8457ad", "#128a9c", "#b83b72", "#6f6f6f")
+"""Told apart also without red or green; one a group, the last for all further ones. A dark page
+inverts the pictures and turns the hues back, so that one rendering serves both."""
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one appearance."""
-
-    paper: str
-    ink: str
-    faint: str
-    accent: str
-    colours: tuple[str, ...]
-    """Told apart also without red or green; one a group, `MAX_GROUPS` in all."""
-
-
-LIGHT = Theme(
-    paper="#ffffff",
-    ink="#1c2430",
-    faint="#8a94a3",
-    accent="#1c2430",
-    colours=(
-        "#2f6db5",
-        "#d95f30",
-        "#2a9163",
-        "#b8860b",
-        "#8457ad",
-        "#128a9c",
-        "#b83b72",
-        "#6f6f6f",
-    ),
-)
-DARK = Theme(
-    paper="#161b22",
-    ink="#e3e8ef",
-    faint="#7d8896",
-    accent="#ffffff",
-    colours=(
-        "#6ea8ec",
-        "#f08a5d",
-        "#56c28e",
-        "#e0b040",
-        "#b790dd",
-        "#4cc3d4",
-        "#ea7fae",
-        "#a8a8a8",
-    ),
-)
-
-
-def new_figure(width: float, height: float, theme: Theme) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, sizes in inches, that makes room for its labels."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    return Figure(figsize=(width, height), facecolor=theme.paper, layout=layout)
+    return Figure(figsize=(width, height), facecolor=PAPER, layout=layout)
 
 
-def dress(axes: Axes, theme: Theme, title: str = "", x: str = "", y: str = "") -> None:
-    """Give axes the theme's colours and their words, which are shown as they are."""
-    axes.set_facecolor(theme.paper)
-    axes.grid(color=theme.faint, alpha=0.22, linewidth=0.7)
+def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Give axes the report's colours and their words, which are shown as they are."""
+    axes.set_facecolor(PAPER)
+    axes.grid(color=FAINT, alpha=0.22, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(theme.faint)
-    axes.tick_params(which="both", colors=theme.ink, labelsize=9)
-    words: Mapping[str, Any] = {"color": theme.ink, "parse_math": False}
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(which="both", colors=INK, labelsize=9)
+    words: Mapping[str, Any] = {"color": INK, "parse_math": False}
     axes.set_xlabel(plain(x), fontsize=10, **words)
     axes.set_ylabel(plain(y), fontsize=10, **words)
     axes.set_title(plain(title), fontsize=11, loc="left", **words)
 
 
-def legend(figure: Figure, entries: Sequence[tuple[Line2D, str]], theme: Theme) -> None:
+def legend(figure: Figure, entries: Sequence[tuple[Line2D, str]]) -> None:
     """Put a legend below the figure; without entries, none."""
     if not entries:
         return
@@ -92,15 +47,15 @@ def legend(figure: Figure, entries: Sequence[tuple[Line2D, str]], theme: Theme) 
     shown = [f" {plain(text)}" if text.startswith("_") else plain(text) for text in labels]
     box = figure.legend(
         list(handles), shown, loc="outside lower center", ncols=min(len(shown), 6),
-        fontsize=9, frameon=False, labelcolor=theme.ink,
+        fontsize=9, frameon=False, labelcolor=INK,
     )  # fmt: skip
     for text in box.get_texts():
         text.set_parse_math(False)
 
 
-def colour_of(groups: Sequence[str], group: str, theme: Theme) -> str:
+def colour_of(groups: Sequence[str], group: str) -> str:
     """Return a group's colour."""
-    return theme.colours[min(groups.index(group), MAX_GROUPS - 1)]
+    return COLOURS[min(groups.index(group), len(COLOURS) - 1)]
 
 
 def marker_of(groups: Sequence[str], group: str) -> str:
@@ -116,7 +71,7 @@ def plain(text: str, longest: int = 48) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """Render a figure with the paper that it was made with."""
+    """Render a figure."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)

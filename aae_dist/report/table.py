@@ -39,15 +39,11 @@ def table(view: View) -> Html:
         tag("th", breakable(c.heading), class_="number" if c.is_number else None) for c in columns
     ]
     body = [
-        tag("tr", *(c.cell(row) for c in columns), class_="best" if _is_best(row) else None)
+        tag("tr", *(c.cell(row) for c in columns), class_="best" if row.is_best else None)
         for row in view.rows
     ]
     inner = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body))
     return tag("div", inner, class_="scroll")
-
-
-def _is_best(row: Row) -> bool:
-    return row.rank == 1 or row.on_front
 
 
 def _cell(text: str, value: object, is_number: bool = False) -> Html:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from aae_dist.objective import Objective, Point, pareto_front, ranking
@@ -38,6 +39,11 @@ class Row:
     on_front: bool = False
     """Whether no finished trial is better in all directions of a Pareto objective."""
 
+    @property
+    def is_best(self) -> bool:
+        """Whether it is marked: the first of all, or one of a Pareto front."""
+        return self.rank == 1 or self.on_front
+
     def metric(self, name: str) -> float | None:
         """Return the newest value of a metric; None when there is none, or it is not finite."""
         return finite(self.trial.metrics.get(name))
@@ -63,7 +69,7 @@ class View:
     metrics: tuple[str, ...]
     """Metrics of the table, those of the objective first."""
 
-    @property
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """The values of `group_key`, in the order of the trials."""
         by_number = sorted(self.rows, key=lambda row: row.trial.number)
@@ -73,7 +79,7 @@ class View:
         """Return what a trial is coloured by, empty where nothing is."""
         return spelled(row.parameters.get(self.group_key, "")) if self.group_key else ""
 
-    @property
+    @cached_property
     def plane(self) -> tuple[str, str] | None:
         """The two metrics of the Pareto picture, reconstruction first; None when there are none."""
         if self.objective.is_pareto:

@@ -6,7 +6,7 @@ from aae_dist.report.page import page
 from aae_dist.report.parallel_picture import parallel
 from aae_dist.report.parameter_picture import keys_of, parameters
 from aae_dist.report.pareto_picture import noted_key, pareto
-from aae_dist.report.style import DARK, LIGHT, png
+from aae_dist.report.style import png
 from aae_dist.report.text import label
 from aae_dist.report.view import SEED, Row, View, make_view
 from aae_dist.storage import Storage, open_storage
@@ -44,9 +44,9 @@ def make_report(uri: str) -> str:
     storage = open_storage(uri)
     charts = []
     for name, caption, draw in CHARTS:
-        light, dark = draw(view, LIGHT), draw(view, DARK)
-        if light is not None and dark is not None:
-            charts.append((caption(view), png(light), png(dark)))
+        figure = draw(view)
+        if figure is not None:
+            charts.append((caption(view), png(figure)))
             storage.write(f"pictures/{name}.png", charts[-1][1])
     has_best = storage.size(BEST) is not None
     document = page(view, charts, _gallery(view), has_best)
