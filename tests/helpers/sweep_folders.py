@@ -1,81 +1,70 @@
-"""Small sweeps of the command line, and what they leave."""
+"""Folders of sweeps as `aae-dist tune` leaves them, their trials really trained in this process."""
 
+import hashlib
 import json
-import os
-import subprocess
-import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from aae_dist.storage import open_storage
-from aae_dist.sweeps import SweepRecord, TrialRecord, read_sweep
+from helpers.runs import TINY
 
-SMALL = (
-    "data.train=builtin://digits/train",
-    "model={latent_dim: 2, encoder_widths: [48], decoder_widths: [48], discriminator_widths: [48]}",
-    "train.global_batch_size=48",
-    "train.log_every_steps=10",
-    "train.steps=60",
-    "checkpoint.every_steps=20",
-    "launch.workers=1",
-    "wandb.mode=disabled",
-    "sweep.name=sweep",
-    "sweep.metric=loss/reconstruction",
-)
-"""Overrides of a sweep whose trials take seconds and need no evaluation."""
-SEEDS = "sweep.space.run.seed={grid: [0, 1, 2, 3]}"
+from aae_dist.config import load_config
+from aae_dist.launch.local import launch_local
 
 
-def command(storage: object, *items: str) -> list[str]:
-    """Return the command of a sweep in `storage`."""
-    start = [sys.executable, "-m", "aae_dist", "tune", *SMALL, f"run.storage={storage}"]
-    return [*start, *items]
+@dataclass
+class Trial:
+    """One trial to be written: `steps` > 0 trains it; `told` overrides what trial.json says."""
+
+    parameters: Mapping[str, Any]
+    steps: int = 0
+    state: str = "finished"
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def start(
-    storage: object, log: Path, environment: dict[str, str], *items: str
-) -> "subprocess.Popen[bytes]":
-    """Start a sweep in a session of its own; its output goes to `log`."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            command(storage, *items),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=variables,
-        )
+def write_sweep(folder: Path, trials: Sequence[Trial], **told: Any) -> Path:
+    """Write a sweep's folder and train those of its trials that have steps; return the folder."""
+    now = datetime.now(UTC).isoformat()
+    planned = [{"id": t.id, "number": i, "parameters": t.parameters} for i, t in enumerate(trials)]
+    space = {key: {"grid": []} for t in trials for key in t.parameters}
+    document = {
+        "version": 1, "name": folder.name, "state": "finished", "started_at": now,
+        "updated_at": now, "seconds": 61.0, "metric": "prior_match/c2st", "mode": "min",
+        "space": space, "search": {"kind": "grid"}, "scheduler": {"kind": "none"},
+        "num_trials": len(trials), "max_concurrent": 2, "trials": planned, "counts": {},
+        "best": None,
+    }  # fmt: skip
+    for place, trial in zip(planned, trials, strict=True):
+        _write_trial(folder / "trials" / trial.id, place, trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({**document, **told}))
+    return folder
 
 
-def finish(process: "subprocess.Popen[bytes]", log: Path, seconds: float = 500) -> None:
-    """Wait for a sweep's good end."""
-    assert process.wait(seconds) == 0, log.read_text()
+def _write_trial(run: Path, place: Mapping[str, Any], trial: Trial) -> None:
+    if trial.state == "waiting":
+        return
+    started = time.monotonic()
+    metrics: dict[str, Any] = {}
+    if trial.steps:
+        metrics = _train(run, trial)
+    document = {
+        **place, "values": trial.parameters, "state": trial.state, "cause": None,
+        "step": trial.steps, "seconds": round(time.monotonic() - started, 2), "workers": 1,
+        "resources": {"CPU": 1}, "metrics": metrics, "lineage": [],
+    }  # fmt: skip
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "trial.json").write_text(json.dumps({**document, **trial.told}))
 
 
-def wait_until_some_finished(uri: str, log: Path, count: int = 1, seconds: float = 400) -> None:
-    """Return when a sweep has `count` finished trials and is not done."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if open_storage(uri).size("sweep.json") is not None:
-            sweep = read_sweep(uri, histories=False)
-            if sweep.counts()["finished"] >= count:
-                assert sweep.state == "running", log.read_text()
-                return
-        time.sleep(0.3)
-    raise AssertionError(f"no trial finished:\n{log.read_text()}")
-
-
-def attempts(trial: TrialRecord) -> int:
-    """Return how often the trial's run was started."""
-    return int(json.loads(open_storage(trial.uri).read("lock.json"))["attempt"])
-
-
-def results(sweep: SweepRecord) -> dict[str, list[dict[str, float]]]:
-    """Return what each trial computed, by trial: its losses, without times and speeds."""
-    return {
-        trial.id: [
-            {k: v for k, v in record.items() if k == "step" or k.startswith("loss/")}
-            for record in trial.history
-        ]
-        for trial in sweep.trials
-    }
+def _train(run: Path, trial: Trial) -> dict[str, float]:
+    swept = [f"{key}={json.dumps(value)}" for key, value in trial.parameters.items()]
+    own = [f"run.name={run.name}", f"run.storage={run.parent}", f"train.steps={trial.steps}"]
+    return launch_local(load_config([], [*TINY, "launch.kind=local", *own, *swept]).config).metrics
