@@ -36,6 +36,7 @@ class CheckpointStore:
         keep: int,
         fence: Callable[[], None] = lambda: None,
         attempt: int = 0,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """Name the run's folder; nothing is read or written yet.
 
@@ -44,8 +45,9 @@ class CheckpointStore:
             keep: newest checkpoints to keep; the best one is kept beside them.
             fence: raises when another writer took the run over; asked before anything is changed.
             attempt: fencing number of this writer, noted in every manifest.
+            report: shows a line about a damaged checkpoint; by default it is logged.
         """
-        self._folder = CheckpointFolder(run)
+        self._folder = CheckpointFolder(run, report) if report else CheckpointFolder(run)
         self._keep, self._fence, self._attempt = keep, fence, attempt
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.storage import Storage
@@ -31,9 +32,9 @@ class _VanishedError(Exception):
 class CheckpointFolder:
     """One sub-folder a step, closed by its MANIFEST.json; what has none is an unfinished save."""
 
-    def __init__(self, run: Storage) -> None:
-        """Name the run's folder; nothing is read yet."""
-        self.storage = run.child("checkpoints")
+    def __init__(self, run: Storage, report: Callable[[str], None] = logger.warning) -> None:
+        """Name the run's folder, nothing is read yet; `report` is told of damaged checkpoints."""
+        self.storage, self._report = run.child("checkpoints"), report
 
     def listing(self) -> dict[int, set[str]]:
         """Return the names of the files of every step, finished or not."""
@@ -132,13 +133,13 @@ class CheckpointFolder:
             return None
 
     def _mark_damaged(self, step: int, reason: str) -> None:
-        logger.warning("damaged checkpoint, an older one is looked for: %s", reason)
+        self._report(f"damaged checkpoint, an older one is looked for: {reason}")
         try:
             mark = json.dumps({"reason": reason, "step": step}, sort_keys=True)
             self.storage.write(key_of(step, DAMAGED), mark.encode())
         except (LaunchError, OSError) as error:
             # Who may only read, say to draw samples, can still use the older one.
-            logger.warning("the damaged checkpoint could not be marked: %s", error)
+            self._report(f"the damaged checkpoint could not be marked: {error}")
 
 
 def finished(listing: dict[int, set[str]]) -> list[int]:

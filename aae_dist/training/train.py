@@ -90,7 +90,7 @@ class _Run:
         self._bad_said = 0
         attempt = lock.attempt if lock else 0
         self.store = CheckpointStore(
-            folder.storage, config.checkpoint.keep, self._before_commit, attempt
+            folder.storage, config.checkpoint.keep, self._before_commit, attempt, self._say
         )
         saved = newest_checkpoint(self.store, config, folder, world)
         self.goodput = Goodput(saved.documents.get("goodput") if saved else None)
