@@ -152,3 +152,19 @@ def test_arguments_of_a_custom_prior_may_have_any_names(load):
         overrides=["prior.arguments.d=x"],
     )
     assert loaded.config.prior.arguments == {"a": 1, "b": {"c": [2]}, "d": "x"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "fewest", "most"), [("3", 3, 3), ("[1, 4]", 1, 4), ("[2, 2]", 2, 2)]
+)
+def test_workers_are_a_number_or_fewest_and_most(workers, fewest, most):
+    items = ["run.name=x", "data.train=builtin://digits/train", "train.steps=1"]
+    launch = load_config([], [*items, f"launch.workers={workers}"]).config.launch
+    assert (launch.fewest_workers, launch.most_workers) == (fewest, most)
+
+
+@pytest.mark.parametrize("workers", ["[4, 1]", "[0, 2]", "[1, 2, 3]", "[1]"])
+def test_other_forms_of_workers_are_refused(workers):
+    items = ["run.name=x", "data.train=builtin://digits/train", "train.steps=1"]
+    with pytest.raises(ConfigError, match=r"launch\.workers"):
+        load_config([], [*items, f"launch.workers={workers}"])

@@ -31,3 +31,11 @@ def test_what_can_never_start_is_refused_with_both_numbers():
     assert "2 CPU on 1 node, room for 2" in text
     assert "launch.workers=2" in text
     assert refused.value.exit_code == 2
+
+
+def test_elastic_workers_start_with_as_few_as_are_enough():
+    demand = Demand(4, {"CPU": 1.0}, fewest=2)
+    assert str(demand) == "2 to 4 workers x (1 CPU)"
+    assert demand.fits([{"CPU": 1.0}, {"CPU": 1.0}])
+    assert not demand.fits([{"CPU": 1.0}])
+    assert demand.room_on({"CPU": 9.0}) == 4
