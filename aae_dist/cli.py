@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from aae_dist.commands.cluster_parsers import add_cluster_verbs
 from aae_dist.commands.parsers import Parsers, add_run_verbs
+from aae_dist.commands.storage_parsers import add_storage_verbs
 from aae_dist.commands.sweep_parsers import add_sweep_verbs
 from aae_dist.config.redaction import log_redacted, redact
 from aae_dist.errors import AaeDistError
@@ -114,6 +115,7 @@ def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
     _add_data(verbs, with_data)
     add_cluster_verbs(verbs)
     add_run_verbs(verbs)
+    add_storage_verbs(verbs)
     add_sweep_verbs(verbs)
     return parser
 

@@ -58,6 +58,19 @@ IMAGE_FILE = (
     ".png (one grid), or .npy, .npz or .safetensors with `images`, float32 [N, C, H, W], "
     "pixels in [0, 1]"
 )
+EXPORT = """\
+Write a run's encoder (pixels in [0, 1] to codes, the means of q(z|x)) and its decoder (codes to
+pixels) as programs that run without aae_dist, for batches of any size, in float32. Each is loaded
+again and compared with the run; export.json says what they take and give.
+"""
+EXPORT_EXAMPLES = """\
+examples:
+  aae-dist export runs/quickstart --out exported
+  aae-dist export runs/quickstart --format onnx --out exported
+
+A .pt2 file holds weights and a program: load only those whose origin you trust. --format onnx
+needs pip install onnx onnxscript onnxruntime.
+"""
 RUNS = """\
 List the runs in a folder or bucket: state (finished, running, interrupted, diverged, stopped: its
 process died, new: nothing saved yet), step, prior, latent size z, squared error per pixel, scores

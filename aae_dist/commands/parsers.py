@@ -11,9 +11,9 @@ def add_run_verbs(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     """Add the verbs that take a run's folder."""
     _add_encode(verbs)
     _add_evaluate(verbs)
+    _add_export(verbs)
     _add_interpolate(verbs)
     _add_reconstruct(verbs)
-    _add_runs(verbs)
     _add_sample(verbs)
 
 
@@ -49,6 +49,24 @@ def _add_evaluate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     _add_data(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
     parser.set_defaults(run=_evaluate)
+
+
+def _add_export(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+    parser = _verb(
+        verbs,
+        "export",
+        "write encoder and decoder as programs of their own",
+        help_texts.EXPORT,
+        help_texts.EXPORT_EXAMPLES,
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to write")
+    parser.add_argument(
+        "--format",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="torch: .pt2, for torch.export.load (default); onnx: .onnx, for any ONNX runtime",
+    )
+    parser.set_defaults(run=_export)
 
 
 def _add_interpolate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
@@ -100,25 +118,6 @@ def _add_reconstruct(verbs: "Parsers[argparse.ArgumentParser]") -> None:
         "--num", type=_positive, default=32, metavar="N", help="images in a file (default 32)"
     )
     parser.set_defaults(run=_reconstruct)
-
-
-def _add_runs(verbs: "Parsers[argparse.ArgumentParser]") -> None:
-    parser = verbs.add_parser(
-        "runs",
-        help="list runs with their state, step and scores",
-        description=help_texts.RUNS,
-        epilog=help_texts.RUNS_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "uri",
-        nargs="?",
-        default="~/aae_dist/runs",
-        metavar="STORAGE",
-        help="run.storage of the runs (default ~/aae_dist/runs)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON with all metrics")
-    parser.set_defaults(run=_runs)
 
 
 def _add_sample(verbs: "Parsers[argparse.ArgumentParser]") -> None:
@@ -208,16 +207,11 @@ def _at_least(text: str, least: int) -> int:
     return value
 
 
-def _split(items: list[str]) -> tuple[list[str], list[str]]:
-    """Return (patterns, overrides); a pattern may hold `=`, as in s3://bucket/day=1/*.tar."""
-    overrides = [item for item in items if item.startswith(("data.", "launch.")) and "=" in item]
-    return [item for item in items if item not in overrides], overrides
-
-
 def _encode(args: argparse.Namespace) -> int:
     from aae_dist.commands.apply import apply
+    from aae_dist.config.reading import split_items
 
-    data, overrides = _split(args.items)
+    data, overrides = split_items(args.items)
     return apply(args.uri, data, args.out, args.format, overrides, args.step)
 
 
@@ -225,6 +219,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     from aae_dist.commands.evaluate import evaluate
 
     return evaluate(args.uri, args.json, args.data, args.step)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from aae_dist.commands.export import export
+
+    return export(args.uri, args.out, args.format, args.step)
 
 
 def _interpolate(args: argparse.Namespace) -> int:
@@ -238,15 +238,10 @@ def _interpolate(args: argparse.Namespace) -> int:
 
 def _reconstruct(args: argparse.Namespace) -> int:
     from aae_dist.commands.reconstruct import reconstruct
+    from aae_dist.config.reading import split_items
 
-    data, overrides = _split(args.items)
+    data, overrides = split_items(args.items)
     return reconstruct(args.uri, args.out, data, args.num, overrides, args.step)
-
-
-def _runs(args: argparse.Namespace) -> int:
-    from aae_dist.commands.runs import runs
-
-    return runs(args.uri, args.json)
 
 
 def _sample(args: argparse.Namespace) -> int:

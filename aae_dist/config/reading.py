@@ -41,3 +41,10 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         except ValidationError as error:
             problems = messages.lines(error, Reading, tree)
     raise ConfigError("overrides: " + "\n  ".join(problems))
+
+
+def split_items(items: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (patterns, overrides); a pattern may hold `=`, as in s3://bucket/day=1/*.tar."""
+    sections = tuple(f"{name}." for name in Reading.model_fields)
+    overrides = [item for item in items if item.startswith(sections) and "=" in item]
+    return [item for item in items if item not in overrides], overrides

@@ -1,6 +1,6 @@
 """Networks and posteriors: plain modules with plain arguments."""
 
-from aae_dist.models.autoencoder import Autoencoder
+from aae_dist.models.autoencoder import Autoencoder, Encoding
 from aae_dist.models.build import Networks, build_networks, build_posterior
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
 from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder, SampleShape
@@ -19,6 +19,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "DeterministicPosterior",
+    "Encoding",
     "GaussianPosterior",
     "MlpDecoder",
     "MlpDiscriminator",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aae_dist.models.build import Networks
 from aae_dist.models.posterior import Posterior, run_encoder
@@ -63,8 +63,23 @@ class Autoencoder:
         return x_BCHW / 255 if images_BCHW.dtype == torch.uint8 else x_BCHW
 
 
+class Encoding(nn.Module):
+    """The encoder with its posterior's mean: one module from pixels to codes."""
+
+    def __init__(self, encoder: nn.Module, posterior: Posterior) -> None:
+        """Take the encoder and what makes codes of its outputs."""
+        super().__init__()
+        self.encoder, self._posterior = encoder, posterior
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return codes of shape (B, Z) of floats in [0, 1]; a universal posterior's at no noise."""
+        noise_BN = _noise(x_BCHW, self._posterior.encoder_noise_dim, None)
+        return self._posterior.mean(run_encoder(self.encoder, self._posterior, x_BCHW, noise_BN))
+
+
 def _noise(x_BCHW: Tensor, noise_dim: int, generator: torch.Generator | None) -> Tensor:
     """Return noise of shape (B, N), drawn on the CPU; zeros without a generator."""
     if generator is None:
-        return x_BCHW.new_zeros(len(x_BCHW), noise_dim)
+        # Not len(x): torch.export would take its value for a constant.
+        return x_BCHW.new_zeros(x_BCHW.shape[0], noise_dim)
     return torch.randn(len(x_BCHW), noise_dim, generator=generator).to(x_BCHW)

@@ -1,10 +1,11 @@
 """A run's newest checkpoint, ready to use: what `aae_dist.load_run` returns."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.data import Dataset, open_dataset
@@ -12,7 +13,7 @@ from aae_dist.distributed.seeds import generator as keyed_generator
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, ConfigError
 from aae_dist.evaluation import Evaluation, Evaluator
-from aae_dist.models import Autoencoder, build_networks, build_posterior
+from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
 from aae_dist.training.checkpoint import CheckpointStore, Saved
@@ -142,6 +143,12 @@ class TrainedRun:
         if not found:
             raise ConfigError(f"{self.uri} was trained without data.validation; name the shards")
         return found
+
+    def as_modules(self) -> tuple[nn.Module, nn.Module]:
+        """Return copies in float32: pixels (B, C, H, W) to codes (B, Z), and codes to pixels."""
+        networks, posterior = self._autoencoder.networks, self._autoencoder.posterior
+        encoder = copy.deepcopy(Encoding(networks.encoder, posterior))
+        return encoder.float().eval(), copy.deepcopy(networks.decoder).float().eval()
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the encoder's and decoder's weights."""

@@ -28,7 +28,8 @@ def save_run(
         "train": {"steps": 100},
         **sections,
     }
-    tree["model"] = {"latent_dim": 2, **WIDTHS, **sections.get("model", {})}
+    model = sections.get("model", {})
+    tree["model"] = {"latent_dim": 2, **({} if "kind" in model else WIDTHS), **model}
     config = config_from_tree(tree)
     networks = build_networks(config, shape, single_world().device)
     document = {"step": step, "position": 0, "best": None}
