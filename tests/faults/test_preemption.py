@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from helpers.equality import assert_bit_equal, litter, temporary_folders
-from helpers.faulty import Fault
+from helpers.faulty import PACE, Fault
 from helpers.fleet import finish, fleet
 from helpers.runs import command, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(580)]
 
 STEPS, GRACE_SECONDS = 200, 30.0
+PACED = {PACE: "0.05"}
+"""Ranks agree about once a second; the run must not be over before."""
 
 
 def items(folder: Path, name: str, *more: str) -> list[str]:
@@ -51,7 +53,7 @@ def test_sigterm_in_the_middle_of_a_step(
     )
     before = temporary_folders()
     fault = Fault("term", point, 90, rank, str(tmp_path / "mark"))
-    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault) as stopped:
+    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault, **PACED) as stopped:
         while not Path(fault.mark).exists():
             assert any(p.is_alive() for p in stopped.processes), stopped.text()[-3000:]
             time.sleep(0.005)
@@ -73,7 +75,7 @@ def test_sigterm_in_the_middle_of_a_save(tmp_path: Path, whole: str, row) -> Non
     row("8c", "SIGTERM to rank 0 in the middle of a save", "exit code 4, bit-equal")
     more = ["checkpoint.every_steps=80"]
     fault = Fault("term", "model", 80, 0, str(tmp_path / "mark"))
-    with fleet(tmp_path, *items(tmp_path, "run", *more), fault=fault) as stopped:
+    with fleet(tmp_path, *items(tmp_path, "run", *more), fault=fault, **PACED) as stopped:
         assert stopped.end(150) == [4, 4], stopped.text()[-3000:]
     finish(tmp_path, *items(tmp_path, "run", *more))
     assert_bit_equal(f"{tmp_path}/run", whole, STEPS)
@@ -84,7 +86,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, whole: str, row) -> None:
         "8d", "a second SIGTERM while a rank hangs after the first", "ends at once, bit-equal later"
     )
     fault = Fault("hang", "generator.before", 90, 1, str(tmp_path / "mark"))
-    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault) as stopped:
+    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault, **PACED) as stopped:
         while not Path(fault.mark).exists():
             assert any(p.is_alive() for p in stopped.processes), stopped.text()[-3000:]
             time.sleep(0.005)
@@ -93,7 +95,8 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, whole: str, row) -> None:
         assert all(p.is_alive() for p in stopped.processes)
         struck = time.monotonic()
         stopped.signal(signal.SIGTERM)
-        assert stopped.end(20) == [-signal.SIGTERM, -signal.SIGTERM]
+        # Rank 0 waits in a collective, where Python's handlers do not run: a thread ends it.
+        assert set(stopped.end(20)) <= {-signal.SIGTERM, 128 + signal.SIGTERM}
         assert time.monotonic() - struck < 2
     finish(tmp_path, *items(tmp_path, "run"))
     assert_bit_equal(f"{tmp_path}/run", whole, STEPS)

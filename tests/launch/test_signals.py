@@ -63,3 +63,26 @@ def test_other_threads_leave_the_handlers_alone():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+IN_C = """
+import ctypes
+from aae_dist.launch.signals import StopSignals
+library = ctypes.CDLL(None)
+with StopSignals():
+    print("ready", flush=True)
+    # Waits on in C whatever signal comes, as a collective does; the interpreter is released.
+    while True:
+        mutex = ctypes.create_string_buffer(64)
+        library.pthread_mutex_lock(mutex)
+        library.pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_second_signal_ends_a_process_whose_main_thread_is_in_c():
+    with subprocess.Popen([sys.executable, "-c", IN_C], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "ready\n"
+        os.kill(run.pid, signal.SIGTERM)
+        time.sleep(signals.ECHO_SECONDS + 0.3)
+        os.kill(run.pid, signal.SIGTERM)
+        assert run.wait(timeout=10) == 128 + signal.SIGTERM
