@@ -1,5 +1,8 @@
 """A shard's bytes as a local file, wherever the shard lies."""
 
+import errno
+import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +27,7 @@ def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
         return (cache or cache_of(Cache())).open(shard)
     path = Path(shard.folder, shard.name)
     try:
-        file = path.open("rb")
+        file = _open_regular(path)
     except OSError as error:
         message = f"{path}: cannot read the shard ({error.strerror})."
         reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
@@ -36,6 +39,15 @@ def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    # Without O_NONBLOCK the opening of a fifo waits for somebody to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def cache_for(manifest: Manifest, settings: Data) -> ShardCache | None:

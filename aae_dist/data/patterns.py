@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aae_dist.data.manifest import FILE_NAME, Manifest, is_shard_name, parse
 from aae_dist.errors import DataError, LaunchError
-from aae_dist.storage import Storage, is_remote, open_storage
+from aae_dist.storage import Storage, check_key, is_remote, open_storage
 
 _MAX_EXPANDED = 2_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -88,6 +88,10 @@ def _add(sources: list[Source], text: str, literal: bool, use_manifests: bool) -
     """Append what one address names: a shard, a manifest file, a glob, a folder."""
     if text.startswith(_BUILTIN):
         text = _builtin(text)
+    if is_remote(text) and "://" not in text:
+        raise DataError(
+            f"{text!r:.200} is not supported; give a path or s3://, gs://, az://, https://."
+        )
     if not is_remote(text):
         text = open_storage(text).uri  # absolute, '~' and file:// resolved
     found = None if literal else _GLOB.search(text)
@@ -100,7 +104,7 @@ def _add(sources: list[Source], text: str, literal: bool, use_manifests: bool) -
     elif is_shard_name(name):
         if not sources or sources[-1].manifest or sources[-1].folder != (base or "/"):
             sources.append(Source(base or "/"))
-        sources[-1].names.append(name)
+        sources[-1].names.append(check_key(name))
     else:
         sources.append(_folder(text, use_manifests))
 

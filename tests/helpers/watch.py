@@ -44,4 +44,4 @@ def nothing_but(folder: Path) -> Iterator[None]:
         for event in events
         if not (event.startswith("open ") and event.removeprefix("open ").startswith(allowed))
     ]
-    assert outside == []
+    assert outside == [], outside
