@@ -13,8 +13,8 @@ from aae_dist.config import load_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-ELSEWHERE = ("make ", "ray job submit")
-"""`make` runs this test; `ray job submit` has a test with a cluster of its own."""
+ELSEWHERE = ("make ", "ray job submit", "aae-dist submit")
+"""`make` runs this test; submissions have tests with clusters of their own."""
 SMALL = """
 run: {name: mine}
 data: {train: "builtin://digits/train"}

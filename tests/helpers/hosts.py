@@ -153,6 +153,12 @@ class Host:
         self.others, self.process = [], None
 
 
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Press Ctrl-C for a command of `Host.popen`: its one child is the command itself."""
+    [child] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGINT)
+
+
 def clean(env: Mapping[str, str]) -> dict[str, str]:
     """Return a pod's environment: our Python on the path and nothing of this machine's Ray."""
     kept = {k: os.environ[k] for k in ("HOME", "LANG") if k in os.environ}
