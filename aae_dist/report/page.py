@@ -116,11 +116,13 @@ def _notes(view: View) -> list[Html]:
     if any(row.trial.state == "finished" and row.rank is None for row in view.rows):
         missing = ", ".join(view.objective.metrics)
         notes.append(f"Some finished trials have no rank, as they lack a finite {missing}.")
-    if view.plane is None and view.rows:
+    if view.plane is None and any(row.trial.state == "finished" for row in view.rows):
         notes.append(
             "No trial has both a reconstruction error and a score of its match with the prior, so "
             "there are no pictures of them; trials need data.validation for that."
         )
+    elif view.plane is None and view.rows:
+        notes.append("No trial has been evaluated yet.")
     return [tag("p", note, class_="note") for note in notes]
 
 

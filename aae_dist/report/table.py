@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from aae_dist.report.markup import Html, breakable, tag
-from aae_dist.report.text import duration, label, measured, number, spelled
+from aae_dist.report.text import NONE, duration, label, measured, number, spelled
 from aae_dist.report.view import Row, View
 from aae_dist.sweeps.folder import TRIALS
 
@@ -32,7 +32,7 @@ def table(view: View) -> Html:
         *_objective(view),
         *(_metric(name) for name in view.metrics),
         Column("steps", lambda row: _number(row.trial.step), is_number=True),
-        Column("time", lambda row: _cell(duration(row.trial.seconds), row.trial.seconds, True)),
+        Column("time", _time, is_number=True),
         Column("worker-hours", _cost, is_number=True),
     ]
     heads = [
@@ -58,7 +58,9 @@ def _link(row: Row) -> Html:
     trial = row.trial
     # Relative: a folder that was copied from a bucket, or moved, still finds its trials.
     place = f"{TRIALS}/{quote(trial.id)}/"
-    anchor = tag("a", f"#{trial.number}", href=place, title=trial.uri)
+    has_folder = trial.state != "waiting"
+    name = f"#{trial.number}"
+    anchor = tag("a", name, href=place, title=trial.uri) if has_folder else name
     return tag("td", anchor, tag("small", trial.id), class_="trial", data_value=trial.number)
 
 
@@ -85,7 +87,7 @@ def _parameter(key: str) -> Column:
     def cell(row: Row) -> Html:
         values = row.trial.values
         if key not in values:
-            return _cell("–", "")
+            return _cell(NONE, "")
         value = values[key]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number:
@@ -119,6 +121,11 @@ def _metric(name: str) -> Column:
         return tag("td", measured(value), small, class_="number", data_value=shown)
 
     return Column(label(name), cell, is_number=True)
+
+
+def _time(row: Row) -> Html:
+    seconds = row.trial.seconds
+    return _cell(duration(seconds) if seconds else NONE, seconds, is_number=True)
 
 
 def _cost(row: Row) -> Html:
