@@ -10,8 +10,8 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from aae_dist.distributed.world import World
 
-SILENT_SECONDS = 15.0
-"""Without a new heartbeat for so long, a process is stopped or its machine is gone."""
+SILENT_PART = 0.25
+"""Of the limit on hanging: without a new heartbeat for so long, a process is stopped or gone."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class Heartbeat:
     """Whether it may be waiting for other ranks."""
     silent: float = 0.0
     """Seconds since this heartbeat came."""
+    gone: bool = False
+    """Whether that is too long for a process that runs."""
 
     def __str__(self) -> str:
         """Say what holds it up."""
-        if self.silent > SILENT_SECONDS:
+        if self.gone:
             return f"no sign of life for {self.silent:.0f} s (stopped, or its machine is gone)"
         what = f" ({self.section} takes too long)" if self.section else ""
         return f"no progress for {self.quiet:.0f} s after step {self.step}{what}, at {self.place}"
@@ -44,14 +46,14 @@ class Heartbeat:
 
 def is_declared(beat: Heartbeat) -> bool:
     """Return whether the rank is alive in a section that may still go on."""
-    return bool(beat.section) and beat.section_left > 0 and beat.silent <= SILENT_SECONDS
+    return bool(beat.section) and beat.section_left > 0 and not beat.gone
 
 
 def culprit(ranks: dict[int, Heartbeat]) -> Heartbeat:
     """Return the rank that holds the others up."""
     return min(
         ranks.values(),
-        key=lambda b: (b.silent <= SILENT_SECONDS, b.step, b.waits, not b.section, b.rank),
+        key=lambda b: (not b.gone, b.step, b.waits, not b.section, b.rank),
     )
 
 
@@ -73,9 +75,9 @@ class NoBoard:
 class StoreBoard:
     """Heartbeats in the key-value store of the process group, over a connection of their own."""
 
-    def __init__(self, world: World) -> None:
-        """Connect; the process group exists."""
-        self._world = world
+    def __init__(self, world: World, limit: float) -> None:
+        """Connect, the process group exists; `limit` is that on hanging, in seconds."""
+        self._world, self._silence = world, limit * SILENT_PART
         # A connection of its own: a collective that waits for a key would hold the other one.
         self._store = _get_default_store().clone()
         self._seen: dict[int, tuple[str, float]] = {}
@@ -98,12 +100,13 @@ class StoreBoard:
         if self._seen.get(rank, ("", 0.0))[0] != text:
             self._seen[rank] = (text, now)
         fields = json.loads(text)
-        return Heartbeat(**{**fields, "silent": now - self._seen[rank][1]})
+        silent = now - self._seen[rank][1]
+        return Heartbeat(**{**fields, "silent": silent, "gone": silent > self._silence})
 
 
-def open_board(world: World) -> Board:
-    """Return the board of these ranks."""
-    return StoreBoard(world) if world.size > 1 else NoBoard()
+def open_board(world: World, limit: float | None) -> Board:
+    """Return the board of these ranks; nobody looks at one without a limit."""
+    return StoreBoard(world, limit) if world.size > 1 and limit is not None else NoBoard()
 
 
 def _key(rank: int) -> str:

@@ -62,7 +62,7 @@ def train(
         return Outcome(**done)
     limit = config.launch.max_stuck_seconds
     with (
-        Watchdog(world, limit, reporter.line, open_board(world)) as watchdog,
+        Watchdog(world, limit, reporter.line, open_board(world, limit)) as watchdog,
         locked(folder.storage, world, launch_id) as lock,
     ):
         run = _Run(config, world, reporter, folder, lock, watchdog)

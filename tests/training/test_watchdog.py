@@ -96,7 +96,7 @@ def beat(rank: int, **fields: object) -> Heartbeat:
 @pytest.mark.parametrize(
     ("ranks", "expected"),
     [
-        ([beat(0, waits=True), beat(1, silent=20.0)], 1),  # a stopped process
+        ([beat(0, waits=True), beat(1, silent=20.0, gone=True)], 1),  # a stopped process
         ([beat(0, waits=True, step=6), beat(1, waits=True)], 1),  # a step behind
         ([beat(0, waits=True), beat(1)], 1),  # hangs outside of torch
         ([beat(0), beat(1, waits=True)], 0),
@@ -112,4 +112,4 @@ def test_of_waiting_ranks_the_one_that_holds_them_up_is_named(
 def test_a_rank_that_is_gone_is_in_no_section() -> None:
     assert is_declared(beat(0, section="saving", section_left=100.0))
     assert not is_declared(beat(0, section="saving", section_left=-1.0))
-    assert not is_declared(beat(0, section="saving", section_left=100.0, silent=20.0))
+    assert not is_declared(beat(0, section="saving", section_left=100.0, silent=20.0, gone=True))
