@@ -15,14 +15,17 @@ class Accelerated(nn.Module):
     Evaluation, checkpoints and the user's hands hold the network itself, in full precision.
     """
 
-    def __init__(self, network: nn.Module, bfloat16: bool, compiled: bool, backend: str) -> None:
+    BACKEND = "inductor"
+    """What torch.compile makes code with; the tests that count products set another."""
+
+    def __init__(self, network: nn.Module, bfloat16: bool, compiled: bool) -> None:
         """Take the network, whether its products are in bfloat16, and whether it is compiled."""
         super().__init__()
         self.network = network
-        self.in_bfloat16, self.compiled, self.backend = bfloat16, compiled, backend
+        self.in_bfloat16, self.compiled = bfloat16, compiled
         # dynamic=False: batches have one size, or two with micro-batches, and each gets its code.
         self._call: Any = (
-            torch.compile(network.forward, dynamic=False, backend=backend)
+            torch.compile(network.forward, dynamic=False, backend=self.BACKEND)
             if compiled
             else network.forward
         )
@@ -35,12 +38,10 @@ class Accelerated(nn.Module):
 
     def around(self, network: nn.Module) -> "Accelerated":
         """Return the same around another network."""
-        return Accelerated(network, self.in_bfloat16, self.compiled, self.backend)
+        return Accelerated(network, self.in_bfloat16, self.compiled)
 
 
-def accelerated(
-    network: nn.Module, *, bfloat16: bool, compiled: bool, backend: str = "inductor"
-) -> nn.Module:
+def accelerated(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Module:
     """Return the network, or an `Accelerated` around it if anything is wanted.
 
     Raises:
@@ -51,4 +52,4 @@ def accelerated(
     on_cpu = next(network.parameters()).device.type == "cpu"
     if compiled and on_cpu and not any(map(shutil.which, ("g++", "c++", "clang++"))):
         raise ConfigError("train.compile=true needs a C++ compiler on the CPU; install g++")
-    return Accelerated(network, bfloat16, compiled, backend)
+    return Accelerated(network, bfloat16, compiled)
