@@ -86,6 +86,8 @@ def guarded(body: Callable[[], int]) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    if os.getcwd() not in sys.path:  # where one looks for priors and networks of one's own
+        sys.path.append(os.getcwd())
     parser = build_parser(with_data=argv[:1] == ["data"])
     args, rest = parser.parse_known_args(argv)
     if rest and hasattr(args, "items") and not any(item.startswith("-") for item in rest):

@@ -8,10 +8,12 @@ def squared_errors(reconstructions_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
     """Return each image's summed squared error over its pixels, float64 [B].
 
     Args:
-        reconstructions_BCHW: Decoder outputs, float in [0, 1].
-        images_BCHW: Originals, uint8.
+        reconstructions_BCHW: Decoder outputs, float.
+        images_BCHW: Originals, uint8, or floats of the range that the decoder has.
     """
-    originals = images_BCHW.to(reconstructions_BCHW.dtype) / 255
+    originals = images_BCHW.to(reconstructions_BCHW.dtype)
+    if images_BCHW.dtype == torch.uint8:
+        originals = originals / 255
     difference = (reconstructions_BCHW - originals).flatten(1).double()
     return difference.square().sum(1)
 

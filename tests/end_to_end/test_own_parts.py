@@ -1,0 +1,54 @@
+"""Prior and encoder of the user's own, as README shows them, in a folder outside the package."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.runs import TINY, metrics
+
+import aae_dist
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+OWN = (
+    "prior={kind: custom, path: 'my_parts:Ring'}",
+    "model.encoder={path: 'my_parts:Encoder', arguments: {width: 8}}",
+)
+
+
+def my_parts() -> str:
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = [text for text in examples if "class Encoder" in text]
+    return str(example)
+
+
+@pytest.mark.run
+@pytest.mark.timeout(240)
+def test_own_parts_train_resume_and_load_from_a_folder_outside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_parts.py").write_text(my_parts())
+    script = Path(sys.executable).with_name("aae-dist")  # unlike python -m, it adds no folder
+    storage = [f"run.storage={tmp_path}/runs", "run.name=own", "launch.kind=local"]
+
+    def train(*more: str) -> str:
+        done = subprocess.run(
+            [script, "train", *TINY, *storage, *more],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    train(*OWN, "train.steps=10")
+    assert "resuming" in train(*OWN, "train.steps=20")
+    folder = str(tmp_path / "runs" / "own")
+    assert metrics(folder)[-1]["step"] == 20
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = aae_dist.load_run(folder)
+    assert type(run._autoencoder.networks.encoder).__name__ == "Encoder"
+    assert run.reconstruct(run.sample(3)).shape == (3, 1, 28, 28)
