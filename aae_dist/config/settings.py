@@ -35,6 +35,24 @@ class Cache(Section):
     """Longest time for one shard to arrive, with all retries; then it counts as lost."""
 
 
+Strength = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Augment(Section):
+    """Random changes of training images, keyed by (seed, epoch, sample)."""
+
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    crop: NonNegativeInt = 0
+    """Shift by up to so many pixels up, down, left and right; the border is repeated."""
+    brightness: Strength = 0.0
+    """Multiply by up to 1 plus or minus this."""
+    contrast: Strength = 0.0
+    """Stretch around the image's mean by up to 1 plus or minus this."""
+    saturation: Strength = 0.0
+    """Stretch around the pixel's grey by up to 1 plus or minus this; colour images only."""
+
+
 class Data(Section):
     """Shards and the order they are read in."""
 
@@ -55,6 +73,7 @@ class Data(Section):
     """Centre square of so many pixels that is cut out before (CelebA: 148, then image_size 64)."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; by default those of the first image."""
+    augment: Augment = Augment()
     lanes: PositiveInt | None = None
     """Sample streams of a global batch; must divide it. By default its largest divisor up to 32."""
     shuffle_window: PositiveInt | Literal["full"] | None = None

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from aae_dist.data.augment import Augmenter
     from aae_dist.data.dataset import Dataset, open_dataset
     from aae_dist.data.index import build_index, open_manifest
     from aae_dist.data.loader import Batch, BatchLoader
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from aae_dist.data.order import BatchPlan, Order, rank_rows, resolve_window
 
 __all__ = [
+    "Augmenter",
     "Batch",
     "BatchLoader",
     "BatchPlan",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "augment": ("Augmenter",),
     "dataset": ("Dataset", "open_dataset"),
     "index": ("build_index", "open_manifest"),
     "loader": ("Batch", "BatchLoader"),

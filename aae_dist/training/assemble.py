@@ -1,12 +1,23 @@
 """The parts of a run, each made from the parts before it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from aae_dist.config import RunConfig
-from aae_dist.data import BatchLoader, Dataset, Order, open_dataset, rank_rows, resolve_window
+from aae_dist.config.settings import Augment
+from aae_dist.data import (
+    Augmenter,
+    Batch,
+    BatchLoader,
+    Dataset,
+    Order,
+    open_dataset,
+    rank_rows,
+    resolve_window,
+)
 from aae_dist.data.resize import Resize
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
@@ -151,6 +162,14 @@ def open_loader(data: RunData, world: World, position: int, num_steps: int) -> B
         exchange=Exchange(world),
         device=world.device if world.device.type == "cuda" else torch.device("cpu"),
     )
+
+
+def augmented(data: RunData, world: World, batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Return the batches with their images changed as `data.augment` says."""
+    augment = data.config.data.augment
+    if augment == Augment():
+        return batches
+    return Augmenter(augment, data.config.run.seed, _rows(data, world)).batches(batches)
 
 
 def _rows(data: RunData, world: World) -> slice:

@@ -14,7 +14,7 @@ from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import open_storage
 from aae_dist.tracking import MetricSink
 from aae_dist.training.alarms import GameAlarms
-from aae_dist.training.assemble import build_engine, open_data, open_loader
+from aae_dist.training.assemble import augmented, build_engine, open_data, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.goodput import Goodput
 from aae_dist.training.guards import GuardError, Rollbacks, last_good, without_checkpoint
@@ -211,7 +211,7 @@ class _Run:
         )
         num_steps = self.plan.last_step - state.step
         with open_loader(data, self.world, state.position, num_steps) as batches:
-            return loop.run(batches)
+            return loop.run(augmented(data, self.world, batches))
 
     def _bad_found(self) -> None:
         bad = self.state.bad
