@@ -169,6 +169,7 @@ def check(combination: Combination) -> None:
     assert bool(loaded.encode(images).isfinite().all())
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("combination", COVER, ids="-".join)
 def test_each_network_method_prior_and_posterior_trains_resumes_and_loads(
     combination: Combination,

@@ -26,6 +26,9 @@ class Silent:
     def stop_requested(self) -> bool:
         return False
 
+    def save_requested(self) -> bool:
+        return False
+
     def line(self, text: str) -> None:
         pass
 
