@@ -26,6 +26,9 @@ class Silent:
     def stop_requested(self) -> bool:
         return False
 
+    def stopped_as(self) -> str:
+        return "interrupted"
+
     def save_requested(self) -> bool:
         return False
 
