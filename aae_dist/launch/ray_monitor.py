@@ -114,7 +114,10 @@ class StopWatch:
 
     def _look_for_drains(self, ray: Any) -> None:
         # Not public, but what Ray Train's own watcher asks; that one answers ranks by a barrier.
-        draining = set(ray._private.state.state.get_draining_nodes() or ())
+        try:
+            draining = set(ray._private.state.state.get_draining_nodes() or ())
+        except Exception:  # noqa: BLE001 - then no early save, but the request to stop must be heard
+            return
         if draining - self._draining:
             self.save_requested = True
         self._draining |= draining
