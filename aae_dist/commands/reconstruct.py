@@ -49,7 +49,8 @@ def reconstruct(
         # Imported here: matplotlib takes seconds.
         from aae_dist.evaluation.pictures import png, reconstructions
 
-        picture = png(reconstructions(originals, images.float().cpu()))
+        caption = f"{run.config.run.name}, step {run.step:,}"
+        picture = png(reconstructions(originals, images.float().cpu(), caption))
         write_file(path, lambda: path.write_bytes(picture))
     else:
         write_images(path, images)

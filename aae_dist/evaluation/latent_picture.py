@@ -8,20 +8,28 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
 MAX_POINTS = 4000
 """Codes drawn; more hide each other."""
 BINS = 60
-INK = "#3b5b92"
+INK = "#332288"
+SAFE = (
+    *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677"),
+    *("#aa4499", "#44aa99", "#999933", "#882255", "#ee7733"),
+)
+"""Colours that the colour-blind tell apart: Paul Tol's "muted", and one of his "vibrant"."""
+NAMED_LABELS = 20
+"""Most labels that get a name each; more are shown by a scale of colours."""
 GREYS = LinearSegmentedColormap.from_list("prior", ["#ffffff", "#7c7c7c"])
 
 Array = NDArray[Any]
 Limits = tuple[float, float]
 
 
-def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor) -> Figure:
+def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: str = "") -> Figure:
     """Draw codes as dots coloured by label over the prior's density in grey, with both marginals.
 
     Above two dimensions both are projected on the first two principal axes of the codes.
@@ -30,6 +38,7 @@ def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor) -> Figure
         codes_nZ: Latent codes, float.
         labels_n: int64, -1 where absent.
         prior_mZ: Prior samples, float.
+        caption: What the codes are of, for the title.
     """
     finite = codes_nZ.isfinite().all(1)
     if not bool(finite.any()):
@@ -39,7 +48,7 @@ def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor) -> Figure
     figure = Figure(figsize=(7.6, 6.6))
     grid = figure.add_gridspec(
         2, 2, width_ratios=(6, 1), height_ratios=(1, 6), wspace=0.04, hspace=0.04,
-        left=0.1, right=0.86, top=0.93, bottom=0.09,
+        left=0.1, right=0.86, top=0.92, bottom=0.08,
     )  # fmt: skip
     main = figure.add_subplot(grid[1, 0])
     top = figure.add_subplot(grid[0, 0], sharex=main)
@@ -55,9 +64,12 @@ def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor) -> Figure
     _marginal(top, codes[:, 0], prior[:, 0], limits[0], "vertical")
     _marginal(right, codes[:, 1], prior[:, 1], limits[1], "horizontal")
     top.legend(loc="upper left", fontsize=7, frameon=False, borderpad=0)
-    figure.suptitle(
-        "latent codes (colour: label) over the prior (grey; the line holds 90 % of it)", fontsize=11
-    )
+    place = f"{caption}: " if caption else ""
+    figure.suptitle(f"{place}latent codes over the prior", fontsize=12)
+    figure.text(
+        0.5, 0.94, "colour: label; grey: density of the prior; line: 90 % of it",
+        ha="center", va="center", fontsize=9, color="0.3",
+    )  # fmt: skip
     return figure
 
 
@@ -139,17 +151,36 @@ def _scatter(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:
     style: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": True}
     if not known:
         axes.scatter(codes[:, 0], codes[:, 1], color=INK, **style)
-    elif len(known) > 20:
-        drawn = axes.scatter(codes[:, 0], codes[:, 1], c=labels, cmap="viridis", **style)
+    elif len(known) > NAMED_LABELS:
+        drawn = axes.scatter(codes[:, 0], codes[:, 1], c=labels, cmap="cividis", **style)
         axes.figure.colorbar(drawn, cax=axes.inset_axes((1.2, 0.1, 0.03, 0.8)), label="label")
     else:
-        colours = matplotlib.colormaps["tab10" if len(known) <= 10 else "tab20"]
-        shade = np.array([colours(known.index(label)) if label >= 0 else (0, 0, 0, 0.4)
-                          for label in labels.tolist()])  # fmt: skip
-        axes.scatter(codes[:, 0], codes[:, 1], color=shade, **style)
+        _scatter_named(axes, codes, labels, known, style)
+
+
+def _scatter_named(
+    axes: Axes, codes: Array, labels: NDArray[np.int64], known: list[int], style: dict[str, Any]
+) -> None:
+    """Draw each label in a colour of its own, with its number where its codes are."""
+    few = len(known) <= len(SAFE)
+    colours = SAFE if few else matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    shade = [colours[known.index(n)] if n >= 0 else (0, 0, 0, 0.4) for n in labels.tolist()]
+    # In an order of its own: drawn by label, the last ones would hide the first.
+    order = np.random.default_rng(0).permutation(len(codes))
+    axes.scatter(codes[order, 0], codes[order, 1], color=[shade[n] for n in order], **style)
+    for position, label in enumerate(known):
+        axes.scatter([], [], color=colours[position], s=30, label=str(label))
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.18, 1.0), fontsize=9, frameon=False, title="label"
+    )
+    if few:
         for position, label in enumerate(known):
-            axes.scatter([], [], color=colours(position), s=30, label=str(label))
-        axes.legend(loc="upper left", bbox_to_anchor=(1.18, 1.0), fontsize=9, frameon=False)
+            x, y = np.median(codes[labels == label], axis=0)
+            axes.text(
+                x, y, str(label), color=colours[position], fontsize=13, weight="bold",
+                ha="center", va="center", clip_on=True,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+            )  # fmt: skip
 
 
 def _marginal(

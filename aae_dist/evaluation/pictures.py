@@ -26,12 +26,21 @@ PAPER = 1.0
 Array = NDArray[np.float32]
 
 
-def draw_all(gallery: Gallery) -> dict[str, bytes]:
-    """Return name -> PNG of every picture that one evaluation gives."""
+def draw_all(gallery: Gallery, caption: str = "") -> dict[str, bytes]:
+    """Return name -> PNG of every picture that one evaluation gives.
+
+    Args:
+        gallery: What they show.
+        caption: What it is of, say "my-run, step 400"; it stands in every title.
+    """
     pictures: dict[str, Callable[[], Figure]] = {
-        "reconstructions": lambda: reconstructions(gallery.originals, gallery.reconstructions),
-        "prior_samples": lambda: decoded_samples(gallery.decoded_prior),
-        "latent_codes": lambda: latent_codes(gallery.codes, gallery.labels, gallery.prior_samples),
+        "reconstructions": lambda: reconstructions(
+            gallery.originals, gallery.reconstructions, caption
+        ),
+        "prior_samples": lambda: decoded_samples(gallery.decoded_prior, caption),
+        "latent_codes": lambda: latent_codes(
+            gallery.codes, gallery.labels, gallery.prior_samples, caption
+        ),
     }
     return {name: png(draw()) for name, draw in pictures.items()}
 
@@ -44,7 +53,9 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def reconstructions(originals_kCHW: Tensor, reconstructions_kCHW: Tensor) -> Figure:
+def reconstructions(
+    originals_kCHW: Tensor, reconstructions_kCHW: Tensor, caption: str = ""
+) -> Figure:
     """Show each original, uint8, with its reconstruction, in [0, 1], below it."""
     top = _as_pictures(originals_kCHW.float() / 255)
     bottom = _as_pictures(reconstructions_kCHW)
@@ -53,15 +64,16 @@ def reconstructions(originals_kCHW: Tensor, reconstructions_kCHW: Tensor) -> Fig
         rows.append(_strip(top[start : start + PAIRS_PER_ROW]))
         rows.append(_strip(bottom[start : start + PAIRS_PER_ROW]))
         rows.append(np.full((2 * GAP, *rows[0].shape[1:]), PAPER, dtype=np.float32))
-    return _show(np.concatenate(rows[:-1]), "originals, and below each its reconstruction")
+    title = "originals, and below each its reconstruction"
+    return _show(np.concatenate(rows[:-1]), title, caption)
 
 
-def decoded_samples(images_kCHW: Tensor) -> Figure:
+def decoded_samples(images_kCHW: Tensor, caption: str = "") -> Figure:
     """Show images decoded from samples of the prior, in [0, 1]."""
     images = _as_pictures(images_kCHW)
     starts = range(0, len(images), PAIRS_PER_ROW)
     grid = np.concatenate([_strip(images[start : start + PAIRS_PER_ROW]) for start in starts])
-    return _show(grid, "samples of the prior, decoded")
+    return _show(grid, "samples of the prior, decoded", caption)
 
 
 def _as_pictures(images_kCHW: Tensor) -> Array:
@@ -81,7 +93,7 @@ def _strip(images: Array) -> Array:
     return np.concatenate(list(framed), axis=1)
 
 
-def _show(grid: Array, title: str) -> Figure:
+def _show(grid: Array, title: str, caption: str) -> Figure:
     height, width = grid.shape[:2]
     inches = PAIRS_PER_ROW * CELL_INCHES
     title_inches = 0.4
@@ -91,5 +103,6 @@ def _show(grid: Array, title: str) -> Figure:
     axes = figure.add_axes((0, 0, 1, share))
     axes.imshow(grid, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
     axes.set_axis_off()
-    figure.text(0.5, (1 + share) / 2, title, ha="center", va="center", fontsize=11)
+    text = f"{caption}: {title}" if caption else title
+    figure.text(0.5, (1 + share) / 2, text, ha="center", va="center", fontsize=11)
     return figure

@@ -26,7 +26,7 @@ class Recorder:
         more: Sequence[MetricSink] = (),
     ) -> None:
         """Open the sinks, beside `more`; metrics past `resumed_step` are cut and come again."""
-        self._folder, self._line = folder, line
+        self._folder, self._line, self._name = folder, line, config.run.name
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
         self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
@@ -62,9 +62,10 @@ class Recorder:
         from aae_dist.evaluation.curves import loss_curves
         from aae_dist.evaluation.pictures import draw_all, png
 
+        caption = f"{self._name}, step {step:,}"
         try:
-            curves = png(loss_curves(self.json_lines.records()))
-            for name, image in {**draw_all(gallery), "losses": curves}.items():
+            curves = png(loss_curves(self.json_lines.records(), caption))
+            for name, image in {**draw_all(gallery, caption), "losses": curves}.items():
                 self._folder.write_picture(name, image)
                 for sink in self.sinks:
                     sink.picture(name, image, step)

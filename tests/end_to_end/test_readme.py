@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.trained import save_run
 
 from aae_dist.config import load_config
 
@@ -23,12 +24,12 @@ train: {steps: 20}
 """
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-def commands() -> list[str]:
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+def commands(page: str = README) -> list[str]:
+    text = "\n".join(blocks("bash", page)).replace("\\\n", " ")
     return [line for line in text.splitlines() if line and not line.startswith(ELSEWHERE)]
 
 
@@ -60,3 +61,20 @@ def test_the_yaml_example_is_a_valid_configuration(tmp_path: Path) -> None:
 
 def test_the_two_commands_are_named() -> None:
     assert {"make quickstart", "make test"} <= set(blocks("bash")[0].splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tour_of_the_verbs_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "using.md").read_text()
+    save_run(tmp_path / "runs" / "quickstart", prior={"kind": "mixture"})
+    bin_folder = Path(sys.executable).parent
+    environment = {**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
+    for command in [*commands(page), *(f"python -c '{code}'" for code in blocks("python", page))]:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"classes.png", "plane.png", "codes", "codes-npy", "reconstructed", "exported"} < written

@@ -83,7 +83,11 @@ def test_curves_have_a_panel_for_each_loss_and_each_kind_of_score():
     records[10] |= {"prior_match/c2st": 0.7, "prior_match/mmd": 2.0, "reconstruction/mse": None}
     figure = loss_curves(records)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles[:3] == ["reconstruction loss", "discriminator loss", "C2ST accuracy"]
+    assert titles[:3] == [
+        "reconstruction loss",
+        "discriminator loss",
+        "accuracy of a two-sample test (C2ST)",
+    ]
     assert len(titles) == 4
     size(pictures.png(figure))
 
