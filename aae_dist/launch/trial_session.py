@@ -152,7 +152,7 @@ class LocalSession:
 
     def __init__(
         self,
-        config: RunConfig,
+        prepare: Callable[[], RunConfig],
         launch_id: str,
         channel: Channel,
         flag: StopFlag,
@@ -161,13 +161,13 @@ class LocalSession:
         """Start to train.
 
         Args:
-            config: the trial's run.
+            prepare: makes the trial's run ready and returns its configuration.
             launch_id: one per sweep's start: restarts of its trials take over their locks.
             channel: where log points go.
             flag: says when to stop.
             pause_every: steps after which the session ends, interrupted, to be gone on with.
         """
-        self._config, self._launch_id, self._flag = config, launch_id, flag
+        self._prepare, self._launch_id, self._flag = prepare, launch_id, flag
         self._channel = channel
         self._reporter = SessionReporter(channel, flag, pause_every)
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
@@ -186,9 +186,10 @@ class LocalSession:
         self._channel.end(ended_of(self._train))
 
     def _train(self) -> Outcome:
-        torch.set_num_threads(self._config.launch.cpus_per_worker)
-        world = from_environment(self._config.train.device)
-        return train(self._config, world, self._reporter, self._launch_id)
+        config = self._prepare()
+        torch.set_num_threads(config.launch.cpus_per_worker)
+        world = from_environment(config.train.device)
+        return train(config, world, self._reporter, self._launch_id)
 
 
 def ended_of(body: Callable[[], Outcome]) -> Ended:

@@ -11,7 +11,7 @@ from ray import tune
 
 from aae_dist.config import RunConfig
 from aae_dist.errors import LaunchError
-from aae_dist.launch import ray_cluster
+from aae_dist.launch import nonce, ray_cluster
 from aae_dist.launch.ray_failures import last_line
 from aae_dist.launch.ray_train import start_monitor
 from aae_dist.launch.say import say
@@ -84,7 +84,7 @@ class SweepDriver:
     def run(self) -> None:
         """Return when every trial has ended, or all have stopped after a signal."""
         fit = _Fit(self._tuner())
-        ended, stop_by = 0, 0.0
+        ended, stop_by, saving = 0, 0.0, set[str]()
         with View(self._ledger, self._concurrent) as view:
             while fit.is_alive():
                 fit.join(LOOK_SECONDS)
@@ -94,9 +94,11 @@ class SweepDriver:
                     ended = now_ended
                     self._changed()
                 if self._signals.requested:
-                    stop_by = stop_by or self._ask_to_stop()
-                    busy = self._ledger.of("running") and time.monotonic() < stop_by
-                    self._stopper.now = not busy
+                    running = {entry.plan.id for entry in self._ledger.of("running")}
+                    if not stop_by:
+                        stop_by, saving = self._ask_to_stop(), running
+                    # Those that get a free place from now on have nothing to save.
+                    self._stopper.now = not running & saving or time.monotonic() > stop_by
         if fit.error is not None and not self._signals.requested:
             raise LaunchError(f"Ray Tune ended: {last_line(fit.error)}") from fit.error
 
@@ -109,7 +111,15 @@ class SweepDriver:
         plan = self._ledger.plan
         sweep = plan.sweep
         pause = getattr(sweep.scheduler, "every_steps", None)
-        task = SweepTask(self._ledger.objective, self._launch_id, self._monitor, os.getcwd(), pause)
+        task = SweepTask(
+            uri=plan.uri,
+            nonce=nonce.leave(self._ledger.folder),
+            objective=self._ledger.objective,
+            launch_id=self._launch_id,
+            monitor=self._monitor,
+            search_path=os.getcwd(),
+            pause_every=pause,
+        )
         trainable = tune.with_resources(tune.with_parameters(Trial, task=task), self._placement())
         space, search, count = self._search()
         return tune.Tuner(

@@ -93,6 +93,8 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
             )
         state = "finished"
     finally:
+        for entry in ledger.of("running"):
+            ledger.end(entry.plan.id, "interrupted")
         ledger.write(state)
     _check_any_finished(ledger)
 

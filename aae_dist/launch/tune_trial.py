@@ -10,9 +10,10 @@ from typing import Any
 from ray import tune
 
 from aae_dist.config import RunConfig
+from aae_dist.launch import nonce
 from aae_dist.launch.ray_monitor import StopWatch
 from aae_dist.objective import Objective
-from aae_dist.storage import join
+from aae_dist.storage import join, open_storage
 
 SWEEP = "sweep"
 """Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
@@ -27,6 +28,10 @@ POINTER = "pointer.json"
 class SweepTask:
     """What is the same for all trials of one start of a sweep."""
 
+    uri: str
+    """The sweep's folder."""
+    nonce: str
+    """The word that the driver left in it."""
     objective: Objective
     launch_id: str
     monitor: Any
@@ -58,6 +63,8 @@ class Trial(tune.Trainable):
         """Return the next log point, or how the training ended."""
         from aae_dist.launch.trial_session import Ended
 
+        if self._session is None and self._watch.requested:
+            return {"done": True, STATE: "interrupted"}
         if self._session is None:
             self._session = self._start()
         event = self._session.next()
@@ -108,14 +115,16 @@ class Trial(tune.Trainable):
             from aae_dist.launch.ray_session import RaySession
 
             return RaySession(config, channel, flag)
-        if task.pause_every:
-            config = self._population_config()
-        return LocalSession(config, task.launch_id, channel, flag, task.pause_every)
+        return LocalSession(self._prepare, task.launch_id, channel, flag, task.pause_every)
 
-    def _population_config(self) -> RunConfig:
-        """Return the run's configuration with what PBT changed, a donor's state taken over."""
+    def _prepare(self) -> RunConfig:
+        """Return the run's configuration; with PBT, what it changed, a donor's state taken over."""
         from aae_dist.training.takeover import resumed_config, take_over
 
+        # A folder that only looks the same would take the results with it.
+        nonce.check(open_storage(self._task.uri), self._task.nonce)
+        if not self._task.pause_every:
+            return self._config
         if self._donor is not None:
             values, launch_id = self._point["values"], self._task.launch_id
             self._lineage = take_over(self._config, self._donor, values, launch_id)

@@ -121,7 +121,7 @@ def test_a_donor_without_a_checkpoint_is_an_error(tmp_path):
 def session(settings, pause_every=None):
     flag = StopFlag()
     channel = Channel(settings, ("loss/reconstruction",), flag)
-    return LocalSession(settings, "launch", channel, flag, pause_every)
+    return LocalSession(lambda: settings, "launch", channel, flag, pause_every)
 
 
 def test_a_session_tells_of_scores_and_its_end_and_pauses_where_asked(tmp_path):
