@@ -19,6 +19,8 @@ from pathlib import Path
 NET = "10.77.0"
 SWITCH_ADDRESS = f"{NET}.254"
 BIN = Path(sys.executable).parent
+WITH_US = ("setpriv", "--pdeathsig", "KILL")
+"""Ends a host when this process is killed, before any fixture could do it."""
 
 
 def can_play() -> bool:
@@ -43,6 +45,7 @@ class Network:
         self.folder = folder
         self.id = secrets.token_hex(2)
         self.hosts: dict[str, Host] = {}
+        self.servers: list[subprocess.Popen[bytes]] = []
         self.switch = f"aae-{self.id}-switch"
         ip("netns", "add", self.switch)
         self.inside(self.switch, "ip", "link", "set", "lo", "up")
@@ -61,12 +64,17 @@ class Network:
     def start_on_switch(self, *command: str) -> subprocess.Popen[bytes]:
         """Start a server that all hosts reach at `SWITCH_ADDRESS`."""
         with (self.folder / "switch.log").open("ab") as log:
-            return subprocess.Popen(
-                ["ip", "netns", "exec", self.switch, *command], stdout=log, stderr=log
+            server = subprocess.Popen(
+                ["ip", "netns", "exec", self.switch, *WITH_US, *command], stdout=log, stderr=log
             )
+        self.servers.append(server)
+        return server
 
     def close(self) -> None:
         """End all hosts and remove the namespaces."""
+        for server in self.servers:
+            server.kill()
+            server.wait()
         for host in self.hosts.values():
             host.kill()
             with contextlib.suppress(subprocess.CalledProcessError):
@@ -104,10 +112,9 @@ class Host:
             f"hostname {self.name} && mount --bind {hosts} /etc/hosts && "
             "mount -t tmpfs -o size=2g tmp /tmp && mount -t tmpfs -o size=2g shm /dev/shm && "
         )
-        # No proxy and no cluster of the outer world's.
-        return ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "--pid", "--uts",
-                "--ipc", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
-                prepare + script]  # fmt: skip
+        own = ("--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
+        enter = ("ip", "netns", "exec", self.namespace, *WITH_US, "unshare", *own)
+        return [*enter, "sh", "-c", prepare + script]
 
     def start(self, script: str, env: Mapping[str, str]) -> None:
         """Start the host's one service."""

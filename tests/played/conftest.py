@@ -35,7 +35,7 @@ class PlayedCluster:
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1",
         }
-        self.storage = self.network.start_on_switch(
+        self.network.start_on_switch(
             sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "9000"
         )
 
@@ -148,8 +148,6 @@ class PlayedCluster:
         )
 
     def close(self) -> None:
-        self.storage.kill()
-        self.storage.wait()
         self.network.close()
 
 
