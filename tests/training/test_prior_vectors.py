@@ -92,5 +92,3 @@ def test_vectors_train_evaluate_and_serve_as_a_prior(tmp_path: Path) -> None:
     assert run.decode(run.prior.sample(3, torch.Generator())).shape == x.shape
     with pytest.raises(ConfigError, match=r"prior.vectors: needs vectors of model.latent_dim=2"):
         go(tmp_path, "other", *items[:-1], f"prior={{kind: data, vectors: '{data}'}}")
-    with pytest.raises(ConfigError, match="model.kind=conv needs images"):
-        go(tmp_path, "conv", *items, "model={kind: conv, latent_dim: 2}")
