@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aae_dist.config import RunConfig
-from aae_dist.errors import CheckpointError, TrainingDivergedError
+from aae_dist.config import RunConfig, config_from_tree
+from aae_dist.errors import CheckpointError, ConfigError, TrainingDivergedError
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.run_folder import RunFolder
 
@@ -42,7 +42,9 @@ CHANGEABLE = (
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
     """Raise CheckpointError with a diff unless `config` continues the run of `saved`."""
     wanted = config.model_dump(mode="json")
-    changes = [change for change in _changes(saved, wanted) if not _may_change(change[0])]
+    changes = [
+        change for change in _changes(_completed(saved), wanted) if not _may_change(change[0])
+    ]
     if changes:
         lines = [f"  {path}: saved {old!r}, now {new!r}" for path, old, new in changes]
         raise CheckpointError(
@@ -100,6 +102,14 @@ def _refuse_to_diverge_again(summary: Mapping[str, Any], config: RunConfig, run_
             "configuration has changed. Take a new run.name with other rates, or delete "
             f"{run_uri}/summary.json to try all the same."
         )
+
+
+def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a saved configuration with the defaults of keys that are younger than the run."""
+    try:
+        return config_from_tree(saved).model_dump(mode="json")
+    except ConfigError:  # it has keys that are gone: they will stand in the diff
+        return saved
 
 
 def _changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any, Any]]:
