@@ -112,7 +112,12 @@ class NpyOutput:
 
 
 class TarOutput:
-    """`NAME.tar`: a WebDataset shard of PNG images with their labels, under the input's keys."""
+    """`NAME.tar`: a WebDataset shard of PNG images with their labels, under the input's keys.
+
+    With `as_arrays` float32 arrays in the field npy stand in place of the images.
+    """
+
+    as_arrays = False
 
     def __init__(self, folder: Path, name: str, num_rows: int, width: int) -> None:
         """Open the file; the images say their size themselves."""
@@ -124,7 +129,11 @@ class TarOutput:
     def add(self, keys: Sequence[str], labels: Labels, rows: Rows) -> None:
         """Append images [n, C, H, W] with pixels in [0, 1]."""
         for key, label, image in zip(keys, labels.tolist(), rows, strict=True):
-            fields: dict[str, str | bytes] = {"__key__": key, "png": png_bytes(image)}
+            fields: dict[str, str | bytes] = {"__key__": key}
+            if self.as_arrays:
+                fields["npy"] = npy_bytes(image)
+            else:
+                fields["png"] = png_bytes(image)
             if label >= 0:
                 fields["cls"] = str(label).encode()
             self._writer.write(fields)
@@ -133,6 +142,13 @@ class TarOutput:
         """Write the end of the archive."""
         self._writer.close()
         return [self._path]
+
+
+def npy_bytes(array: NDArray[np.float32]) -> bytes:
+    """Return the array as a .npy file, little-endian."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def png_bytes(image: NDArray[np.float32]) -> bytes:

@@ -20,7 +20,7 @@ from aae_dist.config.settings import Data
 from aae_dist.data import Dataset, Manifest, Shard
 from aae_dist.data.manifest import FILE_NAME as MANIFEST
 from aae_dist.data.manifest import dump
-from aae_dist.data.shard_output import FORMATS, LAST_FILES
+from aae_dist.data.shard_output import FORMATS, LAST_FILES, ShardOutput, TarOutput
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
 from aae_dist.storage import Storage, open_storage
@@ -132,18 +132,25 @@ def write_shard(job: Job, number: int, shard: Shard) -> int:
         DataError: the shard is missing or damaged; nothing is written.
     """
     run = _opened(job)
-    data = Dataset(Manifest((shard,)), Data.model_validate_json(job.data), run.image_shape)
     out = open_storage(job.out)
     with tempfile.TemporaryDirectory(prefix="aae_dist-shard-") as folder:
         width = run.config.model.latent_dim
         output = FORMATS[job.format](Path(folder), name_of(number), shard.samples, width)
-        for start, images, labels in _chunks(data):
-            keys = data.keys(range(start, start + len(labels)))
-            rows = run.reconstruct(images) if job.format == "tar" else run.encode(images)
-            output.add(keys, labels.numpy(), rows.float().cpu().numpy())
+        if shard.samples:
+            _fill(output, job, shard, run)
         for path in output.close():
             out.upload(path.name, path)
     return shard.samples
+
+
+def _fill(output: ShardOutput, job: Job, shard: Shard, run: TrainedRun) -> None:
+    data = Dataset(Manifest((shard,)), Data.model_validate_json(job.data), run.image_shape)
+    if isinstance(output, TarOutput):
+        output.as_arrays = data.dtype.is_floating_point
+    for start, images, labels in _chunks(data):
+        keys = data.keys(range(start, start + len(labels)))
+        rows = run.reconstruct(images) if job.format == "tar" else run.encode(images)
+        output.add(keys, labels.numpy(), rows.float().cpu().numpy())
 
 
 @functools.lru_cache(maxsize=1)

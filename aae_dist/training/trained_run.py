@@ -49,17 +49,18 @@ class TrainedRun:
         """Return the codes of images: the means of q(z|x).
 
         Args:
-            images: (B, C, H, W), uint8 in [0, 255] or floats in [0, 1].
+            images: (B, C, H, W), uint8 in [0, 255] or floats in [0, 1]; of a run whose decoder has
+                a linear output, as for vectors, floats of any size.
 
         Returns:
             Floats of shape (B, Z) in `train.precision`, on the run's device.
 
         Raises:
             ValueError: the images have another shape than the run was trained on, or are neither
-                uint8 nor floats in [0, 1].
+                uint8 nor such floats.
         """
         _check_shape("images", images, self.image_shape)
-        _check_pixels(images)
+        _check_pixels(images, self.config.model.decoder_output == "linear")
         return self._autoencoder.encode(images)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -147,8 +148,12 @@ class TrainedRun:
     def as_modules(self) -> tuple[nn.Module, nn.Module]:
         """Return copies in float32: pixels (B, C, H, W) to codes (B, Z), and codes to pixels."""
         networks, posterior = self._autoencoder.networks, self._autoencoder.posterior
-        encoder = copy.deepcopy(Encoding(networks.encoder, posterior))
-        return encoder.float().eval(), copy.deepcopy(networks.decoder).float().eval()
+        encoder = copy.deepcopy(Encoding(networks.encoder, posterior)).float().eval()
+        decoder = copy.deepcopy(networks.decoder).float().eval()
+        for parameter in [*encoder.parameters(), *decoder.parameters()]:
+            # One plain block of memory each: what writes programs warns of any other layout.
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        return encoder, decoder
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the encoder's and decoder's weights."""
@@ -199,11 +204,13 @@ def _check_shape(name: str, values: Tensor, wanted: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape (B, {sizes}); got {tuple(values.shape)}")
 
 
-def _check_pixels(images: Tensor) -> None:
+def _check_pixels(images: Tensor, unbounded: bool) -> None:
     if images.dtype == torch.uint8 or not images.numel():
         return
     if not images.is_floating_point():
         raise ValueError(f"images must be uint8 or floats in [0, 1]; got {images.dtype}")
+    if unbounded:
+        return
     low, high = images.min().item(), images.max().item()
     # Floats up to 255 would be encoded without a word, into codes that mean nothing.
     if not (low >= 0 and high <= 1):

@@ -180,3 +180,26 @@ def test_reconstructions_are_shards_that_can_be_trained_on(
     originals = torch.stack([torch.from_numpy(image_of(n))[None] for n in range(305)])
     wanted = aae_dist.load_run(run).reconstruct(originals) * 255
     assert (images - wanted).abs().max() <= 0.51
+
+
+def test_vectors_are_encoded_and_reconstructed_too(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(0, 9, (40, 6)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    argv = ["data", "pack", "npy", "--root", str(tmp_path / "rows.npy")]
+    assert main([*argv, "--out", str(tmp_path / "data")]) == 0
+    shards = str(tmp_path / "data/train")
+    data = {"train": shards, "image_keys": ("npy",)}
+    model = {"decoder_output": "linear", "latent_dim": 3}
+    save_run(tmp_path / "run", shape=(1, 1, 6), data=data, model=model)
+    run = str(tmp_path / "run")
+    assert main(["encode", run, shards, "--out", str(tmp_path / "codes")]) == 0
+    assert main(["reconstruct", run, shards, "--out", str(tmp_path / "again")]) == 0
+    settings = [Data(train=str(tmp_path / d), image_keys=("npy",)) for d in ("data/train", "again")]
+    originals, again = (open_dataset(each.train, each) for each in settings)
+    every = range(len(originals))
+    vectors = originals.read(every)[0]
+    table = pyarrow.dataset.dataset(str(tmp_path / "codes"), format="parquet").to_table()
+    trained = aae_dist.load_run(run)
+    codes = np.array(table["code"].to_pylist(), np.float32)
+    assert np.array_equal(codes, trained.encode(vectors).numpy())
+    assert torch.equal(again.read(every)[0], trained.reconstruct(vectors))
