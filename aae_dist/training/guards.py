@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable
 
 from aae_dist.config import RunConfig
+from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 
@@ -23,11 +25,18 @@ class RanksDriftedError(GuardError):
     """The ranks no longer hold the same networks: a bit flipped, or a machine computes wrongly."""
 
 
-def last_good(store: CheckpointStore) -> int | None:
-    """Return the step of the newest good checkpoint, None when there is none; rank 0 only."""
-    with contextlib.suppress(CheckpointError, LaunchError, OSError):
-        store.wait()  # a save that failed is not there to go back to
-    return store.last_good(is_good)
+def good_checkpoint(store: CheckpointStore, world: World, error: GuardError) -> Saved:
+    """Return the newest good checkpoint on every rank; raise what `error` means without one."""
+
+    def newest() -> int | None:
+        with contextlib.suppress(CheckpointError, LaunchError, OSError):
+            store.wait()  # a save that failed is not there to go back to
+        return store.last_good(is_good)
+
+    step = main_decides(world, newest)
+    if step is None:
+        raise without_checkpoint(error) from error
+    return together(world, lambda: store.load(step))
 
 
 def is_good(saved: Saved) -> bool:

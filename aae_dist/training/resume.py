@@ -5,8 +5,11 @@ from typing import Any
 
 from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.errors import CheckpointError, ConfigError, TrainingDivergedError
+from aae_dist.storage import open_storage
+from aae_dist.training.checkpoint import CheckpointStore
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.run_folder import RunFolder
+from aae_dist.training.state import TrainState
 
 CHANGEABLE = (
     "run.storage",  # a moved folder is the same run
@@ -65,6 +68,14 @@ def check_lanes(saved_lanes: int, config: RunConfig, run_uri: str) -> None:
             f"a multiple of {saved_lanes} (got {batch}), for example "
             f"{-(-batch // saved_lanes) * saved_lanes}"
         )
+
+
+def load_initial_weights(state: TrainState, source: str) -> None:
+    """Copy the newest weights of the run `source`; CheckpointError when it has none that fit."""
+    other = CheckpointStore(open_storage(source), keep=1).newest()
+    if other is None:
+        raise CheckpointError(f"run.init_from={source} has no checkpoint that verifies")
+    state.load_weights(other.tensors["model"])
 
 
 def finished_before(config: RunConfig) -> Outcome | None:

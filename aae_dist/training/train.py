@@ -9,22 +9,21 @@ from aae_dist.config.redaction import redacted
 from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
-from aae_dist.errors import AaeDistError, CheckpointError, DataError, TrainingDivergedError
+from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.priors import EmpiricalPrior
-from aae_dist.storage import open_storage
 from aae_dist.tracking import MetricSink
 from aae_dist.training.alarms import GameAlarms
 from aae_dist.training.assemble import augmented, build_engine, open_data, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.goodput import Goodput
-from aae_dist.training.guards import GuardError, Rollbacks, last_good, without_checkpoint
+from aae_dist.training.guards import GuardError, Rollbacks, good_checkpoint
 from aae_dist.training.heartbeats import open_board
 from aae_dist.training.loop import Metrics, TrainLoop
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.plan import Plan
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.reporter import Reporter
-from aae_dist.training.resume import finished_before
+from aae_dist.training.resume import finished_before, load_initial_weights
 from aae_dist.training.run_folder import RunFolder
 from aae_dist.training.run_lock import RunLock, locked
 from aae_dist.training.saving import Saver, newest_checkpoint
@@ -129,19 +128,20 @@ class _Run:
 
     def _load(self, saved: Saved | None) -> None:
         if saved is not None:
-            self.state.load(saved.tensors, saved.documents["state"])
-            if self.data.restart is not None:
-                self.data.restart.move(self.state, self.data.order)
+            self._restore(saved)
             self._say(f"resuming {self.folder.uri} at step {saved.step} with {self.world}")
             return
         source = self.config.run.init_from
         weights = f" from weights of {source}" if source else ""
         self._say(f"starting {self.folder.uri} with {self.world}{weights}")
         if source:
-            other = CheckpointStore(open_storage(source), keep=1).newest()
-            if other is None:
-                raise CheckpointError(f"run.init_from={source} has no checkpoint that verifies")
-            self.state.load_weights(other.tensors["model"])
+            load_initial_weights(self.state, source)
+
+    def _restore(self, saved: Saved) -> None:
+        self.state.load(saved.tensors, saved.documents["state"])
+        other_shards = saved.documents["data"]["manifest"] != self.data.train.manifest.id
+        if self.data.restart is not None and other_shards:
+            self.data.restart.move(self.state, self.data.order)
 
     def _open_records(self) -> None:
         self.folder.write_config(self.config)
@@ -177,15 +177,12 @@ class _Run:
         """Load the newest good checkpoint into the live networks; the process group stays."""
         self.goodput.start_again()
         with self.watchdog.section("going back to a checkpoint"):
-            step = main_decides(self.world, lambda: last_good(self.store))
-            if step is None:
-                raise without_checkpoint(error) from error
-            saved = together(self.world, lambda: self.store.load(step))
+            saved = good_checkpoint(self.store, self.world, error)
             factor *= self.state.lr_factor
-            self.state.load(saved.tensors, saved.documents["state"])
+            self._restore(saved)
             self.state.scale_lr(factor)
         if self.recorder:
-            self.recorder.cut(step)
+            self.recorder.cut(saved.step)
             self.recorder.list_bad(self.state.bad.lines())
 
     def _loop(self, saver: Saver) -> str:
