@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.equality import assert_bit_equal, litter, temporary_folders
+from helpers.equality import assert_bit_equal, litter
 from helpers.faulty import PACE, Fault
 from helpers.fleet import finish, fleet
 from helpers.runs import command, start
@@ -51,9 +51,11 @@ def test_sigterm_in_the_middle_of_a_step(
         f"SIGTERM to rank {rank} alone, in the middle of a step",
         "all ranks save after that step or within a second, exit code 4, bit-equal",
     )
-    before = temporary_folders()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    more = {**PACED, "TMPDIR": str(temporary)}
     fault = Fault("term", point, 90, rank, str(tmp_path / "mark"))
-    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault, **PACED) as stopped:
+    with fleet(tmp_path, *items(tmp_path, "run"), fault=fault, **more) as stopped:
         while not Path(fault.mark).exists():
             assert any(p.is_alive() for p in stopped.processes), stopped.text()[-3000:]
             time.sleep(0.005)
@@ -68,7 +70,7 @@ def test_sigterm_in_the_middle_of_a_step(
     assert "resuming" in log
     assert_bit_equal(f"{tmp_path}/run", whole, STEPS)
     assert not litter(tmp_path)
-    assert temporary_folders() <= before
+    assert list(temporary.iterdir()) == []
 
 
 def test_sigterm_in_the_middle_of_a_save(tmp_path: Path, whole: str, row) -> None:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +35,6 @@ def summary(uri: str) -> dict[str, Any]:
 def litter(folder: Path) -> list[str]:
     """Return temporary files of writers below `folder`."""
     return [str(p) for p in folder.rglob("*.aae-tmp")]
-
-
-def temporary_folders() -> set[str]:
-    """Return the temporary folders of runs that there are now."""
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("aae_dist-")}
 
 
 def seal(fields: dict[str, Any]) -> bytes:

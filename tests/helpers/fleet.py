@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ def _rank(
     os.environ.update({name: str(value) for name, value in world.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"})
     os.environ.update(environment)
+    tempfile.tempdir = None  # so that TMPDIR counts, which the warm process may have read before
     if ranks == 1:
         del os.environ["WORLD_SIZE"]
     from helpers import faulty
