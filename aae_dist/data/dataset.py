@@ -11,7 +11,7 @@ from torch import Tensor
 from aae_dist.config.settings import Data
 from aae_dist.data.bad_samples import BadSample, printable
 from aae_dist.data.cache import copy_bytes
-from aae_dist.data.decode import is_array
+from aae_dist.data.decode import Bad, is_array, staged
 from aae_dist.data.decode_array import Shape
 from aae_dist.data.decoded import DecodedStore, DeviceStore, SharedStore, content_id
 from aae_dist.data.fetch import cache_for
@@ -30,8 +30,8 @@ _OPEN_UNPLANNED = 2
 """Copies of remote shards kept open, and so in the cache, where nobody knows what comes next."""
 _NUM_PROBED = 16
 """Samples that are tried, at the start, until one tells the shape of all."""
-_ROWS_AT_ONCE = 16
-"""Rows that a decoding thread takes at a time: some 0.5 ms of work, far above its hand-over."""
+_ROWS_AT_ONCE = 32
+"""Rows that a decoding thread takes at a time: 1 to 2 ms of work, far above its hand-over."""
 
 
 @dataclass(frozen=True)
@@ -200,19 +200,19 @@ class Dataset:
         images = torch.empty((len(indices), *self.image_shape), dtype=self.dtype)
         labels = np.full(len(indices), NO_LABEL, np.int64)
         rows, places = images.numpy(), list(self.places(indices))
-        bad: dict[int, ShardError | SampleError] = {}
+        bad: Bad = {}
 
         def decode(first: int) -> None:
-            for row in range(first, min(first + _ROWS_AT_ONCE, len(places))):
-                shard, number = places[row]
-                try:
-                    labels[row] = self._decoder.decode(self._shards.get(shard), number, rows[row])
-                except (ShardError, SampleError) as error:
-                    rows[row], bad[row] = 0, error.with_traceback(None)
+            part = range(first, min(first + _ROWS_AT_ONCE, len(places)))
+            opened = staged(lambda n: self._shards.get(places[n][0]), part, bad)
+            samples = {n: (reader, places[n][1]) for n, reader in opened.items()}
+            for n, label in self._decoder.decode(samples, rows, bad).items():
+                labels[n] = label
 
         parts = range(0, len(places), _ROWS_AT_ONCE)
         for _ in workers.map(decode, parts) if workers else map(decode, parts):
             pass
+        images[list(bad)] = 0
         self._let_go()
         return Samples(images, torch.from_numpy(labels), dict(sorted(bad.items())))
 
