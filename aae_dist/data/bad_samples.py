@@ -67,6 +67,7 @@ class BadSamples:
     """Holes since the last good slot, in the order of slots."""
 
     def __post_init__(self) -> None:
+        self.entries = list(self.entries)  # a checkpoint may be loaded again, by a roll back
         self._longest_row = self.in_a_row
         self._places = {
             (e["shard"], -1 if e["sample"] is None else e["sample"]) for e in self.entries

@@ -57,13 +57,15 @@ def test_each_key_is_in_the_ledger_of_the_epoch_once(
     ledgers = [tmp_path / f"ledger-{n}" for n in range(3)]
     for ledger, ranks, wait in ((ledgers[0], 2, 0.3), (ledgers[1], 1, 0.3)):
         process = start(command(ledger, ranks, *items), log)
-        wait_for_checkpoint(uri, process, log)
-        while not steps_of(ledger):
-            assert process.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.02)
-        time.sleep(random.uniform(0, wait))
-        assert process.poll() is None, "the run ended before it was killed"
-        kill_all(process)
+        try:
+            wait_for_checkpoint(uri, process, log, seconds=300)
+            while not steps_of(ledger):
+                assert process.poll() is None, log.read_text()[-3000:]
+                time.sleep(0.02)
+            time.sleep(random.uniform(0, wait))
+            assert process.poll() is None, "the run ended before it was killed"
+        finally:
+            kill_all(process)
     assert run(command(ledgers[2], 3, *items), log, timeout=400) == 0, log.read_text()[-3000:]
     # What counts of each step is what its last start trained on: a kill undoes all after a save.
     steps: dict[int, list[str]] = {}

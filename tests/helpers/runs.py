@@ -80,9 +80,11 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def wait_for_checkpoint(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_checkpoint(
+    uri: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120
+) -> None:
     """Return when the run has committed its first checkpoint."""
-    storage, until = open_storage(uri), time.monotonic() + 120
+    storage, until = open_storage(uri), time.monotonic() + seconds
     while time.monotonic() < until:
         if any(e.key.endswith("MANIFEST.json") for e in storage.list("checkpoints")):
             return

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from aae_dist.data.bad_samples import BadSample, BadSamples, Limits
+from aae_dist.errors import DataError
+
+VALID = np.ones(8, np.bool_)
+
+
+def bad(slot: int, sample: int, shard_samples: int = 0) -> BadSample:
+    return BadSample(slot, "a.tar", sample, "k", "image", "no PNG", shard_samples)
+
+
+def limits(**options: float) -> Limits:
+    settings = {"num_samples": 100, "max_samples": None, "max_fraction": 1.0, "max_in_a_row": 100}
+    return Limits(**{**settings, **options})  # type: ignore[arg-type]
+
+
+def test_a_sample_counts_once_and_its_holes_each_time() -> None:
+    found = BadSamples()
+    assert found.add([bad(0, 3), bad(1, 4)], VALID, step=1, epoch=0)
+    assert not found.add([bad(5, 3)], VALID, step=9, epoch=1)
+    assert (found.num_samples, found.num_holes) == (2, 3)
+    assert [(e["sample"], e["step"]) for e in found.entries] == [(3, 1), (4, 1)]
+
+
+def test_a_lost_shard_counts_whole_and_its_listed_samples_not_twice() -> None:
+    found = BadSamples()
+    found.add([bad(0, 3)], VALID, 1, 0)
+    assert found.add([bad(1, 7, 50), bad(2, 8, 50)], VALID, 2, 0)
+    assert found.num_samples == 50
+    assert [e["samples"] for e in found.entries] == [1, 49]
+    assert not found.add([bad(0, 9)], VALID, 3, 0)
+
+
+def test_what_a_checkpoint_keeps_continues_the_count_and_stays_as_it_is() -> None:
+    found = BadSamples()
+    found.add([bad(6, 3), bad(7, 4)], VALID, 1, 0)
+    document = found.document()
+    again = BadSamples(**document)
+    again.add([bad(0, 5), bad(1, 3)], VALID, 2, 0)
+    assert (again.num_samples, again.num_holes) == (3, 4)
+    assert again.lines().startswith(found.lines())
+    assert len(document["entries"]) == 2
+    with pytest.raises(DataError, match="4 in a row are bad"):
+        again.check(limits(max_in_a_row=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"max_samples": 1}, "2 are bad, more than data.max_bad_samples=1"),
+        ({"max_fraction": 0.019}, "2 of 100 are bad, more than the 1 that"),
+        ({"max_in_a_row": 1}, "2 in a row are bad"),
+    ],
+)
+def test_each_limit_ends_the_run_with_counts_by_reason(
+    options: dict[str, float], problem: str
+) -> None:
+    found = BadSamples()
+    found.add([bad(2, 3), bad(3, 4)], VALID, 1, 0)
+    found.check(limits(max_samples=2, max_fraction=0.02, max_in_a_row=2))
+    with pytest.raises(DataError, match=problem) as caught:
+        found.check(limits(**options))
+    assert "2 x image, first a.tar, k: no PNG" in str(caught.value)
+
+
+def test_a_good_slot_between_ends_a_row_and_a_masked_one_does_not() -> None:
+    found = BadSamples()
+    masked = VALID.copy()
+    masked[1] = False
+    found.add([bad(0, 1), bad(2, 2)], masked, 1, 0)
+    with pytest.raises(DataError, match="2 in a row"):
+        found.check(limits(max_in_a_row=1))
+    other = BadSamples()
+    other.add([bad(0, 1), bad(2, 2)], VALID, 1, 0)
+    other.check(limits(max_in_a_row=1))
