@@ -13,6 +13,7 @@ from aae_dist.data.bad_samples import BadSample, from_json, to_json
 from aae_dist.data.dataset import Dataset
 from aae_dist.data.order import BatchPlan, Order
 from aae_dist.data.prefetch import Prefetcher
+from aae_dist.data.transfer import Transfer
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.world import single
 from aae_dist.errors import AaeDistError, by_name
@@ -32,6 +33,8 @@ class Batch:
     """The global batch: which samples, and the position before and after."""
     bad: tuple[BadSample, ...] = ()
     """The bad samples of the global batch, of all ranks, in the order of slots."""
+    arrived: "torch.cuda.Event | None" = None
+    """Tells when the tensors are on a GPU; streams that use them wait for it."""
 
     @property
     def num_valid(self) -> int:
@@ -88,7 +91,7 @@ class BatchLoader:
     ) -> None:
         self._dataset, self._order, self._rows = dataset, order, rows
         self._position, self._num_steps = position, num_steps
-        self._device = torch.device(device)
+        self._transfer = Transfer(torch.device(device))
         self._exchange = exchange or Exchange(single())
         self._workers = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
         self._ready = Prefetcher(self._batches, prefetch if threads else 0, "batches")
@@ -116,9 +119,9 @@ class BatchLoader:
         if self._exchange.size > 1:
             self._ahead.append(self._take())
         if not num_bad:
-            return self._moved(taken.batch)
+            return self._arrived(taken.batch)
         bad = from_json(self._exchange.gather(to_json(taken.batch.bad)))
-        return self._moved(replace(taken.batch, bad=bad))
+        return self._arrived(replace(taken.batch, bad=bad))
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -161,15 +164,9 @@ class BatchLoader:
         name, message = told[0]
         raise by_name(name)(message)
 
-    def _moved(self, batch: Batch) -> Batch:
-        if self._device.type == "cpu":
-            return batch
-        # From pinned memory and without waiting: the copy runs while the host goes on.
-        images, labels, valid = (
-            part.to(self._device, non_blocking=True)
-            for part in (batch.images, batch.labels, batch.valid)
-        )
-        return replace(batch, images=images, labels=labels, valid=valid)
+    def _arrived(self, batch: Batch) -> Batch:
+        self._transfer.receive((batch.images, batch.labels, batch.valid), batch.arrived)
+        return batch
 
     def _batches(self) -> Iterator[Batch]:
         position, step = self._position, 0
@@ -181,14 +178,14 @@ class BatchLoader:
 
     def _read(self, plan: BatchPlan) -> Batch:
         indices, valid = plan.indices[self._rows], plan.valid[self._rows].copy()
-        samples = self._dataset.load(indices, self._workers)
+        with self._transfer.sending():
+            samples = self._dataset.load(indices, self._workers)
         bad = tuple(
             self._dataset.bad_sample(int(indices[row]), self._rows.start + row, error)
             for row, error in samples.bad.items()
             if valid[row]
         )
         valid[list(samples.bad)] = False
-        parts = samples.images, samples.labels, torch.from_numpy(valid)
-        if self._device.type == "cuda":
-            parts = parts[0].pin_memory(), parts[1].pin_memory(), parts[2].pin_memory()
-        return Batch(*parts, plan, bad)
+        here = samples.images, samples.labels, torch.from_numpy(valid)
+        (images, labels, mask), arrived = self._transfer.send(here)
+        return Batch(images, labels, mask, plan, bad, arrived)
