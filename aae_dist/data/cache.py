@@ -23,10 +23,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
+from aae_dist.data.cache_errors import disk_error, stuck
 from aae_dist.data.cache_files import BLOCK, disk_bytes, new_part, pinned, removed, rounded
 from aae_dist.data.manifest import Shard
 from aae_dist.data.shard_errors import check_size, told
-from aae_dist.errors import ConfigError, DataError, ShardError
+from aae_dist.errors import ConfigError, ShardError
 from aae_dist.storage import Entry, open_storage
 from aae_dist.storage.ranges import Download
 
@@ -92,7 +93,7 @@ class ShardCache:
                     del self._versions[shard.url]
                 continue
             if time.monotonic() > deadline:
-                raise self._stuck(shard, part)
+                raise stuck(self.folder, shard, part, self.max_bytes, self._seconds)
             time.sleep(_POLL_SECONDS)
 
     def prefetch(self, shard: Shard, due: float) -> Callable[[], None] | None:
@@ -153,7 +154,7 @@ class ShardCache:
                     # The disk has less room than the bound allows: others use it too.
                     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                     if not (full and self._evict(size, due)):
-                        raise self._disk_error(shard, size, error) from error
+                        raise disk_error(self.folder, shard, size, error) from error
 
     def _make_room(self, wanted: int, due: float | None) -> bool:
         _, used = self._contents()
@@ -205,7 +206,7 @@ class ShardCache:
                 part.replace(path)
             complete = True
         except OSError as error:
-            raise self._disk_error(shard, version.size, error) from error
+            raise disk_error(self.folder, shard, version.size, error) from error
         finally:
             # Our lock is on it until here, so nobody else has taken the name.
             if not complete:
@@ -227,31 +228,6 @@ class ShardCache:
         with self._locked():
             _, used = self._contents()
         return (disk.f_bavail * disk.f_frsize + used) // 2
-
-    def _disk_error(self, shard: Shard, size: int, error: OSError) -> DataError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            disk = os.statvfs(self.folder)
-            return DataError(
-                f"{self.folder}: no space left on the device for {shard.url} ({size} bytes, "
-                f"{disk.f_bavail * disk.f_frsize} are free). Free some, or give a data.cache.dir "
-                "on another disk, or a smaller data.cache.max_bytes."
-            )
-        return DataError(
-            f"{self.folder}: cannot keep {shard.url} ({error.strerror}). Give a data.cache.dir on "
-            "another disk."
-        )
-
-    def _stuck(self, shard: Shard, why: str) -> DataError:
-        if why != "full":
-            return ShardError(
-                f"{shard.url}: another process of this node did not fetch it in "
-                f"{self._seconds:.0f} s. Try again later.",
-                "unreachable",
-            )
-        return DataError(
-            f"{shard.url}: copies that are in use fill the {self.max_bytes} bytes of "
-            f"{self.folder}. Raise data.cache.max_bytes, or lower data.shuffle_window."
-        )
 
 
 def _nothing() -> None:

@@ -15,14 +15,13 @@ from aae_dist.data.decode import Bad, is_array, staged
 from aae_dist.data.decode_array import Shape
 from aae_dist.data.decoded import DecodedStore, DeviceStore, SharedStore, content_id
 from aae_dist.data.fetch import cache_for
-from aae_dist.data.fetch_ahead import FetchAhead, lanes_of
+from aae_dist.data.fetch_ahead import FetchAhead, follow
 from aae_dist.data.index import open_manifest
 from aae_dist.data.manifest import Manifest
 from aae_dist.data.order import Order
 from aae_dist.data.permutation import Indices
 from aae_dist.data.reader import OpenShards
 from aae_dist.data.sample_decoder import NO_LABEL, SampleDecoder
-from aae_dist.data.schedule import Schedule, check_cache
 from aae_dist.errors import DataError, SampleError, ShardError
 
 _AUTO_MEMORY_BYTES = 2 << 30
@@ -174,14 +173,9 @@ class Dataset:
         """
         if self._cache is None:
             return
-        slots = order.global_batch_size // order.lanes
-        lanes, node = lanes_of(rows, slots), lanes_of(node_rows, slots)
-        epoch = position // order.lane_length
-        check_cache(order, self.manifest, node, epoch, self._cache.max_bytes, spare_bytes)
-        schedule = Schedule(order, self.manifest, node)
         self._shards.limit(len(self.manifest.shards))
-        self._ahead = FetchAhead(
-            self._cache, self.manifest, schedule, lanes, self._shards, position
+        self._ahead = follow(
+            self._cache, self.manifest, self._shards, order, rows, node_rows, position, spare_bytes
         )
 
     def advance(self, position: int) -> None:

@@ -8,8 +8,9 @@ from typing import Self
 
 from aae_dist.data.cache import ShardCache
 from aae_dist.data.manifest import Manifest, Shard
+from aae_dist.data.order import Order
 from aae_dist.data.reader import OpenShards
-from aae_dist.data.schedule import Schedule
+from aae_dist.data.schedule import Schedule, check_cache
 from aae_dist.errors import DataError
 from aae_dist.storage import is_remote
 
@@ -115,3 +116,26 @@ class FetchAhead:
 def lanes_of(rows: slice, slots: int) -> range:
     """Return the lanes whose rows of the global batch, `slots` each, are `rows`."""
     return range(rows.start // slots, rows.stop // slots)
+
+
+def follow(
+    cache: ShardCache,
+    manifest: Manifest,
+    shards: OpenShards,
+    order: Order,
+    rows: slice,
+    node_rows: slice,
+    position: int,
+    spare_bytes: int,
+) -> FetchAhead:
+    """Begin to fetch ahead for one rank; see `Dataset.follow`.
+
+    Raises:
+        ConfigError: The cache cannot hold what the node needs at a time.
+    """
+    slots = order.global_batch_size // order.lanes
+    node = lanes_of(node_rows, slots)
+    epoch = position // order.lane_length
+    check_cache(order, manifest, node, epoch, cache.max_bytes, spare_bytes)
+    schedule = Schedule(order, manifest, node)
+    return FetchAhead(cache, manifest, schedule, lanes_of(rows, slots), shards, position)

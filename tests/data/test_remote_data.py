@@ -81,6 +81,7 @@ FAULTS: list[Fault] = [
     Fault("stall", 2000),
     Fault("etag"),
     Fault("whole"),
+    Fault("long"),
 ]
 
 

@@ -50,6 +50,7 @@ def fetched(server: ObjectServer, path: Path, scheme: str = "s3", seconds: float
         Fault("reset", 300_000),
         Fault("short", 100_000),
         Fault("short", 0),
+        Fault("long"),
     ],
 )
 def test_a_fault_that_passes_leaves_no_trace(
