@@ -1,6 +1,6 @@
 """A PNG is proven whole before torchvision decodes it.
 
-torchvision 0.26 does not survive libpng's errors: one flipped bit in an image ends the process with
+torchvision 0.29 does not survive libpng's errors: one flipped bit in an image ends the process with
 a segmentation fault. What is proven here leaves libpng nothing to complain about.
 """
 
