@@ -61,6 +61,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.run
 def test_what_a_killed_process_left_is_not_used(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

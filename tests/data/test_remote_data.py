@@ -114,7 +114,8 @@ def test_a_small_cache_is_enough_for_what_is_open(
     def reserve(cache: ShardCache, *arguments: object, **options: object) -> object:
         nonlocal most
         result = plain(cache, *arguments, **options)
-        most = max(most, cache._contents()[1])
+        with cache._locked():
+            most = max(most, cache._contents()[1])
         return result
 
     plain: Callable[..., object] = ShardCache._reserve

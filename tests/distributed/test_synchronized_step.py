@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.measures import all_reduced_bytes, first_gradients, poisoned_run
 from helpers.ranks import run_ranks, single_world
+from helpers.steps import MODELS
 
 pytestmark = pytest.mark.distributed
 
@@ -13,7 +14,17 @@ FP32 = {"train": {"steps": 100, "global_batch_size": 24, "precision": "fp32"}}
 MICRO = {"train": {"steps": 100, "global_batch_size": 24, "micro_batch_size": 4}}
 
 
-@pytest.mark.parametrize("tree", [{}, MICRO], ids=["whole share", "micro-batches"])
+COMPILED = {"train": {"steps": 100, "global_batch_size": 24, "precision": "fp32", "compile": True}}
+SIZES = {
+    "whole share": {},
+    "micro-batches": MICRO,
+    "conv": {"model": MODELS["conv"]},
+    "resnet in micro-batches": {"model": MODELS["resnet"], **MICRO},
+    "compiled": COMPILED,
+}
+
+
+@pytest.mark.parametrize("tree", SIZES.values(), ids=SIZES)
 def test_all_reduced_bytes_are_the_minimum(tree: dict[str, Any]) -> None:
     for counted, minimum in run_ranks(all_reduced_bytes, 2, tree):
         assert counted == minimum

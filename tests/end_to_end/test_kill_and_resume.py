@@ -33,14 +33,11 @@ def assert_bit_equal(broken: str, unbroken: str) -> None:
 
 
 def assert_same_metrics(broken: str, unbroken: str) -> None:
+    of_time = ("throughput", "goodput", "checkpoint", "step_seconds")
+
     def comparable(uri: str) -> list[dict[str, float]]:
         return [
-            {
-                k: v
-                for k, v in r.items()
-                if k.split("/")[0] not in ("throughput", "goodput", "checkpoint")
-            }
-            for r in metrics(uri)
+            {k: v for k, v in r.items() if k.split("/")[0] not in of_time} for r in metrics(uri)
         ]
 
     assert comparable(broken) == comparable(unbroken)

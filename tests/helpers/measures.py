@@ -8,12 +8,15 @@ from helpers.steps import build, run_step, tiny_config
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from aae_dist.distributed.accelerated import Accelerated
 from aae_dist.distributed.world import World
 
 
 def all_reduced_bytes(world: World, tree: dict[str, Any]) -> tuple[float, int]:
     """Return bytes all-reduced a step, and the minimum: encoder twice, the others once."""
     config = tiny_config(**tree)
+    # What is exchanged does not depend on the kernels, and Inductor's take half a minute to make.
+    Accelerated.BACKEND = "aot_eager"
     networks, method, inputs = build(config, world)
     counted = 0
 

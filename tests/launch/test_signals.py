@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+import pytest
+
 from aae_dist.launch import signals
 from aae_dist.launch.signals import StopSignals
 
@@ -39,6 +41,7 @@ def test_an_echo_of_the_first_signal_is_not_a_second_one():
         assert stop.requested
 
 
+@pytest.mark.run
 def test_a_second_signal_ends_the_process():
     with subprocess.Popen(
         [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True
@@ -79,6 +82,7 @@ with StopSignals():
 """
 
 
+@pytest.mark.run
 def test_a_second_signal_ends_a_process_whose_main_thread_is_in_c():
     with subprocess.Popen([sys.executable, "-c", IN_C], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout.readline() == "ready\n"

@@ -82,6 +82,7 @@ def test_micro_batches_cost_one_more_encoding_and_nothing_else(
 @pytest.mark.timeout(180)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("model", ["mlp", "conv"])
+@pytest.mark.run
 def test_flops_are_the_minimum_in_compiled_code(
     monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:

@@ -11,6 +11,8 @@ from wandb.proto import wandb_internal_pb2
 
 from aae_dist.tracking.wandb_sink import WandbSink
 
+pytestmark = pytest.mark.run
+
 BLOCK = 32 * 1024
 
 

@@ -28,6 +28,7 @@ def save(tmp_path: Path, **sections: Any) -> str:
 
 @pytest.mark.run
 @pytest.mark.timeout(180)
+@pytest.mark.run
 def test_exported_programs_give_the_codes_and_images_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

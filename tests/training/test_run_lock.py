@@ -25,6 +25,8 @@ if host:
     socket.gethostname = lambda: host
 from aae_dist.storage import open_storage
 from aae_dist.training.run_lock import RunLock
+
+pytestmark = pytest.mark.run
 lock = RunLock.acquire(open_storage(uri), launch_id, heartbeat_seconds=0.05)
 print(lock.attempt, flush=True)
 time.sleep(60)

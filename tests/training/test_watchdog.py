@@ -82,6 +82,7 @@ with Watchdog(world, 1.0, print, NoBoard(), tick=0.1, backstop=0.5) as dog:
 
 
 @pytest.mark.run
+@pytest.mark.run
 def test_a_thread_that_never_gives_the_interpreter_back_is_ended_too() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HOLDS_THE_INTERPRETER], capture_output=True, text=True, timeout=50
