@@ -1,5 +1,6 @@
 """Fixtures that the tests of several packages share."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from urllib.error import URLError
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Ray reads these once a process, for all tests to come; our launcher sets them before that.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 # How long an example takes says more of what else the machine does than of the test.
 settings.register_profile(

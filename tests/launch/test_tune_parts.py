@@ -1,5 +1,7 @@
 """Room, schedulers and Optuna without a cluster."""
 
+import json
+
 import pytest
 
 pytest.importorskip("ray.tune")
@@ -16,6 +18,7 @@ from aae_dist.launch.tune_trial import OBJECTIVE, SWEEP
 from aae_dist.objective import Objective
 from aae_dist.storage import open_storage
 from aae_dist.sweeps import TrialRecord
+from aae_dist.sweeps.folder import TRIALS
 from aae_dist.sweeps.ledger import Ledger
 
 pytestmark = pytest.mark.ray
@@ -101,6 +104,15 @@ def test_pbt_changes_rates_and_leaves_each_trial_its_folder(tmp_path):
     assert good.config[SWEEP]["values"][RATE] == 1e-3
 
 
+def leave_summary(ledger, name):
+    """Write what a finished run leaves: a trial without it would be taken up again."""
+    entry = ledger.entries[name]
+    config = entry.plan.config.model_dump(mode="json")
+    summary = {"state": "finished", "config": config, "metrics": entry.metrics}
+    folder = ledger.folder.child(TRIALS).child(name)
+    folder.write("summary.json", json.dumps(summary).encode())
+
+
 def drain(searcher, ledger, score):
     """Run all proposals to their ends; return their parameters."""
     seen = []
@@ -112,6 +124,7 @@ def drain(searcher, ledger, score):
         ledger.start(name)
         ledger.hear(name, {"step": 900, "loss/reconstruction": value}, parameters)
         ledger.end(name, "finished")
+        leave_summary(ledger, name)
         result = {"trial_state": "finished", OBJECTIVE: value, f"{OBJECTIVE}0": value}
         searcher.on_trial_complete(f"tune-{len(seen) - 1}", result)
     ledger.write("finished")

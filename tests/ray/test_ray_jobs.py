@@ -1,5 +1,8 @@
 """What `aae-dist submit --address` says and returns, whatever the dashboard answers."""
 
+import os
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,10 +44,13 @@ def test_a_dashboard_that_wants_a_token(status, capsys, monkeypatch):
     assert "RAY_AUTH_TOKEN" in line
 
 
-def test_nobody_at_the_address(capsys, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert main([*RUN, "--address", "http://127.0.0.1:9"]) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
+def test_nobody_at_the_address():
+    # In a process of its own: Ray reads RAY_AUTH_MODE once, and other tests have set it.
+    command = [sys.executable, "-m", "aae_dist", *RUN, "--address", "http://127.0.0.1:9"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
     assert "no Ray dashboard answers at http://127.0.0.1:9" in line
 
 
