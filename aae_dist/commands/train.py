@@ -31,9 +31,12 @@ def train(items: Sequence[str], dry_run: bool = False) -> int:
     if dry_run:
         print(dump_yaml(loaded.config), end="")
         return 0
+    from aae_dist.distributed.world import from_environment
     from aae_dist.launch import launch
 
-    _show(launch(loaded.config))
+    outcome = launch(loaded.config)
+    if from_environment("cpu").is_main:  # under torchrun every rank comes by here
+        _show(outcome)
     return 0
 
 
