@@ -17,6 +17,8 @@ from aae_dist.storage import Storage, open_storage
 from aae_dist.training.run_lock import KEY, RunLock
 from aae_dist.training.run_lock_holder import Holder, this_process
 
+pytestmark = pytest.mark.run
+
 # Another host is played by a process that believes in another host name.
 HOLD = """
 import socket, sys, time
@@ -25,8 +27,6 @@ if host:
     socket.gethostname = lambda: host
 from aae_dist.storage import open_storage
 from aae_dist.training.run_lock import RunLock
-
-pytestmark = pytest.mark.run
 lock = RunLock.acquire(open_storage(uri), launch_id, heartbeat_seconds=0.05)
 print(lock.attempt, flush=True)
 time.sleep(60)
