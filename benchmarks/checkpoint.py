@@ -41,7 +41,9 @@ def measure(batch: int, every: int, rounds: int, folder: str) -> None:
     engine = build_engine(single(), batch)
     state = TrainState(engine.networks, engine.method.optimizers)
     store = CheckpointStore(open_storage(folder), keep=2)
-    blocked, plain, saving = [], [], []
+    blocked: list[float] = []
+    plain: list[float] = []
+    saving: list[float] = []
 
     def block(with_save: bool) -> float:
         started = time.perf_counter()

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,16 @@ LANES = 32
 SHARD_SAMPLES = 1000
 LATER_PASSES = 3
 SUFFIX = {"png28": "png", "jpeg64": "jpg"}
+
+
+@dataclass(frozen=True)
+class Took:
+    """What a process measured of itself."""
+
+    seconds: list[float]
+    """Of each pass."""
+    bytes: int
+    """Peak of memory above what the process had before."""
 
 
 def write_images(folder: Path, kind: str, count: int) -> None:
@@ -86,9 +97,11 @@ def ours(folder: Path, kind: str, threads: int) -> list[float]:
     order = Order(dataset.manifest.counts, seed=0, global_batch_size=BATCH, lanes=LANES)
     steps = order.steps_per_epoch
     seconds = []
-    options = {"num_steps": steps * (1 + LATER_PASSES), "threads": threads}
+    num_steps = steps * (1 + LATER_PASSES)
     started = time.perf_counter()
-    with BatchLoader(dataset, order, slice(0, BATCH), **options) as loader:
+    with BatchLoader(
+        dataset, order, slice(0, BATCH), num_steps=num_steps, threads=threads
+    ) as loader:
         seen = 0
         for step, batch in enumerate(loader, 1):
             seen += int(batch.valid.sum())
@@ -171,23 +184,23 @@ def _peak_bytes() -> int:
 def compare(folder: Path, kind: str, samples: int, rounds: int) -> None:
     """Print a table of all sides on one kind of image."""
     write_images(folder, kind, samples)
-    found: dict[str, list[dict[str, list[float]]]] = {name: [] for name in SIDES}
+    found: dict[str, list[Took]] = {name: [] for name in SIDES}
     for number in range(rounds):
         for name in list(SIDES) if number % 2 == 0 else reversed(SIDES):
             found[name].append(_in_process(["--side", name, str(folder), kind]))
-    stock_seconds = [min(each["seconds"]) for each in found["webdataset"]]
+    stock_seconds = [min(each.seconds) for each in found["webdataset"]]
     print(f"{kind}, {samples} samples, medians of {rounds} rounds:\n")
     print("| side | first pass /s | later /s | first / stock | later / stock | peak MiB |")
     print("|---|---|---|---|---|---|")
     for name, runs in found.items():
-        first = [each["seconds"][0] for each in runs]
-        later = [min(each["seconds"][1:]) for each in runs]
+        first = [each.seconds[0] for each in runs]
+        later = [min(each.seconds[1:]) for each in runs]
         pairs = [
             statistics.median(s / mine for s, mine in zip(stock_seconds, side, strict=True))
             for side in (first, later)
         ]
         speeds = [samples / statistics.median(side) for side in (first, later)]
-        memory = statistics.median(each["bytes"] for each in runs) / (1 << 20)
+        memory = statistics.median(each.bytes for each in runs) / (1 << 20)
         print(
             f"| {name} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {pairs[0]:.2f} x | "
             f"{pairs[1]:.1f} x | {memory:.0f} |"
@@ -195,11 +208,10 @@ def compare(folder: Path, kind: str, samples: int, rounds: int) -> None:
     print()
 
 
-def _in_process(arguments: list[str]) -> dict[str, list[float]]:
+def _in_process(arguments: list[str]) -> Took:
     command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    result: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return Took(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def run_first_batch(num_shards: int, samples: int, part: float) -> None:
@@ -237,12 +249,12 @@ def flatness(folder: Path, rounds: int) -> None:
         for part in (0.0, 0.9):
             arguments = ["--first-batch", str(shards), str(samples), str(part)]
             runs = [_in_process(arguments) for _ in range(rounds)]
-            seconds = statistics.median(run["seconds"][0] for run in runs)
-            memory = statistics.median(run["bytes"] for run in runs) / (1 << 20)
+            seconds = statistics.median(run.seconds[0] for run in runs)
+            memory = statistics.median(run.bytes for run in runs) / (1 << 20)
             where = f"{shards:,} shards, {samples:,} samples, at {part:.0%}"
             print(f"| order alone: {where} | {seconds:.3f} | {memory:.0f} |")
     pairs = [[_in_process(["--resume", str(folder), p]) for p in ("0.0", "0.9")] for _ in range(5)]
-    times = [[run["seconds"][0] for run in pair] for pair in pairs]
+    times = [[run.seconds[0] for run in pair] for pair in pairs]
     ratio = statistics.median(late / early for early, late in times)
     print(f"| local shards, at 0% | {statistics.median(t[0] for t in times):.3f} | |")
     print(f"| local shards, at 90% | {statistics.median(t[1] for t in times):.3f} | |")

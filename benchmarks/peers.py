@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from timing import median_ratio, print_header
 
-from aae_dist.config.parts import GaussianPrior
+from aae_dist.config.priors import GaussianPrior
 from aae_dist.data.pack import pack
 from aae_dist.distributed.seeds import generator
 from aae_dist.evaluation.prior_match import c2st
@@ -80,8 +80,7 @@ class Job:
             command = self.command(script, name, python, **options)
             done = subprocess.run(command, stdout=stream, stderr=stream, check=False)
         if done.returncode:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-            raise SystemExit(f"{script} ended with code {done.returncode}:\n{tail}")
+            raise SystemExit(failure(script, done.returncode, log))
         with np.load(self.work / f"{name}.npz") as results:
             return dict(results)
 
@@ -91,12 +90,15 @@ class Job:
         progress = self.work / f"{name}.progress"
         progress.write_bytes(bytes(8))
         command = self.command(script, name, python, progress=progress, **options)
-        with (self.work / f"{name}.log").open("wb") as stream:
+        log = self.work / f"{name}.log"
+        with log.open("wb") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=stream)
         try:
             side = Paced(process, np.memmap(progress, np.int64, "r"))
             while side.steps < WARM_STEPS and process.poll() is None:
                 time.sleep(0.1)
+            if process.poll() is not None:
+                raise SystemExit(failure(script, process.returncode, log))
             os.kill(process.pid, signal.SIGSTOP)
             yield side
         finally:
@@ -124,6 +126,12 @@ class Paced:
         done, seconds = self.steps - before, time.perf_counter() - started
         os.kill(self.process.pid, signal.SIGSTOP)
         return seconds / max(done, 1)
+
+
+def failure(script: str, code: int, log: Path) -> str:
+    """Return what a side's script said at its end."""
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+    return f"{script} ended with code {code}:\n{tail}"
 
 
 def say(text: str) -> None:
@@ -183,8 +191,14 @@ def compare(
     theirs = job.run("peers_pythae.py", f"pythae-{stamp}", pythae_python, epochs=epochs)
     steps = steps or int(MARGIN * int(theirs["steps"]) / ratio)
     say(f"ours trains {steps} steps")
-    train = {"train": job.shards / "train", "steps": steps, "log_every": max(1, steps // 10)}
-    return {"pythae": theirs, "ours": job.run("peers_ours.py", f"ours-{stamp}", **train)}
+    ours = job.run(
+        "peers_ours.py",
+        f"ours-{stamp}",
+        train=job.shards / "train",
+        steps=steps,
+        log_every=max(1, steps // 10),
+    )
+    return {"pythae": theirs, "ours": ours}
 
 
 def print_table(title: str, job: Job, sides: dict[str, Results], pace: dict[str, float]) -> None:

@@ -39,6 +39,14 @@ class Clock:
         """Return that nobody asks."""
         return False
 
+    def stopped_as(self) -> str:
+        """Return what a stopped run would end as."""
+        return "interrupted"
+
+    def save_requested(self) -> bool:
+        """Return that nobody asks."""
+        return False
+
     def line(self, text: str) -> None:
         """Print a line; the first says that networks and data are ready and training begins."""
         if not self.times:

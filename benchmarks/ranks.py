@@ -41,6 +41,7 @@ class Bare:
         """Wrap the engine's networks; `rows` are this rank's of the global batch."""
         self.engine, self.rows, self.steps = engine, rows, 0
         self.e, self.d, self.c = (_parallel(n) for n in engine.networks.named().values())
+        self.critic = engine.networks.named()["discriminator"]
         both = [*self.e.parameters(), *self.d.parameters()]
         self.o1 = torch.optim.Adam(both, lr=1e-3, fused=True)
         self.o2 = torch.optim.Adam(self.c.parameters(), lr=1e-3, fused=True)
@@ -57,7 +58,7 @@ class Bare:
         logits = self.c(torch.cat([z_prior[self.rows], z.detach()]))
         prior, codes = logits.chunk(2)
         self._update(self.o2, F.softplus(-prior).mean() + F.softplus(codes).mean())
-        self._update(self.o3, F.softplus(-self.c.module(z)).mean())
+        self._update(self.o3, F.softplus(-self.critic(z)).mean())
         self.steps += 1
 
     def _update(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:

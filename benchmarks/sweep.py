@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aae_dist.config import dump_yaml
@@ -25,7 +25,7 @@ GOAL = 1.7
 METRIC = "prior_match/sliced_wasserstein"
 
 
-def overrides(folder: str, name: str, space: dict[str, object], steps: int) -> list[str]:
+def overrides(folder: str, name: str, space: Mapping[str, object], steps: int) -> list[str]:
     """Return what makes of the quick sweep another one of this space, in `folder`."""
     return [
         f"sweep.name={name}",

@@ -11,7 +11,10 @@ from itertools import count
 from urllib.error import URLError
 
 import pytest
+from helpers.fault_table import pytest_runtest_makereport, pytest_sessionfinish, row
 from hypothesis import HealthCheck, settings
+
+__all__ = ["pytest_runtest_makereport", "pytest_sessionfinish", "row"]
 
 # Ray reads these once a process, for all tests to come; our launcher sets them before that.
 os.environ["RAY_AUTH_MODE"] = "token"

@@ -183,7 +183,10 @@ class ShardCache:
             path = Path(entry.path)
             if entry.name.endswith(PART) and removed(path):
                 continue
-            stat = entry.stat(follow_symlinks=False)
+            try:
+                stat = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # a download that failed took its part away just now
+                continue
             used += disk_bytes(stat)
             if not entry.name.endswith(PART) and entry.name != "lock":
                 copies.append(_Copy(path, disk_bytes(stat), 0.0, stat.st_mtime))

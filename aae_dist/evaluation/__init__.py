@@ -1,13 +1,7 @@
 """How good a trained autoencoder is: reconstruction, match with the prior, pictures."""
 
-from aae_dist.evaluation.evaluate import (
-    Evaluation,
-    EvaluationData,
-    EvaluationModel,
-    Evaluator,
-    Gallery,
-    evaluate,
-)
+from aae_dist.evaluation.evaluate import Evaluation, Evaluator, Gallery, evaluate
+from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel
 
 __all__ = [
     "Evaluation",

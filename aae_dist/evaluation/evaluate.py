@@ -2,12 +2,12 @@
 
 The validation samples are cut in fixed chunks of 256; chunk i is encoded by rank i % R as a batch
 of its own, so no product's shape depends on R. Rank 0 gathers the rows in order, computes all
-statistics and tells the others the metrics.
+statistics and tells the others the metrics. Samples that cannot be read are left out and counted.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import DataError
 from aae_dist.evaluation import reconstruction
+from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel
 from aae_dist.evaluation.null import Yardstick, build_yardstick, score
 from aae_dist.priors import Prior
 
@@ -29,41 +30,6 @@ MIN_SAMPLES = 8
 NUM_PICTURED = 32
 PRIOR_PICTURED = 5000
 """Prior samples behind the codes in pictures: their density stands however few the codes."""
-
-
-class EvaluationModel(Protocol):
-    """Trained networks as evaluation calls them, on the rank's device, without gradients.
-
-    Codes come in any float dtype; the model casts them to its own.
-    """
-
-    def encode(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Return codes [B, Z] of uint8 images; a random posterior draws from `generator` (CPU)."""
-
-    def decode(self, z_BZ: Tensor) -> Tensor:
-        """Return images [B, C, H, W] in [0, 1]."""
-
-    def discriminate(self, z_BZ: Tensor) -> Tensor | None:
-        """Return logits [B], positive for the prior, or None where there is no discriminator."""
-
-
-class Counted(Protocol):
-    """A manifest, as far as evaluation is concerned."""
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples in all shards."""
-
-
-class EvaluationData(Protocol):
-    """A dataset, as far as evaluation is concerned."""
-
-    @property
-    def manifest(self) -> Counted:
-        """What the shards hold."""
-
-    def read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return images uint8 [n, C, H, W] and labels int64 [n], -1 where absent."""
 
 
 @dataclass(frozen=True)
@@ -126,24 +92,25 @@ class Evaluator:
         """Score the networks; a collective: every rank calls it at the same step.
 
         Raises:
-            DataError: validation samples could not be read, on any rank.
+            DataError: too few validation samples could be read.
         """
         draw = seeds.generator(self._seed, "evaluation/prior")
         prior_nZ = self._prior.sample(self.num_samples, draw)
-        originals = together(self._world, self._originals)
         rows = together(self._world, lambda: self._encode_own_chunks(networks, prior_nZ))
         table = _gather_in_order(rows, self.num_samples, self._world)
-        num_pixels = originals[0].numel()
-        metrics = main_decides(self._world, lambda: self._statistics(table, num_pixels, prior_nZ))
+        readable = table[:, 0] == 1
+        good, prior_nZ = table[readable, 1:], prior_nZ[: len(readable)][readable]
+        metrics = main_decides(self._world, lambda: self._statistics(good, prior_nZ))
         if not self._world.is_main:
             return Evaluation(metrics, None)
-        return Evaluation(metrics, self._gallery(networks, table, originals))
+        numbers = self._indices[readable.numpy()]
+        return Evaluation(metrics, self._gallery(networks, good, numbers))
 
     def _encode_own_chunks(self, networks: EvaluationModel, prior_nZ: Tensor) -> Tensor:
         """Return this rank's chunks, float64 [chunks of the busiest rank, CHUNK, columns]."""
         chunks = range(self._world.rank, _num_chunks(self.num_samples), self._world.size)
         per_rank = -(-_num_chunks(self.num_samples) // self._world.size)
-        table = torch.zeros(per_rank, CHUNK, self._prior.latent_dim + 4, dtype=torch.float64)
+        table = torch.zeros(per_rank, CHUNK, self._prior.latent_dim + 5, dtype=torch.float64)
         for slot, chunk in enumerate(chunks):
             rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_samples))
             part = self._encode_chunk(networks, chunk, rows, prior_nZ[rows])
@@ -153,16 +120,23 @@ class Evaluator:
     def _encode_chunk(
         self, networks: EvaluationModel, chunk: int, rows: slice, prior_BZ: Tensor
     ) -> Tensor:
-        """Return a row per sample: label, squared error, logits of code and prior sample, code."""
-        images, labels = self._dataset.read(self._indices[rows])
-        images = images.to(self._world.device)
+        """Return a row per sample.
+
+        Its columns: 1 for a sample that could be read, label, squared error, logits of code and of
+        prior sample, code.
+        """
+        samples = self._dataset.load(self._indices[rows])
+        images = samples.images.to(self._world.device)
+        good = torch.ones(len(images))
+        good[list(samples.bad)] = 0
         z_BZ = networks.encode(images, seeds.generator(self._seed, "evaluation/posterior", chunk))
         errors = reconstruction.squared_errors(networks.decode(z_BZ), images)
         logits = networks.discriminate(z_BZ)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
         absent = torch.full_like(errors, torch.nan)
         columns = [
-            labels,
+            good,
+            samples.labels,
             errors,
             absent if logits is None else logits,
             absent if prior_logits is None else prior_logits,
@@ -171,12 +145,18 @@ class Evaluator:
         scalars = torch.stack([c.cpu().double() for c in columns], dim=1)
         return torch.cat([scalars, z_BZ.cpu().double()], dim=1)
 
-    def _statistics(self, table: Tensor, num_pixels: int, prior_nZ: Tensor) -> dict[str, float]:
-        """Compute all metrics from the rows of all samples; rank 0 only."""
-        if self._yardstick is None:
-            self._yardstick = build_yardstick(self._prior, self.num_samples, self._seed)
-        metrics = reconstruction.metrics(table[:, 1], num_pixels)
+    def _statistics(self, table: Tensor, prior_nZ: Tensor) -> dict[str, float]:
+        """Compute all metrics from the rows of all good samples; rank 0 only."""
+        if len(table) < MIN_SAMPLES:
+            raise DataError(
+                f"of {self.num_samples} validation samples (data.validation) {len(table)} can be "
+                f"read and {MIN_SAMPLES} are needed; `aae-dist data verify` says what is wrong."
+            )
+        if self._yardstick is None or len(self._yardstick.prior_samples) != len(table):
+            self._yardstick = build_yardstick(self._prior, len(table), self._seed)
+        metrics = reconstruction.metrics(table[:, 1], math.prod(self._dataset.image_shape))
         metrics |= score(table[:, 4:], self._yardstick, self._seed)
+        metrics["data/bad_validation_samples"] = float(self.num_samples - len(table))
         if not bool(table[:, 2:4].isnan().all()):
             metrics["discriminator/accuracy_codes"] = (table[:, 2] <= 0).double().mean().item()
             metrics["discriminator/accuracy_prior"] = (table[:, 3] > 0).double().mean().item()
@@ -184,22 +164,20 @@ class Evaluator:
             metrics["codes/smallest_spread"] = smallest_spread(table[:, 4:], prior_nZ.double())
         return metrics
 
-    def _originals(self) -> Tensor:
-        return self._dataset.read(self._indices[self._pictured()])[0]
-
-    def _pictured(self) -> NDArray[np.int64]:
-        count = min(NUM_PICTURED, self.num_samples)
-        return np.arange(count, dtype=np.int64) * self.num_samples // count
-
-    def _gallery(self, networks: EvaluationModel, table: Tensor, originals: Tensor) -> Gallery:
+    def _gallery(
+        self, networks: EvaluationModel, table: Tensor, numbers: NDArray[np.int64]
+    ) -> Gallery:
+        """Return what pictures show of the good samples, whose numbers are `numbers`."""
         device = self._world.device
         prior_mZ = self._prior.sample(PRIOR_PICTURED, seeds.generator(self._seed, "pictures/prior"))
-        pictured = table[torch.from_numpy(self._pictured()), 4:].float().to(device)
+        count = min(NUM_PICTURED, len(table))
+        spread = np.arange(count, dtype=np.int64) * len(table) // count
+        pictured = table[torch.from_numpy(spread), 4:].float().to(device)
         return Gallery(
             codes=table[:, 4:].float(),
             labels=table[:, 0].long(),
             prior_samples=prior_mZ,
-            originals=originals,
+            originals=self._dataset.load(numbers[spread]).images,
             reconstructions=networks.decode(pictured).float().cpu(),
             decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
         )

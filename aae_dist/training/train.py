@@ -223,6 +223,8 @@ class _Run:
         evaluation = self.data.evaluator.evaluate(self.engine.autoencoder)
         if self.recorder and evaluation.gallery:
             self.recorder.show(evaluation.gallery)
+        if bad := int(evaluation.metrics["data/bad_validation_samples"]):
+            self._say(f"warning: {bad} bad validation samples are left out of the scores")
         return evaluation.metrics
 
     def _close(self, state: str) -> Outcome:

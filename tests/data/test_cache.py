@@ -133,6 +133,25 @@ def test_a_shard_larger_than_the_bound(server: ObjectServer, tmp_path: Path) -> 
         opened(tmp_path, copies=0.5).open(shard(server, 0))
 
 
+def test_a_part_that_goes_while_the_folder_is_counted(
+    server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = opened(tmp_path)
+    copy = cache.open(shard(server, 0))  # so that counting does not remove it itself
+    scandir = os.scandir
+
+    def scan(folder: Path) -> list[os.DirEntry[str]]:
+        entries = list(scandir(folder))
+        for entry in entries:
+            if entry.name != "lock":
+                os.unlink(entry.path)
+        return entries
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert cache.prefetch(shard(server, 1), 0) is not None
+    copy.close()
+
+
 def test_two_readers_make_one_download(server: ObjectServer, tmp_path: Path) -> None:
     server.faults["/0.tar"] = [Fault("stall", 50_000)]
     got: list[bytes] = []

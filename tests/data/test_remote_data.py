@@ -87,8 +87,13 @@ FAULTS: list[Fault] = [
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_change_neither_order_nor_counts(
-    server: ObjectServer, local: Path, tmp_path: Path, fault: Fault
+    server: ObjectServer, local: Path, tmp_path: Path, fault: Fault, row
 ) -> None:
+    row(
+        f"22{'abcdefgh'[FAULTS.index(fault)]}",
+        f"reading shards over HTTP, every third: {fault.kind} {fault.value or ''}",
+        "the batches of local files, in the same order, in bounded time",
+    )
     dataset = opened(server, tmp_path)
     for number in range(0, len(COUNTS), 3):
         server.faults[f"/train/{number:03d}.tar"] = [fault]

@@ -45,8 +45,13 @@ def assert_same_metrics(broken: str, unbroken: str) -> None:
 
 @pytest.mark.parametrize(("ranks", "on_s3"), [(2, False), (3, True)], ids=["2 local", "3 on S3"])
 def test_killed_run_ends_bit_equal(
-    ranks: int, on_s3: bool, tmp_path: Path, request: pytest.FixtureRequest
+    ranks: int, on_s3: bool, tmp_path: Path, request: pytest.FixtureRequest, row
 ) -> None:
+    line = row(
+        f"2{'ab'[on_s3]}",
+        f"SIGKILL of torchrun and its {ranks} ranks, storage {'on S3' if on_s3 else 'on disk'}",
+        "the same command ends bit-equal, metrics included",
+    )
     bucket: Callable[[], str] | None = request.getfixturevalue("s3") if on_s3 else None
     storage = bucket() if bucket else str(tmp_path / "runs")
     items = [f"run.storage={storage}", f"train.steps={STEPS}", "checkpoint.every_steps=20"]
@@ -62,3 +67,4 @@ def test_killed_run_ends_bit_equal(
     assert "resuming" in log.read_text()
     assert_bit_equal(f"{storage}/broken", f"{storage}/whole")
     assert_same_metrics(f"{storage}/broken", f"{storage}/whole")
+    line.seen.append("bit-equal")

@@ -35,8 +35,13 @@ def steps_of(ledger: Path) -> dict[int, list[str]]:
 
 
 def test_each_key_is_in_the_ledger_of_the_epoch_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row
 ) -> None:
+    row(
+        "21",
+        "uneven shards, one of them empty; SIGKILL, then 1 rank, SIGKILL, then 3 ranks",
+        "no rank waits for another; each key of the epoch once",
+    )
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     write_shards(tmp_path / "shards", COUNTS)
     items = (

@@ -67,11 +67,26 @@ def test_a_validation_set_of_a_few_samples_is_refused():
         Evaluator(Images(5), Normal(2), single(), seed=0)
 
 
+def test_samples_that_cannot_be_read_are_left_out_and_counted():
+    bad = (0, 17, 599)
+    result = evaluate(Networks(), Images(600, bad), Normal(2), single(), seed=0)
+    kept = [n for n in range(600) if n not in bad]
+    whole = evaluate(Networks(), Images(600), Normal(2), single(), seed=0).gallery
+    assert torch.equal(result.gallery.codes, whole.codes[kept])
+    assert result.gallery.labels.tolist() == [n % 10 for n in kept]
+    assert torch.equal(result.gallery.originals[0], Images(600).images[1])
+    assert result.metrics["prior_match/num_samples"] == 597
+    assert result.metrics["data/bad_validation_samples"] == 3
+    with pytest.raises(DataError, match="of 600 validation samples .* 5 can be read and 8 are"):
+        evaluate(Networks(), Images(600, tuple(range(595))), Normal(2), single(), seed=0)
+
+
 @pytest.mark.distributed
 def test_any_number_of_ranks_gives_the_same_metrics_and_the_same_error():
-    alone = exact_metrics(single(), 700)
+    bad = (0, 299, 650)
+    alone = exact_metrics(single(), 700, bad)
     assert "prior_match/mmd" in alone
     for size in (2, 3):
-        for metrics, error in run_ranks(metrics_and_error, size, 700, 300):
+        for metrics, error in run_ranks(metrics_and_error, size, 700, bad, 300):
             assert metrics == alone
-            assert error == "sample 300 is damaged."  # which only one of the ranks reads
+            assert error == "no room for sample 300."  # which only one of the ranks reads

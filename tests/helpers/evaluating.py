@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aae_dist.distributed.world import World
-from aae_dist.errors import DataError
+from aae_dist.data.dataset import Samples
+from aae_dist.errors import DataError, SampleError
 from aae_dist.evaluation import Evaluator
 from aae_dist.priors import Prior
 
@@ -22,20 +24,26 @@ class Count:
 
 
 class Images:
-    """Random 1x4x4 images; reading the sample `bad` in a chunk fails."""
+    """Random 1x4x4 images; those of the samples `bad` cannot be read, of `lost` raise."""
 
-    def __init__(self, num_samples: int, bad: int | None = None) -> None:
+    image_shape = (1, 4, 4)
+
+    def __init__(self, num_samples: int, bad: tuple[int, ...] = (), lost: int = -1) -> None:
         self.manifest = Count(num_samples)
         generator = torch.Generator().manual_seed(7)
         shape = (num_samples, 1, 4, 4)
         self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        self.bad, self.largest_read = bad, 0
+        self.bad, self.lost, self.largest_read = bad, lost, 0
 
-    def read(self, indices):
+    def load(self, indices):
         self.largest_read = max(self.largest_read, len(indices))
-        if self.bad in indices and len(indices) > 32:
-            raise DataError(f"sample {self.bad} is damaged.")
-        return self.images[torch.from_numpy(indices)], torch.from_numpy(indices) % 10
+        if self.lost in indices:
+            raise DataError(f"no room for sample {self.lost}.")
+        bad = {row: SampleError("damaged", reason="image")
+               for row in np.flatnonzero(np.isin(indices, self.bad)).tolist()}
+        images, labels = self.images[torch.from_numpy(indices)], torch.from_numpy(indices) % 10
+        images[list(bad)], labels[list(bad)] = 0, -1
+        return Samples(images, labels, bad)
 
 
 class Networks:
@@ -60,18 +68,21 @@ class Networks:
         return z.to(self.weight.dtype)[:, 0] if self.with_discriminator else None
 
 
-def exact_metrics(world: World, num_samples: int) -> dict[str, str]:
+def exact_metrics(world: World, num_samples: int, bad: tuple[int, ...] = ()) -> dict[str, str]:
     """Return this rank's metrics to the last bit."""
-    result = Evaluator(Images(num_samples), Normal(2), world, seed=0).evaluate(Networks())
+    result = Evaluator(Images(num_samples, bad), Normal(2), world, seed=0).evaluate(Networks())
     assert (result.gallery is not None) == world.is_main
     return {name: value.hex() for name, value in result.metrics.items()}
 
 
-def metrics_and_error(world: World, num_samples: int, bad: int) -> tuple[dict[str, str], str]:
-    """Return the metrics, and the error of evaluating data of which one rank cannot read a part."""
-    metrics = exact_metrics(world, num_samples)
+def metrics_and_error(
+    world: World, num_samples: int, bad: tuple[int, ...], lost: int
+) -> tuple[dict[str, str], str]:
+    """Return the metrics, and the error of evaluating data of which one rank cannot have a part."""
+    metrics = exact_metrics(world, num_samples, bad)
+    data = Images(num_samples, lost=lost)
     try:
-        Evaluator(Images(num_samples, bad), Normal(2), world, seed=0).evaluate(Networks())
+        Evaluator(data, Normal(2), world, seed=0).evaluate(Networks())
     except DataError as error:
         return metrics, str(error)
     return metrics, ""

@@ -92,8 +92,13 @@ def begin(cluster, log, *items):
     return job
 
 
-def test_a_host_lost_in_mid_training_costs_nothing_and_ctrl_c_saves(make_cluster, tmp_path):
+def test_a_host_lost_in_mid_training_costs_nothing_and_ctrl_c_saves(make_cluster, tmp_path, row):
     """Two workers on two hosts; one host loses its cable, then its processes, and comes back."""
+    line = row(
+        "10",
+        "a host's link is cut, its processes end, it comes back (namespaces with veth pairs)",
+        "the job goes on by itself when the host is back; bit-equal",
+    )
     cluster, log = make_cluster(), tmp_path / "log.txt"
     job = begin(cluster, log, "train.steps=100000", "--stop-on-interrupt")
     assert cluster.get("/api/jobs/", token=False)[0] == 401
@@ -103,11 +108,11 @@ def test_a_host_lost_in_mid_training_costs_nothing_and_ctrl_c_saves(make_cluster
     victim.cut()
     victim.kill()
     wait_for("notice of the loss", lambda: "restart 1 of" in log.read_text(), 120)
-    print(f"loss noticed after {time.monotonic() - lost:.0f} s")
+    line.seen.append(f"loss noticed after {time.monotonic() - lost:.0f} s")
     victim.mend()
     cluster.start_worker(victim)
     wait_for("resumption", lambda: "resuming s3://runs/played at step" in log.read_text(), 240)
-    print(f"resumed after {time.monotonic() - lost:.0f} s")
+    line.seen.append(f"resumed after {time.monotonic() - lost:.0f} s")
     saved = steps_saved(cluster)[-1]
     wait_for("a later checkpoint", lambda: steps_saved(cluster)[-1] > saved, 120)
 
@@ -118,8 +123,13 @@ def test_a_host_lost_in_mid_training_costs_nothing_and_ctrl_c_saves(make_cluster
     assert_same(tensors(cluster, end), whole_run(tmp_path, end))
 
 
-def test_when_the_head_dies_submitting_again_resumes(make_cluster, tmp_path):
+def test_when_the_head_dies_submitting_again_resumes(make_cluster, tmp_path, row):
     """Head and workers are killed in mid-training; a new cluster gets the same command."""
+    row(
+        "4",
+        "the head and all hosts of a cluster are killed",
+        "submitting again to a new cluster resumes; bit-equal",
+    )
     cluster, log = make_cluster(), tmp_path / "log.txt"
     job = begin(cluster, log, "train.steps=100000")
     for host in (cluster.head, *cluster.workers, cluster.client):

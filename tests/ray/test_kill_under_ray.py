@@ -23,7 +23,12 @@ def wait_for_checkpoint(uri: str, log: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_run_ends_bit_equal_to_one_under_torchrun(tmp_path, monkeypatch):
+def test_a_killed_run_ends_bit_equal_to_one_under_torchrun(tmp_path, monkeypatch, row):
+    line = row(
+        "2c",
+        "SIGKILL of the driver, its Ray and 2 workers",
+        "the same command ends bit-equal to an unbroken run under torchrun",
+    )
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     items = [f"run.storage={tmp_path}", f"train.steps={STEPS}", "checkpoint.every_steps=20"]
     log = tmp_path / "log.txt"
@@ -44,3 +49,4 @@ def test_a_killed_run_ends_bit_equal_to_one_under_torchrun(tmp_path, monkeypatch
             torch.equal(got[name], value) if isinstance(value, torch.Tensor) else got[name] == value
         )
         assert equal, name
+    line.seen.append("bit-equal")

@@ -63,7 +63,12 @@ def test_a_grid_runs_once_and_its_winner_is_ready_to_train(joined, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_a_killed_driver_costs_no_finished_trial_and_no_number(cluster, tmp_path):
+def test_a_killed_driver_costs_no_finished_trial_and_no_number(cluster, tmp_path, row):
+    line = row(
+        "26a",
+        "SIGKILL of a sweep's driver",
+        "the same command ends with the numbers of an unbroken sweep; no finished trial runs again",
+    )
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log.txt"
     process = start(broken, log, cluster.environment, SEEDS, "sweep.max_concurrent=1")
     wait_until_some_finished(f"{broken}/sweep", log)
@@ -77,6 +82,7 @@ def test_a_killed_driver_costs_no_finished_trial_and_no_number(cluster, tmp_path
     assert results(got) == results(expected)
     again = {t.id: t for t in got.trials}
     assert [attempts(again[t.id]) for t in done] == [1] * len(done)
+    line.seen.append(f"{len(done)} of 4 trials had finished")
     more = SEEDS.replace("3]", "3, 4]")
     finish(start(whole, log, cluster.environment, more), log)
     longer = read_sweep(f"{whole}/sweep")
@@ -100,7 +106,12 @@ def test_a_stop_saves_and_the_same_command_goes_on(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_crashes_and_divergence_are_told_and_end_no_other_trial(cluster, tmp_path):
+def test_crashes_and_divergence_are_told_and_end_no_other_trial(cluster, tmp_path, row):
+    row(
+        "26b",
+        "a trial's process dies; another trial diverges",
+        "the first starts again and finishes, the second is told of as failed, others go on",
+    )
     (tmp_path / "faulty.py").write_text(FAULTY)
     log = tmp_path / "log.txt"
     items = (

@@ -71,8 +71,13 @@ def losses(storage: Path) -> list[dict[str, float]]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("size", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_losses_are_those_of_one_rank_also_where_samples_are_bad(
-    shards: Path, tmp_path: Path, size: int
+    shards: Path, tmp_path: Path, size: int, row
 ) -> None:
+    row(
+        f"20{'ab'[size > 2]}",
+        f"bad images and a lost shard, {size} ranks",
+        "left out, listed and counted once; losses are those of one rank",
+    )
     train_rank(single_world(), shards, tmp_path / "one", EPOCHS)
     ended = run_ranks(train_rank, size, shards, tmp_path / "many", EPOCHS)
     assert {each["state"] for each in ended} == {"finished"}

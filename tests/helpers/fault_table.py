@@ -1,5 +1,6 @@
-"""Every test here is a row of the table in docs/reliability.md: fault, expected, seen, time.
+"""Tests that inject a fault are rows of the table in docs/reliability.md.
 
+A test takes the fixture `row` and says fault and expectation; what it saw and its time are added.
 `make faults` runs them with FAULTS_TABLE=docs/reliability.md, which writes the rows into the page;
 a run of some of the tests replaces their rows only.
 """
