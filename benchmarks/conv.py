@@ -45,7 +45,8 @@ def colour_digits(url: str, count: int) -> Tensor:
     grid = F.affine_grid(turn, [count, 1, SIDE, SIDE], align_corners=False)
     shape = F.grid_sample(F.pad(grey, (2, 2, 2, 2)), grid, align_corners=False)
     ink, paper = torch.rand(2, count, 3, 1, 1, generator=draw)
-    return ((shape * ink + (1 - shape) * paper) * 255).round().to(torch.uint8)
+    colours: Tensor = (shape * ink + (1 - shape) * paper) * 255
+    return colours.round().to(torch.uint8)
 
 
 def config(model: str, latent_dim: int, steps: int) -> RunConfig:

@@ -80,7 +80,7 @@ def samples_per_second(launcher: str, steps: int) -> float:
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
         records = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
-        speeds = [r["throughput/samples_per_second"] for r in records]
+        speeds: list[float] = [r["throughput/samples_per_second"] for r in records]
     return statistics.median(speeds[WARM_UP_LOG_POINTS:])
 
 

@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Job:
     seed: int
     overrides: tuple[str, ...]
 
-    def command(self, script: str, name: str, python: str, **options) -> list[str]:
+    def command(self, script: str, name: str, python: str, **options: Any) -> list[str]:
         """Return the command of a side's script; what it writes is called `name`."""
         options |= {"mnist": self.mnist, "threads": self.threads, "seed": self.seed}
         options |= {"work": self.work / name, "out": self.work / f"{name}.npz"}
@@ -73,7 +74,7 @@ class Job:
             command += ["--override", *self.overrides]
         return command
 
-    def run(self, script: str, name: str, python: str = sys.executable, **options) -> Results:
+    def run(self, script: str, name: str, python: str = sys.executable, **options: Any) -> Results:
         """Run a side's script to its end; its output goes to a file beside its results."""
         log = self.work / f"{name}.log"
         with log.open("wb") as stream:
@@ -85,7 +86,7 @@ class Job:
             return dict(results)
 
     @contextlib.contextmanager
-    def stopped(self, script: str, name: str, python: str, **options) -> Iterator["Paced"]:
+    def stopped(self, script: str, name: str, python: str, **options: Any) -> Iterator["Paced"]:
         """Start a side that counts its steps, let it warm up, and stop it; kill it at the end."""
         progress = self.work / f"{name}.progress"
         progress.write_bytes(bytes(8))

@@ -88,7 +88,8 @@ class StepCounter(TrainingCallback):
 
 def images(root: str, *, train: bool) -> Tensor:
     """Return one set of MNIST, float [N, 1, 28, 28] in [0, 1]."""
-    return MNIST(root, train=train).data[:, None].float() / 255
+    pixels: Tensor = MNIST(root, train=train).data
+    return pixels[:, None].float() / 255
 
 
 def build_trainer(

@@ -14,6 +14,7 @@ Printed is samples/s of ours over each other side, medians over the rounds.
 """
 
 import argparse
+import multiprocessing
 import os
 import socket
 import time
@@ -21,7 +22,6 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from engine import NUM_BATCHES, Engine, build_engine
 from timing import median_ratio, print_header
@@ -135,7 +135,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024])
     arguments = parser.parse_args()
     options = (arguments.ranks, free_port(), arguments.batches, arguments.rounds)
-    mp.spawn(run_rank, options, nprocs=arguments.ranks)
+    start = multiprocessing.get_context("spawn").Process
+    ranks = [start(target=run_rank, args=(rank, *options)) for rank in range(arguments.ranks)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
 
 
 if __name__ == "__main__":

@@ -23,4 +23,6 @@ def imported(path: Path) -> list[tuple[str, str]]:
 def test_what_a_benchmark_imports_is_there(path: Path) -> None:
     for module, name in imported(path):
         found = hasattr(importlib.import_module(module), name)
-        assert found or importlib.util.find_spec(f"{module}.{name}"), f"{path.name}: {module}.{name}"
+        assert found or importlib.util.find_spec(f"{module}.{name}"), (
+            f"{path.name}: {module}.{name}"
+        )

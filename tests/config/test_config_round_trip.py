@@ -33,6 +33,7 @@ priors = st.one_of(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(name=names, train=st.one_of(urls, st.lists(urls, min_size=1)), prior=priors, lr=positive)
+@pytest.mark.run
 def test_a_dumped_configuration_loads_as_an_equal_one(tmp_path, name, train, prior, lr):
     tree = {
         "run": {"name": name, "storage": "/runs"},

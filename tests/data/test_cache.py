@@ -17,6 +17,8 @@ from aae_dist.data.cache_folder import cache_folder
 from aae_dist.data.manifest import Shard
 from aae_dist.errors import ConfigError, DataError, ShardError
 
+pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
+
 SIZE = 100_000
 FOLDER_BYTES = 3 * 4096
 """The folder, its lock, and what rounding leaves."""

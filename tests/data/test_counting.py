@@ -23,6 +23,8 @@ from aae_dist.data.tar_index import index_tar
 from aae_dist.errors import DataError, ShardError
 from aae_dist.storage import open_storage
 
+pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
+
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:

@@ -14,6 +14,8 @@ from aae_dist.data import BatchLoader, Dataset, Order, build_index, open_dataset
 from aae_dist.data.cache import ShardCache
 from aae_dist.errors import ConfigError
 
+pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
+
 COUNTS = [6, 0, 9, 1, 7, 5, 8, 6, 4, 9, 3, 7]
 
 

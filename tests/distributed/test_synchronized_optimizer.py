@@ -31,6 +31,7 @@ def batch(step: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("config", [ADAM, SGD])
+@pytest.mark.run
 def test_ten_updates_equal_plain_torch(config: phases.Phase) -> None:
     network, optimizer = make(config)
     other = copy.deepcopy(network)

@@ -9,6 +9,8 @@ import pytest
 from aae_dist.cli import main
 from aae_dist.doctor import probes
 
+pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
+
 BASE = ["run.name=x", "data.train=builtin://digits/train", "train.steps=1", "launch.kind=local"]
 
 

@@ -11,6 +11,8 @@ from aae_dist.evaluation import Gallery, pictures
 from aae_dist.evaluation.curves import loss_curves
 from aae_dist.evaluation.latent_picture import latent_codes, principal_axes
 
+pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
+
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

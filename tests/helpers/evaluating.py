@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aae_dist.distributed.world import World
 from aae_dist.data.dataset import Samples
+from aae_dist.distributed.world import World
 from aae_dist.errors import DataError, SampleError
 from aae_dist.evaluation import Evaluator
 from aae_dist.priors import Prior
@@ -39,8 +39,10 @@ class Images:
         self.largest_read = max(self.largest_read, len(indices))
         if self.lost in indices:
             raise DataError(f"no room for sample {self.lost}.")
-        bad = {row: SampleError("damaged", reason="image")
-               for row in np.flatnonzero(np.isin(indices, self.bad)).tolist()}
+        bad = {
+            row: SampleError("damaged", reason="image")
+            for row in np.flatnonzero(np.isin(indices, self.bad)).tolist()
+        }
         images, labels = self.images[torch.from_numpy(indices)], torch.from_numpy(indices) % 10
         images[list(bad)], labels[list(bad)] = 0, -1
         return Samples(images, labels, bad)

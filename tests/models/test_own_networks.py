@@ -81,6 +81,7 @@ def built(posterior: str = "deterministic", **model: Any) -> Any:
     return (*build(config, single_world()), config)
 
 
+@pytest.mark.run
 def test_own_networks_train_in_the_place_of_built_in_ones() -> None:
     networks, method, inputs, config = built(
         encoder=own("Encoder", hidden=9), discriminator=own("Critic")

@@ -9,6 +9,8 @@ from helpers.sweep_folders import Trial, write_sweep
 from aae_dist.cli import main
 from aae_dist.report import make_report, write_report
 
+pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
+
 C2ST, MSE = "prior_match/c2st", "reconstruction/mse"
 CANARY = "\"><img src=x onerror=canary()><script>canary()</script></style>$\\frac{'$&amp;\n"
 

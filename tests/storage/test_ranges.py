@@ -12,6 +12,8 @@ from aae_dist.errors import LaunchError, StorageError
 from aae_dist.storage import open_storage, ranges
 from aae_dist.storage.ranges import Download
 
+pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
+
 DATA = os.urandom(3 << 20)
 
 

@@ -44,6 +44,7 @@ def falls_back(run: Storage) -> bool:
     return saved.step == 200 and noticed
 
 
+@pytest.mark.run
 def test_every_flipped_bit_is_noticed(run: Storage, newest: Path) -> None:
     rng = random.Random(0)
     for _ in range(NUM_FLIPS):

@@ -12,6 +12,8 @@ from aae_dist.distributed.world import World
 from aae_dist.training.heartbeats import Heartbeat, NoBoard, culprit, is_declared
 from aae_dist.training.watchdog import EXIT_CODE, Watchdog
 
+pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
+
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
@@ -81,8 +83,6 @@ with Watchdog(world, 1.0, print, NoBoard(), tick=0.1, backstop=0.5) as dog:
 """
 
 
-@pytest.mark.run
-@pytest.mark.run
 def test_a_thread_that_never_gives_the_interpreter_back_is_ended_too() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HOLDS_THE_INTERPRETER], capture_output=True, text=True, timeout=50
