@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -198,7 +199,8 @@ class Dataset:
 
         def decode(first: int) -> None:
             part = range(first, min(first + _ROWS_AT_ONCE, len(places)))
-            opened = staged(lambda n: self._shards.get(places[n][0]), part, bad)
+            get = cache(self._shards.get)  # a few shards hold all rows of a part
+            opened = staged(lambda n: get(places[n][0]), part, bad)
             samples = {n: (reader, places[n][1]) for n, reader in opened.items()}
             for n, label in self._decoder.decode(samples, rows, bad).items():
                 labels[n] = label

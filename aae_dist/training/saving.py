@@ -9,6 +9,7 @@ from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.resume import check_lanes, check_same_run
+from aae_dist.training.documents import check_documents
 from aae_dist.training.run_folder import RunFolder
 from aae_dist.training.state import TrainState
 
@@ -111,6 +112,7 @@ def newest_checkpoint(
                 f"run.resume=never, but {folder.uri} has a checkpoint of step {saved.step}; "
                 "take a new run.name or use run.resume=auto"
             )
+        check_documents(saved.step, saved.documents)
         check_same_run(saved.documents["config"], config, folder.uri)
         check_lanes(saved.documents["data"]["lanes"], config, folder.uri)
         found.append(saved)
