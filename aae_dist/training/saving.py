@@ -8,8 +8,8 @@ from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.training.checkpoint import CheckpointStore, Saved
-from aae_dist.training.resume import check_lanes, check_same_run
 from aae_dist.training.documents import check_documents
+from aae_dist.training.resume import check_lanes, check_same_run
 from aae_dist.training.run_folder import RunFolder
 from aae_dist.training.state import TrainState
 
