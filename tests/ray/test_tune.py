@@ -1,9 +1,13 @@
 """Sweeps on a real cluster of two CPUs."""
 
+import contextlib
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from helpers.ray_runs import processes_named
 from helpers.sweeps import SEEDS, SMALL, attempts, finish, results, start, wait_until_some_finished
 
 from aae_dist.config import load_config
@@ -36,6 +40,20 @@ class FaultyPrior(GaussianPrior):
 '''
 
 
+def kill_one(cluster, title, seconds=300):
+    """Send SIGKILL to a process of this cluster with this title, soon after it appears."""
+    token, until = cluster.environment["RAY_AUTH_TOKEN"].encode(), time.monotonic() + seconds
+    while time.monotonic() < until:
+        for pid in processes_named(title):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                if token in Path(f"/proc/{pid}/environ").read_bytes():
+                    time.sleep(1)
+                    os.kill(pid, signal.SIGKILL)
+                    return
+        time.sleep(0.1)
+    raise AssertionError(f"no process {title}")
+
+
 def sweep(storage, *items):
     plan = load_sweep([], [*SMALL, f"run.storage={storage}", *items])
     launch_sweep(plan)
@@ -66,7 +84,7 @@ def test_a_grid_runs_once_and_its_winner_is_ready_to_train(joined, tmp_path, cap
 def test_a_killed_driver_costs_no_finished_trial_and_no_number(cluster, tmp_path, row):
     line = row(
         "26a",
-        "SIGKILL of a sweep's driver",
+        "SIGKILL of a sweep's driver, then of a trial's process",
         "the same command ends with the numbers of an unbroken sweep; no finished trial runs again",
     )
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log.txt"
@@ -75,7 +93,9 @@ def test_a_killed_driver_costs_no_finished_trial_and_no_number(cluster, tmp_path
     process.kill()
     process.wait()
     done = [t for t in read_sweep(f"{broken}/sweep").trials if t.state == "finished"]
-    finish(start(broken, log, cluster.environment, SEEDS), log)
+    process = start(broken, log, cluster.environment, SEEDS)
+    kill_one(cluster, "ray::ResourceTrainable.train")
+    finish(process, log)
     finish(start(whole, log, cluster.environment, SEEDS), log)
     got, expected = read_sweep(f"{broken}/sweep"), read_sweep(f"{whole}/sweep")
     assert got.counts()["finished"] == 4
@@ -161,13 +181,20 @@ def test_two_sweeps_share_a_cluster(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_trials_of_two_workers_run_one_after_another(cluster, tmp_path):
+def test_trials_of_two_workers_run_one_after_another(cluster, tmp_path, row):
+    row(
+        "26c",
+        "SIGKILL of a worker of a trial of two workers",
+        "the trial's workers start again, all trials finish",
+    )
     log = tmp_path / "log.txt"
     items = ("sweep.space.run.seed={grid: [0, 1]}", "launch.workers=2", "launch.kind=ray")
-    finish(start(tmp_path, log, cluster.environment, *items), log, seconds=800)
+    process = start(tmp_path, log, cluster.environment, *items, "train.steps=2000")
+    kill_one(cluster, "ray::RayTrainWorker")
+    finish(process, log, seconds=800)
     found = read_sweep(f"{tmp_path}/sweep")
     assert "1 at a time, each 2 workers x (1 CPU)" in log.read_text()
-    assert [(t.state, t.workers, t.step) for t in found.trials] == [("finished", 2, 60)] * 2
+    assert [(t.state, t.workers, t.step) for t in found.trials] == [("finished", 2, 2000)] * 2
 
 
 @pytest.mark.slow
