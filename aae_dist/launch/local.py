@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from aae_dist.config import RunConfig
 from aae_dist.distributed.world import World, from_environment
+from aae_dist.launch.ray_failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
 from aae_dist.training.outcome import Outcome
@@ -61,7 +62,11 @@ def launch_local(config: RunConfig) -> Outcome:
 
 @contextlib.contextmanager
 def process_group(world: World) -> Iterator[None]:
-    """Join the process group of torchrun's world; a process that is alone needs none."""
+    """Join the process group of torchrun's world; a process that is alone needs none.
+
+    Raises:
+        WorkersFailedError: another rank ended.
+    """
     if "WORLD_SIZE" not in os.environ:
         yield
         return
@@ -71,5 +76,12 @@ def process_group(world: World) -> Iterator[None]:
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     try:
         yield
+    except RuntimeError as error:
+        if is_collateral(str(error)):
+            raise WorkersFailedError(
+                f"another rank ended or cannot be reached ({last_line(error)}). Its log says why; "
+                "the same command resumes from the newest checkpoint."
+            ) from None
+        raise
     finally:
         dist.destroy_process_group()

@@ -108,5 +108,7 @@ def test_a_rank_that_dies_in_any_way(
     assert codes[0] not in (0, 4)
     assert not broken.killed
     assert words in broken.text()
+    assert "aae-dist: another rank ended or cannot be reached (" in broken.text()
+    assert "please report it" not in broken.text() or code == 1
     finish(tmp_path, *items(tmp_path, "run"))
     assert_bit_equal(f"{tmp_path}/run", whole, STEPS)

@@ -81,5 +81,6 @@ def test_rank_0_killed_in_each_stage_of_a_save(tmp_path: Path, whole: str, row) 
         kill_and_resume(tmp_path, whole, point, 12, 0)
     line.seen.append(f"{len(SAVE_POINTS)} of {len(SAVE_POINTS)} bit-equal")
     left = litter(tmp_path)
-    line.seen.append(f"{len(left)} temporary files left (swept after 10 min)" if left else "")
+    if left:
+        line.seen.append(f"{len(left)} temporary files left (swept after 10 min)")
     assert len(left) <= len(SAVE_POINTS)

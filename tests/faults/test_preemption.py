@@ -98,7 +98,10 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path, whole: str, row) -> None:
         struck = time.monotonic()
         stopped.signal(signal.SIGTERM)
         # Rank 0 waits in a collective, where Python's handlers do not run: a thread ends it.
-        assert set(stopped.end(20)) <= {-signal.SIGTERM, 128 + signal.SIGTERM}
+        # The rank that ends later may see first that its peer is gone, and end with 1.
+        codes = stopped.end(20)
+        assert set(codes) <= {-signal.SIGTERM, 128 + signal.SIGTERM, 1}
+        assert codes != [1, 1]
         assert time.monotonic() - struck < 2
     finish(tmp_path, *items(tmp_path, "run"))
     assert_bit_equal(f"{tmp_path}/run", whole, STEPS)

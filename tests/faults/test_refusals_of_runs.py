@@ -46,8 +46,8 @@ def test_clocks_and_listings_do_not_matter(tmp_path: Path, row) -> None:
         "files with times of 1970, and a listing that does not show the newest checkpoint yet",
         "the step in the name decides; from an older checkpoint the end is the same, bit for bit",
     )
-    finish(tmp_path, *items(tmp_path, "whole"), ranks=1)
-    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    finish(tmp_path, *items(tmp_path / "whole", "run"), ranks=1)
+    shutil.copytree(tmp_path / "whole" / "run", tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{STEPS:09d}")
     for path in (tmp_path / "run" / "checkpoints" / "step-000000040").iterdir():
@@ -56,5 +56,5 @@ def test_clocks_and_listings_do_not_matter(tmp_path: Path, row) -> None:
         assert resumed.end(100) == [0], resumed.text()[-2000:]
     assert "resuming" in resumed.text()
     assert " at step 40 " in resumed.text()
-    assert_bit_equal(f"{tmp_path}/run", f"{tmp_path}/whole", STEPS)
+    assert_bit_equal(f"{tmp_path}/run", f"{tmp_path}/whole/run", STEPS)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "finished"
