@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aae_dist.commands.train import split_items
-from aae_dist.config import RunConfig, load_config
+from aae_dist.commands.submit import read_work
+from aae_dist.config import RunConfig
 from aae_dist.doctor import rules
 from aae_dist.doctor.findings import Finding, bad, good, lines
 from aae_dist.errors import LaunchError
@@ -23,7 +23,7 @@ def doctor(items: Sequence[str]) -> int:
     """Check this machine, or every machine of the Ray cluster that this process belongs to.
 
     Args:
-        items: YAML files and overrides, as for `train`; without any, what they name is not checked.
+        items: YAML files and overrides, as for `train` or `tune`; without any, what they name is not checked.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -31,8 +31,7 @@ def doctor(items: Sequence[str]) -> int:
     """
     config = None
     if items:
-        files, overrides = split_items(items)
-        config = load_config(files, overrides).config
+        config = read_work(items).config
     red = 0
     for finding in check(config):
         print(*lines([finding], sys.stdout.isatty()), sep="\n", flush=True)

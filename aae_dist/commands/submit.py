@@ -11,6 +11,7 @@ from aae_dist.commands.train import split_items
 from aae_dist.config import RunConfig, dump_yaml, load_config, yaml_text
 from aae_dist.config.layers import Merge
 from aae_dist.config.load import SWEEP, make_absolute, read_layers
+from aae_dist.config.paths import PATHS
 from aae_dist.config.sweep_plan import SweepPlan, load_sweep
 from aae_dist.config.tree import plain
 from aae_dist.errors import ConfigError, LaunchError
@@ -147,17 +148,11 @@ def _problems(config: RunConfig, shared: Sequence[str]) -> Iterator[str]:
 
 def local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Yield (key, path) for all that lies on a machine and not in a bucket."""
-    run, data = config.run, config.data
-    keys: dict[str, str | tuple[str, ...] | None] = {
-        "run.storage": run.storage,
-        "run.init_from": run.init_from,
-        "data.train": data.train,
-        "data.validation": data.validation,
-    }
-    for key, value in keys.items():
+    for section, key in PATHS:
+        value: str | tuple[str, ...] | None = getattr(getattr(config, section), key, None)
         for path in [value] if value is None or isinstance(value, str) else value:
             if path and "://" not in path:
-                yield key, path
+                yield f"{section}.{key}", path
 
 
 def _make_room(api: kubectl.Kubectl, name: str) -> None:

@@ -3,7 +3,14 @@
 import os
 from typing import Any
 
-PATHS = (("run", "storage"), ("run", "init_from"), ("data", "train"), ("data", "validation"))
+PATHS = (
+    ("run", "storage"),
+    ("run", "init_from"),
+    ("data", "train"),
+    ("data", "validation"),
+    ("prior", "uri"),
+    ("prior", "vectors"),
+)
 """Keys that hold a local path or a URL, or a list of them."""
 
 

@@ -181,7 +181,11 @@ def _checked(
     tree = Merge(RunConfig).run(merged)
     make_absolute(tree)
     config = problems_of(tree)
-    return TrialPlan(name, number, parameters, config) if isinstance(config, RunConfig) else config
+    if not isinstance(config, RunConfig):
+        return config
+    if config.launch.kind == "local":
+        return ["launch.kind=local: trials run under Ray Tune; drop it"]
+    return TrialPlan(name, number, parameters, config)
 
 
 def _group(layers: Sequence[Tree]) -> Any:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from aae_dist.config.sweep_plan import SweepPlan
-from aae_dist.errors import Interrupted, LaunchError
+from aae_dist.errors import Interrupted, LaunchError, TrainingDivergedError
 from aae_dist.launch import ray_cluster
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
@@ -60,7 +60,9 @@ def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = N
     launch_id = secrets.token_hex(8)
     with RunLock.acquire(folder, launch_id):
         for trial in plan.trials:
-            finished_before(trial.config)  # raises when it was another configuration
+            # Raises when it was another configuration; one that diverged stays as the book has it.
+            with contextlib.suppress(TrainingDivergedError):
+                finished_before(trial.config)
         ledger = Ledger(plan, folder)
         if len(ledger.entries) >= plan.num_trials and not ledger.todo():
             say(f"This sweep had already finished: {plan.uri}")

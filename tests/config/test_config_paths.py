@@ -26,8 +26,10 @@ def test_relative_paths_count_from_the_current_directory(tmp_path):
             "run.init_from=../other",
             "data.train=['shards/{0..3}.tar', ~/x.tar, s3://b/x.tar]",
             "data.validation=builtin://digits/validation",
+            "prior={kind: run, uri: runs/teacher}",
         ],
     ).config
+    assert config.prior.uri == f"{tmp_path}/runs/teacher"
     assert config.run.storage == f"{tmp_path}/runs"
     assert config.run.init_from == f"{tmp_path.parent}/other"
     assert config.data.train == (

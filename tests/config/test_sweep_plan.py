@@ -145,6 +145,7 @@ def test_invalid_points_can_be_skipped():
         ((SIZES, "data.validation=null"), "is measured on data.validation"),
         (("sweep.space.wandb.project={grid: [a, b]}",), "wandb is the same for all trials"),
         (("sweep.space.model.latent_dim=3",), "holds nothing to choose"),
+        ((SIZES, "launch.kind=local"), "launch.kind=local: trials run under Ray Tune; drop it"),
         ((SIZES, "sweep.name=a/b"), "sweep.name: should be of the right form"),
         ((SIZES, "sweep.schedular=asha"), "did you mean sweep.scheduler"),
     ],

@@ -3,6 +3,7 @@
 import http.server
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,13 @@ def test_this_machine_is_fit_and_nothing_is_left_behind(tmp_path, capsys):
         assert f"ok   {subject}" in out
     assert "all is well" in out
     assert not [path for path in runs.rglob("*") if path.is_file() and "lock" not in path.name]
+
+
+def test_a_sweep_is_examined_as_a_run_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    quick = Path(__file__).parents[2] / "configs" / "sweep" / "quick.yaml"
+    assert main(["doctor", str(quick), f"run.storage={tmp_path}", "wandb.mode=disabled"]) == 0
+    assert "ok   storage" in capsys.readouterr().out
 
 
 def test_without_a_configuration_it_says_what_it_did_not_check(capsys, monkeypatch):

@@ -86,10 +86,17 @@ class Nodes:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         self.started: list[subprocess.Popen[bytes]] = []
+
+    def start_head(self) -> None:
         self._start("--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false")
+        self.wait(0)
 
     def add(self, num_cpus: int = 1) -> subprocess.Popen[bytes]:
-        return self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}")
+        """Start a worker node and wait for it: two that start at once end one another."""
+        cpus = sum(self.ids().values()) + num_cpus
+        node = self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}")
+        self.wait(cpus)
+        return node
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments]
@@ -129,12 +136,12 @@ class Nodes:
 
         return dict(json.loads(done.stdout.splitlines()[-1])) if done.stdout else {}
 
-    def wait(self, cpus: float, timeout: float = 180.0) -> dict[str, float]:
-        """Return the nodes when together they have so many processors."""
+    def wait(self, cpus: float, nodes: int = 1, timeout: float = 180.0) -> dict[str, float]:
+        """Return the nodes when they are so many and have so many processors together."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             found = self.ids()
-            if sum(found.values()) >= cpus:
+            if len(found) >= nodes and sum(found.values()) >= cpus:
                 return found
             time.sleep(1)
         raise AssertionError(f"no {cpus} processors after {timeout} s")
@@ -147,6 +154,7 @@ def nodes() -> Iterator[Nodes]:
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         cluster = Nodes(folder)
         try:
+            cluster.start_head()
             yield cluster
         finally:
             for node in reversed(cluster.started):

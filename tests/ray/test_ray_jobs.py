@@ -75,6 +75,12 @@ def test_a_log_is_shown_once_however_often_it_is_tailed(capsys):
     assert log.saved
 
 
+def test_a_sweep_that_was_stopped_has_saved_too():
+    log = Log()
+    log.take("aae-dist: /runs/s: stopped as asked; running trials have saved. The same command\n")
+    assert exit_code("STOPPED", None, log) == 4
+
+
 @pytest.mark.parametrize(
     ("status", "driver", "saved", "code"),
     [
