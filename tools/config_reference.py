@@ -41,6 +41,8 @@ def table(path: str, section: type[Section], default: Any) -> Iterator[str]:
     `default` is what stands at `path` by default, perhaps of another kind.
     """
     kind = section.model_fields.get("kind")
+    if kind and len(typing.get_args(kind.annotation)) > 1:
+        kind = None  # a choice of this section, not the name of one among several
     title = f"`{path}.kind={kind.default}`: " if kind else f"`{path}`: "
     yield "\n" + title + " ".join((section.__doc__ or "").split())
     rows, inner = [], []
@@ -48,7 +50,7 @@ def table(path: str, section: type[Section], default: Any) -> Iterator[str]:
         value = getattr(default, name) if isinstance(default, section) else field.default
         if sections_of(field.annotation):
             inner.append((f"{path}.{name}", field, value))
-        elif name != "kind":
+        elif name != "kind" or kind is None:
             meaning = " ".join((field.description or "").split())
             shown = "required" if field.is_required() else spelled(value)
             rows.append(f"| `{path}.{name}` | {type_of(field.annotation)} | {shown} | {meaning} |")

@@ -28,7 +28,7 @@ class Cache(Section):
     """Copies of remote shards on each node, shared by the node's ranks."""
 
     dir: str | None = Field(default=None, pattern=r"^[/~]")
-    """Absolute folder on the node's own disk; by default in ~/.cache, or else in /tmp."""
+    """Absolute folder on the node's own disk; by default in XDG_CACHE_HOME (~/.cache), or /tmp."""
     max_bytes: PositiveInt | None = None
     """Hard bound on what lies there, in bytes; by default half of what the disk has free."""
     shard_seconds: PositiveFloat = 600.0
@@ -57,7 +57,7 @@ class Data(Section):
     """Shards and the order they are read in."""
 
     train: Urls
-    """Training shards: pattern, folder, manifest, or a list; local, s3://, gs://, az://, builtin://."""
+    """Training shards: pattern, folder, manifest, or a list; local, s3://, gs://, az://, https://, builtin://."""
     validation: Urls | None = None
     """Validation shards; without them nothing is evaluated."""
     image_keys: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
@@ -106,6 +106,7 @@ class Train(Section):
     micro_batch_size: PositiveInt | None = None
     """Samples per forward pass on one rank; by default a rank's whole share of the global batch."""
     log_every_steps: PositiveInt = 50
+    """Steps between two log points: a line, a record of metrics.jsonl, W&B."""
     evaluate_every_steps: PositiveInt | None = None
     """By default at the end only."""
     best_metric: str = "prior_match/c2st"
@@ -134,7 +135,7 @@ class Checkpoint(Section):
     every_steps: PositiveInt | None = None
     """Save at multiples of this step."""
     every_seconds: PositiveFloat | None = 300.0
-    """Save when this long has passed since the last save, in seconds of rank 0's clock."""
+    """Save when this long has passed since the last save, in seconds of rank 0's clock; null: no."""
     keep: PositiveInt = 3
     """Newest checkpoints to keep; the best one by `train.best_metric` is kept beside them."""
 
@@ -155,7 +156,7 @@ class Launch(Section):
     max_failures: NonNegativeInt = 8
     """Times that Ray restarts the workers after a crash."""
     max_stuck_seconds: PositiveFloat | None = 60.0
-    """A rank without progress for this long says where it hangs and ends; none: never."""
+    """A rank without progress for this long says where it hangs and ends; null: never."""
     max_wait_minutes: PositiveFloat = 30.0
     """Longest wait for the cluster to have the wanted resources."""
 
@@ -176,6 +177,10 @@ class Wandb(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online with an API key, else off, saying so."""
     project: str = "aae_dist"
+    """Where the run is shown."""
     entity: str | None = None
+    """Whose project it is: a user or a team; by default the key's."""
     group: str | None = None
+    """Runs of one group are shown together; by default the sweep's name for its trials."""
     tags: tuple[str, ...] = ()
+    """Labels to search for."""
