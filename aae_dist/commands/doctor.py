@@ -23,7 +23,8 @@ def doctor(items: Sequence[str]) -> int:
     """Check this machine, or every machine of the Ray cluster that this process belongs to.
 
     Args:
-        items: YAML files and overrides, as for `train` or `tune`; without any, what they name is not checked.
+        items: YAML files and overrides, as for `train` or `tune`; without any, what
+            they name is not checked.
 
     Raises:
         ConfigError: the configuration is wrong.

@@ -31,8 +31,9 @@ class Cache(Section):
     """Absolute folder on the node's own disk; by default in XDG_CACHE_HOME (~/.cache), or /tmp."""
     max_bytes: PositiveInt | None = None
     """Hard bound on what lies there, in bytes; by default half of what the disk has free."""
-    shard_seconds: PositiveFloat = 600.0
-    """Longest time for one shard to arrive, with all retries; then it counts as lost."""
+    shard_seconds: PositiveFloat = 240.0
+    """Longest time for one shard to arrive, with all retries; then it counts as lost. It may be
+    waited for twice, and other ranks wait for 600 s at most."""
 
 
 Strength = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -135,7 +136,7 @@ class Checkpoint(Section):
     every_steps: PositiveInt | None = None
     """Save at multiples of this step."""
     every_seconds: PositiveFloat | None = 300.0
-    """Save when this long has passed since the last save, in seconds of rank 0's clock; null: no."""
+    """Save when this long has passed since the last save, in seconds by rank 0; null: never."""
     keep: PositiveInt = 3
     """Newest checkpoints to keep; the best one by `train.best_metric` is kept beside them."""
 

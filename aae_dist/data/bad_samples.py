@@ -107,7 +107,7 @@ class BadSamples:
         samples = 1
         if one.shard_samples:
             listed = sum(shard == one.shard for shard, _ in self._places)
-            samples = one.shard_samples - listed
+            samples = max(0, one.shard_samples - listed)
         self._places.add(one.place)
         self.num_samples += samples
         self.entries.append(

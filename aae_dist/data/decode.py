@@ -4,7 +4,7 @@ import importlib.util
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,8 @@ Bad = dict[int, ShardError | SampleError]
 """Row of a batch -> why its sample cannot be used."""
 
 _MAX_PIXELS = 1 << 26
+_PIXELS_AT_ONCE = 1 << 22
+"""Decoded before the first is resized: 12 MiB of colour a thread. One image may have more."""
 AS_IT_IS = Resize("none", None)
 MAX_FIELD_BYTES = 256 << 20
 """Largest file of an image or array that is decoded."""
@@ -108,6 +110,31 @@ def decode_images(
     """
     shape: Shape = rows.shape[1:]  # type: ignore[assignment]
     heads = staged(lambda n: _fitting_header(files[n], shape, resize), files, bad)
+    for group in _groups(heads):
+        _decode_group(rows, files, group, resize, bad)
+
+
+def _groups(heads: Mapping[int, ImageHeader]) -> Iterator[dict[int, ImageHeader]]:
+    """Yield images that may be held decoded at a time, at least one."""
+    group: dict[int, ImageHeader] = {}
+    pixels = 0
+    for n, header in heads.items():
+        pixels += header.height * header.width
+        if group and pixels > _PIXELS_AT_ONCE:
+            yield group
+            group, pixels = {}, header.height * header.width
+        group[n] = header
+    yield group
+
+
+def _decode_group(
+    rows: NDArray[np.uint8],
+    files: Mapping[int, bytes],
+    heads: Mapping[int, ImageHeader],
+    resize: Resize,
+    bad: Bad,
+) -> None:
+    shape: Shape = rows.shape[1:]  # type: ignore[assignment]
     proven = staged(lambda n: _proven(files[n], heads[n]), heads, bad)
     fast = staged(lambda n: _decode_fast(proven[n], heads[n], shape[0]), proven, bad)
     images = staged(lambda n: _finished(files[n], heads[n], fast[n], shape, resize), fast, bad)

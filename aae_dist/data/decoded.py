@@ -132,8 +132,10 @@ class DeviceStore:
         self._shared.store(indices, images, labels)
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return samples, on the device."""
+        """Return samples, on the device; anything for those that are not filled."""
         missing = np.unique(indices[~self._here[indices]])
+        # What nobody could decode yet is zeros there, and may be had at a later try.
+        missing = missing[self._shared.filled[missing]]
         if missing.size:
             where = torch.from_numpy(missing).to(self._device)
             images, labels = self._shared.take(missing)

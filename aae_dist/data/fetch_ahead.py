@@ -93,12 +93,23 @@ class FetchAhead:
             # One at a time takes room: a small shard may not overtake a large one that waits.
             with self._lock:
                 number, first, last = next(self._ahead)
+                self._wait_while_far(first)
                 shard = self._manifest.shards[number]
                 fetch = self._room_for(shard, first, last) if is_remote(shard.folder) else None
             if fetch is not None:
                 # Whoever reads the shard meets the same error, and says so.
                 with contextlib.suppress(DataError):
                     fetch()
+
+    def _wait_while_far(self, first: int) -> None:
+        """Wait until training is within an epoch of the position `first`.
+
+        The cache knows the uses of this epoch and the next one; and where all shards are cached,
+        nothing else would stop the threads from running through all epochs to come.
+        """
+        while not self._closed.is_set() and not self._schedule.is_near(first):
+            with self._moved:
+                self._moved.wait(_POLL_SECONDS)
 
     def _room_for(self, shard: Shard, first: int, last: int) -> Callable[[], None] | None:
         """Wait for room; return what fetches the shard, None when training has passed it."""

@@ -162,7 +162,10 @@ class BatchLoader:
         if problem is not None and not isinstance(problem, AaeDistError):
             raise problem
         name, message = told[0]
-        raise by_name(name)(message)
+        kind = by_name(name)
+        if kind.__name__ != name:  # a crash, not a mistake of the user: to be started again
+            raise RuntimeError(f"the loader of a peer failed: {name}: {message}")
+        raise kind(message)
 
     def _arrived(self, batch: Batch) -> Batch:
         self._transfer.receive((batch.images, batch.labels, batch.valid), batch.arrived)

@@ -34,7 +34,7 @@ class Uses:
 def uses_in_epoch(order: Order, lanes: range, epoch: int) -> Uses:
     """Return when `lanes` need which shards in one epoch; a shard once for each lane.
 
-    A shard is needed from the first to the last window that it has a sample in.
+    A shard is needed from the first to the last window that it has a sample in, in whole batches.
     """
     begin = epoch * order.lane_length
     shards, line_ends = order.shard_line(epoch)
@@ -62,6 +62,10 @@ def _in_lane(
     assert isinstance(order.window, int)
     first = low // order.window * order.window
     last = np.minimum(((high - 1) // order.window + 1) * order.window, order.lane_length)
+    # A batch that spans two windows needs the shards of both from its begin to its end.
+    slots = order.global_batch_size // order.lanes
+    first = first // slots * slots
+    last = np.minimum(-(-last // slots) * slots, order.lane_length)
     return inside[some], first[some], last[some]
 
 
@@ -114,6 +118,11 @@ class Schedule:
         uses = uses_in_epoch(self._order, lanes, self.position // self._order.lane_length)
         now = (uses.first <= self.position) & (self.position < uses.last)
         return set(uses.shards[now].tolist())
+
+    def is_near(self, position: int) -> bool:
+        """Return whether a position is in the epoch of training, in the next one, or before."""
+        length = self._order.lane_length
+        return position // length <= self.position // length + 1
 
     @property
     def window(self) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from aae_dist.launch.say import say
 ADDRESS = "RAY_ADDRESS"
 AUTOSCALER = "RAY_enable_autoscaler_v2"
 POLL_SECONDS = 1
+ELASTIC_START_SECONDS = 60.0
+"""Longest time, Ray's own, that workers of an elastic run take to get their places."""
 """How often Ray Train's controller looks at its workers; its default is 2."""
 
 
@@ -160,8 +162,14 @@ def _set_environment(config: RunConfig, local: bool) -> None:
             defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # Ray waits that long in one go; the driver, which can say why, gives up before.
-    limit = config.launch.max_wait_minutes * 60 + 60
+    launch = config.launch
+    if launch.fewest_workers < launch.most_workers:
+        # How many there is room for is decided before this wait, and at once after a node's death
+        # the dead node still counts: the next decision, after it, is right.
+        limit = max(launch.resize_seconds, ELASTIC_START_SECONDS)
+    else:
+        # Ray waits that long in one go; the driver, which can say why, gives up before.
+        limit = launch.max_wait_minutes * 60 + 60
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(limit)
 
 

@@ -107,6 +107,8 @@ class StopWatch:
             try:
                 asked = ray.get(self._monitor.stop_requested.remote())
                 self._look_for_drains(ray)
+            except ray.exceptions.ActorUnavailableError:
+                continue  # The network failed for a moment.
             except ray.exceptions.RayError:
                 return  # The driver is gone, and Ray ends this process with it.
             self.stop_as = asked or self.stop_as

@@ -7,6 +7,7 @@ import ray.train
 import ray.train.torch
 
 from aae_dist.config import RunConfig
+from aae_dist.launch.ray_cluster import ELASTIC_START_SECONDS
 from aae_dist.launch.ray_demand import Demand
 from aae_dist.launch.ray_entry import RestartNotice, Task, train_worker
 
@@ -45,6 +46,8 @@ def warm_up() -> None:
 def build_trainer(config: RunConfig, demand: Demand, task: Task, storage: str) -> Any:
     """Return the trainer of the run; Ray writes its own files to `storage`."""
     failures = config.launch.max_failures
+    # An elastic run may time out and decide anew for as long as the driver lets it wait.
+    waits = int(config.launch.max_wait_minutes * 60 // ELASTIC_START_SECONDS)
     return LeanTrainer(
         train_worker,
         train_loop_config=task,
@@ -60,7 +63,7 @@ def build_trainer(config: RunConfig, demand: Demand, task: Task, storage: str) -
             storage_path=storage,
             # Workers that die while they start count apart from those that die later.
             failure_config=api.FailureConfig(
-                max_failures=failures, controller_failure_limit=failures
+                max_failures=failures, controller_failure_limit=failures + waits
             ),
             callbacks=[RestartNotice(task.monitor, failures)],
             logging_config=api.LoggingConfig(log_level="WARNING"),

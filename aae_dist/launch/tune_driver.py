@@ -90,6 +90,8 @@ class SweepDriver:
                 fit.join(LOOK_SECONDS)
                 view.update()
                 self._ledger.write(force=False)
+                if problem := self._ledger.take_problem():
+                    say(f"the sweep's folder was not written, trying again: {problem}")
                 if (now_ended := len(self._ledger.of(*FINAL))) > ended:
                     ended = now_ended
                     self._changed()
@@ -156,7 +158,7 @@ class SweepDriver:
         from aae_dist.launch.tune_optuna import OptunaSearcher
 
         left = plan.num_trials - len(self._ledger.of(*FINAL))
-        return {}, OptunaSearcher(self._ledger), left
+        return {}, OptunaSearcher(self._ledger, lambda: self._signals.requested), left
 
     def _ended_before(self) -> list[Any]:
         if self._ledger.plan.sweep.scheduler.kind != "asha" or not self._ledger.of(*FINAL):

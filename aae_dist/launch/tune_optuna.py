@@ -1,7 +1,7 @@
 """Optuna proposes trials: conditional spaces, one or several directions, earlier trials known."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -45,9 +45,15 @@ class OptunaDraw:
 class OptunaSearcher(Searcher):
     """Asks Optuna for trials and tells it how they ended."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        """Go on from the trials in the book: ended ones are told, others come first again."""
+    def __init__(self, ledger: Ledger, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Go on from the trials in the book: ended ones are told, others come first again.
+
+        Args:
+            ledger: the book.
+            stopping: whether no more trials are wanted.
+        """
         super().__init__()
+        self._stopping = stopping
         search = ledger.plan.sweep.search
         assert isinstance(search, OptunaSearch)
         self._ledger = ledger
@@ -65,9 +71,10 @@ class OptunaSearcher(Searcher):
         self._running: dict[str, str] = {}
         for entry in ledger.of(*FINAL):
             self._tell(entry.plan.id, self._recall(entry), entry.metrics, entry.state)
-        self._unfinished = [entry for entry in ledger.todo() if entry.draws is not None]
+        self._unfinished = ledger.todo()
         for entry in self._unfinished:
-            self._asked[entry.plan.id] = self._recall(entry)
+            if entry.draws is not None:
+                self._asked[entry.plan.id] = self._recall(entry)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune stores its searcher, which nobody reads again."""
@@ -75,6 +82,8 @@ class OptunaSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's config, or that there are no more."""
+        if self._stopping():
+            return None  # what is proposed now would be drawn without the results to come
         if self._unfinished:
             entry = self._unfinished.pop(0)
         else:

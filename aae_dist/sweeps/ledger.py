@@ -11,6 +11,7 @@ from typing import Any
 
 from aae_dist.config import dump_yaml
 from aae_dist.config.sweep_plan import SweepPlan, TrialPlan, describe
+from aae_dist.errors import LaunchError
 from aae_dist.objective import Objective, ranking
 from aae_dist.storage import Storage
 from aae_dist.sweeps.folder import BEST, READERS, STATES, SWEEP, TRIAL, TRIALS, read_json
@@ -72,6 +73,9 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self._guard = threading.RLock()
         self._began, self._written = time.monotonic(), 0.0
+        self._owed: set[str] = set()
+        """Trials whose files are older than what is known of them."""
+        self._problem = ""
         before = read_json(folder, SWEEP) or {}
         self._started_at = before.get("started_at") or _now()
         self._seconds_before = float(before.get("seconds", 0.0))
@@ -101,6 +105,7 @@ class Ledger:
         """Add a trial that the search has just proposed."""
         with self._guard:
             self.entries[trial.id] = Entry(trial, draws=draws)
+            self._write_trial(self.entries[trial.id])  # its draws must outlive this driver
             return self.entries[trial.id]
 
     def start(self, name: str) -> None:
@@ -176,13 +181,25 @@ class Ledger:
         return counts
 
     def write(self, state: str = "running", force: bool = True) -> None:
-        """Write sweep.json, at most every few seconds unless forced to."""
+        """Write sweep.json, at most every few seconds unless forced to.
+
+        Raises:
+            LaunchError: nothing can be written and `force` is set; without, `take_problem` tells.
+        """
         with self._guard:
             if not force and time.monotonic() - self._written < WRITE_SECONDS:
                 return
             self._written = time.monotonic()
+            for name in sorted(self._owed):
+                self._write_trial(self.entries[name])
+            self._write_best()
             text = json.dumps(self._document(state), indent=1, allow_nan=False)
-        self.folder.write(SWEEP, text.encode())
+        try:
+            self.folder.write(SWEEP, text.encode())
+        except (LaunchError, OSError) as error:
+            if force:
+                raise
+            self._problem = str(error)
 
     def _document(self, state: str) -> dict[str, Any]:
         sweep, entries = self.plan.sweep, self.entries.values()
@@ -199,23 +216,40 @@ class Ledger:
             "trials": [_listed(entry.plan) for entry in entries],
         }
 
+    def take_problem(self) -> str:
+        """Return why something could not be written since the last call, or nothing."""
+        with self._guard:
+            problem, self._problem = self._problem, ""
+        return problem
+
     def _write_trial(self, entry: Entry) -> None:
         entry.written = time.monotonic()
         text = json.dumps(entry.document(), indent=1, allow_nan=False)
-        self.folder.child(TRIALS).child(entry.plan.id).write(TRIAL, text.encode())
+        try:
+            self.folder.child(TRIALS).child(entry.plan.id).write(TRIAL, text.encode())
+        except (LaunchError, OSError) as error:
+            # Trials train on without storage for a while, so the sweep does too.
+            self._owed.add(entry.plan.id)
+            self._problem = str(error)
+        else:
+            self._owed.discard(entry.plan.id)
 
     def _write_best(self) -> None:
         best = next(iter(self.ranked()), None)
         if best is None or best.plan.id == self._best:
             return
-        self._best = best.plan.id
         head = (
             f"# The best finished trial of the sweep {self.plan.sweep.name}: "
             f"{describe(best.values or best.plan.parameters)}\n"
             f"# ({self.objective}; trials/{best.plan.id}). To train it on its own:\n"
             f"#   aae-dist train {self.folder.uri}/{BEST}\n"
         )
-        self.folder.write(BEST, (head + dump_yaml(self.plan.winner(best.plan))).encode())
+        try:
+            self.folder.write(BEST, (head + dump_yaml(self.plan.winner(best.plan))).encode())
+        except (LaunchError, OSError) as error:
+            self._problem = str(error)
+        else:
+            self._best = best.plan.id
 
 
 def _listed(plan: TrialPlan) -> dict[str, Any]:

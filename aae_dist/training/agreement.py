@@ -35,13 +35,15 @@ class Agreement:
         self._next_step = 0
         self._last = (0, clock())
 
-    def after(self, step: int, wants_stop: Callable[[], bool], wants_save: bool) -> Decision:
-        """Return the common decision after `step`; nothing is asked between questions."""
+    def after(
+        self, step: int, wants_stop: Callable[[], bool], wants_save: Callable[[], bool]
+    ) -> Decision:
+        """Return the common decision after `step`; between questions nobody here is asked."""
         if self._world.size == 1:
-            return Decision(stop=wants_stop(), save=wants_save)
+            return Decision(stop=wants_stop(), save=wants_save())
         if step < self._next_step:
             return Decision(stop=False, save=False)
-        asked = [float(wants_stop()), float(wants_save), float(self._steps_a_second(step))]
+        asked = [float(wants_stop()), float(wants_save()), float(self._steps_a_second(step))]
         answer = torch.tensor(asked, device=self._world.device)
         dist.all_reduce(answer, dist.ReduceOp.MAX)
         stop, save, interval = answer.tolist()

@@ -22,6 +22,7 @@ from aae_dist.data.resize import Resize
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
+from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator
 from aae_dist.methods import Method, StepInputs, build_method
 from aae_dist.models import Autoencoder, Networks, build_networks, build_posterior
@@ -83,6 +84,11 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
             lanes=lanes,
             window=window,
         )
+        if world.size > lanes:
+            raise ConfigError(
+                f"{world.size} ranks for {lanes} lanes of data, so some had none; use at most "
+                f"{lanes} ranks" + ("" if before else " or a larger train.global_batch_size")
+            )
         prior = build_prior(config.prior, config.model.latent_dim, vectors)
         evaluator, copy_bytes = None, 0
         if config.data.validation is not None:

@@ -21,7 +21,7 @@ class _BadEntry(_Strict):
     key: str | None
     reason: str
     detail: str
-    samples: int = Field(ge=1, lt=_MOST)
+    samples: int = Field(ge=0, lt=_MOST)
     step: int = Field(ge=0)
     epoch: int = Field(ge=0)
 

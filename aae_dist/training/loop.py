@@ -135,8 +135,7 @@ class TrainLoop:
         evaluated = self._evaluate_if_due(step, last)
         if metrics | evaluated:
             self._record({"step": step, **self._progress(), **metrics, **evaluated})
-        wants_save = self._save_is_due() or self.reporter.save_requested()
-        decision = self._agreement.after(step, self.reporter.stop_requested, wants_save)
+        decision = self._agreement.after(step, self.reporter.stop_requested, self._wants_save)
         self._save_if_due(decision, self._is_best(evaluated), last)
         return decision.stop and not last
 
@@ -219,6 +218,10 @@ class TrainLoop:
             return False
         self.state.best = value
         return True
+
+    def _wants_save(self) -> bool:
+        # Both are asked, as a request is told of once.
+        return self.reporter.save_requested() | self._save_is_due()
 
     def _save_is_due(self) -> bool:
         seconds = self.config.checkpoint.every_seconds

@@ -3,6 +3,7 @@ import pytest
 
 from aae_dist.data.bad_samples import BadSample, BadSamples, Limits
 from aae_dist.errors import DataError
+from aae_dist.training.documents import StateDocument
 
 VALID = np.ones(8, np.bool_)
 
@@ -31,6 +32,15 @@ def test_a_lost_shard_counts_whole_and_its_listed_samples_not_twice() -> None:
     assert found.num_samples == 50
     assert [e["samples"] for e in found.entries] == [1, 49]
     assert not found.add([bad(0, 9)], VALID, 3, 0)
+
+
+def test_a_lost_shard_whose_samples_are_all_listed_is_nothing_new_to_count() -> None:
+    found = BadSamples()
+    found.add([bad(0, 0), bad(1, 1)], VALID, 1, 0)
+    found.add([bad(2, 0, 2)], VALID, 2, 0)
+    assert found.num_samples == 2
+    state = {"step": 2, "position": 4, "bad_samples": found.document()}
+    assert StateDocument.model_validate(state).bad_samples.entries[2].samples == 0
 
 
 def test_what_a_checkpoint_keeps_continues_the_count_and_stays_as_it_is() -> None:

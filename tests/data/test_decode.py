@@ -35,6 +35,31 @@ def test_progressive_jpeg_and_lossy_and_extended_webp_have_headers_too() -> None
     assert read_header(encoded(COLOUR, "WEBP", exif=b"Exif\0\0"))[1:] == (3, 5, 7)
 
 
+def test_large_images_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_PIXELS_AT_ONCE", 80)
+    files = {n: encoded(COLOUR, "PNG") for n in range(5)}  # 35 pixels each
+    rows, most, alive = np.zeros((5, 3, 5, 7), np.uint8), 0, 0
+    fast = decode._decode_fast
+
+    def counted(*arguments: object) -> object:
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        return fast(*arguments)
+
+    def finished(*arguments: object) -> object:
+        nonlocal alive
+        alive -= 1
+        return plain(*arguments)
+
+    plain = decode._finished
+    monkeypatch.setattr(decode, "_decode_fast", counted)
+    monkeypatch.setattr(decode, "_finished", finished)
+    decode.decode_images(rows, files, decode.AS_IT_IS, {})
+    assert most == 2
+    assert all((row == COLOUR.transpose(2, 0, 1)).all() for row in rows)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_lossless_images_come_back_exactly(kind: str) -> None:
     decoded = decode_image(encoded(COLOUR, kind, **FORMATS[kind]))

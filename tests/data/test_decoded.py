@@ -118,6 +118,17 @@ def test_a_device_takes_from_the_shared_memory(tmp_path: Path) -> None:
         shared.store(np.array([0, 2, 5]), torch.zeros(3, *SHAPE).byte(), torch.zeros(3).long())
 
 
+def test_a_device_takes_again_what_could_not_be_decoded_at_first(tmp_path: Path) -> None:
+    shared = opened(tmp_path)
+    store = DeviceStore(shared, torch.device("cpu"))
+    store.take(np.array([3]))  # bad: nobody has filled it
+    image = torch.full((1, *SHAPE), 9, dtype=torch.uint8)
+    shared.store(np.array([3]), image, torch.tensor([4]))
+    taken, labels = store.take(np.array([3]))
+    assert torch.equal(taken, image)
+    assert labels.tolist() == [4]
+
+
 def test_a_data_set_on_the_device_reads_the_same(tmp_path: Path) -> None:
     write_shards(tmp_path, [5, 3])
     results = []

@@ -49,12 +49,33 @@ def test_shards_are_needed_when_they_are_read(window: int | str, lanes: range, e
     read = walked(order, lanes, epoch)
     if window != "full":
         assert set(read) == set(spans), "nothing is fetched that is not read"
-    slots = order.global_batch_size // order.lanes
     for shard, positions in read.items():
         for position in positions:
-            # A batch that begins before a window may reach into it.
-            assert any(first < position + slots and position < last for first, last in spans[shard])
+            assert any(first <= position < last for first, last in spans[shard])
     assert list(uses.first) == sorted(uses.first)
+
+
+@pytest.mark.parametrize("window", [5, 6, 7])
+def test_no_batch_needs_more_room_than_the_check_allows(window: int) -> None:
+    order = order_of(window)
+    for lane in range(order.lanes):
+        lanes = range(lane, lane + 1)
+        enough = open_bytes(order, MANIFEST, lanes, 0)
+        schedule = Schedule(order, MANIFEST, lanes)
+        for position in range(0, order.lane_length, 2):
+            schedule.position = position
+            held = schedule.needed_now(lanes)
+            assert held >= {n for n, at in walked(order, lanes, 0).items() if position in at}
+            assert sum(copy_bytes(MANIFEST.shards[n].bytes) for n in held) <= enough
+
+
+def test_positions_far_ahead_are_not_near() -> None:
+    order = order_of()
+    schedule = Schedule(order, MANIFEST, range(4))
+    schedule.position = order.lane_length + 1
+    assert schedule.is_near(0)
+    assert schedule.is_near(3 * order.lane_length - 1)
+    assert not schedule.is_near(3 * order.lane_length)
 
 
 def test_the_future_goes_on_into_the_next_epochs() -> None:

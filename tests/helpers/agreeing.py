@@ -17,6 +17,6 @@ def decisions(world: World, num_steps: int) -> dict[str, Any]:
             asked.append(step)
             return world.rank == 1 and step >= 30
 
-        if agreement.after(step, wants_stop, wants_save=False).stop:
+        if agreement.after(step, wants_stop, wants_save=lambda: False).stop:
             return {"asked": asked, "stopped_at": step}
     return {"asked": asked, "stopped_at": -1}

@@ -159,11 +159,14 @@ def test_optuna_learns_also_over_a_restart_and_repeats_nothing(tmp_path):
     assert sum(map(score, second)) / 20 < mean_of_draws / 2
 
 
-def test_optuna_takes_an_interrupted_trial_up_first(tmp_path):
+@pytest.mark.parametrize("started", [True, False])
+def test_optuna_takes_an_interrupted_trial_up_first(tmp_path, started):
     plan = plan_in(tmp_path, *OPTUNA, "sweep.num_trials=3")
     ledger = Ledger(plan, open_storage(plan.uri))
     name = OptunaSearcher(ledger).suggest("tune-0")[SWEEP]["id"]
-    ledger.start(name)
+    if started:
+        ledger.start(name)
+    assert OptunaSearcher(ledger, stopping=lambda: True).suggest("tune-1") is None
     ledger.write("running")
     again = Ledger(plan, open_storage(plan.uri))
     assert OptunaSearcher(again).suggest("tune-0")[SWEEP]["id"] == name

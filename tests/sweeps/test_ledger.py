@@ -7,8 +7,9 @@ import pytest
 
 from aae_dist.config import load_config
 from aae_dist.config.sweep_plan import load_sweep
-from aae_dist.errors import DataError
+from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import open_storage
+from aae_dist.storage.local import LocalStorage
 from aae_dist.sweeps import folder as sweep_folder
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.ledger import Ledger
@@ -49,6 +50,31 @@ def finish(ledger, number, score, steps=100):
     ledger.start(trial.id)
     ledger.hear(trial.id, {"step": steps, SCORE: score}, trial.parameters)
     ledger.end(trial.id, "finished")
+
+
+def test_a_storage_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch):
+    plan = plan_in(tmp_path)
+    ledger = open_ledger(plan)
+    write, away = LocalStorage.write, True
+
+    def failing(self, key, data):
+        if away and not key.endswith("summary.json") and not key.endswith("metrics.jsonl"):
+            raise LaunchError("the bucket cannot be reached")
+        write(self, key, data)
+
+    monkeypatch.setattr(LocalStorage, "write", failing)
+    finish(ledger, 0, 0.5)
+    assert ledger.take_problem() == "the bucket cannot be reached"
+    ledger._written = -math.inf
+    ledger.write(force=False)
+    assert ledger.take_problem()
+    with pytest.raises(LaunchError, match="cannot be reached"):
+        ledger.write("finished")
+    away = False
+    ledger.write("finished")
+    found = read_sweep(plan.uri)
+    assert found.counts()["finished"] == 1
+    assert (tmp_path / "s" / "best.yaml").exists()
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])

@@ -9,9 +9,9 @@ from aae_dist.training.agreement import Agreement
 
 def test_one_rank_acts_at_once() -> None:
     agreement = Agreement(single_world())
-    assert not agreement.after(1, lambda: False, wants_save=False).stop
-    assert agreement.after(2, lambda: True, wants_save=False).stop
-    assert agreement.after(3, lambda: False, wants_save=True).save
+    assert not agreement.after(1, lambda: False, wants_save=lambda: False).stop
+    assert agreement.after(2, lambda: True, wants_save=lambda: False).stop
+    assert agreement.after(3, lambda: False, wants_save=lambda: True).save
 
 
 @pytest.mark.distributed
