@@ -135,7 +135,8 @@ class SweepDriver:
                 num_samples=count,
                 # A population takes turns: all of it must be known to be compared.
                 max_concurrent_trials=None if pause else self._concurrent,
-                reuse_actors=True,
+                # A Ray Train run that was given up lives as long as the process that began it.
+                reuse_actors=all(config.launch.most_workers == 1 for config in plan.configs),
                 trial_name_creator=_name,
                 trial_dirname_creator=_name,
             ),

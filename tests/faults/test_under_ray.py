@@ -151,10 +151,9 @@ def test_a_node_that_drains(tmp_path: Path, row) -> None:
     )
     more = ["train.steps=1000000", "checkpoint.every_steps=1000000", "launch.workers=[1, 2]"]
     with nodes() as cluster:
+        node = cluster.add()
+        drained = next(name for name, cpus in cluster.ids().items() if cpus)
         cluster.add()
-        cluster.add()
-        found = cluster.wait(2)
-        drained = next(node for node, cpus in found.items() if cpus)
         with ray_run(tmp_path, *items(tmp_path, "run", *more), **cluster.environment) as run:
             place = run.wait_for(r"step +\d+/", 400)
             struck = time.monotonic()
@@ -169,6 +168,8 @@ def test_a_node_that_drains(tmp_path: Path, row) -> None:
             )
             place = run.wait_for("a node is being drained: saving a checkpoint now", 60, place)
             line.seen.append(f"saved after {time.monotonic() - struck:.0f} s")
+            time.sleep(5)
+            cluster.kill(node)  # as the cloud does
             run.wait_for(r"resuming \S+ at step \d+ with 1 rank\b", 300, place)
             line.seen.append(f"on the other node after {time.monotonic() - struck:.0f} s")
             run.process.send_signal(signal.SIGTERM)
