@@ -154,7 +154,12 @@ class SweepDriver:
         """Return Tune's space, its searcher if it has one, and how many samples to take."""
         plan = self._ledger.plan
         if plan.sweep.search.kind != "optuna":
-            points = [point_of(entry)[SWEEP] for entry in self._ledger.todo()]
+            todo = self._ledger.todo()
+            if plan.sweep.scheduler.kind == "asha":
+                # By their hash: in a grid's own order each trial may be better than all before it,
+                # and none would be stopped (5 of 16 with rates in ascending order).
+                todo.sort(key=lambda entry: entry.plan.id)
+            points = [point_of(entry)[SWEEP] for entry in todo]
             return {SWEEP: tune.grid_search(points)}, None, 1
         from aae_dist.launch.tune_optuna import OptunaSearcher
 
