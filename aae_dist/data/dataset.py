@@ -104,9 +104,12 @@ class Dataset:
         bad: dict[int, ShardError | SampleError] = {}
         if missing.size:
             new = self._decode(missing, workers)
-            good = np.delete(np.arange(missing.size), list(new.bad))
-            self._memory.store(missing[good], new.images[good], new.labels[good])
             bad = {int(missing[row]): error for row, error in new.bad.items()}
+            images, labels = new.images, new.labels
+            if bad:  # to pick rows costs half as much as to decode them
+                good = np.delete(np.arange(missing.size), list(new.bad))
+                missing, images, labels = missing[good], images[good], labels[good]
+            self._memory.store(missing, images, labels)
         images, labels = self._memory.take(wanted)
         if not bad:
             return Samples(images, labels, {})
