@@ -43,7 +43,13 @@ def assert_same_metrics(broken: str, unbroken: str) -> None:
     assert comparable(broken) == comparable(unbroken)
 
 
-@pytest.mark.parametrize(("ranks", "on_s3"), [(2, False), (3, True)], ids=["2 local", "3 on S3"])
+@pytest.mark.parametrize(
+    ("ranks", "on_s3"),
+    [
+        pytest.param(2, False, id="2 local"),
+        pytest.param(3, True, id="3 on S3", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_run_ends_bit_equal(
     ranks: int, on_s3: bool, tmp_path: Path, request: pytest.FixtureRequest, row
 ) -> None:

@@ -17,7 +17,14 @@ FROZEN = Path(__file__).parent / "checkpoints"
 
 
 @pytest.mark.parametrize("schema", [1])
-def test_a_frozen_checkpoint_loads_and_computes_what_it_did(schema: int, tmp_path: Path) -> None:
+def test_a_frozen_checkpoint_loads_and_computes_what_it_did(
+    schema: int, tmp_path: Path, row
+) -> None:
+    row(
+        "25",
+        f"a checkpoint that schema {schema} once wrote, frozen with what it computed",
+        "loads and computes the same",
+    )
     run = tmp_path / "run"
     shutil.copytree(FROZEN / f"schema-{schema}", run)
     expected = json.loads((run / "expected.json").read_text())
