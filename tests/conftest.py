@@ -1,6 +1,7 @@
 """Fixtures that the tests of several packages share."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ __all__ = ["pytest_runtest_makereport", "pytest_sessionfinish", "row"]
 
 # Ray reads these once a process, for all tests to come; our launcher sets them before that.
 os.environ["RAY_AUTH_MODE"] = "token"
+# Else Ray takes the token of ~/.ray, where it writes one when somebody starts it by hand.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 # How long an example takes says more of what else the machine does than of the test.

@@ -120,8 +120,11 @@ def test_other_data_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["evaluate", "RUN", "--data", "/nowhere/*.tar"], "/nowhere"),
         (["evaluate", "RUN", "--step", "3"], "no checkpoint of step 3"),
         (["sample", "RUN", "--out", "/proc/x/y.png"], "cannot be written"),
-        (["encode", "PLAIN", "--out", "x"], "trained without data.validation"),
-        (["encode", "/nowhere", "--out", "x"], "holds no checkpoint that verifies"),
+        (["encode", "PLAIN", "--out", "x", "--format", "npy"], "trained without data.validation"),
+        (
+            ["encode", "/nowhere", "--out", "x", "--format", "npy"],
+            "holds no checkpoint that verifies",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -162,6 +162,11 @@ class Launch(Section):
     """Longest wait for the cluster to have the wanted resources."""
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether the number of ranks may change while the run goes on."""
+        return self.fewest_workers < self.most_workers
+
+    @property
     def fewest_workers(self) -> int:
         """Ranks that the run needs to start."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]

@@ -182,7 +182,7 @@ def _extension(kind: bytes, buffer: Buffer, start: int, size: int) -> tuple[str,
 def _says_only_a_time(data: bytes) -> bool:
     """Return whether this is what Python's tarfile, and so webdataset, writes before each member.
 
-    Every sample has two or more of these: to skip them makes indexing 1.4 times as fast.
+    Every sample has two or more of these: to skip them makes indexing 1.3 times as fast.
     """
     record = _TIME_RECORD.fullmatch(data)
     return record is not None and int(record[1]) == len(data)

@@ -83,7 +83,7 @@ class Evaluator:
                 f"{total} validation samples are too few to score the match with the prior "
                 f"(data.validation). Give at least {MIN_SAMPLES}, better 10,000."
             )
-        self._indices = np.arange(self.num_samples, dtype=np.int64) * total // self.num_samples
+        self._indices = _spread(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._yardstick: Yardstick | None = None
 
@@ -100,11 +100,20 @@ class Evaluator:
         table = _gather_in_order(rows, self.num_samples, self._world)
         readable = table[:, 0] == 1
         good, prior_nZ = table[readable, 1:], prior_nZ[: len(readable)][readable]
-        metrics = main_decides(self._world, lambda: self._statistics(good, prior_nZ))
+        spread = _spread(NUM_PICTURED, len(good))
+        originals: list[Tensor] = []
+
+        def judge() -> dict[str, float]:
+            metrics = self._statistics(good, prior_nZ)
+            # Read in here, where an error is every rank's.
+            numbers = self._indices[readable.numpy()][spread]
+            originals.append(self._dataset.load(numbers).images)
+            return metrics
+
+        metrics = main_decides(self._world, judge)
         if not self._world.is_main:
             return Evaluation(metrics, None)
-        numbers = self._indices[readable.numpy()]
-        return Evaluation(metrics, self._gallery(networks, good, numbers))
+        return Evaluation(metrics, self._gallery(networks, good, spread, originals[0]))
 
     def _encode_own_chunks(self, networks: EvaluationModel, prior_nZ: Tensor) -> Tensor:
         """Return this rank's chunks, float64 [chunks of the busiest rank, CHUNK, columns]."""
@@ -165,19 +174,21 @@ class Evaluator:
         return metrics
 
     def _gallery(
-        self, networks: EvaluationModel, table: Tensor, numbers: NDArray[np.int64]
+        self,
+        networks: EvaluationModel,
+        table: Tensor,
+        spread: NDArray[np.int64],
+        originals: Tensor,
     ) -> Gallery:
-        """Return what pictures show of the good samples, whose numbers are `numbers`."""
+        """Return what pictures show of the good samples; their rows `spread` are `originals`."""
         device = self._world.device
         prior_mZ = self._prior.sample(PRIOR_PICTURED, seeds.generator(self._seed, "pictures/prior"))
-        count = min(NUM_PICTURED, len(table))
-        spread = np.arange(count, dtype=np.int64) * len(table) // count
         pictured = table[torch.from_numpy(spread), 4:].float().to(device)
         return Gallery(
             codes=table[:, 4:].float(),
             labels=table[:, 0].long(),
             prior_samples=prior_mZ,
-            originals=self._dataset.load(numbers[spread]).images,
+            originals=originals,
             reconstructions=networks.decode(pictured).float().cpu(),
             decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
         )
@@ -199,6 +210,12 @@ def smallest_spread(codes_nZ: Tensor, prior_nZ: Tensor) -> float:
         float(torch.linalg.eigvalsh(torch.atleast_2d(z.T.cov()))[0]) for z in (codes_nZ, prior_nZ)
     ]
     return math.sqrt(max(flattest[0], 0.0) / max(flattest[1], 1e-12))
+
+
+def _spread(count: int, total: int) -> NDArray[np.int64]:
+    """Return at most `count` numbers, spread evenly over 0 to `total` - 1."""
+    count = min(count, total)
+    return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
 def _num_chunks(num_samples: int) -> int:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from aae_dist.config import RunConfig
 from aae_dist.distributed.world import World, from_environment
-from aae_dist.launch.ray_failures import WorkersFailedError, is_collateral, last_line
+from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
 from aae_dist.training.outcome import Outcome

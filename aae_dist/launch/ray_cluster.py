@@ -12,6 +12,7 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.config.paths import inside_ray_job
+from aae_dist.config.settings import Launch
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch.ray_demand import Demand, Resources, show, total
 from aae_dist.launch.say import say
@@ -19,9 +20,9 @@ from aae_dist.launch.say import say
 ADDRESS = "RAY_ADDRESS"
 AUTOSCALER = "RAY_enable_autoscaler_v2"
 POLL_SECONDS = 1
-ELASTIC_START_SECONDS = 60.0
-"""Longest time, Ray's own, that workers of an elastic run take to get their places."""
 """How often Ray Train's controller looks at its workers; its default is 2."""
+_MIN_ELASTIC_SECONDS = 60.0
+"""Ray's own default, which a slow machine needs to start a worker in."""
 
 
 def is_local() -> bool:
@@ -162,15 +163,17 @@ def _set_environment(config: RunConfig, local: bool) -> None:
             defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    launch = config.launch
-    if launch.fewest_workers < launch.most_workers:
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_seconds(config.launch))
+
+
+def start_seconds(launch: Launch) -> float:
+    """Return how long Ray waits for the places of all workers, in one go."""
+    if launch.is_elastic:
         # How many there is room for is decided before this wait, and at once after a node's death
         # the dead node still counts: the next decision, after it, is right.
-        limit = max(launch.resize_seconds, ELASTIC_START_SECONDS)
-    else:
-        # Ray waits that long in one go; the driver, which can say why, gives up before.
-        limit = launch.max_wait_minutes * 60 + 60
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(limit)
+        return max(launch.resize_seconds, _MIN_ELASTIC_SECONDS)
+    # The driver, which can say why, gives up before.
+    return launch.max_wait_minutes * 60 + 60
 
 
 def nodes() -> list[Resources]:

@@ -9,8 +9,8 @@ import ray
 
 from aae_dist.config import RunConfig
 from aae_dist.errors import Interrupted, LaunchError
+from aae_dist.launch.failures import explain
 from aae_dist.launch.ray_demand import Demand
-from aae_dist.launch.ray_failures import explain
 from aae_dist.launch.ray_monitor import News, Payload
 from aae_dist.launch.ray_wait import Patience, is_queued
 from aae_dist.launch.say import say

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray.train
 
-from aae_dist.launch.ray_failures import root_cause
+from aae_dist.launch.failures import root_cause
 from aae_dist.launch.ray_monitor import Payload
 
 

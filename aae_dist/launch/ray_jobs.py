@@ -20,7 +20,7 @@ CONFIG_FILE = "aae_dist-config.yaml"
 POLL_SECONDS = 1.0
 LOST_SECONDS = 60.0
 """How long a cluster may be silent while its job is followed: a port-forward may start anew."""
-SAVED = ("with a checkpoint", "running trials have saved")
+SAVED = "with a checkpoint"
 """Part of the entrypoint's last line when it was stopped and had saved."""
 NOT_SENT = (".git", ".venv", "__pycache__", "runs", "*.pyc")
 
@@ -132,7 +132,7 @@ class Log:
         self._position += len(part)
         if new := part[start:]:
             print(new, end="", flush=True)
-            self.saved = self.saved or any(words in new for words in SAVED)
+            self.saved = self.saved or SAVED in new
             self._shown = self._position
 
 

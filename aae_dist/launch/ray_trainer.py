@@ -7,7 +7,7 @@ import ray.train
 import ray.train.torch
 
 from aae_dist.config import RunConfig
-from aae_dist.launch.ray_cluster import ELASTIC_START_SECONDS
+from aae_dist.launch import ray_cluster
 from aae_dist.launch.ray_demand import Demand
 from aae_dist.launch.ray_entry import RestartNotice, Task, train_worker
 
@@ -46,8 +46,8 @@ def warm_up() -> None:
 def build_trainer(config: RunConfig, demand: Demand, task: Task, storage: str) -> Any:
     """Return the trainer of the run; Ray writes its own files to `storage`."""
     failures = config.launch.max_failures
-    # An elastic run may time out and decide anew for as long as the driver lets it wait.
-    waits = int(config.launch.max_wait_minutes * 60 // ELASTIC_START_SECONDS)
+    # An elastic run times out and decides anew for as long as the driver lets it wait.
+    waits = int(config.launch.max_wait_minutes * 60 // ray_cluster.start_seconds(config.launch))
     return LeanTrainer(
         train_worker,
         train_loop_config=task,

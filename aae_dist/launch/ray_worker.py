@@ -17,9 +17,9 @@ from aae_dist.distributed.reductions import broadcast_json, together
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError
 from aae_dist.launch import nonce
+from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.prometheus import PrometheusSink
 from aae_dist.launch.ray_entry import Task
-from aae_dist.launch.ray_failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.ray_monitor import Payload, StopWatch
 from aae_dist.storage import join, open_storage
 from aae_dist.training.train import train

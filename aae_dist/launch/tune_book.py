@@ -4,7 +4,7 @@ from typing import Any
 
 from ray import tune
 
-from aae_dist.launch.ray_failures import MAX_CHARS
+from aae_dist.launch.failures import MAX_CHARS
 from aae_dist.launch.tune_trial import CAUSE, LINEAGE, STATE, SWEEP
 from aae_dist.sweeps.ledger import Entry, Ledger
 

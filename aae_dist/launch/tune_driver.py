@@ -12,7 +12,7 @@ from ray import tune
 from aae_dist.config import RunConfig
 from aae_dist.errors import LaunchError
 from aae_dist.launch import nonce, ray_cluster
-from aae_dist.launch.ray_failures import last_line
+from aae_dist.launch.failures import last_line
 from aae_dist.launch.ray_train import start_monitor
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals

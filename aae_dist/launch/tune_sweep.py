@@ -90,7 +90,7 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
             SweepDriver(ledger, launch_id, place, signals, changed).run()
         if signals.requested:
             raise Interrupted(
-                f"{ledger.plan.uri}: stopped as asked; running trials have saved. "
+                f"{ledger.plan.uri}: stopped as asked, each running trial with a checkpoint. "
                 "The same command goes on from there."
             )
         state = "finished"

@@ -13,6 +13,7 @@ from aae_dist.cli import main
 @pytest.mark.distributed
 @pytest.mark.timeout(180)
 def test_two_ranks_write_the_bytes_of_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     write_shards(tmp_path / "shards", (300, 20, 270))
     save_run(tmp_path / "run", shape=(1, SIDE, SIDE))
     argv = ["encode", str(tmp_path / "run"), str(tmp_path / "shards"), "--out"]

@@ -1,6 +1,6 @@
 """One line for what a worker group died of."""
 
-from aae_dist.launch.ray_failures import explain, root_cause
+from aae_dist.launch.failures import explain, root_cause
 
 
 def test_the_rank_that_failed_of_itself_is_named():

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -62,7 +61,7 @@ def cluster() -> Iterator[Cluster]:
     environment = {
         "RAY_ADDRESS": address,
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"],  # Ray reads it once a process
     }
     # Sockets lie in this folder, and their paths may have 107 characters at most.
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:

@@ -77,7 +77,7 @@ def test_a_log_is_shown_once_however_often_it_is_tailed(capsys):
 
 def test_a_sweep_that_was_stopped_has_saved_too():
     log = Log()
-    log.take("aae-dist: /runs/s: stopped as asked; running trials have saved. The same command\n")
+    log.take("aae-dist: /runs/s: stopped as asked, each running trial with a checkpoint. The\n")
     assert exit_code("STOPPED", None, log) == 4
 
 

@@ -1,4 +1,4 @@
-"""What to say when Ray Train gives up: the cause in one line, and where the rest is."""
+"""What to say when ranks fail: the cause in one line, and where the rest is."""
 
 import re
 from collections.abc import Mapping
