@@ -16,6 +16,7 @@ from aae_dist.sweeps import read_sweep
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 LR = "phases.reconstruction.optimizer.lr"
+DRAWN = "sweep.space.run.seed={randint: [0, 999]}"
 FAULTY = '''
 import os
 from pathlib import Path
@@ -75,30 +76,38 @@ def test_a_grid_runs_once_and_its_winner_is_ready_to_train(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_driver_costs_no_finished_trial_and_no_number(cluster, tmp_path, row):
+@pytest.mark.parametrize(
+    ("number", "kind", "space", "more"),
+    [
+        ("26a", "grid", (SEEDS,), (SEEDS.replace("3]", "3, 4]"),)),
+        ("26d", "random", (DRAWN, "sweep.num_trials=4"), (DRAWN, "sweep.num_trials=5")),
+    ],
+)
+def test_a_killed_driver_costs_no_finished_trial_and_no_number(
+    number, kind, space, more, cluster, tmp_path, row
+):
     line = row(
-        "26a",
-        "SIGKILL of a sweep's driver, then of a trial's process",
+        number,
+        f"SIGKILL of a {kind} sweep's driver, then of a trial's process",
         "the same command ends with the numbers of an unbroken sweep; no finished trial runs again",
     )
     whole, broken, log = tmp_path / "whole", tmp_path / "broken", tmp_path / "log.txt"
-    process = start(broken, log, cluster.environment, SEEDS, "sweep.max_concurrent=1")
+    process = start(broken, log, cluster.environment, *space, "sweep.max_concurrent=1")
     wait_until_some_finished(f"{broken}/sweep", log)
     process.kill()
     process.wait()
     done = [t for t in read_sweep(f"{broken}/sweep").trials if t.state == "finished"]
-    process = start(broken, log, cluster.environment, SEEDS)
+    process = start(broken, log, cluster.environment, *space)
     kill_one(cluster, "ray::ResourceTrainable.train")
     finish(process, log)
-    finish(start(whole, log, cluster.environment, SEEDS), log)
+    finish(start(whole, log, cluster.environment, *space), log)
     got, expected = read_sweep(f"{broken}/sweep"), read_sweep(f"{whole}/sweep")
     assert got.counts()["finished"] == 4
     assert results(got) == results(expected)
     again = {t.id: t for t in got.trials}
     assert [attempts(again[t.id]) for t in done] == [1] * len(done)
     line.seen.append(f"{len(done)} of 4 trials had finished")
-    more = SEEDS.replace("3]", "3, 4]")
-    finish(start(whole, log, cluster.environment, more), log)
+    finish(start(whole, log, cluster.environment, *more), log)
     longer = read_sweep(f"{whole}/sweep")
     assert [attempts(t) for t in longer.trials] == [1] * 5
 
