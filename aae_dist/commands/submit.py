@@ -12,6 +12,7 @@ from aae_dist.config import RunConfig, dump_yaml, load_config, yaml_text
 from aae_dist.config.layers import Merge
 from aae_dist.config.load import SWEEP, make_absolute, read_layers
 from aae_dist.config.paths import PATHS
+from aae_dist.config.redaction import redact
 from aae_dist.config.sweep_plan import SweepPlan, load_sweep
 from aae_dist.config.tree import plain
 from aae_dist.errors import ConfigError, LaunchError
@@ -99,6 +100,12 @@ def to_kubernetes(
         LaunchError: kubectl, the overlay or the cluster refuses.
     """
     work = read_work(items)
+    if redact(work.text) != work.text:
+        raise ConfigError(
+            "the configuration holds a secret (a signed URL, a password in one, or the value of a "
+            "variable such as WANDB_API_KEY), and the cluster shows it to whoever reads its "
+            "ConfigMaps; use the pods' own identity (s3://, gs://, az://) or a Kubernetes secret"
+        )
     folder = cluster / {"train": "train", "tune": "sweep"}[work.verb]
     template = manifest.job_of(kubectl.render(folder), str(folder))
     check(work, template, cluster)

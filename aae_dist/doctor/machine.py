@@ -6,9 +6,10 @@ import os
 import platform
 import shutil
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from aae_dist.version import __version__
 
 PACKAGES = ("aae_dist", "torch", "numpy", "ray", "webdataset", "safetensors", "obstore", "pydantic")
 """What must be alike on all machines, or ranks compute or read different things."""
@@ -50,7 +51,8 @@ def look() -> Machine:
         gpus=gpus,
         nccl=nccl,
         shared_memory=shared,
-        scratch=_space(tempfile.gettempdir()),
+        # Not tempfile.gettempdir(): of a full folder that silently makes another one.
+        scratch=_space(os.environ.get("TMPDIR") or "/tmp"),
     )
 
 
@@ -61,7 +63,8 @@ def _versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found | {"code": code_hash()}
+    # The code that runs here, which need not be the package that is installed.
+    return found | {"aae_dist": __version__, "code": code_hash()}
 
 
 def code_hash() -> str:

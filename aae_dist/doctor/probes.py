@@ -82,8 +82,13 @@ def dashboard(url: str) -> Iterator[Finding]:
         else:
             yield bad("dashboard", f"{url} answers {error.code}", "look into the head's log")
         return
-    except OSError:
-        yield good("dashboard", f"none answers at {url}")
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ConnectionRefusedError):
+            yield good("dashboard", f"none answers at {url}")
+        else:
+            advice = "look into the head's log, and at what closes the port"
+            yield bad("dashboard", f"{url} does not answer: {reason}", advice)
         return
     advice = "set RAY_AUTH_MODE=token (KubeRay: authOptions.mode: token) and close its port"
     yield bad("dashboard", f"{url} lets anybody run code on the cluster", advice)

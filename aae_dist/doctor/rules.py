@@ -21,10 +21,10 @@ def same_versions(machines: Sequence[Machine]) -> Iterator[Finding]:
     """Compare packages over all machines with those of the first."""
     first = machines[0]
     different = [
-        f"{name} {value} on {machine.host}, {first.versions[name]} on {first.host}"
+        f"{name} {value} on {machine.host}, {first.versions.get(name, '?')} on {first.host}"
         for machine in machines[1:]
         for name, value in machine.versions.items()
-        if value != first.versions[name]
+        if value != first.versions.get(name)
     ]
     if different:
         advice = "use one image on all nodes, by its digest"

@@ -12,7 +12,7 @@ import yaml
 from aae_dist.errors import LaunchError
 from aae_dist.launch.manifest import Object
 
-ENDED = ("Complete", "Failed")
+ENDED = ("Complete", "Failed", "ValidationFailed")
 """Values of a RayJob's `status.jobDeploymentStatus` after which nothing of it runs."""
 SECONDS = 120
 
@@ -64,7 +64,9 @@ class Kubectl:
 
     def apply(self, objects: Sequence[Object]) -> str:
         """Create or change the objects; return what kubectl says."""
-        return _run([*self._command, "apply", "--filename", "-"], stdin=dump(objects))
+        # By the server: kubectl's own way keeps a copy in an annotation of at most 256 KiB.
+        arguments = ["apply", "--server-side", "--force-conflicts", "--filename", "-"]
+        return _run([*self._command, *arguments], stdin=dump(objects))
 
 
 def dump(objects: Sequence[Object]) -> str:

@@ -19,7 +19,10 @@ MAX_CONFIG_BYTES = 1_000_000
 CONFIG_VOLUME = "config"
 OF_THE_POD = {"emptyDir", "configMap", "secret", "projected", "downwardAPI"}
 """Kinds of volumes that other pods do not see."""
-_FACTORS = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+_FACTORS = {
+    **{"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    **{"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40},
+}
 
 
 def job_name(name: str, storage: str) -> str:

@@ -24,6 +24,8 @@ START_SECONDS = 180.0
 """Longest wait for a process on a machine to start and to import torch."""
 GROUP_SECONDS = 60
 """Longest wait for all ranks to find each other."""
+ANSWER_SECONDS = 60.0
+"""Longest wait for one answer of a process that runs: storage is given 30 s by its own retries."""
 ROUNDS = 5
 
 
@@ -114,6 +116,15 @@ def reason(error: BaseException) -> str:
     return text.splitlines()[-1][:200]
 
 
+def answer_or_reason(reference: Any) -> str:
+    """Return the text that a probe answers, or why none came."""
+    try:
+        text: str = ray.get(reference, timeout=ANSWER_SECONDS)
+    except Exception as error:  # of a node that died: the other machines' findings still count
+        return reason(error)
+    return text
+
+
 def offsets(found: Sequence[Place]) -> dict[str, float]:
     """Return by host how many seconds its clock is ahead of ours; the shortest question counts."""
     ahead = {}
@@ -121,7 +132,10 @@ def offsets(found: Sequence[Place]) -> dict[str, float]:
         best = float("inf")
         for _ in range(ROUNDS):
             asked = time.time()
-            then: float = ray.get(place.probe.now.remote())
+            try:
+                then: float = ray.get(place.probe.now.remote(), timeout=ANSWER_SECONDS)
+            except Exception:  # it died since it gave its facts: the probes that follow say so
+                break
             answered = time.time()
             if answered - asked < best:
                 best, ahead[place.host] = answered - asked, then - (asked + answered) / 2
@@ -130,13 +144,8 @@ def offsets(found: Sequence[Place]) -> dict[str, float]:
 
 def storage(found: Sequence[Place], uri: str) -> Iterator[Finding]:
     """Write, read and list from every machine, and see from here what they all wrote."""
-    failures = dict(
-        zip(
-            [place.host for place in found],
-            ray.get([place.probe.storage.remote(uri) for place in found]),
-            strict=True,
-        )
-    )
+    asked = [(place.host, place.probe.storage.remote(uri)) for place in found]
+    failures = {host: answer_or_reason(reference) for host, reference in asked}
     advice = "give the pods the right to read, write, list and delete there"
     for host, failure in failures.items():
         if failure:
@@ -155,7 +164,7 @@ def storage(found: Sequence[Place], uri: str) -> Iterator[Finding]:
 def network(found: Sequence[Place], backend: str) -> dict[int, float] | str:
     """Return the seconds of all-reduces between the machines by bytes, or what went wrong."""
     try:
-        address = ray.get(found[0].probe.address.remote())
+        address = ray.get(found[0].probe.address.remote(), timeout=ANSWER_SECONDS)
         asked = [
             place.probe.all_reduce.remote(address, rank, len(found), backend)
             for rank, place in enumerate(found)
@@ -192,5 +201,8 @@ def connected() -> Iterator[None]:
 
 def wandb_from(place: Place, url: str) -> list[Finding]:
     """Ask the W&B server from one machine: rank 0 may run on any."""
-    answer: list[Finding] = ray.get(place.probe.wandb.remote(url))
+    try:
+        answer: list[Finding] = ray.get(place.probe.wandb.remote(url), timeout=ANSWER_SECONDS)
+    except Exception as error:
+        return [bad("wandb", f"{place.host}: {reason(error)}", "look into that machine's log")]
     return answer

@@ -22,7 +22,7 @@ LOST_SECONDS = 60.0
 """How long a cluster may be silent while its job is followed: a port-forward may start anew."""
 SAVED = "with a checkpoint"
 """Part of the entrypoint's last line when it was stopped and had saved."""
-NOT_SENT = (".git", ".venv", "__pycache__", "runs", "*.pyc")
+NOT_SENT = (".git", ".venv", ".env", "__pycache__", "runs", "*.pyc")
 
 
 class Jobs:
@@ -65,7 +65,7 @@ class Jobs:
             if folder is None:
                 sent.mkdir()
             else:
-                shutil.copytree(folder, sent, ignore=shutil.ignore_patterns(*NOT_SENT))
+                _copy(folder, sent)
             (sent / CONFIG_FILE).write_text(config)
             with explained(self._address):
                 return str(
@@ -88,6 +88,8 @@ class Jobs:
             LaunchError: the cluster was silent for `LOST_SECONDS`.
             KeyboardInterrupt: somebody pressed Ctrl-C; calling again goes on.
         """
+        from aiohttp import ClientError
+
         silent_since: float | None = None
         while True:
             try:
@@ -96,7 +98,7 @@ class Jobs:
                 silent_since = None
                 if info.status.is_terminal():
                     return exit_code(str(info.status), info.driver_exit_code, log)
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, ClientError) as error:
                 now = time.monotonic()
                 silent_since = silent_since or now
                 if now - silent_since > LOST_SECONDS:
@@ -120,6 +122,7 @@ class Log:
         """Start with nothing shown."""
         self._shown = 0
         self._position = 0
+        self._end = ""
         self.saved = False
 
     def rewind(self) -> None:
@@ -132,8 +135,18 @@ class Log:
         self._position += len(part)
         if new := part[start:]:
             print(new, end="", flush=True)
-            self.saved = self.saved or SAVED in new
+            # Parts break anywhere, in the middle of a word too.
+            self.saved = self.saved or SAVED in self._end + new
+            self._end = (self._end + new)[-len(SAVED) :]
             self._shown = self._position
+
+
+def _copy(folder: Path, sent: Path) -> None:
+    try:
+        ignored = shutil.ignore_patterns(*NOT_SENT)
+        shutil.copytree(folder, sent, symlinks=True, ignore=ignored)
+    except (OSError, shutil.Error) as error:
+        raise LaunchError(f"--working-dir {folder} cannot be copied: {error}"[:300]) from None
 
 
 def exit_code(status: str, driver: int | None, log: Log) -> int:

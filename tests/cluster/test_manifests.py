@@ -69,10 +69,18 @@ def test_containers_ask_for_what_they_may_use(manifest):
 
 
 @pytest.mark.parametrize("manifest", named(RAY))
-def test_only_a_head_that_scales_its_cluster_gets_a_token_of_the_kubernetes_api(manifest):
-    scales = cluster_of(manifest).get("enableInTreeAutoscaling", False)
+def test_only_the_autoscaler_gets_a_token_of_the_kubernetes_api(manifest):
     for name, pod in pod_specs(manifest).items():
-        assert pod["automountServiceAccountToken"] is (scales and name == "head")
+        assert pod["automountServiceAccountToken"] is False
+        tokens = {v["name"] for v in pod["volumes"] if "serviceAccountToken" in str(v)}
+        holders = {
+            container["name"]
+            for container in pod["containers"]
+            for mount in container["volumeMounts"]
+            if mount["name"] in tokens
+        }
+        scales = cluster_of(manifest).get("enableInTreeAutoscaling", False)
+        assert holders == ({"autoscaler"} if scales and name == "head" else set())
         assert pod["serviceAccountName"] == {"head": "aae-dist-head"}.get(
             name, "aae-dist-submitter" if name == "submitter" else "aae-dist-worker"
         )
@@ -106,15 +114,16 @@ def test_a_job_resumes_on_a_new_cluster_and_leaves_none_behind(name, manifest):
     job = manifest["spec"]
     verb = "tune" if name.endswith("sweep") else "train"
     assert job["entrypoint"] == f"aae-dist {verb} /etc/aae-dist/config.yaml"
-    assert job["backoffLimit"] >= 1
     assert job["shutdownAfterJobFinishes"]
     groups = cluster_of(manifest)["workerGroupSpecs"]
     if cluster_of(manifest).get("enableInTreeAutoscaling"):
         # An answer from the summary, or a refusal, costs a head and no GPU.
+        assert job["backoffLimit"] == 3
         assert all(g["replicas"] == g["minReplicas"] == 0 < g["maxReplicas"] for g in groups)
         priorities = {g["groupName"]: g.get("priority", 0) for g in groups}
         assert priorities["spot"] > priorities["on-demand"]
     else:
+        assert job["backoffLimit"] == 1
         assert all(g["replicas"] == g["minReplicas"] == g["maxReplicas"] for g in groups)
 
 
@@ -123,6 +132,22 @@ def test_kueue_gets_jobs_of_a_fixed_size():
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "aae-dist"
     assert "enableInTreeAutoscaling" not in cluster_of(job)
     assert {o["metadata"]["namespace"] for o in FILES["kueue"]} == {"aae-dist"}
+
+
+@pytest.mark.parametrize("overlay", ["gke", "eks", "kind-cpu"])
+def test_names_are_resolved_by_all_pods_wherever_the_cloud_answers(overlay):
+    policies = [o for o in FILES[f"{overlay}-platform"] if o["kind"] == "NetworkPolicy"]
+    for policy in policies:
+        if policy["metadata"]["name"] == "deny-all":
+            continue
+        answering = [
+            target.get("ipBlock", {}).get("cidr")
+            for rule in policy["spec"]["egress"]
+            for target in rule["to"]
+            if {p["port"] for p in rule.get("ports", [])} == {53}
+        ]
+        assert "169.254.20.10/32" in answering
+        assert ("169.254.169.254/32" in answering) is (overlay == "gke")  # Cloud DNS
 
 
 @pytest.mark.parametrize("overlay", ["gke", "eks", "kind-cpu"])
@@ -197,6 +222,18 @@ def test_the_schema_finds_a_mistake(change):
         lambda job, cluster, o: job.update(submissionMode="InteractiveMode"),
         lambda job, cluster, o: job.update(shutdownAfterJobFinishes=False),
         lambda job, cluster, o: job.update(preRunningDeadlineSeconds=0),
+        lambda job, cluster, o: job.update(backoffLimit=-1),
+        lambda job, cluster, o: job.update(clusterSelector={"ray.io/cluster": "x"}),
+        lambda job, cluster, o: job.update(suspend=True, shutdownAfterJobFinishes=False),
+        lambda job, cluster, o: job.update(deletionStrategy={"deletionRules": [{}]}),
+        lambda job, cluster, o: job.update(runtimeEnvYAML="[]"),
+        lambda job, cluster, o: cluster["headGroupSpec"].update(labels={"a b": "c"}),
+        lambda job, cluster, o: cluster["headGroupSpec"]["rayStartParams"].update(labels="a=b"),
+        lambda job, cluster, o: cluster["workerGroupSpecs"][0]["template"]["spec"].update(
+            restartPolicy="Always"
+        ),
+        lambda job, cluster, o: cluster.update(enableInTreeAutoscaling=False),
+        lambda job, cluster, o: cluster.update(rayVersion="2.55.0"),
         lambda job, cluster, o: cluster.update(rayVersion="2.51.0"),
         lambda job, cluster, o: cluster["autoscalerOptions"].update(version="v1"),
         lambda job, cluster, o: cluster["workerGroupSpecs"][0].update(minReplicas=99),

@@ -88,7 +88,8 @@ def test_it_applies_and_says_how_to_watch(kubectl, capsys):
 
 
 @pytest.mark.parametrize(
-    ("state", "code"), [("Running", 2), ("Complete", 0), ("Failed", 0), ("", 2)]
+    ("state", "code"),
+    [("Running", 2), ("Complete", 0), ("Failed", 0), ("ValidationFailed", 0), ("", 2)],
 )
 def test_a_run_has_one_job_and_an_ended_one_makes_room(kubectl, capsys, state, code):
     (kubectl / "state").write_text(json.dumps({"status": {"jobDeploymentStatus": state}}))
@@ -115,6 +116,14 @@ def test_what_cannot_run_there_is_refused_here(kubectl, capsys, items, words):
     assert re.search(words, capsys.readouterr().err)
     calls = kubectl / "calls"
     assert not calls.exists() or "apply" not in calls.read_text()
+
+
+def test_a_secret_is_not_put_into_a_config_map(kubectl, capsys):
+    signed = "data.train=https://host/x.tar?X-Amz-Signature=0123456789abcdef"
+    assert main(["submit", QUICK, BUCKET, signed, "--cluster", GKE, "--dry-run"]) == 2
+    out, err = capsys.readouterr()
+    assert "holds a secret" in err
+    assert "0123456789abcdef" not in out + err
 
 
 def test_a_shared_mount_will_do(kubectl, capsys):

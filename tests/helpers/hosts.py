@@ -138,7 +138,8 @@ class Host:
     def popen(self, *arguments: str, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start a command beside the service; it ends with the host at the latest."""
         with log.open("ab") as out:
-            command = self.command(f"exec {shlex.join(arguments)}")
+            # A shell that starts pytest in the background lets SIGINT be ignored, by children too.
+            command = self.command(f"exec env --default-signal=INT {shlex.join(arguments)}")
             started = subprocess.Popen(command, env=clean(env), stdout=out, stderr=out)
         self.others.append(started)
         return started

@@ -105,6 +105,10 @@ def closed(schema: Any) -> Any:
 # What KubeRay 1.7.0 refuses beyond its schemas (controllers/ray/utils/validation.go)
 
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+LABEL_KEY = re.compile(
+    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
 LONGEST = {"RayJob": 47, "RayCluster": 53}
 
 
@@ -121,6 +125,15 @@ def _job_problems(job: Manifest) -> Iterator[str]:
     mode = job.get("submissionMode", "K8sJobMode")
     if mode == "SidecarMode" and ("submitterPodTemplate" in job or "submitterConfig" in job):
         yield "SidecarMode has no submitterPodTemplate and no submitterConfig"
+    if mode == "SidecarMode":
+        head = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        if "clusterSelector" in job or head.get("restartPolicy", "Never") != "Never":
+            yield "SidecarMode has no clusterSelector, and a head with restartPolicy Never"
+    for key in ("backoffLimit", "ttlSecondsAfterFinished"):
+        if job.get(key, 0) < 0:
+            yield f"{key} must not be negative"
+    if job.get("suspend") and "clusterSelector" in job:
+        yield "suspend not with clusterSelector"
     if job.get("backoffLimit") and (mode == "InteractiveMode" or "clusterSelector" in job):
         yield "backoffLimit not with clusterSelector or InteractiveMode"
     shutdown = job.get("shutdownAfterJobFinishes")
@@ -167,6 +180,9 @@ def _group_problems(group: Manifest, v2: bool, version: tuple[int, ...]) -> Iter
     own = {"num-cpus", "num-gpus", "memory", "resources"} & set(parameters)
     if own and group.get("resources"):
         yield "resources stand in rayStartParams or in the group, not in both"
+    for key, value in group.get("labels", {}).items():
+        if not LABEL_KEY.fullmatch(key) or not LABEL.fullmatch(value):
+            yield f"label {key}: {value} has no legal syntax"
     if "labels" in parameters:
         yield "labels do not stand in rayStartParams"
     if v2 and spec.get("restartPolicy", "Never") != "Never":

@@ -1,4 +1,4 @@
-"""Names under which metrics are served; tests/ray reads them from a running job."""
+"""Names under which metrics are served; tests/played reads them from a running job."""
 
 import re
 
