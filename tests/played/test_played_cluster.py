@@ -120,7 +120,10 @@ def test_a_host_lost_in_mid_training_costs_nothing_and_ctrl_c_saves(make_cluster
     assert job.wait(120) == 4, log.read_text()[-3000:]
     end = steps_saved(cluster)[-1]
     assert f"stopped at step {end} as asked" in log.read_text()
-    assert_same(tensors(cluster, end), whole_run(tmp_path, end))
+    got, whole = tensors(cluster, end), whole_run(tmp_path, end)
+    for found in (got, whole):
+        del found["state"]["best"]  # only a run that ends is evaluated at its last step
+    assert_same(got, whole)
 
 
 def test_when_the_head_dies_submitting_again_resumes(make_cluster, tmp_path, row):

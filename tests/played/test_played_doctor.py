@@ -1,6 +1,7 @@
 """The doctor on a healthy cluster of three hosts, and on one with everything wrong."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ pytestmark = [
 ITEMS = [*TINY, "run.storage=s3://runs", "run.name=x", "train.steps=10", "launch.workers=2"]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 REFUSE = """
+import http.server
 class Refuse(http.server.BaseHTTPRequestHandler):
     def answer(self):
         self.send_response(403); self.send_header("Content-Length", "0"); self.end_headers()
@@ -70,29 +72,37 @@ def test_a_sick_cluster_is_red_with_the_right_lines(make_cluster, tmp_path):
     cluster = make_cluster(token=False)
     cluster.network.start_on_switch(sys.executable, "-c", REFUSE)
     cluster.start_head()
-    healthy, sick = cluster.workers
-    cluster.start_worker(healthy)
-    full = "mkdir /tmp/full && mount -t tmpfs -o size=64m full /tmp/full && "
-    full += "dd if=/dev/zero of=/tmp/full/x bs=1M count=62 2>/dev/null;"
-    cluster.start_worker(
-        sick,
-        before=full,
-        TMPDIR="/tmp/full",
-        PYTHONPATH=str(other_build(tmp_path / "other")),
-        LD_PRELOAD=str(FAKETIME),
-        FAKETIME="+90s",
-    )
-    wait_for("all nodes", lambda: cluster.alive() == 3, 280, 3.0)
-    refusing = f"http://{SWITCH_ADDRESS}:9001"
-    code, text = examine(cluster, tmp_path / "log.txt", AWS_ENDPOINT_URL=refusing)
+    cluster.start_worker(cluster.workers[0])
+    # Each host has a /tmp of its own.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as elsewhere:
+        code, text = examine_with_a_sick_worker(cluster, Path(elsewhere), tmp_path)
     print(text)
     assert code == 2
     red = {line.split()[1]: line for line in text.splitlines() if line.startswith("RED")}
     assert set(red) == {"versions", "disk", "clocks", "dashboard", "storage"}
     assert "torch 2.0.0 on worker1" in red["versions"]
+    assert "aae_dist 0.0.9 on worker1" in red["versions"]
     assert "code " in red["versions"]
     assert "/tmp/full on worker1" in red["disk"]
     assert "worker1 is 90." in red["clocks"] or "worker1 is 89." in red["clocks"]
     assert "lets anybody run code" in red["dashboard"]
     assert "permission" in red["storage"]
     assert all(" -> " in line for line in red.values())
+
+
+def examine_with_a_sick_worker(cluster, elsewhere, tmp_path):
+    """Start the second worker with what is wrong, and let the doctor look."""
+    _, sick = cluster.workers
+    full = "mkdir /tmp/full && mount -t tmpfs -o size=64m full /tmp/full && "
+    full += "dd if=/dev/zero of=/tmp/full/x bs=1M count=62 2>/dev/null;"
+    cluster.start_worker(
+        sick,
+        before=full,
+        TMPDIR="/tmp/full",
+        PYTHONPATH=str(other_build(elsewhere / "other")),
+        LD_PRELOAD=str(FAKETIME),
+        FAKETIME="+90s",
+    )
+    wait_for("all nodes", lambda: cluster.alive() == 3, 280, 3.0)
+    refusing = f"http://{SWITCH_ADDRESS}:9001"
+    return examine(cluster, tmp_path / "log.txt", AWS_ENDPOINT_URL=refusing)
