@@ -15,11 +15,12 @@ Write WebDataset shards (tar files that any tool reads) with a manifest.json eac
 OUT/validation:
   mnist, fashion-mnist, cifar10, svhn, celeba
           from the files that torchvision keeps in --root, downloaded unless they are there
-  folder  images below the folder --root, which has one sub-folder for each class
+  folder  images in the folder --root, which has one sub-folder for each class, or none: no labels
   csv     images that the file --root lists, with the columns path and label
   npy     the rows of the array in --root: images (uint8 [N, H, W], [N, H, W, C], [N, C, H, W])
           or vectors ([N, D], written as float32 and read with data.image_keys=[npy])
-folder, csv and npy are split by the hash of each sample's path or row, keyed by --seed.
+folder, csv and npy are split by the hash of each sample's path or row, keyed by --seed. Image files
+are kept byte for byte unless --image-size or --crop-size is given.
 """
 
 PACK_EXAMPLES = """\

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.data.decode_array import Shape, decode_array
+from aae_dist.data.exif import upright
 from aae_dist.data.image_header import ImageHeader, read_header
 from aae_dist.data.png_check import proven_png
 from aae_dist.data.resize import Resize
@@ -77,7 +78,7 @@ def is_array(name: str) -> bool:
 
 
 def decode_image(data: bytes, shape: Shape | None = None, resize: Resize = AS_IT_IS) -> Tensor:
-    """Return the image as uint8 [C, H, W].
+    """Return the image as uint8 [C, H, W], upright where EXIF says how.
 
     Args:
         data: A PNG, JPEG or WebP file.
@@ -173,6 +174,7 @@ def _finished(
     """Return the image with the wanted shape, decoded by Pillow where there is none yet."""
     if image is None:
         image = _decode_with_pillow(data, header, shape[0])
+    image = upright(image, header.orientation)
     if image.shape != (shape[0], header.height, header.width):
         raise _damaged(f"the image decodes to shape {tuple(image.shape)}; it is damaged")
     if image.shape == shape:

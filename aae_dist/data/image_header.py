@@ -1,27 +1,41 @@
 """Size and channels of PNG, JPEG and WebP images, read from their headers before any decoding."""
 
 import struct
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
+
+from aae_dist.data.exif import PREFIX, is_turned, orientation
 
 Format = Literal["PNG", "JPEG", "WEBP"]
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
 """By PNG colour type: grey, colour, palette, grey with alpha, colour with alpha."""
 _JPEG_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)))
+_JPEG_APP1 = 0xE1
+_WEBP_HAS_EXIF = 0x08
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says of itself."""
+    """What an image file says of itself; height and width are those of the upright image."""
 
     format: Format
     channels: int
     """1 for grey, 3 for colour; alpha not counted."""
     height: int
     width: int
+    orientation: int = 1
+    """EXIF's number for what turns and mirrors the stored pixels upright; 1: nothing."""
 
 
 def read_header(data: bytes) -> ImageHeader | None:
-    """Return what the image's first bytes say; None if it is none of the three formats."""
+    """Return what the image's headers say; None if it is none of the three formats."""
+    header = _stored(data)
+    if header is None or not is_turned(header.orientation):
+        return header
+    return header._replace(height=header.width, width=header.height)
+
+
+def _stored(data: bytes) -> ImageHeader | None:
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
             return _png(data)
@@ -38,11 +52,13 @@ def _png(data: bytes) -> ImageHeader | None:
     if data[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    return ImageHeader("PNG", _PNG_CHANNELS[data[25]], height, width)
+    # Nearly no PNG has EXIF data, so the chunks are not gone through to find out.
+    exif = next(_chunks(data, 8, b"eXIf", ">I"), b"") if b"eXIf" in data else b""
+    return ImageHeader("PNG", _PNG_CHANNELS[data[25]], height, width, orientation(exif))
 
 
 def _jpeg(data: bytes) -> ImageHeader | None:
-    position = 2
+    position, turn = 2, 1
     while data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # padding
@@ -51,7 +67,9 @@ def _jpeg(data: bytes) -> ImageHeader | None:
         length = struct.unpack_from(">H", data, position + 2)[0]
         if marker in _JPEG_FRAMES:
             height, width, components = struct.unpack_from(">HHB", data, position + 5)
-            return ImageHeader("JPEG", 1 if components == 1 else 3, height, width)
+            return ImageHeader("JPEG", 1 if components == 1 else 3, height, width, turn)
+        if marker == _JPEG_APP1 and turn == 1 and data.startswith(PREFIX, position + 4):
+            turn = orientation(data[position + 4 : position + 2 + length])
         position += 2 + length
     return None
 
@@ -66,5 +84,18 @@ def _webp(data: bytes) -> ImageHeader | None:
         return ImageHeader("WEBP", 3, (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1)
     if kind == b"VP8X":
         width = int.from_bytes(data[24:27], "little") + 1
-        return ImageHeader("WEBP", 3, int.from_bytes(data[27:30], "little") + 1, width)
+        height = int.from_bytes(data[27:30], "little") + 1
+        exif = next(_chunks(data, 12, b"EXIF", "<I"), b"") if data[20] & _WEBP_HAS_EXIF else b""
+        return ImageHeader("WEBP", 3, height, width, orientation(exif))
     return None
+
+
+def _chunks(data: bytes, position: int, kind: bytes, length: str) -> Iterator[bytes]:
+    """Yield the contents of the chunks of one kind, of a PNG (length first) or a WebP file."""
+    first = length == ">I"
+    while position + 8 <= len(data):
+        (size,) = struct.unpack_from(length, data, position if first else position + 4)
+        if data[position + 4 * first : position + 4 * first + 4] == kind:
+            yield data[position + 8 : position + 8 + size]
+        # A PNG's checksum follows; WebP pads to even places.
+        position += 8 + size + (4 if first else size % 2)

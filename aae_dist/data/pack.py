@@ -29,7 +29,7 @@ GIVEN: Mapping[str, Callable[[Path, PackOptions], Source]] = {
 }
 NAMES = (*DOWNLOADED, *GIVEN)
 ROOTS = {
-    "folder": "--root FOLDER, with a sub-folder for each class",
+    "folder": "--root FOLDER, with a sub-folder for each class, or with images alone",
     "csv": "--root FILE.csv, with the columns path and label",
     "npy": "--root FILE.npy, with a row for each sample",
 }
@@ -71,6 +71,8 @@ def pack(
         _write(target, source, options, write)
     except (OSError, LaunchError) as error:
         raise DataError(f"{out}: cannot write the shards ({error}).") from error
+    if advice := source.advice():
+        write(advice)
     return {set_name: samples.num_samples for set_name, samples in source.sets.items()}
 
 

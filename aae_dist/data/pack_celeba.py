@@ -10,11 +10,8 @@ from aae_dist.data.pack_sources import (
     PackOptions,
     SampleSet,
     Source,
-    open_image,
-    pixels,
-    png,
+    file_fields,
     read_file,
-    resized_or_named,
 )
 from aae_dist.errors import DataError
 
@@ -62,14 +59,9 @@ def _samples(
     folder: Path, files: Sequence[str], labels: Sequence[dict[str, int]], options: PackOptions
 ) -> Iterator[Fields]:
     for file, label in zip(files, labels, strict=True):
-        data = read_file(folder / file)
-        image, _ = open_image(data, str(folder / file))
-        fields: Fields = {"__key__": Path(file).stem, "json": json.dumps(label).encode()}
-        if options.image_size is None and options.crop_size is None:
-            yield {**fields, "jpg": data}
-        else:
-            small = resized_or_named(pixels(image), options, str(folder / file))
-            yield {**fields, "png": png(small)}
+        path = folder / file
+        fields, _ = file_fields(path.stem, read_file(path), str(path), options)
+        yield {**fields, "json": json.dumps(label).encode()}
 
 
 def _attributes(path: Path) -> tuple[list[str], dict[str, list[int]]]:

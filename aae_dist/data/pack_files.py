@@ -1,20 +1,18 @@
 """Image files to pack: a folder with a sub-folder for each class, or a CSV of paths and labels."""
 
 import csv
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from aae_dist.data.pack_sources import (
-    FIELDS,
     SUFFIXES,
     Fields,
     PackOptions,
     Source,
-    image_fields,
-    open_image,
-    pixels,
+    file_fields,
     read_file,
-    resized_or_named,
     sets_of,
     split,
 )
@@ -24,27 +22,51 @@ COLUMNS = ("path", "label")
 
 
 def folder_source(root: Path, options: PackOptions) -> Source:
-    """Return the images below `root`, labelled by the sorted names of its sub-folders.
+    """Return the images in the sub-folders of `root`, labelled by the sorted names of these.
+
+    Images that lie in `root` itself, where no sub-folder has any, have no labels. What is hidden
+    (.ipynb_checkpoints, ._photo.jpg) is not looked at, and a folder without images is no class.
 
     Raises:
-        DataError: There are no sub-folders or no images in them.
+        DataError: There are no images, or some lie deeper, or beside sub-folders that have some.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give a folder with a sub-folder for each class.")
-    classes = sorted(path for path in root.iterdir() if path.is_dir())
-    found = [
-        (path, label)
-        for label, folder in enumerate(classes)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
-    if not found:
+    images = sorted(_images(root))
+    classes = sorted({path.parts[0] for path in images if len(path.parts) > 1})
+    deep = next((path for path in images if len(path.parts) > 2), None)
+    if deep is not None:
         raise DataError(
-            f"{root}: no {', '.join(SUFFIXES)} file in {len(classes)} sub-folders; "
+            f"{root}: {deep.as_posix()} lies in a folder of a folder, so its class is not clear; "
+            f"pack {root / deep.parts[0]} by itself if that holds the classes, or list paths and "
+            "labels for `pack csv`."
+        )
+    if not images:
+        raise DataError(
+            f"{root}: no {', '.join(SUFFIXES)} file in it or its sub-folders; "
             "give a folder with a sub-folder for each class."
         )
-    names = [path.relative_to(root).as_posix() for path, _ in found]
-    return _source(found, names, [folder.name for folder in classes], options)
+    loose = [path.name for path in images if len(path.parts) == 1]
+    if loose and classes:
+        raise DataError(
+            f"{root}: {loose[0]} and {len(loose) - 1} more lie beside the folders of the classes; "
+            "move them into one, or remove them."
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    found = [(root / path, numbers.get(path.parts[0])) for path in images]
+    return _source(found, [path.as_posix() for path in images], classes, options)
+
+
+def _images(root: Path) -> Iterator[Path]:
+    """Yield the paths, below `root`, of image files. A class may be a link to a folder."""
+    links = [path for path in root.iterdir() if path.is_symlink() and path.is_dir()]
+    for top in (root, *(link for link in links if not link.name.startswith("."))):
+        for folder, folders, files in os.walk(top):  # follows no other link: none leads in a circle
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                path = Path(folder, name)
+                if path.suffix.lower() in SUFFIXES and name[0] != "." and path.is_file():
+                    yield path.relative_to(root)
 
 
 def csv_source(file: Path, options: PackOptions) -> Source:
@@ -58,11 +80,9 @@ def csv_source(file: Path, options: PackOptions) -> Source:
     """
     rows = _rows(file)
     paths = [row["path"] for row in rows]
-    doubled = (
-        {path for path in paths if paths.count(path) > 1} if len(set(paths)) < len(paths) else ()
-    )
+    doubled = [path for path, count in Counter(paths).items() if count > 1]
     if doubled:
-        raise DataError(f"{file}: lists {min(doubled)} twice; give each image once.")
+        raise DataError(f"{file}: lists {doubled[0]} twice; give each image once.")
     texts = [row.get("label") or "" for row in rows]
     labels, classes = numbered(texts, str(file))
     found = [(file.parent / path, label) for path, label in zip(paths, labels, strict=True)]
@@ -111,30 +131,22 @@ def _source(
     classes: Sequence[str],
     options: PackOptions,
 ) -> Source:
-    sets = sets_of(split(names, options), _sample_maker(files, options))
-    return Source(sets, classes)
-
-
-def _sample_maker(
-    files: Sequence[tuple[Path, int | None]], options: PackOptions
-) -> Callable[[int, int], Fields]:
-    first: tuple[int, int] | None = None
+    sizes: set[tuple[int, int]] = set()
 
     def sample(place: int, number: int) -> Fields:
-        nonlocal first
         path, label = files[number]
-        data = read_file(path)
-        image, kind = open_image(data, str(path))
-        if options.image_size is not None or options.crop_size is not None:
-            small = resized_or_named(pixels(image), options, str(path))
-            return image_fields(place, small, label)
-        first = first or image.size
-        if image.size != first:
-            raise DataError(
-                f"{path}: {image.width} x {image.height} pixels where others have "
-                f"{first[0]} x {first[1]}; give --image-size to bring all to one size."
-            )
-        fields: Fields = {"__key__": f"{place:08d}", FIELDS[kind]: data}
+        fields, size = file_fields(f"{place:08d}", read_file(path), str(path), options)
+        sizes.add(size)
         return fields if label is None else {**fields, "cls": str(label).encode()}
 
-    return sample
+    def advice() -> str:
+        if len(sizes) < 2:
+            return ""
+        low, high = ([f(side) for side in zip(*sizes, strict=True)] for f in (min, max))
+        return (
+            f"The images have {len(sizes)} sizes, from {low[0]} to {high[0]} pixels high and from "
+            f"{low[1]} to {high[1]} wide, and are kept as they are: train with data.image_size=N, "
+            "or pack them again with --image-size N."
+        )
+
+    return Source(sets_of(split(names, options), sample), classes, advice)

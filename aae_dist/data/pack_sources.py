@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from aae_dist.data.decode import checked_header, decode_image
 from aae_dist.data.resize import Resize
 from aae_dist.errors import DataError, SampleError
 
@@ -46,6 +47,11 @@ class PackOptions:
         """How images are brought to `image_size`."""
         return Resize("none" if self.image_size is None else "cover", self.crop_size)
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether images are scaled or cut, so that files are written anew."""
+        return self.image_size is not None or self.crop_size is not None
+
 
 @dataclass(frozen=True)
 class SampleSet:
@@ -61,6 +67,8 @@ class Source:
 
     sets: dict[str, SampleSet]
     classes: Sequence[str] = field(default=())
+    advice: Callable[[], str] = str
+    """Says, when all samples are written, what the user should know of them, if anything."""
 
 
 def split(names: Sequence[str], options: PackOptions) -> dict[str, list[int]]:
@@ -131,7 +139,7 @@ def resized(image: Pixels, options: PackOptions) -> Pixels:
     Raises:
         SampleError: it is smaller than the square to cut out.
     """
-    if options.image_size is None and options.crop_size is None:
+    if not options.changes_images:
         return image
     resize, size = options.resize, options.image_size
     height, width = image.shape[:2]
@@ -142,33 +150,37 @@ def resized(image: Pixels, options: PackOptions) -> Pixels:
     return done[0] if image.ndim == 2 else np.ascontiguousarray(done.transpose(1, 2, 0))
 
 
-def open_image(data: bytes, name: str) -> tuple[Image.Image, str]:
-    """Return the decoded image in a PNG, JPEG or WebP file, and its format.
+def file_fields(
+    key: str, data: bytes, name: str, options: PackOptions
+) -> tuple[Fields, tuple[int, int]]:
+    """Return the sample of an image file, and (height, width) of its image, which is upright.
+
+    The file's bytes are kept unless the options ask for another size. The image is decoded in
+    either case, as training decodes it: so the file is proven, and pixels that are scaled here
+    equal those that are scaled in training.
+
+    Args:
+        key: what becomes the sample's key.
+        data: a PNG, JPEG or WebP file.
+        name: begins the message of an error.
+        options: the size.
 
     Raises:
-        DataError: it is none, or damaged; the message begins with `name`.
+        DataError: it is no such file, or damaged, or smaller than the square to cut out.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=tuple(FIELDS)) as image:
-            image.load()
-            return image.copy(), str(image.format)
-    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise what the bytes make them
-        raise DataError(f"{name}: not a readable image ({error}); remove it.") from None
-
-
-def pixels(image: Image.Image) -> Pixels:
-    """Return grey or colour pixels, whatever the image's mode."""
-    plain = image.convert("L" if image.mode in ("1", "L", "LA", "I;16") else "RGB")
-    array: Pixels = np.asarray(plain)
-    return array
-
-
-def resized_or_named(image: Pixels, options: PackOptions, name: str) -> Pixels:
-    """Return `resized`; its error as a DataError that begins with `name`."""
-    try:
-        return resized(image, options)
+        header, resize = checked_header(data), options.resize
+        inner = resize.cropped(header.height, header.width)
+        size = (options.image_size, options.image_size) if options.image_size else inner
+        image = decode_image(data, (header.channels, *size), resize).numpy()
     except SampleError as error:
+        if error.reason == "image":
+            raise DataError(f"{name}: not a readable image ({error}); remove it.") from None
         raise DataError(f"{name}: {error}.") from None
+    if not options.changes_images:
+        return {"__key__": key, FIELDS[header.format]: data}, size
+    plain = image[0] if header.channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    return {"__key__": key, "png": png(plain)}, size
 
 
 def png(image: Pixels) -> bytes:

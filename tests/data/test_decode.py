@@ -26,13 +26,13 @@ def test_header_tells_shape_before_decoding(kind: str, image: np.ndarray) -> Non
     header = read_header(encoded(image, kind, **FORMATS[kind]))
     assert header is not None
     channels = 3 if image.ndim == 3 or kind == "WEBP" else 1
-    assert header == (kind, channels, 5, 7)
+    assert header == (kind, channels, 5, 7, 1)
 
 
 def test_progressive_jpeg_and_lossy_and_extended_webp_have_headers_too() -> None:
-    assert read_header(encoded(COLOUR, "JPEG", progressive=True))[1:] == (3, 5, 7)
-    assert read_header(encoded(COLOUR, "WEBP"))[1:] == (3, 5, 7)
-    assert read_header(encoded(COLOUR, "WEBP", exif=b"Exif\0\0"))[1:] == (3, 5, 7)
+    assert read_header(encoded(COLOUR, "JPEG", progressive=True))[1:] == (3, 5, 7, 1)
+    assert read_header(encoded(COLOUR, "WEBP"))[1:] == (3, 5, 7, 1)
+    assert read_header(encoded(COLOUR, "WEBP", exif=b"Exif\0\0"))[1:] == (3, 5, 7, 1)
 
 
 def test_large_images_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,68 @@ def test_a_folder_is_labelled_by_its_sub_folders_and_split_by_path(tmp_path: Pat
     assert values == set(range(60))
 
 
+def test_hidden_and_empty_folders_are_no_classes_and_a_link_may_be_one(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    for name in (".ipynb_checkpoints", "__MACOSX", "class 1", "aa"):
+        path = tmp_path / "photos" / name / "._copy.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"resource fork")
+    (tmp_path / "photos/.ipynb_checkpoints/copy.png").write_bytes(b"no image")
+    (tmp_path / "photos/class 2").rename(tmp_path / "elsewhere")
+    (tmp_path / "photos/class 2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos/class 0/circle").symlink_to(tmp_path / "photos")
+    counts = pack("folder", str(tmp_path / "out"), str(tmp_path / "photos"))
+    assert sum(counts.values()) == 60
+    classes = json.loads((tmp_path / "out/classes.json").read_bytes())
+    assert classes == ["class 0", "class 1", "class 2"]
+    settings = Data(train=str(tmp_path / "out/train"))
+    images, labels = open_dataset(settings.train, settings).read(range(counts["train"]))
+    assert torch.equal(labels, images[:, 0, 0, 0].long() % 3)
+
+
+def test_images_in_no_sub_folder_have_no_labels(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    pack("folder", str(tmp_path / "out"), str(tmp_path / "photos/class 1"))
+    settings = Data(train=str(tmp_path / "out/train"))
+    dataset = open_dataset(settings.train, settings)
+    images, labels = dataset.read(range(len(dataset)))
+    assert set((images[:, 0, 0, 0] % 3).tolist()) == {1}
+    assert set(labels.tolist()) == {-1}
+    assert not (tmp_path / "out/classes.json").exists()
+
+
+def test_images_of_several_sizes_are_kept_with_advice(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    (tmp_path / "photos/class 0/odd.png").write_bytes(encoded(np.zeros((3, 20), np.uint8)))
+    lines: list[str] = []
+    options = PackOptions(validation_fraction=0.0)
+    pack("folder", str(tmp_path / "out"), str(tmp_path / "photos"), options, lines.append)
+    assert lines[-1].startswith(
+        "The images have 2 sizes, from 3 to 8 pixels high and from 12 to 20"
+    )
+    assert "train with data.image_size=N, or pack them again with --image-size N" in lines[-1]
+    settings = Data(train=str(tmp_path / "out/train"), image_size=4)
+    assert open_dataset(settings.train, settings).read(range(61))[0].shape == (61, 3, 4, 4)
+    options = PackOptions(validation_fraction=0.0, image_size=4)
+    lines.clear()
+    pack("folder", str(tmp_path / "small"), str(tmp_path / "photos"), options, lines.append)
+    assert not [line for line in lines if "sizes" in line]
+
+
+def test_16_bit_grey_is_packed_as_it_is_decoded(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (10, 12), np.uint16)
+    (tmp_path / "photos/a").mkdir(parents=True)
+    (tmp_path / "photos/a/deep.png").write_bytes(encoded(deep))
+    pixels = []
+    for name, size, wanted in (("small", 6, None), ("kept", None, 6)):
+        options = PackOptions(image_size=size, validation_fraction=0.0)
+        pack("folder", str(tmp_path / name), str(tmp_path / "photos"), options)
+        settings = Data(train=str(tmp_path / name / "train"), image_size=wanted)
+        pixels.append(open_dataset(settings.train, settings).read([0])[0])
+    assert torch.equal(*pixels)
+    assert abs(pixels[0].float().mean() - 127) < 20  # clipped at 255 it would be near white
+
+
 def test_files_of_a_folder_are_kept_as_they_are_unless_resized(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", ("JPEG",))
     pack("folder", str(tmp_path / "kept"), str(tmp_path / "photos"))
@@ -136,16 +198,19 @@ def test_bad_sources_are_one_clear_line_and_leave_nothing_behind(tmp_path: Path)
     write_mnist(tmp_path / "short")
     labels = tmp_path / "short/MNIST/raw/train-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1])
-    write_photos(tmp_path / "mixed")
-    (tmp_path / "mixed/class 0/odd.png").write_bytes(encoded(np.zeros((3, 3), np.uint8)))
+    write_photos(tmp_path / "loose")
+    (tmp_path / "loose/odd.png").write_bytes(encoded(np.zeros((3, 3), np.uint8)))
+    write_photos(tmp_path / "sets/train")
+    write_photos(tmp_path / "sets/val")
     write_photos(tmp_path / "broken")
     (tmp_path / "broken/class 0/bad.png").write_bytes(b"%!PS-Adobe")
     (tmp_path / "flat").mkdir()
     for name, root, problem in (
         ("mnist", "short", "damaged or not an IDX file"),
-        ("folder", "mixed", "give --image-size"),
+        ("folder", "loose", "odd.png and 0 more lie beside the folders of the classes"),
+        ("folder", "sets", r"train/class 0/0.png lies in .* pack \S+sets/train by itself"),
         ("folder", "broken", "bad.png: not a readable image"),
-        ("folder", "flat", "file in 0 sub-folders"),
+        ("folder", "flat", "file in it or its sub-folders"),
         ("folder", "absent", "no such folder"),
         ("cifar", "flat", "use mnist, fashion-mnist, cifar10, svhn, celeba, folder, csv, npy"),
     ):
