@@ -25,9 +25,11 @@ class AdversarialMethod(_Method):
     input_noise: NonNegativeFloat = 0.0
     """Standard deviation of Gaussian noise on what the discriminator sees."""
     weight: PositiveFloat = 1.0
-    """Factor on the generator's loss. Adam rescales gradients: there only a change of it counts."""
+    """Factor on the generator's loss, for SGD. Updates of Adam are as large with any factor: there
+    `phases.generator.optimizer.lr` says how hard the codes are pulled."""
     gradient_ratio: PositiveFloat | None = None
-    """Instead of `weight`: scale the generator's gradient to this part of reconstruction's."""
+    """Instead of `weight`, for SGD too: scale the generator's gradient to this part of the norm of
+    reconstruction's. Adam divides by the gradient's own size, so there it changes little."""
 
 
 class VariationalMethod(_Method):

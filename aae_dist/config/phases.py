@@ -33,7 +33,8 @@ class AdamW(Section):
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
     weight_decay: NonNegativeFloat = 1e-2
-    """Part of every weight, times the learning rate, that is taken off in each update."""
+    """Part of every weight, times the learning rate, that is taken off in each update. With adamw
+    in reconstruction and in generator the encoder's weights are decayed twice a step."""
 
 
 class Sgd(Section):

@@ -77,8 +77,9 @@ class AdversarialMethod(Method):
     def generator_norm(self) -> Tensor | None:
         """Return the norm to scale the generator's gradient to; None leaves it as it is.
 
-        A part of the norm of reconstruction's gradient on the encoder, so that neither drowns the
-        other (Esser et al., arXiv 2012.09841, equation 7, by whole gradients).
+        A part of the norm of reconstruction's gradient on the encoder, so that under SGD neither
+        drowns the other (Esser et al., arXiv 2012.09841, equation 7, by whole gradients). Under
+        Adam, here an optimizer of its own, constant factors cancel; see `config.parts`.
         """
         if self.gradient_ratio is None:
             return None

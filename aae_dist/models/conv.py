@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from aae_dist.models.mlp import SampleShape
+from aae_dist.models.mlp import SampleShape, exact
 
 SMALLEST_SIDE = 4
 MOST_WIDENING = 8
@@ -106,8 +106,7 @@ class ConvEncoder(nn.Module):
             planes = noise_BN[:, :, None, None].expand(-1, -1, *x_BCHW.shape[2:])
             x_BCHW = torch.cat([x_BCHW, planes], 1)
         features: Tensor = self.layers(x_BCHW.contiguous(memory_format=torch.channels_last))
-        outputs_BP: Tensor = self.output(features.flatten(1))
-        return outputs_BP
+        return exact(self.output, features.flatten(1), x_BCHW.dtype)
 
 
 class Doubling(nn.Module):
@@ -164,7 +163,7 @@ class ConvDecoder(nn.Module):
     def forward(self, z_BZ: Tensor) -> Tensor:
         """Map codes to images of shape (B, C, H, W), in [0, 1] behind a sigmoid."""
         small = self.input(z_BZ).unflatten(1, self.small)
-        x_BCHW: Tensor = self.output(
-            self.layers(small.contiguous(memory_format=torch.channels_last))
-        )
+        logits_BCHW = self.layers(small.contiguous(memory_format=torch.channels_last))
+        # As in MlpDecoder: a sigmoid in bfloat16 soon has no gradient.
+        x_BCHW: Tensor = self.output(logits_BCHW.to(z_BZ.dtype))
         return x_BCHW

@@ -23,6 +23,17 @@ def fully_connected(sizes: Sequence[int], linear: type[nn.Linear] = nn.Linear) -
     return nn.Sequential(*layers[:-1])
 
 
+def exact(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return layer(x) in the numbers `dtype` of its weights, also where autocast says bfloat16.
+
+    For codes: bfloat16 has 8 bits, so that between 1 and 2 they would come in steps of 1/128.
+    """
+    if not torch.is_autocast_enabled(x.device.type):
+        return layer(x)  # type: ignore[no-any-return]
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.to(dtype))  # type: ignore[no-any-return]
+
+
 class MlpEncoder(nn.Module):
     """x -> parameters of q(z|x), or (x, noise) -> z for a universal posterior."""
 
@@ -42,8 +53,10 @@ class MlpEncoder(nn.Module):
         """Map samples, images in [0, 1], to posterior parameters of shape (B, P)."""
         flat = x_BCHW.flatten(1)
         inputs = flat if noise_BN is None else torch.cat([flat, noise_BN], 1)
-        outputs: Tensor = self.layers(inputs)
-        return outputs
+        *hidden, last = self.layers
+        for layer in hidden:
+            inputs = layer(inputs)
+        return exact(last, inputs, x_BCHW.dtype)
 
 
 class MlpDecoder(nn.Module):
@@ -64,7 +77,9 @@ class MlpDecoder(nn.Module):
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         """Map codes to samples, images of shape (B, C, H, W), in [0, 1] behind a sigmoid."""
-        x_BCHW: Tensor = self.output(self.layers(z_BZ)).unflatten(1, self.sample_shape)
+        # From a logit of 6.2 on, bfloat16's sigmoid is 1 and has no gradient.
+        logits_BD = self.layers(z_BZ).to(z_BZ.dtype)
+        x_BCHW: Tensor = self.output(logits_BD).unflatten(1, self.sample_shape)
         return x_BCHW
 
 
