@@ -24,8 +24,8 @@ START_SECONDS = 180.0
 """Longest wait for a process on a machine to start and to import torch."""
 GROUP_SECONDS = 60
 """Longest wait for all ranks to find each other."""
-ANSWER_SECONDS = 60.0
-"""Longest wait for one answer of a process that runs: storage is given 30 s by its own retries."""
+ANSWER_SECONDS = 2.0 * GROUP_SECONDS
+"""Longest wait for one answer: a rank whose peer failed is busy for `GROUP_SECONDS` before."""
 ROUNDS = 5
 
 

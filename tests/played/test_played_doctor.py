@@ -79,7 +79,8 @@ def test_a_sick_cluster_is_red_with_the_right_lines(make_cluster, tmp_path):
     print(text)
     assert code == 2
     red = {line.split()[1]: line for line in text.splitlines() if line.startswith("RED")}
-    assert set(red) == {"versions", "disk", "clocks", "dashboard", "storage"}
+    # Ranks of different builds may or may not find each other.
+    assert set(red) - {"network"} == {"versions", "disk", "clocks", "dashboard", "storage"}
     assert "torch 2.0.0 on worker1" in red["versions"]
     assert "aae_dist 0.0.9 on worker1" in red["versions"]
     assert "code " in red["versions"]
