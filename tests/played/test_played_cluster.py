@@ -96,7 +96,7 @@ def test_a_host_lost_in_mid_training_costs_nothing_and_ctrl_c_saves(make_cluster
     """Two workers on two hosts; one host loses its cable, then its processes, and comes back."""
     line = row(
         "10",
-        "a host's link is cut for 5 s; then for good, its processes end, it comes back (veth pairs)",
+        "a host loses its link for 5 s, then for good with its processes, then comes back (veth)",
         "5 s are sat out; after the loss the job goes on when the host is back; bit-equal",
     )
     cluster, log = make_cluster(), tmp_path / "log.txt"
