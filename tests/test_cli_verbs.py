@@ -1,17 +1,23 @@
 """sample, interpolate, reconstruct and evaluate on a run with fresh weights."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.shards import SIDE, write_shards
+from helpers.shards import SIDE, encoded, write_shards
 from helpers.trained import save_run
 from PIL import Image
+from webdataset import TarWriter
 
 import aae_dist
 from aae_dist.cli import main
+from aae_dist.config.settings import Data
+from aae_dist.data import open_dataset
+from aae_dist.data.shard_output import npy_bytes
 
 MIXTURE = {"kind": "mixture", "num_modes": 3}
 
@@ -107,9 +113,103 @@ def test_other_data_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert printed.err.startswith(f"evaluating step 7 of {run} ...\n")
 
 
+def digits_of(folder: Path, side: int) -> str:
+    """Write a shard of 20 images of side x side pixels."""
+    with TarWriter(str(folder / "sized.tar")) as writer:
+        for number in range(20):
+            pixels = np.random.default_rng(number).integers(0, 256, (side, side), np.uint8)
+            writer.write({"__key__": f"{number:03d}", "png": encoded(pixels)})
+    return str(folder / "sized.tar")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "RUN", "--data", "DATA"],
+        ["evaluate", "RUN", "DATA", "--json"],
+        ["interpolate", "RUN", "DATA", "--num", "2", "--out", "x.npy"],
+        ["reconstruct", "RUN", "DATA", "--num", "2", "--out", "x.npy"],
+        ["encode", "RUN", "DATA", "--format", "npy", "--out", "codes"],
+    ],
+    ids=" ".join,
+)
+def test_images_of_another_size_are_taken_as_the_message_says(
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # What training saves: everything filled in that the data decided.
+    data = {"train": "builtin://digits/train", "image_size": 28, "resize": "none", "channels": 1}
+    save_run(tmp_path / "run", data=data)
+    places = {"RUN": str(tmp_path / "run"), "DATA": digits_of(tmp_path, 20)}
+    command = [places.get(word, word) for word in argv]
+    assert main(command) == 2
+    (advice,) = re.findall(r"data\.\S+=\S+", capsys.readouterr().err)
+    if "codes" in command:  # that folder is for the shards as they were read at first
+        command[-1] = "others"
+    assert main([*command, advice]) == 0
+
+
+def test_an_override_that_would_do_nothing_is_refused(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["reconstruct", run, "--out", str(tmp_path / "x.png"), "launch.workers=2"]
+    assert main(argv) == 2
+    assert "launch.workers=2: here only data.* may be overridden" in capsys.readouterr().err
+    assert main(["evaluate", run, "data.resise=cover"]) == 2
+    assert "resise" in capsys.readouterr().err
+
+
+def test_a_run_of_a_gpu_is_encoded_on_a_machine_without_one(tmp_path: Path) -> None:
+    save_run(tmp_path / "run", train={"steps": 9, "device": "cuda"})
+    argv = ["encode", str(tmp_path / "run"), "--format", "npy", "--out", str(tmp_path / "codes")]
+    assert main([*argv, "train.device=cpu"]) == 0
+
+
+def test_floats_are_pictured_in_their_own_range(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).random((40, 3, 6, 6), np.float32)
+    with TarWriter(str(tmp_path / "floats.tar")) as writer:
+        for number, row in enumerate(rows):
+            writer.write({"__key__": f"{number:03d}", "npy": npy_bytes(row)})
+    data = {"train": str(tmp_path / "floats.tar"), "image_keys": ("npy",)}
+    save_run(tmp_path / "run", shape=(3, 6, 6), data=data)
+    out = tmp_path / "x.png"
+    argv = ["reconstruct", str(tmp_path / "run"), str(tmp_path / "floats.tar"), "--num", "8"]
+    assert main([*argv, "--out", str(out)]) == 0
+    pixels = np.asarray(Image.open(out).convert("L"))
+    top = pixels[len(pixels) // 4 : len(pixels) // 2]  # the originals, as bright as they are
+    assert np.mean(top[top < 250]) > 80
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_arrays_of_any_channels_are_pictured_and_written(channels: int, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (12, channels, 6, 6), np.uint8)
+    (tmp_path / "in").mkdir()
+    with TarWriter(str(tmp_path / "in" / "000.tar")) as writer:
+        for number, row in enumerate(rows):
+            buffer = io.BytesIO()
+            np.save(buffer, row)
+            writer.write({"__key__": f"{number:03d}", "npy": buffer.getvalue()})
+    data = {"train": str(tmp_path / "in"), "image_keys": ("npy",)}
+    save_run(tmp_path / "run", shape=(channels, 6, 6), data=data)
+    run = str(tmp_path / "run")
+    assert main(["sample", run, "--num", "4", "--out", str(tmp_path / "x.png")]) == 0
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.mode == "L"  # the first channel
+    out = str(tmp_path / "out")
+    assert main(["reconstruct", run, str(tmp_path / "in"), "--out", out]) == 0
+    again = open_dataset(out, Data(train=out, image_keys=("npy",)))
+    wanted = aae_dist.load_run(run).reconstruct(torch.from_numpy(rows))
+    assert torch.equal(again.read(range(12))[0], wanted)
+
+
 @pytest.mark.parametrize(
     ("argv", "problem"),
     [
+        (["reconstruct", "RUN", "--out", "x.jpg"], "should be one of .png"),
+        (["reconstruct", "RUN", "--out", "s3://bucket/x.png"], "a local file"),
         (["sample", "RUN", "--classes", "3", "--out", "x.png"], "give numbers from 0 to 2"),
         (["sample", "RUN", "--classes", "a", "--out", "x.png"], "give numbers from 0 to 2"),
         (["sample", "PLAIN", "--classes", "0", "--out", "x.png"], "(gaussian) has none"),

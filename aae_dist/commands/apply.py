@@ -32,7 +32,7 @@ def apply(
         data: patterns of shards; none means the run's validation shards.
         out: folder to write, local or in a bucket; absent, empty, or begun by the same command.
         format: parquet or npy for codes, tar for reconstructions.
-        overrides: of `data.*` and `launch.*`.
+        overrides: of `data.*`, `launch.*` and `train.device`.
         step: the checkpoint's step; by default the newest.
 
     Raises:

@@ -14,6 +14,7 @@ def evaluate(
     as_json: bool = False,
     data: Sequence[str] = (),
     step: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> int:
     """Measure a checkpoint of the run at `uri` on validation data and print it.
 
@@ -22,13 +23,14 @@ def evaluate(
         as_json: print one JSON object, not a table.
         data: patterns of shards; none means the run's own validation shards.
         step: the checkpoint's step; by default the newest.
+        overrides: of `data.*`.
 
     Raises:
         CheckpointError: the folder holds no checkpoint that verifies.
-        ConfigError: no data is given and the run has none.
+        ConfigError: no data is given and the run has none, or an override is wrong.
         DataError: the validation data is not there.
     """
-    run = open_run(uri, step)
+    run = open_run(uri, step, overrides)
     print(f"evaluating step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
     metrics = run.evaluate([absolute_storage(pattern) for pattern in data]).metrics
     if as_json:

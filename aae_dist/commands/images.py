@@ -15,12 +15,20 @@ Images = np.ndarray[tuple[int, int, int, int], np.dtype[np.float32]]
 """[N, C, H, W], pixels in [0, 1]."""
 
 
+def is_file(out: str) -> bool:
+    """Return whether `--out` means a file of images, of a kind that we write or of another."""
+    suffix = Path(out).suffix.lower()
+    return suffix in WRITERS or suffix in Image.registered_extensions()
+
+
 def checked_path(out: str) -> Path:
-    """Return the path of `--out`; ConfigError unless its suffix is one of `WRITERS`."""
+    """Return the path of `--out`; ConfigError unless it is local with a suffix of `WRITERS`."""
     path = Path(out).expanduser()
     if path.suffix.lower() not in WRITERS:
         known = ", ".join(WRITERS)
         raise ConfigError(f"--out {out}: the suffix should be one of {known}, got {path.suffix!r}")
+    if "://" in out:
+        raise ConfigError(f"--out {out}: should be a local file")
     return path
 
 
@@ -54,7 +62,11 @@ def write_file(path: Path, write: Callable[[], object]) -> None:
 def grid(
     images: Images, columns: int | None = None
 ) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-    """Return the images side by side as uint8 [H, W, C], a white pixel between them."""
+    """Return the images side by side as uint8 [H, W, C], a white pixel between them.
+
+    Of other than one or three channels, which a picture cannot have, the first is shown.
+    """
+    images = images if images.shape[1] == 3 else images[:, :1]
     num, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)

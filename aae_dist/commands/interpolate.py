@@ -35,6 +35,8 @@ class Ways:
     """data: codes of validation samples; prior: samples of the prior."""
     data: tuple[str, ...] = ()
     """Patterns of shards; none means the run's validation shards."""
+    overrides: tuple[str, ...] = ()
+    """Of `data.*`."""
     seed: int = 0
 
 
@@ -53,7 +55,7 @@ def interpolate(uri: str, out: str, ways: Ways, step: int | None = None) -> int:
         DataError: the data is missing or damaged.
     """
     path = checked_path(out)
-    run = open_run(uri, step)
+    run = open_run(uri, step, ways.overrides)
     codes = _codes(run, ways)
     images = run.decode(codes.flatten(0, 1))
     write_images(path, images, columns=codes.shape[1])

@@ -46,6 +46,7 @@ def _add_evaluate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
         help_texts.EVALUATE,
         help_texts.EVALUATE_EXAMPLES,
     )
+    _add_items(parser)
     _add_data(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object, not a table")
     parser.set_defaults(run=_evaluate)
@@ -77,6 +78,7 @@ def _add_interpolate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
         help_texts.INTERPOLATE,
         help_texts.INTERPOLATE_EXAMPLES,
     )
+    _add_items(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help=help_texts.IMAGE_FILE)
     parser.add_argument("--kind", choices=("pairs", "plane", "traverse"), default="pairs")
     parser.add_argument(
@@ -172,7 +174,8 @@ def _add_items(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="DATA | key=value",
         help="shards: patterns or folders, as for data.train (default: the run's validation "
-        "shards); and overrides of data.* and launch.*",
+        "shards); and overrides of data.*, and where whole data sets are written of launch.* and "
+        "train.device",
     )
 
 
@@ -182,7 +185,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="shards, as for data.train (default: the run's validation shards)",
+        help="the same as DATA",
     )
 
 
@@ -207,18 +210,25 @@ def _at_least(text: str, least: int) -> int:
     return value
 
 
-def _encode(args: argparse.Namespace) -> int:
-    from aae_dist.commands.apply import apply
+def _items(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return patterns of shards, and overrides."""
     from aae_dist.config.reading import split_items
 
-    data, overrides = split_items(args.items)
+    return split_items([*getattr(args, "data", ()), *args.items])
+
+
+def _encode(args: argparse.Namespace) -> int:
+    from aae_dist.commands.apply import apply
+
+    data, overrides = _items(args)
     return apply(args.uri, data, args.out, args.format, overrides, args.step)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from aae_dist.commands.evaluate import evaluate
 
-    return evaluate(args.uri, args.json, args.data, args.step)
+    data, overrides = _items(args)
+    return evaluate(args.uri, args.json, data, args.step, overrides)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -230,17 +240,24 @@ def _export(args: argparse.Namespace) -> int:
 def _interpolate(args: argparse.Namespace) -> int:
     from aae_dist.commands.interpolate import Ways, interpolate
 
+    data, overrides = map(tuple, _items(args))
     ways = Ways(
-        args.kind, args.num, args.steps, args.path, args.source, tuple(args.data), args.seed
+        kind=args.kind,
+        num=args.num,
+        steps=args.steps,
+        path=args.path,
+        source=args.source,
+        data=data,
+        overrides=overrides,
+        seed=args.seed,
     )
     return interpolate(args.uri, args.out, ways, args.step)
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
     from aae_dist.commands.reconstruct import reconstruct
-    from aae_dist.config.reading import split_items
 
-    data, overrides = split_items(args.items)
+    data, overrides = _items(args)
     return reconstruct(args.uri, args.out, data, args.num, overrides, args.step)
 
 

@@ -1,11 +1,10 @@
 """`aae-dist reconstruct`: what a trained run makes of the images that it is given."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from aae_dist.commands.images import WRITERS, write_file, write_images
+from aae_dist.commands.images import checked_path, is_file, write_file, write_images
 from aae_dist.commands.trained import open_run
 from aae_dist.config.paths import absolute_storage
 
@@ -27,20 +26,20 @@ def reconstruct(
             folder of WebDataset shards, under the keys of the originals.
         data: patterns of shards; none means the run's validation shards.
         num: images in a file, spread evenly over the data.
-        overrides: of `data.*` and `launch.*`, for a folder.
+        overrides: of `data.*`; for a folder also of `launch.*` and `train.device`.
         step: the checkpoint's step; by default the newest.
 
     Raises:
-        ConfigError: `out` cannot be written, or there is no data.
+        ConfigError: `out` cannot be written, an override is wrong, or there is no data.
         CheckpointError: the folder holds no checkpoint that verifies.
         DataError: the data is missing or damaged.
     """
-    path = Path(out).expanduser()
-    if path.suffix.lower() not in WRITERS:
+    if not is_file(out):
         from aae_dist.commands.apply import apply
 
         return apply(uri, data, out, "tar", overrides, step)
-    run = open_run(uri, step)
+    path = checked_path(out)
+    run = open_run(uri, step, overrides)
     samples = run.open([absolute_storage(pattern) for pattern in data])
     num = min(num, len(samples))
     originals, _ = samples.read(np.arange(num, dtype=np.int64) * len(samples) // num)

@@ -10,9 +10,15 @@ from aae_dist.config.layers import Merge
 from aae_dist.config.overrides import read_overrides
 from aae_dist.config.root import RunConfig
 from aae_dist.config.section import Section
-from aae_dist.config.settings import Data, Launch
+from aae_dist.config.settings import Data, Device, Launch
 from aae_dist.config.tree import from_plain, plain
 from aae_dist.errors import ConfigError
+
+
+class Where(Section):
+    """The one key of `train` that is not about training."""
+
+    device: Device
 
 
 class Reading(Section):
@@ -20,10 +26,11 @@ class Reading(Section):
 
     data: Data
     launch: Launch
+    train: Where
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return `config` with `data.*` and `launch.*` overridden.
+    """Return `config` with `data.*`, `launch.*` and `train.device` overridden.
 
     Checks that only training needs, say of `launch.workers` against the lanes, are left out.
 
@@ -32,12 +39,16 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """
     layer, problems = read_overrides(overrides)
     if not problems:
-        own = config.model_dump(mode="json", include={"data", "launch"})
+        own = config.model_dump(
+            mode="json", include={"data": True, "launch": True, "train": {"device"}}
+        )
         given = {key: from_plain(value, "the run's config.yaml") for key, value in own.items()}
         tree = Merge(Reading).run([given, layer])
         try:
             reading = Reading.model_validate_json(json.dumps(plain(tree)))
-            return config.model_copy(update={"data": reading.data, "launch": reading.launch})
+            train = config.train.model_copy(update={"device": reading.train.device})
+            found = {"data": reading.data, "launch": reading.launch, "train": train}
+            return config.model_copy(update=found)
         except ValidationError as error:
             problems = messages.lines(error, Reading, tree)
     raise ConfigError("overrides: " + "\n  ".join(problems))

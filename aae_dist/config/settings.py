@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from aae_dist.config.section import Section
 
+Device = Literal["auto", "cpu", "cuda"]
 Urls = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -126,7 +127,7 @@ class Train(Section):
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Keep a moving average of encoder and decoder, for example 0.999 a step; scores, pictures and
     `load_run` then use it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """auto takes the GPU that the launcher gave the rank, else the CPU."""
 
 

@@ -23,12 +23,14 @@ class Resize:
 
     how: str
     crop_size: int | None
+    is_settled: bool = False
+    """Whether `none` was asked for, or is what a trained run found: a size then changes nothing."""
 
     @classmethod
     def of(cls, settings: Data) -> "Resize":
         """Take what the run's `data` section says."""
-        return cls(settings.resize or ("cover" if settings.image_size else "none"),
-                   settings.crop_size)  # fmt: skip
+        how = settings.resize or ("cover" if settings.image_size else "none")
+        return cls(how, settings.crop_size, is_settled=settings.resize == "none")
 
     def cropped(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of an image after the cut of `crop_size`; SampleError if it is smaller.
@@ -50,9 +52,10 @@ class Resize:
         if inner == wanted or self.how in ("cover", "stretch"):
             return
         if self.how == "none":
+            key = "data.resize=cover" if self.is_settled else "data.image_size"
             raise _wrong_size(
-                height, width, f"wanted {wanted[0]} x {wanted[1]}; give data.image_size to bring "
-                "all images to one size"
+                height, width, f"wanted {wanted[0]} x {wanted[1]}; give {key} to bring all images "
+                "to one size"
             )  # fmt: skip
         if inner[0] < wanted[0] or inner[1] < wanted[1]:
             raise _wrong_size(

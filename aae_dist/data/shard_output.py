@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from aae_dist.data.sample_decoder import NO_LABEL
 from aae_dist.errors import ConfigError
 
 Rows = NDArray[np.float32]
@@ -75,7 +76,7 @@ class ParquetOutput:
         labels, rows = np.concatenate(self._labels), np.concatenate(self._rows)
         columns = [
             self._arrow.array(self._keys, self._arrow.string()),
-            self._arrow.array(labels, self._arrow.int64(), mask=labels < 0),
+            self._arrow.array(labels, self._arrow.int64(), mask=labels == NO_LABEL),
             self._arrow.FixedSizeListArray.from_arrays(
                 self._arrow.array(rows.reshape(-1)), self._width
             ),
@@ -114,7 +115,8 @@ class NpyOutput:
 class TarOutput:
     """`NAME.tar`: a WebDataset shard of PNG images with their labels, under the input's keys.
 
-    With `as_arrays` float32 arrays in the field npy stand in place of the images.
+    With `as_arrays` float32 arrays in the field npy stand in place of the images, for data of
+    floats, or of channels that no PNG has.
     """
 
     as_arrays = False
@@ -134,7 +136,7 @@ class TarOutput:
                 fields["npy"] = npy_bytes(image)
             else:
                 fields["png"] = png_bytes(image)
-            if label >= 0:
+            if label != NO_LABEL:
                 fields["cls"] = str(label).encode()
             self._writer.write(fields)
 

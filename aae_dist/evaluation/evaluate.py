@@ -43,7 +43,7 @@ class Gallery:
     prior_samples: Tensor
     """Float32 [m, Z]."""
     originals: Tensor
-    """uint8 [k, C, H, W], spread evenly over the scored samples."""
+    """uint8 or float32 [k, C, H, W], spread evenly over the scored samples."""
     reconstructions: Tensor
     """Float32 [k, C, H, W] in [0, 1]."""
     decoded_prior: Tensor
@@ -157,9 +157,11 @@ class Evaluator:
     def _statistics(self, table: Tensor, prior_nZ: Tensor) -> dict[str, float]:
         """Compute all metrics from the rows of all good samples; rank 0 only."""
         if len(table) < MIN_SAMPLES:
+            bad = self._dataset.load(self._indices[:CHUNK]).bad.values()
             raise DataError(
                 f"of {self.num_samples} validation samples (data.validation) {len(table)} can be "
-                f"read and {MIN_SAMPLES} are needed; `aae-dist data verify` says what is wrong."
+                f"read and {MIN_SAMPLES} are needed; `aae-dist data verify` says what is wrong"
+                + (f"; of the first: {next(iter(bad))}" if bad else ".")
             )
         if self._yardstick is None or len(self._yardstick.prior_samples) != len(table):
             self._yardstick = build_yardstick(self._prior, len(table), self._seed)

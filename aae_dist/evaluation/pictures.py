@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from aae_dist.evaluation.evaluate import Gallery
 from aae_dist.evaluation.latent_picture import latent_codes
+from aae_dist.evaluation.vector_picture import is_vectors, lines
 
 PAIRS_PER_ROW = 8
 GAP = 2
@@ -24,6 +26,8 @@ PAPER = 1.0
 """White, the colour of margins."""
 
 Array = NDArray[np.float32]
+Range = tuple[float, float]
+PIXELS: Range = (0.0, 1.0)
 
 
 def draw_all(gallery: Gallery, caption: str = "") -> dict[str, bytes]:
@@ -37,7 +41,9 @@ def draw_all(gallery: Gallery, caption: str = "") -> dict[str, bytes]:
         "reconstructions": lambda: reconstructions(
             gallery.originals, gallery.reconstructions, caption
         ),
-        "prior_samples": lambda: decoded_samples(gallery.decoded_prior, caption),
+        "prior_samples": lambda: decoded_samples(
+            gallery.decoded_prior, caption, range_of(gallery.originals)
+        ),
         "latent_codes": lambda: latent_codes(
             gallery.codes, gallery.labels, gallery.prior_samples, caption
         ),
@@ -56,9 +62,18 @@ def png(figure: Figure) -> bytes:
 def reconstructions(
     originals_kCHW: Tensor, reconstructions_kCHW: Tensor, caption: str = ""
 ) -> Figure:
-    """Show each original, uint8, with its reconstruction, in [0, 1], below it."""
-    top = _as_pictures(originals_kCHW.float() / 255)
-    bottom = _as_pictures(reconstructions_kCHW)
+    """Show each original, uint8 or floats, with its reconstruction below it.
+
+    Bytes stand for pixels in [0, 1]. Floats are shown in their own range where that is larger, and
+    vectors as lines.
+    """
+    if is_vectors(originals_kCHW):
+        title = "originals (black), and over each its reconstruction"
+        return lines(originals_kCHW, reconstructions_kCHW, _title(title, caption))
+    shown = range_of(originals_kCHW)
+    is_bytes = originals_kCHW.dtype == torch.uint8
+    top = _as_pictures(originals_kCHW.float() / (255 if is_bytes else 1), shown)
+    bottom = _as_pictures(reconstructions_kCHW, shown)
     rows = []
     for start in range(0, len(top), PAIRS_PER_ROW):
         rows.append(_strip(top[start : start + PAIRS_PER_ROW]))
@@ -68,17 +83,27 @@ def reconstructions(
     return _show(np.concatenate(rows[:-1]), title, caption)
 
 
-def decoded_samples(images_kCHW: Tensor, caption: str = "") -> Figure:
-    """Show images decoded from samples of the prior, in [0, 1]."""
-    images = _as_pictures(images_kCHW)
+def decoded_samples(images_kCHW: Tensor, caption: str = "", shown: Range = PIXELS) -> Figure:
+    """Show images decoded from samples of the prior; `shown` says what is black and what white."""
+    if is_vectors(images_kCHW):
+        return lines(images_kCHW, None, _title("samples of the prior, decoded", caption))
+    images = _as_pictures(images_kCHW, shown)
     starts = range(0, len(images), PAIRS_PER_ROW)
     grid = np.concatenate([_strip(images[start : start + PAIRS_PER_ROW]) for start in starts])
     return _show(grid, "samples of the prior, decoded", caption)
 
 
-def _as_pictures(images_kCHW: Tensor) -> Array:
-    """Return [k, H, W, 3] in [0, 1]; one channel is shown as grey, more than three by the first."""
-    channels = images_kCHW.clamp(0, 1).nan_to_num(0.5).permute(0, 2, 3, 1)
+def range_of(originals_kCHW: Tensor) -> Range:
+    """Return what is black and what white: 0 and 1, or more where floats are outside these."""
+    if originals_kCHW.dtype == torch.uint8 or not originals_kCHW.numel():
+        return PIXELS
+    return min(0.0, float(originals_kCHW.min())), max(1.0, float(originals_kCHW.max()))
+
+
+def _as_pictures(images_kCHW: Tensor, shown: Range) -> Array:
+    """Return [k, H, W, 3] in [0, 1]; other than three channels are shown as grey, by the first."""
+    low, high = shown
+    channels = ((images_kCHW - low) / (high - low)).clamp(0, 1).nan_to_num(0.5).permute(0, 2, 3, 1)
     colour = channels if channels.shape[-1] == 3 else channels[..., :1].expand(-1, -1, -1, 3)
     pictures: Array = colour.float().numpy()
     return pictures
@@ -103,6 +128,10 @@ def _show(grid: Array, title: str, caption: str) -> Figure:
     axes = figure.add_axes((0, 0, 1, share))
     axes.imshow(grid, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
     axes.set_axis_off()
-    text = f"{caption}: {title}" if caption else title
+    text = _title(title, caption)
     figure.text(0.5, (1 + share) / 2, text, ha="center", va="center", fontsize=11)
     return figure
+
+
+def _title(title: str, caption: str) -> str:
+    return f"{caption}: {title}" if caption else title

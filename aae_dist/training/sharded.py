@@ -136,9 +136,12 @@ def write_shard(job: Job, number: int, shard: Shard) -> int:
     with tempfile.TemporaryDirectory(prefix="aae_dist-shard-") as folder:
         width = run.config.model.latent_dim
         output = FORMATS[job.format](Path(folder), name_of(number), shard.samples, width)
-        if shard.samples:
-            _fill(output, job, shard, run)
-        for path in output.close():
+        try:
+            if shard.samples:
+                _fill(output, job, shard, run)
+        finally:
+            paths = output.close()
+        for path in paths:
             out.upload(path.name, path)
     return shard.samples
 
@@ -146,7 +149,7 @@ def write_shard(job: Job, number: int, shard: Shard) -> int:
 def _fill(output: ShardOutput, job: Job, shard: Shard, run: TrainedRun) -> None:
     data = Dataset(Manifest((shard,)), Data.model_validate_json(job.data), run.image_shape)
     if isinstance(output, TarOutput):
-        output.as_arrays = data.dtype.is_floating_point
+        output.as_arrays = data.dtype.is_floating_point or run.image_shape[0] not in (1, 3)
     for start, images, labels in _chunks(data):
         keys = data.keys(range(start, start + len(labels)))
         rows = run.reconstruct(images) if job.format == "tar" else run.encode(images)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import struct
 import threading
@@ -5,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from aae_dist.evaluation import Gallery, pictures
@@ -51,6 +53,38 @@ def test_a_reconstruction_stands_below_its_original():
     dark = np.flatnonzero(column < 50)
     assert len(dark) > 10
     assert dark.min() > 0.55 * len(column)
+
+
+def grey_of(figure: Figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
+
+
+def test_floats_are_pictured_like_the_bytes_they_stand_for():
+    images = torch.randint(0, 256, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    as_bytes, as_floats = images.to(torch.uint8), images.float() / 255
+    drawn = [grey_of(pictures.reconstructions(x, as_floats)) for x in (as_bytes, as_floats)]
+    assert np.array_equal(*drawn)
+
+
+def test_numbers_beyond_one_are_scaled_alike_above_and_below():
+    wide = normal(8, 1, 8, 8) * 4 + 20
+    drawn = grey_of(pictures.reconstructions(wide, wide))
+    inside = drawn[len(drawn) // 4 :, : drawn.shape[1] // 8]
+    assert len(np.unique(inside)) > 20  # neither black nor white throughout
+
+
+def test_vectors_are_drawn_as_lines():
+    vectors = normal(9, 1, 1, 20) * 3
+    figure = pictures.reconstructions(vectors, vectors * 0.9, "a run")
+    assert len(figure.axes) == 9
+    original, reconstruction = (line.get_ydata() for line in figure.axes[3].get_lines())
+    assert np.allclose(original, vectors[3, 0, 0])
+    assert np.allclose(reconstruction, vectors[3, 0, 0] * 0.9)
+    size(pictures.png(figure))
+    example = dataclasses.replace(
+        gallery(2, 1, 9), originals=vectors, reconstructions=vectors, decoded_prior=vectors
+    )
+    assert len(pictures.draw_all(example)) == 3
 
 
 @pytest.mark.parametrize("num_labels", [0, 10, 20, 100])
