@@ -1,5 +1,6 @@
 """What facts about machines mean: pure functions from facts to findings."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from aae_dist.doctor.findings import Finding, bad, good
@@ -18,14 +19,18 @@ SLOWEST = 12.5e6
 
 
 def same_versions(machines: Sequence[Machine]) -> Iterator[Finding]:
-    """Compare packages over all machines with those of the first."""
+    """Compare packages over all machines with what most of them have; of a tie, with the first."""
     first = machines[0]
-    different = [
-        f"{name} {value} on {machine.host}, {first.versions.get(name, '?')} on {first.host}"
-        for machine in machines[1:]
-        for name, value in machine.versions.items()
-        if value != first.versions.get(name)
-    ]
+    different = []
+    for name in {name: None for machine in machines for name in machine.versions}:
+        versions = [machine.versions.get(name, "unknown") for machine in machines]
+        usual = Counter(versions).most_common(1)[0][0]
+        has_it = machines[versions.index(usual)].host
+        different += [
+            f"{name} {version} on {machine.host}, {usual} on {has_it}"
+            for machine, version in zip(machines, versions, strict=True)
+            if version != usual
+        ]
     if different:
         advice = "use one image on all nodes, by its digest"
         yield bad("versions", "; ".join(different), advice)

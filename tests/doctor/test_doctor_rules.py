@@ -60,6 +60,12 @@ def test_a_sound_place_is_green(findings):
             rules.same_versions([machine("a"), machine("b", versions={"code": "f00"})]),
             "code f00 on b",
         ),
+        (
+            rules.same_versions(
+                [machine("b", versions={"torch": "2.0"}), machine("c"), machine("d")]
+            ),
+            "torch 2.0 on b",
+        ),
         (rules.gpus(ALIKE, wanted=1), "no GPU that torch can use on a, b"),
         (rules.gpus([machine(gpus=("T4",)), machine(gpus=("L4",))], 1), "different GPUs: L4, T4"),
         (
