@@ -83,7 +83,10 @@ class CategoricalPrior(Section):
 
 
 class DataPrior(Section):
-    """Vectors of a WebDataset, drawn with replacement; checkpoints keep a copy of them."""
+    """Vectors of a WebDataset, drawn with replacement; checkpoints keep a copy of them.
+
+    Bad ones are left out, up to the part of `data.max_bad_fraction`.
+    """
 
     kind: Literal["data"] = "data"
     vectors: str | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -95,7 +98,11 @@ class DataPrior(Section):
 
 
 class RunPrior(Section):
-    """Codes of another run's training data, drawn with replacement; checkpoints keep a copy."""
+    """Codes of another run's training data, drawn with replacement; checkpoints keep a copy.
+
+    They are means of q(z|x): less spread than the aggregated posterior of a run with
+    posterior.kind=gaussian or universal. Bad samples are left out, as for `data`.
+    """
 
     kind: Literal["run"] = "run"
     uri: str

@@ -51,13 +51,13 @@ def bare(module: nn.Module) -> nn.Module:
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """Return a module that computes with the weights of `module`, now and later, as constants.
+    """Return a module that computes with what `module` holds, now and later, as constants.
 
     Gradients flow through it to its input and never to the weights, not even in compiled code,
     which would otherwise compute them and throw them away.
     """
     network = bare(module)
     constants = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
-    view = copy.deepcopy(network, constants)
+    view = copy.deepcopy(network, {**constants, **{id(b): b for b in network.buffers()}})
     inner = module.module if isinstance(module, DistributedDataParallel) else module
     return inner.around(view) if isinstance(inner, Accelerated) else view

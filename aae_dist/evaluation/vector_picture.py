@@ -24,7 +24,9 @@ def lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figur
     """
     rows = -(-len(samples_k11D) // COLUMNS)
     width, height = COLUMNS * PANEL_INCHES[0], rows * PANEL_INCHES[1] + TITLE_INCHES
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    top = 1 - TITLE_INCHES / height
+    figure.subplots_adjust(0.05, 0.1 / rows, 0.99, top, wspace=0.25, hspace=0.35)
     low, high = 0.0, 0.0
     for place, vector in enumerate(samples_k11D):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
@@ -35,5 +37,5 @@ def lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figur
         low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
     for axes in figure.axes:
         axes.set_ylim(low, high)  # one scale, so that panels can be compared
-    figure.suptitle(title, fontsize=9)
+    figure.text(0.5, (1 + top) / 2, title, ha="center", va="center", fontsize=9)
     return figure

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from aae_dist.distributed import seeds
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.errors import ConfigError
 from aae_dist.losses import maximum_mean_discrepancy
 from aae_dist.methods.inputs import Draws
 from aae_dist.methods.matching import MatchingMethod
@@ -25,6 +26,11 @@ class MmdMethod(MatchingMethod):
         draw = seeds.generator(0, "width of the prior")
         samples = modules.prior.sample(NUM_SAMPLES_OF_SCALE, draw).double()
         self.mean_square_distance = 2 * float(samples.var(0).sum())
+        if self.mean_square_distance == 0:
+            raise ConfigError(
+                "method.kind=mmd needs a prior that spreads, as its kernels are as wide; these "
+                "samples are all equal; use another prior or method.kind=sliced_wasserstein"
+            )
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
         """Return the unbiased estimate of the squared discrepancy."""

@@ -12,7 +12,7 @@ from aae_dist.distributed.seeds import derived_seed
 from aae_dist.errors import ConfigError
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
 from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder, SampleShape
-from aae_dist.models.own import check_network, import_network
+from aae_dist.models.own import check_network, check_unit_range, import_network
 from aae_dist.models.posterior import (
     CategoricalPosterior,
     DeterministicPosterior,
@@ -28,6 +28,9 @@ DTYPES = {
     "fp64": torch.float64,
 }
 """Numbers of weights, codes and losses by `train.precision`."""
+
+SAMPLES = 4
+"""Rows that a network of the user's own is tried on."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def build_networks(config: RunConfig, shape: SampleShape, device: torch.device) 
             else:
                 network = import_network(name, own, roles[name])
                 _check(name, network, roles[name])
+                if name == "decoder" and config.method.reconstruction_loss == "bce":
+                    check_unit_range(name, network, torch.randn(SAMPLES, model.latent_dim))
             return network.to(device=device, dtype=DTYPES[config.train.precision])
 
     is_image = len(shape) == 3 and min(shape[1:]) > 1
@@ -135,7 +140,7 @@ def _built_in(model: networks.Model) -> Mapping[str, Callable[..., nn.Module]]:
 
 
 def _check(name: str, network: nn.Module, role: Mapping[str, Any]) -> None:
-    """Try a network of the user's own on two samples of zeros."""
+    """Try a network of the user's own on a few random samples, alike on every rank."""
     inputs: tuple[tuple[int, ...], ...]
     if name == "encoder":
         inputs = (role["sample_shape"],)
@@ -144,5 +149,6 @@ def _check(name: str, network: nn.Module, role: Mapping[str, Any]) -> None:
     else:
         inputs = ((role["latent_dim"],),)
         output = role.get("sample_shape", ())
-    zeros = tuple(torch.zeros(2, *shape) for shape in inputs)
-    check_network(name, network, zeros, (2, *output))
+    draw = torch.Generator().manual_seed(0)
+    samples = tuple(torch.rand(SAMPLES, *shape, generator=draw) for shape in inputs)
+    check_network(name, network, samples, (SAMPLES, *output))

@@ -42,7 +42,14 @@ def import_network(key: str, config: networks.OwnNetwork, roles: Mapping[str, An
 def check_network(
     key: str, network: nn.Module, inputs: tuple[Tensor, ...], shape: tuple[int, ...]
 ) -> None:
-    """Raise ConfigError unless the network maps `inputs` to `shape`, each time the same."""
+    """Raise ConfigError unless the network maps `inputs` to `shape`, each sample by itself.
+
+    Args:
+        key: encoder, decoder or discriminator, for messages.
+        network: as it will be trained.
+        inputs: several samples, on the CPU.
+        shape: of the outputs.
+    """
 
     def problem() -> str | None:
         buffers = {name: b.clone() for name, b in network.named_buffers()}
@@ -51,6 +58,8 @@ def check_network(
             got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
             shapes = " and ".join(str(tuple(i.shape)) for i in inputs)
             return f"must map a batch of shape {shapes} to {shape}; got {got}"
+        if not bool(first.isfinite().all()):
+            return "gives numbers that are not finite, for inputs in [0, 1]"
         for name, buffer in network.named_buffers():
             if not torch.equal(buffers[name], buffer):
                 return (
@@ -62,6 +71,14 @@ def check_network(
                 "gives another result each time (dropout?), so that a resumed run would not "
                 "repeat; random numbers come from posterior.kind=gaussian or universal"
             )
+        half = len(first) // 2
+        alone = network(*(values[:half] for values in inputs))
+        scale = float(first.abs().max())
+        if not torch.allclose(alone, first[:half], rtol=1e-3, atol=1e-4 * scale):
+            return (
+                "makes a sample's result depend on the other samples of its batch, so that runs "
+                "would depend on the number of ranks; use GroupNorm or LayerNorm, not BatchNorm"
+            )
         return None
 
     try:
@@ -70,3 +87,14 @@ def check_network(
         text = f"failed with {type(error).__name__}: {error}"
     if text:
         raise ConfigError(f"model.{key}: {type(network).__name__} {text}")
+
+
+@torch.no_grad()
+def check_unit_range(key: str, network: nn.Module, codes: Tensor) -> None:
+    """Raise ConfigError unless a decoder of the user's own stays in [0, 1], as bce wants."""
+    low, high = (float(bound) for bound in torch.aminmax(network(codes)))
+    if low < 0 or high > 1:
+        raise ConfigError(
+            f"model.{key}: {type(network).__name__} gives numbers from {low:g} to {high:g}, and "
+            "method.reconstruction_loss=bce needs [0, 1]; end with a sigmoid, or use another loss"
+        )

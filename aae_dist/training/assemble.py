@@ -29,6 +29,7 @@ from aae_dist.models import Autoencoder, Networks, build_networks, build_posteri
 from aae_dist.models.build import DTYPES
 from aae_dist.priors import Prior, build_prior
 from aae_dist.training.checkpoint import Saved
+from aae_dist.training.data_checks import check_settings_fit
 from aae_dist.training.new_shards import Restart, restart_on_new_shards
 from aae_dist.training.prior_vectors import prior_vectors
 from aae_dist.training.weight_average import WeightAverage
@@ -71,6 +72,7 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
 
     def work() -> RunData:
         dataset = open_dataset(config.data.train, config.data, device=world.device)
+        check_settings_fit(config, dataset)
         before = saved.documents["data"] if saved else None
         restart = restart_on_new_shards(saved, dataset.manifest, config, run_uri)
         lanes = before["lanes"] if before else config.lanes

@@ -76,13 +76,16 @@ def export(
     check_format(format)
     write, suffix = WRITERS[format]
     differences = {}
+    made: list[Path] = []
     with tempfile.TemporaryDirectory(prefix="aae_dist-export-") as folder:
         for part in parts(run, images):
             path = Path(folder, f"{part.name}.{suffix}")
             with torch.no_grad():
                 differences[part.name] = _difference(part, _traced(write, part, path))
-            for file in sorted(Path(folder).glob(f"{part.name}.*")):  # ONNX may keep weights apart
-                out.upload(file.name, file)
+            made += sorted(Path(folder).glob(f"{part.name}.*"))  # ONNX may keep weights apart
+        # Only when both are right: half of an export beside half of an older one fits nothing.
+        for file in made:
+            out.upload(file.name, file)
     out.write(ABOUT, json.dumps(_about(run, format, suffix, differences), indent=1).encode())
     return differences
 

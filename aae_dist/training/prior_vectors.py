@@ -4,6 +4,8 @@ They become part of the run's checkpoints: a resumed run draws from the same one
 needs neither the data set nor the other run any more.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config import RunConfig, priors
-from aae_dist.data import open_dataset
+from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.reductions import main_decides
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
@@ -68,15 +70,33 @@ def _vectors_of_data(prior: priors.DataPrior, config: RunConfig) -> Tensor:
         update={"image_keys": (prior.key,), "label_key": None, "image_size": None, "channels": None}
     )
     dataset = open_dataset(prior.vectors, settings)
-    return dataset.read(_spread(len(dataset), prior.max_vectors))[0].flatten(1)
+    chunks = _readable(dataset, prior.max_vectors, settings.max_bad_fraction)
+    return torch.cat([vectors.flatten(1) for vectors in chunks])
 
 
 def _codes_of_run(prior: priors.RunPrior) -> Tensor:
     run = load_run(prior.uri)
     dataset = open_dataset(run.config.data.train, run.config.data, run.image_shape)
-    indices = _spread(len(dataset), prior.max_vectors)
-    chunks = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
-    return torch.cat([run.encode(dataset.read(chunk)[0]) for chunk in chunks])
+    chunks = _readable(dataset, prior.max_vectors, run.config.data.max_bad_fraction)
+    return torch.cat([run.encode(images) for images in chunks])
+
+
+def _readable(dataset: Dataset, most: int, max_bad_fraction: float) -> Iterator[Tensor]:
+    """Yield the good ones of at most `most` samples spread evenly over all, some at a time.
+
+    Raises:
+        DataError: more than a part of `max_bad_fraction` of them is bad; one of them is named.
+    """
+    indices, num_bad = _spread(len(dataset), most), 0
+    for start in range(0, len(indices), CHUNK):
+        chunk = indices[start : start + CHUNK]
+        samples = dataset.load(chunk)
+        num_bad += len(samples.bad)
+        if num_bad > max_bad_fraction * len(indices):
+            dataset.read(chunk)  # raises
+        good = torch.ones(len(chunk), dtype=torch.bool)
+        good[list(samples.bad)] = False
+        yield samples.images[good]
 
 
 def _spread(total: int, most: int) -> NDArray[np.int64]:

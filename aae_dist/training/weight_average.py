@@ -36,8 +36,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Forget the past: take over the weights in training."""
+        """Forget the past: take over the weights in training, and buffers of a user's networks."""
         torch._foreach_copy_(_tensors(self.networks), _tensors(self._live))
+        for name in AVERAGED:
+            pairs = (networks.named()[name].buffers() for networks in (self.networks, self._live))
+            for mine, live in zip(*pairs, strict=True):
+                mine.copy_(live)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the averages by the names that the weights have in a checkpoint."""

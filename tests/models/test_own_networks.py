@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from aae_dist.errors import ConfigError
 from aae_dist.models import MlpDecoder
+from aae_dist.training.state import TrainState
+from aae_dist.training.weight_average import WeightAverage
 
 
 class Encoder(nn.Module):
@@ -63,10 +65,60 @@ class Dropout(Encoder):
         self.body.append(nn.Dropout(0.5))
 
 
+class DropoutFirst(Encoder):
+    def __init__(self, **role: Any) -> None:
+        super().__init__(**role)
+        self.body.insert(0, nn.Dropout(0.5))
+
+
+class Standardising(Encoder):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * float("inf"))
+
+
+class StatelessBatchNorm(Encoder):
+    def __init__(self, **role: Any) -> None:
+        super().__init__(**role)
+        self.body.append(nn.BatchNorm1d(7, track_running_stats=False))
+
+
+class LinearDecoder(nn.Module):
+    def __init__(self, latent_dim: int, sample_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.layer = sample_shape, nn.Linear(latent_dim, 36)
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.layer(z).unflatten(1, self.shape)
+        return out
+
+
+class Buffered(Encoder):
+    def __init__(self, **role: Any) -> None:
+        super().__init__(**role)
+        self.register_buffer("scale", torch.rand(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x) * self.scale)
+        return out
+
+
+class BufferedCritic(Critic):
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.register_buffer("scale", torch.rand(1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z) * self.scale
+
+
+OWN = (Encoder, Noisy, Critic, WideCritic, BatchNorm, Dropout)
+OWN += (Buffered, BufferedCritic, DropoutFirst, Standardising, StatelessBatchNorm, LinearDecoder)
+
+
 @pytest.fixture(autouse=True)
 def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("own_networks")
-    for thing in (Encoder, Noisy, Critic, WideCritic, BatchNorm, Dropout):
+    for thing in OWN:
         setattr(module, thing.__name__, thing)
     monkeypatch.setitem(sys.modules, "own_networks", module)
 
@@ -111,7 +163,10 @@ def test_the_encoder_of_a_universal_posterior_takes_noise() -> None:
     [
         ("encoder", "BatchNorm", "changes its buffer body.3.running_mean.*GroupNorm"),
         ("encoder", "Dropout", "another result each time.*posterior.kind=gaussian"),
-        ("discriminator", "WideCritic", r"must map a batch of shape \(2, 4\) to \(2,\); got"),
+        ("discriminator", "WideCritic", r"must map a batch of shape \(4, 4\) to \(4,\); got"),
+        ("encoder", "DropoutFirst", "another result each time"),
+        ("encoder", "Standardising", "gives numbers that are not finite"),
+        ("encoder", "StatelessBatchNorm", "depend on the other samples of its batch.*GroupNorm"),
         ("encoder", "Critic", "failed with TypeError.*takes the keyword arguments sample_shape"),
         ("encoder", "no_such_module:X", "failed with ModuleNotFoundError"),
         ("encoder", "torch:zeros", "failed with TypeError"),
@@ -121,3 +176,24 @@ def test_the_encoder_of_a_universal_posterior_takes_noise() -> None:
 def test_what_would_not_train_is_refused_with_the_reason(key: str, name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"model.{key}.*{reason}"):
         built(**{key: own(name)})
+
+
+def test_a_decoder_whose_pixels_leave_the_unit_range_is_refused_for_bce() -> None:
+    decoder = {"decoder": own("LinearDecoder")}
+    build(tiny_config(model=decoder), single_world())
+    bce = {"kind": "adversarial", "reconstruction_loss": "bce"}
+    with pytest.raises(ConfigError, match=r"model.decoder: LinearDecoder.*bce needs .*sigmoid"):
+        build(tiny_config(model=decoder, method=bce), single_world())
+
+
+def test_buffers_of_another_run_reach_the_average_and_the_frozen_discriminator() -> None:
+    model = {"encoder": own("Buffered"), "discriminator": own("BufferedCritic")}
+    networks, method, *_ = built(**model)
+    state = TrainState(networks, method.optimizers, WeightAverage(networks, 0.9))
+    others = {key: torch.full_like(v, 0.5) for key, v in state.tensors()["model"].items()}
+    state.load_weights(others)
+    assert state.average is not None
+    assert float(state.average.networks.encoder.scale.unique()) == 0.5
+    z = torch.rand(3, 4, dtype=torch.float64)
+    assert networks.discriminator is not None
+    assert torch.equal(method.frozen(z), networks.discriminator(z))

@@ -54,6 +54,7 @@ def test_exported_programs_give_the_codes_and_images_of_the_run(
     [
         {"posterior": {"kind": "gaussian"}},
         {"posterior": {"kind": "universal"}},
+        {"posterior": {"kind": "categorical"}, "prior": {"kind": "categorical"}},
         {"train": {"steps": 9, "precision": "fp64"}},
     ],
 )
@@ -123,6 +124,26 @@ def test_a_program_with_other_numbers_is_refused(
     with pytest.raises(exporting.ExportError, match="the exported encoder differs by"):
         exporting.export(run, open_storage(str(tmp_path / "out")), "torch")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_decoder_that_fails_leaves_an_earlier_export_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = aae_dist.load_run(save(tmp_path)), tmp_path / "out"
+    factor = {"encoder": 1.0, "decoder": 1.0}
+
+    def write(part: exporting.Part, path: Path) -> exporting.Run:
+        path.write_text(str(factor))
+        return lambda x: part.module(x) * factor[part.name]
+
+    monkeypatch.setattr(exporting, "WRITERS", {"torch": (write, "pt2")})
+    exporting.export(run, open_storage(str(out)), "torch")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(before) == {"encoder.pt2", "decoder.pt2", "export.json"}
+    factor["decoder"] = 1.1
+    with pytest.raises(exporting.ExportError, match="decoder differs"):
+        exporting.export(run, open_storage(str(out)), "torch")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_network_that_cannot_be_traced_is_told_what_to_change(

@@ -1,6 +1,7 @@
 """Priors that are sets of vectors, and vectors as data: whole runs in this process."""
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from webdataset import TarWriter
 
 import aae_dist
 from aae_dist.config import load_config
-from aae_dist.errors import ConfigError
+from aae_dist.config.priors import DataPrior
+from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.outcome import Outcome
+from aae_dist.training.prior_vectors import prior_vectors
 from aae_dist.training.train import train
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
@@ -43,13 +46,15 @@ def go(storage: Path, name: str, *items: str) -> Outcome:
     return train(config, single_world(), Silent(), "launch")
 
 
-def write_vectors(folder: Path, vectors: np.ndarray) -> Path:
+def write_vectors(folder: Path, vectors: np.ndarray, bad: Collection[int] = ()) -> Path:
+    """Write vectors; those whose numbers are in `bad` hold none."""
     folder.mkdir()
     with TarWriter(str(folder / "000.tar")) as writer:
         for number, vector in enumerate(vectors):
             buffer = io.BytesIO()
             np.save(buffer, vector)
-            writer.write({"__key__": f"{number:05d}", "npy": buffer.getvalue()})
+            data = b"no array" if number in bad else buffer.getvalue()
+            writer.write({"__key__": f"{number:05d}", "npy": data})
     return folder
 
 
@@ -92,3 +97,63 @@ def test_vectors_train_evaluate_and_serve_as_a_prior(tmp_path: Path) -> None:
     assert run.decode(run.prior.sample(3, torch.Generator())).shape == x.shape
     with pytest.raises(ConfigError, match=r"prior.vectors: needs vectors of model.latent_dim=2"):
         go(tmp_path, "other", *items[:-1], f"prior={{kind: data, vectors: '{data}'}}")
+
+
+def test_bad_vectors_are_left_out_up_to_the_part_that_training_bears(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).normal(0, 1, (200, 2)).astype(np.float32)
+    few = write_vectors(tmp_path / "few", numbers, bad=(3, 150))
+    many = write_vectors(tmp_path / "many", numbers, bad=(3, 9, 150))
+    config = load_config([], ["run.name=x", "train.steps=4", *TINY]).config
+
+    def vectors(folder: Path) -> torch.Tensor:
+        prior = DataPrior(vectors=str(folder))
+        found = prior_vectors(config.model_copy(update={"prior": prior}), None, single_world())
+        assert found is not None
+        return found
+
+    assert torch.equal(vectors(few), torch.from_numpy(np.delete(numbers, [3, 150], 0)))
+    with pytest.raises(DataError, match=r"many/000.tar, sample '00003'"):
+        vectors(many)
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draw = np.random.default_rng(0)
+    return write_vectors(
+        tmp_path_factory.mktemp("data") / "five", draw.normal(3, 2, (200, 5)).astype(np.float32)
+    )
+
+
+LINEAR = "model.decoder_output=linear"
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        ([LINEAR, "data.augment.flip=true"], "data.augment: is for images.*vectors of 5 numbers"),
+        ([LINEAR, "data.augment.contrast=0.1"], "data.augment: is for images"),
+        ([], r"model.decoder_output: sigmoid.*data.train has numbers from -.* to .*linear"),
+        (["method.reconstruction_loss=bce"], "numbers from -"),
+    ],
+)
+def test_settings_that_do_not_fit_vectors_are_refused_before_training(
+    five: Path, tmp_path: Path, items: list[str], reason: str
+) -> None:
+    data = (f"data.train={five}", "data.validation=null", "data.image_keys=[npy]")
+    with pytest.raises(ConfigError, match=reason):
+        go(tmp_path, "run", *data, *items)
+
+
+def test_colours_of_unbounded_images_are_refused(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).normal(0, 1, (60, 3, 4, 4)).astype(np.float32)
+    data = (f"data.train={write_vectors(tmp_path / 'data', images)}", "data.validation=null")
+    items = (*data, "data.image_keys=[npy]", LINEAR)
+    with pytest.raises(ConfigError, match="data.augment.*clip"):
+        go(tmp_path, "run", *items, "data.augment.brightness=0.2")
+    assert go(tmp_path, "run", *items, "data.augment.flip=true").state == "finished"
+
+
+def test_mmd_refuses_a_prior_without_width(tmp_path: Path) -> None:
+    point = write_vectors(tmp_path / "point", np.ones((50, 2), np.float32))
+    with pytest.raises(ConfigError, match="method.kind=mmd needs a prior.*all equal"):
+        go(tmp_path, "run", f"prior={{kind: data, vectors: '{point}'}}", "method.kind=mmd")
