@@ -67,7 +67,10 @@ def _image(row: Array, file: Path) -> Array:
     if row.ndim == 3 and row.shape[-1] not in (1, 3) and row.shape[0] in (1, 3):
         row = row.transpose(1, 2, 0)
     if row.ndim == 3 and row.shape[-1] not in (1, 3):
-        raise DataError(f"{file}: images need 1 or 3 channels (got rows of {row.shape}).")
+        raise DataError(
+            f"{file}: images need 1 or 3 channels (got rows of {row.shape}); give other arrays as "
+            "float32 in [0, 1] with the channels first."
+        )
     return np.ascontiguousarray(row[..., 0] if row.ndim == 3 and row.shape[-1] == 1 else row)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.shards import SIDE, image_of, write_shards
 from helpers.trained import save_run
+from webdataset import TarWriter
 
 import aae_dist
 from aae_dist.cli import main
@@ -203,3 +204,21 @@ def test_vectors_are_encoded_and_reconstructed_too(tmp_path: Path) -> None:
     codes = np.array(table["code"].to_pylist(), np.float32)
     assert np.array_equal(codes, trained.encode(vectors).numpy())
     assert torch.equal(again.read(every)[0], trained.reconstruct(vectors))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_arrays_of_any_channels_are_reconstructed_as_arrays(tmp_path: Path, channels: int) -> None:
+    rows = np.random.default_rng(0).random((20, channels, 4, 6), np.float32)
+    (tmp_path / "shards").mkdir()
+    with TarWriter(str(tmp_path / "shards/0.tar")) as writer:
+        for number, row in enumerate(rows):
+            writer.write({"__key__": f"{number}", "npy": (row * 255).astype(np.uint8)})
+    shards = str(tmp_path / "shards")
+    data = {"train": shards, "image_keys": ("npy",)}
+    save_run(tmp_path / "run", shape=(channels, 4, 6), data=data)
+    run, again = str(tmp_path / "run"), str(tmp_path / "again")
+    assert main(["reconstruct", run, shards, "--out", again]) == 0
+    settings = [Data(train=folder, image_keys=("npy",)) for folder in (shards, again)]
+    originals, written = (open_dataset(each.train, each).read(range(20))[0] for each in settings)
+    assert originals.dtype == torch.uint8
+    assert torch.equal(written, aae_dist.load_run(run).reconstruct(originals))
