@@ -11,11 +11,9 @@ from helpers.runs import TINY, metrics
 
 import aae_dist
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-OWN = (
-    "prior={kind: custom, path: 'my_parts:Ring'}",
-    "model.encoder={path: 'my_parts:Encoder', arguments: {width: 8}}",
-)
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+OWN = (str(ROOT / "configs/prior/custom.yaml"), str(ROOT / "configs/model/own.yaml"))
 
 
 def my_parts() -> str:
@@ -35,7 +33,7 @@ def test_own_parts_train_resume_and_load_from_a_folder_outside_the_package(
 
     def train(*more: str) -> str:
         done = subprocess.run(
-            [script, "train", *TINY, *storage, *more],
+            [script, "train", *more, *TINY, *storage],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
