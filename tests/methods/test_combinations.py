@@ -1,23 +1,31 @@
-"""Every network with every method, prior and posterior: what is admitted trains, resumes, loads."""
+"""Every network with every method, prior and posterior: what is admitted trains, resumes, loads.
 
+What else can be chosen (loss, micro-batches, moving average, shape of samples, spectral norm,
+straight-through) is spread over the combinations by a hash.
+"""
+
+import hashlib
 import itertools
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.ranks import single_world
-from helpers.steps import MODELS, SHAPE, run_step, tiny_config
+from helpers.steps import MODELS, global_batch, tiny_config
+from torch import Tensor
 
+import aae_dist
 from aae_dist.config import RunConfig
 from aae_dist.errors import ConfigError
 from aae_dist.methods import Method, StepInputs, build_method
 from aae_dist.models import build_networks, build_posterior
 from aae_dist.models.build import DTYPES
 from aae_dist.priors import build_prior
-from aae_dist.training.checkpoint import Saved
-from aae_dist.training.checkpoint_files import decode, encode_documents, encode_tensors, snapshot
+from aae_dist.storage import open_storage
+from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.state import TrainState
-from aae_dist.training.trained_run import TrainedRun
 from aae_dist.training.weight_average import WeightAverage
 
 STEPS = 20
@@ -65,14 +73,51 @@ def refusal(model: str, method: str, prior: str, posterior: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a combination is tried with, beside its four parts."""
+
+    loss: str
+    micro_batch_size: int | None
+    ema_decay: float | None
+    shape: tuple[int, int, int]
+    is_linear: bool
+    spectral_norm: bool
+    straight_through: bool
+
+    @classmethod
+    def of(cls, model: str, *others: str) -> "Extras":
+        digest = hashlib.blake2b("-".join((model, *others)).encode()).digest()
+        loss, shape = LOSSES[digest[0] % 4], SHAPES[model][digest[3] % 2]
+        return cls(
+            loss=loss,
+            micro_batch_size=(None, 10)[digest[1] % 2],
+            ema_decay=(None, 0.9)[digest[2] % 2],
+            shape=shape,
+            is_linear=shape[:2] == (1, 1) and loss != "bce",
+            spectral_norm=digest[4] % 2 == 1,
+            straight_through=digest[5] % 2 == 1,
+        )
+
+
+SHAPES = {"mlp": ((1, 6, 6), (1, 1, 9)), "conv": ((1, 6, 6), (3, 5, 7))}
+SHAPES["resnet"] = SHAPES["conv"]
+
+
+def features(combination: Combination) -> set[Any]:
+    """Return what a small choice of combinations should have at least once."""
+    model, method, prior, posterior = combination
+    chosen = {*vars(Extras.of(*combination)).items()}
+    return {(method, posterior), (model, posterior), prior, *chosen}
+
+
 def cover() -> list[Combination]:
-    """Return few admitted combinations that have every value of every part at least once."""
-    wanted = {(part, value) for combination in ALL for part, value in enumerate(combination)}
+    """Return few admitted combinations that have every feature of all at least once."""
     admitted = [combination for combination in ALL if refusal(*combination) is None]
-    chosen = []
+    wanted, chosen = set().union(*map(features, admitted)), []
     while wanted:
-        best = max(admitted, key=lambda c: len(wanted & set(enumerate(c))))
-        wanted -= set(enumerate(best))
+        best = max(admitted, key=lambda c: len(wanted & features(c)))
+        wanted -= features(best)
         chosen.append(best)
     return chosen
 
@@ -81,34 +126,48 @@ COVER = cover()
 
 
 def config_of(model: str, method: str, prior: str, posterior: str) -> RunConfig:
-    number = ALL.index((model, method, prior, posterior))
-    loss = {"reconstruction_loss": LOSSES[number % len(LOSSES)]}
+    extras = Extras.of(model, method, prior, posterior)
+    straight = {"straight_through": extras.straight_through} if posterior == "categorical" else {}
     return tiny_config(
-        model={**MODELS[model], "latent_dim": 2},
-        method={"kind": method, **METHODS[method], **loss},
+        model={
+            **MODELS[model],
+            "latent_dim": 2,
+            "decoder_output": "linear" if extras.is_linear else "sigmoid",
+            "discriminator_spectral_norm": extras.spectral_norm,
+        },
+        method={"kind": method, **METHODS[method], "reconstruction_loss": extras.loss},
         prior={"kind": prior, **PRIORS[prior]},
-        posterior={"kind": posterior},
+        posterior={"kind": posterior, **straight},
         train={
             "steps": STEPS,
             "global_batch_size": 24,
             "precision": "fp32",
-            "micro_batch_size": (None, 10)[number % 2],
-            "ema_decay": (None, 0.9)[number % 2],
+            "micro_batch_size": extras.micro_batch_size,
+            "ema_decay": extras.ema_decay,
         },
     )
 
 
-class Run:
-    """What training holds in memory, without data and files."""
+def samples(extras: Extras, num: int, seed: int) -> Tensor:
+    """Return images as bytes; vectors as floats, beyond [0, 1] for a linear decoder."""
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (num, *extras.shape), generator=draw, dtype=torch.uint8)
+    if extras.shape[:2] != (1, 1):
+        return images
+    return images / 40 - 3 if extras.is_linear else images / 255
 
-    def __init__(self, config: RunConfig) -> None:
-        world, self.config = single_world(), config
+
+class Run:
+    """A run without its data set and its loop."""
+
+    def __init__(self, config: RunConfig, extras: Extras) -> None:
+        world, self.config, self.extras = single_world(), config, extras
         draw = torch.Generator().manual_seed(0)
         is_set = config.prior.kind in ("data", "run")
         self.vectors = torch.rand(9, 2, generator=draw) if is_set else None
         prior = build_prior(config.prior, 2, self.vectors)
-        networks = build_networks(config, SHAPE, world.device)
-        self.method: Method = build_method(config, networks, prior, SHAPE, world)
+        networks = build_networks(config, extras.shape, world.device)
+        self.method: Method = build_method(config, networks, prior, extras.shape, world)
         decay = config.train.ema_decay
         average = WeightAverage(networks, decay) if decay else None
         self.state = TrainState(networks, self.method.optimizers, average, self.vectors)
@@ -125,62 +184,83 @@ class Run:
 
     def train(self, until: int) -> None:
         while self.state.step < until:
-            losses = run_step(self.method, self.inputs, self.config, self.state.step)
+            step = self.state.step
+            images, (_, valid) = samples(self.extras, 24, step), global_batch(self.config, step)
+            self.method.set_progress(step / 100)
+            losses = self.method.step(self.inputs.parts(images, valid, int(valid.sum()), step))
             assert all(bool(loss.isfinite()) for loss in losses.values()), losses
             self.state.step += 1
             if self.state.average:
                 self.state.average.update(self.state.step)
 
-    def saved(self) -> Saved:
-        """Return the state as a checkpoint holds it, by way of the bytes of its files."""
+    def saved(self, folder: Path) -> Saved:
+        """Return the state as it comes back from a checkpoint on disk."""
         documents = {
             "state": self.state.document(),
             "config": self.config.model_dump(mode="json"),
-            "data": {"image_shape": SHAPE},
+            "data": {"image_shape": self.extras.shape},
         }
-        files = encode_tensors(snapshot(self.state.tensors())) | encode_documents(documents)
-        return decode(self.state.step, files)
+        store = CheckpointStore(open_storage(str(folder)), keep=3)
+        store.save(self.state.step, self.state.tensors(), documents)
+        store.wait()
+        return store.load(self.state.step)
 
 
-def check(combination: Combination) -> None:
+def check(combination: Combination, folder: Path) -> None:
     reason = refusal(*combination)
     if reason is not None:
         with pytest.raises((ConfigError, ValueError), match=reason):
             config_of(*combination)
         return
-    config = config_of(*combination)
-    unbroken, broken, resumed = Run(config), Run(config), Run(config)
+    torch.set_num_threads(1)
+    config, extras = config_of(*combination), Extras.of(*combination)
+    unbroken, resumed = Run(config, extras), Run(config, extras)
+    fresh = {k: v.clone() for k, v in unbroken.state.tensors()["model"].items()}
+    unbroken.train(STEPS // 2)
+    halfway = unbroken.saved(folder)
     unbroken.train(STEPS)
-    broken.train(STEPS // 2)
-    halfway = broken.saved()
     resumed.state.load(halfway.tensors, halfway.documents["state"])
     resumed.train(STEPS)
-    wanted, got = unbroken.saved(), resumed.saved()
+    wanted, got = unbroken.saved(folder), resumed.saved(folder / "resumed")
     assert wanted.documents["state"] == got.documents["state"]
     for file, tensors in wanted.tensors.items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, got.tensors[file][name]), (file, name)
-    changed = Run(config).saved().tensors["model"]
-    assert not all(torch.equal(changed[k], v) for k, v in wanted.tensors["model"].items())
-    loaded = TrainedRun(wanted, "memory", torch.device("cpu"))
-    images = torch.rand(3, *SHAPE)
+    assert not all(torch.equal(fresh[k], v) for k, v in wanted.tensors["model"].items())
+    loaded = aae_dist.load_run(str(folder))
+    assert loaded.step == STEPS
+    images = samples(extras, 3, STEPS)
     assert loaded.reconstruct(images).shape == images.shape
-    assert loaded.sample(4).shape == (4, *SHAPE)
+    assert loaded.sample(4).shape == (4, *extras.shape)
     assert bool(loaded.encode(images).isfinite().all())
 
 
 @pytest.mark.run
 @pytest.mark.parametrize("combination", COVER, ids="-".join)
 def test_each_network_method_prior_and_posterior_trains_resumes_and_loads(
-    combination: Combination,
+    combination: Combination, tmp_path: Path
 ) -> None:
-    check(combination)
+    check(combination, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("combination", [c for c in ALL if c not in COVER], ids="-".join)
-def test_every_combination_trains_resumes_and_loads_or_is_refused(combination: Combination) -> None:
-    check(combination)
+def test_every_combination_trains_resumes_and_loads_or_is_refused(
+    combination: Combination, tmp_path: Path
+) -> None:
+    check(combination, tmp_path)
+
+
+def test_every_posterior_meets_every_value_of_what_is_spread_by_a_hash() -> None:
+    values = {field: set() for field in vars(Extras.of(*ALL[0]))}
+    met = {posterior: {field: set() for field in values} for posterior in POSTERIORS}
+    for combination in ALL:
+        for field, value in vars(Extras.of(*combination)).items():
+            values[field].add(value)
+            if refusal(*combination) is None:
+                met[combination[-1]][field].add(value)
+    assert all(found == values for found in met.values())
+    assert len(values["loss"]) == 4
 
 
 def test_refusals_are_told_at_once() -> None:
