@@ -136,3 +136,21 @@ def test_a_tree_of_plain_values_is_checked_in_the_same_way():
 def test_a_kind_switch_inside_one_tree_is_no_switch():
     with pytest.raises(ConfigError, match="has no num_modes"):
         config_from_tree({**GOOD, "prior": {"num_modes": 5}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["prior.kind=mixture", "model.latent_dim=3"], "even model.latent_dim (got 3); use 4"),
+        (["prior.kind=sphere", "model.latent_dim=1"], "sphere needs at least 2 dimensions"),
+        (["prior.kind=categorical", "model.latent_dim=1"], "categorical needs at least 2"),
+        (["prior.kind=swiss_roll", "model.latent_dim=3"], "in 2 dimensions only"),
+        (
+            ["method.reconstruction_loss=bce", "model.decoder_output=linear"],
+            "bce needs model.decoder_output=sigmoid",
+        ),
+        (["method={gradient_ratio: 0.5, weight: 2.0}"], "stands instead of method.weight"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(overrides: list[str], reason: str) -> None:
+    assert reason in message(*overrides)

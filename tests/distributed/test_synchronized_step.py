@@ -20,7 +20,9 @@ SIZES = {
     "micro-batches": MICRO,
     "conv": {"model": MODELS["conv"]},
     "resnet in micro-batches": {"model": MODELS["resnet"], **MICRO},
+    "conv in micro-batches": {"model": MODELS["conv"], **MICRO},
     "compiled": COMPILED,
+    "compiled conv": {"model": MODELS["conv"], **COMPILED},
 }
 
 

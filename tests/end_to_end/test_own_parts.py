@@ -10,6 +10,7 @@ import pytest
 from helpers.runs import TINY, metrics
 
 import aae_dist
+from aae_dist.config import load_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -49,4 +50,10 @@ def test_own_parts_train_resume_and_load_from_a_folder_outside_the_package(
     monkeypatch.syspath_prepend(str(tmp_path))
     run = aae_dist.load_run(folder)
     assert type(run._autoencoder.networks.encoder).__name__ == "Encoder"
+    # README shows the same in one line each.
+    lines = re.findall(r"`((?:prior|model): \{[^`]*my_parts:[^`]*\})`", README)
+    (tmp_path / "own.yaml").write_text("\n".join(lines))
+    shown = load_config([tmp_path / "own.yaml"], [*TINY, "run.name=x", "train.steps=1"]).config
+    assert shown.prior == run.config.prior
+    assert shown.model == run.config.model
     assert run.reconstruct(run.sample(3)).shape == (3, 1, 28, 28)

@@ -22,7 +22,7 @@ from aae_dist.errors import ConfigError
 from aae_dist.methods import Method, StepInputs, build_method
 from aae_dist.models import build_networks, build_posterior
 from aae_dist.models.build import DTYPES
-from aae_dist.priors import build_prior
+from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.state import TrainState
@@ -269,3 +269,20 @@ def test_refusals_are_told_at_once() -> None:
         with pytest.raises((ConfigError, ValueError), match=refusal(*combination)):
             config_of(*combination)
     assert len(refused) == 88
+
+
+class WithoutDensity(Prior):
+    """A prior that can be sampled and has no density."""
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(num_samples, self.latent_dim, generator=generator)
+
+
+def test_a_variational_method_refuses_an_own_prior_without_density() -> None:
+    combination = ("mlp", "variational", "custom", "gaussian")
+    config, extras = config_of(*combination), Extras.of(*combination)
+    prior = config.prior.model_copy(update={"path": f"{__name__}:WithoutDensity"})
+    with pytest.raises(
+        ConfigError, match="WithoutDensity without log_prob.*use method.kind=adversarial"
+    ):
+        Run(config.model_copy(update={"prior": prior}), extras)
