@@ -1,11 +1,13 @@
 """One training step against the textbook loop and against the floor of its matrix products.
 
     python benchmarks/step.py [--batch 128] [--latent-dim 16] [--threads 1] [--rounds 30]
+        [--device cuda] [--compile] [--kind conv --channels 3 --size 64]
 
-Textbook loop: three encoder passes, torch's default Adam, requires_grad toggled. Floor: the matrix
-products of the minimal step at the model's own shapes and in its order, with one fused Adam update
-a phase. Both sides train the same 784-1000-1000-Z networks on the same images; the run ends by
-checking that their parameters agree.
+Textbook loop: three encoder passes, torch's default Adam, requires_grad toggled, never compiled.
+Floor (fully connected networks only): the matrix products of the minimal step at the model's own
+shapes and in its order, with one fused Adam update a phase. Both sides train the same networks,
+784-1000-1000-Z or convolutions, on the same images; the run ends by checking that their parameters
+agree.
 """
 
 import argparse
@@ -124,14 +126,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="our side in torch.compile's code")
+    parser.add_argument("--kind", choices=("mlp", "conv", "resnet"), default="mlp")
+    parser.add_argument("--channels", type=int, default=1)
+    parser.add_argument("--size", type=int, default=28, help="pixels of a side")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     batch, device = arguments.batch, torch.device(arguments.device)
     world = World(rank=0, size=1, local_rank=0, device=device)
-    engine = build_engine(world, batch, arguments.latent_dim)
+    kind, shape = arguments.kind, (arguments.channels, arguments.size, arguments.size)
+    engine = build_engine(world, batch, arguments.latent_dim, kind, shape, arguments.compile)
     networks = engine.networks
     textbook = TextbookLoop(*(copy.deepcopy(n) for n in networks.named().values()))
-    floor = Floor(networks.named(), batch)
+    floor = Floor(networks.named(), batch) if kind == "mlp" else None
     textbook_steps = 0
 
     def wait() -> None:
@@ -150,6 +157,7 @@ def main() -> None:
         wait()
 
     def least() -> None:
+        assert floor is not None
         floor.step()
         wait()
 
@@ -158,10 +166,16 @@ def main() -> None:
         theirs()
     pairs = zip(networks.encoder.parameters(), textbook.e.parameters(), strict=True)
     apart = max(float((a - b).detach().abs().max()) for a, b in pairs)
-    seconds = paired_seconds(
-        {"ours": ours, "textbook": theirs, "floor": least}, arguments.rounds, warmup=2
+    sides: dict[str, Callable[[], object]] = {"ours": ours, "textbook": theirs}
+    if floor:
+        sides["floor"] = least
+    seconds = paired_seconds(sides, arguments.rounds, warmup=2)
+    pixels = " x ".join(map(str, shape))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    code = "compiled" if arguments.compile else "eager"
+    print_header(
+        f"One step, {code}, {kind}, {pixels}, batch {batch}, latent {arguments.latent_dim}, {name}"
     )
-    print_header(f"One step, batch {batch}, 784-1000-1000-{arguments.latent_dim}")
     print("| side | median ms | ours / side (median, quartiles) |\n|---|---|---|")
     for name, values in seconds.items():
         ratio, low, high = median_ratio(seconds["ours"], values)

@@ -22,11 +22,13 @@ SIZES = {
     "resnet in micro-batches": {"model": MODELS["resnet"], **MICRO},
     "conv in micro-batches": {"model": MODELS["conv"], **MICRO},
     "compiled": COMPILED,
-    "compiled conv": {"model": MODELS["conv"], **COMPILED},
 }
+CHOICES = [pytest.param(tree, id=name) for name, tree in SIZES.items()]
+SLOW = {"model": MODELS["conv"], **COMPILED}
+CHOICES.append(pytest.param(SLOW, id="compiled conv", marks=pytest.mark.slow))
 
 
-@pytest.mark.parametrize("tree", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("tree", CHOICES)
 def test_all_reduced_bytes_are_the_minimum(tree: dict[str, Any]) -> None:
     for counted, minimum in run_ranks(all_reduced_bytes, 2, tree):
         assert counted == minimum
