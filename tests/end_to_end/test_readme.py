@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.shards import encoded
 from helpers.trained import save_run
 
 from aae_dist.config import load_config
@@ -64,11 +66,23 @@ def test_the_two_commands_are_named() -> None:
     assert {"make quickstart", "make test"} <= set(blocks("bash")[0].splitlines())
 
 
+def write_photos(folder: Path) -> None:
+    """Write 200 colour JPEG files of several sizes into two class folders."""
+    for number in range(200):
+        height, width = 40 + number % 9, 60 - number % 7
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+        path = folder / f"class{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(pixels, "JPEG"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_tour_of_the_verbs_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "using.md").read_text()
     save_run(tmp_path / "runs" / "quickstart", prior={"kind": "mixture"})
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    write_photos(tmp_path / "photos")
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
@@ -79,3 +93,4 @@ def test_the_tour_of_the_verbs_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     written = {path.name for path in tmp_path.iterdir()}
     assert {"classes.png", "plane.png", "codes", "codes-npy", "reconstructed", "exported"} < written
+    assert {"photos.png", "photo-codes", "photo-networks"} < written
