@@ -26,7 +26,7 @@ def lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figur
     width, height = COLUMNS * PANEL_INCHES[0], rows * PANEL_INCHES[1] + TITLE_INCHES
     figure = Figure(figsize=(width, height))
     top = 1 - TITLE_INCHES / height
-    figure.subplots_adjust(0.05, 0.1 / rows, 0.99, top, wspace=0.25, hspace=0.35)
+    figure.subplots_adjust(0.05, 0.2 / rows, 0.99, top, wspace=0.25, hspace=0.35)
     low, high = 0.0, 0.0
     for place, vector in enumerate(samples_k11D):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
