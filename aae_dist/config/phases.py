@@ -109,8 +109,8 @@ class Phase(Section):
 class Phases(Section):
     """Update rules of the three phases; a method uses those it has.
 
-    The default rates are the best of those tried on MNIST with 8 dimensions, for 2,000 steps and for
-    12,000 (docs/benchmarks.md).
+    The default rates are the best of those tried on MNIST with 8 dimensions, for 2,000 and for
+    12,000 steps (docs/benchmarks.md).
     """
 
     reconstruction: Phase = Phase(optimizer=Adam(lr=2e-3))
