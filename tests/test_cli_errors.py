@@ -66,7 +66,7 @@ def test_no_verb_shows_the_help_and_exits_2(capsys):
         ["train", "a.yaml", "--bogus"],
         ["sample", "run", "--num", "0", "--out", "x.png"],
         ["sample", "run"],
-        ["evaluate", "run", "more"],
+        ["export", "run", "more", "--out", "x"],
     ],
 )
 def test_a_wrong_command_line_exits_2_with_the_usage(argv, capsys):
