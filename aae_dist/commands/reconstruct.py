@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from aae_dist.commands.images import checked_path, is_file, write_file, write_images
 from aae_dist.commands.trained import open_run
 from aae_dist.config.paths import absolute_storage
+from aae_dist.spread import spread_evenly
 
 
 def reconstruct(
@@ -41,8 +40,7 @@ def reconstruct(
     path = checked_path(out)
     run = open_run(uri, step, overrides)
     samples = run.open([absolute_storage(pattern) for pattern in data])
-    num = min(num, len(samples))
-    originals, _ = samples.read(np.arange(num, dtype=np.int64) * len(samples) // num)
+    originals, _ = samples.read(spread_evenly(num, len(samples)))
     images = run.reconstruct(originals)
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.
@@ -53,5 +51,5 @@ def reconstruct(
         write_file(path, lambda: path.write_bytes(picture))
     else:
         write_images(path, images)
-    print(f"{num} reconstructions of step {run.step:,} written to {path}")
+    print(f"{len(originals)} reconstructions of step {run.step:,} written to {path}")
     return 0

@@ -25,11 +25,11 @@ class AdversarialMethod(_Method):
     input_noise: NonNegativeFloat = 0.0
     """Standard deviation of Gaussian noise on what the discriminator sees."""
     weight: PositiveFloat = 1.0
-    """Factor on the generator's loss, for SGD. Updates of Adam are as large with any factor: there
-    `phases.generator.optimizer.lr` says how hard the codes are pulled."""
+    """Factor on the generator's loss, for SGD. With Adam it counts only where the gradient is small
+    beside `eps`: there `phases.generator.optimizer.lr` says how hard the codes are pulled."""
     gradient_ratio: PositiveFloat | None = None
     """Instead of `weight`, for SGD too: scale the generator's gradient to this part of the norm of
-    reconstruction's. Adam divides by the gradient's own size, so there it changes little."""
+    reconstruction's. Adam divides by the gradient's own size: there it makes all steps whole."""
 
 
 class VariationalMethod(_Method):

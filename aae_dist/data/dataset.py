@@ -24,6 +24,7 @@ from aae_dist.data.permutation import Indices
 from aae_dist.data.reader import OpenShards
 from aae_dist.data.sample_decoder import NO_LABEL, SampleDecoder
 from aae_dist.errors import DataError, SampleError, ShardError
+from aae_dist.spread import spread_evenly
 
 _AUTO_MEMORY_BYTES = 2 << 30
 _OPEN_UNPLANNED = 2
@@ -241,7 +242,7 @@ class Dataset:
     def _probed_layout(self) -> tuple[Shape, torch.dtype]:
         """Return what the first readable one of a few samples has; raise what the first lacks."""
         first: DataError | None = None
-        for number in sorted({n * len(self) // _NUM_PROBED for n in range(_NUM_PROBED)}):
+        for number in spread_evenly(_NUM_PROBED, len(self)).tolist():
             [(shard, inside)] = self.places(np.array([number]))
             try:
                 return self._decoder.layout(self._shards.get(shard), inside)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from aae_dist.version import __version__
 
-PACKAGES = ("aae_dist", "torch", "numpy", "ray", "webdataset", "safetensors", "obstore", "pydantic")
-"""What must be alike on all machines, or ranks compute or read different things."""
+PACKAGES = ("torch", "numpy", "ray", "webdataset", "safetensors", "obstore", "pydantic")
+"""What must be alike on all machines beside aae_dist, or ranks compute or read different things."""
 SHARED_MEMORY = "/dev/shm"
 
 
@@ -57,14 +57,14 @@ def look() -> Machine:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    # Of aae_dist the code that runs here, which need not be the package that is installed.
+    found = {"python": platform.python_version(), "aae_dist": __version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
-    # The code that runs here, which need not be the package that is installed.
-    return found | {"aae_dist": __version__, "code": code_hash()}
+    return found | {"code": code_hash()}
 
 
 def code_hash() -> str:

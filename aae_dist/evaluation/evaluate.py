@@ -23,6 +23,7 @@ from aae_dist.evaluation import reconstruction
 from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel
 from aae_dist.evaluation.null import Yardstick, build_yardstick, score
 from aae_dist.priors import Prior
+from aae_dist.spread import spread_evenly
 
 CHUNK = 256
 MAX_SAMPLES = 10_000
@@ -83,7 +84,7 @@ class Evaluator:
                 f"{total} validation samples are too few to score the match with the prior "
                 f"(data.validation). Give at least {MIN_SAMPLES}, better 10,000."
             )
-        self._indices = _spread(self.num_samples, total)
+        self._indices = spread_evenly(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._yardstick: Yardstick | None = None
 
@@ -100,7 +101,7 @@ class Evaluator:
         table = _gather_in_order(rows, self.num_samples, self._world)
         readable = table[:, 0] == 1
         good, prior_nZ = table[readable, 1:], prior_nZ[: len(readable)][readable]
-        spread = _spread(NUM_PICTURED, len(good))
+        spread = spread_evenly(NUM_PICTURED, len(good))
         originals: list[Tensor] = []
 
         def judge() -> dict[str, float]:
@@ -212,12 +213,6 @@ def smallest_spread(codes_nZ: Tensor, prior_nZ: Tensor) -> float:
         float(torch.linalg.eigvalsh(torch.atleast_2d(z.T.cov()))[0]) for z in (codes_nZ, prior_nZ)
     ]
     return math.sqrt(max(flattest[0], 0.0) / max(flattest[1], 1e-12))
-
-
-def _spread(count: int, total: int) -> NDArray[np.int64]:
-    """Return at most `count` numbers, spread evenly over 0 to `total` - 1."""
-    count = min(count, total)
-    return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
 def _num_chunks(num_samples: int) -> int:

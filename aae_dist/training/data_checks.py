@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from aae_dist.config import RunConfig
 from aae_dist.config.settings import Augment
 from aae_dist.data import Dataset
 from aae_dist.errors import ConfigError
+from aae_dist.spread import spread_evenly
 from aae_dist.storage import is_remote
 
 NUM_PROBED = 256
@@ -49,8 +49,7 @@ def _range_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
         return
     first = data.manifest.shards[0]
     total = first.samples if is_remote(first.folder) else len(data)
-    count = min(NUM_PROBED, total)
-    images = data.load(np.arange(count, dtype=np.int64) * total // max(count, 1)).images
+    images = data.load(spread_evenly(NUM_PROBED, total)).images
     low, high = images.min().item(), images.max().item()
     if low < 0 or high > 1:
         key = "method.reconstruction_loss: bce" if bce else "model.decoder_output: sigmoid"

@@ -6,10 +6,8 @@ needs neither the data set nor the other run any more.
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config import RunConfig, priors
@@ -17,6 +15,7 @@ from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.reductions import main_decides
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
+from aae_dist.spread import spread_evenly
 from aae_dist.training.checkpoint import Saved
 from aae_dist.training.trained_run import load_run
 
@@ -87,7 +86,7 @@ def _readable(dataset: Dataset, most: int, max_bad_fraction: float) -> Iterator[
     Raises:
         DataError: more than a part of `max_bad_fraction` of them is bad; one of them is named.
     """
-    indices, num_bad = _spread(len(dataset), most), 0
+    indices, num_bad = spread_evenly(most, len(dataset)), 0
     for start in range(0, len(indices), CHUNK):
         chunk = indices[start : start + CHUNK]
         samples = dataset.load(chunk)
@@ -97,9 +96,3 @@ def _readable(dataset: Dataset, most: int, max_bad_fraction: float) -> Iterator[
         good = torch.ones(len(chunk), dtype=torch.bool)
         good[list(samples.bad)] = False
         yield samples.images[good]
-
-
-def _spread(total: int, most: int) -> NDArray[np.int64]:
-    """Return at most `most` sample numbers, spread evenly over all."""
-    count = min(total, most)
-    return np.arange(count, dtype=np.int64) * total // count

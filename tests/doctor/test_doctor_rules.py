@@ -12,7 +12,7 @@ GIB = 2**30
 
 
 def machine(host="a", **changes):
-    versions = {name: "1.0" for name in (*PACKAGES, "python", "code")}
+    versions = {name: "1.0" for name in (*PACKAGES, "aae_dist", "python", "code")}
     fine = Machine(
         host=host,
         versions=versions | changes.pop("versions", {}),
