@@ -1,27 +1,25 @@
 """Bytes of a sample to numbers: an allow-list of formats for images, arrays and labels."""
 
-import importlib.util
 import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aae_dist.data.decode_array import Shape, decode_array
 from aae_dist.data.exif import upright
 from aae_dist.data.image_header import ImageHeader, read_header
-from aae_dist.data.png_check import proven_png
+from aae_dist.data.png_check import ProvenPng, proven_png
 from aae_dist.data.resize import Resize
+from aae_dist.data.torchvision_decoders import decode_fast
 from aae_dist.errors import SampleError, ShardError
 
 Result = TypeVar("Result")
+Pixels = NDArray[np.uint8]
 Bad = dict[int, ShardError | SampleError]
 """Row of a batch -> why its sample cannot be used."""
 
@@ -32,8 +30,6 @@ AS_IT_IS = Resize("none", None)
 MAX_FIELD_BYTES = 256 << 20
 """Largest file of an image or array that is decoded."""
 _MAX_LABEL_BYTES = 1 << 16
-_GREY, _COLOUR = 1, 3
-"""torchvision's ImageReadMode numbers; they happen to equal the channels."""
 _LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
 
 
@@ -52,7 +48,7 @@ def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = AS_I
     if not is_array(name):
         if row.dtype != np.uint8:
             raise SampleError("an image, wanted a float32 array", reason="array")
-        row[:] = decode_image(data, row.shape, resize).numpy()  # type: ignore[arg-type]
+        row[:] = decode_image(data, row.shape, resize)  # type: ignore[arg-type]
         return
     array = decode_array(data)
     if array.shape != row.shape or array.dtype != row.dtype:
@@ -77,7 +73,7 @@ def is_array(name: str) -> bool:
     return name.rpartition(".")[2] == "npy"
 
 
-def decode_image(data: bytes, shape: Shape | None = None, resize: Resize = AS_IT_IS) -> Tensor:
+def decode_image(data: bytes, shape: Shape | None = None, resize: Resize = AS_IT_IS) -> Pixels:
     """Return the image as uint8 [C, H, W], upright where EXIF says how.
 
     Args:
@@ -91,7 +87,7 @@ def decode_image(data: bytes, shape: Shape | None = None, resize: Resize = AS_IT
     """
     header = _fitting_header(data, shape, resize)
     channels = header.channels if shape is None else shape[0]
-    fast = _decode_fast(_proven(data, header), header, channels)
+    fast = decode_fast({0: _proven(data, header)}, channels).get(0)
     return _finished(data, header, fast, shape or (channels, header.height, header.width), resize)
 
 
@@ -137,10 +133,12 @@ def _decode_group(
 ) -> None:
     shape: Shape = rows.shape[1:]  # type: ignore[assignment]
     proven = staged(lambda n: _proven(files[n], heads[n]), heads, bad)
-    fast = staged(lambda n: _decode_fast(proven[n], heads[n], shape[0]), proven, bad)
-    images = staged(lambda n: _finished(files[n], heads[n], fast[n], shape, resize), fast, bad)
+    fast = decode_fast(proven, shape[0])
+    images = staged(
+        lambda n: _finished(files[n], heads[n], fast.get(n), shape, resize), proven, bad
+    )
     for n, image in images.items():
-        rows[n][:] = image.numpy()
+        rows[n][:] = image
 
 
 def staged(step: Callable[[int], Result], numbers: Iterable[int], bad: Bad) -> dict[int, Result]:
@@ -161,7 +159,7 @@ def _fitting_header(data: bytes, shape: Shape | None, resize: Resize) -> ImageHe
     return header
 
 
-def _proven(data: bytes, header: ImageHeader) -> bytes | None:
+def _proven(data: bytes, header: ImageHeader) -> ProvenPng | bytes | None:
     """Return what torchvision may decode; None for what is left to Pillow."""
     if header.format == "PNG":
         return proven_png(data)
@@ -169,17 +167,17 @@ def _proven(data: bytes, header: ImageHeader) -> bytes | None:
 
 
 def _finished(
-    data: bytes, header: ImageHeader, image: Tensor | None, shape: Shape, resize: Resize
-) -> Tensor:
+    data: bytes, header: ImageHeader, image: Pixels | None, shape: Shape, resize: Resize
+) -> Pixels:
     """Return the image with the wanted shape, decoded by Pillow where there is none yet."""
     if image is None:
         image = _decode_with_pillow(data, header, shape[0])
     image = upright(image, header.orientation)
     if image.shape != (shape[0], header.height, header.width):
-        raise _damaged(f"the image decodes to shape {tuple(image.shape)}; it is damaged")
+        raise _damaged(f"the image decodes to shape {image.shape}; it is damaged")
     if image.shape == shape:
         return image
-    return torch.from_numpy(resize.apply(image.numpy(), shape[1:]))
+    return resize.apply(image, shape[1:])
 
 
 def checked_header(data: bytes) -> ImageHeader:
@@ -220,42 +218,7 @@ def _json_entry(data: bytes, entry: str) -> bytes:
     return str(value).encode() if type(value) is int and abs(value) < 10**18 else b""
 
 
-def _decode_fast(data: bytes | None, header: ImageHeader, channels: int) -> Tensor | None:
-    """Decode by torchvision's C++ decoders, which free the GIL; None where they cannot."""
-    if data is None:
-        return None
-    _load_decoders()
-    decode = torch.ops.image.decode_png if header.format == "PNG" else torch.ops.image.decode_jpeg
-    mode = _GREY if channels == 1 else _COLOUR
-    try:
-        image: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode, False)
-    except RuntimeError:
-        return None
-    # PNG with 16 bits a channel comes as uint16.
-    return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
-
-
-@cache
-def _load_decoders() -> None:
-    """Register torchvision's decoders with torch.
-
-    Only their library is loaded: `import torchvision` takes seconds more, for models and transforms
-    that nobody here uses.
-    """
-    found = importlib.util.find_spec("torchvision")
-    folders = found.submodule_search_locations if found else None
-    libraries = [path for folder in folders or () for path in Path(folder).glob("image*.so")]
-    load: Callable[[str], None] = torch.ops.load_library
-    if len(libraries) == 1:
-        try:
-            return load(str(libraries[0]))
-        except OSError:
-            pass
-    importlib.import_module("torchvision.io")
-    return None
-
-
-def _decode_with_pillow(data: bytes, header: ImageHeader, channels: int) -> Tensor:
+def _decode_with_pillow(data: bytes, header: ImageHeader, channels: int) -> Pixels:
     # Imported here: most data sets never need it.
     from PIL import Image
 
@@ -267,7 +230,7 @@ def _decode_with_pillow(data: bytes, header: ImageHeader, channels: int) -> Tens
             image = np.array(picture.convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # noqa: BLE001 - Pillow's parsers raise what the bytes make them
         raise _damaged(f"the {header.format} image is damaged ({str(error)!r:.80})") from None
-    return torch.from_numpy(image.reshape(*image.shape[:2], channels)).permute(2, 0, 1)
+    return image.reshape(*image.shape[:2], channels).transpose(2, 0, 1)
 
 
 def _damaged(message: str) -> SampleError:

@@ -2,7 +2,8 @@
 
 import struct
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 PREFIX = b"Exif\0\0"
 """Begins EXIF data in JPEG always, and in WebP with some writers."""
@@ -38,9 +39,9 @@ def is_turned(orientation: int) -> bool:
     return orientation >= 5
 
 
-def upright(image: Tensor, orientation: int) -> Tensor:
+def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Return the stored image [C, H, W] as it is to be seen, [C, H, W] or [C, W, H]."""
     if orientation == 1:
         return image
-    turned = image.transpose(1, 2) if is_turned(orientation) else image
-    return turned.flip(_FLIPS.get(orientation, ()))
+    turned = image.transpose(0, 2, 1) if is_turned(orientation) else image
+    return np.flip(turned, _FLIPS.get(orientation, ()))

@@ -172,7 +172,7 @@ def file_fields(
         header, resize = checked_header(data), options.resize
         inner = resize.cropped(header.height, header.width)
         size = (options.image_size, options.image_size) if options.image_size else inner
-        image = decode_image(data, (header.channels, *size), resize).numpy()
+        image = decode_image(data, (header.channels, *size), resize)
     except SampleError as error:
         if error.reason == "image":
             raise DataError(f"{name}: not a readable image ({error}); remove it.") from None

@@ -6,13 +6,14 @@ a segmentation fault. What is proven here leaves libpng nothing to complain abou
 
 import struct
 import zlib
+from typing import NamedTuple
 
 from aae_dist.errors import SampleError
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 """By colour type: grey, colour, each also with alpha. Palettes are left to Pillow."""
-_MAX_SIDE = 1_000_000
+MAX_SIDE = 1_000_000
 """libpng refuses longer sides."""
 _KINDS = frozenset((b"IHDR", b"IDAT", b"PLTE"))
 _ANCILLARY = 0x20
@@ -21,37 +22,59 @@ _OVERHEAD = 12
 """Bytes of a chunk beside its data: length, kind, checksum."""
 
 
-_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+class PngKind(NamedTuple):
+    """What the images of one stack have in common."""
+
+    width: int
+    depth: int
+    """Bits a channel: 8 or 16."""
+    colour: int
+    """PNG's number of the colour type; a key of `_CHANNELS`."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of pixels: its filter's number and the pixels."""
+        return 1 + self.width * _CHANNELS[self.colour] * self.depth // 8
 
 
-def proven_png(data: bytes) -> bytes | None:
-    """Return the image's header, pixels and end alone, or None when its kind is unusual.
+class ProvenPng(NamedTuple):
+    """An image that libpng decodes without an error."""
 
-    Costs some 10 us for 28 x 28 pixels, a sixth of the decoding.
+    kind: PngKind
+    height: int
+    rows: bytes
+    """The pixels, inflated but still filtered: `height` rows of `kind.row_bytes`."""
+
+
+def proven_png(data: bytes) -> ProvenPng | None:
+    """Return the image, or None when its kind is unusual.
+
+    Costs some 10 us for 28 x 28 pixels.
 
     Raises:
         SampleError: The file is damaged: cut, a wrong checksum, too few or too many pixels.
     """
     try:
         chunks = _chunks(data)
-        header, pixels = chunks[0], [chunk for chunk in chunks if chunk[4:8] == b"IDAT"]
+        header = chunks[0]
         width, height, depth, colour, *methods = struct.unpack_from(">IIBBBBB", header, 8)
         is_known = colour in _CHANNELS and depth in (8, 16) and not any(methods)
         kinds = {chunk[4:8] for chunk in chunks if not chunk[4] & _ANCILLARY}
         if not is_known or kinds - _KINDS or any(chunk[4:8] == b"tRNS" for chunk in chunks):
             return None
-        if len(header) != 13 + _OVERHEAD or not 0 < max(width, height) <= _MAX_SIDE:
+        if len(header) != 13 + _OVERHEAD or not 0 < max(width, height) <= MAX_SIDE:
             return None
-        _check_pixels(pixels, height, 1 + width * _CHANNELS[colour] * depth // 8)
+        kind = PngKind(width, depth, colour)
+        pixels = b"".join(chunk[8:-4] for chunk in chunks if chunk[4:8] == b"IDAT")
+        return ProvenPng(kind, height, _inflated(pixels, height, kind.row_bytes))
     except (struct.error, zlib.error, IndexError) as error:
         raise _damaged(str(error)) from None
-    return data[:8] + header + b"".join(pixels) + _END
 
 
 def _chunks(data: bytes) -> list[bytes]:
     """Return all chunks before the end, whole, of which the first is the header."""
     found: list[bytes] = []
-    position = len(_SIGNATURE)
+    position = len(SIGNATURE)
     while True:
         length, kind = struct.unpack_from(">I4s", data, position)
         chunk = data[position : position + length + _OVERHEAD]
@@ -65,15 +88,16 @@ def _chunks(data: bytes) -> list[bytes]:
         position += len(chunk)
 
 
-def _check_pixels(pixels: list[bytes], height: int, row: int) -> None:
-    """Raise unless the chunks inflate to `height` rows of `row` bytes, each with a known filter."""
+def _inflated(pixels: bytes, height: int, row: int) -> bytes:
+    """Return the `height` rows of `row` bytes; raise for another size or an unknown filter."""
     inflate = zlib.decompressobj()
     # One byte more than the image has tells a whole one from a bomb.
-    raw = inflate.decompress(b"".join(chunk[8:-4] for chunk in pixels), height * row + 1)
-    if len(raw) != height * row or not inflate.eof or inflate.unused_data:
+    rows = inflate.decompress(pixels, height * row + 1)
+    if len(rows) != height * row or not inflate.eof or inflate.unused_data:
         raise _damaged(f"the pixels are not the {height * row} bytes that the header promises")
-    if max(raw[::row]) > 4:  # the first byte of a row names one of five filters
+    if max(rows[::row]) > 4:  # the first byte of a row names one of five filters
         raise _damaged("a row has an unknown filter")
+    return rows
 
 
 def _damaged(detail: str) -> SampleError:

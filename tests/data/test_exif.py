@@ -51,12 +51,12 @@ def test_every_orientation_is_turned_as_pillow_turns_it(
         header = read_header(file)
         assert header is not None
         assert header[2:] == (*wanted.shape[:2], number)
-        planes = torch.from_numpy(wanted if wanted.ndim == 3 else wanted[..., None])
-        wanted_CHW = planes.permute(2, 0, 1)
-        assert torch.equal(decode_image(file), wanted_CHW)
+        planes = wanted if wanted.ndim == 3 else wanted[..., None]
+        wanted_CHW = planes.transpose(2, 0, 1)
+        assert np.array_equal(decode_image(file), wanted_CHW)
         with monkeypatch.context() as patched:
-            patched.setattr(decode, "_decode_fast", lambda *arguments: None)
-            assert torch.equal(decode_image(file), wanted_CHW)
+            patched.setattr(decode, "decode_fast", lambda *arguments: {})
+            assert np.array_equal(decode_image(file), wanted_CHW)
 
 
 def test_data_that_name_no_orientation_leave_an_image_as_it_is() -> None:
