@@ -28,12 +28,14 @@ class Agreement:
     the same steps although their clocks differ.
     """
 
-    def __init__(self, world: World, clock: Callable[[], float] = time.monotonic) -> None:
-        """Ask for the first time after the first step."""
+    def __init__(
+        self, world: World, step: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Ask for the first time after the next step; `step` of them are done already."""
         self._world = world
         self._clock = clock
-        self._next_step = 0
-        self._last = (0, clock())
+        self._next_step = step
+        self._last = (step, clock())
 
     def after(
         self, step: int, wants_stop: Callable[[], bool], wants_save: Callable[[], bool]

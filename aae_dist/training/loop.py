@@ -68,7 +68,7 @@ class TrainLoop:
             RanksDriftedError: the networks of the ranks are no longer equal.
             DataError: more samples are bad than `data` allows.
         """
-        self._agreement = Agreement(self.world)
+        self._agreement = Agreement(self.world, self.state.step)
         self._saved_at = self._logged_at = time.monotonic()
         self._samples_logged = self.samples_seen
         for batch in self._timed(batches):

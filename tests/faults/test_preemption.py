@@ -73,6 +73,17 @@ def test_sigterm_in_the_middle_of_a_step(
     assert list(temporary.iterdir()) == []
 
 
+def test_sigterm_soon_after_a_resume(tmp_path: Path, whole: str, row) -> None:
+    row("8f", "SIGTERM to rank 1 ten steps after a resume", "again exit code 4, bit-equal")
+    for number, step in enumerate((90, 101)):
+        fault = Fault("term", "reconstruction.before", step, 1, str(tmp_path / f"mark{number}"))
+        with fleet(tmp_path, *items(tmp_path, "run"), fault=fault, **PACED) as stopped:
+            assert stopped.end(120) == [4, 4], stopped.text()[-3000:]
+    assert "resuming" in stopped.text()
+    finish(tmp_path, *items(tmp_path, "run"))
+    assert_bit_equal(f"{tmp_path}/run", whole, STEPS)
+
+
 def test_sigterm_in_the_middle_of_a_save(tmp_path: Path, whole: str, row) -> None:
     row("8c", "SIGTERM to rank 0 in the middle of a save", "exit code 4, bit-equal")
     more = ["checkpoint.every_steps=80"]
