@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from aae_dist.cli import main
+from aae_dist.commands.items import split_items
 from aae_dist.commands.tables import number
-from aae_dist.commands.train import split_items
 from aae_dist.config import load_config
+from aae_dist.config.yaml_text import LARGEST_BYTES
+from aae_dist.storage import open_storage
 
 BASE = ["run.name=a", "data.train=s3://b/x.tar", "train.steps=5"]
 
@@ -62,6 +64,52 @@ def test_an_argument_with_an_equals_sign_is_an_override_unless_a_file_has_that_n
         [Path("a.yaml"), Path("lr=3.yaml"), Path("b.yaml")],
         ["x=1", "y=2"],
     )
+
+
+def test_a_file_in_a_bucket_is_read_like_one_here(s3, tmp_path, capsys):
+    file = tmp_path / "a.yaml"
+    file.write_text("run: {name: a}\nprior: {kind: gaussian, std: 3}\n")
+    address = f"{s3()}/day=1/best.yaml"
+    folder, _, name = address.rpartition("/")
+    open_storage(folder).write(name, file.read_bytes())
+    more = [*BASE[1:], "prior.std=2", "--dry-run"]
+    assert main(["train", address, *more]) == 0
+    shown = capsys.readouterr().out
+    assert main(["train", str(file), *more]) == 0
+    assert shown == capsys.readouterr().out
+    assert main(["train", f"file://{file}", *more]) == 0
+
+
+def test_a_mistake_in_a_bucket_names_the_address_and_line(s3, capsys):
+    bucket = s3()
+    open_storage(bucket).write("a.yaml", b"run: {name: a}\ntrain: {setps: 3}\n")
+    assert main(["train", f"{bucket}/a.yaml", *BASE]) == 2
+    assert f"train.setps: unknown key, got 3 ({bucket}/a.yaml:2)" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_in_the_bucket_is_one_line(s3, capsys):
+    bucket = s3()
+    assert main(["train", f"{bucket}/gone.yaml", *BASE]) == 2
+    assert capsys.readouterr().err == f"aae-dist: {bucket}/gone.yaml: no such file\n"
+    assert main(["train", "s3://no-such-bucket-here/gone.yaml", *BASE]) == 2
+    assert "the bucket does not exist" in capsys.readouterr().err
+    assert main(["train", "ftp://host/a.yaml", *BASE]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_more_of_a_stored_file_is_read_than_a_configuration_may_have(s3, capsys):
+    bucket = s3()
+    open_storage(bucket).write("a.yaml", b"#" * (LARGEST_BYTES + 1))
+    assert main(["train", f"{bucket}/a.yaml", *BASE]) == 2
+    assert "a.yaml: larger than 1,048,576 bytes" in capsys.readouterr().err
+
+
+def test_submit_takes_files_of_a_bucket(s3, capsys):
+    bucket = s3()
+    open_storage(bucket).write("a.yaml", b"run: {name: a, storage: s3://b/runs}\n")
+    items = [f"{bucket}/a.yaml", *BASE[1:], "--address", "http://h:8265", "--dry-run"]
+    assert main(["submit", *items]) == 0
+    assert "storage: s3://b/runs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

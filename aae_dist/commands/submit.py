@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aae_dist.commands.train import split_items
+from aae_dist.commands.items import split_items
 from aae_dist.config import RunConfig, dump_yaml, load_config, yaml_text
 from aae_dist.config.layers import Merge
-from aae_dist.config.load import SWEEP, make_absolute, read_layers
+from aae_dist.config.load import SWEEP, ConfigFile, make_absolute, read_layers
 from aae_dist.config.paths import PATHS
 from aae_dist.config.redaction import redact
 from aae_dist.config.sweep_plan import SweepPlan, load_sweep
@@ -58,7 +58,7 @@ def read_work(items: Sequence[str]) -> Work:
     return Work("train", config.run.name, config.run.storage, config, dump_yaml(config))
 
 
-def is_sweep(files: Sequence[Path], overrides: Sequence[str]) -> bool:
+def is_sweep(files: Sequence[ConfigFile], overrides: Sequence[str]) -> bool:
     """Return whether the files describe a sweep: they have a section for it."""
     layers, _ = read_layers(files, overrides)
     return any(SWEEP in layer for layer in layers)

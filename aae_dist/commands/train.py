@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aae_dist.commands.items import split_items
 from aae_dist.commands.tables import print_metrics, results
 from aae_dist.config import dump_yaml, load_config
 
@@ -38,12 +38,6 @@ def train(items: Sequence[str], dry_run: bool = False) -> int:
     if from_environment("cpu").is_main:  # under torchrun every rank comes by here
         _show(outcome)
     return 0
-
-
-def split_items(items: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return (files, overrides): an override holds `=` and is not the name of a file."""
-    files = [Path(item) for item in items if "=" not in item or Path(item).is_file()]
-    return files, [item for item in items if Path(item) not in files]
 
 
 def _show(outcome: "Outcome") -> None:

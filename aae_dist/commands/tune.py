@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from aae_dist.commands.train import split_items
+from aae_dist.commands.items import split_items
 from aae_dist.config import yaml_text
 from aae_dist.config.sweep_plan import SweepPlan, describe, load_sweep
 from aae_dist.errors import LaunchError

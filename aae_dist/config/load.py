@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -22,6 +22,25 @@ SWEEP = "sweep"
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """A configuration file that was read from a bucket or a web server."""
+
+    uri: str
+    data: bytes
+
+    def __str__(self) -> str:
+        """Return the address, by which errors name the file."""
+        return self.uri
+
+    def read_bytes(self) -> bytes:
+        """Return what the file holds."""
+        return self.data
+
+
+ConfigFile: TypeAlias = Path | StoredFile
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A configuration, and what merging its layers dropped."""
 
@@ -30,7 +49,7 @@ class Loaded:
     """One line for each value that a later layer made meaningless."""
 
 
-def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
+def load_config(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Loaded:
     """Return the configuration that files and overrides describe.
 
     Local paths in it are absolute, counted from the current directory (see `config.paths`).
@@ -50,7 +69,7 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(validate(tree, title, _of_a_sweep(sections)), tuple(merge.notes))
 
 
-def read_layers(files: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Tree], str]:
+def read_layers(files: Sequence[ConfigFile], overrides: Sequence[str]) -> tuple[list[Tree], str]:
     """Return the layers that files and overrides are, and a name for all of them together.
 
     Raises:
@@ -104,7 +123,7 @@ def dump_yaml(config: RunConfig, without_secrets: bool = False) -> str:
     return yaml_text.dump(redacted(tree) if without_secrets else tree)
 
 
-def _read_file(file: Path) -> Tree:
+def _read_file(file: ConfigFile) -> Tree:
     try:
         text = file.read_bytes().decode()
     except FileNotFoundError:

@@ -6,12 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from aae_dist.config import space
 from aae_dist.config.layers import Merge
-from aae_dist.config.load import config_error, make_absolute, problems_of, read_layers
+from aae_dist.config.load import ConfigFile, config_error, make_absolute, problems_of, read_layers
 from aae_dist.config.root import RunConfig
 from aae_dist.config.sweep import Sweep
 from aae_dist.config.sweep_checks import checks
@@ -95,7 +94,7 @@ class RandomDraw:
         return self._random.randint(low, high)
 
 
-def load_sweep(files: Sequence[Path], overrides: Sequence[str] = ()) -> SweepPlan:
+def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> SweepPlan:
     """Return the sweep that files and overrides describe, all its known trials checked.
 
     Raises:
