@@ -31,7 +31,7 @@ class AdamW(Section):
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
+    """Added to the denominator; the generator wants 1e-3 (configs/optimizer/adamw.yaml)."""
     weight_decay: NonNegativeFloat = 1e-2
     """Part of every weight, times the learning rate, that is taken off in each update. With adamw
     in reconstruction and in generator the encoder's weights are decayed twice a step."""
@@ -109,8 +109,8 @@ class Phase(Section):
 class Phases(Section):
     """Update rules of the three phases; a method uses those it has.
 
-    The default rates are the best of those tried on MNIST with 8 dimensions, for 2,000 and for
-    12,000 steps (docs/benchmarks.md).
+    The default rates are the best balance of reconstruction and match of those tried on MNIST with
+    8 dimensions, for 2,000 and for 12,000 steps (docs/benchmarks.md).
     """
 
     reconstruction: Phase = Phase(optimizer=Adam(lr=2e-3))
