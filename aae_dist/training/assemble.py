@@ -32,6 +32,7 @@ from aae_dist.training.checkpoint import Saved
 from aae_dist.training.data_checks import check_settings_fit
 from aae_dist.training.new_shards import Restart, restart_on_new_shards
 from aae_dist.training.prior_vectors import prior_vectors
+from aae_dist.training.resume import as_found
 from aae_dist.training.weight_average import WeightAverage
 
 
@@ -68,6 +69,8 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
     Raises:
         AaeDistError: data cannot be read, or differ from those the checkpoint was trained on.
     """
+    if saved:
+        config = as_found(config, saved.documents["config"])
     vectors = prior_vectors(config, saved, world)
 
     def work() -> RunData:

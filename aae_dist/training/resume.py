@@ -40,16 +40,19 @@ CHANGEABLE = (
     "wandb",
 )
 """Keys, or whole sections, that do not change what the steps so far computed."""
+FOUND = ("lanes", "shuffle_window", "channels", "image_size", "resize")
+"""Keys of `data` whose null means what the run found out from its data when it began."""
 
 
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
     """Raise CheckpointError with a diff unless `config` continues the run of `saved`."""
     wanted = config.model_dump(mode="json")
-    changes = [
-        change for change in _changes(_completed(saved), wanted) if not _may_change(change[0])
+    lines = [
+        f"  {path}: saved {old!r}, now {new!r}"
+        for path, old, new in _changes(_completed(saved), wanted)
+        if not _may_change(path)
     ]
-    if changes:
-        lines = [f"  {path}: saved {old!r}, now {new!r}" for path, old, new in changes]
+    if lines:
         raise CheckpointError(
             f"{run_uri} was started with another configuration, so it cannot be resumed:\n"
             + "\n".join(lines)
@@ -57,6 +60,13 @@ def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) ->
             + run_uri
             + " to start from its weights."
         )
+
+
+def as_found(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
+    """Return `config` with what the run of the configuration `saved` had found in its data."""
+    data = config.data
+    found = {key: saved["data"].get(key) for key in FOUND if getattr(data, key) is None}
+    return config.model_copy(update={"data": data.model_copy(update=found)})
 
 
 def check_lanes(saved_lanes: int, config: RunConfig, run_uri: str) -> None:
@@ -127,7 +137,7 @@ def _changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[s
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*old, *new]):
             yield from _changes(old.get(key), new.get(key), (*path, key))
-    elif old != new and new is not None:  # None means: what the run found out when it began
+    elif old != new and not (new is None and path[:1] == ("data",) and path[-1] in FOUND):
         yield ".".join(path), old, new
 
 
