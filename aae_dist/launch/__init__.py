@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 from aae_dist.config import RunConfig
 from aae_dist.errors import Interrupted, LaunchError
+from aae_dist.launch.ray_cluster import check_storage
 from aae_dist.training.outcome import Outcome
 
 __all__ = ["launch"]
@@ -16,6 +17,7 @@ def launch(config: RunConfig) -> Outcome:
         Interrupted: somebody asked the run to stop, and it has saved a checkpoint.
         AaeDistError: any other mistake of the user's, in one clear line.
     """
+    check_storage(config)
     outcome = _launch_local(config) if config.launch.kind == "local" else _launch_ray(config)
     if outcome.state == "interrupted":
         raise Interrupted(

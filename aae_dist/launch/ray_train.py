@@ -28,7 +28,6 @@ def launch_ray(config: RunConfig) -> Outcome:
         AaeDistError: the user's mistake, in one line.
         WorkersFailedError: workers failed more often than `launch.max_failures` allows.
     """
-    ray_cluster.check_storage(config)
     done = finished_before(config)
     if done is not None:
         return done

@@ -22,13 +22,14 @@ __all__ = ["Entry", "LocalStorage", "Storage", "check_key", "is_remote", "join",
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-def open_storage(uri: str, patience_seconds: float | None = None) -> Storage:
+def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = False) -> Storage:
     """Return the folder at `uri`; nothing is created, and no network is used yet.
 
     Args:
         uri: a local path ('~' is the home), file://, s3://bucket/..., gs://..., az://container/...
             or, to read only, https://host/...
         patience_seconds: bound on each request over the network, with all its retries.
+        probe: give up after 2 retries and 15 s, as a start does that shall tell of a wrong address.
 
     Raises:
         LaunchError: the scheme is not one of these, or the address is not complete.
@@ -42,7 +43,7 @@ def open_storage(uri: str, patience_seconds: float | None = None) -> Storage:
         return LocalStorage(uri)
     if scheme == "file":
         return LocalStorage(_local_path(uri))
-    return _open_remote(uri, scheme, patience_seconds)
+    return _open_remote(uri, scheme, patience_seconds, probe)
 
 
 def _local_path(uri: str) -> str:
@@ -52,7 +53,7 @@ def _local_path(uri: str) -> str:
     return unquote(parts.path)
 
 
-def _open_remote(uri: str, scheme: str, patience_seconds: float | None) -> Storage:
+def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: bool) -> Storage:
     # Imported here: a command that only looks at local files has no use for it.
     from aae_dist.storage.bucket import BucketStorage
 
@@ -72,4 +73,5 @@ def _open_remote(uri: str, scheme: str, patience_seconds: float | None) -> Stora
         check_web_address(uri)
     folder = folder.strip("/")
     prefix = check_key(folder) if folder else ""
-    return BucketStorage(f"{scheme}://{host}", prefix, patience_seconds=patience_seconds)
+    root = f"{scheme}://{host}"
+    return BucketStorage(root, prefix, patience_seconds=patience_seconds, probe=probe)

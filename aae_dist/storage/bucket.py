@@ -10,7 +10,7 @@ from obstore.exceptions import PreconditionError as Changed
 
 from aae_dist.errors import LaunchError
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
-from aae_dist.storage.bucket_client import PROBE, PROBE_SECONDS, connect, data_client
+from aae_dist.storage.bucket_client import data_client, probe_client
 from aae_dist.storage.bucket_errors import explained
 from aae_dist.storage.local import write_file
 
@@ -39,14 +39,18 @@ class BucketStorage:
         prefix: str = "",
         store: "ObjectStore | None" = None,
         patience_seconds: float | None = None,
+        probe: bool = False,
     ) -> None:
         """Name the folder `prefix` ('' is the top) of the bucket `root`, say s3://bucket.
 
-        `patience_seconds` bounds each request with all its retries.
+        `patience_seconds` bounds each request with all its retries; `probe` is as in
+        `open_storage`.
         """
         self._root, self._prefix = root, prefix
         with explained(root):
-            self._store = store or data_client(root, patience_seconds)
+            if store is None:
+                store = probe_client(root) if probe else data_client(root, patience_seconds)
+        self._store = store
 
     @property
     def uri(self) -> str:
@@ -198,7 +202,7 @@ class BucketStorage:
         """Write and remove a probe."""
         self._check_not_web()
         with explained(self.uri):
-            quick = connect(self._root, PROBE, PROBE_SECONDS)
+            quick = probe_client(self._root)
             probe = self._path(f".probe-{uuid.uuid4().hex}")
             quick.put(probe, b"")
             quick.delete(probe)

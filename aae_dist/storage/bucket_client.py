@@ -45,6 +45,11 @@ def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "Objec
     return from_url(root, client_options=options, retry_config=retries)
 
 
+def probe_client(root: str) -> "ObjectStore":
+    """Return a client for what a start waits for: few retries, 15 s in all."""
+    return connect(root, PROBE, PROBE_SECONDS)
+
+
 def data_client(root: str, patience_seconds: float | None) -> "ObjectStore":
     """Return a client whose every request ends in `patience_seconds`, retries and all."""
     if patience_seconds is None:

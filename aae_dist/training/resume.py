@@ -96,7 +96,7 @@ def finished_before(config: RunConfig) -> Outcome | None:
     Raises:
         TrainingDivergedError: this very configuration has diverged before.
     """
-    folder = RunFolder(config)
+    folder = RunFolder(config, probe=True)
     summary = folder.read_summary()
     if summary is None:
         return None

@@ -17,10 +17,13 @@ BAD_SAMPLES = "bad_samples.jsonl"
 class RunFolder:
     """Reads and writes what a run leaves behind, but for its checkpoints."""
 
-    def __init__(self, config: RunConfig) -> None:
-        """Open the folder that `config.run` names; nothing is created or checked yet."""
+    def __init__(self, config: RunConfig, probe: bool = False) -> None:
+        """Open the folder that `config.run` names; nothing is created or checked yet.
+
+        `probe` is as in `open_storage`.
+        """
         self.uri = join(config.run.storage, config.run.name)
-        self.storage: Storage = open_storage(self.uri)
+        self.storage: Storage = open_storage(self.uri, probe=probe)
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved configuration."""

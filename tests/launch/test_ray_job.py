@@ -18,10 +18,11 @@ def configure(*overrides):
     return load_config([], given).config
 
 
-def test_a_relative_folder_has_no_meaning_inside_a_job(monkeypatch):
+@pytest.mark.parametrize("kind", ["ray", "local"])
+def test_a_relative_folder_has_no_meaning_inside_a_job(monkeypatch, kind):
     monkeypatch.setenv(JOB, "{}")
     with pytest.raises(ConfigError, match=r"run\.storage.*inside a Ray job.*runs"):
-        launch_ray(configure("run.storage=runs"))
+        launch(configure("run.storage=runs", f"launch.kind={kind}"))
 
 
 def test_the_start_of_a_job_says_how_to_stop_it(monkeypatch):

@@ -1,5 +1,6 @@
 """Places that cannot be used say so in one clear line, and soon."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from aae_dist.config import load_config
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage, open_storage
+from aae_dist.training.resume import finished_before
 
 Operation = Callable[[Storage], object]
 OPERATIONS: list[Operation] = [
@@ -48,6 +51,31 @@ def test_a_server_that_is_not_there(s3: Callable[[], str], monkeypatch: pytest.M
     assert time.monotonic() - started < 15
 
 
+def test_a_start_asks_an_ailing_server_three_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Ailing(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            asked.append(self.path)
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    overrides = ["run={name: a, storage: s3://bucket/runs}", "data.train=x.tar", "train.steps=5"]
+    config = load_config([], overrides).config
+    with contextlib.contextmanager(_serve)(Ailing) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        with pytest.raises(LaunchError, match=r"^s3://bucket/runs/a/summary\.json: "):
+            finished_before(config)
+    assert len(asked) == 3  # what reads data asks seven times, over up to a minute
+
+
 @pytest.fixture
 def forbidding_s3(s3: Callable[[], str]) -> Iterator[str]:
     """Run a server that answers every request with 403, as S3 does to a stranger."""
@@ -74,9 +102,11 @@ def _serve(handler: Callable[..., SimpleHTTPRequestHandler]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
