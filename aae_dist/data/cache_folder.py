@@ -9,6 +9,7 @@ from pathlib import Path
 from aae_dist.errors import DataError
 
 _NAME = "aae_dist-shards"
+_ADVICE = "Give another data.cache.dir."
 
 
 def cache_folder(parent: str | None = None) -> Path:
@@ -22,40 +23,54 @@ def cache_folder(parent: str | None = None) -> Path:
     """
     if parent is not None:
         return checked_folder(Path(os.path.abspath(os.path.expanduser(parent))), _NAME)
+    return own_folder(_NAME)
+
+
+def own_folder(name: str, advice: str = _ADVICE) -> Path:
+    """Return the folder `name` in the user's cache folder, or else in the temporary one.
+
+    Raises:
+        DataError: As `checked_folder`, in both.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     try:
-        return checked_folder(Path(home), _NAME)
+        return checked_folder(Path(home), name, advice)
     except DataError:
         # Containers often run with a home that nobody may write to.
-        return checked_folder(Path(tempfile.gettempdir()), f"{_NAME}-{os.getuid()}")
+        return checked_folder(Path(tempfile.gettempdir()), f"{name}-{os.getuid()}", advice)
 
 
-def checked_folder(parent: Path, name: str) -> Path:
-    """Return the folder `name` in `parent`, made if need be; DataError unless it is ours alone."""
+def checked_folder(parent: Path, name: str, advice: str = _ADVICE) -> Path:
+    """Return the folder `name` in `parent`, made if need be.
+
+    Args:
+        parent: Where it lies; made as well.
+        name: Its name.
+        advice: What to do when it cannot be used, a whole sentence.
+
+    Raises:
+        DataError: It cannot be made, or is not ours alone.
+    """
     folder = parent / name
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        _check(folder, folder.lstat())
+        problem = _problem(folder, folder.lstat())
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be used as a cache ({error.strerror}). Give another data.cache.dir."
-        ) from None
+        problem = f"cannot be used ({error.strerror})"
+    if problem:
+        raise DataError(f"{folder}: {problem}. {advice}")
     return folder
 
 
-def _check(folder: Path, found: os.stat_result) -> None:
-    """Refuse what another user could have put there, to read or change what we cache."""
+def _problem(folder: Path, found: os.stat_result) -> str:
+    """Return what is wrong with the folder: another user may read or change what we keep there."""
     if not stat.S_ISDIR(found.st_mode):
-        raise DataError(
-            f"{folder} is not a folder but a link or a file. Remove it, or give another "
-            "data.cache.dir."
-        )
+        return "is not a folder but a link or a file"
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise DataError(
-            f"{folder} is open to others (mode {found.st_mode & 0o777:o}, owner {found.st_uid}). "
-            f"Run chmod 700 on it, or give another data.cache.dir."
-        )
+        mode = found.st_mode & 0o777
+        return f"is open to others (mode {mode:o}, owner {found.st_uid}; chmod 700 closes it)"
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{folder}: no permission to write there. Give another data.cache.dir.")
+        return "no permission to write there"
+    return ""

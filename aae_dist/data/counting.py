@@ -93,6 +93,14 @@ def counted(shard: Shard, before: Counted | None, cache: ShardCache | None) -> C
     return replace(now, samples=_num_samples(now, cache)), stamp
 
 
+def tried(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Counted | ShardError:
+    """Return what `counted` returns, or its error: one bad shard does not end work on many."""
+    try:
+        return counted(shard, before, cache)
+    except ShardError as error:
+        return error.with_traceback(None)
+
+
 def _time_of(shard: Shard) -> str:
     """Return what tells versions of a file without a tag apart; '' where nothing does."""
     if is_remote(shard.folder):
@@ -103,18 +111,24 @@ def _time_of(shard: Shard) -> str:
 def _num_samples(shard: Shard, cache: ShardCache | None) -> int:
     if not is_remote(shard.folder) or cache is not None:
         return len(ShardReader(shard, check_count=False, cache=cache))
+    # Imported here: what is remote has loaded it, and local shards need no obstore.
+    from aae_dist.storage.bucket import RangesRefusedError
+
     if not shard.name.lower().endswith(".tar"):
-        return _unpacked_count(shard)
+        return _count_of_copy(shard)  # gzip has no ranges
     storage = open_storage(shard.folder, _SECONDS)
     try:
         with told(shard):
-            return len(index_tar(Ranges(storage, shard.name, shard.bytes, shard.etag)))
+            try:
+                return len(index_tar(Ranges(storage, shard.name, shard.bytes, shard.etag)))
+            except RangesRefusedError:
+                return _count_of_copy(shard)
     except DamagedTarError as error:
         raise ShardError(f"{shard.url}: {error}.", error.reason) from None
 
 
-def _unpacked_count(shard: Shard) -> int:
-    # gzip has no ranges: the shard is kept while it is counted.
+def _count_of_copy(shard: Shard) -> int:
+    """Count from a copy on the disk, which is gone again when this returns."""
     with tempfile.TemporaryDirectory(prefix="aae_dist-count-") as folder:
         cache = ShardCache(Path(folder), None, _SECONDS)
         return len(ShardReader(shard, check_count=False, cache=cache))

@@ -9,18 +9,21 @@ from pathlib import Path
 
 from aae_dist.config.settings import Cache
 from aae_dist.data.cache import ShardCache
-from aae_dist.data.counting import counted
+from aae_dist.data.counting import tried
 from aae_dist.data.fetch import cache_of
 from aae_dist.data.index_journal import Journal
 from aae_dist.data.manifest import FILE_NAME, Manifest, Shard, dump
 from aae_dist.data.parallel import in_order
 from aae_dist.data.patterns import Source, find
 from aae_dist.data.progress import progress
-from aae_dist.errors import DataError, LaunchError
+from aae_dist.data.uncounted import Uncounted
+from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import is_remote, open_storage
 
 _THREADS = 8
 """Shards downloaded at a time when they must be counted."""
+_KEPT = "Repair or remove what is named; the same command then counts no other shard again."
+_NOT_KEPT = "Repair or remove what is named; aae-dist data index would keep what is counted now."
 
 
 def open_manifest(urls: str | Sequence[str], cache: Cache | None = None) -> Manifest:
@@ -33,7 +36,7 @@ def open_manifest(urls: str | Sequence[str], cache: Cache | None = None) -> Mani
         cache: Where remote shards that must be counted are kept, to be read later.
 
     Raises:
-        DataError: Nothing is found, there is no permission, or a shard is damaged.
+        DataError: Nothing is found, there is no permission, or shards are damaged.
     """
     known = listed_shards(urls)
     uncounted = [shard for shard in known if shard.samples < 0]
@@ -72,7 +75,8 @@ def build_index(
         The address of the manifest file, and the manifest.
 
     Raises:
-        DataError: Nothing is found, a shard is damaged, or the manifest cannot be written.
+        DataError: Nothing is found, shards are damaged (the first of them are named, the others
+            are counted before), or the manifest cannot be written.
     """
     sources = find(pattern, use_manifests=False)
     unknown = [_unknown(s.folder, name) for s in sources for name in s.names]
@@ -124,7 +128,11 @@ def _count(
     executor: Executor | None = None,
     journal: Journal | None = None,
 ) -> list[Shard]:
-    """Return the shards with their sizes and counts, read in parallel."""
+    """Return the shards with their sizes and counts, read in parallel.
+
+    Raises:
+        DataError: Some cannot be counted; all others have been, and are in the journal.
+    """
     options = {} if write is None else {"write": write}
     with contextlib.ExitStack() as stack:
         pool = executor or stack.enter_context(ThreadPoolExecutor(_THREADS))
@@ -133,12 +141,17 @@ def _count(
         )
         before = journal.entries if journal else {}
         tasks = ((shard, before.get(shard.url), cache) for shard in shards)
-        done = []
-        for shard, stamp in in_order(pool, counted, tasks):
-            done.append(shard)
-            if journal:
-                journal.add(shard, stamp)
+        done, failed = list[Shard](), Uncounted(len(shards), _KEPT if journal else _NOT_KEPT)
+        for found in in_order(pool, tried, tasks):
             advance(1)
+            if isinstance(found, ShardError):
+                failed.add(found)
+                continue
+            failed.counted()
+            done.append(found[0])
+            if journal:
+                journal.add(*found)
+    failed.check()
     return done
 
 

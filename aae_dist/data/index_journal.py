@@ -2,30 +2,42 @@
 
 import json
 import os
+import posixpath
 from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from aae_dist.data.cache_folder import checked_folder
+from aae_dist.data.cache_folder import own_folder
 from aae_dist.data.manifest import Shard
+from aae_dist.errors import LaunchError
 
 _MAX_SAMPLES = 10**9
+_ADVICE = "Set XDG_CACHE_HOME to a folder of yours, for notes on what was counted."
 
 
 class Journal:
-    """Counted shards of one list, a line each, in the user's cache folder on this machine.
+    """Counted shards, a line each, in a folder of the user's on this machine.
+
+    Lists of shards in the same folders share a journal, so that one that lacks a shard which was
+    damaged, or has new ones, goes on from what the last one has counted.
 
     Args:
-        urls: The shards that are to be counted; the same list finds its journal again.
+        urls: The shards that are to be counted.
+
+    Raises:
+        DataError: There is no place for it.
     """
 
     def __init__(self, urls: Sequence[str]) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-        name = sha256("\n".join(urls).encode()).hexdigest()
-        self._path = checked_folder(home, "aae_dist-index") / f"{name}.jsonl"
-        self.entries: dict[str, tuple[Shard, str]] = dict(self._read(frozenset(urls)))
+        folders = sorted({posixpath.dirname(url) for url in urls})
+        name = sha256("\n".join(folders).encode()).hexdigest()
+        self._path = own_folder("aae_dist-index", _ADVICE) / f"{name}.jsonl"
+        self._urls = frozenset(urls)
+        noted = self._read()
+        self.entries: dict[str, tuple[Shard, str]] = {
+            url: entry for url, entry in noted.items() if url in self._urls
+        }
         """What was counted before, by address, with the stamp of its version."""
 
     def __enter__(self) -> Self:
@@ -44,22 +56,33 @@ class Journal:
 
     def add(self, shard: Shard, stamp: str) -> None:
         """Note a shard that was counted."""
-        entry = [shard.folder, shard.name, shard.samples, shard.bytes, shard.etag, stamp]
-        self._file.write(json.dumps(entry) + "\n")
+        self._file.write(_line(shard, stamp))
 
     def remove(self) -> None:
-        """Forget it all: the manifest is written."""
-        self._path.unlink(missing_ok=True)
+        """Forget these shards: their manifest is written."""
+        others = [entry for url, entry in self._read().items() if url not in self._urls]
+        if not others:
+            self._path.unlink(missing_ok=True)
+            return
+        part = self._path.with_suffix(f".{os.getpid()}")
+        part.write_text("".join(_line(*entry) for entry in others), "utf-8")
+        part.replace(self._path)
 
-    def _read(self, urls: frozenset[str]) -> list[tuple[str, tuple[Shard, str]]]:
-        found = []
+    def _read(self) -> dict[str, tuple[Shard, str]]:
+        found = {}
         lines = self._path.read_text("utf-8").splitlines() if self._path.exists() else []
         for line in lines:
             try:
                 folder, name, samples, size, etag, stamp = json.loads(line)
                 shard = Shard(str(folder), str(name), int(samples), int(size), etag)
-            except (ValueError, TypeError):
+                url = shard.url
+            except (ValueError, TypeError, LaunchError):
                 continue  # the last line of a process that was killed
-            if shard.url in urls and 0 <= shard.samples <= _MAX_SAMPLES:
-                found.append((shard.url, (shard, str(stamp))))
+            if 0 <= shard.samples <= _MAX_SAMPLES:
+                found[url] = shard, str(stamp)
         return found
+
+
+def _line(shard: Shard, stamp: str) -> str:
+    entry = [shard.folder, shard.name, shard.samples, shard.bytes, shard.etag, stamp]
+    return json.dumps(entry) + "\n"

@@ -11,7 +11,7 @@ import numpy as np
 from aae_dist.config.settings import Data
 from aae_dist.data.bad_samples import printable
 from aae_dist.data.cache import ShardCache
-from aae_dist.data.counting import counted
+from aae_dist.data.counting import tried
 from aae_dist.data.dataset import Dataset
 from aae_dist.data.fetch import cache_of
 from aae_dist.data.index import listed_shards
@@ -107,10 +107,8 @@ def verify(
 def _with_count(shard: Shard, cache: ShardCache) -> tuple[Shard, ShardError | None]:
     if shard.samples >= 0:
         return shard, None
-    try:
-        return counted(shard, None, cache)[0], None
-    except ShardError as error:
-        return shard, error
+    found = tried(shard, None, cache)
+    return (shard, found) if isinstance(found, ShardError) else (found[0], None)
 
 
 def _bad_shard(shard: Shard, error: ShardError) -> Findings:

@@ -239,7 +239,7 @@ def test_folders_that_others_could_have_made(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a link or a file"):
         cache_folder(str(tmp_path))
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be used as a cache"):
+    with pytest.raises(DataError, match=r"cannot be used \(File exists\)\. Give another data"):
         cache_folder(str(tmp_path / "file"))
 
 

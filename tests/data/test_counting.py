@@ -122,13 +122,37 @@ def test_a_stopped_index_goes_on_and_sees_what_changed(
     server.files["/007.tar"] = whole[:700]
     with pytest.raises(DataError, match=r"007\.tar: cut off"):
         build_index(pattern, tmp_path / "out.json")
+    assert server.requests["/009.tar"] == 1, "a damaged shard does not end the counting"
     server.files["/007.tar"] = whole
     server.files["/003.tar"] = write_shards(tmp_path / "b", [5])[0].read_bytes()
     server.requests.clear()
     _, manifest = build_index(pattern, tmp_path / "out.json")
     assert manifest.counts.tolist() == [2, 2, 2, 5, 2, 2, 2, 2, 2, 2]
     again = {path for path, n in server.requests.items() if n and path.endswith(".tar")}
-    assert again == {"/003.tar", "/007.tar", "/008.tar", "/009.tar"}
+    assert again == {"/003.tar", "/007.tar"}
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_server_that_knows_no_ranges_is_indexed(
+    server: ObjectServer, tmp_path: Path, suffix: str
+) -> None:
+    pattern = serve(server, tmp_path / "a", [30, 0, 200], suffix)
+    server.faults["*"] = [Fault("whole")] * 999
+    _, manifest = build_index(pattern, tmp_path / "out.json")
+    assert manifest.counts.tolist() == [30, 0, 200]
+    assert not (tmp_path / "home" / "aae_dist-shards").exists(), "no shard was kept"
+
+
+def test_a_server_that_refuses_all_is_not_asked_for_each_shard(
+    server: ObjectServer, tmp_path: Path
+) -> None:
+    [data] = [path.read_bytes() for path in write_shards(tmp_path / "a", [1])]
+    server.files = {f"/{number:03d}.tar": data for number in range(300)}
+    pattern = f"{server.address}/{{000..299}}.tar"
+    server.faults["*"] = [Fault("status", 403)] * 999
+    with pytest.raises(DataError, match="20 shards in a row cannot be had; the rest was not tried"):
+        build_index(pattern, tmp_path / "out.json")
+    assert sum(server.requests.values()) < 290
 
 
 def test_an_executor_may_count(server: ObjectServer, tmp_path: Path) -> None:
