@@ -25,6 +25,8 @@ exit codes:
   2    something to correct in the configuration, the data, the storage or the cluster
   3    training diverged: gradients were not finite too many times in a row
   4    stopped as asked, with a checkpoint saved: the same command goes on from it
+  130  stopped from the keyboard; 128 + signal when ended at once; 141 when the reader of its
+       output went away
 """
 
 TRAIN = """\

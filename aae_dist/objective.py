@@ -1,7 +1,8 @@
 """What a sweep looks for: one metric, a weighted sum of metrics, or a Pareto front of several."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -13,6 +14,8 @@ Point = tuple[float, ...]
 """One value a direction of the objective."""
 
 WEIGHTED_SUM = "objective/weighted_sum"
+NUM_SAMPLES = "prior_match/num_samples"
+"""Samples that an evaluation's scores of the match are of."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,35 @@ def pareto_front(points: Sequence[Point], modes: Sequence[Mode]) -> list[int]:
     return [i for i, cost in enumerate(costs) if not any(_dominates(c, cost) for c in costs)]
 
 
+def is_comparable(names: Iterable[str], metrics: Metrics, usual: float | None) -> bool:
+    """Return whether scores compare with those of `usual` samples: of fewer, a match looks worse.
+
+    Only scores of the match between codes and prior depend on their number.
+    """
+    depends = any(name.startswith("prior_match/") for name in names)
+    return not depends or usual is None or metrics.get(NUM_SAMPLES) in (None, usual)
+
+
+def usual_num_samples(trials: Iterable[Metrics]) -> float | None:
+    """Return of how many samples most trials' scores are, None where no trial has any."""
+    counts = Counter(n for metrics in trials if (n := metrics.get(NUM_SAMPLES)) is not None)
+    return max(counts, key=lambda n: (counts[n], n), default=None)
+
+
 def ranking(objective: Objective, trials: Sequence[Metrics]) -> list[int]:
     """Return the indices of the trials that have a score, best first; ties keep their order.
+
+    Scores of another number of samples than most trials' count as none.
 
     With several directions: the Pareto front first, then the front of the rest, and so on; within a
     front by the sum of the ranks in each direction, so that balanced trials stand before extremes.
     """
-    points = {i: p for i, m in enumerate(trials) if (p := objective.values(m)) is not None}
+    usual = usual_num_samples(trials)
+    points = {
+        i: point
+        for i, m in enumerate(trials)
+        if (point := objective.values(m)) is not None and is_comparable(objective.metrics, m, usual)
+    }
     costs = {i: _cost(point, objective.modes) for i, point in points.items()}
     if not objective.is_pareto:
         return sorted(costs, key=costs.__getitem__)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aae_dist.errors import ConfigError
-from aae_dist.objective import Objective, best, pareto_front, ranking
+from aae_dist.objective import NUM_SAMPLES, Objective, best, pareto_front, ranking
 
 C2ST, MSE = "prior_match/c2st", "reconstruction/mse"
 
@@ -16,6 +16,14 @@ def test_one_metric_is_read_in_its_direction():
     assert ranking(Objective.of(C2ST, "max"), trials) == [0, 2, 1]
     assert best(Objective.of([C2ST], ["max"]), trials) == 0
     assert Objective.of(C2ST, "min").names == (C2ST,)
+
+
+def test_scores_of_another_number_of_samples_than_most_have_no_rank():
+    trials = [{C2ST: s, MSE: s, NUM_SAMPLES: n} for s, n in [(0.5, 499), (0.7, 500), (0.6, 500)]]
+    assert ranking(Objective.of(C2ST, "min"), trials) == [2, 1]
+    assert ranking(Objective.of([MSE, C2ST], "min"), trials) == [2, 1]
+    assert ranking(Objective.of(MSE, "min"), trials) == [0, 2, 1]  # an error a pixel compares
+    assert ranking(Objective.of(C2ST, "min"), trials[:2]) == [1]  # of two, the more samples
 
 
 def test_a_weighted_sum_adds_metrics_up():

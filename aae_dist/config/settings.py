@@ -22,7 +22,7 @@ class Run(Section):
     resume: Literal["auto", "must", "never"] = "auto"
     """auto resumes if there is a checkpoint; must insists on one; never refuses to find one."""
     init_from: str | None = None
-    """URI of another run whose newest weights this run starts from, at step 0."""
+    """URI of another run whose newest weights, and average, this run starts from, at step 0."""
 
 
 class Cache(Section):

@@ -1,7 +1,6 @@
 """The launcher without a cluster: this process, or every process that torchrun started."""
 
 import contextlib
-import os
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -67,7 +66,7 @@ def process_group(world: World) -> Iterator[None]:
     Raises:
         WorkersFailedError: another rank ended.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if world.size == 1:
         yield
         return
     if world.device.type == "cuda":

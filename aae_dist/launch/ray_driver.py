@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 from aae_dist.config import RunConfig
-from aae_dist.errors import Interrupted, LaunchError
-from aae_dist.launch.failures import explain
+from aae_dist.errors import Interrupted
+from aae_dist.launch.failures import WorkersFailedError, explain
 from aae_dist.launch.ray_demand import Demand
 from aae_dist.launch.ray_monitor import News, Payload
 from aae_dist.launch.ray_wait import Patience, is_queued
@@ -113,7 +113,9 @@ class Driver:
                 self._fit.error, self._config.launch.max_failures, logs_folder()
             ) from self._fit.error
         if self._fit.payload is None:
-            raise LaunchError("Ray Train ended without a result. Look into its workers' logs.")
+            raise WorkersFailedError(
+                f"Ray Train ended without a result. All workers' logs are in {logs_folder()}."
+            )
         return self._fit.payload
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from aae_dist.config import RunConfig
-from aae_dist.errors import AaeDistError, LaunchError, by_name
+from aae_dist.errors import AaeDistError, by_name
 from aae_dist.launch import ray_cluster
+from aae_dist.launch.failures import WorkersFailedError
 from aae_dist.launch.ray_demand import Demand
 from aae_dist.launch.say import say
 
@@ -31,6 +32,7 @@ def run_tasks(
         AaeDistError: what a task raised, as it raised it; the others are cancelled.
         LaunchError: the cluster can never hold the workers, or has had no room for them for
             `launch.max_wait_minutes`.
+        WorkersFailedError: a task's process died more often than `launch.max_failures` allows.
     """
     ray_cluster.check_machine(config)
     with ray_cluster.connected(config):
@@ -93,7 +95,7 @@ def _value(ray: Any, reference: Any) -> Any:
     try:
         payload: Payload = ray.get(reference)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
-        raise LaunchError(
+        raise WorkersFailedError(
             f"a worker's process died more often than launch.max_failures allows ({error})"
         ) from error
     if "error" in payload:

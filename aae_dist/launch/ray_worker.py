@@ -54,6 +54,12 @@ class RayReporter:
             self._pending = {}
             self._reported_at = time.monotonic()
 
+    def flush(self) -> None:
+        """Pass on what no call of `report` was due for; every rank calls it, at the end."""
+        if self._pending:
+            ray.train.report(self._pending)
+            self._pending = {}
+
     def stop_requested(self) -> bool:
         """Return whether the driver asked to stop, as far as this rank has heard."""
         return self._watch is not None and self._watch.requested
@@ -101,6 +107,7 @@ def _train(task: Task, config: RunConfig, world: World) -> Payload:
         together(world, lambda: nonce.check(folder, task.nonce))
         sinks = [PrometheusSink(config.run.name)] if world.is_main else []
         outcome = train(config, world, reporter, task.launch_id, sinks)
+        reporter.flush()
     except AaeDistError as error:
         payload: Payload = {"error": type(error).__name__, "message": str(error)}
         ray.get(task.monitor.set_error.remote(payload))

@@ -10,9 +10,8 @@ from typing import Any
 from ray import tune
 
 from aae_dist.config import RunConfig
-from aae_dist.errors import LaunchError
 from aae_dist.launch import nonce, ray_cluster
-from aae_dist.launch.failures import last_line
+from aae_dist.launch.failures import WorkersFailedError, last_line
 from aae_dist.launch.ray_train import start_monitor
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
@@ -102,7 +101,7 @@ class SweepDriver:
                     # Those that get a free place from now on have nothing to save.
                     self._stopper.now = not running & saving or time.monotonic() > stop_by
         if fit.error is not None and not self._signals.requested:
-            raise LaunchError(f"Ray Tune ended: {last_line(fit.error)}") from fit.error
+            raise WorkersFailedError(f"Ray Tune ended: {last_line(fit.error)}") from fit.error
 
     def _ask_to_stop(self) -> float:
         say("stopping: running trials save a checkpoint first; a second signal ends at once")
@@ -130,7 +129,11 @@ class SweepDriver:
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=build_scheduler(
-                    sweep, self._ledger.objective, plan.configs, self._ended_before()
+                    sweep,
+                    self._ledger.objective,
+                    plan.configs,
+                    self._ended_before(),
+                    self._ledger.is_comparable,
                 ),
                 num_samples=count,
                 # A population takes turns: all of it must be known to be compared.

@@ -16,6 +16,7 @@ from aae_dist.config.sweep_plan import trial_id
 from aae_dist.errors import ConfigError
 from aae_dist.launch.tune_book import point_of
 from aae_dist.launch.tune_trial import OBJECTIVE, STATE
+from aae_dist.objective import NUM_SAMPLES
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
@@ -107,7 +108,8 @@ class OptunaSearcher(Searcher):
             return
         result = result or {}
         state = "failed" if error else str(result.get(STATE, "pruned"))
-        if state == "finished" and f"{OBJECTIVE}0" in result:
+        compares = self._ledger.is_comparable({NUM_SAMPLES: result.get(NUM_SAMPLES)})
+        if state == "finished" and f"{OBJECTIVE}0" in result and compares:
             count = len(self._ledger.objective.modes)
             self._study.tell(trial, [result[f"{OBJECTIVE}{n}"] for n in range(count)])
         elif state != "interrupted":
@@ -158,6 +160,8 @@ class OptunaSearcher(Searcher):
         self, name: str, trial: OptunaTrial, metrics: Mapping[str, float | None], state: str
     ) -> None:
         values = self._ledger.objective.values(metrics) if state == "finished" else None
+        if not self._ledger.is_comparable(metrics):
+            values = None
         if values is not None and trial_id(self._drawn(trial)) == name:
             self._study.tell(trial, list(values))
         else:

@@ -1,7 +1,7 @@
 """Ray Tune's schedulers, told of what earlier starts of the sweep have seen."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +24,16 @@ UNITS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
 """Keys of a result that count a unit; Tune's own training_iteration starts anew after a crash."""
 
 
+Compares = Callable[[Mapping[str, Any]], bool]
+"""Whether a score is of as many samples as most trials' are."""
+
+
 def build_scheduler(
-    sweep: Sweep, objective: Objective, configs: Sequence[RunConfig], ended: Iterable[TrialRecord]
+    sweep: Sweep,
+    objective: Objective,
+    configs: Sequence[RunConfig],
+    ended: Iterable[TrialRecord],
+    compares: Compares = lambda metrics: True,
 ) -> TrialScheduler:
     """Return the scheduler of a sweep.
 
@@ -34,12 +42,13 @@ def build_scheduler(
         objective: of one direction, unless nothing is scheduled.
         configs: the trials' runs, or probes of them.
         ended: trials of earlier starts; their scores fill the rungs again.
+        compares: tells which scores count.
     """
     match sweep.scheduler:
         case AshaScheduler():
-            return _asha(sweep.scheduler, objective, configs, ended)
+            return _asha(sweep.scheduler, objective, configs, ended, compares)
         case PbtScheduler():
-            return _pbt(sweep, sweep.scheduler, objective)
+            return _pbt(sweep, sweep.scheduler, objective, compares)
         case _:
             return FIFOScheduler()
 
@@ -49,10 +58,11 @@ def _asha(
     objective: Objective,
     configs: Sequence[RunConfig],
     ended: Iterable[TrialRecord],
-) -> TrialScheduler:
+    compares: Compares,
+) -> "Asha":
     unit, longest = UNITS[asha_unit(asha, configs)], asha_longest(asha, configs)
     assert longest is not None  # checked with the configuration
-    scheduler = AsyncHyperBandScheduler(
+    scheduler = Asha(
         time_attr=unit,
         metric=OBJECTIVE,
         mode=objective.modes[0],
@@ -61,6 +71,7 @@ def _asha(
         reduction_factor=asha.reduction_factor,
         stop_last_trials=False,
     )
+    scheduler.compares = compares
     for trial in ended:
         _replay(scheduler, objective, trial, unit)
     return scheduler
@@ -74,11 +85,11 @@ def _replay(scheduler: Any, objective: Objective, trial: TrialRecord, unit: str)
     for record in trial.history:
         value = objective.value(record)
         if value is not None and unit in record:
-            scheduler.on_trial_result(None, stand_in, {unit: record[unit], OBJECTIVE: value})
+            scheduler.on_trial_result(None, stand_in, {**record, OBJECTIVE: value})
 
 
-def _pbt(sweep: Sweep, pbt: PbtScheduler, objective: Objective) -> TrialScheduler:
-    return GamePbt(
+def _pbt(sweep: Sweep, pbt: PbtScheduler, objective: Objective, compares: Compares) -> "GamePbt":
+    scheduler = GamePbt(
         time_attr="step",
         metric=OBJECTIVE,
         mode=objective.modes[0],
@@ -89,9 +100,35 @@ def _pbt(sweep: Sweep, pbt: PbtScheduler, objective: Objective) -> TrialSchedule
         log_config=False,
         require_attrs=False,
     )
+    scheduler.compares = compares
+    return scheduler
 
 
-class GamePbt(PopulationBasedTraining):
+class Comparing:
+    """Leaves out scores of other numbers of samples, which do not compare."""
+
+    compares: Compares
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Take a result; one without a score leaves the trial as it is."""
+        decision: str = super().on_trial_result(controller, trial, self._counted(result))  # type: ignore[misc]
+        return decision
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Take a last result."""
+        super().on_trial_complete(controller, trial, self._counted(result))  # type: ignore[misc]
+
+    def _counted(self, result: dict[str, Any]) -> dict[str, Any]:
+        if self.compares(result):
+            return result
+        return {key: value for key, value in result.items() if key != OBJECTIVE}
+
+
+class Asha(Comparing, AsyncHyperBandScheduler):
+    """Stops trials that are behind others of their age."""
+
+
+class GamePbt(Comparing, PopulationBasedTraining):
     """Population based training; a trial keeps its own folder when it takes another's state."""
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], Any]:

@@ -12,8 +12,15 @@ import threading
 from collections.abc import Callable, Iterator
 
 from aae_dist.config.sweep_plan import SweepPlan
-from aae_dist.errors import Interrupted, LaunchError, TrainingDivergedError
+from aae_dist.errors import (
+    AaeDistError,
+    Interrupted,
+    LaunchError,
+    TrainingDivergedError,
+    by_name,
+)
 from aae_dist.launch import ray_cluster
+from aae_dist.launch.failures import WorkersFailedError
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
 from aae_dist.storage import join, open_storage
@@ -104,9 +111,17 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
 def _check_any_finished(ledger: Ledger) -> None:
     if ledger.of("finished", "pruned"):
         return
-    failed = ledger.of("failed")
-    cause = failed[0].cause if failed else "no trial was started"
-    raise LaunchError(f"{ledger.plan.uri}: no trial has finished; the first one: {cause}")
+    causes = [entry.cause or "" for entry in ledger.of("failed")]
+    kinds = {_kind_of(cause) for cause in causes}
+    error = kinds.pop() if len(kinds) == 1 else LaunchError
+    cause = causes[0] if causes else "no trial was started"
+    raise error(f"{ledger.plan.uri}: no trial has finished; the first one: {cause}")
+
+
+def _kind_of(cause: str) -> type[AaeDistError]:
+    """Return the class of error that a trial's cause begins with: it decides the exit code."""
+    name = cause.partition(":")[0]
+    return WorkersFailedError if name == "crashed" else by_name(name)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from ray import tune
 from aae_dist.config import RunConfig
 from aae_dist.launch import nonce
 from aae_dist.launch.ray_monitor import StopWatch
-from aae_dist.objective import Objective
+from aae_dist.objective import NUM_SAMPLES, Objective
 from aae_dist.storage import join, open_storage
 
 SWEEP = "sweep"
@@ -158,6 +158,8 @@ class Trial(tune.Trainable):
         result: dict[str, Any] = {"metrics": dict(metrics), "step": self._at_step}
         for name in ("epoch", "samples_seen"):
             result[name] = metrics.get(name, 0)
+        if NUM_SAMPLES in metrics:
+            result[NUM_SAMPLES] = metrics[NUM_SAMPLES]
         values = self._task.objective.values(metrics)
         if values is not None:
             result |= {f"{OBJECTIVE}{n}": value for n, value in enumerate(values)}

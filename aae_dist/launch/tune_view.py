@@ -12,6 +12,7 @@ from rich.text import Text
 
 from aae_dist.config.sweep_plan import describe
 from aae_dist.launch.say import say
+from aae_dist.objective import NUM_SAMPLES
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.tracking.console import duration
 
@@ -110,6 +111,9 @@ class View:
         took = duration(entry.seconds)
         if entry.state == "finished":
             cause = f"; {entry.cause}" if entry.cause else ""
+            if not self._ledger.is_comparable(entry.metrics):
+                n = entry.metrics[NUM_SAMPLES]
+                cause += f"; of {n:g} samples, other trials of another number: not compared"
             return f"{self._title(entry)} finished: {self.score(entry)}, {took}{cause}"
         return f"{self._title(entry)} {entry.state}: {entry.cause}, {took}"
 

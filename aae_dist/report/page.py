@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from importlib import resources
 
+from aae_dist.objective import NUM_SAMPLES
 from aae_dist.report.markup import Html, join, tag
 from aae_dist.report.table import table
 from aae_dist.report.text import duration, label, measured, number, spelled
@@ -15,8 +16,6 @@ Charts = Sequence[tuple[str, bytes]]
 """A caption and a PNG each."""
 Pictures = Sequence[tuple[Row, Mapping[str, bytes]]]
 """Trials of the gallery with their PNGs by name."""
-
-NUM_SAMPLES = "prior_match/num_samples"
 
 
 def page(view: View, charts: Charts, gallery: Pictures, has_best: bool) -> str:
@@ -108,14 +107,17 @@ def _notes(view: View) -> list[Html]:
     if len(sizes) > 1:
         shown = ", ".join(number(n) for n in sizes)
         notes.append(
-            f"Trials were scored on different numbers of samples ({shown}): their sliced "
-            "Wasserstein and MMD cannot be compared with each other."
+            f"Trials were scored on different numbers of samples ({shown}), which "
+            "cannot be compared: those with another number than most have no rank."
         )
     if alike := _alike(view):
         notes.append(alike)
     if any(row.trial.state == "finished" and row.rank is None for row in view.rows):
         missing = ", ".join(view.objective.metrics)
-        notes.append(f"Some finished trials have no rank, as they lack a finite {missing}.")
+        notes.append(
+            f"Some finished trials have no rank, as they lack a finite {missing}"
+            " or were scored on another number of samples."
+        )
     if view.plane is None and any(row.trial.state == "finished" for row in view.rows):
         notes.append(
             "No trial has both a reconstruction error and a score of its match with the prior, so "

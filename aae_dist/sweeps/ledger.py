@@ -12,7 +12,7 @@ from typing import Any
 from aae_dist.config import dump_yaml
 from aae_dist.config.sweep_plan import SweepPlan, TrialPlan, describe
 from aae_dist.errors import LaunchError
-from aae_dist.objective import Objective, ranking
+from aae_dist.objective import Objective, is_comparable, ranking, usual_num_samples
 from aae_dist.storage import Storage
 from aae_dist.sweeps.folder import BEST, READERS, STATES, SWEEP, TRIAL, TRIALS, read_json
 from aae_dist.tracking.json_lines import finite
@@ -163,6 +163,12 @@ class Ledger:
         with self._guard:
             finished = [e for e in self.entries.values() if e.state == "finished"]
         return [finished[i] for i in ranking(self.objective, [e.metrics for e in finished])]
+
+    def is_comparable(self, metrics: Mapping[str, float | None]) -> bool:
+        """Return whether a score is of as many samples as most trials' are."""
+        with self._guard:
+            usual = usual_num_samples(e.metrics for e in self.entries.values())
+        return is_comparable(self.objective.metrics, metrics, usual)
 
     def of(self, *states: str) -> list[Entry]:
         """Return the trials in any of these states, by number."""

@@ -50,6 +50,8 @@ class RunData:
     """Where to begin when the shards are not those of the checkpoint."""
     validation_copy_bytes: int = 0
     """What a rank takes of the cache of remote shards while it evaluates."""
+    validation_id: str = ""
+    """Id of the validation shards, if there are any."""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -95,10 +97,10 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
                 f"{lanes} ranks" + ("" if before else " or a larger train.global_batch_size")
             )
         prior = build_prior(config.prior, config.model.latent_dim, vectors)
-        evaluator, copy_bytes = None, 0
+        evaluator, copy_bytes, validation_id = None, 0, ""
         if config.data.validation is not None:
             validation = open_dataset(config.data.validation, config.data, dataset.image_shape)
-            copy_bytes = validation.copy_bytes
+            copy_bytes, validation_id = validation.copy_bytes, validation.manifest.id
             evaluator = Evaluator(validation, prior, world, config.run.seed)
         channels, height, width = dataset.image_shape
         found = {"lanes": lanes, "shuffle_window": window, "channels": channels}
@@ -107,7 +109,9 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
             found["image_size"] = height
         data = config.data.model_copy(update=found)
         config_found = config.model_copy(update={"data": data})
-        return RunData(config_found, dataset, order, evaluator, prior, restart, copy_bytes)
+        return RunData(
+            config_found, dataset, order, evaluator, prior, restart, copy_bytes, validation_id
+        )
 
     return together(world, work)
 

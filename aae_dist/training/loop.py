@@ -15,6 +15,7 @@ from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.reductions import mean_over_ranks
 from aae_dist.distributed.world import World
 from aae_dist.methods import Losses, Method, StepInputs
+from aae_dist.objective import NUM_SAMPLES, is_comparable
 from aae_dist.training.agreement import Agreement, Decision
 from aae_dist.training.alarms import GameAlarms
 from aae_dist.training.goodput import Goodput
@@ -141,9 +142,8 @@ class TrainLoop:
 
     def _record(self, record: Metrics) -> None:
         alarms, lines = self.alarms.update(record)
-        if self.world.is_main:
-            for line in lines:
-                self.reporter.line(f"alarm at step {self.state.step}: {line}")
+        for line in lines:
+            self._say(f"alarm at step {self.state.step}: {line}")
         with self.goodput.part("record"), self.watchdog.section("recording"):
             self.record(record | alarms)
             self.reporter.report(record | alarms)
@@ -211,13 +211,26 @@ class TrainLoop:
         return metrics
 
     def _is_best(self, evaluated: Metrics) -> bool:
-        value = evaluated.get(self.config.train.best_metric)
+        name = self.config.train.best_metric
+        value = evaluated.get(name)
         if value is None or not math.isfinite(value):
+            return False
+        if self.state.best_num_samples is None:
+            self.state.best_num_samples = evaluated.get(NUM_SAMPLES)
+        if not is_comparable((name,), evaluated, self.state.best_num_samples):
+            self._say(
+                f"{name} at step {self.state.step} is of {evaluated[NUM_SAMPLES]:g} samples, not "
+                f"of {self.state.best_num_samples:g} as before, so it is not compared with the best"
+            )
             return False
         if self.state.best is not None and value >= self.state.best:
             return False
         self.state.best = value
         return True
+
+    def _say(self, text: str) -> None:
+        if self.world.is_main:
+            self.reporter.line(text)
 
     def _wants_save(self) -> bool:
         # Both are asked, as a request is told of once.

@@ -41,6 +41,7 @@ class Recorder:
         self.latest: dict[str, float] = {}
         self._uploaded = self._bad_uploaded = self._bad_lines = b""
         self._gallery: Gallery | None = None
+        self._has_drawn = False
         for record in self.json_lines.records():
             self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
 
@@ -54,18 +55,21 @@ class Recorder:
         for sink in self.sinks:
             sink.log(metrics)
         if self._gallery is not None:
-            self._draw(self._gallery, int(metrics["step"]))
+            self._draw(self._gallery)
             self._gallery = None
 
-    def _draw(self, gallery: Gallery, step: int) -> None:
-        # Imported here: matplotlib takes seconds, which the first step need not wait for.
-        from aae_dist.evaluation.curves import loss_curves
-        from aae_dist.evaluation.pictures import draw_all, png
-
+    def _draw(self, gallery: Gallery | None) -> None:
+        """Draw the losses, and an evaluation's pictures if there is one."""
+        self._has_drawn, step = True, int(self.latest["step"])
         caption = f"{self._name}, step {step:,}"
         try:
-            curves = png(loss_curves(self.json_lines.records(), caption))
-            for name, image in {**draw_all(gallery, caption), "losses": curves}.items():
+            # Imported here: matplotlib takes seconds, which the first step need not wait for.
+            from aae_dist.evaluation.curves import loss_curves
+            from aae_dist.evaluation.pictures import draw_all, png
+
+            images = draw_all(gallery, caption) if gallery is not None else {}
+            images["losses"] = png(loss_curves(self.json_lines.records(), caption))
+            for name, image in images.items():
                 self._folder.write_picture(name, image)
                 for sink in self.sinks:
                     sink.picture(name, image, step)
@@ -101,7 +105,13 @@ class Recorder:
             self._uploaded = content
 
     def close(self, state: str) -> None:
-        """Upload the metrics and close the sinks."""
+        """Upload the metrics and close the sinks.
+
+        Without validation data nothing has drawn the losses yet; a run that shall stop soon leaves
+        that to the one that goes on.
+        """
+        if not self._has_drawn and self.latest and state in ("finished", "diverged"):
+            self._draw(None)
         self.upload()
         for sink in self.sinks:
             sink.close(self.latest, state)

@@ -81,11 +81,11 @@ def check_lanes(saved_lanes: int, config: RunConfig, run_uri: str) -> None:
 
 
 def load_initial_weights(state: TrainState, source: str) -> None:
-    """Copy the newest weights of the run `source`; CheckpointError when it has none that fit."""
+    """Copy the newest weights of the run `source`, and their average; CheckpointError without."""
     other = CheckpointStore(open_storage(source), keep=1).newest()
     if other is None:
         raise CheckpointError(f"run.init_from={source} has no checkpoint that verifies")
-    state.load_weights(other.tensors["model"])
+    state.start_from(other.tensors)
 
 
 def finished_before(config: RunConfig) -> Outcome | None:

@@ -34,6 +34,11 @@ class TrainState:
     """Samples consumed per lane since the start of training."""
     best: float | None = None
     """Lowest value of `train.best_metric` so far."""
+    best_of: str = ""
+    """Metric and validation shards that `best` is of; empty in checkpoints of older versions."""
+    best_num_samples: float | None = None
+    """Samples that this run's scores of the match are of; those of other numbers are not compared.
+    """
     samples_shift: int = 0
     """Samples seen beyond what the position tells: earlier epochs may have had other shards."""
     bad: BadSamples = field(default_factory=BadSamples)
@@ -64,6 +69,9 @@ class TrainState:
             "samples_shift": self.samples_shift,
             "bad_samples": self.bad.document(),
             "lr_factor": self.lr_factor,
+            "best_of": self.best_of,
+            "best_num_samples": self.best_num_samples,
+            "average_is_inherited": self.average is not None and self.average.is_inherited,
         }
 
     def load(
@@ -73,18 +81,38 @@ class TrainState:
         self.load_weights(tensors["model"])
         if self.average is not None:
             load_weights(self.average.networks, weights_to_use(tensors))
+            self.average.is_inherited = document.get("average_is_inherited", False)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(tensors[f"optimizer-{name}"])
         self.step, self.position = document["step"], document["position"]
         self.best, self.samples_shift = document["best"], document.get("samples_shift", 0)
+        self.best_of = document.get("best_of", "")
+        self.best_num_samples = document.get("best_num_samples")
         self.bad = BadSamples(**document.get("bad_samples", {}))
         self.scale_lr(document.get("lr_factor", 1.0))
+
+    def judge_by(self, what: str) -> None:
+        """Forget the best value if it was of another metric, or of other validation shards."""
+        if self.best_of not in ("", what):
+            self.best = self.best_num_samples = None
+        self.best_of = what
 
     def scale_lr(self, factor: float) -> None:
         """Multiply the configured learning rates of all phases by `factor`."""
         self.lr_factor = factor
         for optimizer in self.optimizers.values():
             optimizer.lr_factor = factor
+
+    def start_from(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take another run's weights, and its average of them where both runs have one.
+
+        Raises:
+            CheckpointError: names what does not fit.
+        """
+        self.load_weights(tensors["model"])
+        if self.average is not None and "ema" in tensors:
+            load_weights(self.average.networks, weights_to_use(tensors))
+            self.average.is_inherited = True
 
     @torch.no_grad()
     def load_weights(self, model: Mapping[str, Tensor]) -> None:

@@ -187,6 +187,7 @@ class _Run:
 
     def _loop(self, saver: Saver) -> str:
         data, engine, state = self.data, self.engine, self.state
+        state.judge_by(f"{self.config.train.best_metric} of {data.validation_id}")
         loop = TrainLoop(
             config=self.config,
             world=self.world,

@@ -18,6 +18,8 @@ class WeightAverage:
 
     Attributes:
         networks: averaged encoder and decoder, beside the discriminator in training.
+        is_inherited: whether it began as another run's average, which is worth keeping from the
+            first step on.
     """
 
     def __init__(self, networks: Networks, decay: float) -> None:
@@ -25,13 +27,15 @@ class WeightAverage:
         self._live, self._decay = networks, decay
         encoder, decoder = copy.deepcopy(networks.encoder), copy.deepcopy(networks.decoder)
         self.networks = Networks(encoder, decoder, networks.discriminator)
+        self.is_inherited = False
         for name in AVERAGED:
             self.networks.named()[name].requires_grad_(False)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps."""
-        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        early = 1.0 if self.is_inherited else (1 + step) / (10 + step)
+        share = 1 - min(self._decay, early)
         torch._foreach_lerp_(_tensors(self.networks), _tensors(self._live), share)
 
     @torch.no_grad()

@@ -2,7 +2,9 @@
 
 import pytest
 
+from aae_dist.config import load_config
 from aae_dist.errors import LaunchError
+from aae_dist.launch import ray_cluster
 from aae_dist.launch.ray_cluster import refuse_if_impossible
 from aae_dist.launch.ray_demand import Demand
 
@@ -31,6 +33,44 @@ def test_what_can_never_start_is_refused_with_both_numbers():
     assert "2 CPU on 1 node, room for 2" in text
     assert "launch.workers=2" in text
     assert refused.value.exit_code == 2
+
+
+CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "groups", "overrides", "gpus"),
+    [
+        ([CPU_NODE], [], [], None),
+        ([CPU_NODE, GPU_NODE], [], [], 1.0),
+        ([CPU_NODE], [(GPU_NODE, 3)], [], 1.0),
+        ([CPU_NODE], [(CPU_NODE, 3)], [], None),
+        ([GPU_NODE], [], ["launch.gpus_per_worker=0.5"], 0.5),
+        ([GPU_NODE], [], ["train.device=cpu"], None),
+    ],
+)
+def test_gpus_per_worker_auto_is_one_where_a_node_or_a_group_has_gpus(
+    monkeypatch, nodes, groups, overrides, gpus
+):
+    monkeypatch.setattr(ray_cluster, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray_cluster, "autoscaler_groups", lambda: groups)
+    base = ["run.name=a", "data.train=x.tar", "train.steps=1"]
+    demand = ray_cluster.demand_of(load_config([], [*base, *overrides]).config)
+    assert demand.per_worker.get("GPU") == gpus
+
+
+def test_the_groups_of_an_autoscaler_are_read_from_what_ray_keeps(monkeypatch):
+    private = pytest.importorskip("ray._private.state")
+    protocol = pytest.importorskip("ray.core.generated.autoscaler_pb2")
+    groups = [
+        protocol.NodeGroupConfig(resources={"CPU": 8, "GPU": 1}, max_count=2),
+        protocol.NodeGroupConfig(resources={"CPU": 4}, max_count=-1),
+    ]
+    kept = protocol.ClusterConfig(node_group_configs=groups)
+    monkeypatch.setattr(private.state, "get_cluster_config", lambda: kept)
+    assert ray_cluster.autoscaler_groups() == [({"CPU": 8, "GPU": 1}, 2), ({"CPU": 4}, 10**6)]
+    monkeypatch.setattr(private.state, "get_cluster_config", lambda: None)
+    assert ray_cluster.autoscaler_groups() == []
 
 
 def test_elastic_workers_start_with_as_few_as_are_enough():

@@ -10,12 +10,15 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from aae_dist.config.sweep_plan import load_sweep
+from aae_dist.errors import AaeDistError
 from aae_dist.launch.ray_demand import Demand
 from aae_dist.launch.tune_optuna import OptunaSearcher
 from aae_dist.launch.tune_room import placement_of, room_for
 from aae_dist.launch.tune_schedulers import GamePbt, build_scheduler
+from aae_dist.launch.tune_sweep import _check_any_finished
 from aae_dist.launch.tune_trial import OBJECTIVE, SWEEP
-from aae_dist.objective import Objective
+from aae_dist.launch.tune_view import View
+from aae_dist.objective import NUM_SAMPLES, Objective
 from aae_dist.storage import open_storage
 from aae_dist.sweeps import TrialRecord
 from aae_dist.sweeps.folder import TRIALS
@@ -31,6 +34,11 @@ BASE = [
     "sweep.metric=loss/reconstruction",
 ]
 RATE = "phases.generator.optimizer.lr"
+OPTUNA = (
+    "sweep.space={model.latent_dim: {randint: [2, 64]}, "
+    "prior: {choice: [{kind: gaussian, std: {uniform: [1, 5]}}, {kind: laplace}]}}",
+    "sweep.search={kind: optuna, startup_trials: 8}",
+)
 
 
 def plan_in(storage, *items):
@@ -104,6 +112,58 @@ def test_pbt_changes_rates_and_leaves_each_trial_its_folder(tmp_path):
     assert good.config[SWEEP]["values"][RATE] == 1e-3
 
 
+@pytest.mark.parametrize("compares", [True, False])
+def test_asha_leaves_out_scores_that_do_not_compare(tmp_path, compares):
+    plan = plan_in(
+        tmp_path,
+        "sweep.space.run.seed={grid: [0, 1]}",
+        "sweep.scheduler={kind: asha, grace: 100, reduction_factor: 3}",
+    )
+    objective = Objective.of("loss/reconstruction", "min")
+    scheduler = build_scheduler(plan.sweep, objective, plan.configs, [], lambda result: compares)
+    decisions = [judge(scheduler, f"t{n}", 100, float(n)) for n in range(6)]
+    assert (TrialScheduler.STOP in decisions) == compares
+
+
+def test_optuna_is_told_of_no_score_that_does_not_compare(tmp_path):
+    scored = ("data.validation=builtin://digits/validation", "sweep.metric=prior_match/c2st")
+    plan = plan_in(tmp_path, *OPTUNA, *scored, "sweep.num_trials=3")
+    ledger = Ledger(plan, open_storage(plan.uri))
+    searcher = OptunaSearcher(ledger)
+    for number, samples in enumerate([500, 500, 499]):
+        name = searcher.suggest(f"tune-{number}")[SWEEP]["id"]
+        scores = {"step": 900, "prior_match/c2st": 0.5, NUM_SAMPLES: samples}
+        ledger.start(name)
+        ledger.hear(name, scores, ledger.entries[name].plan.parameters)
+        ledger.end(name, "finished")
+        result = {"trial_state": "finished", f"{OBJECTIVE}0": 0.5, NUM_SAMPLES: samples}
+        searcher.on_trial_complete(f"tune-{number}", result)
+    assert [trial.value for trial in searcher._study.trials] == [0.5, 0.5, None]
+    assert len(ledger.ranked()) == 2
+    line = View(ledger, 1)._end_line(ledger.of("finished")[2])
+    assert "499 samples, other trials of another number: not compared" in line
+
+
+@pytest.mark.parametrize(
+    ("causes", "code"),
+    [
+        (["TrainingDivergedError: a", "TrainingDivergedError: b"], 3),
+        (["crashed: its process died", "crashed: KeyError: 'x'"], 1),
+        (["ConfigError: a", "TrainingDivergedError: b"], 2),
+        (["DataError: a", "DataError: b"], 2),
+        ([], 2),
+    ],
+)
+def test_a_sweep_without_a_finished_trial_exits_as_its_trials_died(tmp_path, causes, code):
+    plan = plan_in(tmp_path, "sweep.space.run.seed={grid: [0, 1]}")
+    ledger = Ledger(plan, open_storage(plan.uri))
+    for entry, cause in zip(ledger.of("waiting"), causes, strict=False):
+        ledger.end(entry.plan.id, "failed", cause)
+    with pytest.raises(AaeDistError, match="no trial has finished") as raised:
+        _check_any_finished(ledger)
+    assert raised.value.exit_code == code
+
+
 def leave_summary(ledger, name):
     """Write what a finished run leaves: a trial without it would be taken up again."""
     entry = ledger.entries[name]
@@ -129,13 +189,6 @@ def drain(searcher, ledger, score):
         searcher.on_trial_complete(f"tune-{len(seen) - 1}", result)
     ledger.write("finished")
     return seen
-
-
-OPTUNA = (
-    "sweep.space={model.latent_dim: {randint: [2, 64]}, "
-    "prior: {choice: [{kind: gaussian, std: {uniform: [1, 5]}}, {kind: laplace}]}}",
-    "sweep.search={kind: optuna, startup_trials: 8}",
-)
 
 
 def score(parameters):

@@ -12,6 +12,12 @@ MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "job
 CALLS = {
     "eval",
     "exec",
+    "get_checkpoint",  # Ray's checkpoints: our run folder is the only truth
+    "ray.train.get_checkpoint",
+    "train.get_checkpoint",
+    "tune.get_checkpoint",
+    "Tuner.restore",  # unpickles
+    "tune.Tuner.restore",
     "os.popen",
     "os.system",
     "torch.load",
@@ -49,4 +55,5 @@ def test_a_file_has_none(path: Path) -> None:
 
 def test_the_search_finds_them() -> None:
     text = "import pickle\nfrom dill import loads\ntorch.load(f)\nrun(c, shell=True)\neval('1')"
-    assert len(list(problems(ast.parse(text)))) == 5
+    text += "\ntune.Tuner.restore(p)\nray.train.get_checkpoint()"
+    assert len(list(problems(ast.parse(text)))) == 7

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from helpers.ranks import single_world
-from helpers.runs import TINY, final_tensors, metrics
+from helpers.runs import TINY, command, final_tensors, metrics
+from helpers.runs import run as run_command
 
 import aae_dist
 from aae_dist.config import RunConfig, load_config
 from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
+from aae_dist.storage import open_storage
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.run_lock import RunLock
 from aae_dist.training.train import train
@@ -180,6 +183,44 @@ def test_a_diverged_run_ends_with_its_own_error_after_the_configured_number(tmp_
     with pytest.raises(TrainingDivergedError, match="skipped 4 updates in a row"):
         go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "diverged"
+
+
+def test_the_command_of_a_run_that_diverges_exits_3(tmp_path: Path) -> None:
+    items = [f"run.storage={tmp_path}", "run.name=run", NO_VALIDATION, "train.steps=100"]
+    items += ["phases.reconstruction.optimizer={kind: sgd, lr: 1e30}"]
+    assert run_command(command(*items), tmp_path / "log.txt", timeout=55) == 3
+    last = (tmp_path / "log.txt").read_text().splitlines()[-1]
+    assert last.startswith("aae-dist: training diverged: ")
+    assert (tmp_path / "run" / "pictures" / "losses.png").exists()  # no evaluation has drawn them
+
+
+def test_without_matplotlib_a_run_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("curves", "pictures"):
+        monkeypatch.delitem(sys.modules, f"aae_dist.evaluation.{name}", raising=False)
+    outcome, reporter = go(tmp_path, "train.steps=5")
+    assert outcome.state == "finished"
+    assert any("pictures of step 5 failed" in line for line in reporter.lines)
+
+
+def is_marked_best(uri: str, step: int) -> bool:
+    manifest = open_storage(uri).read(f"checkpoints/step-{step:09d}/MANIFEST.json")
+    return bool(json.loads(manifest)["best"])
+
+
+def test_another_best_metric_starts_its_comparison_anew(tmp_path: Path) -> None:
+    checks = ["train.evaluate_every_steps=10", "checkpoint.every_steps=10", "checkpoint.keep=9"]
+    higher = "prior_match/sliced_wasserstein"
+    first, _ = go(tmp_path, *checks, "train.best_metric=reconstruction/mse", "train.steps=10")
+    found = metrics(first.run_uri)[-1]
+    assert found[higher] > 2 * found["reconstruction/mse"]
+    go(tmp_path, *checks, f"train.best_metric={higher}", "train.steps=20")
+    assert is_marked_best(first.run_uri, 20)
+    state = final_tensors(first.run_uri, 20)["state"]
+    assert state["best"] == metrics(first.run_uri)[-1][higher]
+    assert state["best_of"].startswith(f"{higher} of ")
 
 
 def test_a_diverged_run_is_not_tried_again_unless_something_changed(tmp_path: Path) -> None:

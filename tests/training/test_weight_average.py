@@ -69,6 +69,29 @@ def test_weights_from_elsewhere_start_a_new_average() -> None:
     assert float(weight(state.average.networks).unique()) == 0.25
 
 
+def test_an_average_from_elsewhere_goes_on_and_keeps_what_it_holds() -> None:
+    networks, state, method, inputs, config = parts()
+    model = {k: torch.full_like(v, 0.25) for k, v in state.tensors()["model"].items()}
+    ema = {k: torch.full_like(v, 0.75) for k, v in state.tensors()["ema"].items()}
+    state.start_from({"model": model, "ema": ema})
+    assert float(weight(networks).unique()) == 0.25
+    assert float(weight(state.average.networks).unique()) == 0.75
+    state.average.update(1)  # decay 0.5 at once: an early step of a new average would forget it
+    assert float(weight(state.average.networks).unique()) == 0.5
+    _, again, *_ = parts()
+    again.load(state.tensors(), state.document())
+    again.average.update(2)
+    assert float(weight(again.average.networks).unique()) == 0.375
+
+
+def test_weights_without_an_average_start_a_new_one() -> None:
+    _, state, *_ = parts()
+    model = {k: torch.full_like(v, 0.25) for k, v in state.tensors()["model"].items()}
+    state.start_from({"model": model})
+    assert float(weight(state.average.networks).unique()) == 0.25
+    assert not state.average.is_inherited
+
+
 def test_the_decay_is_reached_slowly() -> None:
     networks, *_ = parts()
     average = WeightAverage(networks, 0.999)
