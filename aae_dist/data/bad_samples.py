@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 from aae_dist.errors import DataError
 
 MAX_LISTED = 100_000
-"""Entries of the list, some 200 bytes each, in every checkpoint; a whole shard is one entry."""
+"""Entries of the list, some 200 bytes each, in every checkpoint; a whole shard is one entry.
+
+Nothing raises it: what is not in the list could not be told from a new bad sample in the next
+epoch, and a run would no longer count each one once.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,12 @@ class BadSamples:
         self._places = {
             (e["shard"], -1 if e["sample"] is None else e["sample"]) for e in self.entries
         }
+        self._listed = Counter(shard for shard, _ in self._places)
         self.num_samples = sum(e["samples"] for e in self.entries)
         """Different samples lost so far; a shard that cannot be used counts whole."""
 
-    def add(
-        self, bad: Sequence[BadSample], valid: NDArray[np.bool_], step: int, epoch: int
-    ) -> bool:
-        """Take in the holes of one global batch; return whether one of them is new.
+    def add(self, bad: Sequence[BadSample], valid: NDArray[np.bool_], step: int, epoch: int) -> int:
+        """Take in the holes of one global batch; return how many entries the list has more.
 
         Args:
             bad: All holes of the batch, over all ranks.
@@ -88,12 +91,11 @@ class BadSamples:
         """
         self.num_holes += len(bad)
         self._count_row({one.slot for one in bad}, valid)
-        new = False
+        before = len(self.entries)
         for one in bad:
             if one.place not in self._places and (one.shard, -1) not in self._places:
                 self._list(one, step, epoch)
-                new = True
-        return new
+        return len(self.entries) - before
 
     def _count_row(self, slots: set[int], valid: NDArray[np.bool_]) -> None:
         if not slots:
@@ -106,9 +108,9 @@ class BadSamples:
     def _list(self, one: BadSample, step: int, epoch: int) -> None:
         samples = 1
         if one.shard_samples:
-            listed = sum(shard == one.shard for shard, _ in self._places)
-            samples = max(0, one.shard_samples - listed)
+            samples = max(0, one.shard_samples - self._listed[one.shard])
         self._places.add(one.place)
+        self._listed[one.shard] += 1
         self.num_samples += samples
         self.entries.append(
             {
@@ -126,7 +128,7 @@ class BadSamples:
     def check(self, limits: Limits) -> None:
         """Raise DataError when more is bad than `limits` allow; alike on every rank."""
         by_fraction = int(limits.max_fraction * limits.num_samples)
-        count, problem = self.num_samples, ""
+        count, problem, advice = self.num_samples, "", "or raise that limit"
         if limits.max_samples is not None and count > limits.max_samples:
             problem = f"{count} are bad, more than data.max_bad_samples={limits.max_samples}"
         elif count > by_fraction:
@@ -140,11 +142,14 @@ class BadSamples:
                 f"data.max_bad_in_a_row={limits.max_in_a_row}"
             )
         elif len(self.entries) > MAX_LISTED:
-            problem = f"more than {MAX_LISTED} single ones are bad"
+            problem = (
+                f"more than the {MAX_LISTED} single ones that a run can list, whatever it allows"
+            )
+            advice = "or leave them out: write the shards again without them"
         if problem:
             raise DataError(
                 f"Too many bad samples: {problem} ({self.summary()}). The run's bad_samples.jsonl "
-                f"lists them; repair the shards, check data.image_keys, or raise that limit."
+                f"lists them; repair the shards, check data.image_keys, {advice}."
             )
 
     def summary(self) -> str:
@@ -156,9 +161,10 @@ class BadSamples:
             first.setdefault(entry["reason"], f"{_named(entry)}: {entry['detail']}")
         return "; ".join(f"{n} x {reason}, first {first[reason]}" for reason, n in counts.items())
 
-    def lines(self) -> bytes:
-        """Return the content of bad_samples.jsonl."""
-        return "".join(json.dumps(entry) + "\n" for entry in self.entries).encode()
+    def lines(self, last: int | None = None) -> bytes:
+        """Return the content of bad_samples.jsonl, or the lines of its `last` entries alone."""
+        entries = self.entries if last is None else self.entries[len(self.entries) - last :]
+        return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
 
     def document(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

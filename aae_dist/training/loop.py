@@ -58,8 +58,8 @@ class TrainLoop:
     watchdog: Watchdog
     comparison: RankComparison
     alarms: GameAlarms
-    bad_found: Callable[[], None] = lambda: None
-    """Called on every rank when `state.bad` has something new."""
+    bad_found: Callable[[int], None] = lambda num_new: None
+    """Called on every rank with the number of entries that `state.bad` has more."""
 
     def run(self, batches: Iterable[Batch]) -> str:
         """Train on `batches`; return finished or interrupted.
@@ -114,8 +114,9 @@ class TrainLoop:
     def _note_bad(self, batch: Batch) -> None:
         """List the batch's bad samples; every rank knows all of them, so all end at this step."""
         bad, data = self.state.bad, self.config.data
-        if bad.add(batch.bad, batch.plan.valid, self.state.step + 1, batch.plan.epoch):
-            self.bad_found()
+        new = bad.add(batch.bad, batch.plan.valid, self.state.step + 1, batch.plan.epoch)
+        if new:
+            self.bad_found(new)
         if batch.bad:
             bad.check(
                 Limits(

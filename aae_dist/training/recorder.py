@@ -39,7 +39,8 @@ class Recorder:
             *more,
         ]
         self.latest: dict[str, float] = {}
-        self._uploaded = self._bad_uploaded = self._bad_lines = b""
+        self._uploaded = self._bad_uploaded = b""
+        self._bad_lines: list[bytes] = []
         self._gallery: Gallery | None = None
         self._has_drawn = False
         for record in self.json_lines.records():
@@ -78,7 +79,11 @@ class Recorder:
 
     def list_bad(self, lines: bytes) -> None:
         """Take the whole content of bad_samples.jsonl, for the next upload."""
-        self._bad_lines = lines
+        self._bad_lines = [lines]
+
+    def list_more_bad(self, lines: bytes) -> None:
+        """Take the lines that bad_samples.jsonl has more than at the last call."""
+        self._bad_lines.append(lines)
 
     def cut(self, step: int) -> None:
         """Forget the metrics past `step`: the run goes back there."""
@@ -95,7 +100,7 @@ class Recorder:
 
     def upload(self) -> None:
         """Write metrics.jsonl and bad_samples.jsonl to the run's folder, where they changed."""
-        bad_lines = self._bad_lines  # a whole new object each time, so this thread may read it
+        bad_lines = b"".join(self._bad_lines)  # appended to and replaced, so this thread may read
         if bad_lines != self._bad_uploaded:
             self._folder.write_bad_samples(bad_lines)
             self._bad_uploaded = bad_lines

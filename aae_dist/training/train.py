@@ -211,10 +211,10 @@ class _Run:
         with open_loader(data, self.world, state.position, num_steps) as batches:
             return loop.run(augmented(data, self.world, batches))
 
-    def _bad_found(self) -> None:
+    def _bad_found(self, num_new: int) -> None:
         bad = self.state.bad
         if self.recorder:
-            self.recorder.list_bad(bad.lines())
+            self.recorder.list_more_bad(bad.lines(num_new))
         if bad.num_samples >= 2 * self._bad_said:  # a line a sample would bury everything else
             self._bad_said = bad.num_samples
             self._say(f"warning: {bad.num_samples} bad samples are left out: {bad.summary()}")

@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 
+from aae_dist.data import bad_samples
 from aae_dist.data.bad_samples import BadSample, BadSamples, Limits
 from aae_dist.errors import DataError
 from aae_dist.training.documents import StateDocument
@@ -85,3 +88,38 @@ def test_a_good_slot_between_ends_a_row_and_a_masked_one_does_not() -> None:
     other = BadSamples()
     other.add([bad(0, 1), bad(2, 2)], VALID, 1, 0)
     other.check(limits(max_in_a_row=1))
+
+
+def test_only_new_lines_are_written_and_together_they_are_the_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dumps, written = json.dumps, []
+
+    def noted(entry: object) -> str:
+        written.append(entry)
+        return dumps(entry)
+
+    monkeypatch.setattr(bad_samples.json, "dumps", noted)
+    found = BadSamples()
+    lines = found.lines()
+    for step in range(50):
+        holes = [bad(0, 2 * step), bad(1, 2 * step + 1), bad(2, 0)]
+        new = found.add(holes, VALID, step, 0)
+        assert new == 2
+        lines += found.lines(new)
+    assert len(written) == 100, "each entry once, however long the list is by then"
+    assert lines == found.lines() == BadSamples(**found.document()).lines()
+
+
+def test_more_than_can_be_listed_says_that_no_limit_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bad_samples, "MAX_LISTED", 2)
+    found = BadSamples()
+    found.add([bad(0, 1), bad(1, 2)], VALID, 1, 0)
+    found.check(limits())
+    found.add([bad(2, 3)], VALID, 2, 0)
+    with pytest.raises(
+        DataError, match="more than the 2 single ones that a run can list"
+    ) as caught:
+        found.check(limits())
+    assert "raise that limit" not in str(caught.value)
+    assert "write the shards again without them" in str(caught.value)
