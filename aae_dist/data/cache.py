@@ -200,9 +200,7 @@ class ShardCache:
             with told(shard):
                 storage = open_storage(shard.folder, self._seconds)
                 deadline = time.monotonic() + self._seconds
-                Download(storage, shard.name, version.size, version.etag, deadline).write_to(
-                    descriptor
-                )
+                Download(storage, version, deadline).write_to(descriptor)
                 # A crash of the machine must not leave a complete name on bytes that are not.
                 os.fdatasync(descriptor)
             with self._locked():
@@ -248,5 +246,7 @@ def copy_bytes(size: int) -> int:
 
 
 def _name(url: str, version: Entry) -> str:
-    tag = sha256(f"{version.etag}\n{version.size}".encode()).hexdigest()
+    # A server without tags has the time to tell versions apart, or nothing.
+    which = version.etag if version.etag is not None else version.modified
+    tag = sha256(f"{which}\n{version.size}".encode()).hexdigest()
     return f"{url_digest(url)}-{tag[:24]}"

@@ -12,7 +12,7 @@ from aae_dist.data.shard_errors import told
 from aae_dist.data.tar_headers import DamagedTarError
 from aae_dist.data.tar_index import index_tar
 from aae_dist.errors import ShardError
-from aae_dist.storage import Storage, is_remote, open_storage
+from aae_dist.storage import Entry, Storage, is_remote, open_storage
 
 Counted = tuple[Shard, str]
 """A shard with its samples, and the stamp of the version that was counted."""
@@ -31,13 +31,12 @@ class Ranges:
 
     Args:
         storage: The folder it lies in.
-        key: Its name there.
-        size: Its bytes.
-        etag: The version that is read.
+        version: Its name there, its size, and the tag or the time of what is read.
     """
 
-    def __init__(self, storage: Storage, key: str, size: int, etag: str | None) -> None:
-        self._storage, self._key, self._size, self._etag = storage, key, size, etag
+    def __init__(self, storage: Storage, version: Entry) -> None:
+        self._storage, self._version = storage, version
+        self._key, self._size = version.key, version.size
         self._start, self._piece = 0, b""
         self._next_bytes = _SMALLEST_BYTES
 
@@ -62,7 +61,7 @@ class Ranges:
         return self._piece[start - self._start : stop - self._start]
 
     def _fetched(self, start: int, end: int) -> bytes:
-        parts = list(self._storage.stream(self._key, start, end, self._etag))
+        parts = list(self._storage.stream(self._key, start, end, self._version))
         data = b"".join(parts)
         if len(data) != end - start:
             where = f"{self._storage.uri}/{self._key}"
@@ -87,10 +86,10 @@ def counted(shard: Shard, before: Counted | None, cache: ShardCache | None) -> C
         if found is None:
             raise FileNotFoundError
     now = replace(shard, samples=-1, bytes=found.size, etag=found.etag)
-    stamp = found.etag or _time_of(shard)
+    stamp = found.etag or _time_of(shard, found)
     if before is not None and (before[0].bytes, before[1]) == (now.bytes, stamp):
         return replace(now, samples=before[0].samples), stamp
-    return replace(now, samples=_num_samples(now, cache)), stamp
+    return replace(now, samples=_num_samples(now, found, cache)), stamp
 
 
 def tried(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Counted | ShardError:
@@ -101,14 +100,14 @@ def tried(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Cou
         return error.with_traceback(None)
 
 
-def _time_of(shard: Shard) -> str:
-    """Return what tells versions of a file without a tag apart; '' where nothing does."""
+def _time_of(shard: Shard, found: Entry) -> str:
+    """Return what tells versions of a file without a tag apart."""
     if is_remote(shard.folder):
-        return ""
+        return str(found.modified)
     return str(Path(shard.folder, shard.name).stat().st_mtime_ns)
 
 
-def _num_samples(shard: Shard, cache: ShardCache | None) -> int:
+def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
     if not is_remote(shard.folder) or cache is not None:
         return len(ShardReader(shard, check_count=False, cache=cache))
     # Imported here: what is remote has loaded it, and local shards need no obstore.
@@ -120,7 +119,7 @@ def _num_samples(shard: Shard, cache: ShardCache | None) -> int:
     try:
         with told(shard):
             try:
-                return len(index_tar(Ranges(storage, shard.name, shard.bytes, shard.etag)))
+                return len(index_tar(Ranges(storage, found)))
             except RangesRefusedError:
                 return _count_of_copy(shard)
     except DamagedTarError as error:

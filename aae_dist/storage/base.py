@@ -82,11 +82,13 @@ class Storage(Protocol):
     def stat(self, key: str) -> Entry | None:
         """Return the file's size, tag and time, None when it is absent."""
 
-    def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
+    def stream(
+        self, key: str, start: int, end: int, version: Entry | None = None
+    ) -> Iterator[Piece]:
         """Yield the bytes [start, end) in pieces of a few MiB, perhaps fewer bytes in all.
 
-        A body that breaks off is taken up where it broke. With `etag` only that version is read:
-        StorageError with the reason "changed" when there is another one by now.
+        A body that breaks off is taken up where it broke. With `version`, from `stat`, only
+        that one is read: StorageError with the reason "changed" when there is another one by now.
         """
 
     def check_writable(self) -> None:

@@ -11,7 +11,7 @@ from obstore.exceptions import PreconditionError as Changed
 from aae_dist.errors import LaunchError
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
 from aae_dist.storage.bucket_client import data_client, probe_client
-from aae_dist.storage.bucket_errors import explained
+from aae_dist.storage.bucket_errors import check_version, explained
 from aae_dist.storage.local import write_file
 
 if TYPE_CHECKING:
@@ -172,31 +172,34 @@ class BucketStorage:
                 return None
         return Entry(key, found["size"], found["e_tag"], found["last_modified"].timestamp())
 
-    def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
-        """Yield the bytes [start, end) in pieces.
+    def stream(
+        self, key: str, start: int, end: int, version: Entry | None = None
+    ) -> Iterator[Piece]:
+        """Yield the bytes [start, end) in pieces, of `version` alone.
 
         Raises:
             RangesRefusedError: the server gives whole files only.
         """
-        options: GetOptions = {"range": (start, end)}
-        if etag:
-            options["if_match"] = etag
         url = join(self.uri, key)
         with explained(url):
             try:
-                pieces = self._store.get(self._path(key), options=options).stream(PIECE_BYTES)
+                found = self._store.get(
+                    self._path(key), options={"range": (start, end), **_only(version)}
+                )
             except (NotSupportedError, GenericError) as error:
                 if any(text in str(error) for text in _NO_RANGES):
                     raise RangesRefusedError(f"{url}: the server knows no ranges.") from error
                 raise
-            yield from (memoryview(piece) for piece in pieces)
+            check_version(url, version, found.meta)
+            yield from (memoryview(piece) for piece in found.stream(PIECE_BYTES))
 
-    def stream_whole(self, key: str, etag: str | None = None) -> Iterator[Piece]:
-        """Yield all bytes in pieces, from a server that knows no ranges."""
-        options: GetOptions = {"if_match": etag} if etag else {}
-        with explained(join(self.uri, key)):
-            pieces = self._store.get(self._path(key), options=options).stream(PIECE_BYTES)
-            yield from (memoryview(piece) for piece in pieces)
+    def stream_whole(self, key: str, version: Entry | None = None) -> Iterator[Piece]:
+        """Yield all bytes of `version` in pieces, from a server that knows no ranges."""
+        url = join(self.uri, key)
+        with explained(url):
+            found = self._store.get(self._path(key), options=_only(version))
+            check_version(url, version, found.meta)
+            yield from (memoryview(piece) for piece in found.stream(PIECE_BYTES))
 
     def check_writable(self) -> None:
         """Write and remove a probe."""
@@ -217,3 +220,12 @@ class BucketStorage:
     def _check_not_web(self) -> None:
         if scheme_of(self._root) in WEB_SCHEMES:
             raise LaunchError(f"{self.uri}: a web server is read-only. Write elsewhere.")
+
+
+def _only(version: Entry | None) -> "GetOptions":
+    """Return what asks the server for this version alone.
+
+    A weak tag (W/"...") matches nothing there (RFC 9110, 13.1.1): the answer tells, if anything.
+    """
+    tag = version.etag if version else None
+    return {} if tag is None or tag.startswith("W/") else {"if_match": tag}

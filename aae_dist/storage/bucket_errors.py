@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from obstore.exceptions import (
     BaseError,
@@ -12,6 +13,10 @@ from obstore.exceptions import (
 )
 
 from aae_dist.errors import StorageError
+from aae_dist.storage.base import Entry
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 _NO_CREDENTIALS = re.compile(
@@ -32,7 +37,7 @@ _LOG_IN = (
 _FORBIDDEN = "no permission (403). Give these credentials the right to read, write, list and delete"
 _OTHER_REGION = "the bucket is in another region. Set AWS_REGION to the bucket's"
 _SILENT = "the server cannot be reached. Check the network and AWS_ENDPOINT_URL"
-_OTHER_VERSION = "the file has changed since it was listed (etag). Index the shards again"
+_OTHER_VERSION = "the file has changed since it was listed. Index the shards again"
 
 
 def advice(error: Exception) -> str:
@@ -63,6 +68,20 @@ def reason(error: Exception) -> str:
         return "changed"
     # Anything that obstore retried is in vain for now, not for ever.
     return "unreachable" if what == _SILENT or _GAVE_UP.search(str(error)) else "other"
+
+
+def check_version(uri: str, wanted: Entry | None, found: "ObjectMeta") -> None:
+    """Raise StorageError when an answer is visibly of another version than `wanted`.
+
+    Tags decide, a weak one being as good as a strong one; of a server without tags, the time.
+    """
+    if wanted is None:
+        return
+    tags = [(tag or "").removeprefix("W/") for tag in (wanted.etag, found["e_tag"])]
+    times = [wanted.modified, found["last_modified"].timestamp()]
+    other = tags[0] != tags[1] if all(tags) else not any(tags) and times[0] != times[1]
+    if other:
+        raise StorageError(f"{uri}: {_OTHER_VERSION}.", "changed")
 
 
 @contextmanager

@@ -202,8 +202,10 @@ class LocalStorage:
             return None
         return Entry(key, found.st_size, modified=found.st_mtime) if path.is_file() else None
 
-    def stream(self, key: str, start: int, end: int, etag: str | None = None) -> Iterator[Piece]:
-        """Yield the bytes [start, end) in pieces; local files have no `etag`."""
+    def stream(
+        self, key: str, start: int, end: int, version: Entry | None = None
+    ) -> Iterator[Piece]:
+        """Yield the bytes [start, end) in pieces; of local files any version."""
         with explained(self.uri), self._path(key).open("rb") as file:
             file.seek(start)
             while piece := file.read(min(_PIECE_BYTES, end - file.tell())):

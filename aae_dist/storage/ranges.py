@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from aae_dist.errors import StorageError
-from aae_dist.storage.base import Piece, Storage
+from aae_dist.storage.base import Entry, Piece, Storage
 
 RANGE_BYTES = 16 << 20
 _THREADS = 4
@@ -27,20 +27,18 @@ class Download:
 
     Args:
         storage: The folder it lies in.
-        key: Its name there.
-        size: Bytes that it must have.
-        etag: Version that must not change meanwhile, None where the server has none.
+        version: Its name there, the bytes that it must have, and the tag or the time that must not
+            change meanwhile, as far as the server has any.
         deadline: When to give up, in seconds of `time.monotonic`.
     """
 
     storage: Storage
-    key: str
-    size: int
-    etag: str | None
+    version: Entry
     deadline: float
 
     def __post_init__(self) -> None:
         """Nothing has failed yet."""
+        self.key, self.size = self.version.key, self.version.size
         self._stop = threading.Event()
 
     def write_to(self, descriptor: int) -> None:
@@ -82,7 +80,7 @@ class Download:
             if time.monotonic() > self.deadline:
                 raise self._late("not here in time")
             before = start
-            pieces = self.storage.stream(self.key, start, end, self.etag)
+            pieces = self.storage.stream(self.key, start, end, self.version)
             start = self._store(descriptor, pieces, start, end)
             num_empty = 0 if start > before else num_empty + 1
             if start < end and num_empty:
@@ -94,7 +92,7 @@ class Download:
         assert isinstance(self.storage, BucketStorage)
         self._stop.clear()
         for turn in range(1, _MAX_EMPTY):
-            pieces = self.storage.stream_whole(self.key, self.etag)
+            pieces = self.storage.stream_whole(self.key, self.version)
             if self._store(descriptor, pieces, 0, self.size) == self.size:
                 return
             self._wait(turn)

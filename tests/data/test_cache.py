@@ -16,6 +16,7 @@ from aae_dist.data.cache import ShardCache, copy_bytes, url_digest
 from aae_dist.data.cache_folder import cache_folder
 from aae_dist.data.manifest import Shard
 from aae_dist.errors import ConfigError, DataError, ShardError
+from aae_dist.storage import ranges
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
 
@@ -228,6 +229,37 @@ def test_a_version_that_changes_during_the_download(server: ObjectServer, tmp_pa
     cache = opened(tmp_path)
     server.faults["/0.tar"] = [Fault("etag")]
     assert read(cache, shard(server, 0)) == server.files["/0.tar"]
+
+
+@pytest.mark.parametrize("tags", ["weak", "time", "none"])
+def test_a_server_without_strong_tags(server: ObjectServer, tmp_path: Path, tags: str) -> None:
+    server.tags = tags
+    assert read(opened(tmp_path), shard(server, 0)) == server.files["/0.tar"]
+    assert read(opened(tmp_path), shard(server, 0)) == server.files["/0.tar"]
+    assert server.requests["/0.tar"] == 1
+    old, server.files["/0.tar"] = server.files["/0.tar"], os.urandom(SIZE)
+    server.modified["/0.tar"] = "Wed, 02 Jul 2025 00:00:00 GMT"
+    expected = old if tags == "none" else server.files["/0.tar"]
+    assert read(opened(tmp_path), shard(server, 0)) == expected
+
+
+@pytest.mark.parametrize("tags", ["weak", "time"])
+def test_two_versions_of_one_size_are_not_mixed(
+    server: ObjectServer, tmp_path: Path, tags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.tags = tags
+    monkeypatch.setattr(ranges, "RANGE_BYTES", SIZE // 4)
+    monkeypatch.setattr(ranges, "_THREADS", 1)
+    plain = ranges.Download._range
+
+    def change(download: ranges.Download, descriptor: int, start: int, end: int) -> None:
+        plain(download, descriptor, start, end)
+        if start == SIZE // 4 and "/0.tar" not in server.modified:
+            server.files["/0.tar"] = bytes(SIZE)
+            server.modified["/0.tar"] = "Wed, 02 Jul 2025 00:00:00 GMT"
+
+    monkeypatch.setattr(ranges.Download, "_range", change)
+    assert read(opened(tmp_path), shard(server, 0)) == bytes(SIZE)
 
 
 def test_folders_that_others_could_have_made(tmp_path: Path) -> None:

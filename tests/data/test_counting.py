@@ -21,7 +21,7 @@ from aae_dist.data.index import build_index, open_manifest
 from aae_dist.data.manifest import Shard
 from aae_dist.data.tar_index import index_tar
 from aae_dist.errors import DataError, ShardError
-from aae_dist.storage import open_storage
+from aae_dist.storage import Entry, open_storage
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
 
@@ -46,7 +46,7 @@ def tar_of(sizes: list[int]) -> bytes:
 
 def ranges(server: ObjectServer, data: bytes) -> Ranges:
     server.files["/a.tar"] = data
-    return Ranges(open_storage(server.address), "a.tar", len(data), None)
+    return Ranges(open_storage(server.address), Entry("a.tar", len(data)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from aae_dist.data.index import build_index, open_manifest
 from aae_dist.data.index_journal import Journal
 from aae_dist.data.manifest import Shard
 from aae_dist.errors import DataError
-from aae_dist.storage import open_storage
+from aae_dist.storage import Entry, open_storage
 
 
 def test_a_manifest_beside_the_shards_is_used_by_itself(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_all_damaged_shards_are_named_and_the_others_counted_once(
     read: list[str] = []
     plain = counting._num_samples
 
-    def noted(shard: Shard, cache: ShardCache | None) -> int:
+    def noted(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
         read.append(shard.name)
-        return plain(shard, cache)
+        return plain(shard, found, cache)
 
     monkeypatch.setattr(counting, "_num_samples", noted)
     paths[1].write_bytes(whole)

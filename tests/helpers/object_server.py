@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, urlsplit
 
+_TIME = "Tue, 01 Jul 2025 00:00:00 GMT"
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -31,7 +33,11 @@ class Fault:
 
 
 class ObjectServer(ThreadingHTTPServer):
-    """Files by path; `faults` by path, used up in order; `requests` counts GETs by path."""
+    """Files by path; `faults` by path, used up in order; `requests` counts GETs by path.
+
+    Faults of "HEAD /path" hit HEADs. `tags` says how the server tells versions apart: by strong or
+    by weak tags, by the time alone, or not at all.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -43,6 +49,8 @@ class ObjectServer(ThreadingHTTPServer):
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.requests: dict[str, int] = defaultdict(int)
         self.ranges: list[tuple[str, int, int]] = []
+        self.tags = "strong"
+        self.modified: dict[str, str] = {}
         self.lock = threading.Lock()
         self.closing = threading.Event()
 
@@ -54,8 +62,9 @@ class ObjectServer(ThreadingHTTPServer):
     def next_fault(self, path: str) -> Fault | None:
         """Count a GET and take the next fault of its path; '*' are faults of any path."""
         with self.lock:
-            self.requests[path] += 1
-            for key in (path, "*"):
+            if not path.startswith("HEAD "):
+                self.requests[path] += 1
+            for key in (path,) if path.startswith("HEAD ") else (path, "*"):
                 if self.faults[key]:
                     return self.faults[key].pop(0)
         return None
@@ -69,6 +78,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: ObjectServer
 
     def do_HEAD(self) -> None:
+        fault = self.server.next_fault(f"HEAD {self.path}")
+        if fault and fault.kind == "status":
+            return self._refuse(fault.value)
+        if fault and fault.kind in ("reset", "stall"):
+            return self._body(b"", fault)
         data = self.server.files.get(self.path)
         if data is None:
             return self._refuse(404)
@@ -82,10 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.kind == "redirect":
             return self._refuse(302, fault.location)
         if data is None:
-            return self._refuse(404)
+            parts = urlsplit(self.path)
+            query = dict(parse_qsl(parts.query))
+            return self._list(parts.path, query) if "list-type" in query else self._refuse(404)
         etag = _etag(data) if not (fault and fault.kind == "etag") else '"another"'
         wanted = self.headers.get("If-Match")
-        if wanted not in (None, etag):
+        if wanted is not None and (wanted != etag or self.server.tags != "strong"):
             return self._refuse(412)
         return self._answer(data, etag, fault or Fault("none"))
 
@@ -124,11 +140,34 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, length: int, etag: str, extra: dict[str, str] | None = None
     ) -> None:
         self.send_response(status)
-        headers = {"Content-Length": str(length), "ETag": etag, "Accept-Ranges": "bytes"}
-        headers["Last-Modified"] = "Tue, 01 Jul 2025 00:00:00 GMT"
+        headers = {"Content-Length": str(length), "Accept-Ranges": "bytes"}
+        if self.server.tags in ("strong", "weak"):
+            headers["ETag"] = etag if self.server.tags == "strong" else f"W/{etag}"
+        if self.server.tags != "none":
+            headers["Last-Modified"] = self.server.modified.get(self.path, _TIME)
         for name, value in {**headers, **(extra or {})}.items():
             self.send_header(name, value)
         self.end_headers()
+
+    def _list(self, bucket: str, query: dict[str, str]) -> None:
+        """Answer S3's ListObjectsV2, all in one page."""
+        top, prefix = bucket.rstrip("/") + "/", query.get("prefix", "")
+        lines, folders = [], set[str]()
+        for path, data in sorted(self.server.files.items()):
+            key = path.removeprefix(top)
+            if not path.startswith(top) or not key.startswith(prefix):
+                continue
+            if "delimiter" in query and "/" in key[len(prefix) :]:
+                folders.add(prefix + key[len(prefix) :].split("/")[0] + "/")
+                continue
+            lines.append(
+                f"<Contents><Key>{key}</Key><Size>{len(data)}</Size><ETag>{_etag(data)}</ETag>"
+                "<LastModified>2025-07-01T00:00:00.000Z</LastModified></Contents>"
+            )
+        lines += [f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in folders]
+        body = "<ListBucketResult>" + "".join(lines) + "</ListBucketResult>"
+        self._head(200, len(body), '"list"')
+        self.wfile.write(body.encode())
 
     def _refuse(self, status: int, location: str = "") -> None:
         self.send_response(status)

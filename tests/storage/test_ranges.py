@@ -37,7 +37,7 @@ def fetched(server: ObjectServer, path: Path, scheme: str = "s3", seconds: float
     assert entry is not None
     deadline = time.monotonic() + seconds
     with path.open("w+b") as file:
-        Download(storage, "a.tar", entry.size, entry.etag, deadline).write_to(file.fileno())
+        Download(storage, entry, deadline).write_to(file.fileno())
     return path.read_bytes()
 
 
