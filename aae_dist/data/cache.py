@@ -23,7 +23,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from aae_dist.data.cache_errors import disk_error, stuck
+from aae_dist.data.cache_errors import disk_error, disk_told, stuck
 from aae_dist.data.cache_files import BLOCK, disk_bytes, new_part, pinned, removed, rounded
 from aae_dist.data.manifest import Shard
 from aae_dist.data.shard_errors import check_size, told
@@ -75,6 +75,10 @@ class ShardCache:
                 says.
             DataError: The cache cannot take it: the disk is full, or copies in use fill the bound.
         """
+        with disk_told(self.folder, shard):
+            return self._opened(shard)
+
+    def _opened(self, shard: Shard) -> BinaryIO:
         deadline = time.monotonic() + self._seconds
         changes = 0
         while True:
@@ -105,9 +109,10 @@ class ShardCache:
         Raises:
             DataError: As `open` does; so does what is returned.
         """
-        version = self._version(shard)
-        path = self.folder / _name(shard.url, version)
-        part = "done" if path.exists() else self._reserve(shard, path, version.size, due)
+        with disk_told(self.folder, shard):
+            version = self._version(shard)
+            path = self.folder / _name(shard.url, version)
+            part = "done" if path.exists() else self._reserve(shard, path, version.size, due)
         if isinstance(part, int):
             return partial(self._download, shard, version, part, path)
         return None if part == "full" else _nothing

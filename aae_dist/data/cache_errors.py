@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aae_dist.data.manifest import Shard
@@ -21,6 +23,15 @@ def disk_error(folder: Path, shard: Shard, size: int, error: OSError) -> DataErr
         f"{folder}: cannot keep {shard.url} ({error.strerror}). Give a data.cache.dir on another "
         "disk."
     )
+
+
+@contextmanager
+def disk_told(folder: Path, shard: Shard) -> Iterator[None]:
+    """Turn what the system says of the cache's folder into DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(folder, shard, shard.bytes, error) from error
 
 
 def stuck(folder: Path, shard: Shard, why: str, max_bytes: int, seconds: float) -> DataError:

@@ -31,6 +31,7 @@ _OPEN_UNPLANNED = 2
 """Copies of remote shards kept open, and so in the cache, where nobody knows what comes next."""
 _NUM_PROBED = 16
 """Samples that are tried, at the start, until one tells the shape of all."""
+_ANY_SHAPE = (1, 1, 1)
 _ROWS_AT_ONCE = 32
 """Rows that a decoding thread takes at a time: 1 to 2 ms of work, far above its hand-over."""
 
@@ -58,9 +59,11 @@ class Dataset:
         image_shape: Wanted (C, H, W), for example that of the training images; None takes what
             `settings` says and else the first image's.
         device: Where data.decoded=device keeps decoded images.
+        try_all: Look at every sample, if need be, for one that tells the shape of all, and go on
+            where none does: all of them are bad then.
 
     Raises:
-        DataError: None of the first samples that were tried can be read.
+        DataError: None of the samples that were tried can be read.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Dataset:
         settings: Data,
         image_shape: Shape | None = None,
         device: torch.device | str = "cpu",
+        *,
+        try_all: bool = False,
     ) -> None:
         self.manifest = manifest
         self._settings = settings
@@ -79,7 +84,7 @@ class Dataset:
         if self._cache is not None:
             self._shards.limit(_OPEN_UNPLANNED)
         self._decoder = SampleDecoder(settings)
-        self.image_shape, self.dtype = self._layout(image_shape)
+        self.image_shape, self.dtype = self._layout(image_shape, try_all)
         """Channels, height, width of every image; uint8 or float32."""
         self._let_go()
         self._memory = self._new_memory(torch.device(device))
@@ -228,27 +233,30 @@ class Dataset:
         [key] = self.keys([sample])
         return DataError(f"{self.manifest.shards[shard].url}, sample {key!r:.200}: {error}.")
 
-    def _layout(self, image_shape: Shape | None) -> tuple[Shape, torch.dtype]:
+    def _layout(self, image_shape: Shape | None, try_all: bool) -> tuple[Shape, torch.dtype]:
         settings = self._settings
         if image_shape is not None and not any(map(is_array, settings.image_keys)):
             return image_shape, torch.uint8
-        shape, dtype = self._probed_layout()
+        shape, dtype = self._probed_layout(try_all)
         if image_shape is not None or dtype != torch.uint8:
             return image_shape or shape, dtype
         channels, height, width = shape
         size = settings.image_size
         return (settings.channels or channels, size or height, size or width), dtype
 
-    def _probed_layout(self) -> tuple[Shape, torch.dtype]:
-        """Return what the first readable one of a few samples has; raise what the first lacks."""
+    def _probed_layout(self, try_all: bool) -> tuple[Shape, torch.dtype]:
+        """Return what the first readable one of some samples has; raise what the first lacks."""
         first: DataError | None = None
-        for number in spread_evenly(_NUM_PROBED, len(self)).tolist():
+        probed = range(len(self)) if try_all else spread_evenly(_NUM_PROBED, len(self)).tolist()
+        for number in probed:
             [(shard, inside)] = self.places(np.array([number]))
             try:
                 return self._decoder.layout(self._shards.get(shard), inside)
             except (ShardError, SampleError) as error:
                 first = first or self._located(number, error)
         assert first is not None
+        if try_all:
+            return _ANY_SHAPE, torch.uint8
         raise first
 
     def _new_memory(self, device: torch.device) -> DecodedStore | None:

@@ -6,6 +6,7 @@ import json
 import logging
 import mmap
 import os
+import threading
 import weakref
 from hashlib import sha256
 from pathlib import Path
@@ -91,10 +92,12 @@ class SharedStore:
         """Keep samples; two processes that store the same one write the same bytes."""
         self._images[indices] = images.numpy()
         self._labels[indices] = labels.numpy()
+        _fence()
         self._filled[indices] = True
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return copies of samples."""
+        """Return copies of samples that were seen to be filled."""
+        _fence()
         # numpy copies rows in this thread alone; torch would start a team of threads for it.
         images = torch.from_numpy(self._images.take(indices, axis=0))
         return images, torch.from_numpy(self._labels.take(indices))
@@ -146,6 +149,21 @@ class DeviceStore:
         return self._images.index_select(0, where), self._labels.index_select(0, where)
 
 
+_turns = threading.Lock()
+
+
+def _fence() -> None:
+    """Order what was read and written before against what comes after, as other ranks see it.
+
+    x86 keeps that order by itself. On ARM another rank could see the mark of a sample before its
+    image: a lock that is given back (release) and taken again (acquire) lets nothing pass, at 0.1
+    us for a whole batch. The mark's writer and its reader both need it.
+    """
+    for _ in range(2):
+        with _turns:
+            pass
+
+
 def content_id(manifest: Manifest, settings: Data) -> str:
     """Return what two readers must agree on to share decoded samples, as a digest.
 
@@ -167,19 +185,29 @@ def _shared_or_own(folder: Path, name: str, size: int) -> tuple[mmap.mmap, int |
     """Return memory, the descriptor whose lock keeps it for others (None: own), and its file."""
     path = folder / f"aae_dist-{os.getuid()}" / name
     try:
-        _sweep(checked_folder(path.parent.parent, path.parent.name))
+        _sweep(checked_folder(path.parent.parent, path.parent.name, advice="Remove it."))
         descriptor = _locked_file(path, size)
         # Opened anew: a mapping keeps its descriptor, and the lock must end before the mapping.
         with open(f"/proc/self/fd/{descriptor}", "r+b") as file:
             return mmap.mmap(file.fileno(), size), descriptor, path
-    except (OSError, DataError) as error:
+    except (OSError, OverflowError, DataError) as error:
         _log.warning(
             "%d bytes of decoded samples are not shared between the ranks of this node, each "
             "keeps its own (%s)",
             size,
             error,
         )
-        return mmap.mmap(-1, size), None, path
+        return _own(size), None, path
+
+
+def _own(size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, size)
+    except (OSError, OverflowError) as error:
+        raise DataError(
+            f"data.decoded=memory: the {size} bytes of decoded samples do not fit into this "
+            f"machine's memory ({error}). Use data.decoded=none."
+        ) from None
 
 
 def _locked_file(path: Path, size: int) -> int:
@@ -192,7 +220,7 @@ def _locked_file(path: Path, size: int) -> int:
                 # Taken at once: a page that has no room kills the process when it is written.
                 os.posix_fallocate(descriptor, 0, size)
                 return descriptor
-        except OSError:
+        except (OSError, OverflowError):
             os.close(descriptor)
             _remove_if_unused(path)
             raise

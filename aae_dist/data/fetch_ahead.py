@@ -50,8 +50,9 @@ class FetchAhead:
         self._lock = threading.Lock()
         self._moved = threading.Condition(threading.Lock())
         self._closed = threading.Event()
+        self._error: Exception | None = None
         self._threads = [
-            threading.Thread(target=self._work, name="fetch ahead", daemon=True)
+            threading.Thread(target=self._run, name="fetch ahead", daemon=True)
             for _ in range(_THREADS)
         ]
         for thread in self._threads:
@@ -71,7 +72,14 @@ class FetchAhead:
         self.close()
 
     def advance(self, position: int) -> None:
-        """Note that the batch at `position` is read next."""
+        """Note that the batch at `position` is read next.
+
+        Raises:
+            Exception: What ended the fetching ahead. Training would go on without, and wait for
+                each shard.
+        """
+        if self._error is not None:
+            raise self._error
         before, self._schedule.position = self._schedule.window, position
         if self._schedule.window == before:
             return
@@ -88,11 +96,21 @@ class FetchAhead:
         for thread in self._threads:
             thread.join(_CLOSE_SECONDS / _THREADS)
 
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - raised where training asks for the next batch
+            self._error = error
+            self._closed.set()
+
     def _work(self) -> None:
         while not self._closed.is_set():
             # One at a time takes room: a small shard may not overtake a large one that waits.
             with self._lock:
-                number, first, last = next(self._ahead)
+                use = next(self._ahead, None)
+                if use is None:
+                    return
+                number, first, last = use
                 self._wait_while_far(first)
                 shard = self._manifest.shards[number]
                 fetch = self._room_for(shard, first, last) if is_remote(shard.folder) else None

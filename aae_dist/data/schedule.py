@@ -101,6 +101,8 @@ class Schedule:
     def ahead(self, lanes: range) -> Iterator[tuple[int, int, int]]:
         """Yield (shard, first, last) for `lanes` in the order in which they are needed, for ever.
 
+        Lanes without a sample (there are fewer samples than lanes) need none: that ends at once.
+
         Args:
             lanes: Some of this node's lanes, say those of one rank.
         """
@@ -108,6 +110,8 @@ class Schedule:
         epoch = position // self._order.lane_length
         while True:
             uses = uses_in_epoch(self._order, lanes, epoch)
+            if not uses.shards.size:
+                return
             rows = np.flatnonzero(uses.last > position)
             columns = (uses.shards[rows], uses.first[rows], uses.last[rows])
             yield from zip(*(column.tolist() for column in columns), strict=True)

@@ -45,8 +45,8 @@ class Findings:
 
     @property
     def is_sound(self) -> bool:
-        """True when every sample of every shard can be used."""
-        return not self.bad_shards and not self.num_bad
+        """True when every sample of every shard can be used, and there is one."""
+        return bool(self.samples) and not self.bad_shards and not self.num_bad
 
     def document(self) -> dict[str, Any]:
         """Return this as JSON has it."""
@@ -76,7 +76,7 @@ def verify(
         write: Takes progress lines where there is no terminal; by default they are logged.
 
     Raises:
-        DataError: Nothing is found, or not one sample can be read.
+        DataError: Nothing is found.
     """
     found = Findings()
     options = {} if write is None else {"write": write}
@@ -94,8 +94,11 @@ def verify(
                 found.add(_bad_shard(shard, problem))
                 advance(1)
         if not any(shard.samples for shard in sound):
+            found.shards += len(sound)
             return found
-        dataset = Dataset(Manifest(tuple(sound)), settings.model_copy(update={"decoded": "none"}))
+        dataset = Dataset(
+            Manifest(tuple(sound)), settings.model_copy(update={"decoded": "none"}), try_all=True
+        )
         starts = np.cumsum(dataset.manifest.counts) - dataset.manifest.counts
         jobs = [(dataset, shard, int(start)) for shard, start in zip(sound, starts, strict=True)]
         for part in in_order(pool, _look_at, jobs):
@@ -144,6 +147,8 @@ def report(found: Findings) -> str:
 
 def refuse_if_unsound(found: Findings) -> None:
     """Raise DataError unless every sample can be used."""
+    if not (found.samples or found.bad_shards or found.num_bad):
+        raise DataError(f"{found.shards} shards without a sample; check what wrote them.")
     if not found.is_sound:
         raise DataError(
             f"{len(found.bad_shards)} bad shards and {found.num_bad} bad samples; write them "

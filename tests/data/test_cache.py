@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,53 @@ def test_folders_that_others_could_have_made(tmp_path: Path) -> None:
         cache_folder(str(tmp_path / "file"))
 
 
+def test_a_folder_that_goes_or_cannot_be_written_is_said(
+    server: ObjectServer, tmp_path: Path
+) -> None:
+    cache = opened(tmp_path)
+    (cache.folder / "lock").unlink(missing_ok=True)
+    cache.folder.rmdir()
+    for use in (cache.open, partial(cache.prefetch, due=0)):
+        with pytest.raises(DataError, match=r"cannot keep .*0\.tar \(No such file") as caught:
+            use(shard(server, 0))
+        assert not isinstance(caught.value, ShardError)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_read_only_folder(server: ObjectServer, tmp_path: Path) -> None:
+    cache = opened(tmp_path)
+    read(cache, shard(server, 0))
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no permission to mount")
+    try:
+        cache = opened(tmp_path)
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        with pytest.raises(DataError, match=r"\(Read-only file system\)\. Give a data\.cache"):
+            cache.open(shard(server, 0))
+        with pytest.raises(DataError, match=r"no permission to write there\. Give another data"):
+            cache_folder(str(tmp_path))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("years", [-40, 40])
+def test_a_clock_that_jumped_changes_neither_bound_nor_bytes(
+    server: ObjectServer, tmp_path: Path, years: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = opened(tmp_path, copies=2)
+    for number in (0, 1):
+        read(cache, shard(server, number))
+    [one, other] = [path for path in cache.folder.iterdir() if path.name != "lock"]
+    jumped = time.time() + years * 365 * 86400
+    os.utime(one, (jumped, jumped))
+    monkeypatch.setattr(time, "time", lambda: jumped)
+    for number in (2, 0, 3, 1):
+        assert read(cache, shard(server, number)) == server.files[f"/{number}.tar"]
+        assert disk_usage(cache.folder) <= cache.max_bytes
+    assert not other.exists() or not one.exists()
+
+
 def test_a_link_in_the_folder_is_not_followed(server: ObjectServer, tmp_path: Path) -> None:
     cache = opened(tmp_path)
     read(cache, shard(server, 0))
@@ -282,7 +330,7 @@ def test_a_link_in_the_folder_is_not_followed(server: ObjectServer, tmp_path: Pa
     (tmp_path / "other").write_bytes(b"not ours")
     copy.unlink()
     copy.symlink_to(tmp_path / "other")
-    with pytest.raises((DataError, OSError)):
+    with pytest.raises(DataError, match="cannot keep"):
         cache.open(shard(server, 0))
     assert (tmp_path / "other").read_bytes() == b"not ours"
 

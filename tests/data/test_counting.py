@@ -199,6 +199,33 @@ def test_verify_without_a_manifest_lists_damaged_shards(
     assert "2 shards, 4 good samples\nbad shard: damaged: " in out
 
 
+def test_verify_reports_also_where_not_one_sample_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    write_shards(tmp_path / "a", [20, 15], bad=range(35))
+    for override in ("data.image_keys=[png]", "data.image_keys=[npy]"):
+        assert main(["data", "verify", str(tmp_path / "a"), override, "--json"]) == 2
+        found = json.loads(capsys.readouterr().out)
+        assert (found["shards"], found["samples"], found["sound"]) == (2, 0, False)
+        assert sum(found["bad_samples"].values()) == 35
+    write_shards(tmp_path / "b", [40], bad=range(30))
+    assert main(["data", "verify", str(tmp_path / "b"), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["bad_samples"]) == (10, {"image": 30})
+
+
+def test_verify_of_empty_shards_alone_is_not_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    write_shards(tmp_path / "a", [0, 0])
+    assert main(["data", "verify", str(tmp_path / "a")]) == 2
+    out, err = capsys.readouterr()
+    assert out == "2 shards, 0 good samples\nnot sound\n"
+    assert "2 shards without a sample" in err
+
+
 COUNT = """
 import sys
 from aae_dist.data.index import build_index

@@ -15,6 +15,7 @@ from helpers.shards import write_shards
 from aae_dist.config.settings import Data
 from aae_dist.data import open_dataset
 from aae_dist.data.decoded import DeviceStore, SharedStore, content_id
+from aae_dist.errors import DataError
 
 SHAPE = (1, 2, 3)
 
@@ -94,6 +95,15 @@ def test_without_room_each_process_keeps_its_own(
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
+@pytest.mark.parametrize("num_samples", [1 << 46, 1 << 61])
+def test_more_than_the_machine_has_is_said(tmp_path: Path, num_samples: int) -> None:
+    with pytest.raises(
+        DataError, match=r"data\.decoded=memory: the \d+ bytes .* Use data\.decoded=none"
+    ):
+        SharedStore("x", num_samples, (1, 1, 1), torch.uint8, tmp_path)
+    assert files(tmp_path) == []
+
+
 def test_shards_that_were_written_again_are_other_content(tmp_path: Path) -> None:
     settings = Data(train=str(tmp_path))
     ids = []
@@ -129,13 +139,27 @@ def test_a_device_takes_again_what_could_not_be_decoded_at_first(tmp_path: Path)
     assert labels.tolist() == [4]
 
 
-def test_a_data_set_on_the_device_reads_the_same(tmp_path: Path) -> None:
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_data_set_on_the_device_reads_the_same(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
     write_shards(tmp_path, [5, 3])
     results = []
     for kind in ("none", "memory", "device"):
         settings = Data.model_validate({"train": str(tmp_path), "decoded": kind})
-        dataset = open_dataset(settings.train, settings, device="cpu")
-        results.append([dataset.read([7, 0, 7, 2])[0] for _ in range(2)])
+        dataset = open_dataset(settings.train, settings, device=device)
+        if kind == "device" and device == "cpu":
+            # A CPU's data set takes the node's memory instead; here the device's path is tried.
+            assert isinstance(dataset._memory, SharedStore)
+            store = DeviceStore(dataset._memory, torch.device("cpu"))
+            monkeypatch.setattr(dataset, "_memory", store)
+        assert isinstance(dataset._memory, DeviceStore) == (kind == "device")
+        results.append([dataset.read([7, 0, 7, 2])[0].cpu() for _ in range(2)])
     for first, second in results:
         assert torch.equal(first, results[0][0])
         assert torch.equal(second, results[0][0])

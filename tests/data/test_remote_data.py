@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from helpers.object_server import Fault, ObjectServer, serving
 from helpers.shards import write_shards
 
 from aae_dist.config.settings import Data
-from aae_dist.data import BatchLoader, Dataset, Order, build_index, open_dataset
+from aae_dist.data import BatchLoader, Dataset, Order, build_index, fetch_ahead, open_dataset
 from aae_dist.data.cache import ShardCache
+from aae_dist.data.schedule import Schedule
 from aae_dist.errors import ConfigError
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
@@ -133,6 +135,62 @@ def test_a_small_cache_is_enough_for_what_is_open(
     again = sum(server.requests.values()) - 1
     # What the next epoch needs first stays, so not everything is fetched twice.
     assert len(COUNTS) - 1 < again < 2 * (len(COUNTS) - 1)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_shards_are_fetched_in_the_order_of_need_before_anybody_asks(
+    server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_ahead, "_THREADS", 1)  # several overtake one another on their way
+    dataset = opened(server, tmp_path)
+    order, rows = order_of(dataset), slice(0, 4)
+    schedule = Schedule(order, dataset.manifest, range(2))
+    needed = list(islice(schedule.ahead(range(2)), 100))
+    paths = [f"/train/{dataset.manifest.shards[number].name}" for number, _, _ in needed]
+    probed = [path for path in server.requests if path.endswith(".tar")]  # for the images' size
+    expected = probed + [path for path in dict.fromkeys(paths) if path not in probed]
+    assert len(probed) == 1
+    assert len(expected) == len(COUNTS) - 1
+    dataset.follow(order, rows, rows, 0)
+    try:
+        wait_for(lambda: len(server.requests) == len(expected) + 1)
+        wait_for(lambda: not list(tmp_path.rglob("*.part")))
+    finally:
+        dataset.unfollow()
+    assert [path for path in server.requests if path.endswith(".tar")] == expected
+    assert order.shard_line(0)[0].tolist() != sorted(order.shard_line(0)[0].tolist())
+    before = sum(server.requests.values())
+    with BatchLoader(dataset, order, rows, num_steps=order.steps_per_epoch) as loader:
+        assert sum(int(batch.valid.sum()) for batch in loader) == sum(COUNTS)
+    assert sum(server.requests.values()) == before, "the loader finds all that it asks for"
+
+
+def test_what_ends_the_fetching_ahead_ends_the_run(
+    server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = opened(server, tmp_path)
+    order, rows = order_of(dataset), slice(0, 4)
+    error = ConfigError("a shard that no cache takes")
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ShardCache, "prefetch", refuse)
+    dataset.follow(order, rows, rows, 0)
+    ahead = dataset._ahead
+    assert ahead is not None
+    wait_for(lambda: ahead._error is not None)
+    with (
+        BatchLoader(dataset, order, rows, num_steps=3) as loader,
+        pytest.raises(ConfigError, match="a shard that no cache takes"),
+    ):
+        next(loader)
 
 
 @pytest.mark.parametrize(

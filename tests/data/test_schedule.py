@@ -94,6 +94,16 @@ def test_the_future_goes_on_into_the_next_epochs() -> None:
     assert next_use[-1] == np.inf
 
 
+def test_lanes_without_a_sample_need_nothing() -> None:
+    order = Order([2], seed=0, global_batch_size=8, lanes=8, window=6)
+    per_lane = [list(islice(_schedule_of(order).ahead(range(n, n + 1)), 3)) for n in range(8)]
+    assert sorted(map(len, per_lane)) == [0] * 6 + [3] * 2
+
+
+def _schedule_of(order: Order) -> Schedule:
+    return Schedule(order, Manifest((Shard("s3://bucket", "0.tar", 2, 10),)), range(8))
+
+
 def test_a_shard_that_is_needed_again_counts_from_its_next_use() -> None:
     order = order_of()
     schedule = Schedule(order, MANIFEST, range(4))
