@@ -23,6 +23,8 @@ class Task:
     """Handle of the `Monitor` actor."""
     search_path: str
     """The driver's working directory, where a prior of the user's own may lie."""
+    has_screen: bool = False
+    """Whether the driver shows a live bar, so that rank 0 writes no lines of progress."""
 
 
 def train_worker(task: Task) -> Payload:

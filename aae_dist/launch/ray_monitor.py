@@ -1,7 +1,7 @@
 """The one line between driver and workers: progress lines up, the request to stop down."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aae_dist.launch.say import say
@@ -19,6 +19,10 @@ class News:
 
     lines: list[str] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
+    plan: tuple[int, int] | None = None
+    """Steps of the whole run and the step that it started from, once rank 0 knows; for a bar."""
+    step: int = 0
+    """The newest step that rank 0 told of, between log points."""
     workers_up: bool = False
     """Whether all workers run, as far as rank 0 knows."""
     error: Payload | None = None
@@ -48,6 +52,14 @@ class Monitor:
         """Take one log point, for a sweep's trial to report."""
         self._news.metrics.append(metrics)
 
+    def set_plan(self, total_steps: int, first_step: int) -> None:
+        """Note how long the run is and where it stands."""
+        self._news.plan, self._news.step = (total_steps, first_step), first_step
+
+    def set_step(self, step: int) -> None:
+        """Note how far the run is."""
+        self._news.step = step
+
     def set_workers_up(self, up: bool) -> None:
         """Note that the workers started, or that they failed."""
         self._news.workers_up = up
@@ -64,7 +76,7 @@ class Monitor:
     def take_news(self) -> News:
         """Return what is new; lines are handed out once."""
         news = self._news
-        self._news = News(workers_up=news.workers_up, error=news.error)
+        self._news = replace(news, lines=[], metrics=[])
         return news
 
     def request_stop(self, stop_as: str = "interrupted") -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,8 +39,18 @@ def launch_ray(config: RunConfig) -> Outcome:
     folder.check_writable()
     word = nonce.leave(folder)
     with ray_cluster.connected(config), StopSignals() as signals, ray_storage(folder) as storage:
-        payload = run_on_ray(config, word, storage, signals)
+        payload = _run_on_screen(config, word, storage, signals)
     return outcome_of(payload)
+
+
+def _run_on_screen(config: RunConfig, word: str, storage: str, signals: StopRequest) -> Payload:
+    """Run with a live bar on a terminal, with lines anywhere else."""
+    if not sys.stdout.isatty():
+        return run_on_ray(config, word, storage, signals)
+    from aae_dist.launch.ray_screen import Screen
+
+    with Screen() as screen:
+        return run_on_ray(config, word, storage, signals, screen, has_screen=True)
 
 
 def run_on_ray(
@@ -48,6 +59,7 @@ def run_on_ray(
     storage: str,
     signals: StopRequest,
     hear: Callable[[News], None] = print_lines,
+    has_screen: bool = False,
 ) -> Payload:
     """Run the training on the connected cluster; return what rank 0 returned.
 
@@ -57,6 +69,7 @@ def run_on_ray(
         storage: folder for Ray Train's own files.
         signals: say when to stop.
         hear: called about four times a second with what is new.
+        has_screen: whether `hear` shows progress, so that no lines of it are wanted.
     """
     # Imported when Ray runs: these import it, which takes seconds.
     from aae_dist.launch.ray_driver import Driver, Fit
@@ -68,7 +81,8 @@ def run_on_ray(
     say(f"starting {demand} with Ray Train")
     warm_up()
     monitor = start_monitor()
-    task = Task(config.model_dump_json(), secrets.token_hex(8), word, monitor, os.getcwd())
+    launch_id, here = secrets.token_hex(8), os.getcwd()
+    task = Task(config.model_dump_json(), launch_id, word, monitor, here, has_screen)
     fit = Fit(build_trainer(config, demand, task, storage))
     return Driver(config, demand, monitor, fit, signals, hear).watch()
 

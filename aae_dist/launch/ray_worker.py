@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -21,6 +22,7 @@ from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_lin
 from aae_dist.launch.prometheus import PrometheusSink
 from aae_dist.launch.ray_entry import Task
 from aae_dist.launch.ray_monitor import Payload, StopWatch
+from aae_dist.launch.ray_screen import FarConsole
 from aae_dist.storage import join, open_storage
 from aae_dist.training.train import train
 
@@ -106,7 +108,8 @@ def _train(task: Task, config: RunConfig, world: World) -> Payload:
     try:
         together(world, lambda: nonce.check(folder, task.nonce))
         sinks = [PrometheusSink(config.run.name)] if world.is_main else []
-        outcome = train(config, world, reporter, task.launch_id, sinks)
+        console = partial(FarConsole, task.monitor) if task.has_screen else None
+        outcome = train(config, world, reporter, task.launch_id, sinks, console)
         reporter.flush()
     except AaeDistError as error:
         payload: Payload = {"error": type(error).__name__, "message": str(error)}

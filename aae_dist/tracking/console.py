@@ -5,12 +5,15 @@ import time
 from collections.abc import Callable
 
 from aae_dist.tracking import names
-from aae_dist.tracking.sinks import MetricSink, Record
+from aae_dist.tracking.sinks import Console, Record
 
 Write = Callable[[str], None]
 Clock = Callable[[], float]
 MIN_SECONDS = 3.0
 """Shortest time between two lines of progress: a fast run would bury everything else."""
+QUIET_SECONDS = 10.0
+"""Time without a line after which one says how far the run is: where steps take seconds, log points
+are minutes apart."""
 
 
 class Progress:
@@ -51,15 +54,20 @@ class ConsoleSink:
         self._write, self._clock, self._min_seconds = write, clock, min_seconds
         self._progress = Progress(total_steps, first_step, clock)
         self._written_at: float | None = None
+        self._started_at = clock()
 
     def log(self, record: Record) -> None:
         """Write what is new: progress if it is time for it, an evaluation always."""
         step = int(record[names.STEP])
         if losses_of(record) and (step >= self._progress.total_steps or self._is_time()):
-            self._write(progress_line(record, self._progress))
-            self._written_at = self._clock()
+            self._show(record)
         if scores := evaluation_text(record):
             self._write(f"evaluation at step {step}: {scores}")
+
+    def tick(self, step: int) -> None:
+        """Write how far the run is if nothing was written for long."""
+        if self._clock() - (self._written_at or self._started_at) >= QUIET_SECONDS:
+            self._show({names.STEP: step})
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Pictures are files of their own."""
@@ -67,11 +75,15 @@ class ConsoleSink:
     def close(self, summary: Record, state: str) -> None:
         """The lines are out already."""
 
+    def _show(self, record: Record) -> None:
+        self._write(progress_line(record, self._progress))
+        self._written_at = self._clock()
+
     def _is_time(self) -> bool:
         return self._written_at is None or self._clock() - self._written_at >= self._min_seconds
 
 
-def open_console(write: Write, total_steps: int, first_step: int = 0) -> MetricSink:
+def open_console(write: Write, total_steps: int, first_step: int = 0) -> Console:
     """Return a live bar where standard output is a terminal, lines anywhere else."""
     if not sys.stdout.isatty():
         return ConsoleSink(write, total_steps, first_step)

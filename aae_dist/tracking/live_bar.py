@@ -16,6 +16,9 @@ from aae_dist.tracking.console import (
 )
 from aae_dist.tracking.sinks import Record
 
+MOVE_SECONDS = 0.25
+"""Least time between two moves of the bar between log points."""
+
 
 class LiveBarSink:
     """Shows one live line; evaluations, and whatever else is printed, scroll by above it.
@@ -37,6 +40,7 @@ class LiveBarSink:
         )
         self._bar = Bar(*columns, console=console or Console())
         self._task = self._bar.add_task("", total=total_steps, completed=first_step)
+        self._moved_at = 0.0
         self._bar.start()
 
     def log(self, record: Record) -> None:
@@ -47,6 +51,12 @@ class LiveBarSink:
             self._bar.update(self._task, completed=step, description=text)
         if scores := evaluation_text(record):
             self._bar.console.print(f"evaluation at step {step}: {scores}", highlight=False)
+
+    def tick(self, step: int) -> None:
+        """Move the bar, a few times a second at most."""
+        if time.monotonic() - self._moved_at >= MOVE_SECONDS:
+            self._moved_at = time.monotonic()
+            self._bar.update(self._task, completed=step)
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Pictures are files of their own."""

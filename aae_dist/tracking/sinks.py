@@ -1,6 +1,6 @@
 """Where metrics and pictures go: the seam between the training loop and whatever shows them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 Record = Mapping[str, float | int]
@@ -18,3 +18,14 @@ class MetricSink(Protocol):
 
     def close(self, summary: Record, state: str) -> None:
         """Finish: final metrics, and how the run ended (finished, interrupted, failed)."""
+
+
+class Console(MetricSink, Protocol):
+    """The sink that people watch."""
+
+    def tick(self, step: int) -> None:
+        """Learn that `step` is done, after each one; shown where nothing else was for long."""
+
+
+OpenConsole = Callable[[int, int], Console]
+"""Makes the console of a run from the steps of the whole run and the step that it starts from."""

@@ -3,11 +3,12 @@
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from aae_dist.config import RunConfig
 from aae_dist.evaluation import Gallery
-from aae_dist.tracking import JsonLinesSink, MetricSink, open_console, open_wandb
+from aae_dist.tracking import JsonLinesSink, MetricSink, OpenConsole, open_console, open_wandb
 from aae_dist.training.run_folder import RunFolder
 
 Metrics = Mapping[str, float]
@@ -24,16 +25,18 @@ class Recorder:
         total_steps: int,
         line: Callable[[str], None],
         more: Sequence[MetricSink] = (),
+        console: OpenConsole | None = None,
     ) -> None:
         """Open the sinks, beside `more`; metrics past `resumed_step` are cut and come again."""
         self._folder, self._line, self._name = folder, line, config.run.name
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
         self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
-        console = open_console(line, total_steps, resumed_step)
+        make = console or partial(open_console, line)
+        self._console = make(total_steps, resumed_step)
         wandb = open_wandb(config, folder.storage, path / "wandb", line)
         self.sinks: list[MetricSink] = [
-            console,
+            self._console,
             self.json_lines,
             *([wandb] if wandb else []),
             *more,
@@ -58,6 +61,10 @@ class Recorder:
         if self._gallery is not None:
             self._draw(self._gallery)
             self._gallery = None
+
+    def tick(self, step: int) -> None:
+        """Show, where log points are far apart, that `step` is done."""
+        self._console.tick(step)
 
     def _draw(self, gallery: Gallery | None) -> None:
         """Draw the losses, and an evaluation's pictures if there is one."""

@@ -11,7 +11,7 @@ from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.priors import EmpiricalPrior
-from aae_dist.tracking import MetricSink
+from aae_dist.tracking import MetricSink, OpenConsole
 from aae_dist.training.alarms import GameAlarms
 from aae_dist.training.assemble import augmented, build_engine, open_data, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
@@ -37,6 +37,7 @@ def train(
     reporter: Reporter,
     launch_id: str,
     sinks: Sequence[MetricSink] = (),
+    console: OpenConsole | None = None,
 ) -> Outcome:
     """Train the run that `config` describes, from its newest checkpoint if there is one.
 
@@ -48,6 +49,7 @@ def train(
         reporter: the launcher's ear and mouth.
         launch_id: the same for all ranks and restarts of one launch; it may take over its own lock.
         sinks: where rank 0's records go beside the console, the run's folder and W&B.
+        console: makes what people watch; by default a bar on a terminal, lines anywhere else.
 
     Returns:
         How the run ended, alike on every rank.
@@ -65,7 +67,7 @@ def train(
         locked(folder.storage, world, launch_id) as lock,
     ):
         run = _Run(config, world, reporter, folder, lock, watchdog)
-        run.sinks = sinks
+        run.sinks, run.console = sinks, console
         return run.run()
 
 
@@ -73,6 +75,7 @@ class _Run:
     """The stages of `train`, between taking the lock and giving it back."""
 
     sinks: Sequence[MetricSink] = ()
+    console: OpenConsole | None = None
 
     def __init__(
         self,
@@ -152,6 +155,7 @@ class _Run:
             self.plan.last_step,
             self.reporter.line,
             self.sinks,
+            self.console,
         )
         self.recorder.list_bad(self.state.bad.lines())
 
@@ -201,6 +205,7 @@ class _Run:
             record=self.recorder.record if self.recorder else lambda record: None,
             checkpoints=saver,
             reporter=self.reporter,
+            tick=self.recorder.tick if self.recorder else lambda step: None,
             bad_found=self._bad_found,
             goodput=self.goodput,
             watchdog=self.watchdog,

@@ -12,3 +12,14 @@ def test_the_same_failure_counts_as_repeated_in_a_later_attempt_only():
     monitor.set_workers_up(True)
     assert not monitor.note_failure("ValueError: x, after step 8")
     assert monitor.note_failure("ValueError: x, after step 7")
+
+
+def test_the_driver_learns_how_far_a_run_is():
+    monitor = Monitor()
+    monitor.set_plan(100, 20)
+    monitor.set_step(30)
+    monitor.add_line("x")
+    news = monitor.take_news()
+    assert (news.plan, news.step, news.lines) == ((100, 20), 30, ["x"])
+    news = monitor.take_news()
+    assert (news.plan, news.step, news.lines) == ((100, 20), 30, [])

@@ -1,14 +1,21 @@
 """Runs on a real cluster: Ray Train, two workers, gloo."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
+import subprocess
+import termios
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from helpers.ray_runs import on_ray
 
 from aae_dist.errors import ConfigError, Interrupted, LaunchError
 from aae_dist.launch import launch
@@ -79,6 +86,28 @@ def test_a_killed_rank_and_a_stop_cost_nothing(joined, configure, tmp_path, monk
     assert not [line for line in lines if "pid=" in line or "(raylet)" in line]
     logged = steps_of(tmp_path / "run")
     assert logged == sorted(set(logged))
+
+
+def test_on_a_terminal_the_driver_shows_a_bar_and_no_lines_of_progress(joined, tmp_path):
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
+    command = on_ray("run.name=run", f"run.storage={tmp_path}", "train.steps=200")
+    command += ["launch.workers=2", "train.evaluate_every_steps=100"]
+    environment = {**os.environ, **joined.environment, "TERM": "xterm"}
+    process = subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the terminal's last user has gone
+        while part := os.read(main, 1 << 16):
+            shown += part
+    os.close(main)
+    assert process.wait(60) == 0, shown.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"step 200/200 ━+ .*reconstruction", text), text
+    assert "evaluation at step 100: " in text
+    assert "(100 %)" not in text  # lines of progress are for logs
 
 
 def test_a_finished_run_is_answered_without_starting_ray(configure, monkeypatch):
