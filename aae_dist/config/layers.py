@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from aae_dist.config import schema
 from aae_dist.config.schema import Classes
 from aae_dist.config.section import Section
-from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, leaves, show
+from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, leaves, plain, show
 
 # Keys that say the same thing in two ways: a later layer that sets one takes the other back.
 EXCLUSIVE = (("train", ("steps", "epochs")),)
@@ -61,6 +61,9 @@ class Merge:
             return (), [(said[-1][0], {"kind": said[-1][1]})]
         if kinds[0] != (0, final) and maps[0][0] == 0:
             # The default has another kind: what counts now are the defaults of the new class.
+            before = variants.get(str(kinds[0][1]))
+            if before is not None:
+                self._note_defaults(maps, before, variants[final], path)
             maps = [(0, _defaults(variants[final])), *maps[1:]]
         since = _since(kinds)
         known = set(schema.keys_of(tuple(variants.values())))
@@ -75,6 +78,28 @@ class Merge:
         for key in [key for key in tree if key in keys]:
             self._note(tree[key], join(path, key), f"{join(path, 'kind')} is now {kind}")
         return {key: node for key, node in tree.items() if key not in keys}
+
+    def _note_defaults(
+        self,
+        maps: list[tuple[int, Tree]],
+        old: type[Section],
+        new: type[Section],
+        path: str,
+    ) -> None:
+        """Note defaults chosen for this place that the new kind's own ones have replaced."""
+        changes = []
+        for key, node in maps[0][1].items():
+            if key == "kind" or key not in new.model_fields or any(key in t for _, t in maps[1:]):
+                continue
+            value, own = plain(node), schema.default_of(new, key)
+            if value not in (own, schema.default_of(old, key)):
+                changes.append(f"{key}={show(own)} instead of {show(value)}")
+        if changes:
+            kind = schema.choices(new.model_fields["kind"].annotation)[0]
+            told = ", ".join(changes)
+            self.notes.append(
+                f"{join(path, 'kind')} is now {kind}, with defaults of its own: {told}"
+            )
 
     def _note(self, node: Node, path: str, reason: str) -> None:
         for where, leaf in leaves(node, path):

@@ -12,7 +12,7 @@ from aae_dist.config import messages, paths, yaml_text
 from aae_dist.config.layers import Merge
 from aae_dist.config.overrides import read_overrides
 from aae_dist.config.redaction import redacted
-from aae_dist.config.root import RunConfig
+from aae_dist.config.root import RunConfig, checks_of_the_rest
 from aae_dist.config.settings import Run
 from aae_dist.config.tree import Leaf, Node, Tree, from_plain, leaves, plain
 from aae_dist.errors import ConfigError
@@ -61,16 +61,21 @@ def load_config(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> L
     Raises:
         ConfigError: names every problem at once, each with its path, its source and what to do.
     """
-    layers, title = read_layers(files, overrides)
+    unread: list[str] = []
+    layers, title = read_layers(files, overrides, unread)
     sections = [layer.pop(SWEEP) for layer in layers if SWEEP in layer]
     merge = Merge(RunConfig)
     tree = merge.run(layers)
     make_absolute(tree)
-    return Loaded(validate(tree, title, _of_a_sweep(sections)), tuple(merge.notes))
+    return Loaded(validate(tree, title, _of_a_sweep(sections), unread), tuple(merge.notes))
 
 
-def read_layers(files: Sequence[ConfigFile], overrides: Sequence[str]) -> tuple[list[Tree], str]:
+def read_layers(
+    files: Sequence[ConfigFile], overrides: Sequence[str], unread: list[str] | None = None
+) -> tuple[list[Tree], str]:
     """Return the layers that files and overrides are, and a name for all of them together.
+
+    Overrides that cannot be read are put into `unread`, if given, to be told with all else.
 
     Raises:
         ConfigError: names everything that cannot be read.
@@ -85,10 +90,12 @@ def read_layers(files: Sequence[ConfigFile], overrides: Sequence[str]) -> tuple[
             problems.append(f"{file}:{problem.line}: {problem.reason}")
         except ConfigError as error:
             problems.append(str(error))
-    layer, unread = read_overrides(overrides)
-    if problems + unread:
-        # Values that could not be read would show up again as missing: only these are told.
-        raise config_error(title, problems + unread)
+    layer, wrong = read_overrides(overrides)
+    if problems or (wrong and unread is None):
+        # Values of a file that could not be read would show up again as missing.
+        raise config_error(title, problems + wrong)
+    if unread is not None:
+        unread += wrong
     return [*layers, layer], title or "configuration"
 
 
@@ -144,21 +151,34 @@ def _kind(value: object) -> str:
     return "a list" if isinstance(value, list) else "a single value"
 
 
-def validate(tree: Tree, title: str, more: Sequence[str] = ()) -> RunConfig:
-    """Return the checked configuration of a merged tree; ConfigError with `more` problems too."""
-    found = problems_of(tree)
-    if isinstance(found, RunConfig) and not more:
+def validate(
+    tree: Tree, title: str, more: Sequence[str] = (), unread: Sequence[str] = ()
+) -> RunConfig:
+    """Return the checked configuration of a merged tree.
+
+    Raises:
+        ConfigError: with `more` problems, and overrides that are `unread`: what they may have set
+            counts as neither missing nor contradictory.
+    """
+    found = problems_of(tree, is_whole=not unread)
+    if isinstance(found, RunConfig) and not more and not unread:
         return found
-    raise config_error(title, [*more, *(found if isinstance(found, list) else [])])
+    raise config_error(title, [*unread, *more, *(found if isinstance(found, list) else [])])
 
 
-def problems_of(tree: Tree) -> RunConfig | list[str]:
-    """Return the checked configuration of a merged tree, or one line for each problem."""
+def problems_of(tree: Tree, is_whole: bool = True) -> RunConfig | list[str]:
+    """Return the checked configuration of a merged tree, or one line for each problem.
+
+    Unless it `is_whole`, nothing is said of what may be missing only.
+    """
+    values = {key: plain(node) for key, node in tree.items()}
     try:
         # As JSON: strict mode then still lets a list fill a tuple and text fill a path.
-        return RunConfig.model_validate_json(json.dumps(plain(tree)))
+        return RunConfig.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        return messages.lines(error, RunConfig, tree)
+        broken = {str(one["loc"][0]) for one in error.errors(include_url=False) if one["loc"]}
+        rest = checks_of_the_rest(values, broken) if broken and is_whole else ()
+        return messages.lines(error, RunConfig, tree, list(rest), is_whole)
 
 
 def config_error(title: str, problems: list[str]) -> ConfigError:

@@ -38,11 +38,26 @@ _WHAT = {
 Keys = tuple[str | int, ...]
 
 
-def lines(error: ValidationError, root: type[Section], tree: Node) -> list[str]:
-    """Return one line for every problem of a validation, in the order of the sections."""
+ABSENT = ("sections", "missing", "union_tag_not_found")
+"""Errors that a value which could not be read may have caused."""
+
+
+def lines(
+    error: ValidationError,
+    root: type[Section],
+    tree: Node,
+    contradictions: Sequence[tuple[str, str]] = (),
+    is_whole: bool = True,
+) -> list[str]:
+    """Return one line for every problem of a validation, in the order of the sections.
+
+    `contradictions` between sections come last; unless the tree `is_whole`, nothing is missing.
+    """
     grouped: dict[Keys, list[Mapping[str, Any]]] = {}
     found: list[str] = []
     for one in error.errors(include_url=False):
+        if not is_whole and one["type"] in ABSENT:
+            continue
         if one["type"] == "sections":
             found += [_cross_check(path, text, tree) for path, text in one["ctx"]["problems"]]
             continue
@@ -52,7 +67,7 @@ def lines(error: ValidationError, root: type[Section], tree: Node) -> list[str]:
         # A union of plain values reports every member: the one that got furthest is the one meant.
         if not any(other != keys and other[: len(keys)] == keys for other in grouped):
             found.append(_line(keys, errors, root, tree))
-    return found
+    return found + [_cross_check(path, text, tree) for path, text in contradictions]
 
 
 def _locate(classes: Classes, loc: Sequence[str | int]) -> tuple[Keys, Classes]:

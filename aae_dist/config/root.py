@@ -1,8 +1,11 @@
 """The whole configuration of a run, and the checks that span sections."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, cast
 
-from pydantic import model_validator
+from pydantic import create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from aae_dist.config import networks, parts, priors, settings
@@ -28,7 +31,7 @@ class RunConfig(Section):
     @property
     def lanes(self) -> int:
         """Parallel sample streams of the run (see `data.lanes`)."""
-        return self.data.lanes or default_lanes(self.train.global_batch_size)
+        return _lanes(self)
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> "RunConfig":
@@ -48,13 +51,56 @@ Problem = tuple[str, str]
 """Path of the key, and what is wrong with it, what was got, what to do."""
 
 
+class _Absent(Exception):
+    """A check reads a section that is not valid itself."""
+
+
+class _Valid:
+    """The valid sections of a configuration, as a check reads them."""
+
+    def __init__(self, sections: Mapping[str, Any]) -> None:
+        self._sections = sections
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._sections:
+            raise _Absent
+        return self._sections[name]
+
+
 def cross_checks(config: RunConfig) -> Iterator[Problem]:
     """Yield every contradiction between two sections."""
+    for check in CHECKS:
+        # Of a whole configuration no section is absent.
+        with suppress(_Absent):
+            yield from check(config)
+
+
+def checks_of_the_rest(tree: Mapping[str, Any], broken: Collection[str]) -> Iterator[Problem]:
+    """Yield the contradictions between valid sections of a configuration that has others.
+
+    Args:
+        tree: the configuration as JSON has it.
+        broken: its sections that are not valid.
+    """
+    fields: dict[str, Any] = {
+        name: (field.annotation, field)
+        for name, field in RunConfig.model_fields.items()
+        if name not in broken
+    }
+    rest = create_model("Rest", __base__=Section, **fields)
+    known = {name: value for name, value in tree.items() if name in fields}
+    found = rest.model_validate_json(json.dumps(known))
+    valid = _Valid({name: getattr(found, name) for name in fields})
+    yield from cross_checks(cast(RunConfig, valid))
+
+
+def _lanes(config: RunConfig) -> int:
+    return config.data.lanes or default_lanes(config.train.global_batch_size)
+
+
+def _length_problems(config: RunConfig) -> Iterator[Problem]:
     if (config.train.steps is None) == (config.train.epochs is None):
         yield "train", "give train.steps or train.epochs (exactly one), for example train.epochs=20"
-    yield from _prior_problems(config)
-    yield from _method_problems(config)
-    yield from _batch_problems(config)
 
 
 ON_THE_SIMPLEX = ("categorical", "data", "run", "custom")
@@ -87,6 +133,10 @@ def _prior_problems(config: RunConfig) -> Iterator[Problem]:
 
     if kind in ("sphere", "categorical") and latent_dim < 2:
         yield "prior.kind", f"{kind} needs at least 2 dimensions; set model.latent_dim=2 or more"
+
+
+def _posterior_problems(config: RunConfig) -> Iterator[Problem]:
+    kind = config.prior.kind
     if config.posterior.kind == "categorical" and kind not in ON_THE_SIMPLEX:
         yield (
             "posterior.kind",
@@ -95,18 +145,23 @@ def _prior_problems(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _method_problems(config: RunConfig) -> Iterator[Problem]:
-    method, prior = config.method, config.prior.kind
-    if method.reconstruction_loss == "bce" and config.model.decoder_output == "linear":
+def _loss_problems(config: RunConfig) -> Iterator[Problem]:
+    if config.method.reconstruction_loss == "bce" and config.model.decoder_output == "linear":
         yield "method.reconstruction_loss", "bce needs model.decoder_output=sigmoid (got linear)"
+
+
+def _method_problems(config: RunConfig) -> Iterator[Problem]:
+    method = config.method
     if method.kind == "adversarial" and method.gradient_ratio and method.weight != 1.0:
         yield "method.gradient_ratio", "stands instead of method.weight; set method.weight=1"
-    if method.kind != "variational":
-        return
-    if config.posterior.kind != "gaussian":
+    if method.kind == "variational" and config.posterior.kind != "gaussian":
         got = config.posterior.kind
         yield "posterior.kind", f"method variational needs posterior.kind=gaussian (got {got})"
-    if prior in WITHOUT_KL:
+
+
+def _kl_problems(config: RunConfig) -> Iterator[Problem]:
+    prior = config.prior.kind
+    if config.method.kind == "variational" and prior in WITHOUT_KL:
         yield (
             "prior.kind",
             f"{prior} {WITHOUT_KL[prior]}, so method variational has no KL term; "
@@ -115,16 +170,33 @@ def _method_problems(config: RunConfig) -> Iterator[Problem]:
 
 
 def _batch_problems(config: RunConfig) -> Iterator[Problem]:
-    batch, lanes, workers = config.train.global_batch_size, config.lanes, config.launch.most_workers
+    batch, lanes = config.train.global_batch_size, _lanes(config)
     if batch % lanes:
         advice = f"must divide train.global_batch_size={batch} (got {lanes})"
         yield "data.lanes", f"{advice}; try {default_lanes(batch)}"
-    fewest = config.launch.fewest_workers
+
+
+def _worker_problems(config: RunConfig) -> Iterator[Problem]:
+    fewest, workers = config.launch.fewest_workers, config.launch.most_workers
     if fewest > workers:
         yield "launch.workers", f"[fewest, most] (got {[fewest, workers]}); use {[workers, fewest]}"
+    batch, lanes = config.train.global_batch_size, _lanes(config)
     if config.launch.kind == "ray" and workers > lanes:
         yield (
             "launch.workers",
             f"at most one worker a lane (got {workers} workers, {lanes} lanes); "
             f"use launch.workers={lanes} or raise data.lanes to a divisor of {batch}",
         )
+
+
+CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+    _length_problems,
+    _prior_problems,
+    _posterior_problems,
+    _loss_problems,
+    _method_problems,
+    _kl_problems,
+    _batch_problems,
+    _worker_problems,
+)
+"""Each reads as few sections as it can: the others may not be valid."""

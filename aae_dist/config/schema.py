@@ -4,6 +4,8 @@ import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic_core import to_jsonable_python
+
 from aae_dist.config.section import Section
 from aae_dist.config.tree import join
 
@@ -60,6 +62,12 @@ def all_paths(classes: Classes, path: str = "") -> Iterator[str]:
     for key in keys_of(classes):
         yield join(path, key)
         yield from all_paths(children(classes, key), join(path, key))
+
+
+def default_of(cls: type[Section], key: str) -> Any:
+    """Return a field's default as JSON has it; null for a field that has none."""
+    field = cls.model_fields[key]
+    return None if field.is_required() else to_jsonable_python(field.get_default())
 
 
 def default_tree(cls: type[Section]) -> dict[str, Any]:

@@ -168,3 +168,16 @@ def test_other_forms_of_workers_are_refused(workers):
     items = ["run.name=x", "data.train=builtin://digits/train", "train.steps=1"]
     with pytest.raises(ConfigError, match=r"launch\.workers"):
         load_config([], [*items, f"launch.workers={workers}"])
+
+
+def test_defaults_that_another_kind_brings_along_are_noted():
+    base = ["run.name=a", "data.train=x.tar", "train.steps=5"]
+    phase = "phases.generator.optimizer"
+    notes = load_config([], [*base, f"{phase}.kind=adamw"]).notes
+    assert notes == (
+        f"{phase}.kind is now adamw, with defaults of its own: "
+        "betas=[0.9, 0.999] instead of [0.5, 0.999], eps=1e-08 instead of 0.001",
+    )
+    said = [f"{phase}={{kind: adamw, eps: 1e-3, betas: [0.5, 0.999]}}"]
+    assert load_config([], [*base, *said]).notes == ()
+    assert load_config([], [*base, "model.kind=conv", "prior.kind=laplace"]).notes == ()

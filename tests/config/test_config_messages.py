@@ -108,6 +108,34 @@ def test_contradictions_between_sections_are_told_together():
     assert "  posterior.kind: method variational needs" in text
 
 
+def test_contradictions_are_told_beside_mistakes_in_other_sections():
+    text = message("checkpoint.keep=0", "data.lanes=3", "prior.kind=swiss_roll", "launch.workers=x")
+    first, *found = text.splitlines()
+    assert first == "overrides: 4 errors"
+    assert [line.split(":")[0].strip() for line in found] == [
+        "checkpoint.keep",
+        "launch.workers",
+        "prior.kind",
+        "data.lanes",
+    ]
+
+
+def test_a_contradiction_with_a_section_that_is_wrong_itself_is_not_made_up():
+    text = message(
+        "train.steps=many", "data.lanes=3", "prior.kind=swiss_roll", "model.latent_dim=x"
+    )
+    assert text.splitlines()[0] == "overrides: 2 errors"
+
+
+def test_overrides_that_cannot_be_read_are_told_with_the_rest():
+    with pytest.raises(ConfigError) as caught:
+        load_config([], ["run.name=a", "data.train=", "train.steps", "launch.workers=0"])
+    first, *found = str(caught.value).splitlines()
+    assert first == "overrides: 3 errors"
+    assert ["data.train=" in found[0], "train.steps" in found[1]] == [True, True]
+    assert "launch.workers: should be" in found[2]
+
+
 def test_all_unreadable_files_and_overrides_are_told_together(tmp_path):
     (tmp_path / "list.yaml").write_text("- a\n")
     (tmp_path / "twice.yaml").write_text("a: 1\na: 2\n")
