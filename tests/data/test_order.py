@@ -1,3 +1,6 @@
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,11 +119,30 @@ def test_golden_batches_hold_the_order_fixed_for_ever() -> None:
     assert windowed.batch(12).indices.tolist() == GOLDEN_WINDOWED
 
 
-def test_ten_billion_samples_cost_no_memory_and_no_time() -> None:
-    order = Order([10_000] * 1_000, seed=0, global_batch_size=256, lanes=32)
-    huge = Order(np.full(1_000, 10**7), seed=0, global_batch_size=256, lanes=32)
-    assert huge.num_samples == 10**10
-    assert huge.batch(huge.lane_length * 9 // 10).indices.shape == order.batch(0).indices.shape
+def peak_bytes(counts: np.ndarray, window: Window) -> int:
+    """Return the most memory that an order takes up to its first batch at nine tenths."""
+    tracemalloc.start()
+    try:
+        order = Order(counts, seed=0, global_batch_size=256, lanes=32, window=window)
+        assert order.batch(order.lane_length * 9 // 10).num_valid == 256
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("window", ["full", 40_000])
+def test_ten_billion_samples_cost_no_memory_and_no_time(window: Window) -> None:
+    small, huge = np.full(1_000, 10_000), np.full(1_000, 10**7)
+    assert huge.sum() == 10**10
+    started = time.process_time()
+    assert peak_bytes(huge, window) < 1.5 * peak_bytes(small, window) + 100_000
+    # 100,000 numbers a lane in windows of 40,000 are 10 MB each; all 10 billion would be 80 GB.
+    assert peak_bytes(huge, window) < 64 << 20
+    assert time.process_time() - started < 5
+
+
+def test_ten_billion_samples_in_a_million_shards_are_permuted_in_little_memory() -> None:
+    assert peak_bytes(np.full(10**6, 10_000), 40_000) < 128 << 20  # 8 MB an array of shards
 
 
 def test_no_samples_is_an_error_that_says_so() -> None:

@@ -58,6 +58,38 @@ def test_any_mixture_decodes_as_each_image_alone(channels: int) -> None:
         assert np.array_equal(together[number], alone)
 
 
+def grey_of(samples: np.ndarray, channels: int) -> np.ndarray:
+    """Return grey samples, uint8 [H, W], as an image of 1 or 3 channels, uint8 [C, H, W]."""
+    return np.repeat(samples[None], channels, axis=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mixture_with_alpha_and_16_bits_has_the_pixels_of_pillow(channels: int) -> None:
+    """Alpha is dropped, and of 16 bits the high ones count; Pillow reads the samples themselves."""
+    files, wanted = [], []
+    for height, width in ((5, 7), (1, 7), (9, 7), (5, 3)) * 3:
+        grey_alpha, rgba = png(height, width, 8, 4), png(height, width, 8, 6)
+        deep = png(height, width, 16, 0)
+        files += [grey_alpha, deep]
+        with Image.open(io.BytesIO(grey_alpha)) as image:
+            assert image.mode == "LA"
+            wanted.append(grey_of(np.array(image)[..., 0], channels))
+        with Image.open(io.BytesIO(deep)) as image:
+            assert image.mode.startswith("I")
+            wanted.append(
+                grey_of((np.array(image).astype(np.int64) >> 8).astype(np.uint8), channels)
+            )
+        if channels == 3:
+            files.append(rgba)
+            with Image.open(io.BytesIO(rgba)) as image:
+                assert image.mode == "RGBA"
+                wanted.append(np.array(image)[..., :3].transpose(2, 0, 1))
+    decoded = decode_fast(proven(files), channels)
+    assert len(decoded) == len(files)
+    for number, image in enumerate(wanted):
+        assert np.array_equal(decoded[number], image)
+
+
 @pytest.mark.parametrize(("colour", "mode"), [(0, "L"), (2, "RGB")])
 def test_every_filter_gives_the_pixels_of_pillow(colour: int, mode: str) -> None:
     files = [png(height, 7, 8, colour) for height in (6, 1, 8, 3) * 10]

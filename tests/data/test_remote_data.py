@@ -1,7 +1,11 @@
 """Training data over HTTP that goes wrong: the batches of local files, in bounded time."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -29,17 +33,23 @@ def local(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(local: Path) -> Iterator[ObjectServer]:
+def server(local: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
     with serving() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
         for path in local.iterdir():
             server.files[f"/train/{path.name}"] = path.read_bytes()
         yield server
 
 
-def opened(server: ObjectServer, folder: Path, **cache: object) -> Dataset:
+def opened(server: ObjectServer, folder: Path, scheme: str = "http", **cache: object) -> Dataset:
+    # A bucket's folder is listed; of a web server the manifest must be named.
+    address = "s3://train" if scheme == "s3" else f"{server.address}/train/manifest.json"
     settings = Data.model_validate(
         {
-            "train": f"{server.address}/train/manifest.json",
+            "train": address,
             "decoded": "none",
             "cache": {"dir": str(folder / "cache"), "shard_seconds": 3, **cache},
         }
@@ -89,21 +99,68 @@ FAULTS: list[Fault] = [
 ]
 
 
+@pytest.mark.parametrize("scheme", ["http", "s3"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_change_neither_order_nor_counts(
-    server: ObjectServer, local: Path, tmp_path: Path, fault: Fault, row
+    server: ObjectServer, local: Path, tmp_path: Path, fault: Fault, scheme: str, row
 ) -> None:
     row(
-        f"22{'abcdefgh'[FAULTS.index(fault)]}",
-        f"reading shards over HTTP, every third: {fault.kind} {fault.value or ''}",
+        f"22{'abcdefgh'[FAULTS.index(fault)]}{'s' if scheme == 's3' else ''}",
+        f"reading shards over {scheme}, every third: {fault.kind} {fault.value or ''}",
         "the batches of local files, in the same order, in bounded time",
     )
-    dataset = opened(server, tmp_path)
+    dataset = opened(server, tmp_path, scheme)
     for number in range(0, len(COUNTS), 3):
         server.faults[f"/train/{number:03d}.tar"] = [fault]
+        if fault.kind in ("status", "reset"):
+            server.faults[f"HEAD /train/{number:03d}.tar"] = [fault]
     started = time.monotonic()
     check_equal(dataset, local, epochs=1)
     assert time.monotonic() - started < 15
+
+
+READ_AS_A_RANK = """
+import json, sys
+from hashlib import sha256
+from aae_dist.config.settings import Data
+from aae_dist.data import BatchLoader, Order, open_dataset, rank_rows
+rank, settings = int(sys.argv[1]), Data.model_validate_json(sys.argv[2])
+dataset = open_dataset(settings.train, settings)
+order = Order(dataset.manifest.counts, seed=1, global_batch_size=4, lanes=2, window=5)
+rows = rank_rows(rank, 2, 2, 4)
+dataset.follow(order, rows, slice(0, 4), 0)
+with BatchLoader(dataset, order, rows, num_steps=order.steps_per_epoch) as loader:
+    print(json.dumps([sha256(batch.images.numpy().tobytes()).hexdigest() for batch in loader]))
+"""
+
+
+def test_two_ranks_of_a_node_share_one_download_through_faults(
+    server: ObjectServer, local: Path, tmp_path: Path
+) -> None:
+    reference = open_dataset(str(local), Data(train=str(local), decoded="none"))
+    steps = order_of(reference).steps_per_epoch
+    expected = batches(reference, steps)
+    stalled, answered = Fault("stall", 2000), ("/train/002.tar", "/train/009.tar")
+    for path in answered:
+        server.faults[path] = [Fault("status", 503), Fault("reset", 1000), stalled]
+    settings = {
+        "train": "s3://train",
+        "decoded": "none",
+        "cache": {"dir": str(tmp_path / "cache"), "shard_seconds": 6},
+    }
+    command = [sys.executable, "-c", READ_AS_A_RANK]
+    ranks = [
+        subprocess.Popen([*command, str(rank), json.dumps(settings)], stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    got = [json.loads(rank.communicate(timeout=50)[0]) for rank in ranks]
+    for rank, digests in enumerate(got):
+        rows = [batch[2 * rank : 2 * rank + 2].numpy().tobytes() for batch in expected]
+        assert digests == [sha256(each).hexdigest() for each in rows]
+    fetched = {path: n for path, n in server.requests.items() if path.endswith(".tar")}
+    assert len(fetched) == len(COUNTS) - 1
+    assert all(n == 1 for path, n in fetched.items() if path not in answered), "one download a node"
+    assert not any(server.faults.values()), "each fault has struck"
 
 
 def test_a_small_cache_is_enough_for_what_is_open(
