@@ -1,4 +1,4 @@
-"""README lists every file of configs/ with what its first comment says of it."""
+"""configs/README.md lists every file of configs/ with what its first comment says of it."""
 
 import re
 from pathlib import Path
@@ -25,10 +25,10 @@ def gives(path: Path) -> str:
     return re.split(r"\.(?: |$)", comment(path))[0].replace("|", r"\|")
 
 
-def test_the_table_of_readme_has_every_file_and_what_it_gives() -> None:
+def test_the_table_of_configs_has_every_file_and_what_it_gives() -> None:
     wanted = [(path.relative_to(ROOT).as_posix(), gives(path)) for path in FILES]
     rows = "\n".join(f"| `{name}` | {text} |" for name, text in wanted)
-    found = ROW.findall((ROOT / "README.md").read_text())
+    found = ROW.findall((ROOT / "configs" / "README.md").read_text())
     assert found == wanted, f"the rows should be:\n{rows}"
 
 
