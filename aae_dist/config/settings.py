@@ -105,8 +105,10 @@ class Train(Section):
     """Passes over the training data; give this or `steps`."""
     global_batch_size: PositiveInt = 128
     """Samples per step, summed over all ranks, however many there are."""
-    micro_batch_size: PositiveInt | None = None
-    """Samples per forward pass on one rank; by default a rank's whole share of the global batch."""
+    micro_batch_size: PositiveInt | Literal["auto"] | None = None
+    """Samples per forward pass on one rank; by default a rank's whole share of the global batch.
+    auto: on CUDA the share, or the half, quarter ... of it that fits the memory (never tried on a
+    GPU so far); elsewhere the share."""
     log_every_steps: PositiveInt = 50
     """Steps between two log points: a line, a record of metrics.jsonl, W&B."""
     evaluate_every_steps: PositiveInt | None = None

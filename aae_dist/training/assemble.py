@@ -1,7 +1,7 @@
 """The parts of a run, each made from the parts before it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,9 +30,11 @@ from aae_dist.models.build import DTYPES
 from aae_dist.priors import Prior, build_prior
 from aae_dist.training.checkpoint import Saved
 from aae_dist.training.data_checks import check_settings_fit
+from aae_dist.training.micro_batch import Trial, measure
 from aae_dist.training.new_shards import Restart, restart_on_new_shards
 from aae_dist.training.prior_vectors import prior_vectors
 from aae_dist.training.resume import as_found
+from aae_dist.training.state import TrainState
 from aae_dist.training.weight_average import WeightAverage
 
 
@@ -134,13 +136,14 @@ def build_engine(data: RunData, world: World) -> Engine:
     set_precision(config.train.precision)
     networks = build_networks(config, data.train.image_shape, world.device)
     posterior = build_posterior(config.posterior)
+    micro_batch = config.train.micro_batch_size
     inputs = StepInputs(
         seed=config.run.seed,
         prior=data.prior,
         posterior=posterior,
         rows=_rows(data, world),
         global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
+        micro_batch_size=None if micro_batch == "auto" else micro_batch,
         world=world,
         dtype=DTYPES[config.train.precision],
     )
@@ -149,6 +152,26 @@ def build_engine(data: RunData, world: World) -> Engine:
     average = WeightAverage(networks, decay) if decay is not None else None
     evaluated = average.networks if average else networks
     return Engine(networks, method, inputs, Autoencoder(evaluated, posterior), average)
+
+
+def fit_memory(engine: Engine, state: TrainState, data: RunData, world: World) -> Engine:
+    """Return the engine with the micro-batches that `train.micro_batch_size: auto` finds on CUDA.
+
+    Measured once: as many ranks that go on from a checkpoint add up gradients as those before.
+    """
+    train = data.config.train
+    if train.micro_batch_size != "auto" or world.device.type != "cuda":
+        return engine
+    ranks = [world.size, train.global_batch_size]
+    if not state.micro_batch or state.micro_batch[1:] != ranks:
+        rows = engine.inputs.rows
+        share = rows.stop - rows.start
+        x_BCHW = torch.zeros(
+            share, *data.train.image_shape, dtype=engine.inputs.dtype, device=world.device
+        )
+        trial = Trial(engine.networks, engine.inputs.posterior, x_BCHW, data.prior.latent_dim)
+        state.micro_batch = [measure(share, trial, world), *ranks]
+    return replace(engine, inputs=replace(engine.inputs, micro_batch_size=state.micro_batch[0]))
 
 
 def set_precision(precision: str) -> None:

@@ -43,6 +43,9 @@ class StateDocument(_Strict):
     samples_shift: int = Field(default=0, gt=-_MOST, lt=_MOST)
     bad_samples: BadSamplesDocument = Field(default_factory=BadSamplesDocument)
     lr_factor: float = Field(default=1.0, gt=0, le=1)
+    micro_batch: list[Annotated[int, Field(gt=0, lt=_MOST)]] = Field(
+        default_factory=list, max_length=3
+    )
     best_of: str = ""
     best_num_samples: float | None = Field(default=None, ge=0, lt=_MOST)
     average_is_inherited: bool = False

@@ -34,6 +34,8 @@ class TrainState:
     """Samples consumed per lane since the start of training."""
     best: float | None = None
     """Lowest value of `train.best_metric` so far."""
+    micro_batch: list[int] = field(default_factory=list)
+    """Samples of a forward pass that were found to fit, and for which ranks and global batch."""
     best_of: str = ""
     """Metric and validation shards that `best` is of; empty in checkpoints of older versions."""
     best_num_samples: float | None = None
@@ -69,6 +71,7 @@ class TrainState:
             "samples_shift": self.samples_shift,
             "bad_samples": self.bad.document(),
             "lr_factor": self.lr_factor,
+            "micro_batch": self.micro_batch,
             "best_of": self.best_of,
             "best_num_samples": self.best_num_samples,
             "average_is_inherited": self.average is not None and self.average.is_inherited,
@@ -86,6 +89,7 @@ class TrainState:
             optimizer.load_state_dict(tensors[f"optimizer-{name}"])
         self.step, self.position = document["step"], document["position"]
         self.best, self.samples_shift = document["best"], document.get("samples_shift", 0)
+        self.micro_batch = document.get("micro_batch", [])
         self.best_of = document.get("best_of", "")
         self.best_num_samples = document.get("best_num_samples")
         self.bad = BadSamples(**document.get("bad_samples", {}))

@@ -13,7 +13,7 @@ from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.tracking import MetricSink, OpenConsole
 from aae_dist.training.alarms import GameAlarms
-from aae_dist.training.assemble import augmented, build_engine, open_data, open_loader
+from aae_dist.training.assemble import augmented, build_engine, fit_memory, open_data, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.goodput import Goodput
 from aae_dist.training.guards import GuardError, Rollbacks, good_checkpoint
@@ -107,6 +107,7 @@ class _Run:
             prior.vectors_MZ if isinstance(prior, EmpiricalPrior) else None,
         )
         together(world, lambda: self._load(saved))
+        self.engine = fit_memory(self.engine, self.state, self.data, world)
         self.plan = Plan.of(self.config, self.data.order, self.state.step, self.state.position)
 
     def run(self) -> Outcome:

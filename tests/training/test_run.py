@@ -205,6 +205,12 @@ def test_without_matplotlib_a_run_ends_well(
     assert any("pictures of step 5 failed" in line for line in reporter.lines)
 
 
+def test_micro_batches_are_the_whole_share_on_the_cpu_if_auto(tmp_path: Path) -> None:
+    plain, _ = go(tmp_path / "plain", NO_VALIDATION, "train.steps=3")
+    auto, _ = go(tmp_path / "auto", NO_VALIDATION, "train.steps=3", "train.micro_batch_size=auto")
+    assert_bit_equal(final_tensors(auto.run_uri, 3), final_tensors(plain.run_uri, 3))
+
+
 def is_marked_best(uri: str, step: int) -> bool:
     manifest = open_storage(uri).read(f"checkpoints/step-{step:09d}/MANIFEST.json")
     return bool(json.loads(manifest)["best"])
