@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from aae_dist.data.tar_headers import Buffer, DamagedTarError, Member, Numbers, read_members
 
 _KEY_AND_SUFFIX = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+MAX_SAMPLES = 20_000_000
+"""Samples of one shard; their index takes 2.6 GB, on every rank that reads them."""
+MAX_MEMBERS = 10_000
+"""Members of one sample."""
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -46,7 +50,7 @@ def index_tar(buffer: Buffer) -> TarIndex:
 
     Raises:
         DamagedTarError: The archive does not end properly, a header is wrong, or a sample has two
-            members of one name.
+            members of one name, or there are more of either than an index may hold.
     """
     return _group(read_members(buffer))
 
@@ -62,11 +66,15 @@ def _group(members: Iterator[Member]) -> TarIndex:
         if new_key != key:
             key = new_key
             seen.clear()
+            if len(index.keys) == MAX_SAMPLES:
+                raise DamagedTarError(f"more than {MAX_SAMPLES} samples; write smaller shards")
             index.keys.append(key)
             index.first_fields.append(len(index.suffixes))
         suffix = _interned(suffix)
         if suffix in seen:
             raise DamagedTarError(f"sample {key!r:.200} has two members {suffix!r:.80}")
+        if len(seen) == MAX_MEMBERS:
+            raise DamagedTarError(f"sample {key!r:.200} has more than {MAX_MEMBERS} members")
         seen.add(suffix)
         index.suffixes.append(suffix)
         index.starts.append(start)

@@ -29,6 +29,8 @@ ADDRESSES = [
     "https://169.254.169.254/latest/meta-data/a.tar",
     "https://user:secret@127.0.0.1/a.tar",
     "ftp://127.0.0.1/a.tar",
+    "https://127.0.0.1:1/x;touch canary",
+    "https://127.0.0.1:1/*",
     "ais://bucket/a.tar",
     "htgs://bucket/a.tar",
     "javascript:alert(1)",
@@ -41,6 +43,18 @@ ADDRESSES = [
     "\0.tar",
     "a\n.tar",
 ]
+
+
+def test_a_pattern_of_a_bucket_that_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without an account obstore would ask the machine's metadata server for a role.
+    key = {"gcs_base_url": "http://127.0.0.1:1", "disable_oauth": True, "client_email": ""}
+    (tmp_path / "key.json").write_text(json.dumps({**key, "private_key": "", "private_key_id": ""}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+    with pytest.raises(DataError, match=r"^gs://b: .*\.$") as caught:
+        open_manifest("gs://b/*")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ADDRESSES)

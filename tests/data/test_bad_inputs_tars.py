@@ -17,7 +17,7 @@ from helpers.watch import nothing_but
 from webdataset import TarWriter
 
 from aae_dist.config.settings import Data
-from aae_dist.data import BatchLoader, Order, open_dataset, reader
+from aae_dist.data import BatchLoader, Order, open_dataset, reader, tar_index
 from aae_dist.data.index import index_folder
 from aae_dist.data.manifest import Shard
 from aae_dist.data.reader import ShardReader
@@ -250,3 +250,44 @@ def test_a_truncated_image_in_a_whole_archive_is_one_hole(tmp_path: Path) -> Non
             writer.write({**fields, **cut})
     assert holes(tmp_path / "d") == {("a.tar", 3): "image"}
     assert image_of(3).shape
+
+
+def test_more_than_an_index_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_index, "MAX_SAMPLES", 3)
+    monkeypatch.setattr(tar_index, "MAX_MEMBERS", 4)
+    samples = [header(f"{n}.png") for n in range(4)]
+    fields = [header(f"a.{n}") for n in range(5)]
+    assert len(keys(b"".join(samples[:3]) + END)) == 3
+    assert keys(b"".join(fields[:4]) + END) == ["a"]
+    with pytest.raises(ShardError, match=r"a\.tar: more than 3 samples; write smaller shards"):
+        keys(b"".join(samples) + END)
+    with pytest.raises(ShardError, match=r"sample 'a' has more than 4 members"):
+        keys(b"".join(fields) + END)
+
+
+def test_time_and_memory_of_empty_members_grow_with_their_number() -> None:
+    def seconds(count: int) -> float:
+        data = b"".join(header(f"{n}.cls") for n in range(count)) + END
+        started = time.process_time()
+        assert len(tar_index.index_tar(data)) == count
+        return time.process_time() - started
+
+    small = min(seconds(2_000) for _ in range(3))
+    # 8 times the members: 64 times the time if anything were quadratic.
+    assert min(seconds(16_000) for _ in range(3)) < 24 * small
+
+
+def test_a_nul_in_a_pax_path_stays_a_part_of_the_key() -> None:
+    data = pax(record(b"path", b"../x\0y.png")) + header() + END
+    assert keys(data) == ["../x\0y"]
+
+
+def test_a_size_in_a_pax_header_overrides_the_other_one() -> None:
+    body, rest = b"x" * 700, bytes(1024 - 700)
+    data = pax(record(b"size", b"700")) + header("a.bin", 0) + body + rest + header("b.bin") + END
+    Path("a.tar").write_bytes(data)
+    shard = ShardReader(Shard(str(Path.cwd()), "a.tar", 2, len(data)))
+    assert shard.index.keys == ["a", "b"]
+    assert shard.fields(0) == {"bin": body}
+    with tarfile.open("a.tar") as archive:
+        assert [member.size for member in archive] == [700, 0]

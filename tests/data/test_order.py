@@ -136,13 +136,13 @@ def test_ten_billion_samples_cost_no_memory_and_no_time(window: Window) -> None:
     assert huge.sum() == 10**10
     started = time.process_time()
     assert peak_bytes(huge, window) < 1.5 * peak_bytes(small, window) + 100_000
-    # 100,000 numbers a lane in windows of 40,000 are 10 MB each; all 10 billion would be 80 GB.
-    assert peak_bytes(huge, window) < 64 << 20
+    # 0.7 MB in all; the numbers of 10 billion samples would be 80 GB.
+    assert peak_bytes(huge, window) < 4 << 20
     assert time.process_time() - started < 5
 
 
 def test_ten_billion_samples_in_a_million_shards_are_permuted_in_little_memory() -> None:
-    assert peak_bytes(np.full(10**6, 10_000), 40_000) < 128 << 20  # 8 MB an array of shards
+    assert peak_bytes(np.full(10**6, 10_000), 40_000) < 128 << 20  # 56 MB, 8 an array
 
 
 def test_no_samples_is_an_error_that_says_so() -> None:

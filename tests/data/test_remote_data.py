@@ -105,8 +105,8 @@ def test_faults_change_neither_order_nor_counts(
     server: ObjectServer, local: Path, tmp_path: Path, fault: Fault, scheme: str, row
 ) -> None:
     row(
-        f"22{'abcdefgh'[FAULTS.index(fault)]}{'s' if scheme == 's3' else ''}",
-        f"reading shards over {scheme}, every third: {fault.kind} {fault.value or ''}",
+        f"22{('abcdefgh' if scheme == 'http' else 'ijklmnop')[FAULTS.index(fault)]}",
+        f"reading shards over {scheme.upper()}, every third: {fault.kind} {fault.value or ''}",
         "the batches of local files, in the same order, in bounded time",
     )
     dataset = opened(server, tmp_path, scheme)

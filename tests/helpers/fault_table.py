@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 
@@ -74,7 +75,7 @@ def with_rows(page: str, rows: list[Row]) -> str:
     lines = {key_of(line): line for line in table.splitlines() if line.startswith("| ")}
     lines.pop("# fault", None)
     lines |= {f"{row.number} {row.fault}": row.text() for row in rows}
-    ordered = sorted(lines, key=lambda key: (int(key.split()[0].rstrip("abcdefgh")), key))
+    ordered = sorted(lines, key=lambda key: (int(key.split()[0].rstrip(ascii_lowercase)), key))
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     head = ["", f"Last written on {machine}.", ""]
     head += ["| # | fault | expected | seen | time |", "|---|---|---|---|---|"]
