@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -174,9 +173,7 @@ def run_index(args: argparse.Namespace, executor: Executor | None = None) -> int
     """Index; return the exit code."""
     from aae_dist.data.index import build_index
 
-    address, manifest = build_index(
-        args.pattern, args.out, lambda text: print(text, file=sys.stderr), executor
-    )
+    address, manifest = build_index(args.pattern, args.out, executor=executor)
     print(f"{address}: {len(manifest.shards)} shards, {manifest.num_samples} samples")
     return 0
 
@@ -193,7 +190,7 @@ def run_verify(args: argparse.Namespace) -> int:
     # JSON is YAML, and braces of a pattern need its quotes.
     items = ["run.name=verify", "train.steps=1", f"data.train={json.dumps(patterns)}", *overrides]
     settings = load_config([], items).config.data
-    found = verify(patterns, settings, args.threads, lambda text: print(text, file=sys.stderr))
+    found = verify(patterns, settings, args.threads)
     print(json.dumps(found.document(), indent=2) if args.json else report(found))
     refuse_if_unsound(found)
     return 0

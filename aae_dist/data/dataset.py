@@ -21,6 +21,7 @@ from aae_dist.data.index import open_manifest
 from aae_dist.data.manifest import Manifest
 from aae_dist.data.order import Order
 from aae_dist.data.permutation import Indices
+from aae_dist.data.progress import Show, progress
 from aae_dist.data.reader import OpenShards
 from aae_dist.data.sample_decoder import NO_LABEL, SampleDecoder
 from aae_dist.errors import DataError, SampleError, ShardError
@@ -276,6 +277,7 @@ def open_dataset(
     settings: Data,
     image_shape: Shape | None = None,
     device: torch.device | str = "cpu",
+    show: Show = progress,
 ) -> Dataset:
     """Open the shards that `urls` name.
 
@@ -285,8 +287,9 @@ def open_dataset(
         image_shape: (C, H, W) that the images must have; by default as `settings` says, or as the
             first image is. Give the training images' shape for the validation images.
         device: Where data.decoded=device keeps decoded images.
+        show: Shows how many shards are counted, if no manifest lists them.
 
     Raises:
         DataError: Nothing is found or it cannot be read; one line says what and what to do.
     """
-    return Dataset(open_manifest(urls, settings.cache), settings, image_shape, device)
+    return Dataset(open_manifest(urls, settings.cache, show), settings, image_shape, device)

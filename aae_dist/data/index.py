@@ -2,7 +2,7 @@
 
 import contextlib
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from aae_dist.data.index_journal import Journal
 from aae_dist.data.manifest import FILE_NAME, Manifest, Shard, dump
 from aae_dist.data.parallel import in_order
 from aae_dist.data.patterns import Source, find
-from aae_dist.data.progress import progress
+from aae_dist.data.progress import Show, progress
 from aae_dist.data.uncounted import Uncounted
 from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import is_remote, open_storage
@@ -26,7 +26,9 @@ _KEPT = "Repair or remove what is named; the same command then counts no other s
 _NOT_KEPT = "Repair or remove what is named; aae-dist data index would keep what is counted now."
 
 
-def open_manifest(urls: str | Sequence[str], cache: Cache | None = None) -> Manifest:
+def open_manifest(
+    urls: str | Sequence[str], cache: Cache | None = None, show: Show = progress
+) -> Manifest:
     """Return the manifest of the shards that `urls` name.
 
     A `manifest.json` beside the shards is used; shards that none lists are read and counted.
@@ -34,6 +36,7 @@ def open_manifest(urls: str | Sequence[str], cache: Cache | None = None) -> Mani
     Args:
         urls: One or more patterns, folders, manifest files or builtin:// names (see `patterns`).
         cache: Where remote shards that must be counted are kept, to be read later.
+        show: Shows how many of them are counted.
 
     Raises:
         DataError: Nothing is found, there is no permission, or shards are damaged.
@@ -41,7 +44,7 @@ def open_manifest(urls: str | Sequence[str], cache: Cache | None = None) -> Mani
     known = listed_shards(urls)
     uncounted = [shard for shard in known if shard.samples < 0]
     kept = None if cache is None else cache_of(cache)
-    now = {shard.url: shard for shard in _count(uncounted, cache=kept)} if uncounted else {}
+    now = {shard.url: shard for shard in _count(uncounted, show, kept)} if uncounted else {}
     return _checked([now.get(shard.url, shard) for shard in known], urls)
 
 
@@ -57,7 +60,7 @@ def listed_shards(urls: str | Sequence[str]) -> list[Shard]:
 def build_index(
     pattern: str | Sequence[str],
     out: str | Path | None = None,
-    write: Callable[[str], None] | None = None,
+    show: Show = progress,
     executor: Executor | None = None,
 ) -> tuple[str, Manifest]:
     """Count the shards that `pattern` names and write their manifest.
@@ -68,7 +71,7 @@ def build_index(
     Args:
         pattern: Patterns, folders or builtin:// names; manifests beside the shards are not used.
         out: Local path of the manifest file; by default manifest.json beside the shards.
-        write: Takes progress lines where there is no terminal; by default they are logged.
+        show: Shows how many shards are counted.
         executor: Runs the counting, say on other machines; by default threads of this process.
 
     Returns:
@@ -81,7 +84,7 @@ def build_index(
     sources = find(pattern, use_manifests=False)
     unknown = [_unknown(s.folder, name) for s in sources for name in s.names]
     with Journal([shard.url for shard in unknown]) as journal:
-        shards = _count(unknown, write, executor=executor, journal=journal)
+        shards = _count(unknown, show, executor=executor, journal=journal)
     folder = _common_folder(_checked(shards, pattern).shards)
     manifest = Manifest(tuple(_named_from(shard, folder) for shard in shards))
     place, name = folder, FILE_NAME
@@ -123,7 +126,7 @@ def _unknown(folder: str, name: str) -> Shard:
 
 def _count(
     shards: Sequence[Shard],
-    write: Callable[[str], None] | None = None,
+    show: Show = progress,
     cache: ShardCache | None = None,
     executor: Executor | None = None,
     journal: Journal | None = None,
@@ -133,12 +136,9 @@ def _count(
     Raises:
         DataError: Some cannot be counted; all others have been, and are in the journal.
     """
-    options = {} if write is None else {"write": write}
     with contextlib.ExitStack() as stack:
         pool = executor or stack.enter_context(ThreadPoolExecutor(_THREADS))
-        advance = stack.enter_context(
-            progress("counting samples", len(shards), "shards", **options)
-        )
+        advance = stack.enter_context(show("counting samples", len(shards), "shards"))
         before = journal.entries if journal else {}
         tasks = ((shard, before.get(shard.url), cache) for shard in shards)
         done, failed = list[Shard](), Uncounted(len(shards), _KEPT if journal else _NOT_KEPT)

@@ -1,7 +1,6 @@
 """Known data sets and image folders, written as WebDataset shards."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from aae_dist.data.pack_celeba import celeba_source
 from aae_dist.data.pack_files import csv_source, folder_source
 from aae_dist.data.pack_known import KNOWN
 from aae_dist.data.pack_sources import PackOptions, SampleSet, Source
-from aae_dist.data.progress import progress
+from aae_dist.data.progress import progress, to_stderr
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage, is_remote, open_storage
 
@@ -37,16 +36,12 @@ CLASSES = "classes.json"
 DEFAULTS = PackOptions()
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def pack(
     name: str,
     out: str,
     root: str | None = None,
     options: PackOptions = DEFAULTS,
-    write: Callable[[str], None] = _to_stderr,
+    write: Callable[[str], None] = to_stderr,
 ) -> dict[str, int]:
     """Write OUT/train and OUT/validation: tar shards with a manifest.json each.
 

@@ -1,20 +1,25 @@
 """How far a long job is: a bar on a terminal, a line every few seconds elsewhere."""
 
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 LINE_SECONDS = 5.0
-_log = logging.getLogger(__name__)
 
 Advance = Callable[[int], None]
+Show = Callable[[str, int, str], AbstractContextManager[Advance]]
+"""`progress` without its last argument: label, total and unit."""
+
+
+def to_stderr(line: str) -> None:
+    """Print one line to standard error at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(
-    label: str, total: int, unit: str, write: Callable[[str], None] = _log.info
+    label: str, total: int, unit: str, write: Callable[[str], None] = to_stderr
 ) -> Iterator[Advance]:
     """Yield a function to call with the number of `unit` done since its last call.
 
@@ -26,6 +31,12 @@ def progress(
     """
     with _bar(label, total) if sys.stderr.isatty() else _lines(label, total, unit, write) as step:
         yield step
+
+
+@contextmanager
+def silent(label: str, total: int, unit: str) -> Iterator[Advance]:  # noqa: ARG001 - a `Show`
+    """Yield a function that takes what `progress` does, and show nothing."""
+    yield lambda count: None
 
 
 @contextmanager

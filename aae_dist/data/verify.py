@@ -1,7 +1,7 @@
 """Every sample of a data set read and decoded, and what is wrong with it told."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -65,7 +65,6 @@ def verify(
     urls: str | Sequence[str],
     settings: Data,
     threads: int,
-    write: Callable[[str], None] | None = None,
 ) -> Findings:
     """Read and decode every sample that `urls` name, against its manifest where there is one.
 
@@ -73,18 +72,16 @@ def verify(
         urls: Patterns, folders, manifest files or builtin:// names.
         settings: Which fields hold image and label, and the size that images must have.
         threads: Shards that are read at a time.
-        write: Takes progress lines where there is no terminal; by default they are logged.
 
     Raises:
         DataError: Nothing is found.
     """
     found = Findings()
-    options = {} if write is None else {"write": write}
     shards = listed_shards(urls)
     cache = cache_of(settings.cache)
     with (
         ThreadPoolExecutor(threads) as pool,
-        progress("verifying", len(shards), "shards", **options) as advance,
+        progress("verifying", len(shards), "shards") as advance,
     ):
         sound: list[Shard] = []
         for shard, problem in in_order(pool, _with_count, [(each, cache) for each in shards]):

@@ -1,6 +1,5 @@
 """A trained run applied to all shards of a data set: here, under torchrun, or by Ray workers."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -58,7 +57,7 @@ def _show(written: Iterator[int], calls: Sequence[Call], world: World) -> None:
         for _ in written:
             pass
         return
-    with progress("writing", total, "samples", _to_stderr) as advance:
+    with progress("writing", total, "samples") as advance:
         for samples in written:
             advance(samples)
 
@@ -81,7 +80,3 @@ def _written(config: RunConfig, world: World, calls: Sequence[Call]) -> Iterator
     from aae_dist.launch.ray_tasks import run_tasks
 
     yield from run_tasks(config, write_shard, calls)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

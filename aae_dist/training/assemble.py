@@ -18,6 +18,7 @@ from aae_dist.data import (
     rank_rows,
     resolve_window,
 )
+from aae_dist.data.progress import Show
 from aae_dist.data.resize import Resize
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
@@ -67,18 +68,27 @@ class RunData:
         }
 
 
-def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str) -> RunData:
+def open_data(
+    config: RunConfig, world: World, saved: Saved | None, run_uri: str, show: Show
+) -> RunData:
     """Open shards, order, evaluation and prior, on every rank or on none.
+
+    Args:
+        config: The run's configuration.
+        world: This process's place among the ranks.
+        saved: The checkpoint that the run goes on from.
+        run_uri: The run's folder, for messages.
+        show: Shows how many shards are counted.
 
     Raises:
         AaeDistError: data cannot be read, or differ from those the checkpoint was trained on.
     """
     if saved:
         config = as_found(config, saved.documents["config"])
-    vectors = prior_vectors(config, saved, world)
+    vectors = prior_vectors(config, saved, world, show)
 
     def work() -> RunData:
-        dataset = open_dataset(config.data.train, config.data, device=world.device)
+        dataset = open_dataset(config.data.train, config.data, device=world.device, show=show)
         check_settings_fit(config, dataset)
         before = saved.documents["data"] if saved else None
         restart = restart_on_new_shards(saved, dataset.manifest, config, run_uri)
@@ -101,7 +111,9 @@ def open_data(config: RunConfig, world: World, saved: Saved | None, run_uri: str
         prior = build_prior(config.prior, config.model.latent_dim, vectors)
         evaluator, copy_bytes, validation_id = None, 0, ""
         if config.data.validation is not None:
-            validation = open_dataset(config.data.validation, config.data, dataset.image_shape)
+            validation = open_dataset(
+                config.data.validation, config.data, dataset.image_shape, show=show
+            )
             copy_bytes, validation_id = validation.copy_bytes, validation.manifest.id
             evaluator = Evaluator(validation, prior, world, config.run.seed)
         channels, height, width = dataset.image_shape

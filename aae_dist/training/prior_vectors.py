@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aae_dist.config import RunConfig, priors
 from aae_dist.data import Dataset, open_dataset
+from aae_dist.data.progress import Show, progress
 from aae_dist.distributed.reductions import main_decides
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
@@ -22,7 +23,9 @@ from aae_dist.training.trained_run import load_run
 CHUNK = 256
 
 
-def prior_vectors(config: RunConfig, saved: Saved | None, world: World) -> Tensor | None:
+def prior_vectors(
+    config: RunConfig, saved: Saved | None, world: World, show: Show = progress
+) -> Tensor | None:
     """Return float32 (M, latent_dim), equal on all ranks; None for priors of other kinds.
 
     Raises:
@@ -35,7 +38,7 @@ def prior_vectors(config: RunConfig, saved: Saved | None, world: World) -> Tenso
     found: list[Tensor] = []
 
     def read() -> list[int]:
-        found.append(_read(config))
+        found.append(_read(config, show))
         return list(found[0].shape)
 
     # Rank 0 alone reads: on other machines, codes might be rounded otherwise.
@@ -47,12 +50,12 @@ def prior_vectors(config: RunConfig, saved: Saved | None, world: World) -> Tenso
     return vectors.cpu()
 
 
-def _read(config: RunConfig) -> Tensor:
+def _read(config: RunConfig, show: Show) -> Tensor:
     match config.prior:
         case priors.DataPrior():
-            key, vectors = "prior.vectors", _vectors_of_data(config.prior, config)
+            key, vectors = "prior.vectors", _vectors_of_data(config.prior, config, show)
         case priors.RunPrior():
-            key, vectors = "prior.uri", _codes_of_run(config.prior)
+            key, vectors = "prior.uri", _codes_of_run(config.prior, show)
         case _:
             raise AssertionError
     latent_dim = config.model.latent_dim
@@ -64,18 +67,18 @@ def _read(config: RunConfig) -> Tensor:
     return vectors.float().contiguous()
 
 
-def _vectors_of_data(prior: priors.DataPrior, config: RunConfig) -> Tensor:
+def _vectors_of_data(prior: priors.DataPrior, config: RunConfig, show: Show) -> Tensor:
     settings = config.data.model_copy(
         update={"image_keys": (prior.key,), "label_key": None, "image_size": None, "channels": None}
     )
-    dataset = open_dataset(prior.vectors, settings)
+    dataset = open_dataset(prior.vectors, settings, show=show)
     chunks = _readable(dataset, prior.max_vectors, settings.max_bad_fraction)
     return torch.cat([vectors.flatten(1) for vectors in chunks])
 
 
-def _codes_of_run(prior: priors.RunPrior) -> Tensor:
+def _codes_of_run(prior: priors.RunPrior, show: Show) -> Tensor:
     run = load_run(prior.uri)
-    dataset = open_dataset(run.config.data.train, run.config.data, run.image_shape)
+    dataset = open_dataset(run.config.data.train, run.config.data, run.image_shape, show=show)
     chunks = _readable(dataset, prior.max_vectors, run.config.data.max_bad_fraction)
     return torch.cat([run.encode(images) for images in chunks])
 

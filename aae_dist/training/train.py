@@ -1,11 +1,14 @@
 """One run from start to end, on every rank: the same for every launcher."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redacted
+from aae_dist.data.progress import Advance, progress, silent
 from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
@@ -96,7 +99,8 @@ class _Run:
         )
         saved = newest_checkpoint(self.store, config, folder, world)
         self.goodput = Goodput(saved.documents.get("goodput") if saved else None)
-        self.data = open_data(config, world, saved, folder.uri)
+        with watchdog.section("opening the data"):
+            self.data = open_data(config, world, saved, folder.uri, self._counting)
         self.config = self.data.config
         self.engine = build_engine(self.data, world)
         prior = self.data.prior
@@ -129,6 +133,18 @@ class _Run:
                 self.recorder.abandon()
             raise
         return self._close(state)
+
+    @contextmanager
+    def _counting(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show on rank 0 how far counting is; on every rank, each count is a sign of life."""
+        show = partial(progress, write=self.reporter.line) if self.world.is_main else silent
+        with show(label, total, unit) as advance:
+
+            def counted(count: int) -> None:
+                self.watchdog.alive()
+                advance(count)
+
+            yield counted
 
     def _load(self, saved: Saved | None) -> None:
         if saved is not None:

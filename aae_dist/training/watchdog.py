@@ -80,13 +80,19 @@ class Watchdog:
     def section(self, what: str, seconds: float = SECTION_SECONDS) -> Iterator[None]:
         """Declare that what runs inside may take up to `seconds`."""
         outer = self._section, self._section_seconds, self._section_since
-        self._section_seconds, self._section_since = seconds, time.monotonic()
-        self._section = what
+        began = self._section_since = time.monotonic()
+        self._section, self._section_seconds = what, seconds
         try:
             yield
         finally:
-            self._section, self._section_seconds, self._section_since = outer
             self._beat_at = time.monotonic()
+            # The section around this one has its time to itself.
+            self._section_since = outer[2] + self._beat_at - began
+            self._section, self._section_seconds = outer[:2]
+
+    def alive(self) -> None:
+        """Note that the section goes forward: its time begins anew."""
+        self._section_since = self._beat_at = time.monotonic()
 
     def __enter__(self) -> Self:
         """Start to watch."""

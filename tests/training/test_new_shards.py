@@ -1,11 +1,14 @@
-"""Shards that changed since the checkpoint: refused in mid-epoch, taken at its end on request."""
+"""Shards that changed since the checkpoint: refused in mid-epoch, taken at its end on request.
+
+And shards that nobody has counted before.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.bad_runs import train_rank
-from helpers.ranks import single_world
+from helpers.bad_runs import impatient_rank, train_rank
+from helpers.ranks import run_ranks, single_world
 from helpers.runs import final_tensors, metrics
 from helpers.shards import write_shards
 
@@ -49,3 +52,12 @@ def test_new_shards_are_refused_in_mid_epoch_whatever_is_asked_for(folder: Path)
     assert "stands at 33% of epoch 1, where they cannot change" in refused["message"]
     assert "train.epochs=2" in refused["message"]
     assert go(folder, "old", "train.epochs=2")["state"] == "finished"
+
+
+@pytest.mark.distributed
+def test_rank_0_tells_how_far_the_counting_of_shards_is(folder: Path) -> None:
+    ended = run_ranks(impatient_rank, 2, folder / "new", folder, ("train.steps=1",))
+    assert [each["state"] for each in ended] == ["finished"] * 2
+    first, other = ([line for line in each["lines"] if "counting" in line] for each in ended)
+    assert first[2].startswith("counting samples: 3/3 shards, ")
+    assert other == []

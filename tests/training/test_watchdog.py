@@ -61,6 +61,30 @@ def test_a_section_has_an_end_too() -> None:
     assert "saving takes too long" in watched.lines[-1]
 
 
+def test_a_section_that_shows_signs_of_life_goes_on_until_it_shows_none() -> None:
+    watched = Watched(limit=0.2)
+    with watched.dog as dog:
+        dog.beat(1)
+        with dog.section("counting", seconds=0.4):
+            for _ in range(12):
+                time.sleep(0.1)
+                dog.alive()
+            assert not watched.ended.is_set()
+            assert watched.ended.wait(10)
+    assert "counting takes too long" in watched.lines[-1]
+
+
+def test_time_in_a_section_does_not_count_for_the_one_around_it() -> None:
+    watched = Watched(limit=0.2)
+    with watched.dog as dog:
+        dog.beat(1)
+        with dog.section("starting", seconds=0.6):
+            with dog.section("counting", seconds=30):
+                time.sleep(0.8)
+            time.sleep(0.4)
+    assert watched.lines == []
+
+
 def test_a_model_of_slow_steps_may_take_ten_times_its_longest() -> None:
     watched = Watched(limit=0.2)
     with watched.dog as dog:
