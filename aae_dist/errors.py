@@ -49,7 +49,7 @@ class SampleError(DataError):
 
     Args:
         message: What, what was got, what to do.
-        reason: One word for counters: field, image, array, size, label.
+        reason: One word for counters: field, image, array, size, label, unreadable.
     """
 
     def __init__(self, message: str, reason: str = "damaged") -> None:

@@ -224,7 +224,7 @@ class Dataset:
 
     def _let_go(self) -> None:
         if self._cache is not None and self._ahead is None:
-            self._shards.release_all(mapped_only=True)
+            self._shards.release_all(files_only=True)
 
     def _located(self, sample: int, error: DataError) -> DataError:
         if isinstance(error, ShardError):

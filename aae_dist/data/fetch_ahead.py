@@ -1,7 +1,7 @@
 """Remote shards fetched ahead of training, in the order in which it needs them."""
 
-import contextlib
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -11,7 +11,7 @@ from aae_dist.data.manifest import Manifest, Shard
 from aae_dist.data.order import Order
 from aae_dist.data.reader import OpenShards
 from aae_dist.data.schedule import Schedule, check_cache
-from aae_dist.errors import DataError
+from aae_dist.errors import DataError, ShardError
 from aae_dist.storage import is_remote
 
 _THREADS = 4
@@ -115,9 +115,14 @@ class FetchAhead:
                 shard = self._manifest.shards[number]
                 fetch = self._room_for(shard, first, last) if is_remote(shard.folder) else None
             if fetch is not None:
-                # Whoever reads the shard meets the same error, and says so.
-                with contextlib.suppress(DataError):
+                began = time.monotonic()
+                try:
                     fetch()
+                except DataError as error:
+                    # Whoever reads the shard meets the same error, and says so. One that all tries
+                    # have failed for is not waited for once more.
+                    if isinstance(error, ShardError) and error.reason == "unreachable":
+                        self._shards.failed(number, error, time.monotonic() - began)
 
     def _wait_while_far(self, first: int) -> None:
         """Wait until training is within an epoch of the position `first`.

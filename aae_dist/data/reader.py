@@ -1,7 +1,7 @@
 """Samples of shards by number: each shard is indexed on first touch and then read at random."""
 
 import gzip
-import mmap
+import io
 import resource
 import threading
 import time
@@ -13,14 +13,21 @@ from typing import BinaryIO
 from aae_dist.data.cache import ShardCache
 from aae_dist.data.fetch import open_shard
 from aae_dist.data.manifest import Manifest, Shard
+from aae_dist.data.shard_file import Identity, ShardFile
 from aae_dist.data.tar_headers import Buffer, DamagedTarError
 from aae_dist.data.tar_index import TarIndex, index_tar
-from aae_dist.errors import ShardError
+from aae_dist.errors import SampleError, ShardError
+from aae_dist.storage import is_remote
 
 _MAX_UNPACKED_BYTES = 4 << 30
 """Largest .tar.gz shard, unpacked, and the bound on all that are held unpacked at a time."""
+_UNPACKED_AT_ONCE = 1 << 20
+_READ_WHOLE_BYTES = 64 << 20
+"""A shard up to this size is read whole to be indexed: one read instead of six a sample."""
 _RETRY_SECONDS = 60.0
 """How long a shard that failed is left alone: each of its samples would wait for it again."""
+_RETRY_FACTOR = 10
+"""One that took long to fail is left alone longer: at most an eleventh of a run waits for it."""
 _MAX_INDEXED_SAMPLES = 4_000_000
 """Samples whose place in their shard is remembered, about 0.5 GB."""
 
@@ -41,17 +48,10 @@ class ShardReader:
         self, shard: Shard, check_count: bool = True, cache: ShardCache | None = None
     ) -> None:
         self.shard, self._cache = shard, cache
+        self._check_count = check_count
         self._buffer: Buffer | None = None
-        try:
-            self.index: TarIndex = index_tar(self._bytes())
-        except DamagedTarError as error:
-            raise ShardError(f"{shard.url}: {error}.", reason=error.reason) from None
-        if check_count and len(self.index) != shard.samples:
-            raise ShardError(
-                f"{shard.url}: the shard has {len(self.index)} samples, the manifest says "
-                f"{shard.samples}; write the manifest again with: aae-dist data index PATTERN",
-                reason="count",
-            )
+        self._indexed: Identity | None = None
+        self.index = self._new_index(self._bytes())
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -64,16 +64,32 @@ class ShardReader:
         return {name: buffer[start : start + size] for name, (start, size) in places.items()}
 
     def field(self, place: tuple[int, int]) -> bytes:
-        """Return the bytes of one field, from its place in `index.fields`."""
-        return self._bytes()[place[0] : place[0] + place[1]]
+        """Return the bytes of one field, from its place in `index.fields`.
+
+        Raises:
+            ShardError: The shard cannot be had.
+            SampleError: The shard is open, and these bytes of it cannot be read.
+        """
+        buffer = self._bytes()
+        try:
+            return buffer[place[0] : place[0] + place[1]]
+        except ShardError as error:
+            raise SampleError(str(error).rstrip("."), reason=error.reason) from None
 
     @property
     def unpacked_bytes(self) -> int:
-        """Memory held for the contents of a compressed shard; a plain one is mapped, not held."""
+        """Memory held for the contents of a compressed shard; a plain one is read in place."""
         return len(self._buffer) if isinstance(self._buffer, bytes) else 0
 
     def open(self) -> None:
-        """Make sure that the contents are at hand; raise ShardError when they cannot be had."""
+        """Make sure that contents and index are at hand, also where a local file was replaced.
+
+        Raises:
+            ShardError: They cannot be had.
+        """
+        if self._indexed is not None and _identity(self._bytes()) != self._indexed:
+            self._buffer = None  # its size may be another one as well
+            self.index = self._new_index(self._bytes())
         self._bytes()
 
     def release(self) -> None:
@@ -82,10 +98,31 @@ class ShardReader:
 
     def _bytes(self) -> Buffer:
         if self._buffer is None:
-            # The mapping keeps the file's lock, and with it the copy in the cache.
+            # A ShardFile keeps the file's lock, and with it the copy in the cache.
             with open_shard(self.shard, self._cache) as file:
                 self._buffer = _contents(self.shard, file)
         return self._buffer
+
+    def _new_index(self, buffer: Buffer) -> TarIndex:
+        # Another copy of a remote shard is another file with equal bytes.
+        self._indexed = None if is_remote(self.shard.folder) else _identity(buffer)
+        try:
+            whole = len(buffer) <= _READ_WHOLE_BYTES
+            index = index_tar(buffer[0 : len(buffer)] if whole else buffer)
+        except DamagedTarError as error:
+            raise ShardError(f"{self.shard.url}: {error}.", reason=error.reason) from None
+        if self._check_count and len(index) != self.shard.samples:
+            raise ShardError(
+                f"{self.shard.url}: the shard has {len(index)} samples, the manifest says "
+                f"{self.shard.samples}; write the manifest again with: aae-dist data index PATTERN",
+                reason="count",
+            )
+        return index
+
+
+def _identity(buffer: Buffer) -> Identity | None:
+    """Return what tells that a file is another by now; None for contents that are held."""
+    return buffer.identity if isinstance(buffer, ShardFile) else None
 
 
 def _contents(shard: Shard, file: BinaryIO) -> Buffer:
@@ -94,7 +131,7 @@ def _contents(shard: Shard, file: BinaryIO) -> Buffer:
             return _unpacked(shard, file)
         if shard.bytes == 0:
             raise ShardError(f"{shard.url}: the file is empty, not even an empty tar.")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return ShardFile(file, shard.url)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ShardError(f"{shard.url}: damaged or not gzip ({error}).") from None
     except OSError as error:
@@ -103,15 +140,17 @@ def _contents(shard: Shard, file: BinaryIO) -> Buffer:
 
 
 def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
+    # Piece by piece: one read takes the memory of all that it may return, 4 GiB, first.
+    data = io.BytesIO()
     with gzip.open(packed, "rb") as file:
-        # One byte more than allowed tells a full read from a bomb.
-        data = file.read(_MAX_UNPACKED_BYTES + 1)
-    if len(data) > _MAX_UNPACKED_BYTES:
-        raise ShardError(
-            f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
-            "write smaller shards, or plain .tar files."
-        )
-    return data
+        while piece := file.read(_UNPACKED_AT_ONCE):
+            data.write(piece)
+            if data.tell() > _MAX_UNPACKED_BYTES:
+                raise ShardError(
+                    f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
+                    "write smaller shards, or plain .tar files."
+                )
+    return data.getvalue()
 
 
 def _without_traceback(error: ShardError) -> ShardError:
@@ -129,7 +168,7 @@ class OpenShards:
         self._failed: dict[int, tuple[ShardError, float]] = {}
         self._num_indexed = 0
         soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # Each mapped file keeps a descriptor; most are left to sockets and to the other data set.
+        # Each open file keeps a descriptor; most are left to sockets and to the other data set.
         self._may_open = max(16, min(4096, soft_limit // 4))
         self._max_open = self._may_open
         self._lock = threading.Lock()
@@ -140,30 +179,33 @@ class OpenShards:
             error, until = self._failed.get(number, (None, 0.0))
             if error is not None and time.monotonic() < until:
                 raise _without_traceback(error)
+            began = time.monotonic()
             try:
                 return self._opened(number)
             except ShardError as error:
-                self._failed[number] = (
-                    error.with_traceback(None),
-                    time.monotonic() + _RETRY_SECONDS,
-                )
+                self.failed(number, error, time.monotonic() - began)
                 raise
+
+    def failed(self, number: int, error: ShardError, seconds: float) -> None:
+        """Leave a shard alone for a while that took `seconds` to fail."""
+        until = time.monotonic() + max(_RETRY_SECONDS, _RETRY_FACTOR * seconds)
+        self._failed[number] = error.with_traceback(None), until
 
     def limit(self, num_open: int) -> None:
         """Keep at most `num_open` shards open, or what the process may have if that is less."""
         self._max_open = min(num_open, self._may_open)
 
-    def release_all(self, but: Container[int] = (), mapped_only: bool = False) -> None:
+    def release_all(self, but: Container[int] = (), files_only: bool = False) -> None:
         """Close all shards except `but`; their indexes stay.
 
         Args:
             but: Numbers of shards that stay open.
-            mapped_only: Keep what was unpacked: it is dear to have, and holds no file open.
+            files_only: Keep what was unpacked: it is dear to have, and holds no file open.
         """
         with self._lock:
             # Not only those in self._open: a thread may have opened one again that was closed.
             for number, reader in self._readers.items():
-                if number in but or (mapped_only and reader.unpacked_bytes):
+                if number in but or (files_only and reader.unpacked_bytes):
                     continue
                 self._open.pop(number, None)
                 reader.release()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from aae_dist.data.tar_headers import Buffer, DamagedTarError, Member, Numbers, read_members
 
-_KEY_AND_SUFFIX = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 MAX_SAMPLES = 20_000_000
 """Samples of one shard; their index takes 2.6 GB, on every rank that reads them."""
 MAX_MEMBERS = 10_000
@@ -83,13 +82,22 @@ def _group(members: Iterator[Member]) -> TarIndex:
 
 
 def _key_and_suffix(name: str) -> tuple[str | None, str]:
-    """Split a path at the first dot of its last part; None for what webdataset skips."""
+    r"""Split a path at the first dot of its last part; None for what webdataset skips.
+
+    webdataset's expression `^((?:.*/|)[^.]+)[.]([^/]*)$` means the same and takes hours for the
+    longest of names, being quadratic.
+    """
     base = name.rfind("/") + 1
     dot = name.find(".", base)
-    if dot > base and name[0] != "_" and "\n" not in name:  # what nearly every name is
-        return name[:dot], name[dot + 1 :]
-    match = None if _META.match(name) else _KEY_AND_SUFFIX.match(name)
-    return (None, "") if match is None else (match[1], match[2])
+    if dot <= 0 or _META.match(name):
+        return None, ""
+    line = name.find("\n")
+    if dot == base or line >= 0:  # what nearly no name is
+        # A part without a dot must end at this one; it begins at a slash before any line break.
+        begin = name.rfind("/", 0, dot - 1 if line < 0 else min(line, dot - 1)) + 1
+        if "." in name[begin:dot]:
+            return None, ""
+    return name[:dot], name[dot + 1 :]
 
 
 _suffixes: dict[str, str] = {}

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from helpers.shards import write_shards
 from webdataset import tariterators
 
 from aae_dist.config.settings import Cache
+from aae_dist.data import reader
 from aae_dist.data.index import open_manifest
 from aae_dist.data.manifest import Manifest, Shard
 from aae_dist.data.reader import OpenShards, ShardReader
-from aae_dist.errors import DataError
+from aae_dist.errors import DataError, SampleError, ShardError
 from aae_dist.storage import open_storage
 
 Samples = list[tuple[str, dict[str, bytes]]]
@@ -23,8 +25,8 @@ Samples = list[tuple[str, dict[str, bytes]]]
 
 def ours(path: Path) -> Samples:
     shard = Shard(str(path.parent), path.name, -1, path.stat().st_size)
-    reader = ShardReader(shard, check_count=False)
-    return [(reader.index.keys[n], reader.fields(n)) for n in range(len(reader))]
+    opened = ShardReader(shard, check_count=False)
+    return [(opened.index.keys[n], opened.fields(n)) for n in range(len(opened))]
 
 
 def stock(path: Path) -> Samples:
@@ -217,6 +219,68 @@ def test_shards_are_closed_and_opened_again_as_needed(tmp_path: Path) -> None:
             assert len(shards.get(number).fields(1)) == 2
     held = [reader.unpacked_bytes > 0 for reader in shards._readers.values()]
     assert held == [False] * 4 + [True] * 2
+
+
+def test_a_file_cut_short_while_it_is_open_ends_no_process(tmp_path: Path) -> None:
+    [path] = write_shards(tmp_path, [4])
+    shard = ShardReader(open_manifest(str(tmp_path)).shards[0])
+    whole = [shard.fields(n) for n in range(4)]
+    places = [shard.index.fields(n)["png"] for n in range(4)]
+    os.truncate(path, places[2][0] + 1)  # a mapping of lost pages ends the process
+    assert shard.field(places[1]) == whole[1]["png"]
+    with pytest.raises(SampleError, match=r"000\.tar: ends at byte .*rename them") as caught:
+        shard.field(places[2])
+    assert caught.value.reason == "size"
+    with pytest.raises(ShardError, match="has .* bytes|cut off"):
+        shard.open()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_that_is_written_again_is_indexed_again(tmp_path: Path, in_place: bool) -> None:
+    [path] = write_shards(tmp_path / "a", [4])
+    _, other = write_shards(tmp_path / "b", [7, 4])
+    assert path.stat().st_size == other.stat().st_size
+    shards = OpenShards(open_manifest(str(tmp_path / "a")))
+    assert shards.get(0).index.keys[0] == "000000"
+    shards.release_all()
+    if in_place:
+        assert shards.get(0).index.keys[0] == "000000"  # open again
+        path.write_bytes(other.read_bytes())
+        os.utime(path, ns=(0, 0))
+    else:
+        os.replace(other, path)
+    assert shards.get(0).index.keys == [f"{7 + n:06d}" for n in range(4)]
+
+
+def test_a_shard_that_took_long_to_fail_is_left_alone_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [path] = write_shards(tmp_path, [2])
+    shards, now, tries = OpenShards(open_manifest(str(tmp_path))), [0.0], []
+    monkeypatch.setattr(reader.time, "monotonic", lambda: now[0])
+
+    def waits(*arguments: object) -> object:
+        tries.append(now[0])
+        now[0] += 240
+        raise ShardError("nobody answers", reason="unreachable")
+
+    monkeypatch.setattr(reader, "open_shard", waits)
+    for _ in range(400):
+        with pytest.raises(ShardError, match="nobody answers"):
+            shards.get(0)
+        now[0] += 60
+    assert tries[1] >= 240 * 11
+    assert 240 * len(tries) < now[0] / 10
+
+
+def test_unpacking_takes_no_more_memory_than_the_contents(tmp_path: Path) -> None:
+    write_shards(tmp_path, [40], ".tar.gz")
+    [shard] = open_manifest(str(tmp_path)).shards
+    tracemalloc.start()
+    opened = ShardReader(shard)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert opened.unpacked_bytes < most < opened.unpacked_bytes + (8 << 20)
 
 
 def test_a_remote_shard_is_downloaded_once(
