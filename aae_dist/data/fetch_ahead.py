@@ -42,7 +42,6 @@ class FetchAhead:
     ) -> None:
         self._cache, self._manifest, self._schedule = cache, manifest, schedule
         self._lanes, self._shards = lanes, shards
-        schedule.position = position
         cache.next_use = schedule.next_use
         # Looking for the images' shape has left a shard or two open.
         shards.release_all(but=schedule.needed_now(lanes))
@@ -169,7 +168,6 @@ def follow(
     """
     slots = order.global_batch_size // order.lanes
     node = lanes_of(node_rows, slots)
-    epoch = position // order.lane_length
-    check_cache(order, manifest, node, epoch, cache.max_bytes, spare_bytes)
-    schedule = Schedule(order, manifest, node)
+    check_cache(order, manifest, node, position, cache.max_bytes, spare_bytes)
+    schedule = Schedule(order, manifest, node, position)
     return FetchAhead(cache, manifest, schedule, lanes_of(rows, slots), shards, position)

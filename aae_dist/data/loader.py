@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import NoReturn, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aae_dist.data.bad_samples import BadSample, from_json, to_json
-from aae_dist.data.dataset import Dataset
-from aae_dist.data.order import BatchPlan, Order
+from aae_dist.data.dataset import Dataset, Samples
+from aae_dist.data.order import BatchPlan, Mask, Order
 from aae_dist.data.prefetch import Prefetcher
+from aae_dist.data.sample_decoder import NO_LABEL
 from aae_dist.data.transfer import Transfer
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.world import single
@@ -24,7 +26,7 @@ class Batch:
     """A rank's rows of one global batch."""
 
     images: Tensor
-    """uint8 or float32 [B, C, H, W], on the rank's device; zeros where the sample is bad."""
+    """uint8 or float32 [B, C, H, W], on the rank's device; zeros in rows that are not valid."""
     labels: Tensor
     """int64 [B], -1 where a sample has none."""
     valid: Tensor
@@ -182,13 +184,29 @@ class BatchLoader:
     def _read(self, plan: BatchPlan) -> Batch:
         indices, valid = plan.indices[self._rows], plan.valid[self._rows].copy()
         with self._transfer.sending():
-            samples = self._dataset.load(indices, self._workers)
+            # Masked slots are not read: they name a sample of another rank's shard, perhaps.
+            samples = self._dataset.load(indices[valid], self._workers)
+            if not valid.all():
+                samples = _spread(samples, valid)
         bad = tuple(
             self._dataset.bad_sample(int(indices[row]), self._rows.start + row, error)
             for row, error in samples.bad.items()
-            if valid[row]
         )
         valid[list(samples.bad)] = False
         here = samples.images, samples.labels, torch.from_numpy(valid)
         (images, labels, mask), arrived = self._transfer.send(here)
         return Batch(images, labels, mask, plan, bad, arrived)
+
+
+def _spread(samples: Samples, valid: Mask) -> Samples:
+    """Return the samples in the rows that are valid, bool [B]; the others are zeros."""
+    rows = np.flatnonzero(valid)
+    where = torch.from_numpy(rows).to(samples.images.device)
+    images = samples.images.new_zeros((len(valid), *samples.images.shape[1:]))
+    labels = samples.labels.new_full((len(valid),), NO_LABEL)
+    bad = {int(rows[row]): error for row, error in samples.bad.items()}
+    return Samples(
+        images.index_copy_(0, where, samples.images),
+        labels.index_copy_(0, where, samples.labels),
+        bad,
+    )

@@ -31,24 +31,39 @@ class Uses:
     """Position from which on it is not needed for this use any more."""
 
 
-def uses_in_epoch(order: Order, lanes: range, epoch: int) -> Uses:
+def uses_in_epoch(order: Order, lanes: range, epoch: int, start: int = 0) -> Uses:
     """Return when `lanes` need which shards in one epoch; a shard once for each lane.
 
     A shard is needed from the first to the last window that it has a sample in, in whole batches.
+
+    Args:
+        order: The order of samples.
+        lanes: Some lanes.
+        epoch: Number of the epoch.
+        start: Position at which training begins. With another batch size than before it is at no
+            multiple of the new batches, which are counted from it for the rest of its epoch.
     """
     begin = epoch * order.lane_length
     shards, line_ends = order.shard_line(epoch)
     if order.window == "full":
         used = np.flatnonzero(order.counts)
         return Uses(used, np.full_like(used, begin), np.full_like(used, begin + order.lane_length))
-    parts = [_in_lane(order, shards, line_ends, lane) for lane in lanes]
+    phase = _phase(order, epoch, start)
+    parts = [_in_lane(order, shards, line_ends, lane, phase) for lane in lanes]
     used, first, last = (np.concatenate(part) for part in zip(*parts, strict=True))
     by_time = np.argsort(first, kind="stable")
     return Uses(used[by_time], begin + first[by_time], begin + last[by_time])
 
 
+def _phase(order: Order, epoch: int, start: int) -> int:
+    """Return the slot, below those of a batch, that batches of an epoch are counted from."""
+    begin = epoch * order.lane_length
+    is_within = begin <= start < begin + order.lane_length
+    return (start - begin) % (order.global_batch_size // order.lanes) if is_within else 0
+
+
 def _in_lane(
-    order: Order, shards: Indices, line_ends: Indices, lane: int
+    order: Order, shards: Indices, line_ends: Indices, lane: int, phase: int
 ) -> tuple[Indices, Indices, Indices]:
     """Return the lane's shards, and the slots from and to which it needs each."""
     start, end = order.lane_bounds(lane)
@@ -64,8 +79,8 @@ def _in_lane(
     last = np.minimum(((high - 1) // order.window + 1) * order.window, order.lane_length)
     # A batch that spans two windows needs the shards of both from its begin to its end.
     slots = order.global_batch_size // order.lanes
-    first = first // slots * slots
-    last = np.minimum(-(-last // slots) * slots, order.lane_length)
+    first = np.maximum((first - phase) // slots * slots + phase, 0)
+    last = np.minimum(-(-(last - phase) // slots) * slots + phase, order.lane_length)
     return inside[some], first[some], last[some]
 
 
@@ -76,13 +91,15 @@ class Schedule:
         order: The order of samples.
         manifest: The shards.
         lanes: Lanes of all ranks of this node.
+        start: Position at which training begins.
     """
 
-    def __init__(self, order: Order, manifest: Manifest, lanes: range) -> None:
+    def __init__(self, order: Order, manifest: Manifest, lanes: range, start: int = 0) -> None:
         self._order, self._manifest, self._lanes = order, manifest, lanes
+        self._start = start
         self._epochs: dict[int, Uses] = {}
         self._lock = threading.Lock()
-        self.position = 0
+        self.position = start
         """How far training is; next uses are seen from here."""
 
     def next_use(self, digests: Sequence[str]) -> list[float]:
@@ -109,7 +126,7 @@ class Schedule:
         position = self.position
         epoch = position // self._order.lane_length
         while True:
-            uses = uses_in_epoch(self._order, lanes, epoch)
+            uses = uses_in_epoch(self._order, lanes, epoch, self._start)
             if not uses.shards.size:
                 return
             rows = np.flatnonzero(uses.last > position)
@@ -119,7 +136,8 @@ class Schedule:
 
     def needed_now(self, lanes: range) -> set[int]:
         """Return the shards that `lanes` need at the position where training is."""
-        uses = uses_in_epoch(self._order, lanes, self.position // self._order.lane_length)
+        epoch = self.position // self._order.lane_length
+        uses = uses_in_epoch(self._order, lanes, epoch, self._start)
         now = (uses.first <= self.position) & (self.position < uses.last)
         return set(uses.shards[now].tolist())
 
@@ -139,7 +157,7 @@ class Schedule:
             if epoch not in self._epochs:
                 for old in [e for e in self._epochs if e < epoch - 1]:
                     del self._epochs[old]
-                self._epochs[epoch] = uses_in_epoch(self._order, self._lanes, epoch)
+                self._epochs[epoch] = uses_in_epoch(self._order, self._lanes, epoch, self._start)
             return self._epochs[epoch]
 
     @cached_property
@@ -148,7 +166,7 @@ class Schedule:
         return {url_digest(shard.url): number for number, shard in shards}
 
 
-def open_bytes(order: Order, manifest: Manifest, lanes: range, epoch: int) -> int:
+def open_bytes(order: Order, manifest: Manifest, lanes: range, epoch: int, start: int = 0) -> int:
     """Return the most bytes of remote shards that `lanes` can need at a time in an epoch."""
     sizes = np.array(
         [copy_bytes(s.bytes) if is_remote(s.folder) else 0 for s in manifest.shards], np.int64
@@ -157,7 +175,8 @@ def open_bytes(order: Order, manifest: Manifest, lanes: range, epoch: int) -> in
         return int(sizes[order.counts > 0].sum())
     shards, line_ends = order.shard_line(epoch)
     # Lanes on different ranks may be a window apart, so each one's own peak counts.
-    return sum(_peak(*_in_lane(order, shards, line_ends, lane), sizes) for lane in lanes)
+    phase = _phase(order, epoch, start)
+    return sum(_peak(*_in_lane(order, shards, line_ends, lane, phase), sizes) for lane in lanes)
 
 
 def _peak(shards: Indices, first: Indices, last: Indices, sizes: Indices) -> int:
@@ -172,7 +191,7 @@ def check_cache(
     order: Order,
     manifest: Manifest,
     lanes: range,
-    epoch: int,
+    start: int,
     max_bytes: int,
     spare_bytes: int = 0,
 ) -> None:
@@ -182,17 +201,18 @@ def check_cache(
         order: The order of samples.
         manifest: The shards.
         lanes: Lanes of all ranks of this node.
-        epoch: Where training begins.
+        start: Position at which training begins.
         max_bytes: Bound of the cache.
         spare_bytes: Room for other data sets of this node.
     """
 
     def needed(some: Order) -> int:
+        epoch = start // order.lane_length
         epochs = range(epoch, epoch + (1 if some.window == "full" else _EPOCHS_CHECKED))
         return (
             _OVERHEAD_BYTES
             + spare_bytes
-            + max(open_bytes(some, manifest, lanes, e) for e in epochs)
+            + max(open_bytes(some, manifest, lanes, e, start) for e in epochs)
         )
 
     total = needed(order)

@@ -53,12 +53,25 @@ def test_batches_are_those_of_the_plan(dataset: Dataset) -> None:
     position = 0
     for batch in batches:
         plan = order.batch(position)
-        images, labels = dataset.read(plan.indices)
-        assert torch.equal(batch.images, images)
-        assert torch.equal(batch.labels, labels)
+        images, labels = dataset.read(plan.indices[plan.valid])
+        assert torch.equal(batch.images[batch.valid], images)
+        assert torch.equal(batch.labels[batch.valid], labels)
+        assert not batch.images[~batch.valid].any()
+        assert (batch.labels[~batch.valid] == -1).all()
         assert batch.valid.tolist() == plan.valid.tolist()
         assert batch.plan.num_valid == plan.num_valid
         position = plan.next_position
+
+
+def test_masked_slots_are_not_read(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    # They name a sample of lane 0: its shard may be one that this node never fetches.
+    order, read = order_of(dataset), []
+    load = dataset.load
+    monkeypatch.setattr(dataset, "load", lambda rows, _: read.append(rows.tolist()) or load(rows))
+    with BatchLoader(dataset, order, slice(8, 16), num_steps=order.steps_per_epoch) as loader:
+        masks = [batch.valid for batch in loader]
+    assert not all(mask.all() for mask in masks)
+    assert [len(rows) for rows in read] == [int(mask.sum()) for mask in masks]
 
 
 @pytest.mark.parametrize("window", ["full", 5])

@@ -22,12 +22,15 @@ def order_of(window: int | str = 6, lanes: int = 4) -> Order:
     return Order(COUNTS, seed=3, global_batch_size=2 * lanes, lanes=lanes, window=window)
 
 
-def walked(order: Order, lanes: range, epoch: int) -> dict[int, list[int]]:
-    """Return the positions at which each shard is read, by reading all batches of an epoch."""
+def walked(order: Order, lanes: range, epoch: int, start: int = 0) -> dict[int, list[int]]:
+    """Return the positions at which each shard is read, by reading all batches of an epoch.
+
+    Training begins at `start`.
+    """
     ends = np.cumsum(order.counts)
     slots = order.global_batch_size // order.lanes
     found = defaultdict(list)
-    position = epoch * order.lane_length
+    position = max(start, epoch * order.lane_length)
     while position < (epoch + 1) * order.lane_length:
         plan = order.batch(position)
         rows = slice(lanes.start * slots, lanes.stop * slots)
@@ -67,6 +70,24 @@ def test_no_batch_needs_more_room_than_the_check_allows(window: int) -> None:
             held = schedule.needed_now(lanes)
             assert held >= {n for n, at in walked(order, lanes, 0).items() if position in at}
             assert sum(copy_bytes(MANIFEST.shards[n].bytes) for n in held) <= enough
+
+
+@pytest.mark.parametrize("window", [5, 6, 7])
+@pytest.mark.parametrize("start", [1, 5, 17, 38])
+def test_batches_counted_from_another_place_find_their_shards(window: int, start: int) -> None:
+    # Training went on in mid-epoch with 3 slots a lane, at a position that is no multiple of 3.
+    order = Order(COUNTS, seed=3, global_batch_size=12, lanes=4, window=window)
+    for lane in range(4):
+        lanes = range(lane, lane + 1)
+        schedule = Schedule(order, MANIFEST, lanes, start)
+        for epoch in (start // order.lane_length, start // order.lane_length + 1):
+            enough = open_bytes(order, MANIFEST, lanes, epoch, start)
+            read = walked(order, lanes, epoch, start)
+            for position in sorted({at for positions in read.values() for at in positions}):
+                schedule.position = position
+                held = schedule.needed_now(lanes)
+                assert held >= {n for n, at in read.items() if position in at}
+                assert sum(copy_bytes(MANIFEST.shards[n].bytes) for n in held) <= enough
 
 
 def test_positions_far_ahead_are_not_near() -> None:
