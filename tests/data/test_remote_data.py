@@ -104,9 +104,10 @@ FAULTS: list[Fault] = [
 def test_faults_change_neither_order_nor_counts(
     server: ObjectServer, local: Path, tmp_path: Path, fault: Fault, scheme: str, row
 ) -> None:
+    what = f"{fault.kind} {fault.value}" if fault.value else fault.kind
     row(
         f"22{('abcdefgh' if scheme == 'http' else 'ijklmnop')[FAULTS.index(fault)]}",
-        f"reading shards over {scheme.upper()}, every third: {fault.kind} {fault.value or ''}",
+        f"reading shards over {scheme.upper()}, every third: {what}",
         "the batches of local files, in the same order, in bounded time",
     )
     dataset = opened(server, tmp_path, scheme)
