@@ -86,7 +86,7 @@ class TrainingDivergedError(AaeDistError):
 
 
 class Interrupted(AaeDistError):
-    """Training was asked to stop and has saved a checkpoint; the same command goes on from it."""
+    """Stopped as asked, with a checkpoint saved if training had begun; the same command goes on."""
 
     exit_code = 4
 

@@ -46,7 +46,7 @@ class Gallery:
     originals: Tensor
     """uint8 or float32 [k, C, H, W], spread evenly over the scored samples."""
     reconstructions: Tensor
-    """Float32 [k, C, H, W] in [0, 1]."""
+    """Float32 [k, C, H, W]; in [0, 1] unless model.decoder_output=linear."""
     decoded_prior: Tensor
     """Float32 [k, C, H, W]: the first k prior samples, decoded."""
 

@@ -16,10 +16,10 @@ class EvaluationModel(Protocol):
     """
 
     def encode(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Return codes [B, Z] of uint8 images; a random posterior draws from `generator` (CPU)."""
+        """Return codes [B, Z] of uint8 or float images; noise is drawn from `generator` (CPU)."""
 
     def decode(self, z_BZ: Tensor) -> Tensor:
-        """Return images [B, C, H, W] in [0, 1]."""
+        """Return images [B, C, H, W]; in [0, 1] unless model.decoder_output=linear."""
 
     def discriminate(self, z_BZ: Tensor) -> Tensor | None:
         """Return logits [B], positive for the prior, or None where there is no discriminator."""

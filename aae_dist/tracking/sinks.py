@@ -17,7 +17,7 @@ class MetricSink(Protocol):
         """Take one picture drawn at `step`."""
 
     def close(self, summary: Record, state: str) -> None:
-        """Finish: final metrics, and how the run ended (finished, interrupted, failed)."""
+        """Finish: final metrics, and finished, interrupted, pruned, diverged or failed."""
 
 
 class Console(MetricSink, Protocol):

@@ -166,7 +166,9 @@ def _about(
     run: TrainedRun, format: str, suffix: str, differences: Mapping[str, float]
 ) -> dict[str, Any]:
     channels, height, width = run.image_shape
-    images = {"shape": ["batch", channels, height, width], "dtype": "float32", "range": [0, 1]}
+    # Of a linear decoder, the data's own range: nobody has bounded it.
+    bounds = [0, 1] if run.config.model.decoder_output == "sigmoid" else None
+    images = {"shape": ["batch", channels, height, width], "dtype": "float32", "range": bounds}
     codes = {"shape": ["batch", run.config.model.latent_dim], "dtype": "float32"}
     return {
         "run": run.uri,

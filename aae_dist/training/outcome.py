@@ -8,7 +8,7 @@ class Outcome:
     """How a run ended this time."""
 
     state: str
-    """finished, already_finished or interrupted."""
+    """finished, already_finished, interrupted, or pruned by a sweep; one that diverged raises."""
     step: int
     """Steps done since the start of the run."""
     metrics: dict[str, float]

@@ -34,8 +34,8 @@ class RunRow:
 
     name: str
     state: str
-    """finished, diverged, interrupted, running, stopped (its process died), new (nothing saved yet)
-    or sweep."""
+    """finished, diverged, interrupted, pruned, running, stopped (its process died), new (nothing
+    saved yet) or sweep."""
     step: int | None = None
     total_steps: int | None = None
     modified: float = 0.0

@@ -44,6 +44,10 @@ def test_exported_programs_give_the_codes_and_images_of_the_run(
     about = json.loads((out / "export.json").read_bytes())
     assert about["step"] == 7
     assert about["encoder"]["pixels"]["shape"] == ["batch", 1, SIDE, SIDE]
+    assert about["decoder"]["pixels"]["range"] == [0, 1]
+    linear = run.config.model.model_copy(update={"decoder_output": "linear"})
+    run.config = run.config.model_copy(update={"model": linear})
+    assert exporting._about(run, "torch", "pt2", {})["decoder"]["pixels"]["range"] is None
     assert max(about["largest_difference"].values()) <= 1e-5
 
 
