@@ -20,6 +20,8 @@ _ANCILLARY = 0x20
 """Bit of a chunk's first letter: a decoder may ignore it."""
 _OVERHEAD = 12
 """Bytes of a chunk beside its data: length, kind, checksum."""
+MAX_STACKED_BYTES = 1 << 18
+"""Inflated rows of an image that are kept to be stacked; for a larger one libpng inflates anew."""
 
 
 class PngKind(NamedTuple):
@@ -42,8 +44,10 @@ class ProvenPng(NamedTuple):
 
     kind: PngKind
     height: int
-    rows: bytes
-    """The pixels, inflated but still filtered: `height` rows of `kind.row_bytes`."""
+    pixels: bytes
+    """As the file has them, compressed."""
+    rows: bytes | None
+    """Those of a small image inflated but still filtered: `height` rows of `kind.row_bytes`."""
 
 
 def proven_png(data: bytes) -> ProvenPng | None:
@@ -66,7 +70,8 @@ def proven_png(data: bytes) -> ProvenPng | None:
             return None
         kind = PngKind(width, depth, colour)
         pixels = b"".join(chunk[8:-4] for chunk in chunks if chunk[4:8] == b"IDAT")
-        return ProvenPng(kind, height, _inflated(pixels, height, kind.row_bytes))
+        rows = _inflated(pixels, height, kind.row_bytes)
+        return ProvenPng(kind, height, pixels, rows if len(rows) <= MAX_STACKED_BYTES else None)
     except (struct.error, zlib.error, IndexError) as error:
         raise _damaged(str(error)) from None
 

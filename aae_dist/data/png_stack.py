@@ -17,6 +17,9 @@ def stacks(images: Mapping[int, ProvenPng]) -> Iterator[list[int]]:
     """Yield the numbers of images that `stacked` takes together, each number once."""
     open_stacks: dict[PngKind, tuple[list[int], int]] = {}
     for number, image in images.items():
+        if image.rows is None:
+            yield [number]
+            continue
         stack, height = open_stacks.get(image.kind, ([], 0))
         if height + image.height > MAX_SIDE:
             yield stack
@@ -27,13 +30,14 @@ def stacks(images: Mapping[int, ProvenPng]) -> Iterator[list[int]]:
 
 
 def stacked(images: Sequence[ProvenPng]) -> bytearray:
-    """Return a PNG file of images of one kind, one below the other, a row of zeros after each."""
-    kind = images[0].kind
-    rows = bytes(kind.row_bytes).join(image.rows for image in images)
-    height = len(rows) // kind.row_bytes
+    """Return a PNG file of images of one kind, one below the other, a row of zeros between two."""
+    kind, height, pixels, _ = images[0]
+    if len(images) > 1:
+        rows = bytes(kind.row_bytes).join(image.rows or b"" for image in images)
+        height, pixels = len(rows) // kind.row_bytes, zlib.compress(rows, 0)
     header = struct.pack(">IIBBBBB", kind.width, height, kind.depth, kind.colour, 0, 0, 0)
     file = bytearray(SIGNATURE)
-    for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")):
+    for name, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
         file += struct.pack(">I", len(data)) + name + data
         file += struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
     return file

@@ -110,10 +110,30 @@ def test_a_stack_is_no_taller_than_libpng_reads(monkeypatch: pytest.MonkeyPatch)
     assert all(np.array_equal(wanted[number], again[number]) for number in files)
 
 
-def test_an_image_whose_stored_rows_take_many_blocks_is_decoded() -> None:
-    file = png(700, 900, 16, 6)  # 5 MB of noise: stored blocks hold 64 KiB each
-    [image] = decode_fast(proven([file]), 3).values()
-    assert image.shape == (3, 700, 900)
+@pytest.mark.parametrize(
+    ("height", "width", "colour"), [(240, 350, 2), (4, 20_000, 2), (3, 60_000, 0)]
+)
+def test_stored_rows_that_take_many_blocks_are_decoded(
+    height: int, width: int, colour: int
+) -> None:
+    # Stored blocks hold up to 64 KiB; libpng bounds a chunk by the length that it expects.
+    files = proven([png(height, width, 8, colour) for _ in range(12)])
+    together = decode_fast(files, 3)
+    assert len(together) == 12
+    for number, file in files.items():
+        [alone] = decode_fast({0: file}, 3).values()
+        assert np.array_equal(together[number], alone)
+
+
+def test_a_large_image_is_not_held_inflated() -> None:
+    files = proven([png(4, 3), png(700, 900, 16, 6), png(4, 3)])
+    assert [file is not None and file.rows is None for file in files.values()] == [
+        False,
+        True,
+        False,
+    ]
+    decoded = decode_fast(files, 3)
+    assert [image.shape for image in decoded.values()] == [(3, 700, 900), (3, 4, 3), (3, 4, 3)]
 
 
 def test_a_damaged_image_takes_none_of_its_neighbours_with_it() -> None:
