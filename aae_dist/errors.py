@@ -7,7 +7,8 @@ AaeDistError
  |   `- SampleError        one sample cannot be used
  |- CheckpointError        no checkpoint verifies, or one does not fit the run that resumes
  |- LaunchError            the run cannot start here: storage, resources, a second writer
- |   `- StorageError       a bucket or a web server refused, and why in one word
+ |   |- StorageError       a bucket or a web server refused, and why in one word
+ |   `- RunBusyError       another process writes this run
  |- TrainingDivergedError  too many updates in a row had non-finite gradients
  `- Interrupted            a stop was asked for and a checkpoint was saved
 
@@ -77,6 +78,10 @@ class StorageError(LaunchError):
     def __init__(self, message: str, reason: str = "other") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class RunBusyError(LaunchError):
+    """Another process, which lives, writes this run."""
 
 
 class TrainingDivergedError(AaeDistError):

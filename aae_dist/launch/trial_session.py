@@ -1,4 +1,4 @@
-"""The training of one trial in a thread of its own, told of step by step."""
+"""The training of one trial in a thread of its own, told of step by step; without torch."""
 
 import contextlib
 import queue
@@ -6,16 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
 
 from aae_dist.config import RunConfig
-from aae_dist.distributed.world import from_environment
-from aae_dist.errors import AaeDistError
-from aae_dist.launch.say import say
+from aae_dist.errors import AaeDistError, RunBusyError
 from aae_dist.training.outcome import Outcome
-from aae_dist.training.train import train
 
 REPORT_SECONDS = 1.0
 """Least time between two reports of progress that hold no score."""
@@ -34,16 +28,6 @@ class Ended:
     mistake: str | None = None
     """An error that another try would meet again, in one line that starts with its class."""
     crash: BaseException | None = None
-
-
-class Session(Protocol):
-    """A training under way."""
-
-    def next(self) -> Metrics | Ended:
-        """Wait for the next log point that is worth a report, or for the end."""
-
-    def stop(self, stop_as: str) -> Ended:
-        """Ask for a checkpoint and the end, and wait for it."""
 
 
 class StopFlag:
@@ -115,61 +99,14 @@ class Channel:
         return epochs is not None and metrics["epoch"] >= epochs
 
 
-class SessionReporter:
-    """The launcher's ear and mouth for a training in this process."""
-
-    def __init__(self, channel: Channel, flag: StopFlag, pause_every: int | None) -> None:
-        """Report to `channel`; stop when `flag` says so, and at multiples of `pause_every`."""
-        self._channel, self._flag, self._pause_every = channel, flag, pause_every
-        self._paused = False
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Pass a log point on."""
-        if self._pause_every and metrics["step"] % self._pause_every == 0:
-            self._paused = True
-        else:
-            self._channel.report(metrics)
-
-    def stop_requested(self) -> bool:
-        """Return whether to stop, or to pause here."""
-        return self._flag.requested or self._paused
-
-    def stopped_as(self) -> str:
-        """Return pruned if the scheduler asked, interrupted otherwise."""
-        return self._flag.stop_as
-
-    def save_requested(self) -> bool:
-        """Return False: trials save at intervals."""
-        return False
-
-    def line(self, text: str) -> None:
-        """Print to the worker's log, which Ray keeps on its node."""
-        say(text)
-
-
-class LocalSession:
-    """A trial of one worker: trains in this process."""
+class Session:
+    """A training under way."""
 
     def __init__(
-        self,
-        prepare: Callable[[], RunConfig],
-        launch_id: str,
-        channel: Channel,
-        flag: StopFlag,
-        pause_every: int | None = None,
+        self, train: Callable[[Channel, StopFlag], Outcome], channel: Channel, flag: StopFlag
     ) -> None:
-        """Start to train.
-
-        Args:
-            prepare: makes the trial's run ready and returns its configuration.
-            launch_id: one per sweep's start: restarts of its trials take over their locks.
-            channel: where log points go.
-            flag: says when to stop.
-            pause_every: steps after which the session ends, interrupted, to be gone on with.
-        """
-        self._prepare, self._launch_id, self._flag = prepare, launch_id, flag
-        self._channel = channel
-        self._reporter = SessionReporter(channel, flag, pause_every)
+        """Begin `train`, which sends log points to `channel` and stops when `flag` says so."""
+        self._train, self._channel, self._flag = train, channel, flag
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
 
@@ -183,25 +120,17 @@ class LocalSession:
         return self._channel.drain()
 
     def _run(self) -> None:
-        self._channel.end(ended_of(self._train))
+        self._channel.end(self._ended())
 
-    def _train(self) -> Outcome:
-        config = self._prepare()
-        torch.set_num_threads(config.launch.cpus_per_worker)
-        world = from_environment(config.train.device)
-        return train(config, world, self._reporter, self._launch_id)
-
-
-def ended_of(body: Callable[[], Outcome]) -> Ended:
-    """Return how `body` ended; a run that a process on its way out still holds is tried again."""
-    give_up = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return Ended(outcome=body())
-        except AaeDistError as error:
-            text = f"{type(error).__name__}: {error}"
-            if " is being written by " not in text or time.monotonic() > give_up:
-                return Ended(mistake=text)
-        except BaseException as error:  # noqa: BLE001  # It is raised again where Tune sees it.
-            return Ended(crash=error)
-        time.sleep(1.0)
+    def _ended(self) -> Ended:
+        """Train; a run that a process on its way out still holds is tried again."""
+        give_up = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return Ended(outcome=self._train(self._channel, self._flag))
+            except AaeDistError as error:
+                if not isinstance(error, RunBusyError) or time.monotonic() > give_up:
+                    return Ended(mistake=f"{type(error).__name__}: {error}")
+            except BaseException as error:  # noqa: BLE001  # It is raised again where Tune sees it.
+                return Ended(crash=error)
+            time.sleep(1.0)

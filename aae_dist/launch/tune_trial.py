@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from ray import tune
 from aae_dist.config import RunConfig
 from aae_dist.launch import nonce
 from aae_dist.launch.ray_monitor import StopWatch
+from aae_dist.launch.trial_session import Channel, Ended, Session, StopFlag
 from aae_dist.objective import NUM_SAMPLES, Objective
 from aae_dist.storage import join, open_storage
+from aae_dist.training.outcome import Outcome
 
 SWEEP = "sweep"
 """Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
@@ -54,15 +57,13 @@ class Trial(tune.Trainable):
         if task.search_path not in sys.path:
             sys.path.append(task.search_path)
         self._task, self._watch = task, StopWatch(task.monitor)
-        self._session: Any = None
+        self._session: Session | None = None
         self._donor: dict[str, Any] | None = None
         self._lineage: dict[str, Any] | None = None
         self._take(config)
 
     def step(self) -> dict[str, Any]:
         """Return the next log point, or how the training ended."""
-        from aae_dist.launch.trial_session import Ended
-
         if self._session is None and self._watch.requested:
             return {"done": True, STATE: "interrupted"}
         if self._session is None:
@@ -105,17 +106,17 @@ class Trial(tune.Trainable):
         self._donor = self._lineage = None
         self._at_step = 0
 
-    def _start(self) -> Any:
-        from aae_dist.launch.trial_session import Channel, LocalSession, StopFlag
+    def _start(self) -> Session:
+        # Imports torch, of which the driver, who sends this class, has no use.
+        from aae_dist.launch.trial_training import train_here, train_on_ray
 
         task, config = self._task, self._config
         flag = StopFlag(lambda: self._watch.requested)
         channel = Channel(config, task.objective.metrics, flag)
         if config.launch.most_workers > 1:
-            from aae_dist.launch.ray_session import RaySession
-
-            return RaySession(config, channel, flag)
-        return LocalSession(self._prepare, task.launch_id, channel, flag, task.pause_every)
+            return Session(partial(train_on_ray, config), channel, flag)
+        here = partial(train_here, self._prepare, task.launch_id, task.pause_every)
+        return Session(here, channel, flag)
 
     def _prepare(self) -> RunConfig:
         """Return the run's configuration; with PBT, what it changed, a donor's state taken over."""
@@ -136,7 +137,7 @@ class Trial(tune.Trainable):
             self._session.stop("pruned")
             self._session = None
 
-    def _ended(self, outcome: Any) -> dict[str, Any]:
+    def _ended(self, outcome: Outcome) -> dict[str, Any]:
         result = self._result(outcome.metrics)
         self._at_step = outcome.step
         if outcome.state in ("finished", "already_finished"):

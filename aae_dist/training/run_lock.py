@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from aae_dist.distributed.reductions import main_decides
 from aae_dist.distributed.world import World
-from aae_dist.errors import LaunchError
+from aae_dist.errors import LaunchError, RunBusyError
 from aae_dist.storage import Storage
 from aae_dist.training.run_lock_holder import KEY, Holder, this_process
 
@@ -59,7 +59,8 @@ class RunLock:
             stale_seconds: without a sign of life after which a holder elsewhere counts as dead.
 
         Raises:
-            LaunchError: another live process writes this run, or the storage cannot be used.
+            RunBusyError: another live process writes this run.
+            LaunchError: the storage cannot be used.
         """
         while True:
             current = _read(run)
@@ -188,7 +189,7 @@ def _is_free(
 def _is_stale(
     run: Storage, lock: bytes, holder: Holder | None, stale_seconds: float, poll_seconds: float
 ) -> bool:
-    """Watch a holder whose process cannot be seen; LaunchError when it gives a sign of life."""
+    """Watch a holder whose process cannot be seen; RunBusyError when it gives a sign of life."""
     logger.warning(
         "%s is locked by %s; waiting up to %g s for a sign of life before taking over",
         run.uri,
@@ -208,8 +209,8 @@ def _is_stale(
     return True
 
 
-def _busy(run: Storage, holder: Holder) -> LaunchError:
-    return LaunchError(
+def _busy(run: Storage, holder: Holder) -> RunBusyError:
+    return RunBusyError(
         f"{run.uri} is being written by {holder}. "
         "Wait until it ends, stop it, or choose another run.name."
     )

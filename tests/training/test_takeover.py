@@ -1,6 +1,7 @@
 """A run that takes over another run's state goes on bit for bit as that one would have."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from helpers.runs import TINY, final_tensors, metrics
 from aae_dist.config import load_config
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError
-from aae_dist.launch.trial_session import Channel, Ended, LocalSession, StopFlag
+from aae_dist.launch.trial_session import Channel, Ended, Session, StopFlag
+from aae_dist.launch.trial_training import train_here
 from aae_dist.storage import open_storage
 from aae_dist.training.checkpoint import CheckpointStore
 from aae_dist.training.takeover import PENDING, resumed_config, take_over
@@ -121,7 +123,7 @@ def test_a_donor_without_a_checkpoint_is_an_error(tmp_path):
 def session(settings, pause_every=None):
     flag = StopFlag()
     channel = Channel(settings, ("loss/reconstruction",), flag)
-    return LocalSession(lambda: settings, "launch", channel, flag, pause_every)
+    return Session(partial(train_here, lambda: settings, "launch", pause_every), channel, flag)
 
 
 def test_a_session_tells_of_scores_and_its_end_and_pauses_where_asked(tmp_path):
