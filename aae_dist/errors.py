@@ -15,7 +15,7 @@ AaeDistError
 A message says what, what was got, and what to do. Each class carries its exit code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class AaeDistError(Exception):
@@ -96,8 +96,19 @@ class Interrupted(AaeDistError):
     exit_code = 4
 
 
+def packed(error: BaseException) -> list[str]:
+    """Return an error as it goes to other processes, also as JSON: its class's name, its text."""
+    return [type(error).__name__, str(error)]
+
+
+def unpacked(pair: Sequence[str]) -> AaeDistError:
+    """Return an error that was packed; of a class that is none of ours, an AaeDistError."""
+    name, message = pair
+    return by_name(name)(message)
+
+
 def by_name(name: str) -> type[AaeDistError]:
-    """Return the error class called `name`: errors cross processes as (name, message) pairs."""
+    """Return the error class called `name`, AaeDistError when it is none of ours."""
     classes = {c.__name__: c for c in _below(AaeDistError)}
     return classes.get(name, AaeDistError)
 

@@ -80,7 +80,7 @@ def _this_machine(config: RunConfig | None) -> Iterator[Finding]:
 def _cluster(config: RunConfig | None) -> Iterator[Finding]:
     from aae_dist.launch import ray_cluster, ray_doctor
 
-    with ray_doctor.connected():
+    with ray_cluster.connected():
         pairs, findings = ray_doctor.facts(ray_doctor.places())
         yield from findings
         if not pairs:

@@ -18,7 +18,7 @@ from aae_dist.config.tree import plain
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch import kubectl, manifest
 from aae_dist.launch.ray_cluster import refuse_if_impossible
-from aae_dist.launch.ray_demand import Demand
+from aae_dist.launch.ray_demand import demand_of
 
 if TYPE_CHECKING:
     from aae_dist.launch.ray_jobs import Jobs, Log
@@ -131,15 +131,8 @@ def check(work: Work, job: manifest.Object, cluster: Path) -> None:
     problems = list(_problems(work.config, manifest.shared_folders(job)))
     if problems:
         raise ConfigError("\n  ".join([f"this cannot run on {cluster}:", *problems]))
-    launch = work.config.launch
     groups = list(manifest.groups(job))
-    gpus = launch.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1.0 if any(resources["GPU"] for resources, _ in groups) else 0.0
-    if work.config.train.device == "cpu":
-        gpus = 0.0
-    bundle = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
-    demand = Demand(launch.most_workers, bundle, launch.fewest_workers)
+    demand = demand_of(work.config, [resources for resources, _ in groups])
     pods = [node for node, most in groups for _ in range(min(most, demand.workers))]
     refuse_if_impossible(demand, pods, f"with `most` in its site.yaml, {cluster} has")
 

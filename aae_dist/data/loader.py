@@ -18,7 +18,7 @@ from aae_dist.data.sample_decoder import NO_LABEL
 from aae_dist.data.transfer import Transfer
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.world import single
-from aae_dist.errors import AaeDistError, by_name
+from aae_dist.errors import AaeDistError, packed, unpacked
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,14 @@ class BatchLoader:
         return _Taken(batch, problem, self._exchange.start_sum(counts))
 
     def _raise_on_all_ranks(self, problem: BaseException | None) -> NoReturn:
-        mine = None if problem is None else [type(problem).__name__, str(problem)]
+        mine = None if problem is None else packed(problem)
         told = [each for each in self._exchange.gather(mine) if each is not None]
         if problem is not None and not isinstance(problem, AaeDistError):
             raise problem
-        name, message = told[0]
-        kind = by_name(name)
-        if kind.__name__ != name:  # a crash, not a mistake of the user: to be started again
-            raise RuntimeError(f"the loader of a peer failed: {name}: {message}")
-        raise kind(message)
+        error = unpacked(told[0])
+        if packed(error) != told[0]:  # a crash, not a mistake of the user: to be started again
+            raise RuntimeError(f"the loader of a peer failed: {': '.join(told[0])}")
+        raise error
 
     def _arrived(self, batch: Batch) -> Batch:
         self._transfer.receive((batch.images, batch.labels, batch.valid), batch.arrived)

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aae_dist import errors
 from aae_dist.distributed.world import World
+from aae_dist.errors import AaeDistError, packed, unpacked
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def together(world: World, work: Callable[[], T]) -> T:
     if world.size > 1:
         dist.all_reduce(first, dist.ReduceOp.MIN)
     if int(first) < world.size:
-        _raise(broadcast_json(problem, world, source=int(first)))
+        raise unpacked(broadcast_json(problem, world, source=int(first)))
     assert result is not None
     return result[0]
 
@@ -74,7 +74,7 @@ def main_decides(world: World, work: Callable[[], T]) -> T:
     result, problem = _attempt(work) if world.is_main else (None, None)
     problem = broadcast_json(problem, world)
     if problem is not None:
-        _raise(problem)
+        raise unpacked(problem)
     value: T = broadcast_json(result[0] if result else None, world)
     return value
 
@@ -82,10 +82,5 @@ def main_decides(world: World, work: Callable[[], T]) -> T:
 def _attempt(work: Callable[[], T]) -> tuple[tuple[T] | None, list[str] | None]:
     try:
         return (work(),), None
-    except errors.AaeDistError as error:
-        return None, [type(error).__name__, str(error)]
-
-
-def _raise(problem: list[str]) -> None:
-    name, message = problem
-    raise errors.by_name(name)(message)
+    except AaeDistError as error:
+        return None, packed(error)

@@ -14,6 +14,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.paths import inside_ray_job
 from aae_dist.config.settings import Launch
 from aae_dist.errors import ConfigError, LaunchError
+from aae_dist.launch import ray_demand
 from aae_dist.launch.ray_demand import Demand, Resources, show, total
 from aae_dist.launch.say import say
 
@@ -60,34 +61,39 @@ def advice(config: RunConfig) -> list[str]:
 
 
 @contextlib.contextmanager
-def connected(config: RunConfig) -> Iterator[None]:
+def connected(config: RunConfig | None = None) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS, or start one on this machine; leave it at the end.
 
     A program that is connected to Ray already stays so.
 
+    Args:
+        config: of a run whose workers Ray Train shall start.
+
     Raises:
         LaunchError: no Ray answers at RAY_ADDRESS.
     """
-    _set_environment(config, is_local())
+    _set_environment()
+    if config is not None:
+        seconds = start_seconds(config.launch)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(seconds)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    connect(is_local())
+    _connect()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def connect(local: bool) -> None:
-    """Join the cluster of RAY_ADDRESS, or start one here; LaunchError when neither works."""
+def _connect() -> None:
     # Starting Ray is mostly waiting for its processes; meanwhile torch can be imported.
     imports = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
     imports.start()
     try:
-        if local:
+        if is_local():
             _start_here()
         else:
             _init()
@@ -141,14 +147,14 @@ def _init(*args: Any, **kwargs: Any) -> None:
     ray.init(*args, log_to_driver=False, logging_level=logging.WARNING, **kwargs)
 
 
-def _set_environment(config: RunConfig, local: bool) -> None:
+def _set_environment() -> None:
     """Set what Ray reads from the environment; what the user has set stays."""
     defaults = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
         # Raylets' messages would be printed between our lines, whatever log_to_driver says.
         "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     }
-    if local:
+    if is_local():
         defaults |= {
             # A key of this launch only: Ray's own default writes one into the home directory.
             "RAY_AUTH_MODE": "token",
@@ -163,7 +169,6 @@ def _set_environment(config: RunConfig, local: bool) -> None:
             defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_seconds(config.launch))
 
 
 def start_seconds(launch: Launch) -> float:
@@ -194,16 +199,9 @@ def autoscaler_groups() -> list[tuple[Resources, int]]:
 
 
 def demand_of(config: RunConfig) -> Demand:
-    """Return what the run wants, `gpus_per_worker: auto` resolved for this cluster."""
-    launch = config.launch
-    gpus = launch.gpus_per_worker
-    if gpus == "auto":
-        groups = [resources for resources, _ in autoscaler_groups()]
-        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in [*nodes(), *groups]) else 0.0
-    if config.train.device == "cpu":
-        gpus = 0.0
-    per_worker = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
-    return Demand(launch.most_workers, per_worker, launch.fewest_workers)
+    """Return what the run wants of this cluster, as it is or as its autoscaler may make it."""
+    groups = [resources for resources, _ in autoscaler_groups()]
+    return ray_demand.demand_of(config, [*nodes(), *groups])
 
 
 def check_demand(demand: Demand) -> None:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from aae_dist.config import RunConfig
+
 Resources = Mapping[str, float]
 SHOWN = ("CPU", "GPU")
 
@@ -30,6 +32,18 @@ class Demand:
         elastic = self.fewest is not None and self.fewest < self.workers
         count = f"{self.fewest} to {self.workers}" if elastic else f"{self.workers}"
         return f"{count} workers x ({show(self.per_worker)})"
+
+
+def demand_of(config: RunConfig, nodes: Iterable[Resources]) -> Demand:
+    """Return what the run wants; `gpus_per_worker: auto` is one if any of these nodes has one."""
+    launch = config.launch
+    gpus = launch.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if any(node.get("GPU", 0.0) >= 1 for node in nodes) else 0.0
+    if config.train.device == "cpu":
+        gpus = 0.0
+    per_worker = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
+    return Demand(launch.most_workers, per_worker, launch.fewest_workers)
 
 
 def show(resources: Resources) -> str:

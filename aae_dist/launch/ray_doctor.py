@@ -1,8 +1,5 @@
 """The doctor's checks on every machine of a Ray cluster."""
 
-import contextlib
-import logging
-import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from aae_dist.doctor import probes
 from aae_dist.doctor.findings import Finding, bad, good
 from aae_dist.doctor.machine import Machine, look
-from aae_dist.errors import LaunchError
+from aae_dist.launch.failures import last_line
 
 START_SECONDS = 180.0
 """Longest wait for a process on a machine to start and to import torch."""
@@ -103,17 +100,11 @@ def facts(found: Sequence[Place]) -> tuple[list[tuple[Place, Machine]], list[Fin
             findings.append(
                 bad(
                     "machine",
-                    f"{place.host} cannot run aae_dist: {reason(error)}",
+                    f"{place.host} cannot run aae_dist: {last_line(error)}",
                     "use one image on all nodes; if its GPUs are taken, wait or use fewer",
                 )
             )
     return answered, findings
-
-
-def reason(error: BaseException) -> str:
-    """Return the last line of an error, which names the exception."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[-1][:200]
 
 
 def answer_or_reason(reference: Any) -> str:
@@ -121,7 +112,7 @@ def answer_or_reason(reference: Any) -> str:
     try:
         text: str = ray.get(reference, timeout=ANSWER_SECONDS)
     except Exception as error:  # of a node that died: the other machines' findings still count
-        return reason(error)
+        return last_line(error)
     return text
 
 
@@ -171,7 +162,7 @@ def network(found: Sequence[Place], backend: str) -> dict[int, float] | str:
         ]
         seconds: dict[int, float] = ray.get(asked, timeout=GROUP_SECONDS + START_SECONDS)[0]
     except Exception as error:  # gloo, NCCL and Ray raise many kinds
-        return reason(error)
+        return last_line(error)
     return seconds
 
 
@@ -181,28 +172,10 @@ def dashboard_url() -> str | None:
     return f"http://{node.webui_url}" if node is not None and node.webui_url else None
 
 
-@contextlib.contextmanager
-def connected() -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names.
-
-    Raises:
-        LaunchError: no Ray answers there.
-    """
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    except Exception as error:  # Ray raises bare Exception, too.
-        place = os.environ.get("RAY_ADDRESS", "")
-        raise LaunchError(f"Ray at {place} cannot be used: {reason(error)}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def wandb_from(place: Place, url: str) -> list[Finding]:
     """Ask the W&B server from one machine: rank 0 may run on any."""
     try:
         answer: list[Finding] = ray.get(place.probe.wandb.remote(url), timeout=ANSWER_SECONDS)
     except Exception as error:
-        return [bad("wandb", f"{place.host}: {reason(error)}", "look into that machine's log")]
+        return [bad("wandb", f"{place.host}: {last_line(error)}", "look into that machine's log")]
     return answer

@@ -23,24 +23,24 @@ ERROR_GRACE_SECONDS = 30.0
 
 
 class Fit(threading.Thread):
-    """`trainer.fit()` in a thread of its own: the main thread prints and takes signals.
+    """Runs Ray Train or Ray Tune in a thread of its own: the main thread prints and takes signals.
 
-    Off the main thread Ray Train also leaves SIGINT alone, which it would answer by aborting
-    without a checkpoint.
+    Off the main thread they also leave SIGINT alone, which they would answer by aborting without a
+    checkpoint.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        """Run `trainer`; start at once."""
-        super().__init__(name="ray-train-fit", daemon=True)
-        self._trainer = trainer
-        self.payload: Payload | None = None
+    def __init__(self, fit: Callable[[], Any]) -> None:
+        """Run `fit`; start at once."""
+        super().__init__(name="ray-fit", daemon=True)
+        self._fit = fit
+        self.result: Any = None
         self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
-        """Run to the end and keep rank 0's return value, or the exception."""
+        """Run to the end and keep what came of it: a result or an exception."""
         try:
-            self.payload = self._trainer.fit().return_value
+            self.result = self._fit()
         except BaseException as error:  # noqa: BLE001  # It is raised again in the main thread.
             self.error = error
 
@@ -112,11 +112,12 @@ class Driver:
             raise explain(
                 self._fit.error, self._config.launch.max_failures, logs_folder()
             ) from self._fit.error
-        if self._fit.payload is None:
+        payload: Payload | None = self._fit.result.return_value
+        if payload is None:
             raise WorkersFailedError(
                 f"Ray Train ended without a result. All workers' logs are in {logs_folder()}."
             )
-        return self._fit.payload
+        return payload
 
 
 def logs_folder() -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray.train
 
+from aae_dist.errors import AaeDistError, LaunchError, packed
 from aae_dist.launch.failures import root_cause
 from aae_dist.launch.ray_monitor import Payload
 
@@ -37,10 +38,14 @@ def train_worker(task: Task) -> Payload:
 
 
 def _cannot_import(task: Task, error: ImportError) -> Payload:
-    # Starting again would not help, so this must not look like a crash.
     message = f"a worker on {platform.node()} cannot import aae_dist's engine: {error}. "
     message += "Install the same packages on all nodes."
-    payload: Payload = {"error": "LaunchError", "message": message}
+    return give_up(task, LaunchError(message))
+
+
+def give_up(task: Task, error: AaeDistError) -> Payload:
+    """Tell the driver of an error that another start would meet again, and return it."""
+    payload: Payload = {"error": packed(error)}
     ray.get(task.monitor.set_error.remote(payload))
     return payload
 

@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 from aae_dist.errors import ConfigError
-from aae_dist.launch.ray_cluster import ADDRESS, connect, is_local
+from aae_dist.launch.ray_cluster import ADDRESS, connected, is_local
 
 Result = TypeVar("Result")
 
@@ -62,13 +62,5 @@ def ray_executor() -> Iterator[Executor]:
             f"--ray needs a cluster: set {ADDRESS} (got {os.environ.get(ADDRESS)!r}), or leave "
             "--ray out to use threads of this process."
         )
-    import ray
-
-    joined = not ray.is_initialized()
-    if joined:
-        connect(False)
-    try:
+    with connected():
         yield RayExecutor()
-    finally:
-        if joined:
-            ray.shutdown()

@@ -10,7 +10,7 @@ POLL_SECONDS = 0.5
 """How often rank 0 asks whether to stop."""
 
 Payload = dict[str, Any]
-"""What a rank came to: {"outcome": {...}} or {"error": class name, "message": text}."""
+"""What a rank came to: {"outcome": {...}} or {"error": an error, packed}."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from aae_dist.config import RunConfig
-from aae_dist.errors import AaeDistError, by_name
+from aae_dist.errors import AaeDistError, packed, unpacked
 from aae_dist.launch import ray_cluster
 from aae_dist.launch.failures import WorkersFailedError
 from aae_dist.launch.ray_demand import Demand
@@ -88,7 +88,7 @@ def _guarded(search_path: str, function: Callable[..., Any], *arguments: Any) ->
     try:
         return {"value": function(*arguments)}
     except AaeDistError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return {"error": packed(error)}
 
 
 def _value(ray: Any, reference: Any) -> Any:
@@ -99,5 +99,5 @@ def _value(ray: Any, reference: Any) -> Any:
             f"a worker's process died more often than launch.max_failures allows ({error})"
         ) from error
     if "error" in payload:
-        raise by_name(payload["error"])(payload["message"])
+        raise unpacked(payload["error"])
     return payload["value"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aae_dist.config import RunConfig
-from aae_dist.errors import by_name
+from aae_dist.errors import unpacked
 from aae_dist.launch import nonce, ray_cluster
 from aae_dist.launch.ray_monitor import Monitor, News, Payload, print_lines
 from aae_dist.launch.say import say
@@ -83,14 +83,14 @@ def run_on_ray(
     monitor = start_monitor()
     launch_id, here = secrets.token_hex(8), os.getcwd()
     task = Task(config.model_dump_json(), launch_id, word, monitor, here, has_screen)
-    fit = Fit(build_trainer(config, demand, task, storage))
+    fit = Fit(build_trainer(config, demand, task, storage).fit)
     return Driver(config, demand, monitor, fit, signals, hear).watch()
 
 
 def outcome_of(payload: Payload) -> Outcome:
     """Return what the workers returned, or raise the error that they met."""
     if "error" in payload:
-        raise by_name(payload["error"])(payload["message"])
+        raise unpacked(payload["error"])
     return Outcome(**payload["outcome"])
 
 

@@ -20,7 +20,7 @@ from aae_dist.errors import AaeDistError
 from aae_dist.launch import nonce
 from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.prometheus import PrometheusSink
-from aae_dist.launch.ray_entry import Task
+from aae_dist.launch.ray_entry import Task, give_up
 from aae_dist.launch.ray_monitor import Payload, StopWatch
 from aae_dist.launch.ray_screen import FarConsole
 from aae_dist.storage import join, open_storage
@@ -112,9 +112,7 @@ def _train(task: Task, config: RunConfig, world: World) -> Payload:
         outcome = train(config, world, reporter, task.launch_id, sinks, console)
         reporter.flush()
     except AaeDistError as error:
-        payload: Payload = {"error": type(error).__name__, "message": str(error)}
-        ray.get(task.monitor.set_error.remote(payload))
-        return payload
+        return give_up(task, error)
     except Exception as error:
         repeated = repeated_failure(task, world.rank, error)
         if repeated is None:
@@ -137,6 +135,4 @@ def repeated_failure(task: Task, rank: int, error: Exception) -> Payload | None:
         return None
     traceback.print_exception(error)
     message = f"rank {rank} failed twice alike, so it is not started again: {cause}"
-    payload: Payload = {"error": WorkersFailedError.__name__, "message": message}
-    ray.get(task.monitor.set_error.remote(payload))
-    return payload
+    return give_up(task, WorkersFailedError(message))

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +11,11 @@ from ray import tune
 from aae_dist.config import RunConfig
 from aae_dist.launch import nonce, ray_cluster
 from aae_dist.launch.failures import WorkersFailedError, last_line
+from aae_dist.launch.ray_driver import Fit
 from aae_dist.launch.ray_train import start_monitor
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
-from aae_dist.launch.tune_book import Bookkeeper, point_of
+from aae_dist.launch.tune_book import Bookkeeper, name_of, point_of
 from aae_dist.launch.tune_room import DRIVER, all_nodes, demands_of, placement_of, room_for
 from aae_dist.launch.tune_schedulers import build_scheduler
 from aae_dist.launch.tune_trial import SWEEP, SweepTask, Trial
@@ -82,7 +82,10 @@ class SweepDriver:
 
     def run(self) -> None:
         """Return when every trial has ended, or all have stopped after a signal."""
-        fit = _Fit(self._tuner())
+        tuner = self._tuner()
+        # Tune's tracebacks of trials and complaints of missing result files; the book tells causes.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        fit = Fit(tuner.fit)
         ended, stop_by, saving = 0, 0.0, set[str]()
         with View(self._ledger, self._concurrent) as view:
             while fit.is_alive():
@@ -140,8 +143,8 @@ class SweepDriver:
                 max_concurrent_trials=None if pause else self._concurrent,
                 # A Ray Train run that was given up lives as long as the process that began it.
                 reuse_actors=all(config.launch.most_workers == 1 for config in plan.configs),
-                trial_name_creator=_name,
-                trial_dirname_creator=_name,
+                trial_name_creator=name_of,
+                trial_dirname_creator=name_of,
             ),
             run_config=tune.RunConfig(
                 name=sweep.name,
@@ -182,26 +185,3 @@ class SweepDriver:
             return placement_of(demand, has_drivers)
 
         return placement
-
-
-class _Fit(threading.Thread):
-    """`Tuner.fit()` in a thread of its own: off the main thread it leaves signals alone."""
-
-    def __init__(self, tuner: tune.Tuner) -> None:
-        super().__init__(name="ray-tune-fit", daemon=True)
-        self._tuner = tuner
-        self.error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        """Run to the end and keep the exception."""
-        # Tune's tracebacks of trials and complaints of missing result files; the book tells causes.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        try:
-            self._tuner.fit()
-        except BaseException as error:  # noqa: BLE001  # It is raised again in the main thread.
-            self.error = error
-
-
-def _name(trial: Any) -> str:
-    return str(trial.config[SWEEP]["id"])

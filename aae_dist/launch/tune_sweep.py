@@ -58,8 +58,7 @@ def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = N
     configs = plan.configs
     ray_cluster.check_storage(configs[0])
     for config in configs:
-        if ray_cluster.is_local():
-            ray_cluster.check_machine(config)
+        ray_cluster.check_machine(config)
     for line in ray_cluster.advice(configs[0]):
         say(line)
     folder = open_storage(plan.uri)
