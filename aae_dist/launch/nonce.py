@@ -3,7 +3,7 @@
 import secrets
 
 from aae_dist.errors import LaunchError
-from aae_dist.storage import Storage
+from aae_dist.storage import Storage, read_or_none
 
 KEY = ".nonce"
 
@@ -18,11 +18,7 @@ def leave(folder: Storage) -> str:
 
 def check(folder: Storage, word: str) -> None:
     """Raise LaunchError unless `folder` holds the driver's word: then it is another folder."""
-    try:
-        found = folder.read(KEY).decode()
-    except FileNotFoundError:
-        found = None
-    if found != word:
+    if read_or_none(folder, KEY) != word.encode():
         raise LaunchError(
             f"{folder.uri}: this folder is not shared between nodes: a worker does not see what "
             "the driver wrote there. Set run.storage to s3:// (gs://, az://) or to a shared mount."

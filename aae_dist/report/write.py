@@ -9,7 +9,7 @@ from aae_dist.report.pareto_picture import noted_key, pareto
 from aae_dist.report.style import png
 from aae_dist.report.text import label
 from aae_dist.report.view import SEED, Row, View, make_view
-from aae_dist.storage import Storage, open_storage
+from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST
 
@@ -64,13 +64,8 @@ def _gallery(view: View) -> list[tuple[Row, dict[str, bytes]]]:
 
 
 def _pictures(run: Storage) -> dict[str, bytes]:
-    found = {}
-    for name in GALLERY:
-        try:
-            found[name] = run.read(f"pictures/{name}.png")
-        except FileNotFoundError:
-            continue
-    return found
+    found = {name: read_or_none(run, f"pictures/{name}.png") for name in GALLERY}
+    return {name: png for name, png in found.items() if png is not None}
 
 
 def _pareto_caption(view: View) -> str:

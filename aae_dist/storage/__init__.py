@@ -11,12 +11,22 @@ from aae_dist.storage.base import (
     check_key,
     is_remote,
     join,
+    read_or_none,
     scheme_of,
 )
 from aae_dist.storage.local import LocalStorage
 from aae_dist.storage.web_address import check_web_address
 
-__all__ = ["Entry", "LocalStorage", "Storage", "check_key", "is_remote", "join", "open_storage"]
+__all__ = [
+    "Entry",
+    "LocalStorage",
+    "Storage",
+    "check_key",
+    "is_remote",
+    "join",
+    "open_storage",
+    "read_or_none",
+]
 
 # Plain http sends data and keys in the clear; within the machine nobody listens.
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")

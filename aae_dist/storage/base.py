@@ -95,6 +95,14 @@ class Storage(Protocol):
         """Write and remove a probe; raise LaunchError within seconds when that fails."""
 
 
+def read_or_none(storage: Storage, key: str) -> bytes | None:
+    """Return the whole file, None when it is absent."""
+    try:
+        return storage.read(key)
+    except FileNotFoundError:
+        return None
+
+
 def check_key(key: str) -> str:
     """Return `key` when it names something below a folder; raise LaunchError otherwise."""
     parts = key.split("/")

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aae_dist.errors import DataError
-from aae_dist.storage import Storage, open_storage
+from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.tracking.json_lines import parse
 
 SWEEP, TRIAL, TRIALS, BEST = "sweep.json", "trial.json", "trials", "best.yaml"
@@ -134,11 +134,8 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
 
 def read_json(storage: Storage, key: str) -> dict[str, Any] | None:
     """Return a JSON map, None when the file is absent."""
-    try:
-        found: dict[str, Any] = json.loads(storage.read(key))
-    except FileNotFoundError:
-        return None
-    return found
+    text = read_or_none(storage, key)
+    return None if text is None else json.loads(text)
 
 
 def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bool) -> TrialRecord:
@@ -148,7 +145,8 @@ def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bo
         parameters = planned["parameters"]
         return TrialRecord(planned["id"], planned["number"], folder.uri, parameters, parameters)
     summary = read_json(folder, "summary.json") or {}
-    history = _history(folder) if histories or not summary else ()
+    lines = read_or_none(folder, "metrics.jsonl") if histories or not summary else None
+    history = tuple(parse(lines or b""))
     metrics: dict[str, float | None] = {}
     for record in history:
         metrics |= record
@@ -168,13 +166,6 @@ def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bo
         workers=own["workers"],
         lineage=tuple(own["lineage"]),
     )
-
-
-def _history(folder: Storage) -> tuple[Mapping[str, Any], ...]:
-    try:
-        return tuple(parse(folder.read("metrics.jsonl")))
-    except FileNotFoundError:
-        return ()
 
 
 def _age(moment: str) -> float:

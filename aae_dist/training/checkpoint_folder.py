@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from aae_dist.errors import CheckpointError, LaunchError
-from aae_dist.storage import Storage
+from aae_dist.storage import Storage, read_or_none
 from aae_dist.training.checkpoint_files import DOCUMENT, Saved, decode
 from aae_dist.training.checkpoint_manifest import (
     DAMAGED,
@@ -89,7 +89,7 @@ class CheckpointFolder:
             size = self.storage.size(key)
             if name.endswith(DOCUMENT) and record.size > LARGEST_DOCUMENT:
                 raise CheckpointError(f"{name} is larger than {LARGEST_DOCUMENT} bytes")
-            data = self._read_or_none(key) if size == record.size else None
+            data = read_or_none(self.storage, key) if size == record.size else None
             if data is None or FileRecord.of(data) != record:
                 state = "is missing" if size is None else "does not match its size and SHA-256"
                 raise CheckpointError(f"{name} {state}")
@@ -122,15 +122,9 @@ class CheckpointFolder:
                 raise CheckpointError(f"{MANIFEST} is of step {manifest.step}")
             return decode(step, self.verified_files(manifest)), manifest
         except CheckpointError as error:
-            if self._read_or_none(key_of(step, MANIFEST)) != sealed:
+            if read_or_none(self.storage, key_of(step, MANIFEST)) != sealed:
                 raise _VanishedError from error
             raise type(error)(f"{self.storage.uri}/{folder_of(step)}: {error}") from error
-
-    def _read_or_none(self, key: str) -> bytes | None:
-        try:
-            return self.storage.read(key)
-        except FileNotFoundError:
-            return None
 
     def _mark_damaged(self, step: int, reason: str) -> None:
         self._report(f"damaged checkpoint, an older one is looked for: {reason}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from aae_dist.config import RunConfig, dump_yaml
 from aae_dist.config.redaction import redacted
-from aae_dist.storage import Storage, join, open_storage
+from aae_dist.storage import Storage, join, open_storage, read_or_none
 from aae_dist.training.outcome import Outcome
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
@@ -35,7 +35,7 @@ class RunFolder:
 
     def read_metrics(self) -> bytes:
         """Return the metrics of the last upload, empty before the first one."""
-        return self._read(METRICS) or b""
+        return read_or_none(self.storage, METRICS) or b""
 
     def write_bad_samples(self, lines: bytes) -> None:
         """Write the list of all bad samples so far, one JSON object a line."""
@@ -66,11 +66,5 @@ class RunFolder:
 
     def read_summary(self) -> Mapping[str, Any] | None:
         """Return the summary, or None while the run has not ended."""
-        text = self._read(SUMMARY)
+        text = read_or_none(self.storage, SUMMARY)
         return json.loads(text) if text else None
-
-    def _read(self, key: str) -> bytes | None:
-        try:
-            return self.storage.read(key)
-        except FileNotFoundError:
-            return None

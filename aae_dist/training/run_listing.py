@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from aae_dist.config.tree import plain
 from aae_dist.config.yaml_text import YamlProblem, parse
 from aae_dist.storage import Entry, Storage
+from aae_dist.tracking import json_lines
 from aae_dist.training.run_folder import CONFIG, METRICS, SUMMARY
 from aae_dist.training.run_lock_holder import KEY as LOCK
 from aae_dist.training.run_lock_holder import Holder
@@ -141,11 +142,6 @@ def _tail(run: Storage, entry: Entry | None) -> dict[str, Any]:
         return {}
     start = max(0, entry.size - TAIL_BYTES)
     newest: dict[str, Any] = {}
-    for line in run.read_range(METRICS, start, entry.size - start).splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the first line of the tail, or one that a killed process left
-            continue
-        if isinstance(record, dict):
-            newest |= record
+    for record in json_lines.parse(run.read_range(METRICS, start, entry.size - start)):
+        newest |= record
     return newest

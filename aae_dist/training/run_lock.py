@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from aae_dist.distributed.reductions import main_decides
 from aae_dist.distributed.world import World
 from aae_dist.errors import LaunchError, RunBusyError
-from aae_dist.storage import Storage
+from aae_dist.storage import Storage, read_or_none
 from aae_dist.training.run_lock_holder import KEY, Holder, this_process
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class RunLock:
             LaunchError: the storage cannot be used.
         """
         while True:
-            current = _read(run)
+            current = read_or_none(run, KEY)
             holder = this_process(_attempt_after(current), launch_id)
             if current is None:
                 taken = run.create(KEY, holder.encoded())
@@ -73,12 +73,12 @@ class RunLock:
                     continue
                 taken = run.replace(KEY, holder.encoded(), expected=current)
             # A repeated request is refused because of its own first copy, so look again.
-            if taken or holder.is_same(_parse(_read(run))):
+            if taken or holder.is_same(_parse(read_or_none(run, KEY))):
                 return cls(run, holder, heartbeat_seconds)
 
     def check(self) -> None:
         """Raise LaunchError when another process has taken the run over."""
-        self._check(_read(self._run))
+        self._check(read_or_none(self._run, KEY))
 
     def release(self) -> None:
         """Give the lock up if it is still ours; never raises."""
@@ -114,12 +114,12 @@ class RunLock:
     def _rewrite(self, newer: Holder) -> None:
         """Replace the lock, which is ours at whatever heartbeat; LaunchError when it is not."""
         with self._guard:
-            current = _read(self._run)
+            current = read_or_none(self._run, KEY)
             self._check(current)
             if current and self._run.replace(KEY, newer.encoded(), expected=current):
                 self._holder = newer
             else:
-                self._check(_read(self._run))
+                self._check(read_or_none(self._run, KEY))
 
     def _beat_until_stopped(self, heartbeat_seconds: float) -> None:
         failing = False
@@ -150,13 +150,6 @@ def locked(run: Storage, world: World, launch_id: str) -> Iterator[RunLock | Non
     finally:
         for lock in held:
             lock.release()
-
-
-def _read(run: Storage) -> bytes | None:
-    try:
-        return run.read(KEY)
-    except FileNotFoundError:
-        return None
 
 
 def _parse(lock: bytes | None) -> Holder | None:
@@ -199,7 +192,7 @@ def _is_stale(
     give_up = time.monotonic() + stale_seconds
     while time.monotonic() < give_up:
         time.sleep(poll_seconds)
-        newer = _read(run)
+        newer = read_or_none(run, KEY)
         if newer == lock:
             continue
         seen = _parse(newer)

@@ -6,7 +6,7 @@ from typing import Any
 
 from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.errors import CheckpointError
-from aae_dist.storage import Storage, join, open_storage
+from aae_dist.storage import Storage, join, open_storage, read_or_none
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.run_lock import RunLock
 
@@ -49,13 +49,10 @@ def resumed_config(config: RunConfig, launch_id: str) -> RunConfig:
     A take-over that was cut short is done again first.
     """
     folder = open_storage(join(config.run.storage, config.run.name))
-    try:
-        event = json.loads(folder.read(PENDING))
-    except FileNotFoundError:
-        event = None
+    event = read_or_none(folder, PENDING)
     if event is not None:
         with RunLock.acquire(folder, launch_id) as lock:
-            _copy(config, folder, event, lock)
+            _copy(config, folder, json.loads(event), lock)
     saved = CheckpointStore(folder, keep=1).newest()
     return config if saved is None else _with_values(config, saved.documents["config"], {})
 
