@@ -147,12 +147,6 @@ def ranking(objective: Objective, trials: Sequence[Metrics]) -> list[int]:
     return order
 
 
-def best(objective: Objective, trials: Sequence[Metrics]) -> int | None:
-    """Return the index of the first of `ranking`, None when no trial has a score."""
-    order = ranking(objective, trials)
-    return order[0] if order else None
-
-
 def _cost(point: Point, modes: Sequence[Mode]) -> Point:
     return tuple(v if mode == "min" else -v for v, mode in zip(point, modes, strict=True))
 

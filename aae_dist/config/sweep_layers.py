@@ -8,7 +8,7 @@ from aae_dist.config import messages, space
 from aae_dist.config.layers import Merge
 from aae_dist.config.load import SWEEP
 from aae_dist.config.sweep import Sweep, SweepFile
-from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, leaves, plain
+from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, plain
 
 SHORT = ("search", "scheduler")
 """Sections that may be given by their kind alone: `scheduler: asha`."""
@@ -90,9 +90,3 @@ def layer_of(parameters: dict[str, Any]) -> Tree:
             node = child
         node[last] = from_plain(value, f"sweep.space {path}")
     return layer
-
-
-def told(tree: Tree, key: str) -> Any:
-    """Return the plain value at a dotted key of a merged tree, None when nothing is there."""
-    found = {path: leaf.value for path, leaf in leaves(tree, "")}
-    return found.get(key)

@@ -12,7 +12,7 @@ from aae_dist.config import space
 from aae_dist.config.layers import Merge
 from aae_dist.config.load import ConfigFile, config_error, make_absolute, problems_of, read_layers
 from aae_dist.config.root import RunConfig
-from aae_dist.config.sweep import Sweep
+from aae_dist.config.sweep import GridSearch, Sweep
 from aae_dist.config.sweep_checks import checks
 from aae_dist.config.sweep_layers import layer_of, read_sweep_section
 from aae_dist.config.tree import Leaf, Tree
@@ -131,7 +131,8 @@ def proposals(sweep: Sweep) -> tuple[list[dict[str, Any]], list[str]]:
     if is_grid(sweep):
         return list(grid), []
     count = PROBES if sweep.search.kind == "optuna" else sweep.num_trials or 0
-    seed = getattr(sweep.search, "seed", 0)
+    assert not isinstance(sweep.search, GridSearch)
+    seed = sweep.search.seed
     found: dict[str, dict[str, Any]] = {}
     for number in range(count):
         point = grid[number % len(grid)]

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from aae_dist.config.settings import Augment
 from aae_dist.data.loader import Batch
-from aae_dist.data.permutation import Indices
+from aae_dist.data.permutation import Indices, mixed
 from aae_dist.distributed.seeds import derived_seed
 
 NUM_DRAWS = 6
 _FLIP, _DOWN, _RIGHT, _BRIGHTNESS, _CONTRAST, _SATURATION = range(NUM_DRAWS)
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+"""What SplitMix64 adds to its counter at each step: 2**64 over the golden ratio."""
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
@@ -33,16 +35,8 @@ def uniforms(seed: int, epoch: int, indices: Indices) -> NDArray[np.float32]:
     numbers = indices.astype(np.int64)[:, None] * NUM_DRAWS + np.arange(NUM_DRAWS)
     counters = numbers.astype(np.uint64)
     # Mixed twice: counters of neighbouring keys would overlap after one.
-    bits = _mixed(_mixed(counters) ^ key)
+    bits = mixed((mixed(counters + _GAMMA) ^ key) + _GAMMA)
     return ((bits >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
-
-
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
-    return mixed
 
 
 @dataclass(frozen=True)

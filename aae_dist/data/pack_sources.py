@@ -1,12 +1,10 @@
 """What can be packed, as sets of samples: the shapes that all sources share."""
 
 import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,10 +110,7 @@ def sets_of(
     }
 
 
-def image_fields(
-    place: int, image: Pixels, label: int | None, options: PackOptions = PackOptions(),  # noqa: B008
-    **more: Any,
-) -> Fields:  # fmt: skip
+def image_fields(place: int, image: Pixels, label: int | None, options: PackOptions) -> Fields:
     """Return the sample of an image, as PNG.
 
     Args:
@@ -123,13 +118,10 @@ def image_fields(
         image: its pixels.
         label: its class, if it has one.
         options: the size that it is brought to.
-        more: what goes to a `json` field, if anything.
     """
     fields: Fields = {"__key__": f"{place:08d}", "png": png(resized(image, options))}
     if label is not None:
         fields["cls"] = str(label).encode()
-    if more:
-        fields["json"] = json.dumps(more).encode()
     return fields
 
 

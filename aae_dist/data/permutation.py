@@ -55,13 +55,13 @@ def _encrypt(words: _Words, num_bits: int, keys: tuple[np.uint64, ...]) -> _Word
     for number, key in enumerate(keys):
         # Halves may differ in width by one bit, so they take turns instead of swapping places.
         if number % 2:
-            high ^= _mix(low ^ key) & high_mask
+            high ^= mixed(low ^ key) & high_mask
         else:
-            low ^= _mix(high ^ key) & low_mask
+            low ^= mixed(high ^ key) & low_mask
     return (high << shift) | low
 
 
-def _mix(words: _Words) -> _Words:
+def mixed(words: _Words) -> _Words:
     """Mix all bits into all bits: the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,6 +1,6 @@
 """How good a trained autoencoder is: reconstruction, match with the prior, pictures."""
 
-from aae_dist.evaluation.evaluate import Evaluation, Evaluator, Gallery, evaluate
+from aae_dist.evaluation.evaluate import Evaluation, Evaluator, Gallery
 from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel
 
 __all__ = [
@@ -9,5 +9,4 @@ __all__ = [
     "EvaluationModel",
     "Evaluator",
     "Gallery",
-    "evaluate",
 ]

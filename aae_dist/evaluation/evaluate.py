@@ -197,13 +197,6 @@ class Evaluator:
         )
 
 
-def evaluate(
-    networks: EvaluationModel, dataset: EvaluationData, prior: Prior, world: World, seed: int
-) -> Evaluation:
-    """Score networks once; to score them again and again, keep an `Evaluator`."""
-    return Evaluator(dataset, prior, world, seed).evaluate(networks)
-
-
 def smallest_spread(codes_nZ: Tensor, prior_nZ: Tensor) -> float:
     """Return the codes' standard deviation over the prior's, each along its flattest direction.
 

@@ -1,4 +1,4 @@
-"""How well the aggregated posterior q(z) matches the prior p(z): three two-sample statistics.
+"""How well the aggregated posterior q(z) matches the prior p(z): the parts of three statistics.
 
 Pure functions of two samples and an explicit generator; torch's global generator is never touched.
 Shapes: `n` samples of each side, `Z` latent_dim.
@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,7 +30,6 @@ class Accuracy:
     value: float
     low: float
     high: float
-    num_held_out: int
 
 
 def c2st(codes_nZ: Tensor, prior_nZ: Tensor, generator: torch.Generator) -> Accuracy:
@@ -54,7 +52,7 @@ def c2st(codes_nZ: Tensor, prior_nZ: Tensor, generator: torch.Generator) -> Accu
         (train_x - mean) / std, train_y, (test_x - mean) / std, test_y, generator
     )
     low, high = wilson_interval(accuracy, len(test_y))
-    return Accuracy(accuracy, low, high, len(test_y))
+    return Accuracy(accuracy, low, high)
 
 
 def wilson_interval(share: float, num: int) -> tuple[float, float]:
@@ -71,17 +69,6 @@ def projections(latent_dim: int, generator: torch.Generator, num: int = NUM_PROJ
     return torch.nn.functional.normalize(directions_ZP, dim=0)
 
 
-def sliced_wasserstein(a_nZ: Tensor, b_nZ: Tensor, directions_ZP: Tensor) -> float:
-    """Sliced Wasserstein-2 distance between two samples of equal size, in units of the codes.
-
-    The square root of the mean, over directions, of the squared one-dimensional Wasserstein-2
-    distance, which for equal sizes pairs the sorted projections.
-    """
-    gap_Pn = sorted_projections(a_nZ, directions_ZP)
-    gap_Pn -= sorted_projections(b_nZ, directions_ZP)
-    return math.sqrt(np.square(gap_Pn).mean(dtype=np.float64))
-
-
 def median_distance(prior_nZ: Tensor) -> float:
     """Return the median Euclidean distance between prior samples, float [n, Z].
 
@@ -89,21 +76,6 @@ def median_distance(prior_nZ: Tensor) -> float:
     n^2 / 2 distances at once: a thousand samples are enough and 4 MB.
     """
     return max(torch.pdist(prior_nZ).median().item(), 1e-12)
-
-
-def mmd(a_nZ: Tensor, b_mZ: Tensor, bandwidth: float) -> float:
-    """Square root of the biased squared maximum mean discrepancy (Gretton et al. 2012, eq. 5).
-
-    The kernel is the mean of Gaussian kernels with standard deviations `SCALES` * `bandwidth`.
-    Exact, in blocks of at most 512 x 512 kernel values, so memory does not grow with n.
-
-    Args:
-        a_nZ: One sample, float [n, Z].
-        b_mZ: The other, float [m, Z].
-        bandwidth: Unit of the kernels' widths: `median_distance` of the prior.
-    """
-    within = mean_kernel_within(a_nZ, bandwidth) + mean_kernel_within(b_mZ, bandwidth)
-    return math.sqrt(max(within - 2 * mean_kernel(a_nZ, b_mZ, bandwidth), 0.0))
 
 
 def mean_kernel(a_nZ: Tensor, b_mZ: Tensor, bandwidth: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from aae_dist.config import RunConfig
+from aae_dist.config.sweep import PbtScheduler
 from aae_dist.launch import nonce, ray_cluster
 from aae_dist.launch.failures import WorkersFailedError, last_line
 from aae_dist.launch.ray_driver import Fit
@@ -114,7 +115,8 @@ class SweepDriver:
     def _tuner(self) -> tune.Tuner:
         plan = self._ledger.plan
         sweep = plan.sweep
-        pause = getattr(sweep.scheduler, "every_steps", None)
+        kind = sweep.scheduler
+        pause = kind.every_steps if isinstance(kind, PbtScheduler) else None
         task = SweepTask(
             uri=plan.uri,
             nonce=nonce.leave(self._ledger.folder),

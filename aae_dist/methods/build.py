@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from aae_dist.config import RunConfig, phases
+from aae_dist.config import RunConfig, parts, phases
 from aae_dist.distributed.accelerated import accelerated
 from aae_dist.distributed.data_parallel import data_parallel, settle
 from aae_dist.distributed.schedule import build_schedule
@@ -70,13 +70,14 @@ def build_method(
 
 def _accelerated(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
     """Return the network as training calls it: in bfloat16 or compiled where wanted."""
-    penalised = name == "discriminator" and getattr(config.method, "r1_weight", 0.0) > 0
+    method = config.method
+    penalised = isinstance(method, parts.AdversarialMethod) and method.r1_weight > 0
     return accelerated(
         network,
         # The discriminator is small, and its logits decide by small differences.
         bfloat16=config.train.precision == "bf16" and name != "discriminator",
         # Compiled code has no second derivatives, which R1 needs.
-        compiled=config.train.compile and not penalised,
+        compiled=config.train.compile and not (penalised and name == "discriminator"),
     )
 
 

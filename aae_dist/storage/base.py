@@ -61,9 +61,6 @@ class Storage(Protocol):
     def upload(self, key: str, path: Path) -> None:
         """Store a copy of the local file `path`, however large."""
 
-    def download(self, key: str, path: Path) -> None:
-        """Copy the file to the local `path`, which appears when it is complete."""
-
     def list(self, prefix: str = "") -> list[Entry]:
         """Return the files in folder `prefix` and below, sorted by key; none when it is absent."""
 

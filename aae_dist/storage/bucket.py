@@ -12,7 +12,6 @@ from aae_dist.errors import LaunchError
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
 from aae_dist.storage.bucket_client import data_client, probe_client
 from aae_dist.storage.bucket_errors import check_version, explained
-from aae_dist.storage.local import write_file
 
 if TYPE_CHECKING:
     from obstore import GetOptions, UpdateVersion
@@ -115,13 +114,6 @@ class BucketStorage:
         self._check_not_web()
         with explained(join(self.uri, key)):
             self._store.put(self._path(key), path, chunk_size=CHUNK_BYTES)
-
-    def download(self, key: str, path: Path) -> None:
-        """Copy the file to the local `path`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with explained(join(self.uri, key)):
-            parts = self._store.get(self._path(key)).stream(min_chunk_size=CHUNK_BYTES)
-            write_file(path, lambda file: file.writelines(parts))
 
     def list(self, prefix: str = "") -> list[Entry]:
         """Return the files in folder `prefix` and below, sorted by key."""

@@ -152,10 +152,6 @@ class LocalStorage:
         with explained(self.uri), path.open("rb") as source:
             write_file(self._prepared(key), lambda file: shutil.copyfileobj(source, file, 1 << 20))
 
-    def download(self, key: str, path: Path) -> None:
-        """Copy the file to the local `path`."""
-        LocalStorage(path.parent).upload(path.name, self._path(key))
-
     def list(self, prefix: str = "") -> list[Entry]:
         """Return the files in folder `prefix` and below, sorted by key."""
         top = self._path(prefix) if prefix else self._folder

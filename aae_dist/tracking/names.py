@@ -2,7 +2,6 @@
 
 STEP = "step"
 EPOCH = "epoch"
-SAMPLES_SEEN = "samples_seen"
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
 
 LOSS_PREFIX = "loss/"

@@ -8,12 +8,16 @@ from helpers.ranks import run_ranks
 
 from aae_dist.distributed.world import single
 from aae_dist.errors import DataError
-from aae_dist.evaluation import Evaluator, evaluate
+from aae_dist.evaluation import Evaluation, Evaluator
+
+
+def evaluate(networks: Networks, dataset: Images) -> Evaluation:
+    return Evaluator(dataset, Normal(2), single(), seed=0).evaluate(networks)
 
 
 def test_metrics_are_what_they_say():
     dataset, networks = Images(600), Networks()
-    result = evaluate(networks, dataset, Normal(2), single(), seed=0)
+    result = evaluate(networks, dataset)
     codes = result.gallery.codes
     error = (networks.decode(codes) - dataset.images.float() / 255).square()
     assert result.metrics["reconstruction/mse"] == pytest.approx(error.mean().item(), rel=1e-5)
@@ -30,7 +34,7 @@ def test_metrics_are_what_they_say():
 
 def test_gallery_holds_what_the_pictures_show():
     dataset, networks = Images(600), Networks()
-    gallery = evaluate(networks, dataset, Normal(2), single(), seed=0).gallery
+    gallery = evaluate(networks, dataset).gallery
     assert gallery.labels.tolist() == [i % 10 for i in range(600)]
     assert torch.equal(gallery.originals, dataset.images[np.arange(32) * 600 // 32])
     assert gallery.reconstructions.shape == gallery.decoded_prior.shape == (32, 1, 4, 4)
@@ -53,12 +57,12 @@ def test_a_large_validation_set_is_thinned_out_evenly():
 
 
 def test_without_a_discriminator_there_is_no_accuracy_of_one():
-    result = evaluate(Networks(with_discriminator=False), Images(64), Normal(2), single(), seed=0)
+    result = evaluate(Networks(with_discriminator=False), Images(64))
     assert not any(name.startswith("discriminator/") for name in result.metrics)
 
 
 def test_float64_networks_are_evaluated_too():
-    result = evaluate(Networks(torch.float64), Images(64), Normal(2), single(), seed=0)
+    result = evaluate(Networks(torch.float64), Images(64))
     assert math.isfinite(result.metrics["prior_match/c2st"])
 
 
@@ -69,16 +73,16 @@ def test_a_validation_set_of_a_few_samples_is_refused():
 
 def test_samples_that_cannot_be_read_are_left_out_and_counted():
     bad = (0, 17, 599)
-    result = evaluate(Networks(), Images(600, bad), Normal(2), single(), seed=0)
+    result = evaluate(Networks(), Images(600, bad))
     kept = [n for n in range(600) if n not in bad]
-    whole = evaluate(Networks(), Images(600), Normal(2), single(), seed=0).gallery
+    whole = evaluate(Networks(), Images(600)).gallery
     assert torch.equal(result.gallery.codes, whole.codes[kept])
     assert result.gallery.labels.tolist() == [n % 10 for n in kept]
     assert torch.equal(result.gallery.originals[0], Images(600).images[1])
     assert result.metrics["prior_match/num_samples"] == 597
     assert result.metrics["data/bad_validation_samples"] == 3
     with pytest.raises(DataError, match="of 600 validation samples .* 5 can be read and 8 are"):
-        evaluate(Networks(), Images(600, tuple(range(595))), Normal(2), single(), seed=0)
+        evaluate(Networks(), Images(600, tuple(range(595))))
 
 
 @pytest.mark.distributed

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from helpers import distances
 from torch import Tensor
 
 from aae_dist.evaluation import prior_match
@@ -32,7 +33,6 @@ def slow_mmd(a: Tensor, b: Tensor, bandwidth: float) -> float:
 def test_c2st_of_two_samples_of_one_distribution_is_near_chance():
     result = prior_match.c2st(normal(1000, 3, 1), normal(1000, 3, 2), keyed())
     assert abs(result.value - 0.5) < 3 * math.sqrt(0.25 / 1000)
-    assert result.num_held_out == 1000
 
 
 def test_c2st_tells_disjoint_samples_apart():
@@ -81,7 +81,7 @@ def test_interval_holds_the_share_and_narrows():
 def test_sliced_wasserstein_of_a_shift_is_known():
     a = normal(500, 1, 1)
     directions = prior_match.projections(1, keyed())
-    assert prior_match.sliced_wasserstein(a, a + 3, directions) == pytest.approx(3, rel=1e-5)
+    assert distances.sliced_wasserstein(a, a + 3, directions) == pytest.approx(3, rel=1e-5)
 
 
 def test_sliced_wasserstein_equals_the_slow_version_and_ignores_order():
@@ -92,8 +92,8 @@ def test_sliced_wasserstein_equals_the_slow_version_and_ignores_order():
         for d in directions.unbind(1)
     ]
     slow = math.sqrt(sum(squares) / len(squares))
-    assert prior_match.sliced_wasserstein(a, b, directions) == pytest.approx(slow, rel=1e-5)
-    assert prior_match.sliced_wasserstein(a.flip(0), b, directions) == pytest.approx(slow, rel=1e-5)
+    assert distances.sliced_wasserstein(a, b, directions) == pytest.approx(slow, rel=1e-5)
+    assert distances.sliced_wasserstein(a.flip(0), b, directions) == pytest.approx(slow, rel=1e-5)
 
 
 def test_projections_are_unit_vectors():
@@ -104,17 +104,17 @@ def test_projections_are_unit_vectors():
 @pytest.mark.parametrize("num", [20, 512, 700, 1025])
 def test_mmd_in_blocks_equals_the_slow_version(num):
     a, b = normal(num, 3, 1), normal(num, 3, 2) * 1.2
-    assert prior_match.mmd(a, b, 2.0) == pytest.approx(slow_mmd(a, b, 2.0), rel=1e-3)
+    assert distances.mmd(a, b, 2.0) == pytest.approx(slow_mmd(a, b, 2.0), rel=1e-3)
 
 
 def test_mmd_of_samples_far_apart_and_of_unequal_sizes():
     a, b = normal(300, 2, 1) * 50, normal(600, 2, 2)
-    assert prior_match.mmd(a, b, 1.5) == pytest.approx(slow_mmd(a, b, 1.5), rel=1e-4)
+    assert distances.mmd(a, b, 1.5) == pytest.approx(slow_mmd(a, b, 1.5), rel=1e-4)
 
 
 def test_mmd_of_a_sample_with_itself_is_zero():
     a = normal(600, 2, 1)
-    assert prior_match.mmd(a, a, 1.0) < 1e-3
+    assert distances.mmd(a, a, 1.0) < 1e-3
 
 
 def test_median_distance_scales_with_the_prior():
