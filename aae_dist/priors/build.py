@@ -18,6 +18,18 @@ from aae_dist.priors.student_t import StudentTPrior
 from aae_dist.priors.swiss_roll import SwissRollPrior
 from aae_dist.priors.uniform import UniformPrior
 
+PRIORS: dict[str, type[Prior]] = {
+    "categorical": CategoricalPrior,
+    "gaussian": GaussianPrior,
+    "laplace": LaplacePrior,
+    "mixture": MixturePrior,
+    "sphere": SpherePrior,
+    "student_t": StudentTPrior,
+    "swiss_roll": SwissRollPrior,
+    "uniform": UniformPrior,
+}
+"""By the section's kind; each takes latent_dim and the section's fields."""
+
 
 def build_prior(config: priors.Prior, latent_dim: int, vectors: Tensor | None = None) -> Prior:
     """Return the prior that `config` describes.
@@ -30,29 +42,14 @@ def build_prior(config: priors.Prior, latent_dim: int, vectors: Tensor | None = 
     Raises:
         ConfigError: a custom prior cannot be used.
     """
-    arguments = config.model_dump(exclude={"kind"})
     match config:
-        case priors.GaussianPrior():
-            return GaussianPrior(latent_dim, **arguments)
-        case priors.MixturePrior():
-            return MixturePrior(latent_dim, **arguments)
-        case priors.SwissRollPrior():
-            return SwissRollPrior(latent_dim, **arguments)
-        case priors.UniformPrior():
-            return UniformPrior(latent_dim, **arguments)
-        case priors.LaplacePrior():
-            return LaplacePrior(latent_dim, **arguments)
-        case priors.StudentTPrior():
-            return StudentTPrior(latent_dim, **arguments)
-        case priors.SpherePrior():
-            return SpherePrior(latent_dim, **arguments)
-        case priors.CategoricalPrior():
-            return CategoricalPrior(latent_dim)
         case priors.DataPrior() | priors.RunPrior():
             assert vectors is not None, "read by training.prior_vectors"
             return EmpiricalPrior(vectors)
         case priors.CustomPrior():
             return _import_prior(config, latent_dim)
+        case _:
+            return PRIORS[config.kind](latent_dim, **config.model_dump(exclude={"kind"}))
 
 
 def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
