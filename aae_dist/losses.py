@@ -78,8 +78,8 @@ def hinge_generator_loss(logits_codes_B: Tensor) -> Tensor:
 class Adversary:
     """The two sides of one game on logits, one value a sample."""
 
-    discriminator: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    discriminator_loss: Callable[[Tensor, Tensor], Tensor]
+    generator_loss: Callable[[Tensor], Tensor]
 
 
 ADVERSARIES = {

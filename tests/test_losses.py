@@ -32,11 +32,11 @@ def test_least_squares_and_hinge_are_their_formulas() -> None:
     prior, codes = torch.tensor([0.3, 2.0]).double(), torch.tensor([-1.5, 0.2]).double()
     squares = losses.ADVERSARIES["least_squares"]
     expected = ((prior - 1) ** 2 + codes**2) / 2
-    assert torch.allclose(squares.discriminator(prior, codes), expected)
-    assert torch.allclose(squares.generator(codes), (codes - 1) ** 2 / 2)
+    assert torch.allclose(squares.discriminator_loss(prior, codes), expected)
+    assert torch.allclose(squares.generator_loss(codes), (codes - 1) ** 2 / 2)
     hinge = losses.ADVERSARIES["hinge"]
-    assert hinge.discriminator(prior, codes).tolist() == pytest.approx([0.7, 1.2])
-    assert torch.equal(hinge.generator(codes), -codes)
+    assert hinge.discriminator_loss(prior, codes).tolist() == pytest.approx([0.7, 1.2])
+    assert torch.equal(hinge.generator_loss(codes), -codes)
 
 
 def slow_mmd(x: torch.Tensor, y: torch.Tensor, square: float) -> float:

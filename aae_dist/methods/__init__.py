@@ -1,7 +1,7 @@
 """Training methods: one a file, each with a step that reads like its paper."""
 
 from aae_dist.methods.build import build_method, build_optimizer
-from aae_dist.methods.inputs import Part, StepInputs
+from aae_dist.methods.inputs import MicroBatch, StepInputs
 from aae_dist.methods.method import Losses, Method
 
-__all__ = ["Losses", "Method", "Part", "StepInputs", "build_method", "build_optimizer"]
+__all__ = ["Losses", "Method", "MicroBatch", "StepInputs", "build_method", "build_optimizer"]

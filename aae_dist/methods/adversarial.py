@@ -8,9 +8,9 @@ from torch import Tensor
 from aae_dist.distributed.data_parallel import frozen_view
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.losses import ADVERSARIES
-from aae_dist.methods.inputs import Part
+from aae_dist.methods.inputs import MicroBatch
 from aae_dist.methods.lazy_r1 import LazyR1
-from aae_dist.methods.method import Coded, Losses, Method, Modules
+from aae_dist.methods.method import Encoded, Losses, Method, Modules
 
 
 class AdversarialMethod(Method):
@@ -44,13 +44,13 @@ class AdversarialMethod(Method):
         if gradient_ratio is not None:
             self.optimizers["reconstruction"].norm_of = "encoder"
 
-    def step(self, parts: Sequence[Part]) -> Losses:
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
         """Reconstruct; teach the discriminator to tell codes from prior samples; fool it."""
         reconstruction = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
-        coded = self.encode_once(parts, lambda part: part.noise_regularization_BN)
-        discriminator = self.optimizers["discriminator"].update(self.discriminator_loss, coded)
+        encoded = self.encode_once(parts, lambda part: part.noise_regularization_BN)
+        discriminator = self.optimizers["discriminator"].update(self.discriminator_loss, encoded)
         generator = self.optimizers["generator"].update(
-            self.generator_loss, coded, norm=self.generator_norm()
+            self.generator_loss, encoded, norm=self.generator_norm()
         )
         return {
             "loss/reconstruction": reconstruction,
@@ -58,21 +58,22 @@ class AdversarialMethod(Method):
             "loss/generator": generator,
         }
 
-    def discriminator_loss(self, coded: Coded) -> Tensor:
+    def discriminator_loss(self, encoded: Encoded) -> Tensor:
         """Prior samples are the positives, codes the negatives; one pass over both."""
-        part = coded.part
-        z_prior_BZ = self.blurred(part, part.z_prior_BZ, "prior samples")
-        z_codes_BZ = self.blurred(part, coded.z_BZ.detach(), "codes")
-        both = torch.cat([z_prior_BZ, z_codes_BZ]).requires_grad_(self.r1.is_due(part))
+        part = encoded.part
+        z_prior_BZ = self.with_input_noise(part, part.z_prior_BZ, "prior samples")
+        z_codes_BZ = self.with_input_noise(part, encoded.z_BZ.detach(), "codes")
+        penalised = self.r1.is_due(part)
+        both = torch.cat([z_prior_BZ, z_codes_BZ]).requires_grad_(penalised)
         logits_prior_B, logits_codes_B = self.discriminator(both).chunk(2)
-        loss = part.weights_B @ self.adversary.discriminator(logits_prior_B, logits_codes_B)
-        return self.r1.added(loss, part, both, logits_prior_B)
+        loss = part.weights_B @ self.adversary.discriminator_loss(logits_prior_B, logits_codes_B)
+        return loss + self.r1.penalty(part, both, logits_prior_B) if penalised else loss
 
-    def generator_loss(self, coded: Coded) -> Tensor:
+    def generator_loss(self, encoded: Encoded) -> Tensor:
         """The frozen discriminator should call the codes prior samples."""
-        part = coded.part
-        logits_B = self.frozen(self.blurred(part, self.with_graph(coded), "codes"))
-        return self.weight * (part.weights_B @ self.adversary.generator(logits_B))
+        part = encoded.part
+        logits_B = self.frozen(self.with_input_noise(part, self.with_graph(encoded), "codes"))
+        return self.weight * (part.weights_B @ self.adversary.generator_loss(logits_B))
 
     def generator_norm(self) -> Tensor | None:
         """Return the norm to scale the generator's gradient to; None leaves it as it is.
@@ -86,7 +87,7 @@ class AdversarialMethod(Method):
         norm = self.optimizers["reconstruction"].network_norm
         return self.gradient_ratio * norm
 
-    def blurred(self, part: Part, z_BZ: Tensor, what: str) -> Tensor:
+    def with_input_noise(self, part: MicroBatch, z_BZ: Tensor, what: str) -> Tensor:
         """Return `z_BZ` with the noise that hides what a sharp prior gives away."""
         if not self.input_noise:
             return z_BZ

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from aae_dist.methods.inputs import Part
+from aae_dist.methods.inputs import MicroBatch
 from aae_dist.methods.method import Losses, Method
 
 
@@ -11,7 +11,7 @@ class AutoencoderMethod(Method):
 
     phases = {"reconstruction": ("encoder", "decoder")}
 
-    def step(self, parts: Sequence[Part]) -> Losses:
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
         """Reconstruct."""
         loss = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
         return {"loss/reconstruction": loss}

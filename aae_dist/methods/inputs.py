@@ -42,7 +42,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """Rows of one forward pass, on the device."""
 
     x_BCHW: Tensor
@@ -61,12 +61,12 @@ class Part:
     draws: Draws
     """What else the step needs of randomness."""
 
-    def split(self, size: int) -> list["Part"]:
+    def split(self, size: int) -> list["MicroBatch"]:
         """Return consecutive parts of at most `size` rows."""
         names = [field.name for field in fields(self) if field.name != "draws"]
         columns = [getattr(self, name).split(size) for name in names]
         parts = (dict(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True))
-        return [Part(**part, draws=self.draws) for part in parts]
+        return [MicroBatch(**part, draws=self.draws) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class StepInputs:
     world: World
     dtype: torch.dtype
 
-    def parts(self, images: Tensor, valid: Tensor, num_valid: int, step: int) -> list[Part]:
+    def parts(self, images: Tensor, valid: Tensor, num_valid: int, step: int) -> list[MicroBatch]:
         """Return this rank's micro-batches.
 
         Args:
@@ -100,7 +100,7 @@ class StepInputs:
         weight = self.world.size / max(num_valid, 1)  # with no good sample all weights are 0
         weights_B = valid.to(device, self.dtype, non_blocking=True) * weight
         x = images.to(device, non_blocking=True).to(self.dtype)
-        part = Part(
+        part = MicroBatch(
             x_BCHW=x.div_(255) if images.dtype == torch.uint8 else x,
             weights_B=weights_B,
             z_prior_BZ=self._own(draws, "prior", self.prior.sample),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from aae_dist.methods.inputs import Part
+from aae_dist.methods.inputs import MicroBatch
 
 
 class LazyR1:
@@ -16,21 +16,18 @@ class LazyR1:
         """Take the weight, 0 for no penalty at all, and the steps between penalties."""
         self.weight, self.every = weight, every
 
-    def is_due(self, part: Part) -> bool:
+    def is_due(self, part: MicroBatch) -> bool:
         """Return whether the part's step is one with a penalty."""
         return self.weight > 0 and part.draws.step % self.every == 0
 
-    def added(self, loss: Tensor, part: Part, both: Tensor, logits_prior_B: Tensor) -> Tensor:
-        """Return the loss plus the penalty if it is due, a scalar.
+    def penalty(self, part: MicroBatch, both: Tensor, logits_prior_B: Tensor) -> Tensor:
+        """Return the penalty of a step in which it is due, a scalar.
 
         Args:
-            loss: the discriminator's loss, a scalar.
             part: the rows.
             both: the discriminator's input, (2B, Z), prior samples first.
             logits_prior_B: its logits of the prior samples.
         """
-        if not self.is_due(part):
-            return loss
         (gradient,) = torch.autograd.grad(logits_prior_B.sum(), both, create_graph=True)
         square_B = gradient[: len(logits_prior_B)].square().sum(1)
-        return loss + 0.5 * self.weight * self.every * (part.weights_B @ square_B)
+        return 0.5 * self.weight * self.every * (part.weights_B @ square_B)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from aae_dist.distributed.reductions import rows_of_all_ranks
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
-from aae_dist.methods.inputs import Draws, Part
-from aae_dist.methods.method import Coded, Losses, Method, Modules
+from aae_dist.methods.inputs import Draws, MicroBatch
+from aae_dist.methods.method import Encoded, Losses, Method, Modules
 
 
 class MatchingMethod(Method):
@@ -43,22 +43,22 @@ class MatchingMethod(Method):
             draws: the step's randomness, alike on every rank.
         """
 
-    def step(self, parts: Sequence[Part]) -> Losses:
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
         """Encode; measure the distance over the global batch; reconstruct and pull codes closer."""
-        coded = self.encode_once(parts, lambda part: part.noise_reconstruction_BN)
-        distance, self._pull_GZ = self.distance_and_gradient(coded)
+        encoded = self.encode_once(parts, lambda part: part.noise_reconstruction_BN)
+        distance, self._pull_GZ = self.distance_and_gradient(encoded)
         self._errors: list[Tensor] = []
-        self.optimizers["reconstruction"].update(self.loss, coded)
+        self.optimizers["reconstruction"].update(self.loss, encoded)
         return {
             "loss/reconstruction": torch.stack(self._errors).sum(),
             "loss/distance": distance,
         }
 
-    def distance_and_gradient(self, coded: Sequence[Coded]) -> tuple[Tensor, Tensor]:
+    def distance_and_gradient(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """Return the distance, a scalar, and its gradient with respect to all codes, (G, Z)."""
-        table = torch.cat([self._row(c) for c in coded])
-        rows = torch.cat([c.part.rows_B for c in coded])
-        draws = coded[0].part.draws
+        table = torch.cat([self._row(c) for c in encoded])
+        rows = torch.cat([c.part.rows_B for c in encoded])
+        draws = encoded[0].part.draws
         world = self.modules.world
         all_rows = rows_of_all_ranks(table, rows, draws.global_batch_size, world)
         z_GZ, prior_GZ = (half.contiguous() for half in all_rows[:, 1:].chunk(2, dim=1))
@@ -68,16 +68,16 @@ class MatchingMethod(Method):
         (gradient_GZ,) = torch.autograd.grad(distance, z_GZ)
         return distance.detach(), gradient_GZ
 
-    def loss(self, coded: Coded) -> Tensor:
+    def loss(self, encoded: Encoded) -> Tensor:
         """Return a scalar that has the gradient of reconstruction error + weight * distance."""
-        z_BZ = self.with_graph(coded)
-        error = self.reconstruction_error(coded.part, z_BZ)
+        z_BZ = self.with_graph(encoded)
+        error = self.reconstruction_error(encoded.part, z_BZ)
         self._errors.append(error.detach())
-        pull = (self._pull_GZ[coded.part.rows_B] * z_BZ).sum()
+        pull = (self._pull_GZ[encoded.part.rows_B] * z_BZ).sum()
         # Gradients are averaged over ranks, and each rank pulls other codes: their sum is wanted.
         return error + self.weight * self.modules.world.size * pull
 
     @staticmethod
-    def _row(coded: Coded) -> Tensor:
-        part = coded.part
-        return torch.cat([part.weights_B[:, None], coded.z_BZ.detach(), part.z_prior_BZ], 1)
+    def _row(encoded: Encoded) -> Tensor:
+        part = encoded.part
+        return torch.cat([part.weights_B[:, None], encoded.z_BZ.detach(), part.z_prior_BZ], 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.distributed.world import World
-from aae_dist.methods.inputs import Part
+from aae_dist.methods.inputs import MicroBatch
 from aae_dist.models import Posterior, run_encoder
 from aae_dist.priors import Prior
 
@@ -32,10 +32,10 @@ class Modules:
 
 
 @dataclass(frozen=True)
-class Coded:
+class Encoded:
     """A part of the batch with its codes; `z_BZ` carries the encoder's graph if it was kept."""
 
-    part: Part
+    part: MicroBatch
     noise_BN: Tensor
     z_BZ: Tensor
 
@@ -55,7 +55,7 @@ class Method(ABC):
         self.optimizers = dict(optimizers)
 
     @abstractmethod
-    def step(self, parts: Sequence[Part]) -> Losses:
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
         """Run every phase once on a global batch; `parts` are this rank's micro-batches of it."""
 
     def set_progress(self, progress: float) -> None:
@@ -63,33 +63,35 @@ class Method(ABC):
         for optimizer in self.optimizers.values():
             optimizer.set_progress(progress)
 
-    def encode(self, part: Part, noise_BN: Tensor) -> Tensor:
+    def encode(self, part: MicroBatch, noise_BN: Tensor) -> Tensor:
         """Return codes of shape (B, Z), drawn from q(z|x) with the given noise."""
         modules = self.modules
         outputs_BP = run_encoder(modules.encoder, modules.posterior, part.x_BCHW, noise_BN)
         return modules.posterior.sample(outputs_BP, noise_BN)
 
-    def encode_once(self, parts: Sequence[Part], noise_of: Callable[[Part], Tensor]) -> list[Coded]:
+    def encode_once(
+        self, parts: Sequence[MicroBatch], noise_of: Callable[[MicroBatch], Tensor]
+    ) -> list[Encoded]:
         """Encode all parts, for several uses of the same codes: nothing trains between them.
 
         With micro-batches the graphs of all parts would not fit in memory, which is why there are
         micro-batches; whoever needs gradients then encodes each part again (`with_graph`).
         """
         with torch.set_grad_enabled(len(parts) == 1):
-            return [Coded(p, noise_of(p), self.encode(p, noise_of(p))) for p in parts]
+            return [Encoded(p, noise_of(p), self.encode(p, noise_of(p))) for p in parts]
 
-    def with_graph(self, coded: Coded) -> Tensor:
+    def with_graph(self, encoded: Encoded) -> Tensor:
         """Return the codes with the encoder's graph, encoded again if it was not kept."""
-        if coded.z_BZ.requires_grad:
-            return coded.z_BZ
-        return self.encode(coded.part, coded.noise_BN)
+        if encoded.z_BZ.requires_grad:
+            return encoded.z_BZ
+        return self.encode(encoded.part, encoded.noise_BN)
 
-    def reconstruction_loss(self, part: Part) -> Tensor:
+    def reconstruction_loss(self, part: MicroBatch) -> Tensor:
         """Return the weighted reconstruction error of decoder(encoder(x)), a scalar."""
         z_BZ = self.encode(part, part.noise_reconstruction_BN)
         return self.reconstruction_error(part, z_BZ)
 
-    def reconstruction_error(self, part: Part, z_BZ: Tensor) -> Tensor:
+    def reconstruction_error(self, part: MicroBatch, z_BZ: Tensor) -> Tensor:
         """Return the weighted error of decoding `z_BZ` against the part's images, a scalar."""
         x_hat_BCHW = self.modules.decoder(z_BZ)
         return part.weights_B @ self.modules.reconstruction_loss(x_hat_BCHW, part.x_BCHW)

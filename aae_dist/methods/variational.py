@@ -8,7 +8,7 @@ from torch import Tensor
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.errors import ConfigError
 from aae_dist.losses import gaussian_kl, gaussian_log_density
-from aae_dist.methods.inputs import Part
+from aae_dist.methods.inputs import MicroBatch
 from aae_dist.methods.method import Losses, Method, Modules
 from aae_dist.models import GaussianPosterior
 from aae_dist.priors import GaussianPrior
@@ -34,14 +34,14 @@ class VariationalMethod(Method):
             )
         self.beta = beta
 
-    def step(self, parts: Sequence[Part]) -> Losses:
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
         """Maximise the evidence lower bound (equation 10, one draw of z a sample)."""
         self._kl: list[Tensor] = []
         total = self.optimizers["reconstruction"].update(self.negative_elbo, parts)
         kl = torch.stack(self._kl).sum()
         return {"loss/reconstruction": total - self.beta * kl, "loss/kl": kl}
 
-    def negative_elbo(self, part: Part) -> Tensor:
+    def negative_elbo(self, part: MicroBatch) -> Tensor:
         """Return the weighted reconstruction error + beta * KL, a scalar."""
         outputs_BP = self.modules.encoder(part.x_BCHW)
         z_BZ = self.modules.posterior.sample(outputs_BP, part.noise_reconstruction_BN)

@@ -9,14 +9,14 @@ from helpers.steps import build, global_batch, run_step, tiny_config
 from torch import Tensor, nn
 
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.inputs import Part
-from aae_dist.methods.method import Coded
+from aae_dist.methods.inputs import MicroBatch
+from aae_dist.methods.method import Encoded
 
 SGD = {"optimizer": {"kind": "sgd", "lr": 1e-2, "momentum": 0.0}, "schedule": {"kind": "constant"}}
 ADAM = {"optimizer": {"kind": "adam", "lr": 1e-3, "eps": 1e-12}, "schedule": {"kind": "constant"}}
 
 
-def part_of(step: int, **method: Any) -> tuple[AdversarialMethod, Part]:
+def part_of(step: int, **method: Any) -> tuple[AdversarialMethod, MicroBatch]:
     """Return a method and the one part of a step; that of step 4 has masked rows."""
     config = tiny_config(method={"kind": "adversarial", **method})
     _, built, inputs = build(config, single_world())
@@ -26,7 +26,7 @@ def part_of(step: int, **method: Any) -> tuple[AdversarialMethod, Part]:
     return built, part
 
 
-def coded(method: AdversarialMethod, part: Part) -> Coded:
+def encoded(method: AdversarialMethod, part: MicroBatch) -> Encoded:
     return method.encode_once([part], lambda p: p.noise_regularization_BN)[0]
 
 
@@ -45,8 +45,8 @@ def test_r1_is_half_the_mean_squared_gradient_at_prior_samples_times_its_period(
     kept = [square for square, w in zip(squares, part.weights_B, strict=True) if w]
     assert 0 < len(kept) < len(squares)  # masked rows have no prior sample
     expected = 0.7 / 2 * 2 * sum(kept) / len(kept)
-    added = method.discriminator_loss(coded(method, part)) - plain.discriminator_loss(
-        coded(plain, part)
+    added = method.discriminator_loss(encoded(method, part)) - plain.discriminator_loss(
+        encoded(plain, part)
     )
     assert float(added.detach()) == pytest.approx(expected, rel=1e-5)
 
@@ -57,14 +57,14 @@ def test_r1_reaches_the_weights_and_comes_once_in_its_period() -> None:
         sides = []
         for r1 in ({"r1_weight": 5.0, "r1_every": 3}, {}):
             method, part = part_of(step, **r1)
-            method.discriminator_loss(coded(method, part)).backward()
+            method.discriminator_loss(encoded(method, part)).backward()
             found = [p.grad for p in method.discriminator.parameters() if p.grad is not None]
             sides.append(torch.cat([g.flatten() for g in found]))
         gradients.append(not torch.equal(*sides))
     assert gradients == [True, False, False, True, False, False, True]
 
 
-def seen_by_discriminator(method: AdversarialMethod, part: Part) -> tuple[Tensor, Tensor]:
+def seen_by_discriminator(method: AdversarialMethod, part: MicroBatch) -> tuple[Tensor, Tensor]:
     """Return the inputs of the discriminator in its own update and in the generator's."""
     seen: list[Tensor] = []
 
@@ -73,7 +73,7 @@ def seen_by_discriminator(method: AdversarialMethod, part: Part) -> tuple[Tensor
 
     for network in (method.discriminator, method.frozen):
         network.register_forward_pre_hook(keep)
-    code = coded(method, part)
+    code = encoded(method, part)
     method.discriminator_loss(code)
     method.generator_loss(code)
     return seen[0], seen[1]
