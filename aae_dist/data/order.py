@@ -25,6 +25,8 @@ Mask = NDArray[np.bool_]
 _SLOTS_AT_ONCE = 8192
 """Slots computed at a time: numpy needs 1 us a sample for one small batch, 0.1 us for so many."""
 _FULL_SHUFFLE_BYTES = 4 << 30
+_UNPACKED_FACTOR = 4
+"""Bytes that one of a .tar.gz is taken for: all of them are held unpacked in a full shuffle."""
 _WINDOW_SHARDS = 4
 
 
@@ -235,6 +237,7 @@ def resolve_window(settings: Data, manifest: Manifest) -> Window:
     """Return `data.shuffle_window`; by default full up to 4 GiB, else four average shards."""
     if settings.shuffle_window is not None:
         return settings.shuffle_window
-    if manifest.num_bytes <= _FULL_SHUFFLE_BYTES:
+    packed = sum(shard.bytes for shard in manifest.shards if not shard.name.endswith(".tar"))
+    if manifest.num_bytes + (_UNPACKED_FACTOR - 1) * packed <= _FULL_SHUFFLE_BYTES:
         return "full"
     return max(1, _WINDOW_SHARDS * manifest.num_samples // len(manifest.shards))

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 Metrics = Mapping[str, float]
 
 POINTS_IN_A_ROW = 5
-WINNING_LOSS = 0.1
-"""Discriminator loss of a winner; 2 ln 2 = 1.39 when codes and prior samples look alike."""
+EQUILIBRIUM = {"bce": 2 * math.log(2), "least_squares": 0.25, "hinge": 2.0}
+"""By adversary: the discriminator's loss when codes and prior samples look alike."""
+WINNING_PART = 0.07
+"""A winner's loss is below this part of it: 0.1 for bce."""
 WINNING_ACCURACY = 0.98
 DEAD_MARGIN = 0.02
 """A discriminator whose two accuracies sum to 1 within this margin tells nothing apart."""
@@ -35,10 +37,13 @@ class GameAlarms:
     """Raises and clears alarms from the metrics of log points and evaluations.
 
     Every rank feeds the same numbers and gets the same answers.
+
+    Args:
+        adversary: The game that is played, a key of `EQUILIBRIUM`.
     """
 
-    def __init__(self) -> None:
-        """Start without alarms."""
+    def __init__(self, adversary: str = "bce") -> None:
+        self._winning_loss = WINNING_PART * EQUILIBRIUM[adversary]
         self._winning_points = 0
         self._raised: dict[str, bool] = {}
 
@@ -53,7 +58,7 @@ class GameAlarms:
         loss = metrics.get("loss/discriminator", math.nan)
         if math.isnan(loss):
             return {}
-        self._winning_points = self._winning_points + 1 if loss < WINNING_LOSS else 0
+        self._winning_points = self._winning_points + 1 if loss < self._winning_loss else 0
         return {DISCRIMINATOR_WINS: self._winning_points >= POINTS_IN_A_ROW}
 
 

@@ -19,6 +19,21 @@ def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
     assert len(lines) == 1
 
 
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_no_adversary_wins_at_its_equilibrium_and_each_by_a_wide_margin(name: str) -> None:
+    discriminator_loss = losses_of(name)
+    even = torch.full((8,), 0.5 if name == "least_squares" else 0.0)
+    equal = float(discriminator_loss(even, even).mean())
+    assert equal == pytest.approx(alarms.EQUILIBRIUM[name])
+    sure = 1.0 if name != "bce" else 6.0
+    won = float(discriminator_loss(torch.full((8,), sure), torch.full((8,), -sure if name != "least_squares" else 0.0)).mean())
+    for loss, wins in ((equal, 0), (0.2 * equal, 0), (won, 1)):
+        game = GameAlarms(name)
+        for _ in range(alarms.POINTS_IN_A_ROW):
+            metrics, _ = game.update({"loss/discriminator": loss})
+        assert metrics[alarms.DISCRIMINATOR_WINS] == wins
+
+
 @pytest.mark.parametrize(
     ("codes", "prior", "c2st", "wins", "dead"),
     [
