@@ -89,7 +89,8 @@ class _Run:
         lock: RunLock | None,
         watchdog: Watchdog,
     ) -> None:
-        self.watchdog, self.alarms = watchdog, GameAlarms()
+        adversary = config.method.adversary if config.method.kind == "adversarial" else "bce"
+        self.watchdog, self.alarms = watchdog, GameAlarms(adversary)
         self.world, self.reporter, self.folder, self.lock = world, reporter, folder, lock
         self.recorder: Recorder | None = None
         self._bad_said = 0

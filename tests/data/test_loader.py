@@ -219,6 +219,13 @@ def test_the_window_is_the_whole_epoch_up_to_4_gib(
     assert resolve_window(settings, Manifest(shards)) == window
 
 
+def test_packed_shards_count_as_what_they_unpack_to() -> None:
+    settings = Data(train="x")
+    for suffix, window in ((".tar", "full"), (".tar.gz", 200)):
+        shards = tuple(Shard("/", f"{n}{suffix}", 50, (2 << 30) // 10) for n in range(10))
+        assert resolve_window(settings, Manifest(shards)) == window
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_arrive_on_the_gpu(dataset: Dataset) -> None:

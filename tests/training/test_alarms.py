@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from aae_dist.evaluation.evaluate import smallest_spread
+from aae_dist.losses import ADVERSARIES
 from aae_dist.training import alarms
 from aae_dist.training.alarms import GameAlarms
 
@@ -21,12 +22,14 @@ def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
 
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_no_adversary_wins_at_its_equilibrium_and_each_by_a_wide_margin(name: str) -> None:
-    discriminator_loss = losses_of(name)
-    even = torch.full((8,), 0.5 if name == "least_squares" else 0.0)
-    equal = float(discriminator_loss(even, even).mean())
+    loss_of = ADVERSARIES[name].discriminator_loss
+    # Logits of an even game, and those of a winner for prior samples and codes.
+    even, prior, codes = {
+        "bce": (0.0, 6.0, -6.0), "least_squares": (0.5, 0.95, 0.05), "hinge": (0.0, 1.0, -1.0)
+    }[name]  # fmt: skip
+    equal = float(loss_of(torch.tensor([even]), torch.tensor([even])))
+    won = float(loss_of(torch.tensor([prior]), torch.tensor([codes])))
     assert equal == pytest.approx(alarms.EQUILIBRIUM[name])
-    sure = 1.0 if name != "bce" else 6.0
-    won = float(discriminator_loss(torch.full((8,), sure), torch.full((8,), -sure if name != "least_squares" else 0.0)).mean())
     for loss, wins in ((equal, 0), (0.2 * equal, 0), (won, 1)):
         game = GameAlarms(name)
         for _ in range(alarms.POINTS_IN_A_ROW):
