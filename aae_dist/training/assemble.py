@@ -190,6 +190,9 @@ def set_precision(precision: str) -> None:
     """Let fp32 products on CUDA keep their 23 bits, or 10 of them where tf32 is wanted."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    # cuDNN's fastest sums of a convolution's gradients differ from run to run, and so would resumed
+    # runs. Not measured: no GPU was at hand.
+    torch.backends.cudnn.deterministic = True
 
 
 def open_loader(data: RunData, world: World, position: int, num_steps: int) -> BatchLoader:
