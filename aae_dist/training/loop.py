@@ -100,16 +100,22 @@ class TrainLoop:
         return seen - self.state.bad.num_holes
 
     def train_step(self, batch: Batch) -> Losses:
-        """Run every phase on one global batch and move on to the next."""
+        """Run every phase on one global batch and move on to the next.
+
+        A batch without one good sample on any rank teaches nothing: networks, moments and average
+        stay as they are (with gradients of zero, Adam's momentum would go on), and no losses come.
+        """
         # Of the plan, so that bad samples do not shift the learning rates.
         done = self.order.samples_seen(self.state.position)
         self.method.set_progress(done / self.planned_samples)
         plan = batch.plan
         self._note_bad(batch)
-        parts = self.inputs.parts(batch.images, batch.valid, batch.num_valid, self.state.step)
-        losses = self.method.step(parts)
+        losses: Losses = {}
+        if batch.num_valid:
+            parts = self.inputs.parts(batch.images, batch.valid, batch.num_valid, self.state.step)
+            losses = self.method.step(parts)
         self.state.step += 1
-        if self.state.average is not None:
+        if losses and self.state.average is not None:
             self.state.average.update(self.state.step)
         self.state.position = plan.next_position
         return losses
@@ -186,12 +192,14 @@ class TrainLoop:
 
     def _log_point(self, losses: Losses) -> Metrics:
         self._raise_if_drifted()
-        names = list(losses)
-        values = mean_over_ranks(torch.stack([losses[name] for name in names]), self.world)
-        metrics = dict(zip(names, values.tolist(), strict=True))
+        metrics: Metrics = {}
+        if losses:
+            values = mean_over_ranks(torch.stack(list(losses.values())), self.world)
+            metrics = dict(zip(losses, values.tolist(), strict=True))
         for phase, optimizer in self.method.optimizers.items():
             metrics[f"lr/{phase}"] = optimizer.lr
-            metrics[f"gradient_norm/{phase}"] = float(optimizer.gradient_norm)
+            if losses:
+                metrics[f"gradient_norm/{phase}"] = float(optimizer.gradient_norm)
             metrics[f"skipped_updates/{phase}"] = int(optimizer.skipped)
             metrics[f"step_seconds/{phase}"] = round(optimizer.take_seconds(), 6)
         now, samples = time.monotonic(), self.samples_seen

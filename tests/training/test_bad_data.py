@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,11 +177,31 @@ def test_data_that_is_all_bad_ends_the_run_soon(tmp_path: Path) -> None:
     assert "in a row are bad, more than data.max_bad_in_a_row=100" in ended["message"]
 
 
-def test_a_batch_without_a_good_sample_changes_no_weight_by_nan(tmp_path: Path) -> None:
+@pytest.mark.distributed
+def test_a_batch_without_a_good_sample_changes_nothing(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", [30], bad=range(5, 30))
-    items = ("train.epochs=4", "data.max_bad_fraction=1", "train.global_batch_size=2")
-    ended = train_rank(single_world(), tmp_path / "shards", tmp_path, items)
-    assert ended["state"] == "finished"
-    tensors = final_tensors(str(tmp_path / "run"), 60)
-    for name, value in tensors.items():
-        assert not isinstance(value, torch.Tensor) or bool(value.isfinite().all()), name
+    phases = ("reconstruction", "discriminator", "generator")
+    items = (
+        "data.max_bad_fraction=1", "train.global_batch_size=2", "data.lanes=2",
+        "train.ema_decay=0.9", *(f"phases.{phase}.schedule.kind=constant" for phase in phases),
+    )  # fmt: skip
+
+    def trained(steps: int) -> Path:
+        storage = tmp_path / str(steps)
+        arguments = (tmp_path / "shards", storage, (*items, f"train.steps={steps}"))
+        for end in run_ranks(train_rank, 2, *arguments):
+            assert (end["state"], end["step"]) == ("finished", steps)
+        return storage / "run"
+
+    seen = metrics(str(trained(30)))
+    # A good batch, so that there is momentum, and then one without a good sample.
+    good = next(n for n in range(1, 29) if _grows(seen, n) and not _grows(seen, n + 1))
+    assert "loss/reconstruction" in seen[good]
+    assert "loss/reconstruction" not in seen[good + 1]
+    before, after = (final_tensors(str(trained(n)), n) for n in (good + 1, good + 2))
+    for name, value in after.items():
+        assert name == "state" or torch.equal(value, before[name]), name
+
+
+def _grows(records: list[dict[str, Any]], number: int) -> bool:
+    return bool(records[number]["samples_seen"] > records[number - 1]["samples_seen"])
