@@ -17,7 +17,6 @@ batch of a run that resumes at 90 % of an epoch against one that starts.
 import argparse
 import io
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -52,7 +51,7 @@ class Took:
     seconds: list[float]
     """Of each pass."""
     bytes: int
-    """Peak of memory above what the process had before."""
+    """Peak of memory above what the process had before; that of worker processes not counted."""
 
 
 def write_images(folder: Path, kind: str, count: int) -> None:
@@ -179,9 +178,12 @@ def run_side(name: str, folder: Path, kind: str) -> None:
 
 
 def _peak_bytes() -> int:
-    """Return the most memory that this process, or the largest of its children, ever held."""
-    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return 1024 * sum(resource.getrusage(who).ru_maxrss for who in both)
+    """Return the most memory that this process itself ever held.
+
+    Not getrusage's ru_maxrss, which begins at that of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def compare(folder: Path, kind: str, samples: int, rounds: int) -> None:

@@ -109,7 +109,10 @@ class Dataset:
             return self._decode(wanted, workers)
         missing = np.unique(wanted[~self._memory.filled[wanted]])
         bad: dict[int, ShardError | SampleError] = {}
+        is_all_new = missing.size == wanted.size
         if missing.size:
+            # A first pass returns what was decoded: to take it from the memory is a copy more.
+            missing = wanted if is_all_new else missing
             new = self._decode(missing, workers)
             bad = {int(missing[row]): error for row, error in new.bad.items()}
             images, labels = new.images, new.labels
@@ -117,6 +120,8 @@ class Dataset:
                 good = np.delete(np.arange(missing.size), list(new.bad))
                 missing, images, labels = missing[good], images[good], labels[good]
             self._memory.store(missing, images, labels)
+            if is_all_new and isinstance(self._memory, SharedStore):
+                return new
         images, labels = self._memory.take(wanted)
         if not bad:
             return Samples(images, labels, {})
