@@ -28,7 +28,7 @@ def write_ledger(folder: Path) -> None:
     datasets: list[Dataset] = []
     open_loader, train_step = train_module.open_loader, TrainLoop.train_step
 
-    def opened(data, *arguments, **options):  # noqa: ANN
+    def opened(data, *arguments, **options):  # noqa: ANN001, ANN002, ANN003, ANN202
         datasets.append(data.train)
         return open_loader(data, *arguments, **options)
 
