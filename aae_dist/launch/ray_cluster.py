@@ -99,7 +99,7 @@ def _connect() -> None:
             _init()
     except Exception as error:  # Ray raises bare Exception, too.
         place = os.environ.get(ADDRESS, "on this machine")
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LaunchError(
             f"Ray {place} cannot be used: {reason} Check {ADDRESS} (unset, Ray starts here)."
         ) from error

@@ -1,8 +1,7 @@
 """The live bar of a run under Ray: rank 0 tells how far it is, the driver's terminal shows it."""
 
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from aae_dist.launch.ray_monitor import News
 from aae_dist.launch.say import say
@@ -14,7 +13,7 @@ TELL_SECONDS = 0.5
 
 
 class Screen:
-    """Hears the news in the driver, in the place of `print_lines`; use it in a `with`."""
+    """Hears the news in the driver, in the place of `print_lines`; to be closed at the end."""
 
     def __init__(self) -> None:
         """Show a bar as soon as the length of the run is known."""
@@ -26,27 +25,15 @@ class Screen:
         for line in news.lines:
             say(line)
         if news.plan is not None and news.plan != self._plan:
-            self._close()
+            self.close()
             self._plan, self._bar = news.plan, LiveBarSink(*news.plan)
         if self._bar is not None:
             self._bar.tick(news.step)
             for metrics in news.metrics:
                 self._bar.log(metrics)
 
-    def __enter__(self) -> Self:
-        """Return the screen."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Give the terminal back."""
-        self._close()
-
-    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close({}, "")
 

@@ -49,7 +49,7 @@ def _run_on_screen(config: RunConfig, word: str, storage: str, signals: StopRequ
         return run_on_ray(config, word, storage, signals)
     from aae_dist.launch.ray_screen import Screen
 
-    with Screen() as screen:
+    with contextlib.closing(Screen()) as screen:
         return run_on_ray(config, word, storage, signals, screen, has_screen=True)
 
 
