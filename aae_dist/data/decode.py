@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from aae_dist.data.decode_array import Shape, decode_array
 from aae_dist.data.exif import upright
+from aae_dist.data.fast_decoders import decode_fast
 from aae_dist.data.image_header import ImageHeader, read_header
 from aae_dist.data.png_check import ProvenPng, proven_png
 from aae_dist.data.resize import Resize
-from aae_dist.data.torchvision_decoders import decode_fast
 from aae_dist.errors import SampleError, ShardError
 
 Result = TypeVar("Result")
@@ -29,7 +29,7 @@ _PIXELS_AT_ONCE = 1 << 22
 AS_IT_IS = Resize("none", None)
 MAX_FIELD_BYTES = 256 << 20
 """Largest file of an image or array that is decoded."""
-_MAX_LABEL_BYTES = 1 << 16
+MAX_LABEL_BYTES = 1 << 16
 _LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
 
 
@@ -107,20 +107,20 @@ def decode_images(
     """
     shape: Shape = rows.shape[1:]  # type: ignore[assignment]
     heads = staged(lambda n: _fitting_header(files[n], shape, resize), files, bad)
-    for group in _groups(heads):
-        _decode_group(rows, files, group, resize, bad)
+    for group in grouped({n: h.height * h.width for n, h in heads.items()}, _PIXELS_AT_ONCE):
+        _decode_group(rows, files, {n: heads[n] for n in group}, resize, bad)
 
 
-def _groups(heads: Mapping[int, ImageHeader]) -> Iterator[dict[int, ImageHeader]]:
-    """Yield images that may be held decoded at a time, at least one."""
-    group: dict[int, ImageHeader] = {}
-    pixels = 0
-    for n, header in heads.items():
-        pixels += header.height * header.width
-        if group and pixels > _PIXELS_AT_ONCE:
+def grouped(sizes: Mapping[int, int], most: int) -> Iterator[list[int]]:
+    """Yield numbers in groups whose sizes sum up to at most `most`, at least one in each."""
+    group: list[int] = []
+    total = 0
+    for number, size in sizes.items():
+        total += size
+        if group and total > most:
             yield group
-            group, pixels = {}, header.height * header.width
-        group[n] = header
+            group, total = [], size
+        group.append(number)
     yield group
 
 
@@ -160,7 +160,7 @@ def _fitting_header(data: bytes, shape: Shape | None, resize: Resize) -> ImageHe
 
 
 def _proven(data: bytes, header: ImageHeader) -> ProvenPng | bytes | None:
-    """Return what torchvision may decode; None for what is left to Pillow."""
+    """Return what `decode_fast` may have; None for what is left to Pillow."""
     if header.format == "PNG":
         return proven_png(data)
     return data if header.format == "JPEG" else None
@@ -203,15 +203,15 @@ def parse_label(data: bytes, entry: str = "") -> int:
     Raises:
         SampleError: There is no such integer of up to 18 digits.
     """
-    match = _LABEL.fullmatch(data[:_MAX_LABEL_BYTES] if not entry else _json_entry(data, entry))
-    if match is None or len(data) > _MAX_LABEL_BYTES:
+    match = _LABEL.fullmatch(data[:MAX_LABEL_BYTES] if not entry else _json_entry(data, entry))
+    if match is None or len(data) > MAX_LABEL_BYTES:
         raise SampleError(f"the label is not an integer (got {data[:40]!r})", reason="label")
     return int(match[1])
 
 
 def _json_entry(data: bytes, entry: str) -> bytes:
     try:
-        document = json.loads(data[:_MAX_LABEL_BYTES])
+        document = json.loads(data[:MAX_LABEL_BYTES])
     except (ValueError, RecursionError):
         return b""
     value = document.get(entry) if isinstance(document, dict) else None

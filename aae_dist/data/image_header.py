@@ -12,6 +12,8 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
 """By PNG colour type: grey, colour, palette, grey with alpha, colour with alpha."""
 _JPEG_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)))
 _JPEG_APP1 = 0xE1
+_JPEG_TEM, _JPEG_WITHOUT_LENGTH = 0x01, range(0xD0, 0xDA)
+"""What has no place before the frame, where a decoder could see another frame behind it."""
 _WEBP_HAS_EXIF = 0x08
 
 
@@ -64,6 +66,8 @@ def _jpeg(data: bytes) -> ImageHeader | None:
         if marker == 0xFF:  # padding
             position += 1
             continue
+        if marker == _JPEG_TEM or marker in _JPEG_WITHOUT_LENGTH:
+            return None
         length = struct.unpack_from(">H", data, position + 2)[0]
         if marker in _JPEG_FRAMES:
             height, width, components = struct.unpack_from(">HHB", data, position + 5)

@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import BinaryIO
 
 from aae_dist.data.cache import ShardCache
@@ -15,7 +15,7 @@ from aae_dist.data.fetch import open_shard
 from aae_dist.data.manifest import Manifest, Shard
 from aae_dist.data.shard_file import Identity, ShardFile
 from aae_dist.data.tar_headers import Buffer, DamagedTarError
-from aae_dist.data.tar_index import TarIndex, index_tar
+from aae_dist.data.tar_index import Place, TarIndex, index_tar
 from aae_dist.errors import SampleError, ShardError
 from aae_dist.storage import is_remote
 
@@ -24,6 +24,8 @@ _MAX_UNPACKED_BYTES = 4 << 30
 _UNPACKED_AT_ONCE = 1 << 20
 _READ_WHOLE_BYTES = 64 << 20
 """A shard up to this size is read whole to be indexed: one read instead of six a sample."""
+_READ_AT_ONCE = 1 << 16
+"""Fields of a sample that lie within this many bytes are read by one call, 2 us for each saved."""
 _RETRY_SECONDS = 60.0
 """How long a shard that failed is left alone: each of its samples would wait for it again."""
 _RETRY_FACTOR = 10
@@ -59,22 +61,28 @@ class ShardReader:
 
     def fields(self, sample: int) -> dict[str, bytes]:
         """Return every field of a sample: {name: bytes}."""
-        buffer = self._bytes()
         places = self.index.fields(sample)
-        return {name: buffer[start : start + size] for name, (start, size) in places.items()}
+        return dict(zip(places, self.read(list(places.values())), strict=True))
 
-    def field(self, place: tuple[int, int]) -> bytes:
-        """Return the bytes of one field, from its place in `index.fields`.
+    def read(self, places: Sequence[Place]) -> list[bytes]:
+        """Return the bytes of some fields of a sample, by one read if they lie close together.
+
+        Args:
+            places: At least one, from `index`.
 
         Raises:
             ShardError: The shard cannot be had.
             SampleError: The shard is open, and these bytes of it cannot be read.
         """
         buffer = self._bytes()
+        begin, end = min(places)[0], sum(max(places))
         try:
-            return buffer[place[0] : place[0] + place[1]]
+            if len(places) == 1 or end - begin > _READ_AT_ONCE:
+                return [buffer[start : start + size] for start, size in places]
+            data = buffer[begin:end]
         except ShardError as error:
             raise SampleError(str(error).rstrip("."), reason=error.reason) from None
+        return [data[start - begin : start - begin + size] for start, size in places]
 
     @property
     def unpacked_bytes(self) -> int:

@@ -1,6 +1,7 @@
 """One sample's fields to a row of the batch and a label."""
 
 from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from aae_dist.config.settings import Data
 from aae_dist.data.decode import (
     MAX_FIELD_BYTES,
+    MAX_LABEL_BYTES,
     Bad,
     decode_images,
     decode_into,
+    grouped,
     is_array,
     layout,
     parse_label,
@@ -21,13 +24,14 @@ from aae_dist.data.decode import (
 from aae_dist.data.decode_array import Shape
 from aae_dist.data.reader import ShardReader
 from aae_dist.data.resize import Resize
+from aae_dist.data.tar_index import Place
 from aae_dist.errors import SampleError
 
 NO_LABEL = -1
 Sample = tuple[ShardReader, int]
 """A shard, and the number of a sample in it."""
-Place = tuple[int, int]
-"""Start and size of a field in its shard, in bytes."""
+_BYTES_AT_ONCE = 16 << 20
+"""Files of images, arrays and labels held at a time by a thread. One of them may have more."""
 
 
 class SampleDecoder:
@@ -42,6 +46,8 @@ class SampleDecoder:
         self._resize = Resize.of(settings)
         # "json:label" is the entry `label` of the object in the field `json`.
         self._label_key, _, self._label_entry = (settings.label_key or "").partition(":")
+        # Nearly all samples have the same few names.
+        self._columns = lru_cache(1000)(self._find_columns)
 
     def decode(self, samples: Mapping[int, Sample], rows: NDArray[Any], bad: Bad) -> dict[int, int]:
         """Write the images or arrays of samples into `rows`; return their labels, -1 for none.
@@ -52,39 +58,69 @@ class SampleDecoder:
             bad: Takes the row and the error of each sample that cannot be used; what its row holds
                 then is undefined.
         """
-        fields = staged(lambda n: samples[n][0].index.fields(samples[n][1]), samples, bad)
-        names = staged(lambda n: self._image_name(fields[n]), fields, bad)
-        files = staged(lambda n: _read(samples[n][0], fields[n][names[n]]), names, bad)
-        if rows.dtype == np.uint8 and not any(map(is_array, self._image_keys)):
-            decode_images(rows, files, self._resize, bad)
-        else:
-            staged(lambda n: decode_into(rows[n], names[n], files[n], self._resize), files, bad)
-        good = [n for n in files if n not in bad]
-        return staged(lambda n: self._label(samples[n][0], fields[n]), good, bad)
+        places = staged(lambda n: self._places(*samples[n]), samples, bad)
+        sizes = {n: sum(size for _, size in each) for n, each in places.items()}
+        labels: dict[int, int] = {}
+        for group in grouped(sizes, _BYTES_AT_ONCE):
+            files = staged(lambda n: samples[n][0].read(places[n]), group, bad)
+            self._decode_images(samples, files, rows, bad)
+            good = [n for n in files if n not in bad]
+            labels |= staged(partial(self._label, files), good, bad)
+        return labels
 
-    def _label(self, reader: ShardReader, fields: Mapping[str, Place]) -> int:
-        if self._label_key not in fields:
-            return NO_LABEL
-        return parse_label(_read(reader, fields[self._label_key]), self._label_entry)
+    def _decode_images(
+        self,
+        samples: Mapping[int, Sample],
+        files: Mapping[int, list[bytes]],
+        rows: NDArray[Any],
+        bad: Bad,
+    ) -> None:
+        images = {n: file[0] for n, file in files.items()}
+        if rows.dtype == np.uint8 and not any(map(is_array, self._image_keys)):
+            return decode_images(rows, images, self._resize, bad)
+
+        def decode(n: int) -> None:
+            decode_into(rows[n], self._image_name(*samples[n]), images[n], self._resize)
+
+        staged(decode, images, bad)
+        return None
+
+    def _label(self, files: Mapping[int, list[bytes]], number: int) -> int:
+        """Return the label from what was read of sample `number`: its image and, if any, label."""
+        label = files[number][1:]
+        return parse_label(label[0], self._label_entry) if label else NO_LABEL
 
     def layout(self, reader: ShardReader, number: int) -> tuple[Shape, torch.dtype]:
         """Return shape and dtype of the sample's image or array; SampleError if it has none."""
-        fields = reader.index.fields(number)
-        name = self._image_name(fields)
-        return layout(name, _read(reader, fields[name]), self._resize)
+        data = reader.read(self._places(reader, number)[:1])[0]
+        return layout(self._image_name(reader, number), data, self._resize)
 
-    def _image_name(self, fields: Mapping[str, Place]) -> str:
+    def _places(self, reader: ShardReader, number: int) -> list[Place]:
+        """Return where the sample's image is and, if it has one, its label."""
+        first, names = reader.index.names(number)
+        image, label = self._columns(names)
+        place = reader.index.place(first + image)
+        if place[1] > MAX_FIELD_BYTES:
+            raise SampleError(
+                f"a field of {place[1]} bytes; at most {MAX_FIELD_BYTES}", reason="size"
+            )
+        if label is None:
+            return [place]
+        start, size = reader.index.place(first + label)
+        return [place, (start, min(size, MAX_LABEL_BYTES + 1))]
+
+    def _image_name(self, reader: ShardReader, number: int) -> str:
+        _, names = reader.index.names(number)
+        return names[self._columns(names)[0]]
+
+    def _find_columns(self, names: tuple[str, ...]) -> tuple[int, int | None]:
+        """Return which of a sample's fields is the image, and which the label."""
+        label = names.index(self._label_key) if self._label_key in names else None
         for key in self._image_keys:
-            if key in fields:
-                return key
-        wanted, got = ", ".join(self._image_keys), ", ".join(fields)
+            if key in names:
+                return names.index(key), label
+        wanted, got = ", ".join(self._image_keys), ", ".join(names)
         raise SampleError(
             f"no image field (has {got!r:.200}; data.image_keys wants one of {wanted})",
             reason="field",
         )
-
-
-def _read(reader: ShardReader, place: Place) -> bytes:
-    if place[1] > MAX_FIELD_BYTES:
-        raise SampleError(f"a field of {place[1]} bytes; at most {MAX_FIELD_BYTES}", reason="size")
-    return reader.field(place)

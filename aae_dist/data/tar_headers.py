@@ -16,7 +16,7 @@ from aae_dist.errors import ShardError
 
 Numbers: TypeAlias = "array[int]"  # the class itself takes no [] before Python 3.12
 
-_BLOCK = 512
+BLOCK = 512
 _CHECKED_AT_ONCE = 4096
 """Headers whose checksums numpy adds up together: 2 MiB of them."""
 _ZEROS = bytes(1 << 20)
@@ -85,7 +85,7 @@ class _Headers:
         """Raise for the first header whose bytes do not add up to its checksum."""
         offsets, self._offsets = self._offsets, array("q")
         blocks, self._blocks = self._blocks, bytearray()
-        wrong = _wrong_checksums(np.frombuffer(blocks, np.uint8).reshape(-1, _BLOCK))
+        wrong = wrong_checksums(np.frombuffer(blocks, np.uint8).reshape(-1, BLOCK))
         if wrong.any():
             at = offsets[int(wrong.argmax())]
             raise DamagedTarError(f"the header at byte {at} is damaged (wrong checksum)")
@@ -97,23 +97,23 @@ def _members(buffer: Buffer, headers: _Headers) -> Iterator[Member]:
     long_name: str | None = None
     long_size: int | None = None
     while True:
-        header = buffer[offset : offset + _BLOCK]
-        if len(header) < _BLOCK:
+        header = buffer[offset : offset + BLOCK]
+        if len(header) < BLOCK:
             raise DamagedTarError(f"cut off at byte {end}: the end-of-archive mark is missing")
         if header[0] == 0 and not any(header):
             return _check_only_zeros(buffer, offset)
         headers.add(offset, header)
         kind, size = header[156:157], _parse_number(header[124:136], offset)
-        start, is_extension = offset + _BLOCK, kind in _EXTENSIONS
+        start, is_extension = offset + BLOCK, kind in _EXTENSIONS
         if long_size is not None and not is_extension:
             size = long_size
         if kind in _HAS_NO_DATA:
             size = 0
         if start + size > end:
             raise DamagedTarError(f"cut off at byte {end}: a member ends at byte {start + size}")
-        offset = start + (size + _BLOCK - 1) // _BLOCK * _BLOCK
+        offset = start + (size + BLOCK - 1) // BLOCK * BLOCK
         if is_extension:
-            if kind == b"x" and size < _BLOCK and _says_only_a_time(buffer[start : start + size]):
+            if kind == b"x" and size < BLOCK and _says_only_a_time(buffer[start : start + size]):
                 continue
             name, override = _extension(kind, buffer, start, size)
             long_name, long_size = name or long_name, long_size if override is None else override
@@ -201,11 +201,12 @@ def _pax_records(data: bytes, start: int) -> dict[bytes, bytes]:
     return records
 
 
-def _wrong_checksums(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def wrong_checksums(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return which header blocks, uint8 [n, 512], are damaged, bool [n]."""
     stored = headers[:, 148:156]
     # The checksum counts its own field as eight spaces.
-    sums = headers.sum(1, dtype=np.int64) - stored.sum(1, dtype=np.int64) + 8 * 32
+    # Sums of int32 take half the time of sums of int64.
+    sums = headers.sum(1, dtype=np.int32) - stored.sum(1, dtype=np.int32) + 8 * 32
     digits = stored[:, :6].astype(np.int64) - ord("0")
     plain = ((digits >= 0) & (digits < 8)).all(1)
     wrong = np.asarray(sums != digits @ _OCTAL_WEIGHTS)

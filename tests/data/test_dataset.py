@@ -8,7 +8,7 @@ from helpers.shards import encoded, image_of, sample, write_shards
 from webdataset import TarWriter
 
 from aae_dist.config.settings import Data
-from aae_dist.data import Dataset, open_dataset
+from aae_dist.data import Dataset, open_dataset, sample_decoder
 from aae_dist.errors import DataError
 from aae_dist.storage import open_storage
 
@@ -117,3 +117,20 @@ def test_the_built_in_digits_are_real_balanced_and_complete() -> None:
         assert len(np.unique(images.flatten(1).numpy(), axis=0)) == 10 * count
         folder = Path(dataset.manifest.shards[0].folder)
         assert "ShareAlike 3.0" in (folder.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(1, [1] * 5), (1 << 20, [5])])
+def test_files_are_held_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(sample_decoder, "_BYTES_AT_ONCE", at_once)
+    write_shards(tmp_path, [5])
+    held = []
+    decode = sample_decoder.decode_images
+    monkeypatch.setattr(
+        sample_decoder, "decode_images", lambda *args: held.append(len(args[1])) or decode(*args)
+    )
+    images, labels = opened(tmp_path, decoded="none").read(range(5))
+    assert held == sizes
+    assert labels.tolist() == list(range(5))
+    assert all(np.array_equal(images[n, 0], image_of(n)) for n in range(5))

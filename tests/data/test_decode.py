@@ -1,13 +1,15 @@
+import contextlib
 import importlib
 import io
 
 import numpy as np
 import pytest
+import torch
 from helpers.shards import encoded, image_of
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from aae_dist.data import decode, torchvision_decoders
+from aae_dist.data import decode, fast_decoders
 from aae_dist.data.decode import decode_image, parse_label
 from aae_dist.data.image_header import read_header
 from aae_dist.data.index import open_manifest
@@ -78,6 +80,41 @@ def test_torchvision_and_pillow_agree_on_real_digits() -> None:
         assert np.array_equal(fast, decode._decode_with_pillow(data, header, 1))
 
 
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("how", ["baseline", "progressive", "optimize", "restart_marker_blocks"])
+def test_jpeg_pixels_equal_those_of_torchvision_and_pillow(how: str, subsampling: int) -> None:
+    fast_decoders._load_decoders()
+    for height, width in [(1, 1), (5, 7), (8, 16), (17, 33), (64, 64)]:
+        image = np.resize(COLOUR, (height, width, 3))
+        colour = encoded(image, "JPEG", subsampling=subsampling, **{how: 1})
+        for data in (colour, encoded(image[:, :, 0].copy(), "JPEG", **{how: 1})):
+            header = read_header(data)
+            pillow = decode._decode_with_pillow(data, header, header.channels)
+            assert np.array_equal(decode_image(data), pillow)
+            file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            for channels in (1, 3):
+                [fast] = decode.decode_fast({0: data}, channels).values()
+                assert np.array_equal(fast, torch.ops.image.decode_jpeg(file, channels, False))
+
+
+def test_a_jpeg_with_any_byte_flipped_or_cut_off_ends_no_process() -> None:
+    data = encoded(np.resize(COLOUR, (16, 16, 3)), "JPEG")
+    whole = decode_image(data).shape
+    for place in range(len(data) - 2):
+        flipped = data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
+        with contextlib.suppress(SampleError):  # a wrong number in the pixels' data shows nowhere
+            assert decode_image(flipped, whole).shape == whole
+        with pytest.raises(SampleError):
+            decode_image(data[:place], whole)
+
+
+@pytest.mark.parametrize("marker", [0x01, *range(0xD0, 0xDA)])
+def test_a_jpeg_that_hides_its_frame_is_refused(marker: int) -> None:
+    # libjpeg reads on behind a marker without a length. It would see the frame that we skip.
+    data = encoded(COLOUR, "JPEG")
+    assert read_header(data[:2] + b"\xff" + bytes([marker]) + data[2:]) is None
+
+
 def test_16_bit_and_palette_png_are_read() -> None:
     deep = (GREY.astype(np.uint16) << 8) + 77
     assert np.array_equal(decode_image(encoded(deep))[0], GREY)
@@ -134,8 +171,8 @@ def test_decoders_load_without_importing_torchvision(monkeypatch: pytest.MonkeyP
         pytest.fail(f"imports {name}, which takes seconds")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    torchvision_decoders._load_decoders.cache_clear()
-    torchvision_decoders._load_decoders()
+    fast_decoders._load_decoders.cache_clear()
+    fast_decoders._load_decoders()
 
 
 def test_a_png_with_any_byte_flipped_or_cut_off_is_refused_and_ends_no_process() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from aae_dist.data import png_stack
 from aae_dist.data.decode import AS_IT_IS, decode_images
+from aae_dist.data.fast_decoders import decode_fast
 from aae_dist.data.png_check import ProvenPng, proven_png
-from aae_dist.data.torchvision_decoders import decode_fast
 from aae_dist.errors import SampleError
 
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.shards import write_shards
-from webdataset import tariterators
+from webdataset import TarWriter, tariterators
 
 from aae_dist.config.settings import Cache
 from aae_dist.data import reader
@@ -227,12 +227,30 @@ def test_a_file_cut_short_while_it_is_open_ends_no_process(tmp_path: Path) -> No
     whole = [shard.fields(n) for n in range(4)]
     places = [shard.index.fields(n)["png"] for n in range(4)]
     os.truncate(path, places[2][0] + 1)  # a mapping of lost pages ends the process
-    assert shard.field(places[1]) == whole[1]["png"]
+    assert shard.read([places[1]])[0] == whole[1]["png"]
     with pytest.raises(SampleError, match=r"000\.tar: ends at byte .*rename them") as caught:
-        shard.field(places[2])
+        shard.read([places[2]])[0]
     assert caught.value.reason == "size"
     with pytest.raises(ShardError, match="has .* bytes|cut off"):
         shard.open()
+
+
+def test_fields_near_and_far_are_read_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"cls": b"3", "json": bytes(reader._READ_AT_ONCE), "png": b"image", "txt": b""}
+    with TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "a", **fields})
+    shard = ShardReader(Shard(str(tmp_path), "a.tar", 1, (tmp_path / "a.tar").stat().st_size))
+    places = shard.index.fields(0)
+    reads = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: reads.append(args) or pread(*args))
+    for names, count in [(["png", "txt"], 1), (["cls", "png"], 2), (["cls"], 1), (list(fields), 4)]:
+        reads.clear()
+        for order in (names, names[::-1]):
+            assert shard.read([places[name] for name in order]) == [fields[name] for name in order]
+        assert len(reads) == 2 * count
 
 
 @pytest.mark.parametrize("in_place", [True, False])
