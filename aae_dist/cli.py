@@ -114,8 +114,24 @@ def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"aae-dist {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
-    _add_train(verbs)
-    _add_tune(verbs)
+    _add_items_verb(
+        verbs,
+        "train",
+        _train,
+        help="train a run, or resume it",
+        description=TRAIN,
+        examples=TRAIN_EXAMPLES,
+        dry_run="print the resolved configuration and stop",
+    )
+    _add_items_verb(
+        verbs,
+        "tune",
+        _tune,
+        help="run a sweep over priors, latent sizes or any other key, or resume it",
+        description=TUNE,
+        examples=TUNE_EXAMPLES,
+        dry_run="print the sweep and its trials and stop",
+    )
     _add_data(verbs, with_data)
     add_cluster_verbs(verbs)
     add_run_verbs(verbs)
@@ -124,12 +140,22 @@ def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train(verbs: "Parsers[argparse.ArgumentParser]") -> None:
+def _add_items_verb(
+    verbs: "Parsers[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    help: str,
+    description: str,
+    examples: str,
+    dry_run: str,
+) -> None:
+    """Add a verb that takes a configuration: YAML files and overrides."""
     parser = verbs.add_parser(
-        "train",
-        help="train a run, or resume it",
-        description=TRAIN,
-        epilog=TRAIN_EXAMPLES + "\n" + EXIT_CODES,
+        name,
+        help=help,
+        description=description,
+        epilog=examples + "\n" + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -138,30 +164,8 @@ def _add_train(verbs: "Parsers[argparse.ArgumentParser]") -> None:
         metavar="FILE.yaml | key=value",
         help="YAML files in order, and overrides that win over all files",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration and stop"
-    )
-    parser.set_defaults(run=_train)
-
-
-def _add_tune(verbs: "Parsers[argparse.ArgumentParser]") -> None:
-    parser = verbs.add_parser(
-        "tune",
-        help="run a sweep over priors, latent sizes or any other key, or resume it",
-        description=TUNE,
-        epilog=TUNE_EXAMPLES + "\n" + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "items",
-        nargs="+",
-        metavar="FILE.yaml | key=value",
-        help="YAML files in order, and overrides that win over all files",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the sweep and its trials and stop"
-    )
-    parser.set_defaults(run=_tune)
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    parser.set_defaults(run=run)
 
 
 def _add_data(verbs: "Parsers[argparse.ArgumentParser]", with_commands: bool) -> None:

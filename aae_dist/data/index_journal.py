@@ -5,7 +5,6 @@ import os
 import posixpath
 from collections.abc import Sequence
 from hashlib import sha256
-from types import TracebackType
 from typing import Self
 
 from aae_dist.data.cache_folder import own_folder
@@ -45,12 +44,7 @@ class Journal:
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop writing; what is noted stays."""
         self._file.close()
 
