@@ -163,7 +163,8 @@ def _proven(data: bytes, header: ImageHeader) -> ProvenPng | bytes | None:
     """Return what `decode_fast` may have; None for what is left to Pillow."""
     if header.format == "PNG":
         return proven_png(data)
-    return data if header.format == "JPEG" else None
+    # Pillow turns CMYK to RGB as torchvision did; simplejpeg rounds otherwise, by up to 2.
+    return data if header.format == "JPEG" and not header.is_cmyk else None
 
 
 def _finished(
@@ -225,6 +226,8 @@ def _decode_with_pillow(data: bytes, header: ImageHeader, channels: int) -> Pixe
     try:
         with Image.open(io.BytesIO(data), formats=(header.format,)) as opened:
             picture: Image.Image = opened
+            if channels == 1:  # a JPEG's own grey, as libjpeg-turbo gives it: no conversion
+                opened.draft("L", None)
             if opened.mode.startswith("I;16"):  # Pillow would clip instead of scale
                 picture = Image.fromarray((np.array(opened) >> 8).astype(np.uint8))
             image = np.array(picture.convert("L" if channels == 1 else "RGB"))

@@ -49,7 +49,7 @@ def _decode_jpegs(
     for number, data in files.items():
         try:
             image = decode_jpeg(data, colours)
-        except ValueError:
+        except (ValueError, MemoryError, RuntimeError):
             continue
         yield number, image.transpose(2, 0, 1)
 

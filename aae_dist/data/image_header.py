@@ -12,7 +12,7 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
 """By PNG colour type: grey, colour, palette, grey with alpha, colour with alpha."""
 _JPEG_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)))
 _JPEG_APP1 = 0xE1
-_JPEG_TEM, _JPEG_WITHOUT_LENGTH = 0x01, range(0xD0, 0xDA)
+_JPEG_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 """What has no place before the frame, where a decoder could see another frame behind it."""
 _WEBP_HAS_EXIF = 0x08
 
@@ -27,6 +27,8 @@ class ImageHeader(NamedTuple):
     width: int
     orientation: int = 1
     """EXIF's number for what turns and mirrors the stored pixels upright; 1: nothing."""
+    is_cmyk: bool = False
+    """Whether a JPEG has four components, as for printing."""
 
 
 def read_header(data: bytes) -> ImageHeader | None:
@@ -66,12 +68,13 @@ def _jpeg(data: bytes) -> ImageHeader | None:
         if marker == 0xFF:  # padding
             position += 1
             continue
-        if marker == _JPEG_TEM or marker in _JPEG_WITHOUT_LENGTH:
+        if marker in _JPEG_WITHOUT_LENGTH:
             return None
         length = struct.unpack_from(">H", data, position + 2)[0]
         if marker in _JPEG_FRAMES:
             height, width, components = struct.unpack_from(">HHB", data, position + 5)
-            return ImageHeader("JPEG", 1 if components == 1 else 3, height, width, turn)
+            channels = 1 if components == 1 else 3
+            return ImageHeader("JPEG", channels, height, width, turn, components == 4)
         if marker == _JPEG_APP1 and turn == 1 and data.startswith(PREFIX, position + 4):
             turn = orientation(data[position + 4 : position + 2 + length])
         position += 2 + length

@@ -1,6 +1,6 @@
 """Members of an archive in memory whose headers are all of the plainest kind, found at once.
 
-That is what webdataset, Python's tarfile and GNU tar write where names are short, and takes a fifth
+That is what webdataset, Python's tarfile and GNU tar write where names are short, and takes a third
 of the time that `read_members` does. On anything else, and on any damage, it gives up: the other
 knows what to do then, or what to say.
 """

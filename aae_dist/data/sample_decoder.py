@@ -66,6 +66,7 @@ class SampleDecoder:
             self._decode_images(samples, files, rows, bad)
             good = [n for n in files if n not in bad]
             labels |= staged(partial(self._label, files), good, bad)
+            del files  # or two groups would be held while the next is read
         return labels
 
     def _decode_images(
@@ -97,16 +98,17 @@ class SampleDecoder:
 
     def _places(self, reader: ShardReader, number: int) -> list[Place]:
         """Return where the sample's image is and, if it has one, its label."""
-        first, names = reader.index.names(number)
+        index = reader.index  # read once: another thread may replace it
+        first, names = index.names(number)
         image, label = self._columns(names)
-        place = reader.index.place(first + image)
+        place = index.place(first + image)
         if place[1] > MAX_FIELD_BYTES:
             raise SampleError(
                 f"a field of {place[1]} bytes; at most {MAX_FIELD_BYTES}", reason="size"
             )
         if label is None:
             return [place]
-        start, size = reader.index.place(first + label)
+        start, size = index.place(first + label)
         return [place, (start, min(size, MAX_LABEL_BYTES + 1))]
 
     def _image_name(self, reader: ShardReader, number: int) -> str:
@@ -115,7 +117,8 @@ class SampleDecoder:
 
     def _find_columns(self, names: tuple[str, ...]) -> tuple[int, int | None]:
         """Return which of a sample's fields is the image, and which the label."""
-        label = names.index(self._label_key) if self._label_key in names else None
+        has_label = bool(self._label_key) and self._label_key in names
+        label = names.index(self._label_key) if has_label else None
         for key in self._image_keys:
             if key in names:
                 return names.index(key), label

@@ -1,7 +1,6 @@
 """Where each sample of a tar file begins: WebDataset's grouping of members into samples."""
 
 import re
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,9 @@ MAX_SAMPLES = 20_000_000
 """Samples of one shard; their index takes 2.6 GB, on every rank that reads them."""
 MAX_MEMBERS = 10_000
 """Members of one sample."""
+_LARGEST_AT_ONCE = 256 << 20
+"""Bytes of an archive whose headers are read all at once, which takes up to its size more."""
+_MAX_KNOWN = 1000
 Place = tuple[int, int]
 """Start and size of a field in its shard, in bytes."""
 _META = re.compile(r"__[^/]*__($|/)")
@@ -61,14 +63,18 @@ def index_tar(buffer: Buffer) -> TarIndex:
         DamagedTarError: The archive does not end properly, a header is wrong, or a sample has two
             members of one name, or there are more of either than an index may hold.
     """
-    plain = plain_members(buffer) if isinstance(buffer, bytes) else None
-    return _group(read_members(buffer) if plain is None else plain)
+    if isinstance(buffer, bytes) and len(buffer) <= _LARGEST_AT_ONCE:
+        plain = plain_members(buffer)
+        if plain is not None:
+            return _group(plain)
+    return _group(read_members(buffer))
 
 
 def _group(members: Iterator[tuple[str, int, int]]) -> TarIndex:
     index = TarIndex()
     key: str | None = None
     seen: set[str] = set()
+    known: dict[str, str] = {}
     for name, start, size in members:
         new_key, suffix = _key_and_suffix(name)
         if new_key is None:
@@ -80,7 +86,9 @@ def _group(members: Iterator[tuple[str, int, int]]) -> TarIndex:
                 raise DamagedTarError(f"more than {MAX_SAMPLES} samples; write smaller shards")
             index.keys.append(key)
             index.first_fields.append(len(index.suffixes))
-        suffix = sys.intern(suffix.lower())  # nearly all samples have the same few
+        suffix = suffix.lower()
+        # One string for all that are equal. Bounded: each member may have a suffix of its own.
+        suffix = known.setdefault(suffix, suffix) if len(known) < _MAX_KNOWN else suffix
         if suffix in seen:
             raise DamagedTarError(f"sample {key!r:.200} has two members {suffix!r:.80}")
         if len(seen) == MAX_MEMBERS:

@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,3 +135,38 @@ def test_files_are_held_up_to_a_bound(
     assert held == sizes
     assert labels.tolist() == list(range(5))
     assert all(np.array_equal(images[n, 0], image_of(n)) for n in range(5))
+
+
+def test_one_file_above_the_bound_is_held_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 << 20
+    monkeypatch.setattr(sample_decoder, "_BYTES_AT_ONCE", size // 2)
+    image = encoded(image_of(0)) + bytes(size)  # what follows an image is not looked at
+    write(tmp_path, *({"__key__": f"{n}", "png": image} for n in range(4)))
+    dataset = opened(tmp_path, decoded="none")
+    dataset.read([0])
+    tracemalloc.start()
+    try:
+        dataset.load(range(4))
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * size
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_index_replaced_while_a_sample_is_looked_up_is_used_whole(tmp_path: Path) -> None:
+    write(tmp_path, {**sample(3), "a": b"", "b": b""})
+    dataset = opened(tmp_path)
+    reader = dataset._shards.get(0)
+    first = reader.index
+    names = type(first).names
+
+    class Replaced(type(first)):
+        def names(self, number: int) -> object:
+            reader.index = type(first)()  # as another thread does that finds another file
+            return names(self, number)
+
+    reader.index = Replaced(**vars(first))
+    images, labels = dataset.read([0])
+    assert labels.tolist() == [3]
+    assert np.array_equal(images[0, 0], image_of(3))
