@@ -50,6 +50,11 @@ def bare(module: nn.Module) -> nn.Module:
     return inner.network if isinstance(inner, Accelerated) else inner
 
 
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that training changes, by name: a user's network may freeze others."""
+    return {name: p for name, p in bare(module).named_parameters() if p.requires_grad}
+
+
 def frozen_view(module: nn.Module) -> nn.Module:
     """Return a module that computes with what `module` holds, now and later, as constants.
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from aae_dist.distributed.data_parallel import bare, without_sync
+from aae_dist.distributed.data_parallel import trainable, without_sync
 from aae_dist.distributed.schedule import Schedule
 
 Part = TypeVar("Part")
@@ -30,7 +30,7 @@ class SynchronizedOptimizer:
         schedule: Schedule,
         clip_norm: float | None = None,
     ) -> None:
-        """Take over `optimizer`, which must hold exactly the parameters of `networks`.
+        """Take over `optimizer`, which must hold exactly what is trainable of `networks`.
 
         Args:
             networks: the phase's networks by name, DistributedDataParallel or bare.
@@ -42,7 +42,7 @@ class SynchronizedOptimizer:
         self.named_parameters = {
             f"{name}.{key}": parameter
             for name, network in networks.items()
-            for key, parameter in bare(network).named_parameters()
+            for key, parameter in trainable(network).items()
         }
         self.parameters = list(self.named_parameters.values())
         self.optimizer = optimizer

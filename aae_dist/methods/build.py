@@ -7,7 +7,7 @@ from torch import nn
 
 from aae_dist.config import RunConfig, parts, phases
 from aae_dist.distributed.accelerated import accelerated
-from aae_dist.distributed.data_parallel import data_parallel, settle
+from aae_dist.distributed.data_parallel import data_parallel, settle, trainable
 from aae_dist.distributed.schedule import build_schedule
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.distributed.world import World
@@ -83,7 +83,7 @@ def _accelerated(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
 
 def build_optimizer(config: phases.Phase, networks: dict[str, nn.Module]) -> SynchronizedOptimizer:
     """Return the synchronized optimizer of one phase over its networks."""
-    parameters = [p for network in networks.values() for p in network.parameters()]
+    parameters = [p for network in networks.values() for p in trainable(network).values()]
     return SynchronizedOptimizer(
         networks=networks,
         optimizer=_torch_optimizer(config.optimizer, parameters),

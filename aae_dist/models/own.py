@@ -1,7 +1,7 @@
 """Networks of the user's own, by import path, tried out before training starts."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from aae_dist.config import networks
 from aae_dist.errors import ConfigError
+
+NAMED = 5
+"""Parameters that a message names."""
 
 
 def import_network(key: str, config: networks.OwnNetwork, roles: Mapping[str, Any]) -> nn.Module:
@@ -38,11 +41,10 @@ def import_network(key: str, config: networks.OwnNetwork, roles: Mapping[str, An
     return network
 
 
-@torch.no_grad()
 def check_network(
     key: str, network: nn.Module, inputs: tuple[Tensor, ...], shape: tuple[int, ...]
 ) -> None:
-    """Raise ConfigError unless the network maps `inputs` to `shape`, each sample by itself.
+    """Raise ConfigError unless the network trains, and maps `inputs` to `shape`, each by itself.
 
     Args:
         key: encoder, decoder or discriminator, for messages.
@@ -51,7 +53,8 @@ def check_network(
         shape: of the outputs.
     """
 
-    def problem() -> str | None:
+    @torch.no_grad()
+    def problem_of_results() -> str | None:
         buffers = {name: b.clone() for name, b in network.named_buffers()}
         first = network(*inputs)
         if not isinstance(first, Tensor) or tuple(first.shape) != shape:
@@ -82,11 +85,33 @@ def check_network(
         return None
 
     try:
-        text = problem()
+        text = problem_of_results() or _problem_of_gradients(network, inputs)
     except Exception as error:  # as above
         text = f"failed with {type(error).__name__}: {error}"
     if text:
         raise ConfigError(f"model.{key}: {type(network).__name__} {text}")
+
+
+def _problem_of_gradients(network: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
+    """Return what keeps a parameter from being trained: ranks would wait for its gradient."""
+    training = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    if not training:
+        return "has no parameter to train; leave requires_grad=True where it shall learn"
+    with torch.enable_grad():
+        total = network(*inputs).sum()
+        unused = list(training)
+        if total.requires_grad:
+            found: Iterable[Tensor | None] = torch.autograd.grad(
+                total, list(training.values()), allow_unused=True
+            )
+            unused = [n for n, gradient in zip(training, found, strict=True) if gradient is None]
+    if not unused:
+        return None
+    more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
+    return (
+        f"has parameters that no gradient reaches: {', '.join(unused[:NAMED])}{more}; call "
+        "requires_grad_(False) on those that shall stay as they are, and leave out unused ones"
+    )
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aae_dist.distributed.data_parallel import trainable
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
 from aae_dist.errors import LaunchError
@@ -71,7 +72,7 @@ class Trial:
 
     def _work(self, x_BCHW: Tensor) -> None:
         networks = self._networks
-        parameters = [p for m in networks.named().values() for p in m.parameters()]
+        parameters = [p for m in networks.named().values() for p in trainable(m).values()]
         # What Adam will keep, and it keeps it while a step runs.
         kept = [torch.empty_like(p) for p in parameters for _ in range(2)]
         noise_BN = x_BCHW.new_zeros(len(x_BCHW), self._posterior.noise_dim(self._z_dim))

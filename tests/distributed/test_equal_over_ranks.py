@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.frozen import FROZEN
 from helpers.ranks import run_ranks, single_world
 from helpers.steps import MODELS, train_steps
 
@@ -42,6 +43,7 @@ RESNET_ADAMW = {
     "prior": {"kind": "categorical"},
     "phases": {"reconstruction": {"optimizer": {"kind": "adamw", "weight_decay": 0.1}}},
 }
+FROZEN_TRUNK = {"model": {**MODELS["mlp"], **FROZEN}}
 UNEVEN = {"data": {"train": "x", "lanes": 8}}
 
 
@@ -66,8 +68,8 @@ def test_losses_and_networks_agree_with_one_rank_over_100_steps(
 
 @pytest.mark.parametrize(
     "tree",
-    [VARIATIONAL, GAUSSIAN_POSTERIOR, CLIPPED_SGD, REGULARIZED, CONV, RESNET_ADAMW],
-    ids=["variational", "gaussian", "sgd", "regularized", "conv", "resnet adamw"],
+    [VARIATIONAL, GAUSSIAN_POSTERIOR, CLIPPED_SGD, REGULARIZED, CONV, RESNET_ADAMW, FROZEN_TRUNK],
+    ids=["variational", "gaussian", "sgd", "regularized", "conv", "resnet adamw", "frozen trunk"],
 )
 def test_every_method_posterior_and_optimizer_agrees(tree: dict[str, Any]) -> None:
     expected, _ = train_steps(single_world(), tree, 30)

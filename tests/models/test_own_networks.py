@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.frozen import FROZEN
 from helpers.ranks import single_world
 from helpers.steps import SHAPE, build, run_step, tiny_config
 from torch import Tensor, nn
 
 from aae_dist.errors import ConfigError
 from aae_dist.models import MlpDecoder
+from aae_dist.training.micro_batch import Trial
 from aae_dist.training.state import TrainState
 from aae_dist.training.weight_average import WeightAverage
 
@@ -111,8 +113,27 @@ class BufferedCritic(Critic):
         return super().forward(z) * self.scale
 
 
+class Spare(Encoder):
+    def __init__(self, **role: Any) -> None:
+        super().__init__(**role)
+        self.spare = nn.Linear(7, 7)
+
+
+class WithoutGraph(Encoder):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class AllFrozen(Encoder):
+    def __init__(self, **role: Any) -> None:
+        super().__init__(**role)
+        self.requires_grad_(False)
+
+
 OWN = (Encoder, Noisy, Critic, WideCritic, BatchNorm, Dropout)
 OWN += (Buffered, BufferedCritic, DropoutFirst, Standardising, StatelessBatchNorm, LinearDecoder)
+OWN += (Spare, WithoutGraph, AllFrozen)
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +167,23 @@ def test_own_networks_train_in_the_place_of_built_in_ones() -> None:
     assert not any(map(torch.equal, before, after))
 
 
+def test_a_frozen_trunk_stays_and_is_saved_and_averaged_with_the_rest() -> None:
+    networks, method, inputs, config = built(**FROZEN)
+    average = WeightAverage(networks, 0.9)
+    state = TrainState(networks, method.optimizers, average)
+    before = {key: value.clone() for key, value in networks.encoder.state_dict().items()}
+    for step in range(2):
+        run_step(method, inputs, config, step)
+        average.update(step)
+    tensors = state.tensors()
+    for key, value in before.items():
+        is_frozen = key.startswith("trunk.")
+        for name in ("model", "ema"):
+            assert torch.equal(tensors[name][f"encoder.{key}"], value) == is_frozen
+        assert (f"encoder.{key}:exp_avg" in tensors["optimizer-generator"]) != is_frozen
+    assert Trial(networks, inputs.posterior, torch.zeros(4, *SHAPE).double(), 4)(4)
+
+
 def test_a_built_in_class_may_be_named_too_so_that_kinds_mix() -> None:
     networks, *_ = built(decoder=own("aae_dist.models:ConvDecoder", width=4))
     assert networks.decoder(torch.zeros(2, 4, dtype=torch.float64)).shape == (2, *SHAPE)
@@ -170,6 +208,9 @@ def test_the_encoder_of_a_universal_posterior_takes_noise() -> None:
         ("encoder", "Critic", "failed with TypeError.*takes the keyword arguments sample_shape"),
         ("encoder", "no_such_module:X", "failed with ModuleNotFoundError"),
         ("encoder", "torch:zeros", "failed with TypeError"),
+        ("encoder", "Spare", "no gradient reaches: spare.weight, spare.bias; call requires_grad_"),
+        ("encoder", "WithoutGraph", "no gradient reaches: body.1.weight"),
+        ("encoder", "AllFrozen", "has no parameter to train"),
         ("encoder", "builtins:dict", "it must be a torch.nn.Module"),
     ],
 )
