@@ -21,6 +21,10 @@ MAX_LISTED = 100_000
 Nothing raises it: what is not in the list could not be told from a new bad sample in the next
 epoch, and a run would no longer count each one once.
 """
+MAX_LISTED_BYTES = 32 << 20
+"""Bytes of the list in a checkpoint. Entries of up to 335 bytes reach `MAX_LISTED`; one with long
+names outside ASCII has up to 17 KB."""
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class BadSamples:
             (e["shard"], -1 if e["sample"] is None else e["sample"]) for e in self.entries
         }
         self._listed = Counter(shard for shard, _ in self._places)
+        self._bytes = len(_COMPACT.encode(self.entries))
         self.num_samples = sum(e["samples"] for e in self.entries)
         """Different samples lost so far; a shard that cannot be used counts whole."""
 
@@ -112,18 +117,18 @@ class BadSamples:
         self._places.add(one.place)
         self._listed[one.shard] += 1
         self.num_samples += samples
-        self.entries.append(
-            {
-                "shard": one.shard,
-                "sample": None if one.shard_samples else one.sample,
-                "key": one.key,
-                "reason": one.reason,
-                "detail": one.detail,
-                "samples": samples,
-                "step": step,
-                "epoch": epoch,
-            }
-        )
+        entry = {
+            "shard": one.shard,
+            "sample": None if one.shard_samples else one.sample,
+            "key": one.key,
+            "reason": one.reason,
+            "detail": one.detail,
+            "samples": samples,
+            "step": step,
+            "epoch": epoch,
+        }
+        self.entries.append(entry)
+        self._bytes += len(_COMPACT.encode(entry)) + 1
 
     def check(self, limits: Limits) -> None:
         """Raise DataError when more is bad than `limits` allow; alike on every rank."""
@@ -141,10 +146,11 @@ class BadSamples:
                 f"{self._longest_row} in a row are bad, more than "
                 f"data.max_bad_in_a_row={limits.max_in_a_row}"
             )
-        elif len(self.entries) > MAX_LISTED:
-            problem = (
-                f"more than the {MAX_LISTED} single ones that a run can list, whatever it allows"
-            )
+        elif len(self.entries) > MAX_LISTED or self._bytes > MAX_LISTED_BYTES:
+            most = f"the {MAX_LISTED} single ones"
+            if self._bytes > MAX_LISTED_BYTES:
+                most = f"the {MAX_LISTED_BYTES} bytes of names and causes"
+            problem = f"more than {most} that a run can list, whatever it allows"
             advice = "or leave them out: write the shards again without them"
         if problem:
             raise DataError(

@@ -11,9 +11,14 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 from torch import Tensor
 
+from aae_dist.data.bad_samples import MAX_LISTED_BYTES
 from aae_dist.errors import CheckpointError
 
 TENSORS, DOCUMENT = ".safetensors", ".json"
+LARGEST_DOCUMENT = MAX_LISTED_BYTES + (16 << 20)
+"""Bytes of a JSON file, which takes many times as much memory when parsed. Ours have kilobytes
+beside the list of bad samples, of which a run that lists no more than it may can always be saved.
+"""
 Tensors = Mapping[str, Mapping[str, Tensor]]
 Documents = Mapping[str, Mapping[str, Any]]
 
@@ -61,11 +66,26 @@ def _copy(name: str, tensor: Tensor, old: Tensor | None) -> Tensor:
 
 
 def encode_documents(documents: Documents) -> dict[str, bytes]:
-    """Return the JSON files by name; ValueError or TypeError for what JSON cannot hold."""
-    return {
-        name + DOCUMENT: json.dumps(document, indent=1, allow_nan=False).encode()
+    """Return the JSON files by name.
+
+    Raises:
+        ValueError, TypeError: JSON cannot hold it.
+        CheckpointError: a file would be larger than what is read back.
+    """
+    # Without spaces: a long list of bad samples is written in a quarter of the time.
+    files = {
+        name + DOCUMENT: json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
         for name, document in documents.items()
     }
+    for name, data in files.items():
+        check_size(name, len(data))
+    return files
+
+
+def check_size(name: str, size: int) -> None:
+    """Raise CheckpointError for a JSON file that is too large to be read."""
+    if name.endswith(DOCUMENT) and size > LARGEST_DOCUMENT:
+        raise CheckpointError(f"{name} is larger than {LARGEST_DOCUMENT} bytes")
 
 
 def encode_tensors(tensors: Tensors) -> dict[str, bytes]:

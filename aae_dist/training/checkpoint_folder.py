@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.storage import Storage, read_or_none
-from aae_dist.training.checkpoint_files import DOCUMENT, Saved, decode
+from aae_dist.training.checkpoint_files import Saved, check_size, decode
 from aae_dist.training.checkpoint_manifest import (
     DAMAGED,
     MANIFEST,
@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 _STEP = re.compile(r"^step-(\d{9,})$")
 # A live writer may delete what is being read; a fresh listing then has something newer.
 _NUM_LOOKS = 10
-LARGEST_DOCUMENT = 16 << 20
-"""Bytes of a JSON file, which takes many times as much memory when parsed; ours have kilobytes."""
 
 
 class _VanishedError(Exception):
@@ -87,8 +85,7 @@ class CheckpointFolder:
             key = key_of(manifest.step, name)
             # The size is asked first: a file blown up to fill the memory is never read.
             size = self.storage.size(key)
-            if name.endswith(DOCUMENT) and record.size > LARGEST_DOCUMENT:
-                raise CheckpointError(f"{name} is larger than {LARGEST_DOCUMENT} bytes")
+            check_size(name, record.size)
             data = read_or_none(self.storage, key) if size == record.size else None
             if data is None or FileRecord.of(data) != record:
                 state = "is missing" if size is None else "does not match its size and SHA-256"

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from aae_dist.errors import CheckpointError, LaunchError
+from aae_dist.data.bad_samples import BadSample, BadSamples, Limits
+from aae_dist.errors import CheckpointError, DataError, LaunchError
 from aae_dist.storage import Storage, open_storage
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 
@@ -188,3 +190,49 @@ def test_loading_a_step_that_is_not_there_says_which_are(local: Storage) -> None
     save(store, 200)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 300. There are \[200\]"):
         store.load(300)
+
+
+def test_a_document_that_could_not_be_read_is_not_written(
+    local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(local, keep=2)
+    save(store, 200)
+    monkeypatch.setattr("aae_dist.training.checkpoint_files.LARGEST_DOCUMENT", 1000)
+    tensors, documents = state(400)
+    with pytest.raises(CheckpointError, match="state.json is larger than 1000 bytes"):
+        store.save(400, tensors, {"state": {**documents["state"], "long": " " * 1000}})
+    assert list(store._folder.listing()) == [200]
+    save(store, 600)
+    assert store.steps() == [200, 600]
+
+
+# Ordinary ones up to their greatest number, and the longest ones up to their bytes.
+@pytest.mark.parametrize(
+    ("name", "text", "a_step", "most"),
+    [
+        ("train-000000.tar", "x" * 100, 1000, 100_000),
+        ("\U0001f600" * 1020 + ".tar", "\U0001f600" * 200, 100, 1900),
+    ],
+    ids=["ordinary", "longest"],
+)
+def test_the_longest_list_of_bad_samples_is_saved_and_read_back(
+    local: Storage, name: str, text: str, a_step: int, most: int
+) -> None:
+    bad, document = BadSamples(), BadSamples().document()
+
+    def list_more(step: int) -> None:
+        samples = range(a_step * step, a_step * (step + 1))
+        holes = [BadSample(0, name, n, text, "image", text) for n in samples]
+        bad.add(holes, np.ones(8, np.bool_), step, 0)
+        bad.check(Limits(10**6, None, 1.0, 10**6))
+        document.update(bad.document())
+
+    with pytest.raises(DataError, match="a run can list, whatever it allows"):
+        list(map(list_more, range(101)))
+    assert len(document["entries"]) == most
+    store = CheckpointStore(local, keep=1)
+    store.save(1, {}, {"state": {"bad_samples": document}})
+    store.wait()
+    saved = store.newest()
+    assert saved is not None
+    assert saved.documents["state"]["bad_samples"] == document
