@@ -29,7 +29,7 @@ class RangesRefusedError(LaunchError):
 class BucketStorage:
     """A folder in a bucket. See `Storage` for what each method promises.
 
-    All folders of one bucket that came from one another share a client and its connections.
+    All folders of one bucket share a client, its connections and its credentials.
     """
 
     def __init__(

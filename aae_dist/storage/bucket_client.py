@@ -1,7 +1,9 @@
 """Clients of obstore: retries, time-outs and end points for buckets and web servers."""
 
 import os
+from collections.abc import Iterable
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import obstore
@@ -20,6 +22,7 @@ PROBE_SECONDS = 15
 REQUEST_SECONDS = 120
 # A connection that is silent for so long is broken off, and the request made again.
 STALL_SECONDS = 20
+_MOST_CLIENTS = 16
 
 
 def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "ObjectStore":
@@ -47,11 +50,25 @@ def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "Objec
 
 def probe_client(root: str) -> "ObjectStore":
     """Return a client for what a start waits for: few retries, 15 s in all."""
-    return connect(root, PROBE, PROBE_SECONDS)
+    return _shared(root, None, True, frozenset(os.environ.items()))
 
 
 def data_client(root: str, patience_seconds: float | None) -> "ObjectStore":
     """Return a client whose every request ends in `patience_seconds`, retries and all."""
+    return _shared(root, patience_seconds, False, frozenset(os.environ.items()))
+
+
+# Each client has connections and credentials of its own: a new one for each shard would ask the
+# provider for a token each time. All threads share one; the environment is what configures it.
+@lru_cache(_MOST_CLIENTS)
+def _shared(
+    root: str,
+    patience_seconds: float | None,
+    probe: bool,
+    environment: Iterable[tuple[str, str]],
+) -> "ObjectStore":
+    if probe:
+        return connect(root, PROBE, PROBE_SECONDS)
     if patience_seconds is None:
         return connect(root, DATA, REQUEST_SECONDS)
     retries: RetryConfig = {"retry_timeout": timedelta(seconds=patience_seconds)}

@@ -35,8 +35,8 @@ class Fault:
 class ObjectServer(ThreadingHTTPServer):
     """Files by path; `faults` by path, used up in order; `requests` counts GETs by path.
 
-    Faults of "HEAD /path" hit HEADs. `tags` says how the server tells versions apart: by strong or
-    by weak tags, by the time alone, or not at all.
+    `connections` counts those that were opened. Faults of "HEAD /path" hit HEADs. `tags` says how
+    the server tells versions apart: by strong or by weak tags, by the time alone, or not at all.
     """
 
     daemon_threads = True
@@ -48,6 +48,7 @@ class ObjectServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.requests: dict[str, int] = defaultdict(int)
+        self.connections = 0
         self.ranges: list[tuple[str, int, int]] = []
         self.tags = "strong"
         self.modified: dict[str, str] = {}
@@ -58,6 +59,11 @@ class ObjectServer(ThreadingHTTPServer):
     def address(self) -> str:
         """The server's http:// address."""
         return f"http://127.0.0.1:{self.server_port}"
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Count a connection and take it."""
+        self.connections += 1
+        return super().get_request()
 
     def next_fault(self, path: str) -> Fault | None:
         """Count a GET and take the next fault of its path; '*' are faults of any path."""
@@ -75,6 +81,8 @@ class ObjectServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two packets: the second would wait 40 ms for word of the first.
+    disable_nagle_algorithm = True
     server: ObjectServer
 
     def do_HEAD(self) -> None:
