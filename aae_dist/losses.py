@@ -5,8 +5,9 @@ Source: Makhzani et al., Adversarial Autoencoders, arXiv 1511.05644 (AAE).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,27 @@ ADVERSARIES = {
 MMD_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
+class _KernelSum(torch.autograd.Function):
+    """The sum of c / (c + squares) over widths c: autograd would keep a matrix for each of them."""
+
+    @staticmethod
+    def forward(ctx: Any, squares: Tensor, widths: Sequence[float]) -> Tensor:
+        ctx.save_for_backward(squares)
+        ctx.widths = widths
+        total = torch.zeros_like(squares)
+        for c in widths:
+            total += c / (c + squares)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (squares,) = ctx.saved_tensors
+        total = torch.zeros_like(squares)
+        for c in ctx.widths:
+            total -= c / (c + squares).square()
+        return gradient * total, None
+
+
 def maximum_mean_discrepancy(
     z_NZ: Tensor, prior_NZ: Tensor, weights_N: Tensor, mean_square_distance: float
 ) -> Tensor:
@@ -112,7 +134,7 @@ def maximum_mean_discrepancy(
         squares = cross + a_NZ.square().sum(1)[:, None] + b_NZ.square().sum(1)
         squares = squares.clamp(min=0)  # rounding
         widths = [scale * mean_square_distance for scale in MMD_SCALES]
-        kernel = torch.stack([c / (c + squares) for c in widths]).sum(0)
+        kernel: Tensor = _KernelSum.apply(squares, widths)  # type: ignore[no-untyped-call]
         mean: Tensor = weights_N @ kernel @ weights_N
         return mean
 

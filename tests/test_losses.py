@@ -81,6 +81,26 @@ def test_distances_of_samples_are_their_formulas_without_masked_rows() -> None:
         assert torch.equal(gradient.abs().sum(1) > 0, valid)
 
 
+def test_the_gradient_of_the_discrepancy_is_that_of_its_values_and_keeps_few_matrices() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 9, 3, generator=draw).double()
+    weights = torch.full((9,), 1 / 9).double()
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    def discrepancy(z: torch.Tensor) -> torch.Tensor:
+        return losses.maximum_mean_discrepancy(z, y, weights, 6.0)
+
+    assert torch.autograd.gradcheck(discrepancy, x.requires_grad_())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        discrepancy(x)
+    # Two matrices of pairs have a gradient; seven kernels of each were kept before they were summed.
+    assert sum(tensor.shape == (9, 9) for tensor in kept) <= 8
+
+
 def test_distances_of_samples_fall_as_they_come_closer() -> None:
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 400, 2, generator=draw).double()
