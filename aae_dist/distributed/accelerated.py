@@ -1,5 +1,6 @@
 """A network as training calls it: in bfloat16, compiled, or both."""
 
+import os
 import shutil
 from typing import Any
 
@@ -45,11 +46,21 @@ def accelerated(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Mod
     """Return the network, or an `Accelerated` around it if anything is wanted.
 
     Raises:
-        ConfigError: code for the CPU is to be compiled on a machine without a C++ compiler.
+        ConfigError: code is to be compiled on a machine without the compiler that this takes.
     """
     if not bfloat16 and not compiled:
         return network
-    on_cpu = next(network.parameters()).device.type == "cpu"
-    if compiled and on_cpu and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        raise ConfigError("train.compile=true needs a C++ compiler on the CPU; install g++")
+    if compiled:
+        _check_compiler(next(network.parameters()).device.type)
     return Accelerated(network, bfloat16, compiled)
+
+
+def _check_compiler(device_type: str) -> None:
+    if device_type == "cpu":
+        if not any(map(shutil.which, ("g++", "c++", "clang++"))):
+            raise ConfigError("train.compile=true needs a C++ compiler on the CPU; install g++")
+    # Triton builds what starts its kernels: triton/runtime/build.py looks for these.
+    elif not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang"))):
+        raise ConfigError(
+            "train.compile=true needs a C compiler on CUDA, too; install gcc, or name one in CC"
+        )
