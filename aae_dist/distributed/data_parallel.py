@@ -14,12 +14,17 @@ from aae_dist.distributed.world import World
 def data_parallel(module: nn.Module, world: World) -> nn.Module:
     """Return `module` with its gradients averaged over ranks; the module itself when alone.
 
-    Networks hold no buffers, so there is nothing to broadcast before a forward pass.
+    Buffers are not broadcast before forward passes: those of built-in networks do not exist, those
+    of a user's own are constants (`models.own`).
     """
     if world.size == 1:
         return module
     ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+    # As an argument it would also leave buffers out of the first synchronisation, and it is
+    # deprecated since torch 2.13, whose new name older versions lack.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 def settle(module: nn.Module, *example: Tensor) -> None:

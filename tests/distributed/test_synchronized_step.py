@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.measures import all_reduced_bytes, first_gradients, poisoned_run
+from helpers.frozen import FROZEN
+from helpers.measures import (
+    all_reduced_bytes,
+    buffers_to_broadcast,
+    first_gradients,
+    poisoned_run,
+)
 from helpers.ranks import run_ranks, single_world
 from helpers.steps import MODELS
 
@@ -32,6 +38,11 @@ CHOICES.append(pytest.param(SLOW, id="compiled conv", marks=pytest.mark.slow))
 def test_all_reduced_bytes_are_the_minimum(tree: dict[str, Any]) -> None:
     for counted, minimum in run_ranks(all_reduced_bytes, 2, tree):
         assert counted == minimum
+
+
+def test_constant_buffers_are_not_broadcast_in_each_forward_pass() -> None:
+    tree = {"model": {**MODELS["mlp"], **FROZEN}}
+    assert run_ranks(buffers_to_broadcast, 2, tree) == [[False] * 3] * 2
 
 
 def test_first_gradients_agree_with_one_rank_in_fp32() -> None:

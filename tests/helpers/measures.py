@@ -38,6 +38,13 @@ def all_reduced_bytes(world: World, tree: dict[str, Any]) -> tuple[float, int]:
     return counted / 4, 2 * size["encoder"] + size["decoder"] + size["discriminator"]
 
 
+def buffers_to_broadcast(world: World, tree: dict[str, Any]) -> list[bool]:
+    """Return of each network whether DDP broadcasts buffers before its forward pass."""
+    _, method, _ = build(tiny_config(**tree), world)
+    modules = (method.modules.encoder, method.modules.decoder, method.modules.discriminator)
+    return [m.will_sync_module_buffers() for m in modules]  # type: ignore[union-attr,operator]
+
+
 def first_gradients(world: World, tree: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return the averaged gradients of each phase's first update."""
     config = tiny_config(**tree)
