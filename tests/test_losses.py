@@ -97,7 +97,7 @@ def test_the_gradient_of_the_discrepancy_is_that_of_its_values_and_keeps_few_mat
     assert torch.autograd.gradcheck(discrepancy, x.requires_grad_())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         discrepancy(x)
-    # Two matrices of pairs have a gradient; seven kernels of each were kept before they were summed.
+    # Two matrices of pairs have a gradient; of each, seven kernels would be kept.
     assert sum(tensor.shape == (9, 9) for tensor in kept) <= 8
 
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from torch import nn
 
 from aae_dist.distributed.accelerated import Accelerated, accelerated
@@ -30,6 +31,7 @@ def test_code_without_a_compiler_is_refused(
 
 def test_one_of_triton_s_compilers_is_enough_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch, "compile", lambda forward, **how: forward)  # its import takes 10 s
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
     assert isinstance(compiled_on("meta"), Accelerated)
     monkeypatch.setattr(shutil, "which", lambda name: None)
