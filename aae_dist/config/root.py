@@ -187,6 +187,13 @@ def _worker_problems(config: RunConfig) -> Iterator[Problem]:
             f"at most one worker a lane (got {workers} workers, {lanes} lanes); "
             f"use launch.workers={lanes} or raise data.lanes to a divisor of {batch}",
         )
+    gpus = config.launch.gpus_per_worker
+    if config.launch.kind == "ray" and workers > 1 and gpus != "auto" and 0 < gpus < 1:
+        yield (
+            "launch.gpus_per_worker",
+            f"parts of a GPU are for one worker, as two ranks on one GPU cannot talk (got {gpus} "
+            f"for {workers} workers); use launch.gpus_per_worker=1 or launch.workers=1",
+        )
 
 
 CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (

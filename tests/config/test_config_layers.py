@@ -170,6 +170,16 @@ def test_other_forms_of_workers_are_refused(workers):
         load_config([], [*items, f"launch.workers={workers}"])
 
 
+@pytest.mark.parametrize("workers", ["4", "[1, 4]"])
+def test_several_workers_do_not_share_a_gpu(workers):
+    base = ["run.name=x", "data.train=builtin://digits/train", "train.steps=1"]
+    items = [*base, f"launch.workers={workers}", "launch.gpus_per_worker=0.25"]
+    with pytest.raises(ConfigError, match=r"gpus_per_worker: .*got 0\.25 for 4 workers.*use "):
+        load_config([], items)
+    for right in ("launch.gpus_per_worker=1", "launch.workers=1", "launch.kind=local"):
+        load_config([], [*items, right])
+
+
 def test_defaults_that_another_kind_brings_along_are_noted():
     base = ["run.name=a", "data.train=x.tar", "train.steps=5"]
     phase = "phases.generator.optimizer"

@@ -45,7 +45,7 @@ CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}
         ([CPU_NODE, GPU_NODE], [], [], 1.0),
         ([CPU_NODE], [(GPU_NODE, 3)], [], 1.0),
         ([CPU_NODE], [(CPU_NODE, 3)], [], None),
-        ([GPU_NODE], [], ["launch.gpus_per_worker=0.5"], 0.5),
+        ([GPU_NODE], [], ["launch.gpus_per_worker=0.5", "launch.workers=1"], 0.5),
         ([GPU_NODE], [], ["train.device=cpu"], None),
     ],
 )
