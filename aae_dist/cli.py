@@ -21,7 +21,8 @@ from aae_dist.version import __version__
 EXIT_CODES = """\
 exit codes:
   0    done (a run that had already finished says so)
-  1    a fault of aae-dist itself, with a traceback; or workers failed more often than allowed
+  1    a fault of aae-dist itself, with a traceback; or workers failed more often than allowed,
+       or their networks drifted apart again and again
   2    something to correct in the configuration, the data, the storage or the cluster
   3    training diverged: gradients were not finite too many times in a row
   4    stopped as asked, with a checkpoint saved: the same command goes on from it

@@ -8,7 +8,8 @@ AaeDistError
  |- CheckpointError        no checkpoint verifies, or one does not fit the run that resumes
  |- LaunchError            the run cannot start here: storage, resources, a second writer
  |   |- StorageError       a bucket or a web server refused, and why in one word
- |   `- RunBusyError       another process writes this run
+ |   |- RunBusyError       another process writes this run
+ |   `- RanksDifferError   a machine computes wrongly, and no checkpoint mends it
  |- TrainingDivergedError  too many updates in a row had non-finite gradients
  `- Interrupted            a stop was asked for and a checkpoint was saved
 
@@ -82,6 +83,12 @@ class StorageError(LaunchError):
 
 class RunBusyError(LaunchError):
     """Another process, which lives, writes this run."""
+
+
+class RanksDifferError(LaunchError):
+    """Ranks drifted apart, without a checkpoint to go back to or again and again."""
+
+    exit_code = 1
 
 
 class TrainingDivergedError(AaeDistError):

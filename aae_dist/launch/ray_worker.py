@@ -16,7 +16,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redact
 from aae_dist.distributed.reductions import broadcast_json, together
 from aae_dist.distributed.world import World, from_environment
-from aae_dist.errors import AaeDistError
+from aae_dist.errors import AaeDistError, RanksDifferError
 from aae_dist.launch import nonce
 from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.prometheus import PrometheusSink
@@ -111,9 +111,10 @@ def _train(task: Task, config: RunConfig, world: World) -> Payload:
         console = partial(FarConsole, task.monitor) if task.has_screen else None
         outcome = train(config, world, reporter, task.launch_id, sinks, console)
         reporter.flush()
-    except AaeDistError as error:
-        return give_up(task, error)
     except Exception as error:
+        # Ranks that differ are a machine's fault, so they start again like those that died.
+        if isinstance(error, AaeDistError) and not isinstance(error, RanksDifferError):
+            return give_up(task, error)
         repeated = repeated_failure(task, world.rank, error)
         if repeated is None:
             raise

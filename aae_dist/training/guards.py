@@ -6,7 +6,7 @@ from collections.abc import Callable
 from aae_dist.config import RunConfig
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
-from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
+from aae_dist.errors import CheckpointError, LaunchError, RanksDifferError, TrainingDivergedError
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 
 MAX_DRIFTS = 3
@@ -51,7 +51,10 @@ def without_checkpoint(error: GuardError) -> Exception:
         return TrainingDivergedError(
             f"training diverged: {error} (there is no good checkpoint to go back to)"
         )
-    return error
+    return RanksDifferError(
+        f"{error}, and there is no checkpoint to go back to. A bit flipped or a machine computes "
+        "wrongly: give the same command again, and if it comes again leave that machine out."
+    )
 
 
 class Rollbacks:
@@ -74,11 +77,14 @@ class Rollbacks:
 
         Raises:
             TrainingDivergedError: no roll back is left.
-            RanksDriftedError: they drift again and again.
+            RanksDifferError: they drift again and again.
         """
         if isinstance(error, RanksDriftedError):
             if self._drifts_left == 0:
-                raise error
+                raise RanksDifferError(
+                    f"{error}, after going back {MAX_DRIFTS} times for that. A machine computes "
+                    "wrongly: leave it out and give the same command again."
+                ) from error
             self._drifts_left -= 1
             self._line(f"{error}; going back to the newest checkpoint")
             return 1.0

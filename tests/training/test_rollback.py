@@ -10,7 +10,7 @@ from helpers.runs import TINY, final_tensors, metrics
 
 from aae_dist.config import load_config
 from aae_dist.distributed.world import single
-from aae_dist.errors import TrainingDivergedError
+from aae_dist.errors import RanksDifferError, TrainingDivergedError
 from aae_dist.methods.adversarial import AdversarialMethod
 from aae_dist.training import train as train_module
 from aae_dist.training.guards import RanksDriftedError
@@ -137,3 +137,20 @@ def test_drifted_ranks_go_back_and_end_as_if_nothing_had_happened(
     broken, lines = go(tmp_path / "broken", "train.compare_ranks_every_steps=2")
     assert "the decoder of rank 1 differs; going back to the newest checkpoint" in lines
     assert_bit_equal(final_tensors(broken.run_uri, 30), final_tensors(whole.run_uri, 30))
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [(2, "differs, and there is no checkpoint to go back to"), (18, "going back 3 times")],
+)
+def test_ranks_that_cannot_be_mended_are_no_fault_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, words: str
+) -> None:
+    def drifted(self: TrainLoop) -> None:
+        if self.state.step == first:
+            raise RanksDriftedError("the decoder of rank 1 differs")
+
+    monkeypatch.setattr(TrainLoop, "_raise_if_drifted", drifted)
+    with pytest.raises(RanksDifferError, match=words) as raised:
+        go(tmp_path, "train.compare_ranks_every_steps=2")
+    assert raised.value.exit_code == 1
