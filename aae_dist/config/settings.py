@@ -156,7 +156,7 @@ class Launch(Section):
     cpus_per_worker: PositiveInt = 1
     """CPU cores, and torch threads, of a rank, under both launchers."""
     gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
-    """auto: 1 if any live node or autoscaler group has GPUs, else 0. Part of one: for one worker."""
+    """auto: 1 if any live node or autoscaler group has GPUs, else 0. A part: for one worker only."""
     max_failures: NonNegativeInt = 8
     """Times that Ray restarts the workers after a crash."""
     max_stuck_seconds: PositiveFloat | None = 60.0
