@@ -156,7 +156,7 @@ class Launch(Section):
     cpus_per_worker: PositiveInt = 1
     """CPU cores, and torch threads, of a rank, under both launchers."""
     gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
-    """auto: 1 if any live node or autoscaler group has GPUs, else 0. A part: for one worker only."""
+    """auto: 1 if any live node or autoscaler group has GPUs, else 0. Parts: for one worker."""
     max_failures: NonNegativeInt = 8
     """Times that Ray restarts the workers after a crash."""
     max_stuck_seconds: PositiveFloat | None = 60.0
