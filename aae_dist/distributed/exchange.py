@@ -1,24 +1,21 @@
-"""Small numbers and JSON between ranks over the CPU, so that no rank waits for its device."""
+"""What a loader tells those of the other ranks: small numbers, without waiting, and JSON."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from aae_dist.distributed.control import control_group, gather_json
 from aae_dist.distributed.world import World
 
 
 class Exchange:
-    """A gloo group of all ranks; every rank makes the same calls in the same order."""
+    """Between all ranks; every rank makes the same calls in the same order."""
 
     def __init__(self, world: World) -> None:
-        """Join the group: a collective on CUDA, where the default group would use the device."""
+        """Exchange as this one of the ranks."""
         self._world = world
-        self._group: Any = None  # torch's name for the default group
-        if world.size > 1 and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")
 
     @property
     def size(self) -> int:
@@ -30,7 +27,7 @@ class Exchange:
         totals = torch.tensor(counts, dtype=torch.int64)
         if self._world.size == 1:
             return totals.tolist
-        work = dist.all_reduce(totals, group=self._group, async_op=True)
+        work = dist.all_reduce(totals, group=control_group(), async_op=True)
         assert work is not None
 
         def wait() -> list[int]:
@@ -42,18 +39,4 @@ class Exchange:
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's JSON value, in rank order, on every rank."""
-        if self._world.size == 1:
-            return [value]
-        payload = torch.tensor(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = self._gather_tensors(torch.tensor([len(payload)]))
-        longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(payload)] = payload
-        texts = zip(self._gather_tensors(padded), lengths, strict=True)
-        # tobytes and json: torch's object collectives unpickle.
-        return [json.loads(text[: int(length)].numpy().tobytes()) for text, length in texts]
-
-    def _gather_tensors(self, mine: torch.Tensor) -> list[torch.Tensor]:
-        all_ranks = [torch.empty_like(mine) for _ in range(self._world.size)]
-        dist.all_gather(all_ranks, mine, group=self._group)
-        return all_ranks
+        return gather_json(value, self._world)

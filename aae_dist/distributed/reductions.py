@@ -1,13 +1,13 @@
-"""Small agreements between ranks; JSON travels as bytes, as torch's object collectives unpickle."""
+"""Means and tables over ranks on their devices, and work whose end they all wait for."""
 
-import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aae_dist.distributed.control import broadcast_json, control_group
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, packed, unpacked
 
@@ -40,29 +40,15 @@ def rows_of_all_ranks(rows: Tensor, numbers: Tensor, num_rows: int, world: World
     return table
 
 
-def broadcast_json(value: Any, world: World, source: int = 0) -> Any:
-    """Return rank `source`'s JSON value on every rank."""
-    if world.size == 1:
-        return value
-    payload = torch.tensor(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    length = torch.tensor([payload.numel()], device=world.device)
-    dist.broadcast(length, source)
-    if world.rank != source:
-        payload = torch.empty(int(length), dtype=torch.uint8)
-    payload = payload.to(world.device)
-    dist.broadcast(payload, source)
-    return json.loads(bytes(payload.cpu().tolist()))
-
-
 def together(world: World, work: Callable[[], T]) -> T:
     """Run `work` on every rank; if it raises an AaeDistError anywhere, raise it everywhere.
 
     Without this, a rank that cannot read its data would leave the others waiting in a collective.
     """
     result, problem = _attempt(work)
-    first = torch.tensor([world.size if problem is None else world.rank], device=world.device)
+    first = torch.tensor([world.size if problem is None else world.rank])
     if world.size > 1:
-        dist.all_reduce(first, dist.ReduceOp.MIN)
+        dist.all_reduce(first, dist.ReduceOp.MIN, group=control_group())
     if int(first) < world.size:
         raise unpacked(broadcast_json(problem, world, source=int(first)))
     assert result is not None
@@ -72,10 +58,10 @@ def together(world: World, work: Callable[[], T]) -> T:
 def main_decides(world: World, work: Callable[[], T]) -> T:
     """Run `work` on rank 0 alone; its JSON result, or its AaeDistError, is every rank's."""
     result, problem = _attempt(work) if world.is_main else (None, None)
-    problem = broadcast_json(problem, world)
-    if problem is not None:
-        raise unpacked(problem)
-    value: T = broadcast_json(result[0] if result else None, world)
+    told = broadcast_json([problem, result[0] if result else None], world)
+    if told[0] is not None:
+        raise unpacked(told[0])
+    value: T = told[1]
     return value
 
 

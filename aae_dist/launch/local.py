@@ -9,15 +9,13 @@ import torch
 import torch.distributed as dist
 
 from aae_dist.config import RunConfig
+from aae_dist.distributed.control import COLLECTIVE_SECONDS, control_group
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.train import train
-
-COLLECTIVE_TIMEOUT = timedelta(seconds=600)
-"""Longest wait of a rank for the others before it gives up; torch's default is 1800 s."""
 
 
 class LocalReporter:
@@ -72,8 +70,9 @@ def process_group(world: World) -> Iterator[None]:
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     backend = "nccl" if world.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
     try:
+        control_group()
         yield
     except RuntimeError as error:
         if is_collateral(str(error)):

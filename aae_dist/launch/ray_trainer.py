@@ -7,12 +7,11 @@ import ray.train
 import ray.train.torch
 
 from aae_dist.config import RunConfig
+from aae_dist.distributed.control import COLLECTIVE_SECONDS
 from aae_dist.launch import ray_cluster
 from aae_dist.launch.ray_demand import Demand
 from aae_dist.launch.ray_entry import RestartNotice, Task, train_worker
 
-PROCESS_GROUP_SECONDS = 600
-"""Longest wait of a rank for the others; torch's default is 1800 s."""
 UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 """Each starts an actor of its own, which imports Ray Train or Ray Data: 8 s of CPU apiece.
 
@@ -51,7 +50,7 @@ def build_trainer(config: RunConfig, demand: Demand, task: Task, storage: str) -
     return LeanTrainer(
         train_worker,
         train_loop_config=task,
-        torch_config=api.torch.TorchConfig(timeout_s=PROCESS_GROUP_SECONDS),
+        torch_config=api.torch.TorchConfig(timeout_s=COLLECTIVE_SECONDS),
         scaling_config=api.ScalingConfig(
             num_workers=config.launch.workers,
             elastic_resize_monitor_interval_s=config.launch.resize_seconds,

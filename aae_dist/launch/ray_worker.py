@@ -14,7 +14,8 @@ from ray.train.torch import get_device
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redact
-from aae_dist.distributed.reductions import broadcast_json, together
+from aae_dist.distributed.control import broadcast_json, control_group
+from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, RanksDifferError
 from aae_dist.launch import nonce
@@ -106,6 +107,8 @@ def _train(task: Task, config: RunConfig, world: World) -> Payload:
     reporter = RayReporter(task.monitor, world)
     folder = open_storage(join(config.run.storage, config.run.name))
     try:
+        if world.size > 1:
+            control_group()  # Ray Train has set up the process group
         together(world, lambda: nonce.check(folder, task.nonce))
         sinks = [PrometheusSink(config.run.name)] if world.is_main else []
         console = partial(FarConsole, task.monitor) if task.has_screen else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from aae_dist.distributed.control import control_group
 from aae_dist.distributed.world import World
 
 SECONDS_BETWEEN = 1.0
@@ -46,8 +47,8 @@ class Agreement:
         if step < self._next_step:
             return Decision(stop=False, save=False)
         asked = [float(wants_stop()), float(wants_save()), float(self._steps_a_second(step))]
-        answer = torch.tensor(asked, device=self._world.device)
-        dist.all_reduce(answer, dist.ReduceOp.MAX)
+        answer = torch.tensor(asked)
+        dist.all_reduce(answer, dist.ReduceOp.MAX, group=control_group())
         stop, save, interval = answer.tolist()
         self._next_step = step + int(interval)
         return Decision(stop=bool(stop), save=bool(save))

@@ -22,7 +22,7 @@ from aae_dist.training.goodput import Goodput
 from aae_dist.training.guards import RanksDriftedError, UpdatesSkippedError
 from aae_dist.training.reporter import Reporter
 from aae_dist.training.state import TrainState
-from aae_dist.training.watchdog import EVALUATION_SECONDS, Watchdog
+from aae_dist.training.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
 
 Metrics = dict[str, float]
 
@@ -166,7 +166,9 @@ class TrainLoop:
             return
         if not (last or decision.stop) and self._is_skipping():
             return  # amid skipped updates is no place to start from
-        with self.goodput.part("checkpoint"), self.watchdog.section("saving"):
+        # Nobody but rank 0 has anything to do any more: it may wait longer for a slow storage.
+        seconds = RANK_0_SECONDS if last or decision.stop else SECTION_SECONDS
+        with self.goodput.part("checkpoint"), self.watchdog.section("saving", seconds):
             # What is saved must be good: whoever rolls back, or starts again, relies on it.
             self.comparison.ask(step)
             self._raise_if_drifted()
@@ -216,7 +218,7 @@ class TrainLoop:
         started = time.monotonic()
         with (
             self.goodput.part("evaluation"),
-            self.watchdog.section("evaluating", EVALUATION_SECONDS),
+            self.watchdog.section("evaluating", RANK_0_SECONDS),
         ):
             metrics = self.evaluate()
         self._logged_at += time.monotonic() - started  # samples/s is the speed of training

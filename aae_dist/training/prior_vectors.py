@@ -72,30 +72,32 @@ def _vectors_of_data(prior: priors.DataPrior, config: RunConfig, show: Show) -> 
         update={"image_keys": (prior.key,), "label_key": None, "image_size": None, "channels": None}
     )
     dataset = open_dataset(prior.vectors, settings, show=show)
-    chunks = _readable(dataset, prior.max_vectors, settings.max_bad_fraction)
+    chunks = _readable(dataset, prior.max_vectors, settings.max_bad_fraction, show)
     return torch.cat([vectors.flatten(1) for vectors in chunks])
 
 
 def _codes_of_run(prior: priors.RunPrior, show: Show) -> Tensor:
     run = load_run(prior.uri)
     dataset = open_dataset(run.config.data.train, run.config.data, run.image_shape, show=show)
-    chunks = _readable(dataset, prior.max_vectors, run.config.data.max_bad_fraction)
+    chunks = _readable(dataset, prior.max_vectors, run.config.data.max_bad_fraction, show)
     return torch.cat([run.encode(images) for images in chunks])
 
 
-def _readable(dataset: Dataset, most: int, max_bad_fraction: float) -> Iterator[Tensor]:
+def _readable(dataset: Dataset, most: int, max_bad_fraction: float, show: Show) -> Iterator[Tensor]:
     """Yield the good ones of at most `most` samples spread evenly over all, some at a time.
 
     Raises:
         DataError: more than a part of `max_bad_fraction` of them is bad; one of them is named.
     """
     indices, num_bad = spread_evenly(most, len(dataset)), 0
-    for start in range(0, len(indices), CHUNK):
-        chunk = indices[start : start + CHUNK]
-        samples = dataset.load(chunk)
-        num_bad += len(samples.bad)
-        if num_bad > max_bad_fraction * len(indices):
-            dataset.read(chunk)  # raises
-        good = torch.ones(len(chunk), dtype=torch.bool)
-        good[list(samples.bad)] = False
-        yield samples.images[good]
+    with show("reading the prior", len(indices), "vectors") as advance:
+        for start in range(0, len(indices), CHUNK):
+            chunk = indices[start : start + CHUNK]
+            samples = dataset.load(chunk)
+            num_bad += len(samples.bad)
+            if num_bad > max_bad_fraction * len(indices):
+                dataset.read(chunk)  # raises
+            good = torch.ones(len(chunk), dtype=torch.bool)
+            good[list(samples.bad)] = False
+            yield samples.images[good]
+            advance(len(chunk))

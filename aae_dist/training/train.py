@@ -31,7 +31,7 @@ from aae_dist.training.run_folder import RunFolder
 from aae_dist.training.run_lock import RunLock, locked
 from aae_dist.training.saving import Saver, newest_checkpoint
 from aae_dist.training.state import TrainState
-from aae_dist.training.watchdog import Watchdog
+from aae_dist.training.watchdog import RANK_0_SECONDS, Watchdog
 
 
 def train(
@@ -121,7 +121,7 @@ class _Run:
         saver = self._saver()
         try:
             state = self._train(saver)
-            with self.watchdog.section("saving"):
+            with self.watchdog.section("saving", RANK_0_SECONDS):
                 saver.finish()
         except TrainingDivergedError:
             self._close("diverged")
@@ -263,7 +263,7 @@ class _Run:
             self.folder.write_summary(outcome, self.config, alarms)
             return dataclasses.asdict(outcome)
 
-        with self.watchdog.section("writing the summary"):
+        with self.watchdog.section("writing the summary", RANK_0_SECONDS):
             return Outcome(**main_decides(self.world, close))
 
     def _before_commit(self) -> None:

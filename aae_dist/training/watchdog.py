@@ -14,8 +14,10 @@ from aae_dist.distributed.world import World
 from aae_dist.training.heartbeats import Board, Heartbeat, culprit, is_declared
 
 SECTION_SECONDS = 600.0
-"""Longest time in a declared long section; the process group's own time-out is as long."""
-EVALUATION_SECONDS = 3600.0
+"""Longest time in a declared long section. Where ranks exchange gradients, torch waits as long."""
+RANK_0_SECONDS = 3600.0
+"""Longest time in one where all wait for what rank 0 does alone, evaluation and the last uploads;
+the time-out of the group over which they wait, `CONTROL_SECONDS`, is longer."""
 TICK_SECONDS = 1.0
 BACKSTOP_SECONDS = 10.0
 EXIT_CODE = 1

@@ -1,7 +1,8 @@
 """Priors that are sets of vectors, and vectors as data: whole runs in this process."""
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from webdataset import TarWriter
 import aae_dist
 from aae_dist.config import load_config
 from aae_dist.config.priors import DataPrior
+from aae_dist.data.progress import Advance
 from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.prior_vectors import prior_vectors
@@ -105,13 +107,22 @@ def test_bad_vectors_are_left_out_up_to_the_part_that_training_bears(tmp_path: P
     many = write_vectors(tmp_path / "many", numbers, bad=(3, 9, 150))
     config = load_config([], ["run.name=x", "train.steps=4", *TINY]).config
 
+    told: list[tuple[str, int]] = []
+
+    @contextmanager
+    def show(label: str, total: int, unit: str) -> Iterator[Advance]:
+        yield lambda count: told.append((f"{label}: {total} {unit}", count))
+
     def vectors(folder: Path) -> torch.Tensor:
         prior = DataPrior(vectors=str(folder))
-        found = prior_vectors(config.model_copy(update={"prior": prior}), None, single_world())
+        prior_config = config.model_copy(update={"prior": prior})
+        found = prior_vectors(prior_config, None, single_world(), show)
         assert found is not None
         return found
 
     assert torch.equal(vectors(few), torch.from_numpy(np.delete(numbers, [3, 150], 0)))
+    # Signs of life for the watchdog: codes of a large run take longer than a section may.
+    assert told[-1] == ("reading the prior: 200 vectors", 200)
     with pytest.raises(DataError, match=r"many/000.tar, sample '00003'"):
         vectors(many)
 
