@@ -1,6 +1,7 @@
 """A trained run applied to all shards of a data set: here, under torchrun, or by Ray workers."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,7 +13,7 @@ from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import Interrupted, LaunchError
 from aae_dist.launch.local import process_group
 from aae_dist.storage import open_storage
-from aae_dist.training.sharded import Job, begin, complete, missing, write_shard
+from aae_dist.training.sharded import Job, begin, complete, give_up, missing, write_shard
 
 Call = tuple[Job, int, Shard]
 
@@ -42,7 +43,12 @@ def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str
         calls = [(job, number, manifest.shards[number]) for number in todo]
         try:
             _show(_written(config, world, calls), calls, world)
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if world.is_main:
+                with suppress(LaunchError):  # what went wrong first is told
+                    give_up(out)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             raise Interrupted(
                 f"{job.out}: stopped from the keyboard; the shards that are written stay. "
                 "The same command goes on from there."

@@ -34,6 +34,9 @@ VERSION = 1
 READING = ("image_keys", "label_key", "image_size", "channels", "resize", "crop_size")
 """Keys of `data` that decide what is read of a sample."""
 
+UNREADABLE = {"weights": "weights", "id": "shards"}
+"""Keys of a plan whose values are hashes, and what differs when they do."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -83,13 +86,35 @@ def begin(out: Storage, plan: dict[str, Any]) -> bool:
             raise ConfigError(f"{out.uri} is not empty; give another --out, or empty it") from None
         out.write(ABOUT, text)
         return False
-    differing = [key for key, value in plan.items() if found.get(key) != value]
+    differing = list(_differences(found, plan))
     if differing:
         raise ConfigError(
             f"{out.uri} holds the output of another command (other {', '.join(differing)}); "
             "give another --out, or empty it"
         )
     return bool(found.get("complete"))
+
+
+def _differences(found: Any, plan: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys of `plan` that the folder's document has otherwise, with both values."""
+    for key, value in plan.items():
+        other = found.get(key) if isinstance(found, dict) else None
+        if isinstance(value, dict):
+            yield from _differences(other, value)
+        elif key in UNREADABLE and other != value:
+            yield UNREADABLE[key]
+        elif other != value:
+            yield f"{key}: {json.dumps(other)} there, {json.dumps(value)} asked for"
+
+
+def give_up(out: Storage) -> None:
+    """Take back the claim of `begin` on a folder in which no shard was written.
+
+    So the advice of the error that ended the command can be followed with the same --out. A claim
+    that lies there all the same may be that of a command which is at its first shard.
+    """
+    if {entry.key for entry in out.list()} <= {ABOUT}:
+        out.delete(ABOUT)
 
 
 def missing(out: Storage, manifest: Manifest, job: Job) -> list[int]:

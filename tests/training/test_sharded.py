@@ -115,8 +115,18 @@ def test_a_folder_of_something_else_is_refused(
     assert main(["encode", run, shards, "--out", codes]) == 0
     save_run(run, step=8, shape=SHAPE)
     for argv, problem in (
-        (["encode", run, shards, "--out", codes], "other step, weights"),
-        (["encode", run, shards, "--step", "7", "--format", "npy", "--out", codes], "format"),
+        (
+            ["encode", run, shards, "--out", codes],
+            "(other step: 7 there, 8 asked for, weights); give another --out, or empty it",
+        ),
+        (
+            ["encode", run, shards, "--step", "7", "--format", "npy", "--out", codes],
+            '(other format: "parquet" there, "npy" asked for)',
+        ),
+        (
+            ["encode", run, shards, "--step", "7", "--out", codes, "data.resize=cover"],
+            '(other resize: null there, "cover" asked for)',
+        ),
         (["encode", run, shards, "--out", shards], "is not empty; give another --out"),
         (["encode", run, f"{shards}/no-*.tar", "--out", codes], "no-*.tar"),
         (["encode", run, shards, "--out", codes, "launch.worker=2"], "launch.workers"),
@@ -127,6 +137,15 @@ def test_a_folder_of_something_else_is_refused(
         assert problem in err
         assert "Traceback" not in err
     assert main(["encode", run, shards, "--step", "7", "--out", codes]) == 0
+
+
+def test_a_command_that_wrote_no_shard_leaves_the_folder_free(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["encode", run, "builtin://digits/validation", "--out", str(tmp_path / "codes")]
+    assert main(argv) == 2
+    assert "28 x 28 pixels, wanted 4 x 4" in capsys.readouterr().err
+    assert main([*argv, "data.resize=cover"]) == 0
 
 
 def test_a_damaged_shard_leaves_the_others_and_no_half(
