@@ -34,6 +34,8 @@ ROOTS = {
 }
 CLASSES = "classes.json"
 DEFAULTS = PackOptions()
+FEWEST_SCORED = 8
+"""As `evaluation.evaluate.MIN_SAMPLES`: of fewer validation samples a run gets no scores."""
 
 
 def pack(
@@ -68,7 +70,19 @@ def pack(
         raise DataError(f"{out}: cannot write the shards ({error}).") from error
     if advice := source.advice():
         write(advice)
-    return {set_name: samples.num_samples for set_name, samples in source.sets.items()}
+    counts = {set_name: samples.num_samples for set_name, samples in source.sets.items()}
+    if name in GIVEN:
+        _warn_of_few(counts.get("validation", 0), options.validation_fraction, write)
+    return counts
+
+
+def _warn_of_few(num_validation: int, fraction: float, write: Callable[[str], None]) -> None:
+    if fraction and num_validation < FEWEST_SCORED:
+        write(
+            f"warning: validation: {num_validation} samples, {FEWEST_SCORED} are needed to score a "
+            f"run; pack again with a larger --validation-fraction (was {fraction:g}), or train "
+            "with data.validation=null"
+        )
 
 
 def _source(name: str, root: str | None, options: PackOptions) -> Source:

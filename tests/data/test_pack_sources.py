@@ -20,8 +20,9 @@ from aae_dist.cli import main
 from aae_dist.config.settings import Data
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.commands import PACKED
-from aae_dist.data.pack import NAMES, PackOptions, pack
+from aae_dist.data.pack import FEWEST_SCORED, NAMES, PackOptions, pack
 from aae_dist.errors import DataError
+from aae_dist.evaluation.evaluate import MIN_SAMPLES
 
 
 def opened(folder: Path, **settings: object) -> Dataset:
@@ -146,6 +147,29 @@ def test_the_seed_decides_the_split_and_nothing_else_does(tmp_path: Path) -> Non
         assert sorted(torch.cat(parts).tolist()) == list(range(40))
         sets[name] = parts[1].tolist()
     assert sets["a"] == sets["b"] != sets["c"]
+
+
+def test_too_few_validation_samples_to_score_are_said_so(tmp_path: Path) -> None:
+    assert FEWEST_SCORED == MIN_SAMPLES
+    file = write_csv(tmp_path, ["1"] * 30)
+    warnings = {}
+    for fraction in (0.0, 0.01, 0.1, 0.7):
+        lines: list[str] = []
+        options = PackOptions(validation_fraction=fraction)
+        counts = pack("csv", str(tmp_path / f"{fraction}"), str(file), options, lines.append)
+        found = [line for line in lines if "validation: " in line]
+        warnings[fraction] = (counts.get("validation", 0), *found)
+    assert warnings[0.0] == (0,)
+    assert warnings[0.01] == (
+        0,
+        "warning: validation: 0 samples, 8 are needed to score a run; pack again with a larger "
+        "--validation-fraction (was 0.01), or train with data.validation=null",
+    )
+    number, line = warnings[0.1]
+    assert number < 8
+    assert f"validation: {number} samples, 8 are needed" in line
+    assert warnings[0.7][0] >= 8
+    assert len(warnings[0.7]) == 1
 
 
 @pytest.mark.parametrize("shape", [(30, 5, 6), (30, 5, 6, 1), (30, 1, 5, 6)])
