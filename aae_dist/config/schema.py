@@ -35,6 +35,16 @@ def children(classes: Classes, key: str) -> Classes:
     return tuple(child for annotation in found for child in classes_in(annotation))
 
 
+def may_be_list(classes: Classes, path: str) -> bool:
+    """Return whether a list may stand at a dotted path; of an unknown path, yes."""
+    *parents, last = path.split(".")
+    for key in parents:
+        classes = children(classes, key)
+    found = [cls.model_fields[last].annotation for cls in classes if last in cls.model_fields]
+    plain = [str(a) for a in found if "tuple[" not in str(a) and "dict[" not in str(a)]
+    return not found or len(plain) < len(found)
+
+
 def by_kind(classes: Classes) -> dict[str, type[Section]]:
     """Return the classes of a union by their `kind`; empty for sections that have none."""
     return {

@@ -7,12 +7,15 @@ itself; they are drawn only when that option is: the conditional space.
 
 import math
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from itertools import product
 from typing import Any, Protocol
 
 LISTED = ("grid", "choice")
 RANGES = ("uniform", "loguniform", "randint")
 TERMS = (*LISTED, *RANGES)
+OPEN = "arguments"
+"""Key of a section whose keys are the user's own, so that none of them is misspelt."""
 
 
 class Draw(Protocol):
@@ -36,6 +39,17 @@ def term_of(node: Any) -> str | None:
     return None
 
 
+def misspelt_term(node: Any) -> tuple[str, str] | None:
+    """Return what stands where a term's name should, and that name; None for any other value."""
+    if isinstance(node, Mapping) and len(node) == 1 and term_of(node) is None:
+        [(name, options)] = node.items()
+        # No key of a section is as near to a term as 0.7.
+        close = get_close_matches(str(name).lower(), TERMS, 1, cutoff=0.7)
+        if close and isinstance(options, list):
+            return str(name), close[0]
+    return None
+
+
 def has_terms(node: Any, kinds: tuple[str, ...] = TERMS) -> bool:
     """Return whether `node` is, or holds anywhere, a term of one of `kinds`."""
     if term_of(node) in kinds:
@@ -53,6 +67,8 @@ def problems(node: Any, path: str, inside_choice: bool = False) -> Iterator[str]
     elif name in RANGES:
         if (text := _range_problem(name, node[name])) is not None:
             yield f"{path}.{name}: should be [low, high] with low < high{text}, got {node[name]}"
+    elif OPEN not in path.split(".") and (misspelt := misspelt_term(node)):
+        yield f"{path}: {misspelt[0]} is no term; did you mean {misspelt[1]}?"
     elif isinstance(node, Mapping):
         if strays := [key for key in node if key in TERMS]:
             yield (

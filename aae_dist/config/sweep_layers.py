@@ -4,11 +4,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config import messages, space
+from aae_dist.config import messages, schema, space
 from aae_dist.config.layers import Merge
 from aae_dist.config.load import SWEEP
+from aae_dist.config.root import RunConfig
 from aae_dist.config.sweep import Sweep, SweepFile
-from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, plain
+from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, plain, show
 
 SHORT = ("search", "scheduler")
 """Sections that may be given by their kind alone: `scheduler: asha`."""
@@ -20,7 +21,12 @@ def read_sweep_section(layers: list[Tree]) -> tuple[Sweep | None, list[str]]:
     """Take the `sweep` section out of the layers; return it checked, or its problems."""
     sections = [layer.pop(SWEEP) for layer in layers if SWEEP in layer]
     trees = [section for section in sections if isinstance(section, dict)]
-    if len(trees) < len(sections) or not trees:
+    if not sections:
+        return None, [
+            "sweep: there is no such section, which says what is searched, for example "
+            "sweep: {name: sizes, space: {model.latent_dim: {grid: [2, 8]}}}; see docs/sweeps.md"
+        ]
+    if len(trees) < len(sections):
         return None, ["sweep: should be a map of keys such as name, space, metric, num_trials"]
     spaces = [tree.pop("space") for tree in trees if "space" in tree]
     terms = _merged_space(spaces)
@@ -59,6 +65,8 @@ def _flat(node: Node, path: str) -> dict[str, Any]:
     value = plain(node)
     if isinstance(node, Leaf) or space.term_of(value) or set(value) & set(space.TERMS):
         return {path: value}
+    if space.misspelt_term(value) and space.OPEN not in path.split("."):
+        return {path: value}
     return {k: v for key, child in node.items() for k, v in _flat(child, join(path, key)).items()}
 
 
@@ -67,11 +75,14 @@ def _space_problems(terms: dict[str, Any]) -> list[str]:
     for key, node in terms.items():
         path = f"sweep.space.{key}"
         found += list(space.problems(node, path))
+        if isinstance(node, list) and not schema.may_be_list((RunConfig,), key):
+            advice = f"write {{grid: {show(node)}}} to try each"
+            found.append(f"{path}: should be a term or one value, got a list; {advice}")
         if fixed := next((f for f in FIXED if key == f or key.startswith(f + ".")), None):
             found.append(f"{path}: {fixed} is the same for all trials; take it out of the space")
         if above := next((k for k in terms if key.startswith(k + ".")), None):
             found.append(f"{path}: {above} is in the space, too, and would set it; keep one")
-    if not any(space.has_terms(node) for node in terms.values()):
+    if not found and not any(space.has_terms(node) for node in terms.values()):
         found.append(
             "sweep.space: holds nothing to choose, for example model.latent_dim: {grid: [2, 8]}"
         )

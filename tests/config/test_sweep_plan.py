@@ -1,13 +1,12 @@
 """Sweeps are planned and checked before anything starts."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from aae_dist.config import config_from_tree, load_config
+from aae_dist.config import RunConfig, config_from_tree, load_config, schema, space
 from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.errors import ConfigError
 
@@ -148,6 +147,19 @@ def test_invalid_points_can_be_skipped():
         ((SIZES, "launch.kind=local"), "launch.kind=local: trials run under Ray Tune; drop it"),
         ((SIZES, "sweep.name=a/b"), "sweep.name: should be of the right form"),
         ((SIZES, "sweep.schedular=asha"), "did you mean sweep.scheduler"),
+        (
+            ("sweep.space.model.latent_dim={grids: [2, 4]}",),
+            ": sweep.space.model.latent_dim: grids is no term; did you mean grid?",
+        ),
+        (
+            ("sweep.space.prior={grid: [{kind: gaussian, std: {rand_int: [1, 2]}}]}",),
+            "sweep.space.prior.grid.0.std: rand_int is no term; did you mean randint?",
+        ),
+        (
+            ("sweep.space.model.latent_dim=[2, 4]",),
+            "model.latent_dim: should be a term or one value, got a list; write {grid: [2, 4]}",
+        ),
+        (("sweep.space.prior=[{kind: gaussian}]",), "should be a term or one value, got a list"),
     ],
 )
 def test_what_cannot_work_is_refused_clearly(overrides, message):
@@ -165,6 +177,26 @@ def test_a_later_layer_replaces_or_removes_a_term(tmp_path):
         {"model.latent_dim": 8, "run.seed": 1},
     ]
     assert len(load_sweep([file], [*BASE, "sweep.space.run.seed=null"]).trials) == 2
+
+
+def test_a_misspelt_term_over_one_of_a_file_is_called_so(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("sweep: {space: {model.latent_dim: {grid: [2, 4]}}}\n")
+    with pytest.raises(ConfigError, match=r"grids is no term; did you mean grid\?") as caught:
+        load_sweep([file], [*BASE, "sweep.space.model.latent_dim={grids: [2, 4]}"])
+    assert "in the space, too" not in str(caught.value)
+
+
+def test_lists_and_own_arguments_are_left_alone():
+    own = "{kind: custom, path: 'own:Prior', arguments: {grids: [3, 4]}}"
+    found = plan(SIZES, "sweep.space.model.encoder_widths=[64, 32]", f"sweep.space.prior={own}")
+    assert found.trials[0].config.model.encoder_widths == (64, 32)
+    assert found.trials[0].config.prior.arguments == {"grids": [3, 4]}
+
+
+def test_no_key_of_a_run_looks_like_a_misspelt_term():
+    keys = {path.rpartition(".")[2] for path in schema.all_paths((RunConfig,))}
+    assert not [key for key in keys if space.misspelt_term({key: [1, 2]})]
 
 
 def test_a_key_and_one_below_it_are_not_both_searched(tmp_path):
@@ -212,7 +244,7 @@ def test_planning_imports_neither_torch_nor_ray():
 
 
 def test_a_sweep_without_its_section_is_told_what_is_missing():
-    with pytest.raises(ConfigError, match=re.escape("sweep: should be a map of keys")):
+    with pytest.raises(ConfigError, match=r"sweep: there is no such section.*docs/sweeps\.md"):
         load_sweep([], [o for o in BASE if not o.startswith("sweep")])
 
 
