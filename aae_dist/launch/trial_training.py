@@ -1,5 +1,6 @@
 """How a trial trains: in this process, or by several workers of Ray Train."""
 
+import gc
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,10 +34,24 @@ def train_here(
         channel: where log points go.
         flag: says when to stop.
     """
+    _free_memory()  # of a trial that failed: its error held it until now
     config = prepare()
     torch.set_num_threads(config.launch.cpus_per_worker)
     world = from_environment(config.train.device)
-    return train(config, world, SessionReporter(channel, flag, pause_every), launch_id)
+    try:
+        return train(config, world, SessionReporter(channel, flag, pause_every), launch_id)
+    finally:
+        _free_memory()
+
+
+def _free_memory() -> None:
+    """Give back what a training held: the process waits for the next trial beside other ones.
+
+    References go in circles, also through matplotlib's errors, so that only a collection ends them.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def train_on_ray(config: RunConfig, channel: Channel, flag: StopFlag) -> Outcome:
