@@ -42,6 +42,21 @@ class Accelerated(nn.Module):
         return Accelerated(network, self.in_bfloat16, self.compiled)
 
 
+def fresh_compiler(device: torch.device) -> None:
+    """Let a run be compiled as in a process of its own; trials of a sweep share a process.
+
+    torch makes 8 versions of one class's forward method, then runs it uncompiled without a word:
+    the fifth latent size of a sweep would be slower, and other numbers than when it is run again.
+    """
+    torch.compiler.reset()
+    if device.type == "cuda":
+        from torch._inductor import config  # takes seconds
+
+        # Else kernels are timed, and the quickest order of sums taken: another one on another node.
+        if hasattr(config, "deterministic"):
+            config.deterministic = True
+
+
 def accelerated(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Module:
     """Return the network, or an `Accelerated` around it if anything is wanted.
 

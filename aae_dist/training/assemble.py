@@ -20,6 +20,7 @@ from aae_dist.data import (
 )
 from aae_dist.data.progress import Show
 from aae_dist.data.resize import Resize
+from aae_dist.distributed.accelerated import fresh_compiler
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
@@ -146,6 +147,8 @@ def build_engine(data: RunData, world: World) -> Engine:
     """Return networks, method and inputs; a collective, as networks are made data parallel."""
     config = data.config
     set_precision(config.train.precision)
+    if config.train.compile:
+        fresh_compiler(world.device)
     networks = build_networks(config, data.train.image_shape, world.device)
     posterior = build_posterior(config.posterior)
     micro_batch = config.train.micro_batch_size

@@ -1,4 +1,4 @@
-"""What compiled code needs: a compiler on the machine."""
+"""What compiled code needs: a compiler on the machine, and on CUDA no choice by the clock."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from aae_dist.distributed.accelerated import Accelerated, accelerated
+from aae_dist.distributed.accelerated import Accelerated, accelerated, fresh_compiler
 from aae_dist.errors import ConfigError
 
 
@@ -27,6 +27,17 @@ def test_code_without_a_compiler_is_refused(
     with pytest.raises(ConfigError, match=missing):
         compiled_on(device)
     assert accelerated(nn.Linear(2, 2, device=device), bfloat16=True, compiled=False)
+
+
+@pytest.mark.run
+def test_on_cuda_no_order_of_sums_is_chosen_by_the_clock() -> None:
+    from torch._inductor import config
+
+    with config.patch(deterministic=False):
+        fresh_compiler(torch.device("cpu"))
+        assert not config.deterministic
+        fresh_compiler(torch.device("cuda"))
+        assert config.deterministic
 
 
 def test_one_of_triton_s_compilers_is_enough_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """A run that takes over another run's state goes on bit for bit as that one would have."""
 
+import gc
 import json
+import weakref
 from functools import partial
 
 import pytest
@@ -8,11 +10,13 @@ import torch
 from helpers.runs import TINY, final_tensors, metrics
 
 from aae_dist.config import load_config
+from aae_dist.distributed.accelerated import Accelerated
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError
 from aae_dist.launch.trial_session import Channel, Ended, Session, StopFlag
 from aae_dist.launch.trial_training import train_here
 from aae_dist.storage import open_storage
+from aae_dist.training.assemble import build_engine
 from aae_dist.training.checkpoint import CheckpointStore
 from aae_dist.training.takeover import PENDING, resumed_config, take_over
 from aae_dist.training.train import train
@@ -142,6 +146,56 @@ def test_a_session_tells_of_scores_and_its_end_and_pauses_where_asked(tmp_path):
         told.append(event["step"])
     assert told == [30]  # the last one comes with the outcome
     assert (event.outcome.state, event.outcome.step) == ("finished", 40)
+
+
+class Nobody:
+    def report(self, metrics):
+        pass
+
+
+@pytest.fixture
+def encoders(monkeypatch):
+    """Weak references to the encoders of all runs that are begun."""
+    found = []
+
+    def build(data, world):
+        engine = build_engine(data, world)
+        found.append(weakref.ref(engine.networks.encoder))
+        return engine
+
+    monkeypatch.setattr("aae_dist.training.train.build_engine", build)
+    return found
+
+
+def test_a_finished_trial_leaves_nothing_in_the_process(tmp_path, encoders):
+    settings = config(tmp_path, "run", "data.validation=builtin://digits/validation")
+    gc.disable()
+    try:
+        assert train_here(lambda: settings, "launch", None, Nobody(), StopFlag()).step == 40
+        assert [encoder() for encoder in encoders] == [None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_every_latent_size_of_a_sweep_is_compiled_in_a_shared_process(tmp_path, monkeypatch):
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(Accelerated, "BACKEND", staticmethod(backend))
+    counts = []
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for size in range(2, 6):
+            items = (f"model.latent_dim={size}", "train.compile=true", "train.steps=2")
+            settings = config(tmp_path, f"run-{size}", *items)
+            before = len(compiled)
+            train_here(lambda chosen=settings: chosen, "launch", None, Nobody(), StopFlag())
+            counts.append(len(compiled) - before)
+    assert counts == counts[:1] * 4
 
 
 def test_a_session_that_is_stopped_saves_and_says_pruned(tmp_path):
