@@ -1,9 +1,10 @@
 """What ranks tell each other beside training: how far they are, and where they stand."""
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
@@ -60,40 +61,63 @@ def culprit(ranks: dict[int, Heartbeat]) -> Heartbeat:
 class Board(Protocol):
     """Where ranks leave their heartbeats."""
 
-    def exchange(self, mine: Heartbeat) -> dict[int, Heartbeat]:
-        """Leave one, and return the newest of every rank, this one's included."""
+    def leave(self, mine: Heartbeat) -> None:
+        """Leave one for the others."""
+
+    def read(self, mine: Heartbeat) -> dict[int, Heartbeat]:
+        """Return the newest of every rank, `mine` for this one."""
 
 
 class NoBoard:
     """The board of a rank that is alone."""
 
-    def exchange(self, mine: Heartbeat) -> dict[int, Heartbeat]:
+    def leave(self, mine: Heartbeat) -> None:
+        """Nothing: nobody reads it."""
+
+    def read(self, mine: Heartbeat) -> dict[int, Heartbeat]:
         """Return its own."""
         return {mine.rank: mine}
 
 
 class StoreBoard:
-    """Heartbeats in the key-value store of the process group, over a connection of their own."""
+    """Heartbeats in a key-value store: one request to leave one, and one to read all.
 
-    def __init__(self, world: World, limit: float) -> None:
-        """Connect, the process group exists; `limit` is that on hanging, in seconds."""
-        self._world, self._silence = world, limit * SILENT_PART
-        # A connection of its own: a collective that waits for a key would hold the other one.
-        self._store = _get_default_store().clone()
+    One process serves the store to all ranks, so they read only when they have a reason to.
+    """
+
+    def __init__(self, world: World, limit: float, store: Any) -> None:
+        """Use a store of torch over a connection of its own; `limit` is that on hanging, in s."""
+        self._silence, self._store = limit * SILENT_PART, store
+        self._unknown = [rank for rank in range(world.size) if rank != world.rank]
+        self._known: list[int] = []
         self._seen: dict[int, tuple[str, float]] = {}
 
-    def exchange(self, mine: Heartbeat) -> dict[int, Heartbeat]:
-        """Leave one, and return the newest of every rank that has left one."""
-        found = {mine.rank: mine}
-        try:
+    def leave(self, mine: Heartbeat) -> None:
+        """Leave one for the others."""
+        # The store goes with the process that serves it; collectives fail by themselves then.
+        with contextlib.suppress(dist.DistError, RuntimeError):
             self._store.set(_key(mine.rank), json.dumps(asdict(mine)))
-            for rank in range(self._world.size):
-                if rank != mine.rank and self._store.check([_key(rank)]):
-                    found[rank] = self._with_silence(rank, self._store.get(_key(rank)).decode())
+
+    def read(self, mine: Heartbeat) -> dict[int, Heartbeat]:
+        """Return the newest of every rank that has left one, `mine` for this one.
+
+        Without a word from a rank for a quarter of the limit, counted over these calls, it is gone.
+        """
+        try:
+            texts = self._texts()
         except (dist.DistError, RuntimeError):
-            # The store went with the process that served it; collectives fail by themselves then.
             return {mine.rank: mine}
-        return found
+        found = {rank: self._with_silence(rank, text.decode()) for rank, text in texts.items()}
+        return {mine.rank: mine, **found}
+
+    def _texts(self) -> dict[int, bytes]:
+        # To get what is not there would wait for it.
+        self._known += [rank for rank in self._unknown if self._store.check([_key(rank)])]
+        self._unknown = [rank for rank in self._unknown if rank not in self._known]
+        keys = [_key(rank) for rank in self._known]
+        if keys and self._store.has_extended_api():
+            return dict(zip(self._known, self._store.multi_get(keys), strict=True))
+        return {rank: self._store.get(_key(rank)) for rank in self._known}
 
     def _with_silence(self, rank: int, text: str) -> Heartbeat:
         now = time.monotonic()
@@ -106,7 +130,10 @@ class StoreBoard:
 
 def open_board(world: World, limit: float | None) -> Board:
     """Return the board of these ranks; nobody looks at one without a limit."""
-    return StoreBoard(world, limit) if world.size > 1 and limit is not None else NoBoard()
+    if world.size == 1 or limit is None:
+        return NoBoard()
+    # A connection of its own: a collective that waits for a key would hold the other one.
+    return StoreBoard(world, limit, _get_default_store().clone())
 
 
 def _key(rank: int) -> str:

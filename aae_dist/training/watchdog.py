@@ -18,6 +18,10 @@ SECTION_SECONDS = 600.0
 RANK_0_SECONDS = 3600.0
 """Longest time in one where all wait for what rank 0 does alone, evaluation and the last uploads;
 the time-out of the group over which they wait, `CONTROL_SECONDS`, is longer."""
+READING_PART = 0.125
+"""Of the limit on hanging: so long without progress, a rank begins to read the others' heartbeats.
+
+No step comes near it, and at half the limit it has seen enough of them to tell who is gone."""
 TICK_SECONDS = 1.0
 BACKSTOP_SECONDS = 10.0
 EXIT_CODE = 1
@@ -100,6 +104,8 @@ class Watchdog:
         """Start to watch."""
         if self._limit is not None:
             self._wind_backstop(self._limit)
+            # Whoever is stopped before the first tick must be known to the others, too.
+            self._board.leave(self._heartbeat())
             self._thread.start()
         return self
 
@@ -125,7 +131,10 @@ class Watchdog:
 
     def _look(self, limit: float) -> None:
         mine = self._heartbeat()
-        ranks = self._board.exchange(mine)
+        self._board.leave(mine)
+        if mine.quiet < limit * READING_PART:
+            return
+        ranks = self._board.read(mine)
         if mine.quiet < limit / 2 or any(map(is_declared, ranks.values())):
             return
         held_up_by = culprit(ranks)
