@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 
+from aae_dist.data.folder_hint import hint, local_keys
 from aae_dist.data.manifest import FILE_NAME, Manifest, is_shard_name, parse
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage, check_key, is_remote, open_storage
@@ -157,13 +158,18 @@ def _folder(text: str, use_manifest: bool) -> Source:
     manifest = _beside(storage, FILE_NAME) if use_manifest else None
     if manifest is not None:
         return Source(text, [shard.name for shard in manifest.shards], manifest)
-    keys = [entry.key for entry in storage.list() if "/" not in entry.key]
-    names = sorted(key for key in keys if is_shard_name(key))
+    # Of a bucket one listing has all that lies below; a local tree may be the whole machine.
+    keys = [entry.key for entry in storage.list()] if is_remote(text) else _files_in(text)
+    names = sorted(key for key in keys if "/" not in key and is_shard_name(key))
     if not names:
-        below = ", ".join(storage.folders()[:5])
-        hint = f"it has the folders {below}: name one of them" if below else "check the path"
-        raise DataError(f"{text}: no .tar or .tar.gz file in this folder; {hint}.")
+        advice = hint(storage, keys if is_remote(text) else local_keys(text))
+        raise DataError(f"{text}: no .tar or .tar.gz file in this folder; {advice}.")
     return Source(text, names)
+
+
+def _files_in(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_file()]
 
 
 def _check_local_folder(text: str) -> None:

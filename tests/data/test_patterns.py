@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from helpers.shards import write_shards
 
+from aae_dist.data import folder_hint
 from aae_dist.data.index import open_manifest
 from aae_dist.data.patterns import expand_braces
 from aae_dist.errors import DataError
@@ -60,14 +61,21 @@ def test_the_same_patterns_work_in_a_bucket(s3: Callable[[], str], tmp_path: Pat
 
 def test_what_names_nothing_is_one_clear_line(tmp_path: Path) -> None:
     write_shards(tmp_path / "both" / "train", [1])
-    (tmp_path / "empty").mkdir()
+    write_shards(tmp_path / "deep" / "a" / "b", [1])
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.JPG").write_bytes(b"x")
+    (tmp_path / "empty" / "notes").mkdir(parents=True)
+    (tmp_path / "empty" / "notes" / "a.txt").write_text("x")
     (tmp_path / "file.txt").write_text("x")
     write_shards(tmp_path / "no-samples", [0, 0])
     for url, problem in {
         "absent": "no such file or folder",
         "absent.tar": "no such shard",
         "empty": "no .tar or .tar.gz file in this folder; check the path",
-        "both": "it has the folders train: name one of them",
+        "both": "in this folder; shards lie in train: name one of them",
+        "deep": "in this folder; shards lie in a/b: name one of them",
+        "photos": rf"image files\? `aae-dist data pack folder --root {tmp_path}/photos --out",
         "file.txt": "is no shard",
         "*.tar": "matches no .tar",
         "absent.json": "no such manifest",
@@ -99,6 +107,28 @@ def test_a_missing_bucket_is_named(s3: Callable[[], str]) -> None:
     s3()
     with pytest.raises(DataError, match=r"s3://no-such-bucket.*the bucket does not exist"):
         open_manifest("s3://no-such-bucket/train")
+
+
+def test_a_hint_looks_at_few_names_and_not_deep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a/b/c/d").mkdir(parents=True)
+    (tmp_path / ".git").mkdir()
+    for place in ("a/1", "a/b/2", "a/b/c/d/3", ".git/4"):
+        (tmp_path / f"{place}.png").write_bytes(b"x")
+    assert list(folder_hint.local_keys(str(tmp_path))) == ["a/1.png", "a/b/2.png"]
+    monkeypatch.setattr(folder_hint, "MOST_NAMES", 2)
+    assert list(folder_hint.local_keys(str(tmp_path))) == ["a/1.png"]
+
+
+def test_a_hint_for_a_bucket(s3: Callable[[], str]) -> None:
+    bucket = open_storage(s3())
+    bucket.write("photos/a.png", b"x")
+    with pytest.raises(DataError, match=r"image files\? `aae-dist data pack folder` makes"):
+        open_manifest(bucket.uri)
+    bucket.write("sets/train/000.tar", b"x")
+    with pytest.raises(DataError, match="shards lie in sets/train: name one of them"):
+        open_manifest(bucket.uri)
 
 
 def test_an_empty_list_and_a_shard_named_twice_are_refused(tmp_path: Path) -> None:
