@@ -1,5 +1,6 @@
 """Pydantic's errors as lines for people: dotted path, what is wrong, what was got, what to do."""
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from aae_dist.config import schema
+from aae_dist.config.networks import IMPORT_PATH
 from aae_dist.config.schema import Classes
 from aae_dist.config.section import Section
+from aae_dist.config.settings import NAME, ROOTED
 from aae_dist.config.tree import Leaf, Node, find, join, leaves, show
 
 EXAMPLES = {"run.name": "run.name=my-first-run", "data.train": "data.train=builtin://digits/train"}
@@ -24,7 +27,6 @@ _WHAT = {
     "dict_type": "a map of keys",
     "model_type": "a map of keys",
     "model_attributes_type": "a map of keys",
-    "string_pattern_mismatch": "of the right form",
     "finite_number": "a finite number",
     "greater_than": "greater than {gt}",
     "greater_than_equal": "at least {ge}",
@@ -33,6 +35,12 @@ _WHAT = {
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of {max_length}",
     "missing": "a list of more items",
+}
+
+_FORMS = {
+    NAME: "a name of letters, digits and . - _ (the first a letter or digit, 100 at most)",
+    IMPORT_PATH: "an import path such as package.module:Class",
+    ROOTED: "a path that begins with / or ~",
 }
 
 Keys = tuple[str | int, ...]
@@ -129,8 +137,8 @@ def _wrong_value(keys: Keys, errors: list[Mapping[str, Any]], around: Classes, t
     wanted = " or ".join(dict.fromkeys(_wanted(error, allowed) for error in errors))
     advice = _meant(value, allowed)
     kinds = {error["type"] for error in errors}
-    if field and field.description and "string_pattern_mismatch" in kinds:
-        advice = f"; {field.description.splitlines()[0]}"
+    if "string_pattern_mismatch" in kinds and wanted == _FORMS[NAME]:
+        advice = _near_name(str(value))
     if "string_type" in kinds and isinstance(value, int | float):
         advice = "; put text that looks like a number in quotes"
     return f"{'.'.join(map(str, keys))}: should be {wanted}{_got(node, keys)}{advice}"
@@ -139,9 +147,18 @@ def _wrong_value(keys: Keys, errors: list[Mapping[str, Any]], around: Classes, t
 def _wanted(error: Mapping[str, Any], allowed: list[Any]) -> str:
     if error["type"] == "literal_error":
         return _one_of(allowed)
+    if error["type"] == "string_pattern_mismatch":
+        pattern = error["ctx"]["pattern"]
+        return _FORMS.get(pattern, f"text that matches {pattern}")
     if error["type"] in _WHAT:
         return _WHAT[error["type"]].format(**error.get("ctx", {}))
     return f"right ({error['msg']})"
+
+
+def _near_name(text: str) -> str:
+    """Return which name may be meant by a text that is none, if one is left of it."""
+    near = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    return f"; try {near}" if re.fullmatch(NAME, near) else ""
 
 
 def _one_of(values: list[Any]) -> str:

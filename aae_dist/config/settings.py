@@ -9,11 +9,14 @@ from aae_dist.config.section import Section
 Device = Literal["auto", "cpu", "cuda"]
 Urls = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+ROOTED = r"^[/~]"
+
 
 class Run(Section):
     """The run's identity and place."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME)
     """Folder of the run inside `storage`; the same name resumes. Letters, digits and . - _ only."""
     storage: str = "~/aae_dist/runs"
     """Local path, s3://, gs:// or az:// that all nodes can reach."""
@@ -28,7 +31,7 @@ class Run(Section):
 class Cache(Section):
     """Copies of remote shards on each node, shared by the node's ranks."""
 
-    dir: str | None = Field(default=None, pattern=r"^[/~]")
+    dir: str | None = Field(default=None, pattern=ROOTED)
     """Absolute folder on the node's own disk; by default in XDG_CACHE_HOME (~/.cache), or /tmp."""
     max_bytes: PositiveInt | None = None
     """Hard bound on what lies there, in bytes; by default half of what the disk has free."""

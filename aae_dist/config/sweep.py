@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from aae_dist.config.section import Section
-from aae_dist.config.settings import Run
+from aae_dist.config.settings import NAME
 
 Mode = Literal["min", "max"]
-NAME = Run.model_fields["name"].metadata[0].pattern
 
 
 class AutoSearch(Section):

@@ -11,6 +11,8 @@ from aae_dist.data.pack_sources import Fields, PackOptions, Source, image_fields
 from aae_dist.errors import DataError
 
 Array = NDArray[Any]
+MAGIC = b"\x93NUMPY"
+"""What a .npy file begins with."""
 
 
 def npy_source(file: Path, options: PackOptions) -> Source:
@@ -43,11 +45,22 @@ def npy_source(file: Path, options: PackOptions) -> Source:
 def _load(file: Path) -> Array:
     try:
         loaded: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file}: not a .npy array of numbers ({str(error)!r:.200}).") from None
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror or 'damaged'}); give the path of a .npy file."
+        ) from None
+    except (ValueError, EOFError):
+        raise DataError(f"{file}: {_why_not(file)}; write it with numpy.save.") from None
     if not isinstance(loaded, np.ndarray):
         raise DataError(f"{file}: an archive; give a .npy file, which holds one array.")
     return loaded
+
+
+def _why_not(file: Path) -> str:
+    """Return what keeps NumPy from reading a file; its own words advise to unpickle it."""
+    with file.open("rb") as opened:
+        is_array = opened.read(len(MAGIC)) == MAGIC
+    return "damaged, or an array of objects, not of numbers" if is_array else "not a .npy file"
 
 
 def _labels(file: Path | None, num_rows: int) -> Array | None:

@@ -1,6 +1,7 @@
 """Known data sets from the files that torchvision keeps, downloaded where they are absent."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -93,15 +94,33 @@ def download(name: str, root: Path, run: Callable[[object], object]) -> None:
     # Imported here: it takes seconds, and is not needed for files that are there.
     import torchvision.datasets
 
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    before = set(root.glob("*"))
     try:
         root.mkdir(parents=True, exist_ok=True)
         run(torchvision.datasets)
     except (RuntimeError, OSError, ImportError) as error:
         reason = " ".join(str(error).split())
+        _remove_empty(root, before, made)
         raise DataError(
             f"{root}: {name} is not in this folder and cannot be downloaded ({reason:.300}). "
             "Give --root FOLDER with the original files, or check the network."
         ) from error
+
+
+def _remove_empty(root: Path, before: Collection[Path], made: Sequence[Path]) -> None:
+    """Remove folders that a download made and left empty; files that it left stay.
+
+    Args:
+        root: where it ran.
+        before: what lay there before.
+        made: `root` and folders above it, nearest first, that were not there before.
+    """
+    new = [path for path in root.glob("*") if path not in before and path.is_dir()]
+    inner = [path for top in new for path in top.rglob("*") if path.is_dir()]
+    for folder in [*sorted(inner, reverse=True), *new, *made]:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def _make(datasets: object, name: str, root: Path) -> object:

@@ -29,7 +29,16 @@ def message(*overrides):
         ("checkpoint.every_seconds='3'", ["should be a number", 'got "3"']),
         ("train=3", ["train: should be a map of keys, got 3"]),
         ("run.name=2024", ["run.name: should be text, got 2024", "in quotes"]),
-        ("run.name=a/b", ['got "a/b"', "Letters, digits and . - _ only."]),
+        (
+            "run.name=a/b",
+            ["run.name: should be a name of letters, digits and . - _ (", 'got "a/b"', "; try a-b"],
+        ),
+        (
+            "run.name=//",
+            ["run.name: should be a name of letters", 'got "//" (override run.name=//)'],
+        ),
+        ("data.cache.dir=here", ["data.cache.dir: should be a path that begins with / or ~"]),
+        ("prior={kind: custom, path: own}", ["should be an import path such as package.module:C"]),
         ("data.train=3", ["data.train: should be text or a list", "got 3"]),
         ("data.train=[]", ["data.train: should be text or a list of 1 or more, got []"]),
         ("data.train=[a, 1]", ["data.train.1: should be text, got 1"]),

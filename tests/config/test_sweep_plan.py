@@ -145,7 +145,7 @@ def test_invalid_points_can_be_skipped():
         (("sweep.space.wandb.project={grid: [a, b]}",), "wandb is the same for all trials"),
         (("sweep.space.model.latent_dim=3",), "holds nothing to choose"),
         ((SIZES, "launch.kind=local"), "launch.kind=local: trials run under Ray Tune; drop it"),
-        ((SIZES, "sweep.name=a/b"), "sweep.name: should be of the right form"),
+        ((SIZES, "sweep.name=a/b"), "sweep.name: should be a name of letters, digits and . - _"),
         ((SIZES, "sweep.schedular=asha"), "did you mean sweep.scheduler"),
         (
             ("sweep.space.model.latent_dim={grids: [2, 4]}",),

@@ -21,6 +21,7 @@ from aae_dist.config.settings import Data
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.commands import PACKED
 from aae_dist.data.pack import FEWEST_SCORED, NAMES, PackOptions, pack
+from aae_dist.data.pack_known import download
 from aae_dist.errors import DataError
 from aae_dist.evaluation.evaluate import MIN_SAMPLES
 
@@ -245,6 +246,9 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
     np.save(tmp_path / "odd.npy", np.zeros((9, 4, 4, 2), np.uint8))
     np.save(tmp_path / "text.npy", np.array([["a"], ["b"]]))
     np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object))
+    (tmp_path / "code.py").write_text("print('numbers')")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "flat.npy").read_bytes()[:100])
     np.save(tmp_path / "good.npy", np.zeros((9, 3), np.float32))
     np.savez(tmp_path / "archive.npz", np.zeros((9, 3)))
     (tmp_path / "twice.csv").write_text("path,label\na.png,1\na.png,2\n")
@@ -263,9 +267,13 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
         ("npy", "flat.npy", PackOptions(), "2 to 4 dimensions"),
         ("npy", "odd.npy", PackOptions(), "1 or 3 channels"),
         ("npy", "text.npy", PackOptions(), "an array of numbers"),
-        ("npy", "objects.npy", PackOptions(), "not a .npy array of numbers"),
+        ("npy", "objects.npy", PackOptions(), "an array of objects, not of numbers; write it"),
+        ("npy", "code.py", PackOptions(), r"code\.py: not a \.npy file; write it with numpy\.save"),
+        ("npy", "empty.npy", PackOptions(), "not a .npy file"),
+        ("npy", "cut.npy", PackOptions(), "damaged, or an array of objects"),
         ("npy", "archive.npz", PackOptions(), "an archive"),
-        ("npy", "absent.npy", PackOptions(), "not a .npy array"),
+        ("npy", "absent.npy", PackOptions(), r"absent\.npy: cannot be read \(No such file"),
+        ("npy", "cifar", PackOptions(), r"cannot be read \(Is a directory\); give the path of a"),
         ("npy", "good.npy", labels, "9 whole numbers are wanted"),
         ("csv", "twice.csv", PackOptions(), "lists a.png twice"),
         ("csv", "column.csv", PackOptions(), "must name the columns path, label"),
@@ -284,6 +292,22 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
         pack("celeba", str(tmp_path / "out"), str(tmp_path / "faces"), crop)
     with pytest.raises(DataError, match=r"pack csv needs --root FILE.csv"):
         pack("csv", str(tmp_path / "out"))
+
+
+def test_a_download_that_fails_leaves_no_empty_folders(tmp_path: Path) -> None:
+    def fail(datasets: object) -> None:
+        (root / "MNIST/raw").mkdir(parents=True)
+        raise RuntimeError("no network")
+
+    root = tmp_path / "new/nope"
+    with pytest.raises(DataError, match=r"nope: mnist is not in this folder .*\(no network\)"):
+        download("mnist", root, fail)
+    assert not (tmp_path / "new").exists()
+    root = tmp_path / "kept"
+    (root / "mine").mkdir(parents=True)
+    with pytest.raises(DataError):
+        download("mnist", root, fail)
+    assert [path.name for path in root.iterdir()] == ["mine"]
 
 
 def test_a_batch_of_another_size_is_no_batch(tmp_path: Path) -> None:
