@@ -218,6 +218,10 @@ def test_arrays_of_any_channels_are_pictured_and_written(channels: int, tmp_path
         (["reconstruct", "PLAIN", "--out", "x.png"], "trained without data.validation"),
         (["evaluate", "PLAIN"], "trained without data.validation"),
         (["evaluate", "RUN", "--data", "/nowhere/*.tar"], "/nowhere"),
+        (
+            ["evaluate", "RUN", "FEW"],
+            "few: 5 samples are too few to score the match with the prior",
+        ),
         (["evaluate", "RUN", "--step", "3"], "no checkpoint of step 3"),
         (["sample", "RUN", "--out", "/proc/x/y.png"], "cannot be written"),
         (["encode", "PLAIN", "--out", "x", "--format", "npy"], "trained without data.validation"),
@@ -237,7 +241,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_run(tmp_path / "plain", data={"train": "builtin://digits/train"})
-    places = {"RUN": run, "PLAIN": str(tmp_path / "plain")}
+    write_shards(tmp_path / "few", [5])
+    places = {"RUN": run, "PLAIN": str(tmp_path / "plain"), "FEW": str(tmp_path / "few")}
     assert main([places.get(word, word) for word in argv]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("aae-dist: ")

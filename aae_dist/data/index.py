@@ -14,7 +14,7 @@ from aae_dist.data.fetch import cache_of
 from aae_dist.data.index_journal import Journal
 from aae_dist.data.manifest import FILE_NAME, Manifest, Shard, dump
 from aae_dist.data.parallel import in_order
-from aae_dist.data.patterns import Source, find
+from aae_dist.data.patterns import Source, find, is_builtin
 from aae_dist.data.progress import Show, progress
 from aae_dist.data.uncounted import Uncounted
 from aae_dist.errors import DataError, LaunchError, ShardError
@@ -79,9 +79,12 @@ def build_index(
 
     Raises:
         DataError: Nothing is found, shards are damaged (the first of them are named, the others
-            are counted before), or the manifest cannot be written.
+            are counted before), or the manifest cannot be written. The data sets of this package
+            have theirs, which is not written anew.
     """
     sources = find(pattern, use_manifests=False)
+    if out is None and (own := next((s.folder for s in sources if is_builtin(s.folder)), None)):
+        raise DataError(f"{own} is part of aae_dist and has its manifest; give --out FILE.")
     unknown = [_unknown(s.folder, name) for s in sources for name in s.names]
     with Journal([shard.url for shard in unknown]) as journal:
         shards = _count(unknown, show, executor=executor, journal=journal)

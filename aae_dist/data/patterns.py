@@ -119,6 +119,13 @@ def _builtin(text: str) -> str:
     return str(_BUILTIN_FOLDER / name)
 
 
+def is_builtin(folder: str) -> bool:
+    """Return whether a folder is one of this package's own data sets."""
+    return not is_remote(folder) and Path(folder).resolve().is_relative_to(
+        _BUILTIN_FOLDER.resolve()
+    )
+
+
 def _manifests() -> Iterator[Path]:
     return _BUILTIN_FOLDER.glob(f"*/*/{FILE_NAME}")
 

@@ -71,8 +71,11 @@ class Evaluator:
         world: World,
         seed: int,
         max_samples: int = MAX_SAMPLES,
+        name: str = "data.validation",
     ) -> None:
         """Fix which validation samples are scored: at most `max_samples`, spread evenly over all.
+
+        Errors call the data set by its `name`.
 
         Raises:
             DataError: there are too few samples to score.
@@ -81,11 +84,12 @@ class Evaluator:
         self.num_samples = min(total, max_samples)
         if self.num_samples < MIN_SAMPLES:
             raise DataError(
-                f"{total} validation samples are too few to score the match with the prior "
-                f"(data.validation). Give at least {MIN_SAMPLES}, better 10,000."
+                f"{name}: {total} samples are too few to score the match with the prior. "
+                f"Give at least {MIN_SAMPLES}, better 10,000."
             )
         self._indices = spread_evenly(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
+        self._name = name
         self._yardstick: Yardstick | None = None
 
     @torch.no_grad()
@@ -160,8 +164,8 @@ class Evaluator:
         if len(table) < MIN_SAMPLES:
             bad = self._dataset.load(self._indices[:CHUNK]).bad.values()
             raise DataError(
-                f"of {self.num_samples} validation samples (data.validation) {len(table)} can be "
-                f"read and {MIN_SAMPLES} are needed; `aae-dist data verify` says what is wrong"
+                f"{self._name}: of {self.num_samples} samples {len(table)} can be read and "
+                f"{MIN_SAMPLES} are needed; `aae-dist data verify` says what is wrong"
                 + (f"; of the first: {next(iter(bad))}" if bad else ".")
             )
         if self._yardstick is None or len(self._yardstick.prior_samples) != len(table):

@@ -13,7 +13,7 @@ from obstore.exceptions import (
 )
 
 from aae_dist.errors import StorageError
-from aae_dist.storage.base import Entry
+from aae_dist.storage.base import WEB_SCHEMES, Entry, scheme_of
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -37,6 +37,12 @@ _LOG_IN = (
 _FORBIDDEN = "no permission (403). Give these credentials the right to read, write, list and delete"
 _OTHER_REGION = "the bucket is in another region. Set AWS_REGION to the bucket's"
 _SILENT = "the server cannot be reached. Check the network and AWS_ENDPOINT_URL"
+# What is told of web servers instead: they have neither credentials nor an endpoint to set.
+_OF_THE_WEB = {
+    _FORBIDDEN: "the server does not give it to everybody (401, 403). Check the address, or its "
+    "signature if it has one",
+    _SILENT: "the server cannot be reached. Check the address and the network",
+}
 _OTHER_VERSION = "the file has changed since it was listed. Index the shards again"
 
 
@@ -94,4 +100,7 @@ def explained(uri: str) -> Iterator[None]:
             raise StorageError(f"{uri}: {_NO_SUCH_BUCKET}.") from error
         raise FileNotFoundError(f"{uri}: no such file") from error
     except (BaseError, ValueError) as error:
-        raise StorageError(f"{uri}: {advice(error)}.", reason(error)) from error
+        text = advice(error)
+        if scheme_of(uri) in WEB_SCHEMES:
+            text = _OF_THE_WEB.get(text, text)
+        raise StorageError(f"{uri}: {text}.", reason(error)) from error

@@ -123,7 +123,10 @@ class TrainedRun:
         """
         dataset = self.open(data)
         world = World(rank=0, size=1, local_rank=0, device=self.device)
-        evaluator = Evaluator(dataset, self.prior, world, self.config.run.seed)
+        given = (data,) if isinstance(data, str) else data or ("data.validation",)
+        evaluator = Evaluator(
+            dataset, self.prior, world, self.config.run.seed, name=", ".join(given)
+        )
         return evaluator.evaluate(self._autoencoder)
 
     def open(self, data: str | Sequence[str] | None = None) -> Dataset:

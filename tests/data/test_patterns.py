@@ -6,7 +6,7 @@ import pytest
 from helpers.shards import write_shards
 
 from aae_dist.data import folder_hint
-from aae_dist.data.index import open_manifest
+from aae_dist.data.index import build_index, open_manifest
 from aae_dist.data.patterns import expand_braces
 from aae_dist.errors import DataError
 from aae_dist.storage import open_storage
@@ -129,6 +129,13 @@ def test_a_hint_for_a_bucket(s3: Callable[[], str]) -> None:
     bucket.write("sets/train/000.tar", b"x")
     with pytest.raises(DataError, match="shards lie in sets/train: name one of them"):
         open_manifest(bucket.uri)
+
+
+def test_the_packages_own_manifests_are_not_written_anew(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is part of aae_dist and has its manifest; give --out"):
+        build_index("builtin://digits/train")
+    address, manifest = build_index("builtin://digits/train", tmp_path / "train.json")
+    assert (address, manifest.num_samples > 0) == (str(tmp_path / "train.json"), True)
 
 
 def test_an_empty_list_and_a_shard_named_twice_are_refused(tmp_path: Path) -> None:

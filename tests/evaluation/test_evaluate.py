@@ -67,8 +67,10 @@ def test_float64_networks_are_evaluated_too():
 
 
 def test_a_validation_set_of_a_few_samples_is_refused():
-    with pytest.raises(DataError, match="5 validation samples are too few"):
+    with pytest.raises(DataError, match="^data.validation: 5 samples are too few"):
         Evaluator(Images(5), Normal(2), single(), seed=0)
+    with pytest.raises(DataError, match="^mine: 5 samples are too few"):
+        Evaluator(Images(5), Normal(2), single(), seed=0, name="mine")
 
 
 def test_samples_that_cannot_be_read_are_left_out_and_counted():
@@ -81,7 +83,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_counted():
     assert torch.equal(result.gallery.originals[0], Images(600).images[1])
     assert result.metrics["prior_match/num_samples"] == 597
     assert result.metrics["data/bad_validation_samples"] == 3
-    with pytest.raises(DataError, match="of 600 validation samples .* 5 can be read and 8 are"):
+    with pytest.raises(DataError, match="^data.validation: of 600 samples 5 can be read and 8 are"):
         evaluate(Networks(), Images(600, tuple(range(595))))
 
 

@@ -156,5 +156,5 @@ def test_plain_http_is_for_the_endpoint_that_was_set_alone(
 ) -> None:
     # AWS_ENDPOINT_URL is plain http here; a web server may still not lead to plain http.
     storage = open_storage("https://127.0.0.1:1", patience_seconds=1)
-    with pytest.raises(StorageError, match="cannot be reached"):
+    with pytest.raises(StorageError, match="reached. Check the address and the network"):
         storage.read("x")

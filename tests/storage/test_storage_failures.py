@@ -12,10 +12,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import GenericError, PermissionDeniedError
 
 from aae_dist.config import load_config
-from aae_dist.errors import LaunchError
+from aae_dist.errors import LaunchError, StorageError
 from aae_dist.storage import Storage, open_storage
+from aae_dist.storage.bucket_errors import explained
 from aae_dist.training.resume import finished_before
 
 Operation = Callable[[Storage], object]
@@ -40,6 +42,21 @@ def test_no_permission(forbidding_s3: str, monkeypatch: pytest.MonkeyPatch) -> N
     for operation in OPERATIONS:
         with pytest.raises(LaunchError, match=r"^s3://bucket\S*: no permission \(403\).*$"):
             operation(open_storage("s3://bucket/runs"))
+
+
+@pytest.mark.parametrize(
+    ("error", "https", "s3"),
+    [
+        (PermissionDeniedError("403"), "does not give it to everybody", "Give these credentials"),
+        (GenericError("error sending request"), "address and the network", "AWS_ENDPOINT_URL"),
+    ],
+)
+def test_of_a_web_server_no_setting_of_buckets_is_advised(
+    error: Exception, https: str, s3: str
+) -> None:
+    for uri, advice in (("https://host/a.tar", https), ("s3://bucket/a.tar", s3)):
+        with pytest.raises(StorageError, match=rf"^{uri}: .*{advice}"), explained(uri):
+            raise error
 
 
 def test_a_server_that_is_not_there(s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
