@@ -25,11 +25,12 @@ class Accelerated(nn.Module):
         self.network = network
         self.in_bfloat16, self.compiled = bfloat16, compiled
         # dynamic=False: batches have one size, or two with micro-batches, and each gets its code.
-        self._call: Any = (
-            torch.compile(network.forward, dynamic=False, backend=self.BACKEND)
-            if compiled
-            else network.forward
-        )
+        self._call: Any = network.forward
+        if compiled:
+            options = inductor_options(next(network.parameters()).device)
+            self._call = torch.compile(
+                network.forward, dynamic=False, backend=self.BACKEND, options=options
+            )
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return what the network makes of the inputs."""
@@ -42,19 +43,27 @@ class Accelerated(nn.Module):
         return Accelerated(network, self.in_bfloat16, self.compiled)
 
 
-def fresh_compiler(device: torch.device) -> None:
+def fresh_compiler() -> None:
     """Let a run be compiled as in a process of its own; trials of a sweep share a process.
 
     torch makes 8 versions of one class's forward method, then runs it uncompiled without a word:
     the fifth latent size of a sweep would be slower, and other numbers than when it is run again.
     """
     torch.compiler.reset()
-    if device.type == "cuda":
-        from torch._inductor import config  # takes seconds
 
-        # Else kernels are timed, and the quickest order of sums taken: another one on another node.
-        if hasattr(config, "deterministic"):
-            config.deterministic = True
+
+def inductor_options(device: torch.device) -> dict[str, Any] | None:
+    """Return what code for a device is made with.
+
+    On CUDA kernels would be timed, and the quickest order of sums taken: another one on another
+    node. As an option, not in `torch._inductor.config`: that holds for one thread, and on CUDA the
+    code of a backward pass is made in autograd's own.
+    """
+    if device.type != "cuda":
+        return None
+    from torch._inductor import config  # takes seconds
+
+    return {"deterministic": True} if hasattr(config, "deterministic") else None
 
 
 def accelerated(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Module:

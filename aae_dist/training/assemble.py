@@ -148,7 +148,7 @@ def build_engine(data: RunData, world: World) -> Engine:
     config = data.config
     set_precision(config.train.precision)
     if config.train.compile:
-        fresh_compiler(world.device)
+        fresh_compiler()
     networks = build_networks(config, data.train.image_shape, world.device)
     posterior = build_posterior(config.posterior)
     micro_batch = config.train.micro_batch_size

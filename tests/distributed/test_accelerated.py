@@ -1,12 +1,14 @@
 """What compiled code needs: a compiler on the machine, and on CUDA no choice by the clock."""
 
 import shutil
+import threading
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from aae_dist.distributed.accelerated import Accelerated, accelerated, fresh_compiler
+from aae_dist.distributed.accelerated import Accelerated, accelerated, inductor_options
 from aae_dist.errors import ConfigError
 
 
@@ -29,15 +31,32 @@ def test_code_without_a_compiler_is_refused(
     assert accelerated(nn.Linear(2, 2, device=device), bfloat16=True, compiled=False)
 
 
-@pytest.mark.run
-def test_on_cuda_no_order_of_sums_is_chosen_by_the_clock() -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.*")
+def test_on_cuda_no_order_of_sums_is_chosen_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
 
-    with config.patch(deterministic=False):
-        fresh_compiler(torch.device("cpu"))
-        assert not config.deterministic
-        fresh_compiler(torch.device("cuda"))
-        assert config.deterministic
+    seen: list[tuple[bool, bool]] = []
+
+    run = GraphLowering.run
+
+    def look(lowering: GraphLowering, *arguments: Any) -> Any:
+        seen.append((lowering.is_backward, config.deterministic))
+        return run(lowering, *arguments)
+
+    options = inductor_options(torch.device("cuda"))
+    monkeypatch.setattr(GraphLowering, "run", look)
+    monkeypatch.setattr(f"{accelerated.__module__}.inductor_options", lambda device: options)
+    with config.patch(force_disable_caches=True):
+        loss = compiled_on("cpu")(torch.rand(3, 2)).sum()
+        # As on CUDA, where autograd has a thread of its own for the device.
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+    assert seen == [(False, True), (True, True)]
+    assert inductor_options(torch.device("cpu")) is None
 
 
 def test_one_of_triton_s_compilers_is_enough_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
