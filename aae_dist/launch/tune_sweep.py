@@ -9,9 +9,10 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from aae_dist.config.sweep_plan import SweepPlan
+from aae_dist.config.sweep_plan import SweepPlan, TrialPlan
 from aae_dist.errors import (
     AaeDistError,
     Interrupted,
@@ -24,6 +25,7 @@ from aae_dist.launch.failures import WorkersFailedError
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
 from aae_dist.storage import join, open_storage
+from aae_dist.sweeps.folder import READERS
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.training.resume import finished_before
 from aae_dist.training.run_lock import RunLock
@@ -65,10 +67,7 @@ def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = N
     folder.check_writable()
     launch_id = secrets.token_hex(8)
     with RunLock.acquire(folder, launch_id):
-        for trial in plan.trials:
-            # Raises when it was another configuration; one that diverged stays as the book has it.
-            with contextlib.suppress(TrainingDivergedError):
-                finished_before(trial.config)
+        _check_same(plan.trials)
         ledger = Ledger(plan, folder)
         if len(ledger.entries) >= plan.num_trials and not ledger.todo():
             say(f"This sweep had already finished: {plan.uri}")
@@ -77,6 +76,19 @@ def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = N
         with _reports(plan.uri, write_report) as changed:
             _run(ledger, launch_id, changed)
     return ledger
+
+
+def _check_same(trials: Sequence[TrialPlan]) -> None:
+    """Raise CheckpointError when a trial's folder holds another configuration's run."""
+
+    def check(trial: TrialPlan) -> None:
+        # One that diverged stays as the book has it.
+        with contextlib.suppress(TrainingDivergedError):
+            finished_before(trial.config)
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="check-trials") as pool:
+        for _ in pool.map(check, trials):
+            pass
 
 
 def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:

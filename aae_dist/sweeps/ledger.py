@@ -1,4 +1,7 @@
-"""The driver's book of a sweep: the state of every trial, written to the folder as it changes."""
+"""The driver's book of a sweep: the state of every trial, written to the folder as it changes.
+
+Changes are only noted: a thread writes them, so that neither Tune nor the screen waits for storage.
+"""
 
 import json
 import threading
@@ -11,10 +14,10 @@ from typing import Any
 
 from aae_dist.config import dump_yaml
 from aae_dist.config.sweep_plan import SweepPlan, TrialPlan, describe
-from aae_dist.errors import LaunchError
 from aae_dist.objective import Objective, is_comparable, ranking, usual_num_samples
 from aae_dist.storage import Storage
 from aae_dist.sweeps.folder import BEST, READERS, STATES, SWEEP, TRIAL, TRIALS, read_json
+from aae_dist.sweeps.late_writer import LateWriter
 from aae_dist.tracking.json_lines import finite
 
 WRITE_SECONDS = 10.0
@@ -73,9 +76,7 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self._guard = threading.RLock()
         self._began, self._written = time.monotonic(), 0.0
-        self._owed: set[str] = set()
-        """Trials whose files are older than what is known of them."""
-        self._problem = ""
+        self._writer, self._state = LateWriter(folder, self._content), "running"
         before = read_json(folder, SWEEP) or {}
         self._started_at = before.get("started_at") or _now()
         self._seconds_before = float(before.get("seconds", 0.0))
@@ -105,7 +106,7 @@ class Ledger:
         """Add a trial that the search has just proposed."""
         with self._guard:
             self.entries[trial.id] = Entry(trial, draws=draws)
-            self._write_trial(self.entries[trial.id])  # its draws must outlive this driver
+            self._owe_trial(self.entries[trial.id])  # its draws must outlive this driver
             return self.entries[trial.id]
 
     def start(self, name: str) -> None:
@@ -114,7 +115,7 @@ class Ledger:
             entry = self.entries[name]
             entry.seconds = entry.cost()
             entry.state, entry.cause, entry.started = "running", None, time.monotonic()
-            self._write_trial(entry)
+            self._owe_trial(entry)
 
     def hear(self, name: str, metrics: Mapping[str, float], values: Mapping[str, Any]) -> None:
         """Take the newest metrics of a running trial, and its parameters as they are now."""
@@ -124,13 +125,13 @@ class Ledger:
             changed = dict(values) != (entry.values or entry.plan.parameters)
             entry.values = dict(values)
             if changed or time.monotonic() - entry.written > WRITE_SECONDS:
-                self._write_trial(entry)
+                self._owe_trial(entry)
 
     def take_over(self, name: str, event: dict[str, Any]) -> None:
         """Note that a trial goes on from another one's state (PBT)."""
         with self._guard:
             self.entries[name].lineage.append(event)
-            self._write_trial(self.entries[name])
+            self._owe_trial(self.entries[name])
 
     def end(self, name: str, state: str, cause: str | None = None) -> None:
         """Note how a trial ended, and that it holds no workers any more."""
@@ -138,9 +139,9 @@ class Ledger:
             entry = self.entries[name]
             entry.seconds, entry.started = entry.cost(), None
             entry.state, entry.cause = state, cause
-            self._write_trial(entry)
+            self._owe_trial(entry)
             if state == "finished":
-                self._write_best()
+                self._writer.owe(BEST)
 
     def crashed(self, name: str, cause: str) -> None:
         """Note that a trial's process died; it will be started again."""
@@ -156,7 +157,7 @@ class Ledger:
             if entry.state == "running":
                 entry.seconds, entry.started = entry.cost(), None
                 entry.state = "waiting"
-                self._write_trial(entry)
+                self._owe_trial(entry)
 
     def ranked(self) -> list[Entry]:
         """Return the finished trials that have a score, best first."""
@@ -189,25 +190,44 @@ class Ledger:
     def write(self, state: str = "running", force: bool = True) -> None:
         """Write sweep.json, at most every few seconds unless forced to.
 
+        Forced, it returns when that and all trials are written; else it waits for nothing.
+
         Raises:
             LaunchError: nothing can be written and `force` is set; without, `take_problem` tells.
         """
         with self._guard:
             if not force and time.monotonic() - self._written < WRITE_SECONDS:
                 return
-            self._written = time.monotonic()
-            for name in sorted(self._owed):
-                self._write_trial(self.entries[name])
-            self._write_best()
-            text = json.dumps(self._document(state), indent=1, allow_nan=False)
-        try:
-            self.folder.write(SWEEP, text.encode())
-        except (LaunchError, OSError) as error:
-            if force:
-                raise
-            self._problem = str(error)
+            self._written, self._state = time.monotonic(), state
+        self._writer.owe_failed()
+        self._writer.owe(BEST, SWEEP)
+        if force:
+            self.flush()
+            if (failure := self._writer.failure(SWEEP)) is not None:
+                raise failure
 
-    def _document(self, state: str) -> dict[str, Any]:
+    def flush(self) -> None:
+        """Return when all that has changed is written, or could not be."""
+        self._writer.flush()
+
+    def take_problem(self) -> str:
+        """Return why something could not be written since the last call, or nothing."""
+        return self._writer.take_problem()
+
+    def _owe_trial(self, entry: Entry) -> None:
+        entry.written = time.monotonic()
+        self._writer.owe(f"{TRIALS}/{entry.plan.id}/{TRIAL}")
+
+    def _content(self, key: str) -> bytes | None:
+        """Return a file as it is to be now; in the writer's thread."""
+        with self._guard:
+            if key == BEST:
+                return self._best_yaml()
+            is_sweep, name = key == SWEEP, key.split("/")[-2:][0]
+            document = self._document() if is_sweep else self.entries[name].document()
+            return json.dumps(document, indent=1, allow_nan=False).encode()
+
+    def _document(self) -> dict[str, Any]:
         sweep, entries = self.plan.sweep, self.entries.values()
         ranked = self.ranked()
         best = ranked[0] if ranked else None
@@ -215,47 +235,25 @@ class Ledger:
         told |= sweep.model_dump(mode="json", include={"search", "scheduler", "max_concurrent"})
         seconds = self._seconds_before + time.monotonic() - self._began
         return {
-            **{"version": 1, "state": state, **told, "num_trials": self.plan.num_trials},
+            **{"version": 1, "state": self._state, **told, "num_trials": self.plan.num_trials},
             **{"started_at": self._started_at, "updated_at": _now(), "seconds": round(seconds, 3)},
             "counts": self.counts(),
             "best": best and {"id": best.plan.id, "values": self.objective.values(best.metrics)},
             "trials": [_listed(entry.plan) for entry in entries],
         }
 
-    def take_problem(self) -> str:
-        """Return why something could not be written since the last call, or nothing."""
-        with self._guard:
-            problem, self._problem = self._problem, ""
-        return problem
-
-    def _write_trial(self, entry: Entry) -> None:
-        entry.written = time.monotonic()
-        text = json.dumps(entry.document(), indent=1, allow_nan=False)
-        try:
-            self.folder.child(TRIALS).child(entry.plan.id).write(TRIAL, text.encode())
-        except (LaunchError, OSError) as error:
-            # Trials train on without storage for a while, so the sweep does too.
-            self._owed.add(entry.plan.id)
-            self._problem = str(error)
-        else:
-            self._owed.discard(entry.plan.id)
-
-    def _write_best(self) -> None:
+    def _best_yaml(self) -> bytes | None:
         best = next(iter(self.ranked()), None)
-        if best is None or best.plan.id == self._best:
-            return
+        if best is None or (best.plan.id == self._best and not self._writer.failure(BEST)):
+            return None
+        self._best = best.plan.id
         head = (
             f"# The best finished trial of the sweep {self.plan.sweep.name}: "
             f"{describe(best.values or best.plan.parameters)}\n"
             f"# ({self.objective}; trials/{best.plan.id}). To train it on its own:\n"
             f"#   aae-dist train {self.folder.uri}/{BEST}\n"
         )
-        try:
-            self.folder.write(BEST, (head + dump_yaml(self.plan.winner(best.plan))).encode())
-        except (LaunchError, OSError) as error:
-            self._problem = str(error)
-        else:
-            self._best = best.plan.id
+        return (head + dump_yaml(self.plan.winner(best.plan))).encode()
 
 
 def _listed(plan: TrialPlan) -> dict[str, Any]:

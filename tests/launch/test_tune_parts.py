@@ -1,6 +1,7 @@
 """Room, schedulers and Optuna without a cluster."""
 
 import json
+import threading
 
 import pytest
 
@@ -10,7 +11,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from aae_dist.config.sweep_plan import load_sweep
-from aae_dist.errors import AaeDistError
+from aae_dist.errors import AaeDistError, CheckpointError, TrainingDivergedError
+from aae_dist.launch import tune_sweep
 from aae_dist.launch.ray_demand import Demand
 from aae_dist.launch.tune_optuna import OptunaSearcher
 from aae_dist.launch.tune_room import placement_of, room_for
@@ -162,6 +164,22 @@ def test_a_sweep_without_a_finished_trial_exits_as_its_trials_died(tmp_path, cau
     with pytest.raises(AaeDistError, match="no trial has finished") as raised:
         _check_any_finished(ledger)
     assert raised.value.exit_code == code
+
+
+def test_what_trials_left_is_read_of_many_at_a_time(tmp_path, monkeypatch):
+    plan = plan_in(tmp_path, "sweep.space.run.seed={grid: [0, 1, 2, 3]}")
+    together = threading.Barrier(4)
+
+    def finished_before(config):
+        together.wait(30)
+        if config.run.seed == 1:
+            raise TrainingDivergedError("diverged before")
+        if config.run.seed > 1:
+            raise CheckpointError(f"seed {config.run.seed} was started with another configuration")
+
+    monkeypatch.setattr(tune_sweep, "finished_before", finished_before)
+    with pytest.raises(CheckpointError, match="seed 2 was"):
+        tune_sweep._check_same(plan.trials)
 
 
 def leave_summary(ledger, name):

@@ -2,6 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
@@ -50,6 +54,7 @@ def finish(ledger, number, score, steps=100):
     ledger.start(trial.id)
     ledger.hear(trial.id, {"step": steps, SCORE: score}, trial.parameters)
     ledger.end(trial.id, "finished")
+    ledger.flush()
 
 
 def test_a_storage_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch):
@@ -67,6 +72,7 @@ def test_a_storage_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch)
     assert ledger.take_problem() == "the bucket cannot be reached"
     ledger._written = -math.inf
     ledger.write(force=False)
+    ledger.flush()
     assert ledger.take_problem()
     with pytest.raises(LaunchError, match="cannot be reached"):
         ledger.write("finished")
@@ -169,6 +175,7 @@ def test_seconds_add_up_over_attempts(tmp_path):
     ledger.start(name)
     ledger.entries[name].started -= 12
     ledger.end(name, "interrupted")
+    ledger.flush()
     assert 42 <= read_json(plan, name)["seconds"] < 43
 
 
@@ -189,3 +196,53 @@ def test_a_pareto_front_has_its_winner_too(tmp_path):
     ledger.write("finished")
     document = json.loads(open_storage(plan.uri).read("sweep.json"))
     assert document["best"]["values"] == [0.25, 100.0]
+
+
+def test_nobody_waits_for_a_storage_that_does_not_answer(tmp_path, monkeypatch):
+    ledger = open_ledger(plan_in(tmp_path))
+    write, answers, written = LocalStorage.write, threading.Event(), []
+
+    def slow(self, key, data):
+        assert answers.wait(30)
+        written.append(key)
+        write(self, key, data)
+
+    monkeypatch.setattr(LocalStorage, "write", slow)
+    started = time.monotonic()
+    names = [trial.id for trial in ledger.plan.trials]
+    for name in names:
+        ledger.start(name)
+    for step in range(50):
+        ledger.hear(names[0], {"step": step}, {"model.latent_dim": step})
+    ledger._written = -math.inf
+    ledger.write(force=False)
+    assert ledger.counts()["running"] == 4
+    assert time.monotonic() - started < 5
+    answers.set()
+    ledger.write("interrupted")
+    files = [f"trials/{name}/trial.json" for name in names]
+    assert [key for key in written if key in files[1:]] == files[1:], "in order, each once"
+    assert written[-1] == "sweep.json"
+    assert read_json(ledger.plan, names[0])["step"] == 49
+    assert len(written) <= 7, "the newest state of a trial, not each"
+
+
+def test_a_fault_of_our_own_in_the_book_ends_the_sweep(tmp_path):
+    ledger = open_ledger(plan_in(tmp_path))
+    name = ledger.plan.trials[0].id
+    ledger.hear(name, {"step": 1}, {"model.latent_dim": {1, 2}})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        ledger.write()
+
+
+def test_all_that_is_owed_is_written_before_the_process_ends(tmp_path):
+    code = (
+        "import time\n"
+        "from aae_dist.storage import open_storage\n"
+        "from aae_dist.sweeps.late_writer import LateWriter\n"
+        f"folder = open_storage({str(tmp_path)!r})\n"
+        "writer = LateWriter(folder, lambda key: time.sleep(0.1) or key.encode())\n"
+        "writer.owe('a', 'b', 'c')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
