@@ -33,6 +33,9 @@ def last_line(error: BaseException) -> str:
     inner = getattr(error, "health_check_failure", error)
     if type(inner).__name__ in ("ActorDiedError", "RayActorError", "WorkerCrashedError"):
         return "its process died"
+    # torch has an error of this name for a GPU's memory, whose own words are the better ones.
+    if type(inner).__name__ == "OutOfMemoryError" and type(inner).__module__ == "ray.exceptions":
+        return "its process was ended, since its node ran out of memory"
     text = str(inner).strip()
     if "\n" not in text and not isinstance(inner, LaunchError):
         text = f"{type(inner).__name__}: {text}"

@@ -8,7 +8,7 @@ from typing import Any
 from aae_dist.config import RunConfig
 from aae_dist.errors import AaeDistError, packed, unpacked
 from aae_dist.launch import ray_cluster
-from aae_dist.launch.failures import WorkersFailedError
+from aae_dist.launch.failures import WorkersFailedError, last_line
 from aae_dist.launch.ray_demand import Demand
 from aae_dist.launch.say import say
 
@@ -94,9 +94,12 @@ def _guarded(search_path: str, function: Callable[..., Any], *arguments: Any) ->
 def _value(ray: Any, reference: Any) -> Any:
     try:
         payload: Payload = ray.get(reference)
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+    except ray.exceptions.RayTaskError:
+        raise  # what the task itself raised: a fault of ours
+    except ray.exceptions.RayError as error:
         raise WorkersFailedError(
-            f"a worker's process died more often than launch.max_failures allows ({error})"
+            "a worker's process failed more often than launch.max_failures allows: "
+            f"{last_line(error)}"
         ) from error
     if "error" in payload:
         raise unpacked(payload["error"])

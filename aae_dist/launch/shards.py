@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -85,4 +86,10 @@ def _written(config: RunConfig, world: World, calls: Sequence[Call]) -> Iterator
         )
     from aae_dist.launch.ray_tasks import run_tasks
 
-    yield from run_tasks(config, write_shard, calls)
+    yield from run_tasks(config, _write_in_task, calls)
+
+
+def _write_in_task(job: Job, number: int, shard: Shard) -> int:
+    from aae_dist.launch.ray_device import own_device
+
+    return write_shard(replace(job, device=own_device(job.device)), number, shard)

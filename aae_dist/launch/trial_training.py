@@ -9,6 +9,7 @@ from aae_dist.config import RunConfig
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import Interrupted
 from aae_dist.launch import nonce
+from aae_dist.launch.ray_device import own_device
 from aae_dist.launch.ray_monitor import News
 from aae_dist.launch.ray_train import outcome_of, ray_storage, run_on_ray
 from aae_dist.launch.say import say
@@ -37,7 +38,7 @@ def train_here(
     _free_memory()  # of a trial that failed: its error held it until now
     config = prepare()
     torch.set_num_threads(config.launch.cpus_per_worker)
-    world = from_environment(config.train.device)
+    world = from_environment(own_device(config.train.device))
     try:
         return train(config, world, SessionReporter(channel, flag, pause_every), launch_id)
     finally:

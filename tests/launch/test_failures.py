@@ -1,6 +1,11 @@
 """One line for what a worker group died of."""
 
-from aae_dist.launch.failures import explain, root_cause
+from typing import Any
+
+import pytest
+
+from aae_dist.launch.failures import WorkersFailedError, explain, root_cause
+from aae_dist.launch.ray_tasks import _value
 
 
 def test_the_rank_that_failed_of_itself_is_named():
@@ -24,3 +29,43 @@ def test_used_up_restarts_are_not_the_users_fault():
     assert error.exit_code == 1
     assert "rank 1 failed, and launch.max_failures=8 restarts are used up: ValueError" in str(error)
     assert "/tmp/logs" in str(error)
+
+
+class Cluster:
+    """As much of Ray as `_value` looks at: what `get` raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.exceptions, self._error = pytest.importorskip("ray.exceptions"), error
+
+    def get(self, reference: object) -> Any:
+        raise self._error
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("name", "arguments", "cause"),
+    [
+        (
+            "OutOfMemoryError",
+            ("Task was killed.\nTo disable worker killing, set RAY_x",),
+            "its process was ended, since its node ran out of memory",
+        ),
+        ("WorkerCrashedError", (), "its process died"),
+        ("NodeDiedError", ("the node is gone",), "NodeDiedError: the node is gone"),
+        ("TaskUnschedulableError", ("no room",), "TaskUnschedulableError: "),
+    ],
+)
+def test_what_ends_a_task_from_outside_is_no_fault_of_ours(
+    name: str, arguments: tuple[str, ...], cause: str
+) -> None:
+    kinds = pytest.importorskip("ray.exceptions")
+    with pytest.raises(WorkersFailedError, match="launch.max_failures allows: " + cause):
+        _value(Cluster(getattr(kinds, name)(*arguments)), None)
+
+
+@pytest.mark.ray
+def test_what_a_task_itself_raised_stays_as_it_is() -> None:
+    kinds = pytest.importorskip("ray.exceptions")
+    error = kinds.RayTaskError("write", "traceback", KeyError("x")).as_instanceof_cause()
+    with pytest.raises(KeyError):
+        _value(Cluster(error), None)

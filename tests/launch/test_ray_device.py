@@ -1,0 +1,56 @@
+"""Who owns no GPU takes none, although it sees them."""
+
+import pytest
+
+pytest.importorskip("ray")
+
+import ray
+
+from aae_dist.config import load_config
+from aae_dist.launch import shards, trial_training
+from aae_dist.launch.ray_device import own_device
+from aae_dist.launch.trial_session import Channel, StopFlag
+from aae_dist.training.sharded import Job
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def owned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the GPUs that Ray has given this process, to be changed; torch sees one."""
+    gpus: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: gpus)
+    return gpus
+
+
+def test_auto_is_the_gpu_of_who_owns_one(owned: list[int]) -> None:
+    assert own_device("auto") == "cpu"
+    assert own_device("cuda") == "cuda", "asked for by name"
+    owned.append(3)
+    assert own_device("auto") == "auto"
+
+
+def test_without_ray_auto_stays_as_it_is(owned: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert own_device("auto") == "auto"
+
+
+def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
+    owned: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(shards, "write_shard", lambda job, *_: used.append(job.device) or 1)
+    monkeypatch.setattr(
+        trial_training, "train", lambda config, world, *_: used.append(world.device.type)
+    )
+    config = load_config(
+        [], ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
+    ).config
+    channel, flag = Channel(config, (), StopFlag()), StopFlag()
+    for gpus in ([], [0]):
+        owned[:] = gpus
+        shards._write_in_task(Job("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
+        trial_training.train_here(lambda: config, "id", None, channel, flag)
+    assert used == ["cpu", "cpu", "auto", "cuda"]
