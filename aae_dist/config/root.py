@@ -33,6 +33,12 @@ class RunConfig(Section):
         """Parallel sample streams of the run (see `data.lanes`)."""
         return _lanes(self)
 
+    @property
+    def decoding_threads(self) -> int:
+        """Threads of a rank that decode samples (see `data.threads`)."""
+        threads = self.data.threads
+        return self.launch.cpus_per_worker if threads is None else threads
+
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> "RunConfig":
         problems = list(cross_checks(self))

@@ -6,6 +6,8 @@ statistics and tells the others the metrics. Samples that cannot be read are lef
 """
 
 import math
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,7 @@ from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import DataError
 from aae_dist.evaluation import reconstruction
-from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel
+from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel, Loaded
 from aae_dist.evaluation.null import Yardstick, build_yardstick, score
 from aae_dist.priors import Prior
 from aae_dist.spread import spread_evenly
@@ -72,10 +74,11 @@ class Evaluator:
         seed: int,
         max_samples: int = MAX_SAMPLES,
         name: str = "data.validation",
+        threads: int = 1,
     ) -> None:
         """Fix which validation samples are scored: at most `max_samples`, spread evenly over all.
 
-        Errors call the data set by its `name`.
+        Errors call the data set by its `name`. `threads` share the decoding of this rank's samples.
 
         Raises:
             DataError: there are too few samples to score.
@@ -90,6 +93,7 @@ class Evaluator:
         self._indices = spread_evenly(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._name = name
+        self._threads = threads
         self._yardstick: Yardstick | None = None
 
     @torch.no_grad()
@@ -101,7 +105,7 @@ class Evaluator:
         """
         draw = seeds.generator(self._seed, "evaluation/prior")
         prior_nZ = self._prior.sample(self.num_samples, draw)
-        rows = together(self._world, lambda: self._encode_own_chunks(networks, prior_nZ))
+        rows = together(self._world, lambda: self._encode_all_own(networks, prior_nZ))
         table = _gather_in_order(rows, self.num_samples, self._world)
         readable = table[:, 0] == 1
         good, prior_nZ = table[readable, 1:], prior_nZ[: len(readable)][readable]
@@ -120,26 +124,33 @@ class Evaluator:
             return Evaluation(metrics, None)
         return Evaluation(metrics, self._gallery(networks, good, spread, originals[0]))
 
-    def _encode_own_chunks(self, networks: EvaluationModel, prior_nZ: Tensor) -> Tensor:
+    def _encode_all_own(self, networks: EvaluationModel, prior_nZ: Tensor) -> Tensor:
+        pool = ThreadPoolExecutor(self._threads, "decode") if self._threads > 1 else nullcontext()
+        with pool as workers:
+            return self._encode_own_chunks(networks, prior_nZ, workers)
+
+    def _encode_own_chunks(
+        self, networks: EvaluationModel, prior_nZ: Tensor, workers: Executor | None
+    ) -> Tensor:
         """Return this rank's chunks, float64 [chunks of the busiest rank, CHUNK, columns]."""
         chunks = range(self._world.rank, _num_chunks(self.num_samples), self._world.size)
         per_rank = -(-_num_chunks(self.num_samples) // self._world.size)
         table = torch.zeros(per_rank, CHUNK, self._prior.latent_dim + 5, dtype=torch.float64)
         for slot, chunk in enumerate(chunks):
             rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_samples))
-            part = self._encode_chunk(networks, chunk, rows, prior_nZ[rows])
+            samples = self._dataset.load(self._indices[rows], workers)
+            part = self._encode_chunk(networks, chunk, samples, prior_nZ[rows])
             table[slot, : len(part)] = part
         return table
 
     def _encode_chunk(
-        self, networks: EvaluationModel, chunk: int, rows: slice, prior_BZ: Tensor
+        self, networks: EvaluationModel, chunk: int, samples: Loaded, prior_BZ: Tensor
     ) -> Tensor:
         """Return a row per sample.
 
         Its columns: 1 for a sample that could be read, label, squared error, logits of code and of
         prior sample, code.
         """
-        samples = self._dataset.load(self._indices[rows])
         images = samples.images.to(self._world.device)
         good = torch.ones(len(images))
         good[list(samples.bad)] = 0

@@ -1,6 +1,7 @@
 """What evaluation needs of trained networks and of a data set."""
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from typing import Protocol
 
 import numpy as np
@@ -60,5 +61,5 @@ class EvaluationData(Protocol):
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of every image."""
 
-    def load(self, indices: NDArray[np.int64]) -> Loaded:
-        """Return the samples of these numbers."""
+    def load(self, indices: NDArray[np.int64], workers: Executor | None = None) -> Loaded:
+        """Return the samples of these numbers; `workers` are threads that share the decoding."""

@@ -116,7 +116,9 @@ def open_data(
                 config.data.validation, config.data, dataset.image_shape, show=show
             )
             copy_bytes, validation_id = validation.copy_bytes, validation.manifest.id
-            evaluator = Evaluator(validation, prior, world, config.run.seed)
+            evaluator = Evaluator(
+                validation, prior, world, config.run.seed, threads=config.decoding_threads
+            )
         channels, height, width = dataset.image_shape
         found = {"lanes": lanes, "shuffle_window": window, "channels": channels}
         found["resize"] = Resize.of(config.data).how
@@ -207,14 +209,13 @@ def open_loader(data: RunData, world: World, position: int, num_steps: int) -> B
     rows, node_rows = _rows(data, world), _node_rows(data, world)
     spare = world.local_size * data.validation_copy_bytes
     together(world, lambda: data.train.follow(data.order, rows, node_rows, position, spare))
-    threads = data.config.data.threads
     return BatchLoader(
         data.train,
         data.order,
         rows=rows,
         position=position,
         num_steps=num_steps,
-        threads=data.config.launch.cpus_per_worker if threads is None else threads,
+        threads=data.config.decoding_threads,
         exchange=Exchange(world),
         device=world.device if world.device.type == "cuda" else torch.device("cpu"),
     )

@@ -125,7 +125,12 @@ class TrainedRun:
         world = World(rank=0, size=1, local_rank=0, device=self.device)
         given = (data,) if isinstance(data, str) else data or ("data.validation",)
         evaluator = Evaluator(
-            dataset, self.prior, world, self.config.run.seed, name=", ".join(given)
+            dataset,
+            self.prior,
+            world,
+            self.config.run.seed,
+            name=", ".join(given),
+            threads=self.config.decoding_threads,
         )
         return evaluator.evaluate(self._autoencoder)
 

@@ -49,6 +49,15 @@ def test_evaluating_again_gives_the_same_numbers_and_touches_no_global_state():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_threads_share_the_decoding_and_change_no_number():
+    alone, shared = Images(600), Images(600)
+    first = evaluate(Networks(), alone).metrics
+    evaluator = Evaluator(shared, Normal(2), single(), seed=0, threads=3)
+    assert evaluator.evaluate(Networks()).metrics == first
+    assert alone.workers is None
+    assert shared.workers._max_workers == 3
+
+
 def test_a_large_validation_set_is_thinned_out_evenly():
     evaluator = Evaluator(Images(1000), Normal(2), single(), seed=0, max_samples=100)
     result = evaluator.evaluate(Networks())

@@ -34,8 +34,10 @@ class Images:
         shape = (num_samples, 1, 4, 4)
         self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         self.bad, self.lost, self.largest_read = bad, lost, 0
+        self.workers = None
 
-    def load(self, indices):
+    def load(self, indices, workers=None):
+        self.workers = workers or self.workers
         self.largest_read = max(self.largest_read, len(indices))
         if self.lost in indices:
             raise DataError(f"no room for sample {self.lost}.")
