@@ -157,9 +157,56 @@ def test_an_override_that_would_do_nothing_is_refused(
 ) -> None:
     argv = ["reconstruct", run, "--out", str(tmp_path / "x.png"), "launch.workers=2"]
     assert main(argv) == 2
-    assert "launch.workers=2: here only data.* may be overridden" in capsys.readouterr().err
+    assert (
+        "launch.workers=2: here only data.* and train.device may be overridden"
+        in capsys.readouterr().err
+    )
     assert main(["evaluate", run, "data.resise=cover"]) == 2
     assert "resise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["evaluate", "RUN", "DATA"],
+        ["interpolate", "RUN", "DATA", "--num", "2", "--out", "x.npy"],
+        ["reconstruct", "RUN", "DATA", "--num", "2", "--out", "x.npy"],
+        ["sample", "RUN", "--num", "2", "--out", "x.npy"],
+    ],
+    ids=" ".join,
+)
+def test_verbs_use_the_device_that_is_asked_for(
+    argv: list[str],
+    run: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    used = []
+
+    def load(uri: str, device: torch.device, step: int | None) -> aae_dist.TrainedRun:
+        used.append(device.type)
+        return aae_dist.load_run(uri, "cpu", step)
+
+    monkeypatch.setattr("aae_dist.commands.trained.load_run", load)
+    places = {"RUN": run, "DATA": digits_of(tmp_path, 28)}
+    command = [places.get(word, word) for word in argv]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main([*command, "train.device=cuda"]) == 2
+    assert "torch finds no GPU here" in capsys.readouterr().err
+    assert main([*command, "train.device=auto"]) == 0
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert main([*command, "train.device=cuda"]) == 0
+    assert main(command) == 0
+    assert used == ["cpu", "cuda", "cpu"]
+    assert main([*command, "train.device=gpu"]) == 2
+    assert "train.device" in capsys.readouterr().err
+
+
+def test_sample_reads_no_data(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", run, "--out", "x.npy", "data.resize=cover"]) == 2
+    assert "here only train.device may be overridden" in capsys.readouterr().err
 
 
 def test_a_run_of_a_gpu_is_encoded_on_a_machine_without_one(tmp_path: Path) -> None:

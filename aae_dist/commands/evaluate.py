@@ -23,7 +23,7 @@ def evaluate(
         as_json: print one JSON object, not a table.
         data: patterns of shards; none means the run's own validation shards.
         step: the checkpoint's step; by default the newest.
-        overrides: of `data.*`.
+        overrides: of `data.*` and `train.device`.
 
     Raises:
         CheckpointError: the folder holds no checkpoint that verifies.

@@ -36,7 +36,7 @@ class Ways:
     data: tuple[str, ...] = ()
     """Patterns of shards; none means the run's validation shards."""
     overrides: tuple[str, ...] = ()
-    """Of `data.*`."""
+    """Of `data.*` and `train.device`."""
     seed: int = 0
 
 

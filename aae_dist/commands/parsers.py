@@ -131,6 +131,12 @@ def _add_sample(verbs: "Parsers[argparse.ArgumentParser]") -> None:
         help_texts.SAMPLE_EXAMPLES,
     )
     parser.add_argument(
+        "items",
+        nargs="*",
+        metavar="train.device=auto|cuda",
+        help="where to decode (default: the CPU)",
+    )
+    parser.add_argument(
         "--num",
         type=_positive,
         default=64,
@@ -174,8 +180,8 @@ def _add_items(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="DATA | key=value",
         help="shards: patterns or folders, as for data.train (default: the run's validation "
-        "shards); and overrides of data.*, and where whole data sets are written of launch.* and "
-        "train.device",
+        "shards); and overrides of data.* and train.device, and where whole data sets are written "
+        "of launch.*",
     )
 
 
@@ -264,4 +270,4 @@ def _reconstruct(args: argparse.Namespace) -> int:
 def _sample(args: argparse.Namespace) -> int:
     from aae_dist.commands.sample import sample
 
-    return sample(args.uri, args.num, args.out, args.seed, args.classes, args.step)
+    return sample(args.uri, args.num, args.out, args.seed, args.classes, args.step, args.items)

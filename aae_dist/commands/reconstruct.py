@@ -25,7 +25,7 @@ def reconstruct(
             folder of WebDataset shards, under the keys of the originals.
         data: patterns of shards; none means the run's validation shards.
         num: images in a file, spread evenly over the data.
-        overrides: of `data.*`; for a folder also of `launch.*` and `train.device`.
+        overrides: of `data.*` and `train.device`; for a folder also of `launch.*`.
         step: the checkpoint's step; by default the newest.
 
     Raises:

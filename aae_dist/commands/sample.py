@@ -1,5 +1,7 @@
 """`aae-dist sample`: images decoded from a trained run's prior."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ def sample(
     seed: int = 0,
     classes: str | None = None,
     step: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> int:
     """Write images, decoded from samples of the prior of the run at `uri`, to a file.
 
@@ -26,14 +29,15 @@ def sample(
         seed: the same seed draws the same samples of the prior.
         classes: comma-separated classes of the prior, or "all"; a .png has a row for each.
         step: the checkpoint's step; by default the newest.
+        overrides: of `train.device`.
 
     Raises:
-        ConfigError: the suffix of `out` is not one that we write, it cannot be written, or the
-            prior has no such classes.
+        ConfigError: the suffix of `out` is not one that we write, it cannot be written, the prior
+            has no such classes, or an override is wrong.
         CheckpointError: the folder holds no checkpoint that verifies.
     """
     path = checked_path(out)
-    run = open_run(uri, step)
+    run = open_run(uri, step, overrides, reads_data=False)
     generator = torch.Generator().manual_seed(seed)
     if classes is None:
         write_images(path, run.sample(num, generator))
