@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from aae_dist.launch.ray_jobs import Jobs, Log
 
 
+_LOCAL = "launch.kind=local trains on one machine; drop it (the default is ray)"
+
+
 @dataclass(frozen=True)
 class Work:
     """What is submitted, checked here before anything starts there."""
@@ -128,7 +131,13 @@ def to_kubernetes(
 
 def check(work: Work, job: manifest.Object, cluster: Path) -> None:
     """Raise for what could only fail on the cluster, after it has been paid for."""
-    problems = list(_problems(work.config, manifest.shared_folders(job)))
+    problems = [
+        *(
+            f"image: {image} is a name to be filled in; edit site/site.yaml of the overlay"
+            for image in manifest.impossible_images(job)
+        ),
+        *_problems(work.config, manifest.shared_folders(job)),
+    ]
     if problems:
         raise ConfigError("\n  ".join([f"this cannot run on {cluster}:", *problems]))
     groups = list(manifest.groups(job))
@@ -139,7 +148,7 @@ def check(work: Work, job: manifest.Object, cluster: Path) -> None:
 
 def _problems(config: RunConfig, shared: Sequence[str]) -> Iterator[str]:
     if config.launch.kind == "local":
-        yield "launch.kind=local trains on one machine; drop it (the default is ray)"
+        yield _LOCAL
     there = f"one of {', '.join(shared)}" if shared else "a mount that the overlay does not have"
     for key, path in local_paths(config):
         if not manifest.is_below(path, list(shared)):
@@ -188,23 +197,29 @@ def to_ray(
         folder: files of the user's own, such as a prior, for the job's working directory.
         wait: follow the log to the job's end.
         stop_on_interrupt: Ctrl-C stops the job, with a checkpoint; otherwise it goes on.
-        dry_run: print the configuration and connect to nothing.
+        dry_run: print the command, its variables' names and the configuration; connect to nothing.
         doctor: the job checks the cluster and trains nothing.
 
     Raises:
         ConfigError: the configuration is wrong.
         LaunchError: no cluster answers, or it refuses.
     """
-    from aae_dist.launch.ray_jobs import Jobs, Log
+    from aae_dist.launch.ray_jobs import Jobs, Log, check_address, entrypoint
 
+    check_address(address)
     work = read_work(items)
+    if work.config.launch.kind == "local":
+        raise ConfigError(_LOCAL)
+    verb = "doctor" if doctor else work.verb
     if dry_run:
+        print(f"# to {address}: {entrypoint(verb)}")
+        for name in env:
+            print(f"# with the variable {name}")
         print(work.text, end="")
         return 0
     for key, path in local_paths(work.config):
         print(f"note: {key}={path} means a folder of the cluster's nodes, not of this machine")
     jobs, log = Jobs(address), Log()
-    verb = "doctor" if doctor else work.verb
     job = jobs.submit(verb, work.name, work.text, env, folder)
     print(f"submitted {job} to {address}", flush=True)
     if not wait:

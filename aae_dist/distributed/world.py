@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from aae_dist.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class World:
@@ -37,10 +39,24 @@ def from_environment(device: str) -> World:
 
     Args:
         device: auto, cpu or cuda; auto takes the GPU of this process's local rank, if there is one.
+
+    Raises:
+        ConfigError: cuda, where torch sees no GPU.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if device == "cuda":
+        check_cuda("train.device=cuda")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     return World(rank, size, local_rank, chosen, local_size)
+
+
+def check_cuda(wanted: str) -> None:
+    """Raise ConfigError, which names what was wanted, unless torch sees a GPU."""
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{wanted}, but torch sees no GPU on this machine; use cpu, or look at what "
+            "`aae-dist doctor` says of GPUs"
+        )

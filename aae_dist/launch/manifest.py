@@ -106,6 +106,17 @@ def groups(job: Object) -> Iterator[tuple[Resources, int]]:
         )
 
 
+def impossible_images(job: Object) -> list[str]:
+    """Return images that no registry has: names in upper case, as of an overlay nobody edited."""
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    containers = [c for pod in pods for c in pod["template"]["spec"]["containers"]]
+    images = {str(container.get("image", "")) for container in containers}
+    # A tag may be in upper case (distribution specification, "Pulling manifests"), a name may not.
+    names = {image: re.sub("(:[^/]*)?(@.*)?$", "", image) for image in images}
+    return sorted(image for image, name in names.items() if name != name.lower())
+
+
 def quantity(text: str | float) -> float:
     """Return a Kubernetes quantity, say '500m' or '16Gi', as a number."""
     found = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(text))

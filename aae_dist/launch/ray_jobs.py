@@ -25,6 +25,17 @@ SAVED = "with a checkpoint"
 NOT_SENT = (".git", ".venv", ".env", "__pycache__", "runs", "*.pyc")
 
 
+def check_address(address: str) -> None:
+    """Raise LaunchError for what is no address of a dashboard."""
+    if not address.startswith(("http://", "https://")):
+        raise LaunchError(f"--address {address}: give the dashboard's address, http://HOST:8265")
+
+
+def entrypoint(verb: str) -> str:
+    """Return the command that the cluster's head runs."""
+    return f"aae-dist {verb} {CONFIG_FILE}"
+
+
 class Jobs:
     """The jobs API at one address, such as http://localhost:8265."""
 
@@ -36,10 +47,7 @@ class Jobs:
         """
         from ray.job_submission import JobSubmissionClient
 
-        if not address.startswith(("http://", "https://")):
-            raise LaunchError(
-                f"--address {address}: give the dashboard's address, http://HOST:8265"
-            )
+        check_address(address)
         self._address = address
         # Uploads are told at the level INFO, between the lines of the job.
         logging.getLogger("ray").setLevel(logging.WARNING)
@@ -70,7 +78,7 @@ class Jobs:
             with explained(self._address):
                 return str(
                     self._client.submit_job(
-                        entrypoint=f"aae-dist {verb} {CONFIG_FILE}",
+                        entrypoint=entrypoint(verb),
                         submission_id=job,
                         runtime_env={"working_dir": str(sent), "env_vars": variables},
                     )

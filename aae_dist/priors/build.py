@@ -61,6 +61,7 @@ def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
             raise TypeError("it does not derive from aae_dist.priors.Prior")
         prior = found(latent_dim, **config.arguments)
         sample = prior.sample(3, torch.Generator().manual_seed(0))
+        again = prior.sample(3, torch.Generator().manual_seed(0))
     except Exception as error:  # whatever a user's own code raises is the user's to mend
         raise ConfigError(
             f"prior.path: {config.path} failed with {type(error).__name__}: {error}; it must be a "
@@ -70,5 +71,11 @@ def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
         raise ConfigError(
             f"prior.path: {config.path}.sample(3, generator) must be float32 of shape "
             f"(3, {latent_dim}); got {sample.dtype} of shape {tuple(sample.shape)}"
+        )
+    if not torch.equal(sample, again):
+        raise ConfigError(
+            f"prior.path: {config.path}.sample(3, generator) returns other numbers for an equal "
+            "generator, so a resumed run would differ; draw from `generator` alone, as in "
+            "torch.randn(num_samples, self.latent_dim, generator=generator)"
         )
     return prior

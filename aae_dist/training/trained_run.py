@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.seeds import generator as keyed_generator
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import World, check_cuda
 from aae_dist.errors import CheckpointError, ConfigError
 from aae_dist.evaluation import Evaluation, Evaluator
 from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
@@ -195,7 +195,11 @@ def load_run(uri: str, device: str | torch.device = "cpu", step: int | None = No
     Raises:
         CheckpointError: the folder holds no checkpoint that verifies, or none of this step.
         LaunchError: the storage cannot be read.
+        ConfigError: the device is a GPU, and there is none.
     """
+    where = torch.device(device)
+    if where.type == "cuda":
+        check_cuda(str(device))
     store = CheckpointStore(open_storage(uri), keep=1)
     saved = store.newest() if step is None else store.load(step)
     if saved is None:
@@ -203,7 +207,7 @@ def load_run(uri: str, device: str | torch.device = "cpu", step: int | None = No
             f"{uri} holds no checkpoint that verifies; give the folder of a run, as printed when "
             "training ended"
         )
-    return TrainedRun(saved, uri, torch.device(device))
+    return TrainedRun(saved, uri, where)
 
 
 def _check_shape(name: str, values: Tensor, wanted: tuple[int, ...]) -> None:

@@ -34,7 +34,10 @@ with open(home / "calls", "a") as calls:
     print(*words, file=calls)
 if words[0] == "kustomize":
     folder = pathlib.Path(words[1])
-    print((pathlib.Path({rendered!r}) / f"{{folder.parent.name}}-{{folder.name}}.yaml").read_text())
+    text = (pathlib.Path({rendered!r}) / f"{{folder.parent.name}}-{{folder.name}}.yaml").read_text()
+    if not (home / "unedited").exists():
+        text = text.replace("REGION", "europe-west4").replace("PROJECT", "mine")
+    print(text)
 elif "get" in words:
     state = home / "state"
     print(state.read_text() if state.exists() else "", end="")
@@ -118,6 +121,45 @@ def test_what_cannot_run_there_is_refused_here(kubectl, capsys, items, words):
     assert not calls.exists() or "apply" not in calls.read_text()
 
 
+def test_an_overlay_that_nobody_edited_is_refused(kubectl, capsys):
+    (kubectl / "unedited").touch()
+    assert main(["submit", QUICK, BUCKET, "--cluster", GKE, "--dry-run"]) == 2
+    assert re.search(
+        r"image: REGION\S+ is a name to be filled in; edit site", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "is_possible"),
+    [
+        ("REGION-docker.pkg.dev/p/a:1", False),
+        ("e.pkg.dev/PROJECT/a:1", False),
+        ("REGISTRY/a", False),
+        ("e.pkg.dev/p/Image", False),
+        ("localhost:5000/aae-dist:0.1.0-CUDA", True),
+        ("aae-dist:TAG", True),
+        ("e.pkg.dev/p/a@sha256:ABC", True),
+    ],
+)
+def test_images_that_no_registry_has(image, is_possible):
+    pod = {"template": {"spec": {"containers": [{"image": image}]}}}
+    job = {"spec": {"rayClusterSpec": {"headGroupSpec": pod, "workerGroupSpecs": []}}}
+    assert manifest.impossible_images(job) == ([] if is_possible else [image])
+
+
+def test_a_ray_cluster_is_told_no_nonsense_either(capsys):
+    there = ["submit", QUICK, BUCKET, "--dry-run", "--address"]
+    assert main([*there, "localhost:8265"]) == 2
+    assert "http://HOST:8265" in capsys.readouterr().err
+    assert main([*there, "http://head:8265", "launch.kind=local"]) == 2
+    assert "launch.kind=local trains on one machine" in capsys.readouterr().err
+    assert main([*there, "http://head:8265", "--env", "A=secret"]) == 0
+    out = capsys.readouterr().out
+    assert "aae-dist train" in out
+    assert "variable A" in out
+    assert "secret" not in out
+
+
 def test_a_secret_is_not_put_into_a_config_map(kubectl, capsys):
     signed = "data.train=https://host/x.tar?X-Amz-Signature=0123456789abcdef"
     assert main(["submit", QUICK, BUCKET, signed, "--cluster", GKE, "--dry-run"]) == 2
@@ -168,7 +210,7 @@ def test_without_kubectl_it_says_what_to_do(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
 def test_what_it_prints_kubectl_can_read(tmp_path, capsys):
-    assert main(["submit", QUICK, BUCKET, "--cluster", GKE, "--dry-run"]) == 0
+    assert main(["submit", QUICK, "run.storage=/runs", "--cluster", KIND, "--dry-run"]) == 0
     (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
     (tmp_path / "kustomization.yaml").write_text("resources: [all.yaml]\n")
     done = subprocess.run(["kubectl", "kustomize", tmp_path], capture_output=True, text=True)

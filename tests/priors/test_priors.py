@@ -199,6 +199,24 @@ def test_a_prior_of_ones_own_is_built_from_its_import_path(
         build_prior(custom("no_such_module:Ring"), 3)
 
 
+class Global(Prior):
+    """Draws from torch's global generator, as torch.distributions does."""
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(num_samples, self.latent_dim)
+
+
+def test_a_prior_of_ones_own_must_draw_from_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    module = types.ModuleType("global_prior")
+    module.Global = Global  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "global_prior", module)
+    with pytest.raises(ConfigError, match="other numbers for an equal generator"):
+        build_prior(custom("global_prior:Global"), 3)
+
+
 def test_priors_without_classes_or_density_say_so() -> None:
     with pytest.raises(TypeError, match="has no classes"):
         GaussianPrior(2).sample_class(torch.zeros(1, dtype=torch.int64), drawing())
