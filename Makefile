@@ -9,6 +9,7 @@ STORAGE ?= $(CURDIR)/runs
 
 help:
 	@echo "make quickstart  set up $(VENV) and train an adversarial autoencoder on the shipped digits"
+	@echo "make install     only set up $(VENV): source $(BIN)/activate, then aae-dist"
 	@echo "make test        all tests but the slow ones"
 	@echo "make test-unit   those that take milliseconds"
 	@echo "make test-all    all tests"

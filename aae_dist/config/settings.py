@@ -68,7 +68,8 @@ class Data(Section):
     image_keys: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
     """Fields that hold the image; the first that a sample has is used. npy: arrays, vectors."""
     label_key: str | None = "cls"
-    """Field of the integer label, or field:entry of a JSON object; for pictures and some priors."""
+    """Field of the integer label, or field:entry of a JSON object; for pictures, encode and
+    reconstruct."""
     image_size: PositiveInt | None = None
     """Height and width in pixels that images are brought to; by default those of the first one."""
     resize: Literal["cover", "stretch", "crop", "none"] | None = None
@@ -161,7 +162,7 @@ class Launch(Section):
     gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
     """auto: 1 if any live node or autoscaler group has GPUs, else 0. Parts: for one worker."""
     max_failures: NonNegativeInt = 8
-    """Times that Ray restarts the workers after a crash."""
+    """Times that Ray restarts the workers after a crash or the loss of a node, in the whole run."""
     max_stuck_seconds: PositiveFloat | None = 60.0
     """A rank without progress for this long says where it hangs and ends; null: never."""
     max_wait_minutes: PositiveFloat = 30.0

@@ -124,7 +124,7 @@ class _Run:
             with self.watchdog.section("saving", RANK_0_SECONDS):
                 saver.finish()
         except TrainingDivergedError:
-            self._close("diverged")
+            self._close("diverged", saver)
             raise
         except BaseException as error:
             error.add_note(f"after step {self.state.step}")
@@ -133,7 +133,7 @@ class _Run:
                     self._upload_last()
                 self.recorder.abandon()
             raise
-        return self._close(state)
+        return self._close(state, saver)
 
     @contextmanager
     def _counting(self, label: str, total: int, unit: str) -> Iterator[Advance]:
@@ -251,13 +251,15 @@ class _Run:
             self._say(f"warning: {bad} bad validation samples are left out of the scores")
         return evaluation.metrics
 
-    def _close(self, state: str) -> Outcome:
+    def _close(self, state: str, saver: Saver) -> Outcome:
         """Write the last records; every rank returns rank 0's outcome."""
 
         def close() -> dict[str, Any]:
             assert self.recorder is not None
             how = self.reporter.stopped_as() if state == "interrupted" else state
-            outcome = Outcome(how, self.state.step, self.recorder.latest, self.folder.uri)
+            # The last evaluation and the last save came after the last log point.
+            metrics = self.recorder.latest | self.goodput.metrics() | saver.costs()
+            outcome = Outcome(how, self.state.step, metrics, self.folder.uri)
             alarms = self.recorder.alarms()
             self.recorder.close(how)
             self.folder.write_summary(outcome, self.config, alarms)

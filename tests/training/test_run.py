@@ -93,6 +93,9 @@ def test_a_run_leaves_the_folder_of_the_contract(tmp_path: Path) -> None:
     assert records[-1]["samples_seen"] == 25 * 48
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["metrics"]["prior_match/c2st"] == outcome.metrics["prior_match/c2st"]
+    # Both came after the last log point.
+    assert summary["metrics"]["goodput/evaluation_seconds"] > 0
+    assert summary["metrics"]["checkpoint/bytes"] > 0
     assert [r["step"] for r in reporter.reports] == [10, 20, 25]
 
 
