@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from aae_dist.commands.cluster_parsers import add_cluster_verbs
+from aae_dist.commands.one_line import OneLineParser
 from aae_dist.commands.parsers import Parsers, add_run_verbs
 from aae_dist.commands.storage_parsers import add_storage_verbs
 from aae_dist.commands.sweep_parsers import add_sweep_verbs
@@ -93,11 +94,8 @@ def _run(argv: list[str]) -> int:
         sys.path.append(os.getcwd())
     parser = build_parser(with_data=argv[:1] == ["data"])
     args, rest = parser.parse_known_args(argv)
-    if rest and hasattr(args, "items") and not any(item.startswith("-") for item in rest):
-        # argparse stops collecting files and overrides at the first option between them.
+    if rest:  # argparse stops collecting files and overrides at the first option between them
         args.items += rest
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.verb is None:
         parser.print_help(sys.stderr)
         return 2
@@ -107,7 +105,7 @@ def _run(argv: list[str]) -> int:
 
 def build_parser(with_data: bool = True) -> argparse.ArgumentParser:
     """Return the parser of all verbs; those of `data` only when asked for, as they import numpy."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = OneLineParser(
         prog="aae-dist",
         description="Distributed training of adversarial autoencoders on sharded image data.",
         epilog=EXIT_CODES,

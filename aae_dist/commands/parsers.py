@@ -3,6 +3,7 @@
 import argparse
 
 from aae_dist.commands import help_texts
+from aae_dist.config.arguments import whole_number
 
 Parsers = argparse._SubParsersAction  # The only name that argparse has for what holds the verbs.
 
@@ -82,10 +83,10 @@ def _add_interpolate(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help=help_texts.IMAGE_FILE)
     parser.add_argument("--kind", choices=("pairs", "plane", "traverse"), default="pairs")
     parser.add_argument(
-        "--num", type=_positive, default=8, metavar="N", help="rows of pairs (default 8)"
+        "--num", type=whole_number(1), default=8, metavar="N", help="rows of pairs (default 8)"
     )
     parser.add_argument(
-        "--steps", type=_two_or_more, default=10, metavar="N", help="images a row (default 10)"
+        "--steps", type=whole_number(2), default=10, metavar="N", help="images a row (default 10)"
     )
     parser.add_argument(
         "--path",
@@ -117,7 +118,7 @@ def _add_reconstruct(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     _add_items(parser)
     parser.add_argument("--out", required=True, metavar="FILE or FOLDER")
     parser.add_argument(
-        "--num", type=_positive, default=32, metavar="N", help="images in a file (default 32)"
+        "--num", type=whole_number(1), default=32, metavar="N", help="images in a file (default 32)"
     )
     parser.set_defaults(run=_reconstruct)
 
@@ -138,7 +139,7 @@ def _add_sample(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument(
         "--num",
-        type=_positive,
+        type=whole_number(1),
         default=64,
         metavar="N",
         help="images to draw, of each class if --classes is given (default 64)",
@@ -169,7 +170,10 @@ def _verb(
         "uri", metavar="RUN", help="a run's folder: a local path, s3://, gs:// or az://"
     )
     parser.add_argument(
-        "--step", type=_positive, metavar="N", help="the checkpoint of step N (default: newest)"
+        "--step",
+        type=whole_number(1),
+        metavar="N",
+        help="the checkpoint of step N (default: newest)",
     )
     return parser
 
@@ -197,23 +201,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed draws the same images (default 0)"
+        "--seed",
+        type=whole_number(),
+        default=0,
+        help="the same seed draws the same images (default 0)",
     )
-
-
-def _positive(text: str) -> int:
-    return _at_least(text, 1)
-
-
-def _two_or_more(text: str) -> int:
-    return _at_least(text, 2)
-
-
-def _at_least(text: str, least: int) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"should be at least {least}, got {value}")
-    return value
 
 
 def _items(args: argparse.Namespace) -> tuple[list[str], list[str]]:

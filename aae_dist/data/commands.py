@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
+from aae_dist.config.arguments import fraction, whole_number
 from aae_dist.config.paths import absolute_storage
 from aae_dist.errors import DataError
 
@@ -82,18 +83,23 @@ def _add_pack(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
     parser.add_argument("--out", required=True, help="folder to write, absent or empty")
     parser.add_argument("--root", help="what to pack; of known data sets, where they are kept")
     parser.add_argument("--labels", type=Path, help="npy only: a .npy file of whole numbers")
-    parser.add_argument("--shard-samples", type=_positive, default=5000, help="default 5000")
+    parser.add_argument("--shard-samples", type=whole_number(1), default=5000, help="default 5000")
     parser.add_argument(
-        "--image-size", type=_positive, help="scale and cut images to so many pixels a side"
+        "--image-size", type=whole_number(1), help="scale and cut images to so many pixels a side"
     )
     parser.add_argument(
-        "--crop-size", type=_positive, help="cut out the centre square of so many pixels before"
+        "--crop-size",
+        type=whole_number(1),
+        help="cut out the centre square of so many pixels before",
     )
     parser.add_argument(
-        "--validation-fraction", type=float, default=0.1, help="folder, csv, npy: default 0.1"
+        "--validation-fraction", type=fraction, default=0.1, help="folder, csv, npy: default 0.1"
     )
     parser.add_argument(
-        "--seed", type=_natural, default=0, help="folder, csv, npy: another split (default 0)"
+        "--seed",
+        type=whole_number(0, 2**64 - 1),
+        default=0,
+        help="folder, csv, npy: another split (default 0)",
     )
     parser.set_defaults(run=run_pack)
 
@@ -132,23 +138,11 @@ def _add_verify(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
         metavar="PATTERN | data.key=value",
         help="shards: a pattern, a folder, several of them; and settings of the section data",
     )
-    parser.add_argument("--threads", type=_positive, default=4, help="shards at a time, default 4")
+    parser.add_argument(
+        "--threads", type=whole_number(1), default=4, help="shards at a time, default 4"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=run_verify)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1 (got {text})")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"must be at least 0 (got {text})")
-    return value
 
 
 def run_pack(args: argparse.Namespace) -> int:
