@@ -124,6 +124,8 @@ class DeviceStore:
                 f"{device}. Use data.decoded=memory."
             ) from None
         self._here = np.zeros(len(labels), np.bool_)
+        self._turn = threading.Lock()
+        self._copied: torch.cuda.Event | None = None
 
     @property
     def filled(self) -> NDArray[np.bool_]:
@@ -136,6 +138,22 @@ class DeviceStore:
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """Return samples, on the device; anything for those that are not filled."""
+        # A loader that was closed may still copy, in its own thread and stream.
+        with self._turn:
+            stream = self._stream()
+            if stream is not None and self._copied is not None:
+                stream.wait_event(self._copied)
+            self._bring(indices)
+            if stream is not None:
+                self._copied = stream.record_event()
+            where = torch.from_numpy(indices).to(self._device)
+            return self._images.index_select(0, where), self._labels.index_select(0, where)
+
+    def _stream(self) -> "torch.cuda.Stream | None":
+        return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+
+    def _bring(self, indices: Indices) -> None:
+        """Copy to the device what it lacks."""
         missing = np.unique(indices[~self._here[indices]])
         # What nobody could decode yet is zeros there, and may be had at a later try.
         missing = missing[self._shared.filled[missing]]
@@ -145,8 +163,6 @@ class DeviceStore:
             self._images.index_copy_(0, where, images.to(self._device))
             self._labels.index_copy_(0, where, labels.to(self._device))
             self._here[missing] = True
-        where = torch.from_numpy(indices).to(self._device)
-        return self._images.index_select(0, where), self._labels.index_select(0, where)
 
 
 _turns = threading.Lock()

@@ -163,3 +163,25 @@ def test_a_data_set_on_the_device_reads_the_same(
     for first, second in results:
         assert torch.equal(first, results[0][0])
         assert torch.equal(second, results[0][0])
+
+
+def test_each_stream_waits_for_the_copies_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_event(self, event: str) -> None:
+            asked.append(f"{self.name} waits for {event}")
+
+        def record_event(self) -> str:
+            return f"copies of {self.name}"
+
+    store = DeviceStore(opened(tmp_path), torch.device("cpu"))
+    for name in ("old", "new", "newest"):
+        monkeypatch.setattr(store, "_stream", lambda name=name: Stream(name))
+        store.take(np.array([2]))
+    assert asked == ["new waits for copies of old", "newest waits for copies of new"]
