@@ -15,6 +15,7 @@ from torch import Tensor
 from aae_dist.config.settings import Augment
 from aae_dist.data.loader import Batch
 from aae_dist.data.permutation import Indices, mixed
+from aae_dist.distributed.host_copy import to_device
 from aae_dist.distributed.seeds import derived_seed
 
 NUM_DRAWS = 6
@@ -52,7 +53,7 @@ class Augmenter:
         """Yield the batches with their images changed."""
         for batch in batches:
             draws = uniforms(self.seed, batch.plan.epoch, batch.plan.indices[self.rows])
-            u_BK = torch.from_numpy(draws).to(batch.images.device)
+            u_BK = to_device(torch.from_numpy(draws), batch.images.device)
             yield replace(batch, images=self.images(batch.images, u_BK))
 
     def images(self, images_BCHW: Tensor, u_BK: Tensor) -> Tensor:

@@ -91,5 +91,5 @@ class AdversarialMethod(Method):
         """Return `z_BZ` with the noise that hides what a sharp prior gives away."""
         if not self.input_noise:
             return z_BZ
-        noise_BZ = part.draws.normal(f"noise on {what}", part.rows_B, z_BZ.shape[1])
+        noise_BZ = part.draws.normal(f"noise on {what}", part.rows, z_BZ.shape[1])
         return z_BZ + self.input_noise * noise_BZ

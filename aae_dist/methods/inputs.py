@@ -4,20 +4,29 @@ Shapes: B rows on this rank, G rows of the global batch, C H W image, N noise nu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from aae_dist.distributed.host_copy import to_device
 from aae_dist.distributed.seeds import generator
 from aae_dist.distributed.world import World
 from aae_dist.models import Posterior
 from aae_dist.priors import Prior
 
+_ROWS_AT_ONCE = 1024
+"""Rows of the global batch that are drawn from one generator."""
+
 
 @dataclass(frozen=True)
 class Draws:
-    """The random draws of one step, keyed by (seed, purpose, step): the same on every rank."""
+    """The random draws of one step: the same on every rank, whatever the number of ranks.
+
+    Rows of the global batch are drawn in blocks of 1,024, each keyed by (seed, purpose, step,
+    block), the first without the last. A rank draws the blocks that hold its rows: of 64 ranks
+    with 256 rows each would need 15 ms of CPU to draw all, for every 128 numbers a row.
+    """
 
     seed: int
     step: int
@@ -29,16 +38,28 @@ class Draws:
         """Return the generator, on the CPU, of one purpose."""
         return generator(self.seed, purpose, self.step)
 
-    def of_global_batch(
-        self, purpose: str, draw: Callable[[int, torch.Generator], Tensor]
+    def of_rows(
+        self, purpose: str, rows: range, draw: Callable[[int, torch.Generator], Tensor]
     ) -> Tensor:
-        """Return `draw(G, generator)`, on the CPU."""
-        return draw(self.global_batch_size, self.generator(purpose))
+        """Return rows of the global batch, on the device.
 
-    def normal(self, purpose: str, rows_B: Tensor, num: int) -> Tensor:
+        Args:
+            purpose: What they are for.
+            rows: Their numbers, at least one, without gaps.
+            draw: Returns as many independent rows, (num, ...), on the CPU, as it is asked for.
+        """
+        first = rows.start // _ROWS_AT_ONCE * _ROWS_AT_ONCE
+        blocks = []
+        for start in range(first, rows.stop, _ROWS_AT_ONCE):
+            keys = (start // _ROWS_AT_ONCE,) if start else ()
+            num_rows = min(_ROWS_AT_ONCE, self.global_batch_size - start)
+            blocks.append(draw(num_rows, generator(self.seed, purpose, self.step, *keys)))
+        drawn = torch.cat(blocks)[rows.start - first : rows.stop - first]
+        return to_device(drawn, self.device, self.dtype)
+
+    def normal(self, purpose: str, rows: range, num: int) -> Tensor:
         """Return standard normal noise of shape (B, num) for rows of the global batch."""
-        noise = torch.randn(self.global_batch_size, num, generator=self.generator(purpose))
-        return noise.to(self.device, self.dtype)[rows_B]
+        return self.of_rows(purpose, rows, lambda n, draw: torch.randn(n, num, generator=draw))
 
 
 @dataclass(frozen=True)
@@ -56,25 +77,38 @@ class MicroBatch:
     z_prior_BZ: Tensor
     noise_reconstruction_BN: Tensor
     noise_regularization_BN: Tensor
-    rows_B: Tensor
-    """Numbers of the rows in the global batch, int64."""
+    rows: range
+    """Numbers of the rows in the global batch."""
     draws: Draws
     """What else the step needs of randomness."""
 
+    @property
+    def rows_B(self) -> Tensor:  # noqa: N802 - shapes are in the names
+        """Numbers of the rows in the global batch, int64, on the device."""
+        return torch.arange(self.rows.start, self.rows.stop, device=self.x_BCHW.device)
+
     def split(self, size: int) -> list["MicroBatch"]:
         """Return consecutive parts of at most `size` rows."""
-        names = [field.name for field in fields(self) if field.name != "draws"]
-        columns = [getattr(self, name).split(size) for name in names]
-        parts = (dict(zip(names, rows, strict=True)) for rows in zip(*columns, strict=True))
-        return [MicroBatch(**part, draws=self.draws) for part in parts]
+        starts = range(0, len(self.rows), size)
+        return [self._part(slice(start, start + size)) for start in starts]
+
+    def _part(self, part: slice) -> "MicroBatch":
+        return replace(
+            self,
+            x_BCHW=self.x_BCHW[part],
+            weights_B=self.weights_B[part],
+            z_prior_BZ=self.z_prior_BZ[part],
+            noise_reconstruction_BN=self.noise_reconstruction_BN[part],
+            noise_regularization_BN=self.noise_regularization_BN[part],
+            rows=self.rows[part],
+        )
 
 
 @dataclass(frozen=True)
 class StepInputs:
     """Makes the parts of a step; randomness is keyed by (seed, purpose, step) only.
 
-    Every rank draws for the whole global batch and keeps its own rows, so a run does not depend on
-    the number of ranks.
+    Nothing is keyed by rank, so a run does not depend on the number of ranks.
     """
 
     seed: int
@@ -97,26 +131,18 @@ class StepInputs:
         """
         device = self.world.device
         draws = Draws(self.seed, step, self.global_batch_size, device, self.dtype)
+        rows = range(self.rows.start, self.rows.stop)
+        noise_dim = self.posterior.noise_dim(self.prior.latent_dim)
         weight = self.world.size / max(num_valid, 1)  # with no good sample all weights are 0
         weights_B = valid.to(device, self.dtype, non_blocking=True) * weight
         x = images.to(device, non_blocking=True).to(self.dtype)
         part = MicroBatch(
             x_BCHW=x.div_(255) if images.dtype == torch.uint8 else x,
             weights_B=weights_B,
-            z_prior_BZ=self._own(draws, "prior", self.prior.sample),
-            noise_reconstruction_BN=self._own(draws, "noise of reconstruction", self._noise),
-            noise_regularization_BN=self._own(draws, "noise of regularization", self._noise),
-            rows_B=torch.arange(self.rows.start, self.rows.stop, device=device),
+            z_prior_BZ=draws.of_rows("prior", rows, self.prior.sample),
+            noise_reconstruction_BN=draws.normal("noise of reconstruction", rows, noise_dim),
+            noise_regularization_BN=draws.normal("noise of regularization", rows, noise_dim),
+            rows=rows,
             draws=draws,
         )
         return part.split(self.micro_batch_size or len(images))
-
-    def _own(
-        self, draws: Draws, purpose: str, draw: Callable[[int, torch.Generator], Tensor]
-    ) -> Tensor:
-        samples = draws.of_global_batch(purpose, draw)
-        return samples[self.rows].to(draws.device, self.dtype, non_blocking=True)
-
-    def _noise(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        noise_dim = self.posterior.noise_dim(self.prior.latent_dim)
-        return torch.randn(num_samples, noise_dim, generator=generator)

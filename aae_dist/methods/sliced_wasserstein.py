@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from aae_dist.distributed.host_copy import to_device
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.losses import sliced_wasserstein
 from aae_dist.methods.inputs import Draws
@@ -29,5 +30,6 @@ class SlicedWassersteinMethod(MatchingMethod):
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
         """Return the mean squared Wasserstein-2 distance over the step's directions."""
         shape = (z_GZ.shape[1], self.num_projections)
-        directions_ZP = torch.randn(shape, generator=draws.generator("directions")).to(z_GZ)
+        drawn = torch.randn(shape, generator=draws.generator("directions"))
+        directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)
         return sliced_wasserstein(z_GZ, prior_GZ, weights_G, directions_ZP)

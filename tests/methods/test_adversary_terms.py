@@ -84,7 +84,7 @@ def test_input_noise_has_its_deviation_and_is_the_same_for_any_split_of_the_rows
     both, codes = seen_by_discriminator(method, part)
     plain_both, plain_codes = seen_by_discriminator(*part_of(1))
     noise = (both - plain_both) / 0.3
-    wanted = [part.draws.normal(f"noise on {of}", part.rows_B, 4) for of in SIDES]
+    wanted = [part.draws.normal(f"noise on {of}", part.rows, 4) for of in SIDES]
     assert torch.allclose(noise, torch.cat(wanted))
     assert float(noise.std()) == pytest.approx(1, abs=0.15)
     assert not torch.allclose(*noise.chunk(2))
