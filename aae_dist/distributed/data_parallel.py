@@ -49,9 +49,15 @@ def without_sync(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
+def local(module: nn.Module) -> nn.Module:
+    """Return what a rank computes with, in bfloat16 or compiled code, outside of any collective."""
+    inner: nn.Module = module.module if isinstance(module, DistributedDataParallel) else module
+    return inner
+
+
 def bare(module: nn.Module) -> nn.Module:
-    """Return the network inside a DistributedDataParallel, whose use moves no gradient."""
-    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    """Return the network itself, whose use moves no gradient."""
+    inner = local(module)
     return inner.network if isinstance(inner, Accelerated) else inner
 
 
@@ -69,5 +75,5 @@ def frozen_view(module: nn.Module) -> nn.Module:
     network = bare(module)
     constants = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     view = copy.deepcopy(network, {**constants, **{id(b): b for b in network.buffers()}})
-    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    inner = local(module)
     return inner.around(view) if isinstance(inner, Accelerated) else view

@@ -183,11 +183,11 @@ def fit_memory(engine: Engine, state: TrainState, data: RunData, world: World) -
     if not state.micro_batch or state.micro_batch[1:] != ranks:
         rows = engine.inputs.rows
         share = rows.stop - rows.start
-        x_BCHW = torch.zeros(
-            share, *data.train.image_shape, dtype=engine.inputs.dtype, device=world.device
-        )
-        trial = Trial(engine.networks, engine.inputs.posterior, x_BCHW, data.prior.latent_dim)
+        shape = (share, *data.train.image_shape)
+        trial = Trial(engine.method.modules, shape, engine.inputs.dtype)
         state.micro_batch = [measure(share, trial, world), *ranks]
+        if train.compile:
+            fresh_compiler()  # the sizes that were tried count among the versions that torch makes
     return replace(engine, inputs=replace(engine.inputs, micro_batch_size=state.micro_batch[0]))
 
 

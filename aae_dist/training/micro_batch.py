@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import nn
 
-from aae_dist.distributed.data_parallel import trainable
+from aae_dist.distributed.data_parallel import local, trainable
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
 from aae_dist.errors import LaunchError
-from aae_dist.models import Networks, Posterior, run_encoder
+from aae_dist.methods.method import Modules
+from aae_dist.models import run_encoder
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
@@ -49,37 +50,48 @@ def measure(share: int, fits: Callable[[int], bool], world: World) -> int:
 class Trial:
     """Tries the memory of a step, without a collective and without any trace in the networks."""
 
-    def __init__(
-        self, networks: Networks, posterior: Posterior, x_BCHW: Tensor, z_dim: int
-    ) -> None:
-        """Use rows of `x_BCHW`, which lie on the device, and codes of `z_dim` numbers."""
-        self._networks, self._posterior, self._z_dim = networks, posterior, z_dim
-        self._x_BCHW = x_BCHW
+    def __init__(self, modules: Modules, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Try the networks as training calls them, in bfloat16 or compiled.
+
+        Args:
+            modules: of the method; its optimizers have allocated what they keep.
+            shape: of this rank's share of the global batch, (B, C, H, W).
+            dtype: of pixels and codes.
+        """
+        self._posterior, self._z_dim = modules.posterior, modules.prior.latent_dim
+        self._encoder, self._decoder = local(modules.encoder), local(modules.decoder)
+        self._discriminator = modules.discriminator and local(modules.discriminator)
+        self._shape, self._dtype = shape, dtype
 
     def __call__(self, size: int) -> bool:
         """Return whether forward and backward of `size` samples fit."""
-        modules = self._networks.named().values()
-        buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
+        buffers = [(b, b.clone()) for module in self._networks() for b in module.buffers()]
         try:
-            self._work(self._x_BCHW[:size])
+            self._work(size)
             fits = True
         except torch.OutOfMemoryError:
             fits = False
-        for buffer, before in buffers:  # power iterations of spectral norms, for example
+        for buffer, before in buffers:  # of a user's own network that has some
             buffer.copy_(before)
         torch.cuda.empty_cache()  # does nothing where CUDA was not used
         return fits
 
-    def _work(self, x_BCHW: Tensor) -> None:
-        networks = self._networks
-        parameters = [p for m in networks.named().values() for p in trainable(m).values()]
-        # What Adam will keep, and it keeps it while a step runs.
-        kept = [torch.empty_like(p) for p in parameters for _ in range(2)]
+    def _networks(self) -> list[nn.Module]:
+        networks = (self._encoder, self._decoder, self._discriminator)
+        return [network for network in networks if network is not None]
+
+    def _work(self, size: int) -> None:
+        parameters = [p for m in self._networks() for p in trainable(m).values()]
+        # The whole share lies on the device during a step, and with several parts so does the sum
+        # of the gradients of those before.
+        share_BCHW = torch.zeros(self._shape, dtype=self._dtype, device=parameters[0].device)
+        summed = [torch.empty_like(p) for p in parameters] if size < len(share_BCHW) else []
+        x_BCHW = share_BCHW[:size]
         noise_BN = x_BCHW.new_zeros(len(x_BCHW), self._posterior.noise_dim(self._z_dim))
-        outputs_BP = run_encoder(networks.encoder, self._posterior, x_BCHW, noise_BN)
+        outputs_BP = run_encoder(self._encoder, self._posterior, x_BCHW, noise_BN)
         z_BZ = self._posterior.sample(outputs_BP, noise_BN)
-        loss = (networks.decoder(z_BZ) - x_BCHW).square().sum()
-        if networks.discriminator is not None:
-            loss = loss + networks.discriminator(torch.cat([z_BZ.detach(), z_BZ])).sum()
+        loss = (self._decoder(z_BZ) - x_BCHW).square().sum()
+        if self._discriminator is not None:
+            loss = loss + self._discriminator(torch.cat([z_BZ.detach(), z_BZ])).sum()
         torch.autograd.grad(loss, parameters, allow_unused=True)
-        del kept
+        del summed

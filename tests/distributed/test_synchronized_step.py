@@ -10,6 +10,7 @@ from helpers.measures import (
     buffers_to_broadcast,
     first_gradients,
     poisoned_run,
+    steps_after_trials,
 )
 from helpers.ranks import run_ranks, single_world
 from helpers.steps import MODELS
@@ -43,6 +44,12 @@ def test_all_reduced_bytes_are_the_minimum(tree: dict[str, Any]) -> None:
 def test_constant_buffers_are_not_broadcast_in_each_forward_pass() -> None:
     tree = {"model": {**MODELS["mlp"], **FROZEN}}
     assert run_ranks(buffers_to_broadcast, 2, tree) == [[False] * 3] * 2
+
+
+def test_ranks_try_sizes_by_themselves() -> None:
+    expected = steps_after_trials(single_world(), {})
+    mean = torch.tensor(run_ranks(steps_after_trials, 2, {})).mean(0)
+    assert mean.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_first_gradients_agree_with_one_rank_in_fp32() -> None:

@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from helpers.steps import build, run_step, tiny_config
+from helpers.steps import SHAPE, build, run_step, tiny_config
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from aae_dist.distributed.accelerated import Accelerated
 from aae_dist.distributed.world import World
+from aae_dist.training.micro_batch import Trial
 
 
 def all_reduced_bytes(world: World, tree: dict[str, Any]) -> tuple[float, int]:
@@ -43,6 +44,15 @@ def buffers_to_broadcast(world: World, tree: dict[str, Any]) -> list[bool]:
     _, method, _ = build(tiny_config(**tree), world)
     modules = (method.modules.encoder, method.modules.decoder, method.modules.discriminator)
     return [m.will_sync_module_buffers() for m in modules]  # type: ignore[union-attr,operator]
+
+
+def steps_after_trials(world: World, tree: dict[str, Any]) -> list[float]:
+    """Return losses of steps before which each rank tried another number of sizes."""
+    config = tiny_config(**tree)
+    _, method, inputs = build(config, world)
+    trial = Trial(method.modules, (4, *SHAPE), inputs.dtype)
+    assert all(trial(size) for size in range(1, 3 + world.rank))
+    return [float(run_step(method, inputs, config, step)["loss/generator"]) for step in range(2)]
 
 
 def first_gradients(world: World, tree: dict[str, Any]) -> dict[str, torch.Tensor]:

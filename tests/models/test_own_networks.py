@@ -181,7 +181,7 @@ def test_a_frozen_trunk_stays_and_is_saved_and_averaged_with_the_rest() -> None:
         for name in ("model", "ema"):
             assert torch.equal(tensors[name][f"encoder.{key}"], value) == is_frozen
         assert (f"encoder.{key}:exp_avg" in tensors["optimizer-generator"]) != is_frozen
-    assert Trial(networks, inputs.posterior, torch.zeros(4, *SHAPE).double(), 4)(4)
+    assert Trial(method.modules, (4, *SHAPE), torch.float64)(4)
 
 
 def test_a_built_in_class_may_be_named_too_so_that_kinds_mix() -> None:

@@ -30,13 +30,10 @@ def test_not_even_one_sample():
         largest_that_fits(8, lambda size: False)
 
 
-def trial(model="mlp"):
-    config = tiny_config(
-        model={"kind": model, "latent_dim": 4, "discriminator_spectral_norm": True}
-    )
-    networks, _, inputs = build(config, single_world())
-    x_BCHW = torch.zeros(12, *SHAPE, dtype=torch.float64)
-    return networks, Trial(networks, inputs.posterior, x_BCHW, 4)
+def trial(**train):
+    config = tiny_config(model={"discriminator_spectral_norm": True}, train=train)
+    networks, method, inputs = build(config, single_world())
+    return networks, Trial(method.modules, (12, *SHAPE), inputs.dtype)
 
 
 def test_a_trial_leaves_no_trace():
@@ -59,6 +56,26 @@ def test_networks_that_run_out_of_memory_get_smaller_parts(monkeypatch):
 
     monkeypatch.setattr(networks.decoder, "forward", limited)
     assert measure(12, fits, single_world()) == 3
+
+
+def test_what_is_measured_is_what_trains():
+    networks, fits = trial(precision="bf16")
+    seen = []
+    layer = networks.decoder.layers[0]
+    layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    assert fits(12)
+    assert seen == [torch.bfloat16]
+
+
+def test_pixels_that_do_not_fit_are_no_crash(monkeypatch):
+    _, fits = trial()
+    monkeypatch.setattr(torch, "zeros", out_of_memory)
+    with pytest.raises(LaunchError, match="not even one sample fits"):
+        largest_that_fits(12, fits)
+
+
+def out_of_memory(*arguments, **more):
+    raise torch.OutOfMemoryError
 
 
 def test_the_word_and_null_are_both_accepted():
