@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from aae_dist.config import messages, paths, yaml_text
 from aae_dist.config.layers import Merge
+from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.overrides import read_overrides
 from aae_dist.config.redaction import redacted
 from aae_dist.config.root import RunConfig, checks_of_the_rest
@@ -67,7 +68,8 @@ def load_config(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> L
     merge = Merge(RunConfig)
     tree = merge.run(layers)
     make_absolute(tree)
-    return Loaded(validate(tree, title, _of_a_sweep(sections), unread), tuple(merge.notes))
+    more = [*_of_a_sweep(sections), *best_metric_problems(tree)]
+    return Loaded(validate(tree, title, more, unread), tuple(merge.notes))
 
 
 def read_layers(

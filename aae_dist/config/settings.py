@@ -118,7 +118,7 @@ class Train(Section):
     evaluate_every_steps: PositiveInt | None = None
     """By default at the end only."""
     best_metric: str = "prior_match/c2st"
-    """Metric whose lowest value marks the best checkpoint, which is kept beside the newest ones."""
+    """Metric of evaluations whose lowest value marks the best checkpoint, which is kept, too."""
     max_skipped_updates: PositiveInt = 20
     """Updates in a row that a phase may skip for non-finite gradients before the run ends."""
     max_roll_backs: NonNegativeInt = 0

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from aae_dist.config import space
+from aae_dist.config import metric_names, space
 from aae_dist.config.root import RunConfig
 from aae_dist.config.sweep import AshaScheduler, PbtScheduler, Sweep
 
 RATES = ("phases.", "method.")
 """What PBT may change in a trial that runs: numbers that no saved tensor's shape depends on."""
-MEASURED = ("prior_match/", "reconstruction/")
-"""Metrics that only an evaluation on validation data gives."""
 
 
 def checks(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
@@ -52,6 +50,10 @@ def _measure(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
     several = isinstance(sweep.metric, tuple)
     if not names:
         yield "sweep.metric: should name one metric or more"
+    methods = {config.method.kind for config in configs}
+    # One that some of the trials write is left alone: the others then have no score.
+    for problem in filter(None, (metric_names.unknown(name, methods) for name in names)):
+        yield f"sweep.metric: {problem}"
     if isinstance(sweep.mode, tuple) and (not several or len(sweep.mode) != len(names)):
         yield f"sweep.mode: should be min or max, or one of them for each of {names}"
     if several and sweep.scheduler.kind != "none":
@@ -59,18 +61,19 @@ def _measure(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
             f"sweep.scheduler: {sweep.scheduler.kind} compares by one number, not by a Pareto "
             f"front; give sweep.metric weights, for example {{{names[0]}: 1, {names[-1]}: 1}}"
         )
-    if _is_measured(sweep) and any(config.data.validation is None for config in configs):
+    if _is_measured(sweep, configs) and any(config.data.validation is None for config in configs):
         yield f"sweep.metric: {', '.join(names)} is measured on data.validation, which is missing"
 
 
-def _is_measured(sweep: Sweep) -> bool:
+def _is_measured(sweep: Sweep, configs: Sequence[RunConfig]) -> bool:
     """Return whether only an evaluation gives the score; losses come with every log point."""
     names = [sweep.metric] if isinstance(sweep.metric, str) else list(sweep.metric)
-    return any(name.startswith(MEASURED) for name in names)
+    of_evaluations = {n for c in configs for n in metric_names.evaluated(c.method.kind)}
+    return not of_evaluations.isdisjoint(names)
 
 
 def _asha(sweep: Sweep, asha: AshaScheduler, configs: Sequence[RunConfig]) -> Iterator[str]:
-    if _is_measured(sweep) and any(c.train.evaluate_every_steps is None for c in configs):
+    if _is_measured(sweep, configs) and any(c.train.evaluate_every_steps is None for c in configs):
         yield (
             "sweep.scheduler: asha judges trials on the way, so train.evaluate_every_steps must be "
             "set; its rungs should be multiples of it"
@@ -140,7 +143,7 @@ def _pbt(sweep: Sweep, pbt: PbtScheduler, configs: Sequence[RunConfig]) -> Itera
 
 def _off_beat(sweep: Sweep, every: int, config: RunConfig) -> bool:
     beats = [config.train.log_every_steps]
-    if _is_measured(sweep):
+    if _is_measured(sweep, [config]):
         beats.append(config.train.evaluate_every_steps or every + 1)
     return any(every % beat > 0 for beat in beats)
 

@@ -11,6 +11,7 @@ from typing import Any
 from aae_dist.config import space
 from aae_dist.config.layers import Merge
 from aae_dist.config.load import ConfigFile, config_error, make_absolute, problems_of, read_layers
+from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.root import RunConfig
 from aae_dist.config.sweep import GridSearch, Sweep
 from aae_dist.config.sweep_checks import checks
@@ -180,9 +181,11 @@ def _checked(
     merged = [*deepcopy(list(layers)), layer_of(parameters), place]
     tree = Merge(RunConfig).run(merged)
     make_absolute(tree)
-    config = problems_of(tree)
+    config, problems = problems_of(tree), best_metric_problems(tree)
     if not isinstance(config, RunConfig):
-        return config
+        return [*problems, *config]
+    if problems:
+        return problems
     if config.launch.kind == "local":
         return ["launch.kind=local: trials run under Ray Tune; drop it"]
     return TrialPlan(name, number, parameters, config)

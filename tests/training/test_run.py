@@ -14,7 +14,7 @@ from helpers.runs import TINY, command, final_tensors, metrics
 from helpers.runs import run as run_command
 
 import aae_dist
-from aae_dist.config import RunConfig, load_config
+from aae_dist.config import RunConfig, load_config, metric_names
 from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
 from aae_dist.storage import open_storage
 from aae_dist.training.outcome import Outcome
@@ -230,6 +230,16 @@ def test_another_best_metric_starts_its_comparison_anew(tmp_path: Path) -> None:
     state = final_tensors(first.run_uri, 20)["state"]
     assert state["best"] == metrics(first.run_uri)[-1][higher]
     assert state["best_of"].startswith(f"{higher} of ")
+
+
+@pytest.mark.parametrize("method", metric_names.METHODS)
+def test_a_run_writes_the_metrics_that_may_be_named(tmp_path: Path, method: str) -> None:
+    more = ["posterior.kind=gaussian"] if method == "variational" else []
+    _, reporter = go(tmp_path, "train.steps=10", f"method.kind={method}", *more)
+    (report,) = reporter.reports
+    known = metric_names.logged(method) | metric_names.evaluated(method)
+    # The alarm of a dead discriminator comes with the scores, and that of a winner with losses.
+    assert set(report) == known
 
 
 def test_a_diverged_run_is_not_tried_again_unless_something_changed(tmp_path: Path) -> None:

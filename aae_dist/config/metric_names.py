@@ -1,0 +1,124 @@
+"""Names of the metrics that a run writes, so that a misspelt one is refused before it starts.
+
+Listed here and not taken from the code that measures: that needs torch. A test trains with every
+method and compares.
+"""
+
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+
+from aae_dist.config import parts, schema
+from aae_dist.config.tree import Leaf, Tree, show
+
+METHODS = tuple(schema.by_kind(schema.classes_in(parts.Method)))
+
+_LOSSES = {
+    "adversarial": ("reconstruction", "discriminator", "generator"),
+    "variational": ("reconstruction", "kl"),
+    "autoencoder": ("reconstruction",),
+    "mmd": ("reconstruction", "distance"),
+    "sliced_wasserstein": ("reconstruction", "distance"),
+}
+_PHASES = {"adversarial": ("reconstruction", "discriminator", "generator")}
+"""Phases of methods that have more than that of reconstruction."""
+_OF_PHASES = ("lr", "gradient_norm", "skipped_updates", "step_seconds")
+_LOGGED = (
+    "step",
+    "epoch",
+    "samples_seen",
+    "data/bad_samples",
+    "throughput/samples_per_second",
+    "goodput/fraction",
+    *(
+        f"goodput/{part}_seconds"
+        for part in (
+            *("wall", "useful", "data_wait", "checkpoint"),
+            *("evaluation", "record", "stall", "restart"),
+        )
+    ),
+    *(f"checkpoint/{what}" for what in ("skipped", "seconds_blocked", "bytes", "seconds")),
+)
+_EVALUATED = (
+    *("reconstruction/mse", "reconstruction/sum_half"),
+    *("prior_match/c2st", "prior_match/c2st_low", "prior_match/c2st_high"),
+    *("prior_match/sliced_wasserstein", "prior_match/mmd", "prior_match/num_samples"),
+    "data/bad_validation_samples",
+    "codes/smallest_spread",
+)
+_OF_DISCRIMINATOR = ("discriminator/accuracy_codes", "discriminator/accuracy_prior")
+
+
+def logged(method: str) -> set[str]:
+    """Return the metrics of log points of a run with a method, alarms included."""
+    phases = _PHASES.get(method, ("reconstruction",))
+    names = {*_LOGGED, *(f"loss/{loss}" for loss in _LOSSES[method])}
+    names |= {f"{what}/{phase}" for what in _OF_PHASES for phase in phases}
+    return names | ({"alarm/discriminator_wins"} if method == "adversarial" else set())
+
+
+def scores(method: str) -> set[str]:
+    """Return the metrics that an evaluation measures on validation data, without alarms."""
+    return {*_EVALUATED, *(_OF_DISCRIMINATOR if method == "adversarial" else ())}
+
+
+def evaluated(method: str) -> set[str]:
+    """Return the metrics that only a record of an evaluation has, alarms included."""
+    alarms = {"alarm/collapsed_codes"}
+    alarms |= {"alarm/discriminator_dead"} if method == "adversarial" else set()
+    return scores(method) | alarms
+
+
+def unknown(name: str, methods: Iterable[str]) -> str | None:
+    """Return what is wrong with a metric that no run of these methods writes, else None."""
+    methods = set(methods) or set(METHODS)
+    if name in _all_of(methods):
+        return None
+    owners = [method for method in METHODS if name in _all_of([method])]
+    if owners:
+        return (
+            f"{name} is written with method.kind={' or '.join(owners)} only, not with "
+            f"{' or '.join(sorted(methods))}"
+        )
+    here, anywhere = _all_of(methods), _all_of(METHODS)
+    guess = _guess(name, here) or _guess(name, anywhere)
+    advice = f"did you mean {guess}?" if guess else "docs/metrics.md lists them"
+    return f"there is no metric {show(name)}; {advice}"
+
+
+def best_metric_problems(tree: Tree) -> list[str]:
+    """Return what is wrong with train.best_metric of a merged configuration.
+
+    Apart from the other checks between sections: those hold for stored configurations too, and a
+    run that named no metric there can still be used.
+    """
+    name, method = _leaf(tree, "train", "best_metric"), _leaf(tree, "method", "kind")
+    if name is None or method is None or not isinstance(name.value, str):
+        return []
+    if method.value not in METHODS or name.value in scores(str(method.value)):
+        return []
+    text = unknown(name.value, [str(method.value)])
+    if text is None:
+        text = f"{name.value} is no score of an evaluation, which the best is chosen by"
+        text += "; take for example reconstruction/mse"
+    return [f"train.best_metric: {text} ({name.source})"]
+
+
+def _leaf(tree: Tree, section: str, key: str) -> Leaf | None:
+    part = tree.get(section)
+    leaf = part.get(key) if isinstance(part, dict) else None
+    return leaf if isinstance(leaf, Leaf) else None
+
+
+def _all_of(methods: Iterable[str]) -> set[str]:
+    return {name for method in methods for name in logged(method) | evaluated(method)}
+
+
+def _guess(name: str, known: Collection[str]) -> str | None:
+    """Return which metric may be meant: by the whole name, or by its last part."""
+    if close := get_close_matches(name, sorted(known), 1, cutoff=0.7):
+        return close[0]
+    # Of metrics that end alike, a score is the likeliest.
+    ordered = sorted(known, key=lambda each: (each in _EVALUATED, each))
+    ends = {each.rpartition("/")[2]: each for each in ordered}
+    last = get_close_matches(name.rpartition("/")[2], ends, 1, cutoff=0.7)
+    return ends[last[0]] if last else None
