@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 from aae_dist.commands.cluster_parsers import add_cluster_verbs
 from aae_dist.commands.one_line import OneLineParser
-from aae_dist.commands.parsers import Parsers, add_run_verbs
+from aae_dist.commands.parsers import add_run_verbs
 from aae_dist.commands.storage_parsers import add_storage_verbs
 from aae_dist.commands.sweep_parsers import add_sweep_verbs
+from aae_dist.config.arguments import Parsers
 from aae_dist.config.redaction import log_redacted, redact
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__

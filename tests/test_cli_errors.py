@@ -142,6 +142,18 @@ def test_the_version_is_printed_without_importing_torch():
     assert (done.returncode, done.stdout) == (0, f"aae-dist {__version__}\n")
 
 
+def test_help_imports_neither_torch_nor_matplotlib():
+    code = (
+        "import sys\nfrom aae_dist.cli import main\n"
+        "for verb in (['train'], ['evaluate'], ['report'], ['data', 'pack']):\n"
+        "    try: main([*verb, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_reader_that_goes_away_makes_no_noise(tmp_path):
     script = f"{sys.executable} -m aae_dist train run.name=a data.train=b train.steps=1 --dry-run"
     done = subprocess.run(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from aae_dist.commands.parsers import Parsers
+from aae_dist.config.arguments import Parsers
 
 SUBMIT = """\
 Send a run, or a sweep, to a cluster. The configuration is checked here first, so that a mistake

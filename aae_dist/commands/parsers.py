@@ -3,9 +3,7 @@
 import argparse
 
 from aae_dist.commands import help_texts
-from aae_dist.config.arguments import whole_number
-
-Parsers = argparse._SubParsersAction  # The only name that argparse has for what holds the verbs.
+from aae_dist.config.arguments import Parsers, whole_number
 
 
 def add_run_verbs(verbs: "Parsers[argparse.ArgumentParser]") -> None:

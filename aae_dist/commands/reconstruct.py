@@ -44,7 +44,8 @@ def reconstruct(
     images = run.reconstruct(originals)
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.
-        from aae_dist.evaluation.pictures import png, reconstructions
+        from aae_dist.drawing import png
+        from aae_dist.evaluation.pictures import reconstructions
 
         caption = f"{run.config.run.name}, step {run.step:,}"
         picture = png(reconstructions(originals, images.float().cpu(), caption))

@@ -3,7 +3,7 @@
 import argparse
 
 from aae_dist.commands import help_texts
-from aae_dist.commands.parsers import Parsers
+from aae_dist.config.arguments import Parsers
 
 
 def add_storage_verbs(verbs: "Parsers[argparse.ArgumentParser]") -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-Parsers = argparse._SubParsersAction  # The only name that argparse has for what holds the verbs.
+from aae_dist.config.arguments import Parsers
 
 
 def add_sweep_verbs(verbs: "Parsers[argparse.ArgumentParser]") -> None:

@@ -1,8 +1,10 @@
-"""Types of arguments of the command line, which say in words what they take."""
+"""Types of arguments of the command line, which say in words what they take, and of its parsers."""
 
 import argparse
 from collections.abc import Callable
 from contextlib import suppress
+
+Parsers = argparse._SubParsersAction  # The only name that argparse has for what holds the verbs.
 
 
 def whole_number(least: int | None = None, most: int | None = None) -> Callable[[str], int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from aae_dist.config.arguments import fraction, whole_number
+from aae_dist.config.arguments import Parsers, fraction, whole_number
 from aae_dist.config.paths import absolute_storage
 from aae_dist.errors import DataError
 
@@ -59,11 +59,9 @@ examples:
 PACKED = ("mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "folder", "csv", "npy")
 """As `data.pack.NAMES`, which would cost an import of Pillow."""
 
-Subparsers = argparse._SubParsersAction  # The only name that argparse has for it.
-
 
 def add_data_commands(
-    subparsers: "Subparsers[argparse.ArgumentParser]", index: Callable[[argparse.Namespace], int]
+    subparsers: "Parsers[argparse.ArgumentParser]", index: Callable[[argparse.Namespace], int]
 ) -> None:
     """Add pack, index and verify to the parsers of `aae-dist data`; `index` runs the second."""
     _add_pack(subparsers)
@@ -71,7 +69,7 @@ def add_data_commands(
     _add_verify(subparsers)
 
 
-def _add_pack(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+def _add_pack(subparsers: "Parsers[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "pack",
         help="write a known data set, image files or an array as shards",
@@ -105,7 +103,7 @@ def _add_pack(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 def _add_index(
-    subparsers: "Subparsers[argparse.ArgumentParser]", index: Callable[[argparse.Namespace], int]
+    subparsers: "Parsers[argparse.ArgumentParser]", index: Callable[[argparse.Namespace], int]
 ) -> None:
     parser = subparsers.add_parser(
         "index",
@@ -124,7 +122,7 @@ def _add_index(
     parser.set_defaults(run=index)
 
 
-def _add_verify(subparsers: "Subparsers[argparse.ArgumentParser]") -> None:
+def _add_verify(subparsers: "Parsers[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "verify",
         help="read every sample and tell what is wrong",

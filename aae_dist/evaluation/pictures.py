@@ -3,16 +3,15 @@
 Figures are made without pyplot, so nothing is global and any thread may draw.
 """
 
-import io
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aae_dist.drawing import png
 from aae_dist.evaluation.evaluate import Gallery
 from aae_dist.evaluation.latent_picture import latent_codes
 from aae_dist.evaluation.vector_picture import is_vectors, lines
@@ -21,7 +20,6 @@ PAIRS_PER_ROW = 8
 GAP = 2
 """Pixels of margin around an image, before enlarging."""
 CELL_INCHES = 0.8
-DOTS_PER_INCH = 150
 PAPER = 1.0
 """White, the colour of margins."""
 
@@ -49,14 +47,6 @@ def draw_all(gallery: Gallery, caption: str = "") -> dict[str, bytes]:
         ),
     }
     return {name: png(draw()) for name, draw in pictures.items()}
-
-
-def png(figure: Figure) -> bytes:
-    """Render a figure."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
 
 
 def reconstructions(

@@ -1,11 +1,9 @@
 """How the pictures of a report look."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -68,11 +66,3 @@ def plain(text: str, longest: int = 48) -> str:
     shown = "".join(c if c.isprintable() else " " for c in text)
     shown = shown.encode("latin-1", "replace").decode("latin-1")
     return shown if len(shown) <= longest else shown[: longest - 3] + "..."
-
-
-def png(figure: Figure) -> bytes:
-    """Render a figure."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()

@@ -2,11 +2,12 @@
 
 import sys
 
+from aae_dist.drawing import png
 from aae_dist.report.page import page
 from aae_dist.report.parallel_picture import parallel
 from aae_dist.report.parameter_picture import keys_of, parameters
 from aae_dist.report.pareto_picture import noted_key, pareto
-from aae_dist.report.style import png
+from aae_dist.report.style import DOTS_PER_INCH
 from aae_dist.report.text import label
 from aae_dist.report.view import SEED, Row, View, make_view
 from aae_dist.storage import Storage, open_storage, read_or_none
@@ -46,7 +47,7 @@ def make_report(uri: str) -> str:
     for name, caption, draw in CHARTS:
         figure = draw(view)
         if figure is not None:
-            charts.append((caption(view), png(figure)))
+            charts.append((caption(view), png(figure, DOTS_PER_INCH)))
             storage.write(f"pictures/{name}.png", charts[-1][1])
     has_best = storage.size(BEST) is not None
     document = page(view, charts, _gallery(view), has_best)

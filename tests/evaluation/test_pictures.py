@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from aae_dist.drawing import png
 from aae_dist.evaluation import Gallery, pictures
 from aae_dist.evaluation.curves import loss_curves
 from aae_dist.evaluation.latent_picture import latent_codes, principal_axes
@@ -47,7 +48,7 @@ def test_every_evaluation_gives_its_three_pictures(latent_dim, channels, picture
 
 def test_a_reconstruction_stands_below_its_original():
     white = torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
-    drawn = pictures.png(pictures.reconstructions(white, torch.zeros(1, 1, 8, 8)))
+    drawn = png(pictures.reconstructions(white, torch.zeros(1, 1, 8, 8)))
     pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("L"))
     column = pixels[:, pixels.shape[1] // 16]
     dark = np.flatnonzero(column < 50)
@@ -56,7 +57,7 @@ def test_a_reconstruction_stands_below_its_original():
 
 
 def grey_of(figure: Figure) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
+    return np.asarray(Image.open(io.BytesIO(png(figure))).convert("L"))
 
 
 def test_floats_are_pictured_like_the_bytes_they_stand_for():
@@ -80,7 +81,7 @@ def test_vectors_are_drawn_as_lines():
     original, reconstruction = (line.get_ydata() for line in figure.axes[3].get_lines())
     assert np.allclose(original, vectors[3, 0, 0])
     assert np.allclose(reconstruction, vectors[3, 0, 0] * 0.9)
-    size(pictures.png(figure))
+    size(png(figure))
     example = dataclasses.replace(
         gallery(2, 1, 9), originals=vectors, reconstructions=vectors, decoded_prior=vectors
     )
@@ -91,7 +92,7 @@ def test_vectors_are_drawn_as_lines():
 def test_codes_are_drawn_for_any_number_of_labels(num_labels):
     labels = torch.arange(300) % num_labels if num_labels else torch.full((300,), -1)
     labels[0] = -1
-    size(pictures.png(latent_codes(normal(300, 2), labels, normal(300, 2, seed=1))))
+    size(png(latent_codes(normal(300, 2), labels, normal(300, 2, seed=1))))
 
 
 def test_codes_that_are_collapsed_or_not_finite_are_drawn_too():
@@ -99,7 +100,7 @@ def test_codes_that_are_collapsed_or_not_finite_are_drawn_too():
     some = normal(50, 3, seed=1)
     some[7] = torch.nan
     for codes in (torch.zeros(50, 3), torch.full((50, 3), torch.nan), some):
-        size(pictures.png(latent_codes(codes, labels, prior)))
+        size(png(latent_codes(codes, labels, prior)))
 
 
 def test_principal_axes_are_those_of_largest_variance():
@@ -125,11 +126,11 @@ def test_curves_have_a_panel_for_each_loss_and_each_kind_of_score():
         "accuracy of a two-sample test (C2ST)",
     ]
     assert len(titles) == 4
-    size(pictures.png(figure))
+    size(png(figure))
 
 
 def test_a_run_without_records_has_an_empty_picture():
-    size(pictures.png(loss_curves([])))
+    size(png(loss_curves([])))
 
 
 def test_pictures_are_drawn_in_any_thread_at_once():
