@@ -194,7 +194,7 @@ def test_verbs_use_the_device_that_is_asked_for(
     command = [places.get(word, word) for word in argv]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main([*command, "train.device=cuda"]) == 2
-    assert "torch finds no GPU here" in capsys.readouterr().err
+    assert "torch sees no GPU" in capsys.readouterr().err
     assert main([*command, "train.device=auto"]) == 0
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert main([*command, "train.device=cuda"]) == 0

@@ -27,7 +27,7 @@ def open_run(
 
     Raises:
         CheckpointError: the folder holds no checkpoint that verifies, or none of this step.
-        ConfigError: an override is wrong, or would do nothing here.
+        ConfigError: an override is wrong, or would do nothing here; there is no GPU for cuda.
     """
     device = "cpu"
     for item in overrides:
@@ -39,8 +39,6 @@ def open_run(
                 f"{item}: here only {allowed} may be overridden; launch.* is for encode, and for "
                 "reconstruct with a folder as --out"
             )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device=cuda: torch finds no GPU here; leave it out, or use auto")
     run = load_run(absolute_storage(uri), from_environment(device).device, step)
     run.config = with_overrides(run.config, overrides)
     # As many as in training: matrix products round differently with another number of threads.
