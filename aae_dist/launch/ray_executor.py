@@ -7,6 +7,7 @@ from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 from aae_dist.errors import ConfigError
+from aae_dist.launch.failures import WorkersFailedError, last_line
 from aae_dist.launch.ray_cluster import ADDRESS, connected, is_local
 
 Result = TypeVar("Result")
@@ -39,9 +40,18 @@ def _outcome(job: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Exce
 
 
 def _pass_on(inner: "Future[tuple[Any, Exception | None]]", done: "Future[Any]") -> None:
+    from ray.exceptions import RayError, RayTaskError
+
     try:
         value, problem = inner.result()
-    except Exception as error:  # noqa: BLE001 - Ray's own: a node died, say
+    except RayTaskError as error:
+        problem = error
+    except RayError as error:  # a node died, or has no memory left
+        problem = WorkersFailedError(
+            f"a worker's process failed again and again: {last_line(error)}"
+        )
+        problem.__cause__ = error
+    except Exception as error:  # noqa: BLE001 - raised where the result is asked for
         problem = error
     if problem is not None:
         done.set_exception(problem)

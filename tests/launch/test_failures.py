@@ -1,10 +1,12 @@
 """One line for what a worker group died of."""
 
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from aae_dist.launch.failures import WorkersFailedError, explain, root_cause
+from aae_dist.launch.ray_executor import _pass_on
 from aae_dist.launch.ray_tasks import _value
 
 
@@ -69,3 +71,13 @@ def test_what_a_task_itself_raised_stays_as_it_is() -> None:
     error = kinds.RayTaskError("write", "traceback", KeyError("x")).as_instanceof_cause()
     with pytest.raises(KeyError):
         _value(Cluster(error), None)
+
+
+@pytest.mark.ray
+def test_what_ends_a_task_of_data_index_is_told_by_its_cause() -> None:
+    kinds = pytest.importorskip("ray.exceptions")
+    inner, done = Future[tuple[Any, Exception | None]](), Future[Any]()
+    inner.set_exception(kinds.OutOfMemoryError("Task was killed.\nTo disable worker killing, ..."))
+    _pass_on(inner, done)
+    with pytest.raises(WorkersFailedError, match="since its node ran out of memory"):
+        done.result()
