@@ -72,7 +72,8 @@ class Augmenter:
         crop, device = self.settings.crop, images_BCHW.device
         if not (crop or self.settings.flip):
             return images_BCHW
-        shift_B2 = (u_BK[:, [_DOWN, _RIGHT]] * (2 * crop + 1)).long() - crop
+        # A slice: a list of columns would be copied to the device, and waited for.
+        shift_B2 = (u_BK[:, _DOWN : _RIGHT + 1] * (2 * crop + 1)).long() - crop
         rows_BH = torch.arange(height, device=device) + shift_B2[:, :1]
         columns_BW = torch.arange(width, device=device) + shift_B2[:, 1:]
         if self.settings.flip:
@@ -97,7 +98,7 @@ class Augmenter:
         x_BCHW = (mean + (x_BCHW - mean) * factor(_CONTRAST, self.settings.contrast)).clamp(0, 1)
         if x_BCHW.shape[1] != 3:
             return x_BCHW
-        luma = x_BCHW.new_tensor(_LUMA)[:, None, None]
+        luma = to_device(torch.tensor(_LUMA), x_BCHW.device, x_BCHW.dtype)[:, None, None]
         grey = (x_BCHW * luma).sum(1, keepdim=True)
         saturation = factor(_SATURATION, self.settings.saturation)
         return (grey + (x_BCHW - grey) * saturation).clamp(0, 1)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from aae_dist.distributed.host_copy import to_device
 from aae_dist.losses import gaussian_log_density
 from aae_dist.priors.prior import Prior
 
@@ -49,9 +50,12 @@ class MixturePrior(Prior):
 
     def log_prob(self, z_NZ: Tensor) -> Tensor:
         """Return log p(z) in nats, shape (N)."""
-        axes_K22, stds = self.axes_K22.to(z_NZ), self.stds.to(z_NZ)
+        centre = torch.tensor([self.radius, 0.0])
+        axes_K22, stds, centre = (
+            to_device(t, z_NZ.device, z_NZ.dtype) for t in (self.axes_K22, self.stds, centre)
+        )
         local_NKP2 = torch.einsum("kij,npi->nkpj", axes_K22, z_NZ.unflatten(1, (-1, 2)))
-        mean = torch.tensor([self.radius, 0.0]).to(z_NZ).expand_as(local_NKP2).flatten(2)
+        mean = centre.expand_as(local_NKP2).flatten(2)
         log_std = stds.log().expand_as(local_NKP2).flatten(2)
         local_NKZ = local_NKP2.flatten(2)
         log_density_NK: Tensor = gaussian_log_density(
