@@ -2,135 +2,27 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from aae_dist.config import RunConfig
 from aae_dist.config.settings import Augment
 from aae_dist.data import (
     Augmenter,
     Batch,
     BatchLoader,
-    Dataset,
-    Order,
-    open_dataset,
     rank_rows,
-    resolve_window,
 )
-from aae_dist.data.progress import Show
-from aae_dist.data.resize import Resize
 from aae_dist.distributed.accelerated import fresh_compiler
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
-from aae_dist.errors import ConfigError
-from aae_dist.evaluation import Evaluator
 from aae_dist.methods import Method, StepInputs, build_method
 from aae_dist.models import Autoencoder, Networks, build_networks, build_posterior
 from aae_dist.models.build import DTYPES
-from aae_dist.priors import Prior, build_prior
-from aae_dist.training.checkpoint import Saved
-from aae_dist.training.data_checks import check_settings_fit
 from aae_dist.training.micro_batch import Trial, measure
-from aae_dist.training.new_shards import Restart, restart_on_new_shards
-from aae_dist.training.prior_vectors import prior_vectors
-from aae_dist.training.resume import as_found
+from aae_dist.training.run_data import RunData
 from aae_dist.training.state import TrainState
 from aae_dist.training.weight_average import WeightAverage
-
-
-@dataclass(frozen=True)
-class RunData:
-    """What a run reads."""
-
-    config: RunConfig
-    """The configuration with everything filled in that the data decides."""
-    train: Dataset
-    order: Order
-    evaluator: Evaluator | None
-    prior: Prior
-    restart: Restart | None = None
-    """Where to begin when the shards are not those of the checkpoint."""
-    validation_copy_bytes: int = 0
-    """What a rank takes of the cache of remote shards while it evaluates."""
-    validation_id: str = ""
-    """Id of the validation shards, if there are any."""
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the data and its order."""
-        return {
-            "manifest": self.train.manifest.id,
-            "num_samples": self.train.manifest.num_samples,
-            "lanes": self.order.lanes,
-            "shuffle_window": self.order.window,
-            "image_shape": list(self.train.image_shape),
-        }
-
-
-def open_data(
-    config: RunConfig, world: World, saved: Saved | None, run_uri: str, show: Show
-) -> RunData:
-    """Open shards, order, evaluation and prior, on every rank or on none.
-
-    Args:
-        config: The run's configuration.
-        world: This process's place among the ranks.
-        saved: The checkpoint that the run goes on from.
-        run_uri: The run's folder, for messages.
-        show: Shows how many shards are counted.
-
-    Raises:
-        AaeDistError: data cannot be read, or differ from those the checkpoint was trained on.
-    """
-    if saved:
-        config = as_found(config, saved.documents["config"])
-    vectors = prior_vectors(config, saved, world, show)
-
-    def work() -> RunData:
-        dataset = open_dataset(config.data.train, config.data, device=world.device, show=show)
-        check_settings_fit(config, dataset)
-        before = saved.documents["data"] if saved else None
-        restart = restart_on_new_shards(saved, dataset.manifest, config, run_uri)
-        lanes = before["lanes"] if before else config.lanes
-        window = (
-            before["shuffle_window"] if before else resolve_window(config.data, dataset.manifest)
-        )
-        order = Order(
-            dataset.manifest.counts,
-            seed=config.run.seed,
-            global_batch_size=config.train.global_batch_size,
-            lanes=lanes,
-            window=window,
-        )
-        if world.size > lanes:
-            raise ConfigError(
-                f"{world.size} ranks for {lanes} lanes of data, so some had none; use at most "
-                f"{lanes} ranks" + ("" if before else " or a larger train.global_batch_size")
-            )
-        prior = build_prior(config.prior, config.model.latent_dim, vectors)
-        evaluator, copy_bytes, validation_id = None, 0, ""
-        if config.data.validation is not None:
-            validation = open_dataset(
-                config.data.validation, config.data, dataset.image_shape, show=show
-            )
-            copy_bytes, validation_id = validation.copy_bytes, validation.manifest.id
-            evaluator = Evaluator(
-                validation, prior, world, config.run.seed, threads=config.decoding_threads
-            )
-        channels, height, width = dataset.image_shape
-        found = {"lanes": lanes, "shuffle_window": window, "channels": channels}
-        found["resize"] = Resize.of(config.data).how
-        if height == width:
-            found["image_size"] = height
-        data = config.data.model_copy(update=found)
-        config_found = config.model_copy(update={"data": data})
-        return RunData(
-            config_found, dataset, order, evaluator, prior, restart, copy_bytes, validation_id
-        )
-
-    return together(world, work)
 
 
 @dataclass(frozen=True)
@@ -207,7 +99,8 @@ def open_loader(data: RunData, world: World, position: int, num_steps: int) -> B
         ConfigError: the cache of remote shards is too small; on every rank, if on one.
     """
     rows, node_rows = _rows(data, world), _node_rows(data, world)
-    spare = world.local_size * data.validation_copy_bytes
+    # What ranks take of the cache of remote shards while they evaluate.
+    spare = world.local_size * (0 if data.validation is None else data.validation.copy_bytes)
     together(world, lambda: data.train.follow(data.order, rows, node_rows, position, spare))
     return BatchLoader(
         data.train,

@@ -16,7 +16,7 @@ from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.tracking import MetricSink, OpenConsole
 from aae_dist.training.alarms import GameAlarms
-from aae_dist.training.assemble import augmented, build_engine, fit_memory, open_data, open_loader
+from aae_dist.training.assemble import augmented, build_engine, fit_memory, open_loader
 from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.goodput import Goodput
 from aae_dist.training.guards import GuardError, Rollbacks, good_checkpoint
@@ -27,6 +27,7 @@ from aae_dist.training.plan import Plan
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.reporter import Reporter
 from aae_dist.training.resume import finished_before, load_initial_weights
+from aae_dist.training.run_data import open_data
 from aae_dist.training.run_folder import RunFolder
 from aae_dist.training.run_lock import RunLock, locked
 from aae_dist.training.saving import Saver, newest_checkpoint
