@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,12 +50,17 @@ def test_on_cuda_no_order_of_sums_is_chosen_by_the_clock(monkeypatch: pytest.Mon
     options = inductor_options(torch.device("cuda"))
     monkeypatch.setattr(GraphLowering, "run", look)
     monkeypatch.setattr(f"{accelerated.__module__}.inductor_options", lambda device: options)
-    with config.patch(force_disable_caches=True):
-        loss = compiled_on("cpu")(torch.rand(3, 2)).sum()
-        # As on CUDA, where autograd has a thread of its own for the device.
-        thread = threading.Thread(target=loss.backward)
-        thread.start()
-        thread.join()
+
+    # In each thread, since settings are of one: code of an earlier test run would not be made.
+    def without_caches(work: Callable[[], Any]) -> Any:
+        with config.patch(force_disable_caches=True):
+            return work()
+
+    loss = without_caches(lambda: compiled_on("cpu")(torch.rand(3, 2)).sum())
+    # As on CUDA, where autograd has a thread of its own for the device.
+    thread = threading.Thread(target=without_caches, args=(loss.backward,))
+    thread.start()
+    thread.join()
     assert seen == [(False, True), (True, True)]
     assert inductor_options(torch.device("cpu")) is None
 
