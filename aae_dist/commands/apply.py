@@ -55,7 +55,7 @@ def apply(
         format=format,
     )
     before = write_shards(config, job, manifest, plan_of(run, manifest, job))
-    if from_environment(job.device).is_main:
+    if from_environment("cpu").is_main:
         _report(job, len(manifest.shards), manifest.num_samples, before)
     return 0
 

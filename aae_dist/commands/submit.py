@@ -134,7 +134,7 @@ def check(work: Work, job: manifest.Object, cluster: Path) -> None:
     problems = [
         *(
             f"image: {image} is a name to be filled in; edit site/site.yaml of the overlay"
-            for image in manifest.impossible_images(job)
+            for image in manifest.unedited_images(job)
         ),
         *_problems(work.config, manifest.shared_folders(job)),
     ]

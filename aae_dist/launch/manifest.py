@@ -19,6 +19,8 @@ MAX_CONFIG_BYTES = 1_000_000
 CONFIG_VOLUME = "config"
 OF_THE_POD = {"emptyDir", "configMap", "secret", "projected", "downwardAPI"}
 """Kinds of volumes that other pods do not see."""
+PLACEHOLDERS = {"ACCOUNT", "PROJECT", "REGION", "REGISTRY"}
+"""What the shipped overlays hold in place of a name of yours."""
 _FACTORS = {
     **{"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     **{"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40},
@@ -106,15 +108,13 @@ def groups(job: Object) -> Iterator[tuple[Resources, int]]:
         )
 
 
-def impossible_images(job: Object) -> list[str]:
-    """Return images that no registry has: names in upper case, as of an overlay nobody edited."""
+def unedited_images(job: Object) -> list[str]:
+    """Return images that still have a placeholder of the overlays in their name."""
     cluster = job["spec"]["rayClusterSpec"]
     pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     containers = [c for pod in pods for c in pod["template"]["spec"]["containers"]]
     images = {str(container.get("image", "")) for container in containers}
-    # A tag may be in upper case (distribution specification, "Pulling manifests"), a name may not.
-    names = {image: re.sub("(:[^/]*)?(@.*)?$", "", image) for image in images}
-    return sorted(image for image, name in names.items() if name != name.lower())
+    return sorted(image for image in images if PLACEHOLDERS & set(re.split("[^A-Z]+", image)))
 
 
 def quantity(text: str | float) -> float:

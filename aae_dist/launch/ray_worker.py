@@ -95,7 +95,10 @@ def run_rank(task: Task) -> Payload:
         sys.path.append(task.search_path)
     config = RunConfig.model_validate_json(task.config)
     torch.set_num_threads(config.launch.cpus_per_worker)
-    world = from_environment(config.train.device)
+    try:
+        world = from_environment(config.train.device)
+    except AaeDistError as error:
+        return give_up(task, error)
     if world.device.type == "cuda":
         world = dataclasses.replace(world, device=get_device())
     if world.is_main:

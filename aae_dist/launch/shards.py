@@ -11,7 +11,7 @@ from aae_dist.data import Manifest, Shard
 from aae_dist.data.progress import progress
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World, from_environment
-from aae_dist.errors import Interrupted, LaunchError
+from aae_dist.errors import AaeDistError, Interrupted, LaunchError
 from aae_dist.launch.local import process_group
 from aae_dist.storage import open_storage
 from aae_dist.training.sharded import Job, begin, complete, give_up, missing, write_shard
@@ -37,15 +37,20 @@ def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str
         LaunchError: the output cannot be written, or the cluster has no room.
         Interrupted: stopped from the keyboard; what is written stays.
     """
-    world = from_environment(job.device)
+    through_ray = config.launch.kind != "local" and config.launch.workers != 1
+    # The device is the workers': the machine that asks them may have none.
+    world = from_environment("cpu" if through_ray else job.device)
     out = open_storage(job.out)
     with process_group(world):
         todo = main_decides(world, lambda: [] if begin(out, plan) else missing(out, manifest, job))
         calls = [(job, number, manifest.shards[number]) for number in todo]
         try:
-            _show(_written(config, world, calls), calls, world)
+            through = _through_ray(config, calls) if through_ray else _written(world, calls)
+            _show(through, calls, world)
         except BaseException as error:
-            if world.is_main:
+            # Workers and peers that nobody waited for may still be at their first shard.
+            nobody_writes = not through_ray and (world.size == 1 or isinstance(error, AaeDistError))
+            if world.is_main and nobody_writes:
                 with suppress(LaunchError):  # what went wrong first is told
                     give_up(out)
             if not isinstance(error, KeyboardInterrupt):
@@ -69,15 +74,19 @@ def _show(written: Iterator[int], calls: Sequence[Call], world: World) -> None:
             advance(samples)
 
 
-def _written(config: RunConfig, world: World, calls: Sequence[Call]) -> Iterator[int]:
-    """Write the shards; yield the samples of each that is done, by whomever."""
-    if config.launch.kind == "local" or config.launch.workers == 1 or not calls:
-        for start in range(0, len(calls), world.size):
-            # A round at a time: a rank that cannot go on is heard of before the next.
-            part = calls[start : start + world.size]
-            own = part[world.rank : world.rank + 1]
-            together(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]
-            yield sum(shard.samples for _, _, shard in part)
+def _written(world: World, calls: Sequence[Call]) -> Iterator[int]:
+    """Write the shards, each rank its own; yield the samples of each round."""
+    for start in range(0, len(calls), world.size):
+        # A round at a time: a rank that cannot go on is heard of before the next.
+        part = calls[start : start + world.size]
+        own = part[world.rank : world.rank + 1]
+        together(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]
+        yield sum(shard.samples for _, _, shard in part)
+
+
+def _through_ray(config: RunConfig, calls: Sequence[Call]) -> Iterator[int]:
+    """Let Ray's workers write the shards; yield the samples of each that is done."""
+    if not calls:
         return
     if find_spec("ray") is None:
         raise LaunchError(

@@ -53,7 +53,8 @@ class Draws:
         for start in range(first, rows.stop, _ROWS_AT_ONCE):
             keys = (start // _ROWS_AT_ONCE,) if start else ()
             num_rows = min(_ROWS_AT_ONCE, self.global_batch_size - start)
-            blocks.append(draw(num_rows, generator(self.seed, purpose, self.step, *keys)))
+            # Copied: an own prior may return the same tensor each time.
+            blocks.append(draw(num_rows, generator(self.seed, purpose, self.step, *keys)).clone())
         drawn = torch.cat(blocks)[rows.start - first : rows.stop - first]
         return to_device(drawn, self.device, self.dtype)
 

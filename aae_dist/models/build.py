@@ -60,13 +60,16 @@ def build_posterior(config: networks.Posterior) -> Posterior:
             return CategoricalPosterior(config.straight_through)
 
 
-def build_networks(config: RunConfig, shape: SampleShape, device: torch.device) -> Networks:
+def build_networks(
+    config: RunConfig, shape: SampleShape, device: torch.device, trains: bool = True
+) -> Networks:
     """Return networks with weights that depend on `run.seed` and each network's name alone.
 
     Args:
         config: the run's configuration.
         shape: of a sample: (C, H, W) of images, (D,) of vectors.
         device: where the networks live; weights are drawn on the CPU, alike for every device.
+        trains: False for networks that are only used, such as those of a finished run.
 
     Raises:
         ConfigError: the kind of network does not fit the samples, or one of the user's own does
@@ -92,7 +95,7 @@ def build_networks(config: RunConfig, shape: SampleShape, device: torch.device) 
                 network = built[name](**roles[name])
             else:
                 network = import_network(name, own, roles[name])
-                _check(name, network, roles[name])
+                _check(name, network, roles[name], trains)
                 if name == "decoder" and config.method.reconstruction_loss == "bce":
                     check_unit_range(name, network, torch.randn(SAMPLES, model.latent_dim))
             return network.to(device=device, dtype=DTYPES[config.train.precision])
@@ -139,7 +142,7 @@ def _built_in(model: networks.Model) -> Mapping[str, Callable[..., nn.Module]]:
     return {"encoder": encoder, "decoder": decoder, "discriminator": discriminator}
 
 
-def _check(name: str, network: nn.Module, role: Mapping[str, Any]) -> None:
+def _check(name: str, network: nn.Module, role: Mapping[str, Any], trains: bool) -> None:
     """Try a network of the user's own on a few random samples, alike on every rank."""
     inputs: tuple[tuple[int, ...], ...]
     if name == "encoder":
@@ -151,4 +154,4 @@ def _check(name: str, network: nn.Module, role: Mapping[str, Any]) -> None:
         output = role.get("sample_shape", ())
     draw = torch.Generator().manual_seed(0)
     samples = tuple(torch.rand(SAMPLES, *shape, generator=draw) for shape in inputs)
-    check_network(name, network, samples, (SAMPLES, *output))
+    check_network(name, network, samples, (SAMPLES, *output), trains)

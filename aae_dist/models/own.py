@@ -1,7 +1,7 @@
 """Networks of the user's own, by import path, tried out before training starts."""
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,11 @@ def import_network(key: str, config: networks.OwnNetwork, roles: Mapping[str, An
 
 
 def check_network(
-    key: str, network: nn.Module, inputs: tuple[Tensor, ...], shape: tuple[int, ...]
+    key: str,
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    shape: tuple[int, ...],
+    trains: bool,
 ) -> None:
     """Raise ConfigError unless the network trains, and maps `inputs` to `shape`, each by itself.
 
@@ -51,6 +55,7 @@ def check_network(
         network: as it will be trained.
         inputs: several samples, on the CPU.
         shape: of the outputs.
+        trains: whether it shall be trained, and not only used.
     """
 
     @torch.no_grad()
@@ -85,14 +90,18 @@ def check_network(
         return None
 
     try:
-        text = problem_of_results() or _problem_of_gradients(network, inputs)
+        text = problem_of_results()
+        if trains and not text:
+            # Codes that reach decoder and discriminator have gradients, images have none.
+            with_graph = [i.clone().requires_grad_(key != "encoder") for i in inputs]
+            text = _problem_of_gradients(network, with_graph)
     except Exception as error:  # as above
         text = f"failed with {type(error).__name__}: {error}"
     if text:
         raise ConfigError(f"model.{key}: {type(network).__name__} {text}")
 
 
-def _problem_of_gradients(network: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
+def _problem_of_gradients(network: nn.Module, inputs: Sequence[Tensor]) -> str | None:
     """Return what keeps a parameter from being trained: ranks would wait for its gradient."""
     training = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if not training:
@@ -101,10 +110,10 @@ def _problem_of_gradients(network: nn.Module, inputs: tuple[Tensor, ...]) -> str
         total = network(*inputs).sum()
         unused = list(training)
         if total.requires_grad:
-            found: Iterable[Tensor | None] = torch.autograd.grad(
-                total, list(training.values()), allow_unused=True
-            )
-            unused = [n for n, gradient in zip(training, found, strict=True) if gradient is None]
+            # With the inputs' own, so that no part of the network is passed over.
+            wanted = [*training.values(), *(i for i in inputs if i.requires_grad)]
+            found: Sequence[Tensor | None] = torch.autograd.grad(total, wanted, allow_unused=True)
+            unused = [n for n, gradient in zip(training, found, strict=False) if gradient is None]
     if not unused:
         return None
     more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""

@@ -60,7 +60,7 @@ def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
         if not (isinstance(found, type) and issubclass(found, Prior)):
             raise TypeError("it does not derive from aae_dist.priors.Prior")
         prior = found(latent_dim, **config.arguments)
-        sample = prior.sample(3, torch.Generator().manual_seed(0))
+        sample = prior.sample(3, torch.Generator().manual_seed(0)).clone()
         again = prior.sample(3, torch.Generator().manual_seed(0))
     except Exception as error:  # whatever a user's own code raises is the user's to mend
         raise ConfigError(
@@ -72,6 +72,8 @@ def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
             f"prior.path: {config.path}.sample(3, generator) must be float32 of shape "
             f"(3, {latent_dim}); got {sample.dtype} of shape {tuple(sample.shape)}"
         )
+    if not sample.isfinite().all():
+        raise ConfigError(f"prior.path: {config.path}.sample gives numbers that are not finite")
     if not torch.equal(sample, again):
         raise ConfigError(
             f"prior.path: {config.path}.sample(3, generator) returns other numbers for an equal "

@@ -199,6 +199,8 @@ class Ledger:
             if not force and time.monotonic() - self._written < WRITE_SECONDS:
                 return
             self._written, self._state = time.monotonic(), state
+        if force:
+            self.flush()  # what fails in it is tried once more
         self._writer.owe_failed()
         self._writer.owe(BEST, SWEEP)
         if force:

@@ -41,7 +41,7 @@ class TrainedRun:
         self.image_shape: tuple[int, int, int] = (channels, height, width)
         vectors = saved.tensors.get("prior", {}).get("vectors")
         self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)
-        networks = build_networks(self.config, self.image_shape, device)
+        networks = build_networks(self.config, self.image_shape, device, trains=False)
         load_weights(networks, weights_to_use(saved.tensors))
         self._autoencoder = Autoencoder(networks, build_posterior(self.config.posterior))
 

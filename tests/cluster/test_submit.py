@@ -135,16 +135,16 @@ def test_an_overlay_that_nobody_edited_is_refused(kubectl, capsys):
         ("REGION-docker.pkg.dev/p/a:1", False),
         ("e.pkg.dev/PROJECT/a:1", False),
         ("REGISTRY/a", False),
-        ("e.pkg.dev/p/Image", False),
+        ("Harbor.Example.com/ml/aae:1", True),
         ("localhost:5000/aae-dist:0.1.0-CUDA", True),
         ("aae-dist:TAG", True),
         ("e.pkg.dev/p/a@sha256:ABC", True),
     ],
 )
-def test_images_that_no_registry_has(image, is_possible):
+def test_images_that_nobody_filled_in(image, is_possible):
     pod = {"template": {"spec": {"containers": [{"image": image}]}}}
     job = {"spec": {"rayClusterSpec": {"headGroupSpec": pod, "workerGroupSpecs": []}}}
-    assert manifest.impossible_images(job) == ([] if is_possible else [image])
+    assert manifest.unedited_images(job) == ([] if is_possible else [image])
 
 
 def test_a_ray_cluster_is_told_no_nonsense_either(capsys):

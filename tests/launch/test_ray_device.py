@@ -1,13 +1,19 @@
 """Who owns no GPU takes none, although it sees them."""
 
+import sys
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 
 pytest.importorskip("ray")
 
 import ray
+import torch
 
 from aae_dist.config import load_config
-from aae_dist.launch import shards, trial_training
+from aae_dist.data import Manifest
+from aae_dist.launch import ray_worker, shards, trial_training
 from aae_dist.launch.ray_device import own_device
 from aae_dist.launch.trial_session import Channel, StopFlag
 from aae_dist.training.sharded import Job
@@ -54,3 +60,32 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
         shards._write_in_task(Job("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
         trial_training.train_here(lambda: config, "id", None, channel, flag)
     assert used == ["cpu", "cpu", "auto", "cuda"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_ends_the_run_and_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Exception] = []
+    monkeypatch.setattr(ray_worker, "give_up", lambda task, error: told.append(error) or {})
+    items = ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
+    config = load_config([], [*items, "train.device=cuda"]).config
+    task = Mock(search_path=sys.path[0], config=config.model_dump_json())
+    assert ray_worker.run_rank(task) == {}
+    assert "torch sees no GPU" in str(told[0])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_who_asks_workers_to_encode_needs_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(shards, "_through_ray", lambda config, calls: done.append(calls) or [])
+    monkeypatch.setattr(shards, "begin", lambda *_: False)
+    monkeypatch.setattr(shards, "missing", lambda *_: [])
+    monkeypatch.setattr(shards, "complete", lambda *_: None)
+    items = ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
+    config = load_config([], [*items, "launch.workers=2"]).config
+    job = Job("run", 1, "{}", 1, "cuda", str(tmp_path), "npy")
+    assert shards.write_shards(config, job, Manifest(()), {}) == 0
+    assert done == [[]]

@@ -10,9 +10,10 @@ from helpers.frozen import FROZEN
 from helpers.ranks import single_world
 from helpers.steps import SHAPE, build, run_step, tiny_config
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aae_dist.errors import ConfigError
-from aae_dist.models import MlpDecoder
+from aae_dist.models import MlpDecoder, build_networks
 from aae_dist.training.micro_batch import Trial
 from aae_dist.training.state import TrainState
 from aae_dist.training.weight_average import WeightAverage
@@ -125,6 +126,11 @@ class WithoutGraph(Encoder):
             return super().forward(x)
 
 
+class Reentrant(Critic):
+    def forward(self, z: Tensor) -> Tensor:
+        return checkpoint(super().forward, z, use_reentrant=True)
+
+
 class AllFrozen(Encoder):
     def __init__(self, **role: Any) -> None:
         super().__init__(**role)
@@ -132,7 +138,15 @@ class AllFrozen(Encoder):
 
 
 OWN = (Encoder, Noisy, Critic, WideCritic, BatchNorm, Dropout)
-OWN += (Buffered, BufferedCritic, DropoutFirst, Standardising, StatelessBatchNorm, LinearDecoder)
+OWN += (
+    Reentrant,
+    Buffered,
+    BufferedCritic,
+    DropoutFirst,
+    Standardising,
+    StatelessBatchNorm,
+    LinearDecoder,
+)
 OWN += (Spare, WithoutGraph, AllFrozen)
 
 
@@ -217,6 +231,18 @@ def test_the_encoder_of_a_universal_posterior_takes_noise() -> None:
 def test_what_would_not_train_is_refused_with_the_reason(key: str, name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"model.{key}.*{reason}"):
         built(**{key: own(name)})
+
+
+def test_what_was_trained_with_an_unused_parameter_can_still_be_used() -> None:
+    config = tiny_config(model={"encoder": own("Spare")}, posterior={"kind": "deterministic"})
+    networks = build_networks(config, SHAPE, torch.device("cpu"), trains=False)
+    assert isinstance(networks.encoder, Spare)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_is_checkpointed_in_the_old_way_is_refused_with_torchs_own_words() -> None:
+    with pytest.raises(ConfigError, match=r"model\.discriminator: .*use_reentrant"):
+        built(discriminator=own("Reentrant"))
 
 
 def test_a_decoder_whose_pixels_leave_the_unit_range_is_refused_for_bce() -> None:

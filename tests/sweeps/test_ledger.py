@@ -57,6 +57,24 @@ def finish(ledger, number, score, steps=100):
     ledger.flush()
 
 
+def test_what_fails_once_at_the_end_is_written_after_all(tmp_path, monkeypatch):
+    plan = plan_in(tmp_path)
+    ledger = open_ledger(plan)
+    write, failed = LocalStorage.write, []
+
+    def failing_once(self, key, data):
+        if key.endswith("trial.json") and not failed:
+            failed.append(key)
+            raise LaunchError("the bucket cannot be reached")
+        write(self, key, data)
+
+    monkeypatch.setattr(LocalStorage, "write", failing_once)
+    ledger.start(plan.trials[0].id)
+    ledger.write("finished")
+    assert failed
+    assert (tmp_path / "s" / failed[0]).exists()
+
+
 def test_a_storage_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch):
     plan = plan_in(tmp_path)
     ledger = open_ledger(plan)
