@@ -109,6 +109,10 @@ class Comparing:
 
     compares: Compares
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but who compares, the driver's book: Tune stores what nobody reads again."""
+        return {key: value for key, value in vars(self).items() if key != "compares"}
+
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Take a result; one without a score leaves the trial as it is."""
         decision: str = super().on_trial_result(controller, trial, self._counted(result))  # type: ignore[misc]

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("ray.tune")
 
+from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -242,3 +243,17 @@ def test_optuna_takes_an_interrupted_trial_up_first(tmp_path, started):
     again = Ledger(plan, open_storage(plan.uri))
     assert OptunaSearcher(again).suggest("tune-0")[SWEEP]["id"] == name
     assert len(again.entries) == 1
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    ["{kind: asha, grace: 100, reduction_factor: 3}", "{kind: pbt, every_steps: 50}"],
+)
+def test_tune_can_store_a_scheduler_that_asks_the_drivers_book(tmp_path, scheduler):
+    items = (f"sweep.space.{RATE}={{loguniform: [1e-4, 1e-2]}}", "sweep.num_trials=4")
+    plan = plan_in(tmp_path, *items, f"sweep.scheduler={scheduler}")
+    ledger = Ledger(plan, open_storage(plan.uri))
+    built = build_scheduler(plan.sweep, ledger.objective, plan.configs, [], ledger.is_comparable)
+    # As tune.Tuner does before anything starts.
+    assert type(cloudpickle.loads(cloudpickle.dumps(built))) is type(built)
+    assert built.compares == ledger.is_comparable
