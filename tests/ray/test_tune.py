@@ -223,6 +223,20 @@ def test_bad_trials_of_a_population_take_over_good_ones(cluster, tmp_path):
     assert all(t.values != t.parameters for t in moved)
 
 
+def test_asha_stops_trials_that_are_behind(cluster, tmp_path):
+    log = tmp_path / "log.txt"
+    items = (
+        f"sweep.space={{{LR}: {{grid: [1e-3, 9e-4, 1e-7, 2e-7]}}}}",
+        "sweep.scheduler={kind: asha, grace: 20, reduction_factor: 2}",
+    )
+    finish(start(tmp_path, log, cluster.environment, *items), log, seconds=800)
+    found = read_sweep(f"{tmp_path}/sweep")
+    assert 1 <= found.counts()["pruned"] <= 3
+    assert found.counts()["finished"] == 4 - found.counts()["pruned"]
+    best = load_config([tmp_path / "sweep" / "best.yaml"], []).config
+    assert best.phases.reconstruction.optimizer.lr > 1e-4
+
+
 @pytest.mark.slow
 def test_optuna_goes_on_where_it_was(cluster, tmp_path):
     log = tmp_path / "log.txt"
