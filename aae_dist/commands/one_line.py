@@ -4,9 +4,9 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from aae_dist.config.guess import did_you_mean
 from aae_dist.config.redaction import redact
 
 OVERRIDE = re.compile(r"--?(\w+(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
@@ -47,17 +47,12 @@ class OneLineParser(argparse.ArgumentParser):
             value = value if value is not None else "".join(after) or "VALUE"
             return f"{item}: an override has no dashes; write {key}={value}"
         name = item.partition("=")[0]
-        return f"there is no option {name}{_meant(name, list(self._option_string_actions))}"
+        return f"there is no option {name}{did_you_mean(name, self._option_string_actions)}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Raise ArgumentError for a value that is none of the choices."""
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
-        advice = _meant(str(value), choices) or f"; should be one of {', '.join(choices)}"
+        advice = did_you_mean(value, choices) or f"; should be one of {', '.join(choices)}"
         raise argparse.ArgumentError(action, f"there is no {value!r}{advice}")
-
-
-def _meant(text: str, known: Sequence[str]) -> str:
-    close = get_close_matches(text, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""

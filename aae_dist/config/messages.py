@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aae_dist.config import schema
+from aae_dist.config.guess import did_you_mean
 from aae_dist.config.networks import IMPORT_PATH
 from aae_dist.config.schema import Classes
 from aae_dist.config.section import Section
@@ -126,7 +127,7 @@ def _example(path: str, around: Classes) -> str:
 def _wrong_kind(path: str, tags: list[str], got: Node | None) -> str:
     if not isinstance(got, Leaf) or got.value is None:
         return f"{path}.kind is missing; should be {_one_of(tags)}"
-    return f"{path}.kind: should be {_one_of(tags)}{_got(got)}{_meant(got.value, tags)}"
+    return f"{path}.kind: should be {_one_of(tags)}{_got(got)}{did_you_mean(got.value, tags)}"
 
 
 def _wrong_value(keys: Keys, errors: list[Mapping[str, Any]], around: Classes, tree: Node) -> str:
@@ -135,7 +136,7 @@ def _wrong_value(keys: Keys, errors: list[Mapping[str, Any]], around: Classes, t
     field = next((cls.model_fields[last] for cls in around if last in cls.model_fields), None)
     allowed = schema.choices(field.annotation) if field else []
     wanted = " or ".join(dict.fromkeys(_wanted(error, allowed) for error in errors))
-    advice = _meant(value, allowed)
+    advice = did_you_mean(value, allowed)
     kinds = {error["type"] for error in errors}
     if "string_pattern_mismatch" in kinds and wanted == _FORMS[NAME]:
         advice = _near_name(str(value))
@@ -164,11 +165,6 @@ def _near_name(text: str) -> str:
 def _one_of(values: list[Any]) -> str:
     listed = ", ".join(str(value) for value in dict.fromkeys(values))
     return f"one of {listed}" if len(values) > 1 else listed
-
-
-def _meant(got: Any, values: list[Any]) -> str:
-    close = get_close_matches(str(got), [str(value) for value in values], 1)
-    return f"; did you mean {close[0]}?" if close and str(got) != close[0] else ""
 
 
 def _tags(around: Classes, key: str) -> list[str]:
