@@ -4,13 +4,16 @@ import copy
 import functools
 import json
 import lzma
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
+
+from aae_dist.launch.manifest import quantity
 
 ROOT = Path(__file__).parents[2]
 RENDERED = ROOT / "tests/cluster/rendered"
@@ -33,10 +36,10 @@ def _parsed(text: str) -> list[Manifest]:
 
 
 def pod_specs(manifest: Manifest) -> dict[str, Manifest]:
-    """Return the pods that KubeRay makes of an object, its own container added, by what they are.
+    """Return the pods that KubeRay makes of an object, by what they are.
 
-    The autoscaler's container gets `autoscalerOptions` and nothing else (KubeRay 1.7.0,
-    controllers/ray/common/pod.go).
+    KubeRay's own containers are added: the autoscaler's with `autoscalerOptions` and nothing else,
+    and the workers' init container, which waits for the head.
     """
     found = {}
     if template := manifest["spec"].get("submitterPodTemplate"):
@@ -48,14 +51,212 @@ def pod_specs(manifest: Manifest) -> dict[str, Manifest]:
         autoscaler = {"name": "autoscaler", "image": "as the head's", **options}
         head = {**head, "containers": [*head["containers"], autoscaler]}
     found["head"] = head
-    groups = cluster["workerGroupSpecs"]
-    return found | {group["groupName"]: group["template"]["spec"] for group in groups}
+    for group in cluster["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        init = [*pod.get("initContainers", []), init_container(pod["containers"][0])]
+        found[group["groupName"]] = {**pod, "initContainers": init}
+    return found
 
 
 def cluster_of(manifest: Manifest) -> Manifest:
     spec = manifest["spec"]
     found: Manifest = spec if manifest["kind"] == "RayCluster" else spec["rayClusterSpec"]
     return found
+
+
+def group_of(manifest: Manifest, group: str) -> Manifest:
+    """Return the spec of a group: `head`, or workers by the group's name."""
+    cluster = cluster_of(manifest)
+    workers = {found["groupName"]: found for found in cluster["workerGroupSpecs"]}
+    found: Manifest = cluster["headGroupSpec"] if group == "head" else workers[group]
+    return found
+
+
+# What KubeRay 1.7.0 makes of a manifest (controllers/ray/common/pod.go and job.go)
+
+GCS_PORT = 6379
+DASHBOARD_PORT = 8265
+CLUSTER = "aae-dist-abcde"
+"""A name as KubeRay makes it: the RayJob's, and five characters at random."""
+
+
+def head_service(manifest: Manifest, cluster: str = CLUSTER) -> str:
+    namespace = manifest["metadata"]["namespace"]
+    return f"{cluster}-head-svc.{namespace}.svc.cluster.local"
+
+
+def ray_start_command(manifest: Manifest, group: str, head: str | None = None) -> str:
+    """Return the `ray start` of the head's pod or of a worker's; `head` is the head's address."""
+    spec, is_head = group_of(manifest, group), group == "head"
+    parameters = dict(spec.get("rayStartParams", {}))
+    _add_group_resources(parameters, spec.get("resources", {}))
+    if labels := spec.get("labels"):
+        parameters["labels"] = ",".join(f"{key}={labels[key]}" for key in sorted(labels))
+    if is_head:
+        parameters.setdefault("dashboard-host", "0.0.0.0")
+        if cluster_of(manifest).get("enableInTreeAutoscaling"):
+            parameters["no-monitor"] = "true"
+    else:
+        parameters.setdefault("address", f"{head or head_service(manifest)}:{GCS_PORT}")
+    parameters.setdefault("metrics-export-port", "8080")
+    parameters["block"] = "true"
+    parameters.setdefault("dashboard-agent-listen-port", "52365")
+    limits = spec["template"]["spec"]["containers"][0]["resources"].get("limits", {})
+    _add_limits(parameters, limits)
+    start = "ray start --head " if is_head else "ray start "
+    return start + "".join(_flag(key, parameters[key]) for key in sorted(parameters))
+
+
+def _add_group_resources(parameters: dict[str, str], resources: Manifest) -> None:
+    rest = {}
+    for name, value in resources.items():
+        count = math.ceil(quantity(value))
+        if name.lower() == "cpu":
+            parameters["num-cpus"] = str(count)
+        elif name.lower() == "memory":
+            parameters["memory"] = str(count)
+        elif name.lower().endswith("gpu"):
+            parameters["num-gpus"] = str(count)
+        else:
+            rest[name] = count
+    if rest:
+        parameters["resources"] = f"'{json.dumps(rest, separators=(',', ':'))}'"
+
+
+def _add_limits(parameters: dict[str, str], limits: Manifest) -> None:
+    for key, name in (("cpu", "num-cpus"), ("memory", "memory")):
+        if key in limits:
+            parameters.setdefault(name, str(math.ceil(quantity(limits[key]))))
+    for key in sorted(limits):
+        if key.endswith("gpu"):
+            parameters.setdefault("num-gpus", str(math.ceil(quantity(limits[key]))))
+
+
+def _flag(key: str, value: str) -> str:
+    if value.lower() not in ("true", "false") or key in ("log-color", "include-dashboard"):
+        return f" --{key}={value} "
+    return f" --{key} " if value.lower() == "true" else ""
+
+
+def container_command(manifest: Manifest, group: str, head: str | None = None) -> list[str]:
+    """Return what the Ray container executes in place of the image's entrypoint."""
+    container = group_of(manifest, group)["template"]["spec"]["containers"][0]
+    own = [*container.get("command", []), *container.get("args", [])]
+    annotations = manifest["metadata"].get("annotations", {})
+    text = "".join(f" {word} " for word in own)
+    if annotations.get("ray.io/overwrite-container-cmd") == "true" or "ray start" in text:
+        return own
+    start = "ulimit -n ${RAY_START_ULIMIT_OPEN_FILES:-65536}; "
+    start += ray_start_command(manifest, group, head)
+    return ["/bin/bash", "-c", "--", f"{text} && {start}" if text else start]
+
+
+def pod_environment(
+    manifest: Manifest,
+    group: str,
+    *,
+    settings: Mapping[str, str] | None = None,
+    token: str = "token",
+    cluster: str = CLUSTER,
+    head: str | None = None,
+    pod: str = "pod",
+) -> dict[str, str]:
+    """Return the variables of the Ray container of the head's pod or of a worker's.
+
+    Args:
+        manifest: a rendered RayJob or RayCluster.
+        group: `head`, or the name of a group of workers.
+        settings: of the ConfigMap and the Secret in `envFrom`.
+        token: what KubeRay's secret holds.
+        cluster: name of the RayCluster.
+        head: address of the head; by default the name of its service.
+        pod: name of the pod.
+    """
+    container = group_of(manifest, group)["template"]["spec"]["containers"][0]
+    found = dict(settings or {}) if container.get("envFrom") else {}
+    found |= {variable["name"]: variable["value"] for variable in container.get("env", [])}
+    is_head = group == "head"
+    address = "127.0.0.1" if is_head else head or head_service(manifest, cluster)
+    if is_head and cluster_of(manifest).get("enableInTreeAutoscaling"):
+        found["RAY_enable_autoscaler_v2"] = "true"
+    if cluster_of(manifest).get("authOptions", {}).get("mode") == "token":
+        found.setdefault("RAY_AUTH_MODE", "token")
+        found.setdefault("RAY_AUTH_TOKEN", token)
+    if is_head:
+        kind = manifest["kind"]
+        found["RAY_USAGE_STATS_EXTRA_TAGS"] = f"kuberay_version=v1.7.0;kuberay_crd={kind}"
+    else:
+        found |= {"FQ_RAY_IP": address, "RAY_IP": address.split(".")[0]}
+    found |= {
+        "RAY_CLUSTER_NAME": cluster,
+        "RAY_CLUSTER_NAMESPACE": manifest["metadata"]["namespace"],
+        "RAY_CLOUD_INSTANCE_ID": pod,
+        "RAY_NODE_TYPE_NAME": "headgroup" if is_head else group,
+        "KUBERAY_GEN_RAY_START_CMD": ray_start_command(manifest, group, head),
+    }
+    added = {
+        "RAY_PORT": str(GCS_PORT),
+        "RAY_ADDRESS": f"{address}:{GCS_PORT}",
+        "RAY_USAGE_STATS_KUBERAY_IN_USE": "1",
+        "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",
+    }
+    return added | found
+
+
+def job_environment(job: Manifest) -> dict[str, str]:
+    """Return the variables that the RayJob gives its driver and all its workers."""
+    found: dict[str, str] = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+    return found
+
+
+def init_container(container: Manifest) -> Manifest:
+    """Return the container that waits for the head before a worker's Ray container starts."""
+    resources = {"cpu": "200m", "memory": "256Mi"}
+    kept = ("image", "imagePullPolicy", "securityContext", "env", "volumeMounts")
+    return {
+        "name": "wait-gcs-ready",
+        **{key: container[key] for key in kept if key in container},
+        "command": ["/bin/bash", "-c", "--"],
+        "resources": {"limits": resources, "requests": resources},
+    }
+
+
+def submitter_command(job: Manifest, dashboard: str, job_id: str) -> list[str]:
+    """Return what the submitter's container executes, `bash -ce`: it ends at the first error."""
+    spec = job["spec"]
+    container = spec["submitterPodTemplate"]["spec"]["containers"][0]
+    if container.get("command"):
+        return [*container["command"], *container.get("args", [])]
+    address = dashboard if dashboard.startswith("http://") else f"http://{dashboard}"
+    health = (
+        'python -c "import urllib.request; '
+        f"r=urllib.request.urlopen('{address}/api/gcs_healthz', timeout=10); "
+        "exit(0 if b'success' in r.read() else 1)\""
+    )
+    environment = json.dumps(yaml.safe_load(spec["runtimeEnvYAML"]), separators=(",", ":"))
+    script = (
+        f"until {health} >/dev/null 2>&1 ; do echo "
+        f'"Waiting for Ray Dashboard GCS to become healthy at {address} ..." ; sleep 2 ; done ; '
+        f"if ! ray job status --address {address} {job_id} >/dev/null 2>&1 ; then "
+        f"ray job submit --address {address} --no-wait --runtime-env-json "
+        f"{json.dumps(environment)} --submission-id {job_id} -- {spec['entrypoint'].strip()} ; "
+        f"fi ; ray job logs --address {address} --follow {job_id}"
+    )
+    return ["/bin/bash", "-ce", "--", script]
+
+
+def submitter_environment(
+    job: Manifest, dashboard: str, job_id: str, token: str = "token"
+) -> dict[str, str]:
+    """Return the variables of the submitter's container."""
+    container = job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]
+    return {variable["name"]: variable["value"] for variable in container.get("env", [])} | {
+        "PYTHONUNBUFFERED": "1",
+        "RAY_DASHBOARD_ADDRESS": dashboard,
+        "RAY_JOB_SUBMISSION_ID": job_id,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+    }
 
 
 # Schemas
