@@ -1,4 +1,4 @@
-"""Prior and encoder of the user's own, as README shows them, in a folder outside the package."""
+"""A prior and an encoder of the user's own, as docs/networks.md shows them, outside the package."""
 
 import os
 import re
@@ -13,12 +13,12 @@ import aae_dist
 from aae_dist.config import load_config
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/networks.md").read_text()
 OWN = (str(ROOT / "configs/prior/custom.yaml"), str(ROOT / "configs/model/own.yaml"))
 
 
 def my_parts() -> str:
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (example,) = [text for text in examples if "class Encoder" in text]
     return str(example)
 
@@ -50,8 +50,8 @@ def test_own_parts_train_resume_and_load_from_a_folder_outside_the_package(
     monkeypatch.syspath_prepend(str(tmp_path))
     run = aae_dist.load_run(folder)
     assert type(run._autoencoder.networks.encoder).__name__ == "Encoder"
-    # README shows the same in one line each.
-    lines = re.findall(r"`((?:prior|model): \{[^`]*my_parts:[^`]*\})`", README)
+    # The page shows the same in one line each.
+    lines = re.findall(r"`((?:prior|model): \{[^`]*my_parts:[^`]*\})`", PAGE)
     (tmp_path / "own.yaml").write_text("\n".join(lines))
     shown = load_config([tmp_path / "own.yaml"], [*TINY, "run.name=x", "train.steps=1"]).config
     assert shown.prior == run.config.prior
