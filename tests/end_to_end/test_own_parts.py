@@ -51,7 +51,7 @@ def test_own_parts_train_resume_and_load_from_a_folder_outside_the_package(
     run = aae_dist.load_run(folder)
     assert type(run._autoencoder.networks.encoder).__name__ == "Encoder"
     # The page shows the same in one line each.
-    lines = re.findall(r"`((?:prior|model): \{[^`]*my_parts:[^`]*\})`", PAGE)
+    lines = dict.fromkeys(re.findall(r"`((?:prior|model): \{[^`]*my_parts:[^`]*\})`", PAGE))
     (tmp_path / "own.yaml").write_text("\n".join(lines))
     shown = load_config([tmp_path / "own.yaml"], [*TINY, "run.name=x", "train.steps=1"]).config
     assert shown.prior == run.config.prior
