@@ -32,7 +32,7 @@ from PIL import Image
 from timing import print_header
 from webdataset import ShardWriter
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data import BatchLoader, Dataset, Order, open_dataset, open_manifest
 from aae_dist.data.index import index_folder
 from aae_dist.data.reader import ShardReader

@@ -8,7 +8,7 @@ from aae_dist.cli import main
 from aae_dist.commands.items import split_items
 from aae_dist.commands.tables import number
 from aae_dist.config import load_config
-from aae_dist.config.yaml_text import LARGEST_BYTES
+from aae_dist.config.loading.yaml import LARGEST_BYTES
 from aae_dist.storage import open_storage
 
 BASE = ["run.name=a", "data.train=s3://b/x.tar", "train.steps=5"]

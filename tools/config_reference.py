@@ -11,8 +11,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from aae_dist.config import RunConfig
-from aae_dist.config.section import Section
-from aae_dist.config.sweep import SweepFile
+from aae_dist.config.sections import Section
+from aae_dist.config.sections.sweep import SweepFile
 
 HEAD = """\
 # Configuration

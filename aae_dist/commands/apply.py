@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from aae_dist import load_run
 from aae_dist.config import RunConfig
+from aae_dist.config.inference import with_overrides
 from aae_dist.config.paths import absolute_storage
-from aae_dist.config.reading import with_overrides
 from aae_dist.data import open_manifest
 from aae_dist.data.shard_output import check_format
 from aae_dist.distributed.world import from_environment

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from aae_dist.config.load import ConfigFile, StoredFile
-from aae_dist.config.yaml_text import LARGEST_BYTES
+from aae_dist.config.loading.load import ConfigFile, StoredFile
+from aae_dist.config.loading.yaml import LARGEST_BYTES
 from aae_dist.errors import ConfigError
 from aae_dist.storage import open_storage
 

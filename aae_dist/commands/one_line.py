@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from aae_dist.config.guess import did_you_mean
+from aae_dist.config.loading.messages import did_you_mean
 from aae_dist.config.redaction import redact
 
 OVERRIDE = re.compile(r"--?(\w+(?:\.\w+)+)(?:=(.*))?", re.DOTALL)

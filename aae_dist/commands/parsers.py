@@ -208,7 +208,7 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 
 def _items(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Return patterns of shards, and overrides."""
-    from aae_dist.config.reading import split_items
+    from aae_dist.config.inference import split_items
 
     return split_items([*getattr(args, "data", ()), *args.items])
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aae_dist.commands.items import split_items
-from aae_dist.config import RunConfig, dump_yaml, load_config, yaml_text
-from aae_dist.config.layers import Merge
-from aae_dist.config.load import SWEEP, ConfigFile, make_absolute, read_layers
+from aae_dist.config import RunConfig, dump_yaml, load_config
+from aae_dist.config.loading.load import SWEEP, ConfigFile, make_absolute, read_layers
+from aae_dist.config.loading.merge import Merge
+from aae_dist.config.loading.tree import plain
+from aae_dist.config.loading.yaml import dump
 from aae_dist.config.paths import PATHS
 from aae_dist.config.redaction import redact
 from aae_dist.config.sweep_plan import SweepPlan, load_sweep
-from aae_dist.config.tree import plain
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch import kubectl, manifest
 from aae_dist.launch.ray_cluster import refuse_if_impossible
@@ -74,7 +75,7 @@ def _sweep(plan: SweepPlan) -> Work:
     tree = plain(base)
     tree.setdefault("run", {})["storage"] = plan.storage
     tree[SWEEP] = plan.sweep.model_dump(mode="json")
-    return Work("tune", plan.sweep.name, plan.storage, plan.configs[0], yaml_text.dump(tree))
+    return Work("tune", plan.sweep.name, plan.storage, plan.configs[0], dump(tree))
 
 
 def _tell(notes: Sequence[str]) -> None:

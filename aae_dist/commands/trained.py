@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from aae_dist import load_run
+from aae_dist.config.inference import with_overrides
 from aae_dist.config.paths import absolute_storage
-from aae_dist.config.reading import with_overrides
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
 from aae_dist.training.trained_run import TrainedRun

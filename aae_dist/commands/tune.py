@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from aae_dist.commands.items import split_items
-from aae_dist.config import yaml_text
+from aae_dist.config.loading.yaml import dump
 from aae_dist.config.sweep_plan import SweepPlan, describe, load_sweep
 from aae_dist.errors import LaunchError
 
@@ -50,7 +50,7 @@ def tune(items: Sequence[str], dry_run: bool = False) -> int:
 
 
 def _show_plan(plan: SweepPlan) -> None:
-    print(yaml_text.dump({"sweep": plan.sweep.model_dump(mode="json")}), end="")
+    print(dump({"sweep": plan.sweep.model_dump(mode="json")}), end="")
     print(f"\n# Folder: {plan.uri}")
     print(
         f"# {plan.num_trials} trials" + ("" if plan.trials else ", proposed by Optuna as it goes")
@@ -62,7 +62,7 @@ def _show_plan(plan: SweepPlan) -> None:
     print(
         "\n# The configuration of " + ("the first trial:" if plan.trials else "a possible trial:")
     )
-    print(yaml_text.dump(plan.configs[0].model_dump(mode="json")), end="")
+    print(dump(plan.configs[0].model_dump(mode="json")), end="")
 
 
 def _show_end(ledger: "Ledger") -> None:

@@ -7,10 +7,11 @@ method and compares.
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
-from aae_dist.config import parts, schema
-from aae_dist.config.tree import Leaf, Tree, show
+from aae_dist.config.loading import schema
+from aae_dist.config.loading.tree import Leaf, Tree, show
+from aae_dist.config.sections.method import Method
 
-METHODS = tuple(schema.by_kind(schema.classes_in(parts.Method)))
+METHODS = tuple(schema.by_kind(schema.classes_in(Method)))
 
 _LOSSES = {
     "adversarial": ("reconstruction", "discriminator", "generator"),

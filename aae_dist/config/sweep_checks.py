@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from aae_dist.config import metric_names, space
-from aae_dist.config.root import RunConfig
-from aae_dist.config.sweep import AshaScheduler, PbtScheduler, Sweep
+from aae_dist.config.run_config import RunConfig
+from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
 
 RATES = ("phases.", "method.")
 """What PBT may change in a trial that runs: numbers that no saved tensor's shape depends on."""

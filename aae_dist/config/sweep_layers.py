@@ -4,12 +4,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config import messages, schema, space
-from aae_dist.config.layers import Merge
-from aae_dist.config.load import SWEEP
-from aae_dist.config.root import RunConfig
-from aae_dist.config.sweep import Sweep, SweepFile
-from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, plain, show
+from aae_dist.config import space
+from aae_dist.config.loading import messages, schema
+from aae_dist.config.loading.load import SWEEP
+from aae_dist.config.loading.merge import Merge
+from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, join, plain, show
+from aae_dist.config.run_config import RunConfig
+from aae_dist.config.sections.sweep import Sweep, SweepFile
 
 SHORT = ("search", "scheduler")
 """Sections that may be given by their kind alone: `scheduler: asha`."""

@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from aae_dist.config import space
-from aae_dist.config.layers import Merge
-from aae_dist.config.load import ConfigFile, config_error, make_absolute, problems_of, read_layers
+from aae_dist.config.loading.load import (
+    ConfigFile,
+    config_error,
+    make_absolute,
+    problems_of,
+    read_layers,
+)
+from aae_dist.config.loading.merge import Merge
+from aae_dist.config.loading.tree import Leaf, Tree
 from aae_dist.config.metric_names import best_metric_problems
-from aae_dist.config.root import RunConfig
-from aae_dist.config.sweep import GridSearch, Sweep
+from aae_dist.config.run_config import RunConfig
+from aae_dist.config.sections.sweep import GridSearch, Sweep
 from aae_dist.config.sweep_checks import checks
 from aae_dist.config.sweep_layers import layer_of, read_sweep_section
-from aae_dist.config.tree import Leaf, Tree
 
 SHOWN = 20
 """Problems of trials that one error tells; what follows is counted."""

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.config.settings import Augment
+from aae_dist.config.sections.data import Augment
 from aae_dist.data.loader import Batch
 from aae_dist.data.permutation import Indices, mixed
 from aae_dist.distributed.host_copy import to_device

@@ -172,7 +172,7 @@ def run_index(args: argparse.Namespace, executor: Executor | None = None) -> int
 
 def run_verify(args: argparse.Namespace) -> int:
     """Verify; return the exit code."""
-    from aae_dist.config.load import load_config
+    from aae_dist.config.loading.load import load_config
     from aae_dist.data.verify import refuse_if_unsound, report, verify
 
     overrides = [item for item in args.items if item.startswith("data.") and "=" in item]

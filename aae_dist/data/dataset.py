@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data.bad_samples import BadSample, printable
 from aae_dist.data.cache import copy_bytes
 from aae_dist.data.decode import Bad, is_array, staged

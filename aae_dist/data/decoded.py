@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data.cache_folder import checked_folder
 from aae_dist.data.decode_array import Shape
 from aae_dist.data.manifest import Manifest

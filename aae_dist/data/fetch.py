@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from aae_dist.config.settings import Cache, Data
+from aae_dist.config.sections.data import Cache, Data
 from aae_dist.data.cache import ShardCache
 from aae_dist.data.cache_folder import cache_folder
 from aae_dist.data.manifest import Manifest, Shard

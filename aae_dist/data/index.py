@@ -7,7 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from aae_dist.config.settings import Cache
+from aae_dist.config.sections.data import Cache
 from aae_dist.data.cache import ShardCache
 from aae_dist.data.counting import tried
 from aae_dist.data.fetch import cache_of

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data.manifest import Manifest
 from aae_dist.data.permutation import Indices, permute, round_keys
 from aae_dist.errors import DataError

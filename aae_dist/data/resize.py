@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.errors import SampleError
 
 FILTER = Image.Resampling.LANCZOS

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data.decode import (
     MAX_FIELD_BYTES,
     MAX_LABEL_BYTES,

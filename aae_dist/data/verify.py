@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data.bad_samples import printable
 from aae_dist.data.cache import ShardCache
 from aae_dist.data.counting import tried

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from aae_dist.config import phases
+from aae_dist.config.sections import phases
 
 Schedule = Callable[[float], float]
 

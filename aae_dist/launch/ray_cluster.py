@@ -12,7 +12,7 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.config.paths import inside_ray_job
-from aae_dist.config.settings import Launch
+from aae_dist.config.sections.launch import Launch
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch import ray_demand
 from aae_dist.launch.ray_demand import Demand, Resources, show, total

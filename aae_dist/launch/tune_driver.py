@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 
 from aae_dist.config import RunConfig
-from aae_dist.config.sweep import PbtScheduler
+from aae_dist.config.sections.sweep import PbtScheduler
 from aae_dist.launch import nonce, ray_cluster
 from aae_dist.launch.failures import WorkersFailedError, last_line
 from aae_dist.launch.ray_driver import Fit

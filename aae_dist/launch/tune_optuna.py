@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from aae_dist.config import space
-from aae_dist.config.sweep import OptunaSearch
+from aae_dist.config.sections.sweep import OptunaSearch
 from aae_dist.config.sweep_plan import trial_id
 from aae_dist.errors import ConfigError
 from aae_dist.launch.tune_book import point_of

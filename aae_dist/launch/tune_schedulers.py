@@ -14,7 +14,7 @@ from ray.tune.schedulers import (
 )
 
 from aae_dist.config import RunConfig
-from aae_dist.config.sweep import AshaScheduler, PbtScheduler, Sweep
+from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
 from aae_dist.config.sweep_checks import asha_longest, asha_unit, mutations
 from aae_dist.launch.tune_trial import OBJECTIVE, SWEEP
 from aae_dist.objective import Objective

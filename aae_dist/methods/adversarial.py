@@ -80,7 +80,7 @@ class AdversarialMethod(Method):
 
         A part of the norm of reconstruction's gradient on the encoder, so that under SGD neither
         drowns the other (Esser et al., arXiv 2012.09841, equation 7, by whole gradients). Under
-        Adam, here an optimizer of its own, factors cancel beyond its eps; see `config.parts`.
+        Adam, here an optimizer of its own, factors cancel beyond its eps; see `config.sections`.
         """
         if self.gradient_ratio is None:
             return None

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from aae_dist.config import RunConfig, parts, phases
+from aae_dist.config import RunConfig
+from aae_dist.config.sections import method as sections
+from aae_dist.config.sections import phases
 from aae_dist.distributed.accelerated import accelerated
 from aae_dist.distributed.data_parallel import data_parallel, settle, trainable
 from aae_dist.distributed.schedule import build_schedule
@@ -71,7 +73,7 @@ def build_method(
 def _accelerated(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
     """Return the network as training calls it: in bfloat16 or compiled where wanted."""
     method = config.method
-    penalised = isinstance(method, parts.AdversarialMethod) and method.r1_weight > 0
+    penalised = isinstance(method, sections.AdversarialMethod) and method.r1_weight > 0
     return accelerated(
         network,
         # The discriminator is small, and its logits decide by small differences.

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from aae_dist.config import RunConfig, networks
+from aae_dist.config import RunConfig
+from aae_dist.config.sections import model as sections
 from aae_dist.distributed.seeds import derived_seed
 from aae_dist.errors import ConfigError
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
@@ -47,16 +48,16 @@ class Networks:
         return {name: network for name, network in all_networks if network is not None}
 
 
-def build_posterior(config: networks.Posterior) -> Posterior:
+def build_posterior(config: sections.Posterior) -> Posterior:
     """Return the posterior that `config` names."""
     match config:
-        case networks.DeterministicPosterior():
+        case sections.DeterministicPosterior():
             return DeterministicPosterior()
-        case networks.GaussianPosterior():
+        case sections.GaussianPosterior():
             return GaussianPosterior()
-        case networks.UniversalPosterior():
+        case sections.UniversalPosterior():
             return UniversalPosterior(config.noise_dim)
-        case networks.CategoricalPosterior():
+        case sections.CategoricalPosterior():
             return CategoricalPosterior(config.straight_through)
 
 
@@ -90,7 +91,7 @@ def build_networks(
     def make(name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.run.seed, f"weights of {name}"))
-            own: networks.OwnNetwork | None = getattr(model, name)
+            own: sections.OwnNetwork | None = getattr(model, name)
             if own is None:
                 network = built[name](**roles[name])
             else:
@@ -110,7 +111,7 @@ def build_networks(
     return Networks(made["encoder"], made["decoder"], made.get("discriminator"))
 
 
-def _built_in(model: networks.Model) -> Mapping[str, Callable[..., nn.Module]]:
+def _built_in(model: sections.Model) -> Mapping[str, Callable[..., nn.Module]]:
     """Return what makes each network of a kind from its role's arguments."""
     sigmoid = model.decoder_output == "sigmoid"
     widths, spectral = model.discriminator_widths, model.discriminator_spectral_norm
@@ -119,7 +120,7 @@ def _built_in(model: networks.Model) -> Mapping[str, Callable[..., nn.Module]]:
         return MlpDiscriminator(latent_dim, widths, spectral)
 
     def encoder(**role: Any) -> nn.Module:
-        if isinstance(model, networks.MlpModel):
+        if isinstance(model, sections.MlpModel):
             return MlpEncoder(widths=model.encoder_widths, **role)
         return ConvEncoder(
             width=model.encoder_width,
@@ -129,7 +130,7 @@ def _built_in(model: networks.Model) -> Mapping[str, Callable[..., nn.Module]]:
         )
 
     def decoder(**role: Any) -> nn.Module:
-        if isinstance(model, networks.MlpModel):
+        if isinstance(model, sections.MlpModel):
             return MlpDecoder(widths=model.decoder_widths, sigmoid=sigmoid, **role)
         return ConvDecoder(
             width=model.decoder_width,

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aae_dist.config import networks
+from aae_dist.config.sections import model as sections
 from aae_dist.errors import ConfigError
 
 NAMED = 5
 """Parameters that a message names."""
 
 
-def import_network(key: str, config: networks.OwnNetwork, roles: Mapping[str, Any]) -> nn.Module:
+def import_network(key: str, config: sections.OwnNetwork, roles: Mapping[str, Any]) -> nn.Module:
     """Return an instance of the class that `config` names.
 
     Args:

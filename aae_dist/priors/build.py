@@ -5,7 +5,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from aae_dist.config import priors
+from aae_dist.config.sections import prior as sections
 from aae_dist.errors import ConfigError
 from aae_dist.priors.categorical import CategoricalPrior
 from aae_dist.priors.empirical import EmpiricalPrior
@@ -31,7 +31,7 @@ PRIORS: dict[str, type[Prior]] = {
 """By the section's kind; each takes latent_dim and the section's fields."""
 
 
-def build_prior(config: priors.Prior, latent_dim: int, vectors: Tensor | None = None) -> Prior:
+def build_prior(config: sections.Prior, latent_dim: int, vectors: Tensor | None = None) -> Prior:
     """Return the prior that `config` describes.
 
     Args:
@@ -43,16 +43,16 @@ def build_prior(config: priors.Prior, latent_dim: int, vectors: Tensor | None = 
         ConfigError: a custom prior cannot be used.
     """
     match config:
-        case priors.DataPrior() | priors.RunPrior():
+        case sections.DataPrior() | sections.RunPrior():
             assert vectors is not None, "read by training.prior_vectors"
             return EmpiricalPrior(vectors)
-        case priors.CustomPrior():
+        case sections.CustomPrior():
             return _import_prior(config, latent_dim)
         case _:
             return PRIORS[config.kind](latent_dim, **config.model_dump(exclude={"kind"}))
 
 
-def _import_prior(config: priors.CustomPrior, latent_dim: int) -> Prior:
+def _import_prior(config: sections.CustomPrior, latent_dim: int) -> Prior:
     module, name = config.path.split(":")
     try:
         found = getattr(importlib.import_module(module), name)

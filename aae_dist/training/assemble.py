@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from aae_dist.config.settings import Augment
+from aae_dist.config.sections.data import Augment
 from aae_dist.data import (
     Augmenter,
     Batch,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from aae_dist.config import RunConfig
-from aae_dist.config.settings import Augment
+from aae_dist.config.sections.data import Augment
 from aae_dist.data import Dataset
 from aae_dist.errors import ConfigError
 from aae_dist.spread import spread_evenly

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aae_dist.config import RunConfig, priors
+from aae_dist.config import RunConfig
+from aae_dist.config.sections.prior import DataPrior, RunPrior
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.progress import Show, progress
 from aae_dist.distributed.reductions import main_decides
@@ -31,7 +32,7 @@ def prior_vectors(
     Raises:
         AaeDistError: the vectors cannot be read, or are of another length.
     """
-    if not isinstance(config.prior, priors.DataPrior | priors.RunPrior):
+    if not isinstance(config.prior, DataPrior | RunPrior):
         return None
     if saved is not None:
         return saved.tensors["prior"]["vectors"]
@@ -52,9 +53,9 @@ def prior_vectors(
 
 def _read(config: RunConfig, show: Show) -> Tensor:
     match config.prior:
-        case priors.DataPrior():
+        case DataPrior():
             key, vectors = "prior.vectors", _vectors_of_data(config.prior, config, show)
-        case priors.RunPrior():
+        case RunPrior():
             key, vectors = "prior.uri", _codes_of_run(config.prior, show)
         case _:
             raise AssertionError
@@ -67,7 +68,7 @@ def _read(config: RunConfig, show: Show) -> Tensor:
     return vectors.float().contiguous()
 
 
-def _vectors_of_data(prior: priors.DataPrior, config: RunConfig, show: Show) -> Tensor:
+def _vectors_of_data(prior: DataPrior, config: RunConfig, show: Show) -> Tensor:
     settings = config.data.model_copy(
         update={"image_keys": (prior.key,), "label_key": None, "image_size": None, "channels": None}
     )
@@ -76,7 +77,7 @@ def _vectors_of_data(prior: priors.DataPrior, config: RunConfig, show: Show) -> 
     return torch.cat([vectors.flatten(1) for vectors in chunks])
 
 
-def _codes_of_run(prior: priors.RunPrior, show: Show) -> Tensor:
+def _codes_of_run(prior: RunPrior, show: Show) -> Tensor:
     run = load_run(prior.uri)
     dataset = open_dataset(run.config.data.train, run.config.data, run.image_shape, show=show)
     chunks = _readable(dataset, prior.max_vectors, run.config.data.max_bad_fraction, show)

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config.tree import plain
-from aae_dist.config.yaml_text import YamlProblem, parse
+from aae_dist.config.loading.tree import plain
+from aae_dist.config.loading.yaml import YamlProblem, parse
 from aae_dist.storage import Entry, Storage
 from aae_dist.tracking import json_lines
 from aae_dist.training.run_folder import CONFIG, METRICS, SUMMARY

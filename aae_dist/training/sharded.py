@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data import Dataset, Manifest, Shard
 from aae_dist.data.manifest import FILE_NAME as MANIFEST
 from aae_dist.data.manifest import dump

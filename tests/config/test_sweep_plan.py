@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aae_dist.config import RunConfig, config_from_tree, load_config, schema, space
+from aae_dist.config import RunConfig, config_from_tree, load_config, space
+from aae_dist.config.loading import schema
 from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.errors import ConfigError
 

@@ -16,7 +16,7 @@ from helpers.shards import image_of, sample, write_shards
 from helpers.watch import nothing_but
 from webdataset import TarWriter
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data import BatchLoader, Order, open_dataset, reader, tar_index
 from aae_dist.data.index import index_folder
 from aae_dist.data.manifest import Shard

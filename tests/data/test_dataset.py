@@ -8,7 +8,7 @@ import torch
 from helpers.shards import encoded, image_of, sample, write_shards
 from webdataset import TarWriter
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data import Dataset, open_dataset, sample_decoder
 from aae_dist.errors import DataError
 from aae_dist.storage import open_storage

@@ -9,7 +9,7 @@ import torch
 from helpers.shards import encoded
 from PIL import Image, ImageOps
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data import decode, open_dataset
 from aae_dist.data.decode import decode_image
 from aae_dist.data.exif import PREFIX, orientation

@@ -12,7 +12,7 @@ import pytest
 from helpers.shards import write_shards
 from webdataset import TarWriter, tariterators
 
-from aae_dist.config.settings import Cache
+from aae_dist.config.sections.data import Cache
 from aae_dist.data import reader
 from aae_dist.data.index import open_manifest
 from aae_dist.data.manifest import Manifest, Shard

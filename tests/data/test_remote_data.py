@@ -14,7 +14,7 @@ import torch
 from helpers.object_server import Fault, ObjectServer, serving
 from helpers.shards import write_shards
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data import BatchLoader, Dataset, Order, build_index, fetch_ahead, open_dataset
 from aae_dist.data.cache import ShardCache
 from aae_dist.data.schedule import Schedule
@@ -123,7 +123,7 @@ def test_faults_change_neither_order_nor_counts(
 READ_AS_A_RANK = """
 import json, sys
 from hashlib import sha256
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data import BatchLoader, Order, open_dataset, rank_rows
 rank, settings = int(sys.argv[1]), Data.model_validate_json(sys.argv[2])
 dataset = open_dataset(settings.train, settings)

@@ -8,7 +8,7 @@ from helpers.shards import encoded
 from PIL import Image
 from webdataset import TarWriter
 
-from aae_dist.config.settings import Data
+from aae_dist.config.sections.data import Data
 from aae_dist.data import decode, open_dataset
 from aae_dist.data.pack import PackOptions, pack
 from aae_dist.errors import DataError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aae_dist.config import phases
+from aae_dist.config.sections import phases
 from aae_dist.distributed.schedule import build_schedule
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
 from aae_dist.methods import build_optimizer

@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 import torch
 
-from aae_dist.config import priors
+from aae_dist.config.sections import prior as sections
 from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.evaluation import null
 from aae_dist.priors import build_prior
@@ -18,18 +18,18 @@ QUICK = Path(__file__).parents[2] / "configs" / "sweep" / "quick.yaml"
 SWEPT = [(t.config.prior, t.config.model.latent_dim) for t in load_sweep([QUICK]).trials]
 CASES = [
     *SWEPT,
-    *product((priors.GaussianPrior(), priors.MixturePrior()), (16,)),
+    *product((sections.GaussianPrior(), sections.MixturePrior()), (16,)),
     *product(
         (
-            priors.UniformPrior(),
-            priors.LaplacePrior(),
-            priors.StudentTPrior(),
-            priors.SpherePrior(),
-            priors.CategoricalPrior(),
+            sections.UniformPrior(),
+            sections.LaplacePrior(),
+            sections.StudentTPrior(),
+            sections.SpherePrior(),
+            sections.CategoricalPrior(),
         ),
         (4,),
     ),
-    (priors.SwissRollPrior(), 2),
+    (sections.SwissRollPrior(), 2),
 ]
 NAMES = ("prior_match/sliced_wasserstein", "prior_match/mmd")
 
@@ -46,9 +46,9 @@ def prior_and_draws(section, latent_dim, num_samples, seed):
 @pytest.mark.parametrize(
     ("section", "seed"),
     [
-        (priors.SwissRollPrior(), 0),
-        (priors.SwissRollPrior(), 1),
-        (priors.MixturePrior(), 1),
+        (sections.SwissRollPrior(), 0),
+        (sections.SwissRollPrior(), 1),
+        (sections.MixturePrior(), 1),
     ],
 )
 def test_no_luck_of_the_prior_sample_is_in_the_scores(section, seed):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from aae_dist.config import RunConfig
-from aae_dist.config.load import load_config
+from aae_dist.config.loading.load import load_config
 
 START_SECONDS = 240.0
 

@@ -16,7 +16,7 @@ from helpers.equality import seal
 
 import aae_dist
 from aae_dist.config import load_config
-from aae_dist.config.yaml_text import YamlProblem, parse
+from aae_dist.config.loading.yaml import YamlProblem, parse
 from aae_dist.data.index import index_folder
 from aae_dist.data.manifest import parse as parse_manifest
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
@@ -129,15 +129,16 @@ def test_a_manifest_cannot_name_files_elsewhere(name: str, run: Path, tmp_path: 
 
 @pytest.mark.parametrize("path", ["os:system", "builtins:exec", "subprocess:Popen", "pathlib:Path"])
 def test_a_saved_configuration_cannot_call_what_it_names(path: str, tmp_path: Path) -> None:
-    from aae_dist.config import networks, priors
+    from aae_dist.config.sections.model import OwnNetwork
+    from aae_dist.config.sections.prior import CustomPrior
     from aae_dist.priors.build import build_prior
 
     arguments = {"args": ["touch", str(tmp_path / "canary")]}
-    custom = priors.CustomPrior(path=path, arguments=arguments)
+    custom = CustomPrior(path=path, arguments=arguments)
     with pytest.raises(ConfigError, match="does not derive from"):
         build_prior(custom, 2)
     with pytest.raises(ConfigError, match=r"must be a torch\.nn\.Module"):
-        import_network("encoder", networks.OwnNetwork(path=path, arguments=arguments), {})
+        import_network("encoder", OwnNetwork(path=path, arguments=arguments), {})
     assert not (tmp_path / "canary").exists()
 
 

@@ -14,7 +14,7 @@ from webdataset import TarWriter
 
 import aae_dist
 from aae_dist.config import load_config
-from aae_dist.config.priors import DataPrior
+from aae_dist.config.sections.prior import DataPrior
 from aae_dist.data.progress import Advance
 from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.outcome import Outcome

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import to_jsonable_python
 
-from aae_dist.config.section import Section
-from aae_dist.config.tree import join
+from aae_dist.config.loading.tree import join
+from aae_dist.config.sections import Section
 
 Classes = tuple[type[Section], ...]
 """The sections that may stand at a path: none for a plain value, several for a union by `kind`."""

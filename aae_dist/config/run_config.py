@@ -8,25 +8,30 @@ from typing import Any, cast
 from pydantic import create_model, model_validator
 from pydantic_core import PydanticCustomError
 
-from aae_dist.config import networks, parts, priors, settings
-from aae_dist.config.phases import Phases
-from aae_dist.config.section import Section
+from aae_dist.config.sections import Section
+from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.launch import Launch
+from aae_dist.config.sections.method import AdversarialMethod, Method
+from aae_dist.config.sections.model import DeterministicPosterior, MlpModel, Model, Posterior
+from aae_dist.config.sections.phases import Phases
+from aae_dist.config.sections.prior import GaussianPrior, Prior
+from aae_dist.config.sections.run import Checkpoint, Run, Train, Wandb
 
 
 class RunConfig(Section):
     """Everything that determines a run."""
 
-    run: settings.Run
-    data: settings.Data
-    model: networks.Model = networks.MlpModel()
-    posterior: networks.Posterior = networks.DeterministicPosterior()
-    prior: priors.Prior = priors.GaussianPrior()
-    method: parts.Method = parts.AdversarialMethod()
+    run: Run
+    data: Data
+    model: Model = MlpModel()
+    posterior: Posterior = DeterministicPosterior()
+    prior: Prior = GaussianPrior()
+    method: Method = AdversarialMethod()
     phases: Phases = Phases()
-    train: settings.Train = settings.Train()
-    checkpoint: settings.Checkpoint = settings.Checkpoint()
-    launch: settings.Launch = settings.Launch()
-    wandb: settings.Wandb = settings.Wandb()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    launch: Launch = Launch()
+    wandb: Wandb = Wandb()
 
     @property
     def lanes(self) -> int:

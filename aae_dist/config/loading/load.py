@@ -8,14 +8,15 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from aae_dist.config import messages, paths, yaml_text
-from aae_dist.config.layers import Merge
+from aae_dist.config import paths
+from aae_dist.config.loading import messages
+from aae_dist.config.loading.merge import Merge
+from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, leaves, plain
+from aae_dist.config.loading.yaml import YamlProblem, dump, parse, read_overrides
 from aae_dist.config.metric_names import best_metric_problems
-from aae_dist.config.overrides import read_overrides
 from aae_dist.config.redaction import redacted
-from aae_dist.config.root import RunConfig, checks_of_the_rest
-from aae_dist.config.settings import Run
-from aae_dist.config.tree import Leaf, Node, Tree, from_plain, leaves, plain
+from aae_dist.config.run_config import RunConfig, checks_of_the_rest
+from aae_dist.config.sections.run import Run
 from aae_dist.errors import ConfigError
 
 SWEEP = "sweep"
@@ -88,7 +89,7 @@ def read_layers(
     for file in files:
         try:
             layers.append(_read_file(file))
-        except yaml_text.YamlProblem as problem:
+        except YamlProblem as problem:
             problems.append(f"{file}:{problem.line}: {problem.reason}")
         except ConfigError as error:
             problems.append(str(error))
@@ -129,7 +130,7 @@ def dump_yaml(config: RunConfig, without_secrets: bool = False) -> str:
     Credentials in addresses may be left out: then for a reader, not for a program.
     """
     tree = config.model_dump(mode="json")
-    return yaml_text.dump(redacted(tree) if without_secrets else tree)
+    return dump(redacted(tree) if without_secrets else tree)
 
 
 def _read_file(file: ConfigFile) -> Tree:
@@ -141,7 +142,7 @@ def _read_file(file: ConfigFile) -> Tree:
         raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    tree = yaml_text.parse(text, str(file))
+    tree = parse(text, str(file))
     if isinstance(tree, Leaf):
         raise ConfigError(
             f"{tree.source}: holds {_kind(tree.value)}, not a map such as run: {{...}}"

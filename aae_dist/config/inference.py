@@ -5,13 +5,15 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from aae_dist.config import messages
-from aae_dist.config.layers import Merge
-from aae_dist.config.overrides import read_overrides
-from aae_dist.config.root import RunConfig
-from aae_dist.config.section import Section
-from aae_dist.config.settings import Data, Device, Launch
-from aae_dist.config.tree import from_plain, plain
+from aae_dist.config.loading import messages
+from aae_dist.config.loading.merge import Merge
+from aae_dist.config.loading.tree import from_plain, plain
+from aae_dist.config.loading.yaml import read_overrides
+from aae_dist.config.run_config import RunConfig
+from aae_dist.config.sections import Section
+from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.launch import Launch
+from aae_dist.config.sections.run import Device
 from aae_dist.errors import ConfigError
 
 

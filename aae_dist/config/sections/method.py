@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from aae_dist.config.section import Section
+from aae_dist.config.sections import Section
 
 
 class _Method(Section):

@@ -1,22 +1,24 @@
-"""YAML text to configuration trees and back, with the scalars of YAML 1.2.
+"""YAML text and `key.path=value` overrides to trees, and trees to YAML, with YAML 1.2's scalars.
 
 PyYAML reads YAML 1.1, where `1e-4` is text, `off` is false, `1:30` is 90 and `2024-01-01` a date.
 Here numbers are numbers, true and false are the only booleans, and all else is text.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from yaml.nodes import Node as YamlNode
 
-from aae_dist.config.tree import Leaf, Node
+from aae_dist.config.loading.tree import Leaf, Node, Tree
 
 LARGEST_BYTES = 1 << 20
 LARGEST_NODES = 20_000  # Counted with aliases written out, so that they cannot multiply.
 LARGEST_DEPTH = 32
 
+_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
@@ -184,3 +186,51 @@ def _text(text: str) -> str:
 
 def _line(node: YamlNode) -> int:
     return int(node.start_mark.line) + 1
+
+
+def read_overrides(overrides: Sequence[str]) -> tuple[Tree, list[str]]:
+    """Return the layer that the overrides make, and one line for each that cannot be read."""
+    layer: Tree = {}
+    problems = []
+    for text in overrides:
+        try:
+            keys, value = _read(text)
+        except YamlProblem as problem:
+            problems.append(f"override {text!r}: {problem.reason}")
+        else:
+            _put(layer, keys, value)
+    return layer, problems
+
+
+def _read(text: str) -> tuple[list[str], Node]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise YamlProblem(1, "is not KEY=VALUE, for example train.steps=1000")
+    if not _KEY.fullmatch(key):
+        raise YamlProblem(1, f"{key!r} is not a dotted key such as train.steps")
+    if not value.strip():
+        raise YamlProblem(1, f"no value; write {key}=null for none or {key}='\"\"' for empty text")
+    try:
+        return key.split("."), parse(value, f"override {text}", number_lines=False)
+    except YamlProblem as problem:
+        raise YamlProblem(
+            1,
+            f"the value is not YAML ({problem.reason}); put text that holds special characters "
+            f"in quotes, for example {key}='\"{{000..011}}.tar\"'",
+        ) from None
+
+
+def _put(layer: Tree, keys: list[str], value: Node) -> None:
+    """Set `keys` in the layer; a map joins a map that an earlier override made."""
+    *parents, last = keys
+    for key in parents:
+        node = layer.get(key)
+        if not isinstance(node, dict):
+            node = layer[key] = {}
+        layer = node
+    present = layer.get(last)
+    if isinstance(present, dict) and isinstance(value, dict):
+        for key, child in value.items():
+            _put(present, [key], child)
+    else:
+        layer[last] = value

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from aae_dist.config import schema
-from aae_dist.config.schema import Classes
-from aae_dist.config.section import Section
-from aae_dist.config.tree import Leaf, Node, Tree, from_plain, join, leaves, plain, show
+from aae_dist.config.loading import schema
+from aae_dist.config.loading.schema import Classes
+from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, join, leaves, plain, show
+from aae_dist.config.sections import Section
 
 # Keys that say the same thing in two ways: a later layer that sets one takes the other back.
 EXCLUSIVE = (("train", ("steps", "epochs")),)

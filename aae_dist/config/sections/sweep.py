@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from aae_dist.config.section import Section
-from aae_dist.config.settings import NAME
+from aae_dist.config.sections import Section
+from aae_dist.config.sections.run import NAME
 
 Mode = Literal["min", "max"]
 

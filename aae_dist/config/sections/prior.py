@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from aae_dist.config.networks import IMPORT_PATH
-from aae_dist.config.section import Section
+from aae_dist.config.sections import Section
+from aae_dist.config.sections.model import IMPORT_PATH
 
 
 class GaussianPrior(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from aae_dist.config.section import Section
+from aae_dist.config.sections import Section
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"

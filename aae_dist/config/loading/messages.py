@@ -1,19 +1,19 @@
 """Pydantic's errors as lines for people: dotted path, what is wrong, what was got, what to do."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config import schema
-from aae_dist.config.guess import did_you_mean
-from aae_dist.config.networks import IMPORT_PATH
-from aae_dist.config.schema import Classes
-from aae_dist.config.section import Section
-from aae_dist.config.settings import NAME, ROOTED
-from aae_dist.config.tree import Leaf, Node, find, join, leaves, show
+from aae_dist.config.loading import schema
+from aae_dist.config.loading.schema import Classes
+from aae_dist.config.loading.tree import Leaf, Node, find, join, leaves, show
+from aae_dist.config.sections import Section
+from aae_dist.config.sections.data import ROOTED
+from aae_dist.config.sections.model import IMPORT_PATH
+from aae_dist.config.sections.run import NAME
 
 EXAMPLES = {"run.name": "run.name=my-first-run", "data.train": "data.train=builtin://digits/train"}
 
@@ -77,6 +77,12 @@ def lines(
         if not any(other != keys and other[: len(keys)] == keys for other in grouped):
             found.append(_line(keys, errors, root, tree))
     return found + [_cross_check(path, text, tree) for path, text in contradictions]
+
+
+def did_you_mean(got: Any, known: Iterable[Any]) -> str:
+    """Return `; did you mean NAME?`, or nothing where no known name is near."""
+    close = get_close_matches(str(got), [str(name) for name in known], 1)
+    return f"; did you mean {close[0]}?" if close and str(got) != close[0] else ""
 
 
 def _locate(classes: Classes, loc: Sequence[str | int]) -> tuple[Keys, Classes]:
