@@ -14,7 +14,7 @@ from aae_dist.errors import (
 from aae_dist.version import __version__
 
 if TYPE_CHECKING:
-    from aae_dist.training.trained_run import TrainedRun, load_run
+    from aae_dist.inference.trained_run import TrainedRun, load_run
 
 __all__ = [
     "AaeDistError",
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Lazy: importing torch takes seconds, and a wrong configuration shall be answered at once.
     if name in ("TrainedRun", "load_run"):
-        from aae_dist.training import trained_run
+        from aae_dist.inference import trained_run
 
         return getattr(trained_run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,9 +16,9 @@ import torch
 from engine import build_engine
 from timing import median_ratio, print_header
 
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.distributed.world import single
 from aae_dist.storage import open_storage
-from aae_dist.training.checkpoint import CheckpointStore
 from aae_dist.training.state import TrainState
 
 

@@ -17,8 +17,8 @@ from torchvision.datasets import MNIST
 from aae_dist import load_run
 from aae_dist.config import RunConfig, load_config
 from aae_dist.distributed.world import single
-from aae_dist.training.train import train
-from aae_dist.training.trained_run import TrainedRun
+from aae_dist.inference.trained_run import TrainedRun
+from aae_dist.training.trainer import train
 from aae_dist.version import __version__
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 from webdataset import TarWriter
 
 import aae_dist
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.commands.train import train
 from aae_dist.storage import open_storage
-from aae_dist.training.checkpoint import CheckpointStore
 
 
 def write_shard(path: Path) -> None:

@@ -7,11 +7,11 @@ from aae_dist.config import RunConfig
 from aae_dist.config.inference import with_overrides
 from aae_dist.config.paths import absolute_storage
 from aae_dist.data import open_manifest
-from aae_dist.data.shard_output import check_format
 from aae_dist.distributed.world import from_environment
+from aae_dist.inference.dataset_job import Job, plan_of
+from aae_dist.inference.outputs import check_format
+from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.launch.shards import write_shards
-from aae_dist.training.sharded import Job, plan_of
-from aae_dist.training.trained_run import TrainedRun
 
 ALONE = ("launch.kind=local",)
 """Without a word on workers a verb stays in this process, however the run was trained."""

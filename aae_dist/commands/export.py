@@ -7,10 +7,10 @@ from torch import Tensor
 from aae_dist.commands.trained import open_run
 from aae_dist.config.paths import absolute_storage
 from aae_dist.errors import AaeDistError
+from aae_dist.inference.export import TOLERANCE, WRITERS, check_format
+from aae_dist.inference.export import export as write_programs
+from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.storage import open_storage
-from aae_dist.training.exporting import TOLERANCE, WRITERS, check_format
-from aae_dist.training.exporting import export as write_programs
-from aae_dist.training.trained_run import TrainedRun
 
 NUM_CHECKED = 64
 

@@ -11,7 +11,7 @@ from aae_dist.commands.images import checked_path, write_images
 from aae_dist.commands.trained import open_run
 from aae_dist.config.paths import absolute_storage
 from aae_dist.evaluation import paths
-from aae_dist.training.trained_run import TrainedRun
+from aae_dist.inference.trained_run import TrainedRun
 
 PRIOR_SAMPLES = 10_000
 INNER = (0.02, 0.98)

@@ -8,7 +8,7 @@ from torch import Tensor
 from aae_dist.commands.images import checked_path, write_images
 from aae_dist.commands.trained import open_run
 from aae_dist.errors import ConfigError
-from aae_dist.training.trained_run import TrainedRun
+from aae_dist.inference.trained_run import TrainedRun
 
 
 def sample(

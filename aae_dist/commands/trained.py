@@ -9,7 +9,7 @@ from aae_dist.config.inference import with_overrides
 from aae_dist.config.paths import absolute_storage
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
-from aae_dist.training.trained_run import TrainedRun
+from aae_dist.inference.trained_run import TrainedRun
 
 DEVICE = "train.device="
 

@@ -15,7 +15,7 @@ from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_lin
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
 from aae_dist.training.outcome import Outcome
-from aae_dist.training.train import train
+from aae_dist.training.trainer import train
 
 
 class LocalReporter:

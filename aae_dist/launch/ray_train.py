@@ -16,7 +16,7 @@ from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopRequest, StopSignals
 from aae_dist.storage import Storage, is_remote, join, open_storage
 from aae_dist.training.outcome import Outcome
-from aae_dist.training.resume import finished_before
+from aae_dist.training.run.resume import finished_before
 
 
 def launch_ray(config: RunConfig) -> Outcome:

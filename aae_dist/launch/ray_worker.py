@@ -25,7 +25,7 @@ from aae_dist.launch.ray_entry import Task, give_up
 from aae_dist.launch.ray_monitor import Payload, StopWatch
 from aae_dist.launch.ray_screen import FarConsole
 from aae_dist.storage import join, open_storage
-from aae_dist.training.train import train
+from aae_dist.training.trainer import train
 
 REPORT_SECONDS = 5.0
 """Least time between reports: Ray takes one a poll (1 s), and the next one would wait for it."""

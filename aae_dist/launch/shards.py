@@ -12,9 +12,9 @@ from aae_dist.data.progress import progress
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, Interrupted, LaunchError
+from aae_dist.inference.dataset_job import Job, begin, complete, give_up, missing, write_shard
 from aae_dist.launch.local import process_group
 from aae_dist.storage import open_storage
-from aae_dist.training.sharded import Job, begin, complete, give_up, missing, write_shard
 
 Call = tuple[Job, int, Shard]
 

@@ -16,7 +16,7 @@ from aae_dist.launch.say import say
 from aae_dist.launch.trial_session import Channel, StopFlag
 from aae_dist.storage import join, open_storage
 from aae_dist.training.outcome import Outcome
-from aae_dist.training.train import train
+from aae_dist.training.trainer import train
 
 
 def train_here(

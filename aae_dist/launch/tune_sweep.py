@@ -27,8 +27,8 @@ from aae_dist.launch.signals import StopSignals
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import READERS
 from aae_dist.sweeps.ledger import Ledger
-from aae_dist.training.resume import finished_before
-from aae_dist.training.run_lock import RunLock
+from aae_dist.training.run.lock import RunLock
+from aae_dist.training.run.resume import finished_before
 
 LOOK_SECONDS = 0.5
 REPORT_SECONDS = 60.0

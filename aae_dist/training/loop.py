@@ -16,13 +16,13 @@ from aae_dist.distributed.reductions import mean_over_ranks
 from aae_dist.distributed.world import World
 from aae_dist.methods import Losses, Method, StepInputs
 from aae_dist.objective import NUM_SAMPLES, is_comparable
-from aae_dist.training.agreement import Agreement, Decision
-from aae_dist.training.alarms import GameAlarms
 from aae_dist.training.goodput import Goodput
-from aae_dist.training.guards import RanksDriftedError, UpdatesSkippedError
+from aae_dist.training.health.consensus import Agreement, Decision
+from aae_dist.training.health.gan_diagnostics import GameAlarms
+from aae_dist.training.health.rollback import RanksDriftedError, UpdatesSkippedError
+from aae_dist.training.health.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
 from aae_dist.training.reporter import Reporter
 from aae_dist.training.state import TrainState
-from aae_dist.training.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
 
 Metrics = dict[str, float]
 

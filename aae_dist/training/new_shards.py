@@ -6,10 +6,10 @@ In mid-epoch nobody could say which samples of the new shards the epoch has had 
 from dataclasses import dataclass
 from typing import Any
 
+from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
 from aae_dist.data import Manifest, Order
 from aae_dist.errors import CheckpointError
-from aae_dist.training.checkpoint import Saved
 from aae_dist.training.state import TrainState
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.prior import DataPrior, RunPrior
 from aae_dist.data import Dataset, open_dataset
@@ -17,9 +18,8 @@ from aae_dist.data.progress import Show, progress
 from aae_dist.distributed.reductions import main_decides
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
+from aae_dist.inference.trained_run import load_run
 from aae_dist.spread import spread_evenly
-from aae_dist.training.checkpoint import Saved
-from aae_dist.training.trained_run import load_run
 
 CHUNK = 256
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from aae_dist.config import RunConfig
 from aae_dist.evaluation import Gallery
 from aae_dist.tracking import JsonLinesSink, MetricSink, OpenConsole, open_console, open_wandb
-from aae_dist.training.run_folder import RunFolder
+from aae_dist.training.run.folder import RunFolder
 
 Metrics = Mapping[str, float]
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
 from aae_dist.data import Dataset, Order, open_dataset, resolve_window
 from aae_dist.data.progress import Show
@@ -12,11 +13,10 @@ from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator
 from aae_dist.priors import Prior, build_prior
-from aae_dist.training.checkpoint import Saved
 from aae_dist.training.data_checks import check_settings_fit
 from aae_dist.training.new_shards import Restart, restart_on_new_shards
 from aae_dist.training.prior_vectors import prior_vectors
-from aae_dist.training.resume import as_found
+from aae_dist.training.run.resume import as_found
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from aae_dist.config.loading.tree import plain
 from aae_dist.config.loading.yaml import YamlProblem, parse
 from aae_dist.storage import Entry, Storage
 from aae_dist.tracking import json_lines
-from aae_dist.training.run_folder import CONFIG, METRICS, SUMMARY
-from aae_dist.training.run_lock_holder import KEY as LOCK
-from aae_dist.training.run_lock_holder import Holder
+from aae_dist.training.run.folder import CONFIG, METRICS, SUMMARY
+from aae_dist.training.run.lock_owner import KEY as LOCK
+from aae_dist.training.run.lock_owner import Holder
 
 THREADS = 32
 TAIL_BYTES = 256 << 10

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aae_dist.checkpoints.weights import WeightAverage, load_weights, weights_to_use
 from aae_dist.data.bad_samples import BadSamples
 from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
-from aae_dist.errors import CheckpointError
 from aae_dist.models import Networks
-from aae_dist.training.weight_average import WeightAverage, weights_to_use
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -124,18 +123,3 @@ class TrainState:
         load_weights(self.networks, model)
         if self.average is not None:
             self.average.restart()
-
-
-@torch.no_grad()
-def load_weights(networks: Networks, model: Mapping[str, Tensor]) -> None:
-    """Copy the tensors of a checkpoint's `model` file into networks of the same shape."""
-    for name, network in networks.named().items():
-        for key, tensor in network.state_dict().items():
-            saved = model.get(f"{name}.{key}")
-            if saved is None or saved.shape != tensor.shape:
-                got = "none" if saved is None else tuple(saved.shape)
-                raise CheckpointError(
-                    f"the checkpoint's weights do not fit: {name}.{key} should have shape "
-                    f"{tuple(tensor.shape)} (got {got}); keep model, posterior and method as saved"
-                )
-            tensor.copy_(saved)

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.errors import CheckpointError
 from aae_dist.storage import Storage, join, open_storage, read_or_none
-from aae_dist.training.checkpoint import CheckpointStore, Saved
-from aae_dist.training.run_lock import RunLock
+from aae_dist.training.run.lock import RunLock
 
 PENDING = "takeover.json"
 """Stands in a run's folder while a donor's state is copied into it."""

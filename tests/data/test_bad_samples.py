@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from aae_dist.checkpoints.metadata import StateDocument
 from aae_dist.data import bad_samples
 from aae_dist.data.bad_samples import BadSample, BadSamples, Limits
 from aae_dist.errors import DataError
-from aae_dist.training.documents import StateDocument
 
 VALID = np.ones(8, np.bool_)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.storage import Storage, open_storage
-from aae_dist.training.checkpoint import CheckpointStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
 

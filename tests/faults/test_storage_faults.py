@@ -13,9 +13,9 @@ from helpers.faulty import PACE
 from helpers.faulty_proxy import FaultyProxy, Rule, proxying
 from helpers.fleet import finish, fleet
 
+from aae_dist.checkpoints.manifest import MANIFEST
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.storage import open_storage
-from aae_dist.training.checkpoint import CheckpointStore
-from aae_dist.training.checkpoint_manifest import MANIFEST
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(580)]
 

@@ -11,7 +11,7 @@ from aae_dist.distributed.control import CONTROL_SECONDS, control_group
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
-from aae_dist.training.agreement import Agreement
+from aae_dist.training.health.consensus import Agreement
 
 LIMIT, WORK = 0.3, 1.0
 """Seconds: what the process group allows, and how long one rank makes the others wait."""

@@ -153,9 +153,9 @@ def _install_in_step(fault: Fault) -> None:
 
 
 def _install_in_save(fault: Fault) -> None:
+    from aae_dist.checkpoints.store import CheckpointStore
     from aae_dist.storage import local
     from aae_dist.storage.local import LocalStorage
-    from aae_dist.training.checkpoint import CheckpointStore
 
     now = {"step": -1}
     original_save = CheckpointStore.save

@@ -14,7 +14,7 @@ from pathlib import Path
 from aae_dist.cli import main
 from aae_dist.data import Batch, Dataset
 from aae_dist.methods import Losses
-from aae_dist.training import train as train_module
+from aae_dist.training import trainer as train_module
 from aae_dist.training.loop import TrainLoop
 
 STEP_SECONDS = 0.03

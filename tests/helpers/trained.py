@@ -5,10 +5,10 @@ from typing import Any
 
 from helpers.ranks import single_world
 
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.models import build_networks
 from aae_dist.storage import open_storage
-from aae_dist.training.checkpoint import CheckpointStore
 from aae_dist.training.state import TrainState
 
 DIGITS = (1, 28, 28)

@@ -13,10 +13,10 @@ import torch
 
 from aae_dist.config import load_config
 from aae_dist.data import Manifest
+from aae_dist.inference.dataset_job import Job
 from aae_dist.launch import ray_worker, shards, trial_training
 from aae_dist.launch.ray_device import own_device
 from aae_dist.launch.trial_session import Channel, StopFlag
-from aae_dist.training.sharded import Job
 
 pytestmark = pytest.mark.ray
 

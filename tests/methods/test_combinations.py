@@ -17,6 +17,8 @@ from helpers.steps import MODELS, global_batch, tiny_config
 from torch import Tensor
 
 import aae_dist
+from aae_dist.checkpoints.store import CheckpointStore, Saved
+from aae_dist.checkpoints.weights import WeightAverage
 from aae_dist.config import RunConfig
 from aae_dist.errors import ConfigError
 from aae_dist.methods import Method, StepInputs, build_method
@@ -24,9 +26,7 @@ from aae_dist.models import build_networks, build_posterior
 from aae_dist.models.build import DTYPES
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
-from aae_dist.training.checkpoint import CheckpointStore, Saved
 from aae_dist.training.state import TrainState
-from aae_dist.training.weight_average import WeightAverage
 
 STEPS = 20
 MODEL_CHOICES = ("mlp", "conv", "resnet")

@@ -15,6 +15,7 @@ import torch
 from helpers.equality import seal
 
 import aae_dist
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import load_config
 from aae_dist.config.loading.yaml import YamlProblem, parse
 from aae_dist.data.index import index_folder
@@ -22,7 +23,6 @@ from aae_dist.data.manifest import parse as parse_manifest
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
 from aae_dist.models.own import import_network
 from aae_dist.storage import open_storage
-from aae_dist.training.checkpoint import CheckpointStore
 
 
 class Payload:
@@ -103,7 +103,7 @@ def test_a_file_that_lies_about_itself_is_refused(name: str, data: bytes, run: P
 
 
 def test_a_document_too_large_to_be_one_is_never_read(run: Path, monkeypatch) -> None:
-    monkeypatch.setattr("aae_dist.training.checkpoint_files.LARGEST_DOCUMENT", 1000)
+    monkeypatch.setattr("aae_dist.checkpoints.format.LARGEST_DOCUMENT", 1000)
     put(run, "state.json", b" " * 2000)
     with pytest.raises(CheckpointError, match="larger than 1000 bytes"):
         load(run)

@@ -9,9 +9,9 @@ import torch
 from helpers.equality import seal
 
 import aae_dist
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.errors import CheckpointError
 from aae_dist.storage import open_storage
-from aae_dist.training.checkpoint import CheckpointStore
 
 FROZEN = Path(__file__).parent / "checkpoints"
 

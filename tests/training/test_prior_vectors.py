@@ -19,7 +19,7 @@ from aae_dist.data.progress import Advance
 from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.prior_vectors import prior_vectors
-from aae_dist.training.train import train
+from aae_dist.training.trainer import train
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
 

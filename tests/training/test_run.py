@@ -18,8 +18,8 @@ from aae_dist.config import RunConfig, load_config, metric_names
 from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
 from aae_dist.storage import open_storage
 from aae_dist.training.outcome import Outcome
-from aae_dist.training.run_lock import RunLock
-from aae_dist.training.train import train
+from aae_dist.training.run.lock import RunLock
+from aae_dist.training.trainer import train
 
 pytestmark = pytest.mark.run
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.runs import TINY, final_tensors, metrics
 
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import load_config
 from aae_dist.distributed.accelerated import Accelerated
 from aae_dist.distributed.world import World
@@ -16,10 +17,9 @@ from aae_dist.errors import CheckpointError
 from aae_dist.launch.trial_session import Channel, Ended, Session, StopFlag
 from aae_dist.launch.trial_training import train_here
 from aae_dist.storage import open_storage
-from aae_dist.training.assemble import build_engine
-from aae_dist.training.checkpoint import CheckpointStore
+from aae_dist.training.setup import build_engine
 from aae_dist.training.takeover import PENDING, resumed_config, take_over
-from aae_dist.training.train import train
+from aae_dist.training.trainer import train
 
 pytestmark = pytest.mark.run
 
@@ -163,7 +163,7 @@ def encoders(monkeypatch):
         found.append(weakref.ref(engine.networks.encoder))
         return engine
 
-    monkeypatch.setattr("aae_dist.training.train.build_engine", build)
+    monkeypatch.setattr("aae_dist.training.trainer.build_engine", build)
     return found
 
 

@@ -1,0 +1,230 @@
+"""A run's newest checkpoint, ready to use: what `aae_dist.load_run` returns."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aae_dist.checkpoints.store import CheckpointStore, Saved
+from aae_dist.checkpoints.weights import load_weights, weights_to_use
+from aae_dist.config import RunConfig, config_from_tree
+from aae_dist.data import Dataset, open_dataset
+from aae_dist.distributed.seeds import generator as keyed_generator
+from aae_dist.distributed.world import World, check_cuda
+from aae_dist.errors import CheckpointError, ConfigError
+from aae_dist.evaluation import Evaluation, Evaluator
+from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
+from aae_dist.priors import Prior, build_prior
+from aae_dist.storage import open_storage
+
+
+class TrainedRun:
+    """Networks of one checkpoint, on one device, without gradients.
+
+    Shapes: B images or codes, C H W image, Z latent_dim.
+
+    Attributes:
+        step: steps that the checkpoint had been trained for.
+        config: the run's configuration, with everything filled in that the data decided.
+        prior: p(z).
+    """
+
+    def __init__(self, saved: Saved, uri: str, device: torch.device) -> None:
+        """Build the networks and copy the checkpoint's weights; use `load_run` instead."""
+        self.uri, self.device = uri, device
+        self.step: int = saved.step
+        self.config: RunConfig = config_from_tree(saved.documents["config"])
+        channels, height, width = saved.documents["data"]["image_shape"]
+        self.image_shape: tuple[int, int, int] = (channels, height, width)
+        vectors = saved.tensors.get("prior", {}).get("vectors")
+        self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)
+        networks = build_networks(self.config, self.image_shape, device, trains=False)
+        load_weights(networks, weights_to_use(saved.tensors))
+        self._autoencoder = Autoencoder(networks, build_posterior(self.config.posterior))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the codes of images: the means of q(z|x).
+
+        Args:
+            images: (B, C, H, W), uint8 in [0, 255] or floats in [0, 1]; of a run whose decoder has
+                a linear output, as for vectors, floats of any size.
+
+        Returns:
+            Floats of shape (B, Z) in `train.precision`, on the run's device.
+
+        Raises:
+            ValueError: the images have another shape than the run was trained on, or are neither
+                uint8 nor such floats.
+        """
+        _check_shape("images", images, self.image_shape)
+        _check_pixels(images, self.config.model.decoder_output == "linear")
+        return self._autoencoder.encode(images)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the images of codes.
+
+        Args:
+            codes: floats of shape (B, Z), of any device.
+
+        Returns:
+            Floats of shape (B, C, H, W), in [0, 1] for a decoder with a sigmoid output.
+
+        Raises:
+            ValueError: the codes have another shape.
+        """
+        _check_shape("codes", codes, (self.config.model.latent_dim,))
+        return self._autoencoder.decode(codes)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Return decode(encode(images)), floats of shape (B, C, H, W); takes what `encode` takes.
+
+        Raises:
+            ValueError: as for `encode`.
+        """
+        return self.decode(self.encode(images))
+
+    def sample(
+        self,
+        num: int,
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Return `num` decoded samples of the prior, floats of shape (num, C, H, W).
+
+        Args:
+            num: number of images.
+            generator: on the CPU; by default one seeded by the run's seed, so that a second call
+                gives the same images.
+            labels: the class of each image, int64 (num,), for a prior with classes: the modes of a
+                mixture, the pieces of a swiss roll. By default of all classes, as the prior mixes
+                them.
+
+        Raises:
+            ValueError: the prior has no classes, or not these, or there are not `num` labels.
+        """
+        source = generator or keyed_generator(self.config.run.seed, "samples of a trained run")
+        if labels is None:
+            return self.decode(self.prior.sample(num, source))
+        return self.decode(self.prior.sample_class(self._checked_labels(labels, num), source))
+
+    def evaluate(self, data: str | Sequence[str] | None = None) -> Evaluation:
+        """Score the networks on shards, by default the run's validation shards.
+
+        Args:
+            data: pattern, folder or manifest of shards, or several; local, s3://, gs://, az://,
+                https:// or builtin://.
+
+        Raises:
+            ConfigError: none are given and the run was trained without.
+            DataError: they are not there, damaged, or too few to score.
+        """
+        dataset = self.open(data)
+        world = World(rank=0, size=1, local_rank=0, device=self.device)
+        given = (data,) if isinstance(data, str) else data or ("data.validation",)
+        evaluator = Evaluator(
+            dataset,
+            self.prior,
+            world,
+            self.config.run.seed,
+            name=", ".join(given),
+            threads=self.config.decoding_threads,
+        )
+        return evaluator.evaluate(self._autoencoder)
+
+    def open(self, data: str | Sequence[str] | None = None) -> Dataset:
+        """Return a data set whose images have the shape that the run was trained on.
+
+        Args:
+            data: shards as for `evaluate`; by default the run's validation shards.
+
+        Raises:
+            ConfigError: none are given and the run was trained without.
+            DataError: they are not there or damaged.
+        """
+        return open_dataset(self.shards(data), self.config.data, self.image_shape)
+
+    def shards(self, data: str | Sequence[str] | None = None) -> str | Sequence[str]:
+        """Return `data`, or the run's validation shards; ConfigError when there are neither."""
+        found = data or self.config.data.validation
+        if not found:
+            raise ConfigError(f"{self.uri} was trained without data.validation; name the shards")
+        return found
+
+    def as_modules(self) -> tuple[nn.Module, nn.Module]:
+        """Return copies in float32: pixels (B, C, H, W) to codes (B, Z), and codes to pixels."""
+        networks, posterior = self._autoencoder.networks, self._autoencoder.posterior
+        encoder = copy.deepcopy(Encoding(networks.encoder, posterior)).float().eval()
+        decoder = copy.deepcopy(networks.decoder).float().eval()
+        for parameter in [*encoder.parameters(), *decoder.parameters()]:
+            # One plain block of memory each: what writes programs warns of any other layout.
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        return encoder, decoder
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of the encoder's and decoder's weights."""
+        digest = hashlib.sha256()
+        for network in (self._autoencoder.networks.encoder, self._autoencoder.networks.decoder):
+            for tensor in network.state_dict().values():
+                digest.update(
+                    tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                )
+        return digest.hexdigest()
+
+    def _checked_labels(self, labels: Tensor, num: int) -> Tensor:
+        classes = self.prior.num_classes
+        if classes is None:
+            raise ValueError(f"the prior ({self.config.prior.kind}) of {self.uri} has no classes")
+        if tuple(labels.shape) != (num,):
+            raise ValueError(f"labels must have shape ({num},); got {tuple(labels.shape)}")
+        if num and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise ValueError(f"labels must be from 0 to {classes - 1}; got {labels.tolist()}")
+        return labels
+
+
+def load_run(uri: str, device: str | torch.device = "cpu", step: int | None = None) -> TrainedRun:
+    """Load a run's newest checkpoint that verifies, or that of one step.
+
+    Args:
+        uri: the run's folder: a local path, s3://, gs:// or az://.
+        device: where the networks shall live.
+        step: the checkpoint's step; by default the newest.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint that verifies, or none of this step.
+        LaunchError: the storage cannot be read.
+        ConfigError: the device is a GPU, and there is none.
+    """
+    where = torch.device(device)
+    if where.type == "cuda":
+        check_cuda(str(device))
+    store = CheckpointStore(open_storage(uri), keep=1)
+    saved = store.newest() if step is None else store.load(step)
+    if saved is None:
+        raise CheckpointError(
+            f"{uri} holds no checkpoint that verifies; give the folder of a run, as printed when "
+            "training ended"
+        )
+    return TrainedRun(saved, uri, where)
+
+
+def _check_shape(name: str, values: Tensor, wanted: tuple[int, ...]) -> None:
+    if values.ndim != len(wanted) + 1 or tuple(values.shape[1:]) != wanted:
+        sizes = ", ".join(map(str, wanted))
+        raise ValueError(f"{name} must have shape (B, {sizes}); got {tuple(values.shape)}")
+
+
+def _check_pixels(images: Tensor, unbounded: bool) -> None:
+    if images.dtype == torch.uint8 or not images.numel():
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"images must be uint8 or floats in [0, 1]; got {images.dtype}")
+    if unbounded:
+        return
+    low, high = images.min().item(), images.max().item()
+    # Floats up to 255 would be encoded without a word, into codes that mean nothing.
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"images must be uint8, or floats in [0, 1]; got floats from {low:g} to {high:g}"
+        )

@@ -1,0 +1,156 @@
+"""A run that is not good any more goes back to its last good checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.runs import TINY, final_tensors, metrics
+
+from aae_dist.config import load_config
+from aae_dist.distributed.world import single
+from aae_dist.errors import RanksDifferError, TrainingDivergedError
+from aae_dist.methods.adversarial import AdversarialMethod
+from aae_dist.training import trainer as train_module
+from aae_dist.training.health.rollback import RanksDriftedError
+from aae_dist.training.loop import TrainLoop
+from aae_dist.training.outcome import Outcome
+
+pytestmark = pytest.mark.run
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def report(self, metrics: Any) -> None:
+        pass
+
+    def stop_requested(self) -> bool:
+        return False
+
+    def stopped_as(self) -> str:
+        return "interrupted"
+
+    def save_requested(self) -> bool:
+        return False
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def go(storage: Path, *items: str) -> tuple[Outcome, list[str]]:
+    torch.set_num_threads(1)
+    base = [f"run.storage={storage}", "run.name=run", "launch.kind=local", *TINY]
+    base += ["data.validation=null", "checkpoint.every_steps=5", "checkpoint.keep=10"]
+    config = load_config([], [*base, "train.steps=30", "train.log_every_steps=5", *items]).config
+    reporter = Lines()
+    return train_module.train(config, single(), reporter, "launch"), reporter.lines
+
+
+def without(tensors: dict[str, Any], *words: str) -> dict[str, Any]:
+    return {k: v for k, v in tensors.items() if not any(word in k for word in words)}
+
+
+def assert_bit_equal(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        same = torch.equal(got[name], value) if isinstance(value, torch.Tensor) else None
+        assert same or got[name] == value, name
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, is_bad: Any) -> list[float]:
+    """Make the discriminator's loss nan where `is_bad()`; return its learning rates by then."""
+    original, rates = AdversarialMethod.discriminator_loss, []
+
+    def loss(self: AdversarialMethod, coded: Any) -> torch.Tensor:
+        rate = self.optimizers["discriminator"].lr
+        if not is_bad(rate):
+            return original(self, coded)
+        rates.append(rate)
+        return original(self, coded) * float("nan")
+
+    monkeypatch.setattr(AdversarialMethod, "discriminator_loss", loss)
+    return rates
+
+
+def test_a_fault_that_passes_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = go(tmp_path / "whole")
+    calls = iter(range(1000))
+    poison(monkeypatch, lambda rate: next(calls) in (17, 18, 19))
+    limits = ["train.max_skipped_updates=3", "train.max_roll_backs=1"]
+    broken, lines = go(tmp_path / "broken", *limits)
+    assert any("going back to the last good checkpoint, as it was" in line for line in lines)
+    assert broken.state == "finished"
+    assert_bit_equal(final_tensors(broken.run_uri, 30), final_tensors(whole.run_uri, 30))
+    assert [r["step"] for r in metrics(broken.run_uri)] == [5, 10, 15, 20, 25, 30]
+
+
+def test_what_comes_again_is_met_with_half_the_learning_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = poison(monkeypatch, lambda rate: 0.0006 < rate < 0.00099)
+    schedule = "phases.discriminator.schedule={kind: linear, decay_from: 0.5}"
+    limits = ["train.max_skipped_updates=2", "train.max_roll_backs=2", schedule]
+    outcome, lines = go(tmp_path, *limits)
+    assert outcome.state == "finished"
+    assert [line.rpartition(", ")[2] for line in lines if "going back" in line] == [
+        "as it was",
+        "with learning rates halved",
+    ]
+    assert len(rates) == 4
+    state = json.loads((tmp_path / "run/checkpoints/step-000000030/state.json").read_text())
+    assert state["lr_factor"] == 0.5
+    assert metrics(outcome.run_uri)[0]["lr/discriminator"] == 0.001
+    assert outcome.metrics["lr/discriminator"] < 0.0001
+
+
+def test_without_roll_backs_left_the_run_has_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(1000))
+    poison(monkeypatch, lambda rate: next(calls) > 16)
+    limits = ["train.max_skipped_updates=7", "train.max_roll_backs=2"]
+    with pytest.raises(TrainingDivergedError, match="skipped 7 updates in a row"):
+        go(tmp_path, *limits)
+    # Step 20 came while updates were skipped: that is no place to start from.
+    assert not (tmp_path / "run/checkpoints/step-000000020").exists()
+
+
+def test_drifted_ranks_go_back_and_end_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = go(tmp_path / "whole")
+    original, hits = TrainLoop._raise_if_drifted, []
+
+    def drifted(self: TrainLoop) -> None:
+        if self.state.step == 18 and not hits:
+            hits.append(18)
+            next(self.state.networks.decoder.parameters()).data.mul_(1.5)
+            raise RanksDriftedError("the decoder of rank 1 differs")
+        original(self)
+
+    monkeypatch.setattr(TrainLoop, "_raise_if_drifted", drifted)
+    broken, lines = go(tmp_path / "broken", "train.compare_ranks_every_steps=2")
+    assert "the decoder of rank 1 differs; going back to the newest checkpoint" in lines
+    assert_bit_equal(final_tensors(broken.run_uri, 30), final_tensors(whole.run_uri, 30))
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [(2, "differs, and there is no checkpoint to go back to"), (18, "going back 3 times")],
+)
+def test_ranks_that_cannot_be_mended_are_no_fault_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, words: str
+) -> None:
+    def drifted(self: TrainLoop) -> None:
+        if self.state.step == first:
+            raise RanksDriftedError("the decoder of rank 1 differs")
+
+    monkeypatch.setattr(TrainLoop, "_raise_if_drifted", drifted)
+    with pytest.raises(RanksDifferError, match=words) as raised:
+        go(tmp_path, "train.compare_ranks_every_steps=2")
+    assert raised.value.exit_code == 1

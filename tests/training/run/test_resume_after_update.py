@@ -1,0 +1,77 @@
+"""What a resumed run's configuration is compared with: younger keys have their defaults, and null
+means as it was where the data decides.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.bad_runs import train_rank
+from helpers.equality import assert_bit_equal
+from helpers.ranks import single_world
+from helpers.shards import write_shards
+from helpers.steps import tiny_config
+
+from aae_dist.errors import CheckpointError
+from aae_dist.training.run.resume import as_found, check_same_run
+
+
+def test_keys_younger_than_the_run_count_as_their_defaults() -> None:
+    saved = tiny_config().model_dump(mode="json")
+    del saved["train"]["compile"], saved["data"]["augment"], saved["method"]["adversary"]
+    check_same_run(saved, tiny_config(), "the run")
+    other = {"kind": "adversarial", "adversary": "hinge"}
+    with pytest.raises(CheckpointError, match="method.adversary: saved 'bce', now 'hinge'"):
+        check_same_run(saved, tiny_config(method=other), "the run")
+
+
+def test_a_configuration_with_keys_that_are_gone_is_still_compared() -> None:
+    saved = tiny_config().model_dump(mode="json")
+    saved["train"]["gone"], saved["run"]["seed"] = 3, 8
+    with pytest.raises(CheckpointError, match="run.seed: saved 8, now 0"):
+        check_same_run(saved, tiny_config(), "the run")
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("phases", {"generator": {"clip_norm": 1.0}}),
+        ("train", {"ema_decay": 0.9}),
+        ("method", {"kind": "adversarial", "gradient_ratio": 0.5}),
+        ("data", {"crop_size": 4}),
+        ("model", {"encoder": {"path": "own:Encoder"}}),
+    ],
+)
+def test_a_key_that_is_taken_back_to_null_makes_another_run(
+    section: str, change: dict[str, Any]
+) -> None:
+    saved = tiny_config(**{section: change}).model_dump(mode="json")
+    with pytest.raises(CheckpointError, match=rf"{section}\.[a-z_.]+: saved .*, now None"):
+        check_same_run(saved, tiny_config(), "the run")
+
+
+def test_null_of_what_the_data_decides_means_as_it_was() -> None:
+    found = {"lanes": 12, "shuffle_window": 40, "channels": 3, "image_size": 6, "resize": "crop"}
+    saved = tiny_config(data=found).model_dump(mode="json")
+    check_same_run(saved, tiny_config(), "the run")
+    data = as_found(tiny_config(), saved).data
+    assert {name: getattr(data, name) for name in found} == found
+    for name, other in {"channels": 1, "image_size": 7, "resize": "none", "lanes": 6}.items():
+        with pytest.raises(CheckpointError, match=f"data.{name}: saved"):
+            check_same_run(saved, tiny_config(data={name: other}), "the run")
+
+
+@pytest.mark.run
+def test_a_run_goes_on_with_the_size_that_it_began_with(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", [40])
+    scaled, world = ("data.image_size=3", "data.resize=stretch", "train.steps=6"), single_world()
+    train_rank(world, tmp_path / "shards", tmp_path / "whole", scaled)
+    stopped = train_rank(world, tmp_path / "shards", tmp_path / "broken", scaled, stop_at=3)
+    assert stopped["state"] == "interrupted"
+    ended = train_rank(world, tmp_path / "shards", tmp_path / "broken", ("train.steps=6",))
+    assert ended["state"] == "finished", ended
+    assert_bit_equal(f"{tmp_path}/broken/run", f"{tmp_path}/whole/run", 6)
+    for name in ("whole", "broken"):
+        config = (tmp_path / name / "run" / "config.yaml").read_text()
+        assert "resize: stretch" in config
+        assert "image_size: 3" in config
