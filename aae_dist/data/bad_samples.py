@@ -144,7 +144,7 @@ class BadSamples:
         elif self._longest_row > limits.max_in_a_row:
             problem = (
                 f"{self._longest_row} in a row are bad, more than "
-                f"data.max_bad_in_a_row={limits.max_in_a_row}"
+                f"data.max_consecutive_bad_samples={limits.max_in_a_row}"
             )
         elif len(self.entries) > MAX_LISTED or self._bytes > MAX_LISTED_BYTES:
             most = f"the {MAX_LISTED} single ones"

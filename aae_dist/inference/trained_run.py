@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.checkpoints.weights import load_weights, weights_to_use
-from aae_dist.config import RunConfig, config_from_tree
+from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.seeds import generator as keyed_generator
 from aae_dist.distributed.world import World, check_cuda
@@ -35,7 +35,7 @@ class TrainedRun:
         """Build the networks and copy the checkpoint's weights; use `load_run` instead."""
         self.uri, self.device = uri, device
         self.step: int = saved.step
-        self.config: RunConfig = config_from_tree(saved.documents["config"])
+        self.config: RunConfig = config_from_stored(saved.documents["config"])
         channels, height, width = saved.documents["data"]["image_shape"]
         self.image_shape: tuple[int, int, int] = (channels, height, width)
         vectors = saved.tensors.get("prior", {}).get("vectors")

@@ -44,7 +44,7 @@ class TrainState:
     """Samples seen beyond what the position tells: earlier epochs may have had other shards."""
     bad: BadSamples = field(default_factory=BadSamples)
     lr_factor: float = 1.0
-    """Factor on all learning rates: halved by roll backs (see `train.max_roll_backs`)."""
+    """Factor on all learning rates: halved by roll backs (see `train.max_rollbacks`)."""
 
     def tensors(self) -> Tensors:
         """Return the tensors of a checkpoint by file name; they are the live ones, not copies."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aae_dist.checkpoints.store import CheckpointStore, Saved
-from aae_dist.config import RunConfig, config_from_tree
+from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.errors import CheckpointError
 from aae_dist.storage import Storage, join, open_storage, read_or_none
 from aae_dist.training.run.lock import RunLock
@@ -102,4 +102,4 @@ def _with_values(
         for key in parents:
             node = node[key]
         node[last] = value
-    return config_from_tree(tree)
+    return config_from_stored(tree)

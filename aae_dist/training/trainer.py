@@ -65,7 +65,7 @@ def train(
     done = main_decides(world, lambda: _as_json(finished_before(config)))
     if done:
         return Outcome(**done)
-    limit = config.launch.max_stuck_seconds
+    limit = config.launch.hang_timeout_seconds
     with (
         Watchdog(world, limit, reporter.line, open_board(world, limit)) as watchdog,
         locked(folder.storage, world, launch_id) as lock,

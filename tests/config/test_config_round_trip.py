@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from aae_dist.config import config_from_tree, dump_yaml, load_config
+from aae_dist.config import config_from_stored, config_from_tree, dump_yaml, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -58,6 +58,21 @@ def test_a_configuration_pickles_for_ray_and_is_frozen():
     assert pickle.loads(pickle.dumps(config)) == config
     with pytest.raises(ValueError, match="frozen"):
         config.run.name = "b"
+
+
+def test_a_stored_configuration_may_have_the_former_names_of_keys():
+    stored = {
+        "run": {"name": "a"},
+        "data": {"train": "s3://b", "max_bad_in_a_row": 7},
+        "train": {"steps": 1, "max_roll_backs": 2},
+        "launch": {"max_stuck_seconds": None},
+    }
+    config = config_from_stored(stored)
+    assert config.data.max_consecutive_bad_samples == 7
+    assert config.train.max_rollbacks == 2
+    assert config.launch.hang_timeout_seconds is None
+    assert config_from_stored(config.model_dump(mode="json")) == config
+    assert "max_roll_backs" in stored["train"]
 
 
 # What makes many runs is tested with sweeps.

@@ -22,7 +22,7 @@ def items(folder: Path, name: str, *more: str) -> list[str]:
         "train.log_every_steps=20",
         "checkpoint.every_steps=20",
         "data.validation=null",
-        f"launch.max_stuck_seconds={LIMIT}",
+        f"launch.hang_timeout_seconds={LIMIT}",
         *more,
     ]
 

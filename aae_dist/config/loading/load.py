@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from aae_dist.config import paths
 from aae_dist.config.loading import messages
 from aae_dist.config.loading.merge import Merge
+from aae_dist.config.loading.schema import RENAMED
 from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, leaves, plain
 from aae_dist.config.loading.yaml import YamlProblem, dump, parse, read_overrides
 from aae_dist.config.metric_names import best_metric_problems
@@ -122,6 +123,20 @@ def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
     """
     layer = {key: from_plain(value, "given") for key, value in tree.items()}
     return validate(Merge(RunConfig).run([layer]), "configuration")
+
+
+def config_from_stored(tree: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration that a run has stored, perhaps under the former names of keys.
+
+    Raises:
+        ConfigError: as for `load_config`.
+    """
+    tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in tree.items()}
+    for old, new in RENAMED.items():
+        (section, old_key), new_key = old.split("."), new.rpartition(".")[2]
+        if isinstance(tree.get(section), dict) and old_key in tree[section]:
+            tree[section].setdefault(new_key, tree[section].pop(old_key))
+    return config_from_tree(tree)
 
 
 def dump_yaml(config: RunConfig, without_secrets: bool = False) -> str:

@@ -206,6 +206,8 @@ def _union_at(root: type[Section], keys: Keys) -> Classes:
 
 
 def _guesses(key: str, parent: str, around: Classes, root: type[Section]) -> list[str]:
+    if renamed := [new for old, new in schema.RENAMED.items() if old.endswith(f".{key}")]:
+        return renamed
     paths = list(dict.fromkeys(schema.all_paths((root,))))
     near = [join(parent, k) for k in get_close_matches(key, schema.keys_of(around), 2, cutoff=0.7)]
     near += [path for path in paths if path.rpartition(".")[2] == key]

@@ -9,6 +9,13 @@ from pydantic_core import to_jsonable_python
 from aae_dist.config.loading.tree import join
 from aae_dist.config.sections import Section
 
+RENAMED = {
+    "data.max_bad_in_a_row": "data.max_consecutive_bad_samples",
+    "train.max_roll_backs": "train.max_rollbacks",
+    "launch.max_stuck_seconds": "launch.hang_timeout_seconds",
+}
+"""Keys by the names that checkpoints of schema 1 may still use."""
+
 Classes = tuple[type[Section], ...]
 """The sections that may stand at a path: none for a plain value, several for a union by `kind`."""
 

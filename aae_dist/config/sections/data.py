@@ -76,7 +76,7 @@ class Data(Section):
     """Part of the samples that may be bad: they are left out and listed; with more the run ends."""
     max_bad_samples: NonNegativeInt | None = None
     """The same as a number; 0 ends the run at the first bad sample."""
-    max_bad_in_a_row: PositiveInt = 100
+    max_consecutive_bad_samples: PositiveInt = 100
     """Bad samples in a row, in the order of the slots of global batches, that end the run."""
     accept_new_shards: bool = False
     """Go on with other shards than before, where a run is resumed at the end of an epoch."""

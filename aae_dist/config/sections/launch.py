@@ -22,7 +22,7 @@ class Launch(Section):
     """auto: 1 if any live node or autoscaler group has GPUs, else 0. Parts: for one worker."""
     max_failures: NonNegativeInt = 8
     """Times that Ray restarts the workers after a crash or the loss of a node, in the whole run."""
-    max_stuck_seconds: PositiveFloat | None = 60.0
+    hang_timeout_seconds: PositiveFloat | None = 60.0
     """A rank without progress for this long says where it hangs and ends; null: never."""
     max_wait_minutes: PositiveFloat = 30.0
     """Longest wait for the cluster to have the wanted resources."""

@@ -47,7 +47,7 @@ class Train(Section):
     """Metric of evaluations whose lowest value marks the best checkpoint, which is kept, too."""
     max_skipped_updates: PositiveInt = 20
     """Updates in a row that a phase may skip for non-finite gradients before the run ends."""
-    max_roll_backs: NonNegativeInt = 0
+    max_rollbacks: NonNegativeInt = 0
     """Times it goes back to the last good checkpoint instead; from the second on at half the lr."""
     compare_ranks_every_steps: PositiveInt = 100
     """Steps between two comparisons of 64-bit fingerprints of all networks over the ranks."""

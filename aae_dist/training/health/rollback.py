@@ -66,8 +66,8 @@ class Rollbacks:
     """
 
     def __init__(self, config: RunConfig, line: Callable[[str], None]) -> None:
-        """Allow `train.max_roll_backs` of them, and a few for drifted ranks."""
-        self._left = config.train.max_roll_backs
+        """Allow `train.max_rollbacks` of them, and a few for drifted ranks."""
+        self._left = config.train.max_rollbacks
         self._drifts_left = MAX_DRIFTS
         self._line = line
         self._repeated = False

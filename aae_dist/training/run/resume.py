@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.config import RunConfig, config_from_tree
+from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.errors import CheckpointError, ConfigError, TrainingDivergedError
 from aae_dist.storage import open_storage
 from aae_dist.training.outcome import Outcome
@@ -22,7 +22,7 @@ CHANGEABLE = (
     "data.threads",
     "data.max_bad_fraction",
     "data.max_bad_samples",
-    "data.max_bad_in_a_row",
+    "data.max_consecutive_bad_samples",
     "data.accept_new_shards",
     "train.steps",
     "train.epochs",
@@ -32,7 +32,7 @@ CHANGEABLE = (
     "train.evaluate_every_steps",
     "train.best_metric",
     "train.max_skipped_updates",
-    "train.max_roll_backs",
+    "train.max_rollbacks",
     "train.compare_ranks_every_steps",
     "train.device",
     "checkpoint",
@@ -117,7 +117,7 @@ def finished_before(config: RunConfig) -> Outcome | None:
 
 def _refuse_to_diverge_again(summary: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
     # The steps are the same each time, so trying again costs a cluster and ends at the same step.
-    if not list(_changes(summary["config"], config.model_dump(mode="json"))):
+    if not list(_changes(_completed(summary["config"]), config.model_dump(mode="json"))):
         raise TrainingDivergedError(
             f"{run_uri} diverged at step {summary['step']} and would again: nothing in its "
             "configuration has changed. Take a new run.name with other rates, or delete "
@@ -128,7 +128,7 @@ def _refuse_to_diverge_again(summary: Mapping[str, Any], config: RunConfig, run_
 def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a saved configuration with the defaults of keys that are younger than the run."""
     try:
-        return config_from_tree(saved).model_dump(mode="json")
+        return config_from_stored(saved).model_dump(mode="json")
     except ConfigError:  # it has keys that are gone: they will stand in the diff
         return saved
 

@@ -81,7 +81,7 @@ def test_a_fault_that_passes_leaves_no_trace(
     whole, _ = go(tmp_path / "whole")
     calls = iter(range(1000))
     poison(monkeypatch, lambda rate: next(calls) in (17, 18, 19))
-    limits = ["train.max_skipped_updates=3", "train.max_roll_backs=1"]
+    limits = ["train.max_skipped_updates=3", "train.max_rollbacks=1"]
     broken, lines = go(tmp_path / "broken", *limits)
     assert any("going back to the last good checkpoint, as it was" in line for line in lines)
     assert broken.state == "finished"
@@ -94,7 +94,7 @@ def test_what_comes_again_is_met_with_half_the_learning_rate(
 ) -> None:
     rates = poison(monkeypatch, lambda rate: 0.0006 < rate < 0.00099)
     schedule = "phases.discriminator.schedule={kind: linear, decay_from: 0.5}"
-    limits = ["train.max_skipped_updates=2", "train.max_roll_backs=2", schedule]
+    limits = ["train.max_skipped_updates=2", "train.max_rollbacks=2", schedule]
     outcome, lines = go(tmp_path, *limits)
     assert outcome.state == "finished"
     assert [line.rpartition(", ")[2] for line in lines if "going back" in line] == [
@@ -113,7 +113,7 @@ def test_without_roll_backs_left_the_run_has_diverged(
 ) -> None:
     calls = iter(range(1000))
     poison(monkeypatch, lambda rate: next(calls) > 16)
-    limits = ["train.max_skipped_updates=7", "train.max_roll_backs=2"]
+    limits = ["train.max_skipped_updates=7", "train.max_rollbacks=2"]
     with pytest.raises(TrainingDivergedError, match="skipped 7 updates in a row"):
         go(tmp_path, *limits)
     # Step 20 came while updates were skipped: that is no place to start from.
