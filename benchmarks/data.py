@@ -34,8 +34,8 @@ from webdataset import ShardWriter
 
 from aae_dist.config.sections.data import Data
 from aae_dist.data import BatchLoader, Dataset, Order, open_dataset, open_manifest
-from aae_dist.data.index import index_folder
-from aae_dist.data.reader import ShardReader
+from aae_dist.data.format.reader import ShardReader
+from aae_dist.data.index.build import index_folder
 
 BATCH = 256
 LANES = 32

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from webdataset import TarWriter
 
-from aae_dist.data.index import build_index
+from aae_dist.data.index.build import build_index
 
 Pixels = NDArray[np.uint8]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aae_dist.data.augment import Augmenter
     from aae_dist.data.dataset import Dataset, open_dataset
-    from aae_dist.data.index import build_index, open_manifest
+    from aae_dist.data.format.manifest import Manifest, Shard
+    from aae_dist.data.index.build import build_index, open_manifest
     from aae_dist.data.loader import Batch, BatchLoader
-    from aae_dist.data.manifest import Manifest, Shard
-    from aae_dist.data.order import BatchPlan, Order, rank_rows, resolve_window
+    from aae_dist.data.order.order import BatchPlan, Order, rank_rows, resolve_window
 
 __all__ = [
     "Augmenter",
@@ -33,10 +33,10 @@ __all__ = [
 _MODULES = {
     "augment": ("Augmenter",),
     "dataset": ("Dataset", "open_dataset"),
-    "index": ("build_index", "open_manifest"),
+    "index.build": ("build_index", "open_manifest"),
     "loader": ("Batch", "BatchLoader"),
-    "manifest": ("Manifest", "Shard"),
-    "order": ("BatchPlan", "Order", "rank_rows", "resolve_window"),
+    "format.manifest": ("Manifest", "Shard"),
+    "order.order": ("BatchPlan", "Order", "rank_rows", "resolve_window"),
 }
 
 

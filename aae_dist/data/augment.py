@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aae_dist.config.sections.data import Augment
 from aae_dist.data.loader import Batch
-from aae_dist.data.permutation import Indices, mixed
+from aae_dist.data.order.permutation import Indices, mixed
 from aae_dist.distributed.host_copy import to_device
 from aae_dist.distributed.seeds import derived_seed
 

@@ -163,7 +163,7 @@ def run_pack(args: argparse.Namespace) -> int:
 
 def run_index(args: argparse.Namespace, executor: Executor | None = None) -> int:
     """Index; return the exit code."""
-    from aae_dist.data.index import build_index
+    from aae_dist.data.index.build import build_index
 
     address, manifest = build_index(args.pattern, args.out, executor=executor)
     print(f"{address}: {len(manifest.shards)} shards, {manifest.num_samples} samples")
@@ -173,7 +173,7 @@ def run_index(args: argparse.Namespace, executor: Executor | None = None) -> int
 def run_verify(args: argparse.Namespace) -> int:
     """Verify; return the exit code."""
     from aae_dist.config.loading.load import load_config
-    from aae_dist.data.verify import refuse_if_unsound, report, verify
+    from aae_dist.data.index.verify import refuse_if_unsound, report, verify
 
     overrides = [item for item in args.items if item.startswith("data.") and "=" in item]
     patterns = [absolute_storage(item) for item in args.items if item not in overrides]

@@ -11,19 +11,18 @@ from torch import Tensor
 
 from aae_dist.config.sections.data import Data
 from aae_dist.data.bad_samples import BadSample, printable
-from aae_dist.data.cache import copy_bytes
-from aae_dist.data.decode import Bad, is_array, staged
-from aae_dist.data.decode_array import Shape
-from aae_dist.data.decoded import DecodedStore, DeviceStore, SharedStore, content_id
-from aae_dist.data.fetch import cache_for
-from aae_dist.data.fetch_ahead import FetchAhead, follow
-from aae_dist.data.index import open_manifest
-from aae_dist.data.manifest import Manifest
-from aae_dist.data.order import Order
-from aae_dist.data.permutation import Indices
+from aae_dist.data.cache.decoded import DecodedStore, DeviceStore, SharedStore, content_id
+from aae_dist.data.cache.prefetch import FetchAhead, follow
+from aae_dist.data.cache.shard_cache import cache_for, copy_bytes
+from aae_dist.data.decode.arrays import Shape
+from aae_dist.data.decode.images import Bad, is_array, staged
+from aae_dist.data.decode.sample import NO_LABEL, SampleDecoder
+from aae_dist.data.format.manifest import Manifest
+from aae_dist.data.format.reader import OpenShards
+from aae_dist.data.index.build import open_manifest
+from aae_dist.data.order.order import Order
+from aae_dist.data.order.permutation import Indices
 from aae_dist.data.progress import Show, progress
-from aae_dist.data.reader import OpenShards
-from aae_dist.data.sample_decoder import NO_LABEL, SampleDecoder
 from aae_dist.errors import DataError, SampleError, ShardError
 from aae_dist.spread import spread_evenly
 

@@ -1,9 +1,12 @@
 """Batches for one rank, prepared ahead by threads, with the bad samples that all ranks met."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NoReturn, Self
+from typing import Generic, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch
@@ -11,13 +14,16 @@ from torch import Tensor
 
 from aae_dist.data.bad_samples import BadSample, from_json, to_json
 from aae_dist.data.dataset import Dataset, Samples
-from aae_dist.data.order import BatchPlan, Mask, Order
-from aae_dist.data.prefetch import Prefetcher
-from aae_dist.data.sample_decoder import NO_LABEL
-from aae_dist.data.transfer import Transfer
+from aae_dist.data.decode.sample import NO_LABEL
+from aae_dist.data.order.order import BatchPlan, Mask, Order
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.world import single
 from aae_dist.errors import AaeDistError, packed, unpacked
+
+Item = TypeVar("Item")
+
+_POLL_SECONDS = 0.1
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -203,3 +209,100 @@ def _spread(samples: Samples, valid: Mask) -> Samples:
         labels.index_copy_(0, where, samples.labels),
         bad,
     )
+
+
+class Prefetcher(Generic[Item]):
+    """Gives the items of an iterator, of which a thread prepares some ahead.
+
+    Args:
+        items: Makes the iterator; its errors are raised by `get`.
+        depth: Items prepared ahead; 0 for no thread, each item is made when it is wanted.
+        name: The thread's.
+    """
+
+    def __init__(self, items: Callable[[], Iterator[Item]], depth: int, name: str) -> None:
+        self._items, self._depth = items, depth
+        self._closed = threading.Event()
+        self._made = iter(()) if depth else items()
+        self._ready: queue.Queue[Item | BaseException | None] = queue.Queue(max(1, depth))
+        self._thread: threading.Thread | None = None
+        if depth:
+            self._thread = threading.Thread(target=self._produce, name=name, daemon=True)
+            self._thread.start()
+
+    def get(self) -> Item | None:
+        """Return the next item, or None when there are no more."""
+        if self._closed.is_set():
+            return None
+        if self._thread is None:
+            return next(self._made, None)
+        got = self._ready.get()
+        if isinstance(got, BaseException):
+            raise got
+        return got
+
+    def close(self) -> None:
+        """Stop the thread; calling again does nothing."""
+        self._closed.set()
+        if self._thread is not None:
+            # A download under way is not waited for: the thread ends by itself after it.
+            self._thread.join(_CLOSE_SECONDS)
+
+    def _produce(self) -> None:
+        last: BaseException | None = None
+        try:
+            for item in self._items():
+                if not self._put(item):
+                    return
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the consumer
+            last = error
+        self._put(last)
+
+    def _put(self, item: Item | BaseException | None) -> bool:
+        """Queue `item`; return False when this was closed meanwhile."""
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+class Transfer:
+    """Sends tensors to one device from the thread that prepares batches.
+
+    On CUDA the copies run in a side stream while the last batch is trained on; pinned memory is
+    taken from torch's pool, which gives a block out again when its copy is done, so that as many
+    blocks are in use as batches are prepared ahead. On a CPU nothing is done.
+
+    Args:
+        device: Where tensors go.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def sending(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which the sender works on the device."""
+        return torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+
+    def send(self, parts: Sequence[Tensor]) -> tuple[list[Tensor], "torch.cuda.Event | None"]:
+        """Begin to copy tensors; return them, and what tells when they are there."""
+        if self._stream is None:
+            return list(parts), None
+        with self.sending():
+            pinned = [part.pin_memory() if part.device.type == "cpu" else part for part in parts]
+            sent = [part.to(self._device, non_blocking=True) for part in pinned]
+            return sent, self._stream.record_event()
+
+    def receive(self, parts: Sequence[Tensor], arrived: "torch.cuda.Event | None") -> None:
+        """Let the caller's stream wait for the tensors; the host does not wait."""
+        if arrived is None:
+            return
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(arrived)
+        for part in parts:
+            # Their memory belongs to the side stream: it may not take it back too early.
+            part.record_stream(stream)

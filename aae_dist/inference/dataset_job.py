@@ -18,8 +18,8 @@ from torch import Tensor
 
 from aae_dist.config.sections.data import Data
 from aae_dist.data import Dataset, Manifest, Shard
-from aae_dist.data.manifest import FILE_NAME as MANIFEST
-from aae_dist.data.manifest import dump
+from aae_dist.data.format.manifest import FILE_NAME as MANIFEST
+from aae_dist.data.format.manifest import dump
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
 from aae_dist.inference.outputs import FORMATS, LAST_FILES, ShardOutput, TarOutput

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from aae_dist.data.sample_decoder import NO_LABEL
+from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.errors import ConfigError
 
 Rows = NDArray[np.float32]

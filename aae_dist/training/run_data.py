@@ -6,8 +6,8 @@ from typing import Any
 from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
 from aae_dist.data import Dataset, Order, open_dataset, resolve_window
+from aae_dist.data.decode.resize import Resize
 from aae_dist.data.progress import Show
-from aae_dist.data.resize import Resize
 from aae_dist.distributed.reductions import together
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError

@@ -17,10 +17,12 @@ from helpers.watch import nothing_but
 from webdataset import TarWriter
 
 from aae_dist.config.sections.data import Data
-from aae_dist.data import BatchLoader, Order, open_dataset, reader, tar_index
-from aae_dist.data.index import index_folder
-from aae_dist.data.manifest import Shard
-from aae_dist.data.reader import ShardReader
+from aae_dist.data import BatchLoader, Order, open_dataset
+from aae_dist.data.format import reader
+from aae_dist.data.format import tar as tar_module
+from aae_dist.data.format.manifest import Shard
+from aae_dist.data.format.reader import ShardReader
+from aae_dist.data.index.build import index_folder
 from aae_dist.errors import ShardError
 
 END = bytes(1024)
@@ -253,8 +255,8 @@ def test_a_truncated_image_in_a_whole_archive_is_one_hole(tmp_path: Path) -> Non
 
 
 def test_more_than_an_index_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_index, "MAX_SAMPLES", 3)
-    monkeypatch.setattr(tar_index, "MAX_MEMBERS", 4)
+    monkeypatch.setattr(tar_module, "MAX_SAMPLES", 3)
+    monkeypatch.setattr(tar_module, "MAX_MEMBERS", 4)
     samples = [header(f"{n}.png") for n in range(4)]
     fields = [header(f"a.{n}") for n in range(5)]
     assert len(keys(b"".join(samples[:3]) + END)) == 3
@@ -269,7 +271,7 @@ def test_time_and_memory_of_empty_members_grow_with_their_number() -> None:
     def seconds(count: int) -> float:
         data = b"".join(header(f"{n}.cls") for n in range(count)) + END
         started = time.process_time()
-        assert len(tar_index.index_tar(data)) == count
+        assert len(tar_module.index_tar(data)) == count
         return time.process_time() - started
 
     small = min(seconds(2_000) for _ in range(3))

@@ -18,8 +18,8 @@ from aae_dist.data import (
     open_manifest,
     rank_rows,
 )
-from aae_dist.data.index import index_folder
-from aae_dist.data.order import resolve_window
+from aae_dist.data.index.build import index_folder
+from aae_dist.data.order.order import resolve_window
 from aae_dist.errors import DataError
 
 GIB = 1 << 30

@@ -15,9 +15,10 @@ from helpers.object_server import Fault, ObjectServer, serving
 from helpers.shards import write_shards
 
 from aae_dist.config.sections.data import Data
-from aae_dist.data import BatchLoader, Dataset, Order, build_index, fetch_ahead, open_dataset
-from aae_dist.data.cache import ShardCache
-from aae_dist.data.schedule import Schedule
+from aae_dist.data import BatchLoader, Dataset, Order, build_index, open_dataset
+from aae_dist.data.cache import prefetch
+from aae_dist.data.cache.shard_cache import ShardCache
+from aae_dist.data.order.shard_schedule import Schedule
 from aae_dist.errors import ConfigError
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
@@ -205,7 +206,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
 def test_shards_are_fetched_in_the_order_of_need_before_anybody_asks(
     server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_ahead, "_THREADS", 1)  # several overtake one another on their way
+    monkeypatch.setattr(prefetch, "_THREADS", 1)  # several overtake one another on their way
     dataset = opened(server, tmp_path)
     order, rows = order_of(dataset), slice(0, 4)
     schedule = Schedule(order, dataset.manifest, range(2))

@@ -10,7 +10,7 @@ from webdataset import TarWriter
 
 from aae_dist.cli import main
 from aae_dist.data import open_manifest
-from aae_dist.data.reader import ShardReader
+from aae_dist.data.format.reader import ShardReader
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

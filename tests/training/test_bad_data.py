@@ -14,7 +14,7 @@ from helpers.runs import final_tensors, metrics
 from helpers.shards import image_of, write_shards
 
 import aae_dist
-from aae_dist.data.index import index_folder
+from aae_dist.data.index.build import index_folder
 
 pytestmark = pytest.mark.run
 

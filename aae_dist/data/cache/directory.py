@@ -1,0 +1,134 @@
+"""The folder of the cache and its files: on this node, ours, closed to other users, and locked."""
+
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from aae_dist.errors import DataError
+
+_NAME = "aae_dist-shards"
+_ADVICE = "Give another data.cache.dir."
+BLOCK = 4096
+
+
+def cache_folder(parent: str | None = None) -> Path:
+    """Return the folder for copies of shards below `parent`, made if need be.
+
+    Args:
+        parent: `data.cache.dir`; None takes the user's cache folder, or else the temporary one.
+
+    Raises:
+        DataError: It cannot be made, is a symbolic link, or belongs to somebody else.
+    """
+    if parent is not None:
+        return checked_folder(Path(os.path.abspath(os.path.expanduser(parent))), _NAME)
+    return own_folder(_NAME)
+
+
+def own_folder(name: str, advice: str = _ADVICE) -> Path:
+    """Return the folder `name` in the user's cache folder, or else in the temporary one.
+
+    Raises:
+        DataError: As `checked_folder`, in both.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    try:
+        return checked_folder(Path(home), name, advice)
+    except DataError:
+        # Containers often run with a home that nobody may write to.
+        return checked_folder(Path(tempfile.gettempdir()), f"{name}-{os.getuid()}", advice)
+
+
+def checked_folder(parent: Path, name: str, advice: str = _ADVICE) -> Path:
+    """Return the folder `name` in `parent`, made if need be.
+
+    Args:
+        parent: Where it lies; made as well.
+        name: Its name.
+        advice: What to do when it cannot be used, a whole sentence.
+
+    Raises:
+        DataError: It cannot be made, or is not ours alone.
+    """
+    folder = parent / name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        problem = _problem(folder, folder.lstat())
+    except OSError as error:
+        problem = f"cannot be used ({error.strerror})"
+    if problem:
+        raise DataError(f"{folder}: {problem}. {advice}")
+    return folder
+
+
+def _problem(folder: Path, found: os.stat_result) -> str:
+    """Return what is wrong with the folder: another user may read or change what we keep there."""
+    if not stat.S_ISDIR(found.st_mode):
+        return "is not a folder but a link or a file"
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        mode = found.st_mode & 0o777
+        return f"is open to others (mode {mode:o}, owner {found.st_uid}; chmod 700 closes it)"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "no permission to write there"
+    return ""
+
+
+def pinned(path: Path) -> BinaryIO | None:
+    """Return the copy with a shared lock on it; None when there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if os.fstat(descriptor).st_nlink == 0:  # evicted between the two calls
+        os.close(descriptor)
+        return None
+    os.utime(descriptor)
+    return os.fdopen(descriptor, "rb")
+
+
+def new_part(part: Path, size: int) -> int:
+    """Return the descriptor of a new, locked file that has its disk space."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(part, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if size:
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        part.unlink()
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def removed(path: Path) -> bool:
+    """Remove a file that nobody has a lock on; return whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def rounded(size: int) -> int:
+    """Return the bytes of the whole blocks that `size` bytes take."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def disk_bytes(stat: os.stat_result) -> int:
+    """Return what a file or folder counts for: its length or its blocks, whichever is more."""
+    return max(rounded(stat.st_size), stat.st_blocks * 512)

@@ -1,0 +1,1 @@
+"""Archives as they lie in storage: manifests, addresses, tar headers, and samples by number."""

@@ -1,0 +1,250 @@
+"""From what a user wrote as `data.train` to folders and the names of shards in them."""
+
+import glob
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+
+from aae_dist.data.format.manifest import FILE_NAME, Manifest, is_shard_name, parse
+from aae_dist.errors import DataError, LaunchError
+from aae_dist.storage import Storage, check_key, is_remote, open_storage
+
+_MAX_EXPANDED = 2_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+_GLOB = re.compile(r"[*?\[]")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Of files that `aae-dist data pack` takes."""
+_BUILTIN = "builtin://"
+_BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin"
+MOST_NAMES = 5000
+"""Names that are looked at in and below a local folder: a hint is not worth more."""
+DEEPEST = 3
+SHOWN = 5
+
+
+@dataclass
+class Source:
+    """Shards of one folder, in order, and the manifest that lies beside them, if any."""
+
+    folder: str
+    names: list[str] = field(default_factory=list)
+    manifest: Manifest | None = None
+
+
+def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Source]:
+    """Return the shards that `urls` name, in the order given.
+
+    Args:
+        urls: Patterns with braces and globs, folders, manifest files, builtin:// names.
+        use_manifests: Whether to look for a manifest beside the shards.
+
+    Raises:
+        DataError: One of them names nothing, or cannot be read.
+    """
+    sources: list[Source] = []
+    try:
+        for url in [urls] if isinstance(urls, str) else urls:
+            # A path that exists is taken as it is, whatever characters it has.
+            literal = not is_remote(url) and os.path.lexists(os.path.expanduser(url))
+            for text in [url] if literal else expand_braces(url):
+                _add(sources, text, literal, use_manifests)
+        for source in sources:
+            if source.manifest is None and use_manifests:
+                source.manifest = _beside(open_storage(source.folder), FILE_NAME)
+    except LaunchError as error:
+        raise DataError(str(error)) from error
+    return sources
+
+
+def expand_braces(text: str) -> Iterator[str]:
+    """Yield `text` with {000..011} and {a,b} replaced by each of their values, left to right."""
+    pieces = _BRACES.split(text)
+    choices = [[p] if n % 2 == 0 else _choices(p, text) for n, p in enumerate(pieces)]
+    total = 1
+    for values in choices:
+        total *= len(values)
+    _check_size(total, text)
+    return ("".join(parts) for parts in product(*choices))
+
+
+def _choices(inside: str, text: str) -> Sequence[str]:
+    found = _RANGE.fullmatch(inside)
+    if found is None:
+        return inside.split(",")
+    low, high = found.groups()
+    _check_size(int(high) - int(low) + 1, text)
+    width = max(len(low), len(high)) if low.startswith("0") or high.startswith("0") else 0
+    return [str(number).zfill(width) for number in range(int(low), int(high) + 1)]
+
+
+def _check_size(size: int, text: str) -> None:
+    if not 0 < size <= _MAX_EXPANDED:
+        raise DataError(
+            f"{text}: the braces stand for {size} names; use a range that rises, "
+            f"with at most {_MAX_EXPANDED} names in all."
+        )
+
+
+def _add(sources: list[Source], text: str, literal: bool, use_manifests: bool) -> None:
+    """Append what one address names: a shard, a manifest file, a glob, a folder."""
+    if text.startswith(_BUILTIN):
+        text = _builtin(text)
+    if is_remote(text) and "://" not in text:
+        raise DataError(
+            f"{text!r:.200} is not supported; give a path or s3://, gs://, az://, https://."
+        )
+    if not is_remote(text):
+        text = open_storage(text).uri  # absolute, '~' and file:// resolved
+    found = None if literal else _GLOB.search(text)
+    base, _, name = text[: found.start() if found else None].rpartition("/")
+    if found:
+        name = text[len(base) + 1 :]
+        sources.append(Source(base or "/", _matching(base or "/", name, text)))
+    elif name.endswith(".json"):
+        sources.append(_manifest_file(base or "/", name))
+    elif is_shard_name(name):
+        if not sources or sources[-1].manifest or sources[-1].folder != (base or "/"):
+            sources.append(Source(base or "/"))
+        sources[-1].names.append(check_key(name))
+    else:
+        sources.append(_folder(text, use_manifests))
+
+
+def _builtin(text: str) -> str:
+    known = sorted(p.parent.relative_to(_BUILTIN_FOLDER).as_posix() for p in _manifests())
+    name = text.removeprefix(_BUILTIN).strip("/")
+    if name not in known:
+        names = ", ".join(_BUILTIN + each for each in known)
+        raise DataError(f"{text} is not a built-in data set. Use one of {names}.")
+    return str(_BUILTIN_FOLDER / name)
+
+
+def is_builtin(folder: str) -> bool:
+    """Return whether a folder is one of this package's own data sets."""
+    return not is_remote(folder) and Path(folder).resolve().is_relative_to(
+        _BUILTIN_FOLDER.resolve()
+    )
+
+
+def _manifests() -> Iterator[Path]:
+    return _BUILTIN_FOLDER.glob(f"*/*/{FILE_NAME}")
+
+
+def _matching(folder: str, pattern: str, text: str) -> list[str]:
+    """Return the shards below `folder` whose path matches; '*' stays within one path part."""
+    if is_remote(folder):
+        keys = [entry.key for entry in open_storage(folder).list()]
+        names = [key for key in keys if _path_matches(key, pattern)]
+    else:
+        names = glob.glob(pattern, root_dir=folder)
+    shards = sorted(name for name in names if is_shard_name(name))
+    if not shards:
+        raise DataError(f"{text} matches no .tar or .tar.gz file; check the path and the pattern.")
+    return shards
+
+
+def _path_matches(key: str, pattern: str) -> bool:
+    parts, patterns = key.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+def _manifest_file(folder: str, name: str) -> Source:
+    storage = open_storage(folder)
+    manifest = _beside(storage, name)
+    if manifest is None:
+        raise DataError(f"{storage.uri}/{name}: no such manifest; check the path.")
+    names = [shard.name for shard in manifest.shards]
+    place = manifest.shards[0].folder if manifest.shards else folder
+    return Source(place, names, manifest)
+
+
+def _folder(text: str, use_manifest: bool) -> Source:
+    storage = open_storage(text)
+    if not is_remote(text):
+        _check_local_folder(text)
+    manifest = _beside(storage, FILE_NAME) if use_manifest else None
+    if manifest is not None:
+        return Source(text, [shard.name for shard in manifest.shards], manifest)
+    # Of a bucket one listing has all that lies below; a local tree may be the whole machine.
+    keys = [entry.key for entry in storage.list()] if is_remote(text) else _files_in(text)
+    names = sorted(key for key in keys if "/" not in key and is_shard_name(key))
+    if not names:
+        advice = hint(storage, keys if is_remote(text) else local_keys(text))
+        raise DataError(f"{text}: no .tar or .tar.gz file in this folder; {advice}.")
+    return Source(text, names)
+
+
+def _files_in(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_file()]
+
+
+def _check_local_folder(text: str) -> None:
+    if not os.path.exists(text):
+        raise DataError(f"{text}: no such file or folder; check the path.")
+    if not os.path.isdir(text):
+        raise DataError(f"{text} is no shard; give a .tar or .tar.gz file, or a folder of them.")
+    if not os.access(text, os.R_OK | os.X_OK):
+        raise DataError(f"{text}: no permission to read this folder; ask its owner for access.")
+
+
+def _beside(storage: Storage, name: str) -> Manifest | None:
+    """Return the manifest file `name` in a folder, None when there is none."""
+    where = f"{storage.uri}/{name}"
+    try:
+        data = storage.read(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except LaunchError:
+        # Web servers of buckets answer 403, not 404, for a file that is absent.
+        if storage.uri.startswith("https:"):
+            return None
+        raise
+    return parse(data, where, storage.uri, may_point_elsewhere=not is_remote(storage.uri))
+
+
+def hint(storage: Storage, keys: Iterable[str]) -> str:
+    """Return what a folder holds instead of shards, and what to do.
+
+    Args:
+        storage: the folder.
+        keys: files in it and below, perhaps not all of them.
+    """
+    folders: set[str] = set()
+    has_images = False
+    for key in keys:
+        folder, _, name = key.rpartition("/")
+        if folder and (is_shard_name(name) or name == FILE_NAME):
+            folders.add(folder)
+        has_images = has_images or name.lower().endswith(IMAGE_SUFFIXES)
+    if folders:
+        more = ", ..." if len(folders) > SHOWN else ""
+        return f"shards lie in {', '.join(sorted(folders)[:SHOWN])}{more}: name one of them"
+    if has_images and is_remote(storage.uri):
+        return "image files? `aae-dist data pack folder` makes shards of a local folder of them"
+    if has_images:
+        root = shlex.quote(storage.uri)
+        return f"image files? `aae-dist data pack folder --root {root} --out shards` packs them"
+    return "check the path"
+
+
+def local_keys(folder: str) -> Iterator[str]:
+    """Yield the first files in and below a local folder; what is hidden is passed over."""
+    left = MOST_NAMES
+    for place, folders, names in os.walk(folder):
+        below = os.path.relpath(place, folder)
+        if below != "." and below.count("/") + 1 >= DEEPEST:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))[:left]
+        for name in names[:left]:
+            if not name.startswith("."):
+                yield name if below == "." else f"{below}/{name}"
+        left -= len(names) + len(folders)
+        if left <= 0:
+            return

@@ -1,0 +1,291 @@
+"""Samples of shards by number: each shard is indexed on first touch and then read at random."""
+
+import gzip
+import io
+import os
+import resource
+import threading
+import time
+import weakref
+import zlib
+from collections import OrderedDict
+from collections.abc import Container, Sequence
+from typing import Any, BinaryIO
+
+from aae_dist.data.cache.shard_cache import ShardCache, open_shard
+from aae_dist.data.format.manifest import Manifest, Shard
+from aae_dist.data.format.tar import Buffer, DamagedTarError, Place, TarIndex, index_tar
+from aae_dist.errors import SampleError, ShardError
+from aae_dist.storage import is_remote
+
+_MAX_UNPACKED_BYTES = 4 << 30
+"""Largest .tar.gz shard, unpacked, and the bound on all that are held unpacked at a time."""
+_UNPACKED_AT_ONCE = 1 << 20
+_READ_WHOLE_BYTES = 64 << 20
+"""A shard up to this size is read whole to be indexed: one read instead of six a sample."""
+_READ_AT_ONCE = 1 << 16
+"""Fields of a sample that lie within this many bytes are read by one call, 2 us for each saved."""
+_RETRY_SECONDS = 60.0
+"""How long a shard that failed is left alone: each of its samples would wait for it again."""
+_RETRY_FACTOR = 10
+"""One that took long to fail is left alone longer: at most an eleventh of a run waits for it."""
+_MAX_INDEXED_SAMPLES = 4_000_000
+"""Samples whose place in their shard is remembered, about 0.5 GB."""
+Identity = tuple[int, int, int]
+"""Tells one version of a file from another: inode, size in bytes, time of change in ns."""
+
+
+class ShardReader:
+    """One shard, open: its samples in the order of the archive.
+
+    Args:
+        shard: The shard and what the manifest says of it.
+        check_count: False to accept any number of samples, for counting them.
+        cache: Where copies of remote shards lie; None takes the default place.
+
+    Raises:
+        ShardError: The file cannot be read, is damaged, or holds another number of samples.
+    """
+
+    def __init__(
+        self, shard: Shard, check_count: bool = True, cache: ShardCache | None = None
+    ) -> None:
+        self.shard, self._cache = shard, cache
+        self._check_count = check_count
+        self._buffer: Buffer | None = None
+        self._indexed: Identity | None = None
+        self.index = self._new_index(self._bytes())
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.index)
+
+    def fields(self, sample: int) -> dict[str, bytes]:
+        """Return every field of a sample: {name: bytes}."""
+        places = self.index.fields(sample)
+        return dict(zip(places, self.read(list(places.values())), strict=True))
+
+    def read(self, places: Sequence[Place]) -> list[bytes]:
+        """Return the bytes of some fields of a sample, by one read if they lie close together.
+
+        Args:
+            places: At least one, from `index`.
+
+        Raises:
+            ShardError: The shard cannot be had.
+            SampleError: The shard is open, and these bytes of it cannot be read.
+        """
+        buffer = self._bytes()
+        begin, end = min(places)[0], sum(max(places))
+        try:
+            if len(places) == 1 or end - begin > _READ_AT_ONCE:
+                return [buffer[start : start + size] for start, size in places]
+            data = buffer[begin:end]
+        except ShardError as error:
+            raise SampleError(str(error).rstrip("."), reason=error.reason) from None
+        return [data[start - begin : start - begin + size] for start, size in places]
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Memory held for the contents of a compressed shard; a plain one is read in place."""
+        return len(self._buffer) if isinstance(self._buffer, bytes) else 0
+
+    def open(self) -> None:
+        """Make sure that contents and index are at hand, also where a local file was replaced.
+
+        Raises:
+            ShardError: They cannot be had.
+        """
+        if self._indexed is not None and _identity(self._bytes()) != self._indexed:
+            self._buffer = None  # its size may be another one as well
+            self.index = self._new_index(self._bytes())
+        self._bytes()
+
+    def release(self) -> None:
+        """Give up file and contents, keep the index; reading opens the shard again."""
+        self._buffer = None
+
+    def _bytes(self) -> Buffer:
+        if self._buffer is None:
+            # A ShardFile keeps the file's lock, and with it the copy in the cache.
+            with open_shard(self.shard, self._cache) as file:
+                self._buffer = _contents(self.shard, file)
+        return self._buffer
+
+    def _new_index(self, buffer: Buffer) -> TarIndex:
+        # Another copy of a remote shard is another file with equal bytes.
+        self._indexed = None if is_remote(self.shard.folder) else _identity(buffer)
+        try:
+            whole = len(buffer) <= _READ_WHOLE_BYTES
+            index = index_tar(buffer[0 : len(buffer)] if whole else buffer)
+        except DamagedTarError as error:
+            raise ShardError(f"{self.shard.url}: {error}.", reason=error.reason) from None
+        if self._check_count and len(index) != self.shard.samples:
+            raise ShardError(
+                f"{self.shard.url}: the shard has {len(index)} samples, the manifest says "
+                f"{self.shard.samples}; write the manifest again with: aae-dist data index PATTERN",
+                reason="count",
+            )
+        return index
+
+
+def _identity(buffer: Buffer) -> Identity | None:
+    """Return what tells that a file is another by now; None for contents that are held."""
+    return buffer.identity if isinstance(buffer, ShardFile) else None
+
+
+def _contents(shard: Shard, file: BinaryIO) -> Buffer:
+    try:
+        if not shard.name.lower().endswith(".tar"):
+            return _unpacked(shard, file)
+        if shard.bytes == 0:
+            raise ShardError(f"{shard.url}: the file is empty, not even an empty tar.")
+        return ShardFile(file, shard.url)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ShardError(f"{shard.url}: damaged or not gzip ({error}).") from None
+    except OSError as error:
+        text = f"{shard.url}: cannot read the shard ({error.strerror})."
+        raise ShardError(text, reason="unreadable") from None
+
+
+def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
+    # Piece by piece: one read takes the memory of all that it may return, 4 GiB, first.
+    data = io.BytesIO()
+    with gzip.open(packed, "rb") as file:
+        while piece := file.read(_UNPACKED_AT_ONCE):
+            data.write(piece)
+            if data.tell() > _MAX_UNPACKED_BYTES:
+                raise ShardError(
+                    f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
+                    "write smaller shards, or plain .tar files."
+                )
+    return data.getvalue()
+
+
+def _without_traceback(error: ShardError) -> ShardError:
+    # A traceback grows each time its error is raised, and keeps what its frames hold alive.
+    return ShardError(str(error), reason=error.reason)
+
+
+class OpenShards:
+    """The shards of a manifest, opened on demand; the least recently used are closed again."""
+
+    def __init__(self, manifest: Manifest, cache: ShardCache | None = None) -> None:
+        self._shards, self._cache = manifest.shards, cache
+        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self._failed: dict[int, tuple[ShardError, float]] = {}
+        self._num_indexed = 0
+        soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Each open file keeps a descriptor; most are left to sockets and to the other data set.
+        self._may_open = max(16, min(4096, soft_limit // 4))
+        self._max_open = self._may_open
+        self._lock = threading.Lock()
+
+    def get(self, number: int) -> ShardReader:
+        """Return shard `number`, indexed and open; ShardError when it cannot be used."""
+        with self._lock:
+            error, until = self._failed.get(number, (None, 0.0))
+            if error is not None and time.monotonic() < until:
+                raise _without_traceback(error)
+            began = time.monotonic()
+            try:
+                return self._opened(number)
+            except ShardError as error:
+                self.failed(number, error, time.monotonic() - began)
+                raise
+
+    def failed(self, number: int, error: ShardError, seconds: float) -> None:
+        """Leave a shard alone for a while that took `seconds` to fail."""
+        until = time.monotonic() + max(_RETRY_SECONDS, _RETRY_FACTOR * seconds)
+        self._failed[number] = error.with_traceback(None), until
+
+    def limit(self, num_open: int) -> None:
+        """Keep at most `num_open` shards open, or what the process may have if that is less."""
+        self._max_open = min(num_open, self._may_open)
+
+    def release_all(self, but: Container[int] = (), files_only: bool = False) -> None:
+        """Close all shards except `but`; their indexes stay.
+
+        Args:
+            but: Numbers of shards that stay open.
+            files_only: Keep what was unpacked: it is dear to have, and holds no file open.
+        """
+        with self._lock:
+            # Not only those in self._open: a thread may have opened one again that was closed.
+            for number, reader in self._readers.items():
+                if number in but or (files_only and reader.unpacked_bytes):
+                    continue
+                self._open.pop(number, None)
+                reader.release()
+
+    def _opened(self, number: int) -> ShardReader:
+        reader = self._readers.get(number)
+        if reader is None:
+            reader = ShardReader(self._shards[number], cache=self._cache)
+            self._readers[number] = reader
+            self._num_indexed += len(reader)
+        reader.open()
+        self._readers.move_to_end(number)
+        self._open[number] = reader.unpacked_bytes
+        self._open.move_to_end(number)
+        self._close_oldest()
+        return reader
+
+    def _close_oldest(self) -> None:
+        while len(self._open) > 1 and (
+            len(self._open) > self._max_open or sum(self._open.values()) > _MAX_UNPACKED_BYTES
+        ):
+            number, _ = self._open.popitem(last=False)
+            self._readers[number].release()
+        while len(self._readers) > 1 and self._num_indexed > _MAX_INDEXED_SAMPLES:
+            number, reader = self._readers.popitem(last=False)
+            self._open.pop(number, None)
+            self._num_indexed -= len(reader)
+
+
+class ShardFile:
+    """The bytes of an open file, as a buffer to slice.
+
+    They are read, not mapped: where a mapped page cannot be had (the file was cut short, the disk
+    has a bad sector, the server of a network disk is gone) the kernel ends the process without a
+    word. A read that fails is an error of one shard. It costs 0.7 us more than to slice a mapping.
+
+    Args:
+        file: Open for reading; may be closed afterwards. A lock on it lasts as long as this object.
+        url: Of the shard, for messages.
+    """
+
+    def __init__(self, file: BinaryIO, url: str) -> None:
+        self._url = url
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def __len__(self) -> int:
+        """Return the size in bytes that the file had when it was opened."""
+        return self._size
+
+    def __getitem__(self, key: "slice[Any, Any, Any]", /) -> bytes:
+        """Return the bytes of a slice; ShardError if the file does not give them."""
+        start, stop, _ = key.indices(self._size)
+        wanted = max(0, stop - start)
+        try:
+            data = os.pread(self._descriptor, wanted, start)
+        except OSError as error:
+            raise ShardError(
+                f"{self._url}: cannot read byte {start} ({error.strerror}).", reason="unreadable"
+            ) from None
+        if len(data) != wanted:
+            raise ShardError(
+                f"{self._url}: ends at byte {start + len(data)}, had {self._size} bytes before; "
+                "write shards under another name and rename them when they are whole.",
+                reason="size",
+            )
+        return data
+
+    @property
+    def identity(self) -> Identity:
+        """What the file is now."""
+        found = os.fstat(self._descriptor)
+        return found.st_ino, found.st_size, found.st_mtime_ns

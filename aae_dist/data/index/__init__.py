@@ -1,0 +1,1 @@
+"""Samples counted and checked: manifests written, data sets verified."""

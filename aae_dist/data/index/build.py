@@ -1,0 +1,238 @@
+"""From patterns to a manifest: shards found, taken from a manifest beside them or counted."""
+
+import contextlib
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from aae_dist.config.sections.data import Cache
+from aae_dist.data.cache.shard_cache import ShardCache, cache_of
+from aae_dist.data.format.manifest import FILE_NAME, Manifest, Shard, dump
+from aae_dist.data.format.patterns import Source, find, is_builtin
+from aae_dist.data.index.counting import tried
+from aae_dist.data.index.journal import Journal
+from aae_dist.data.parallel import in_order
+from aae_dist.data.progress import Show, progress
+from aae_dist.errors import DataError, LaunchError, ShardError
+from aae_dist.storage import is_remote, open_storage
+
+_THREADS = 8
+"""Shards downloaded at a time when they must be counted."""
+_KEPT = "Repair or remove what is named; the same command then counts no other shard again."
+_NOT_KEPT = "Repair or remove what is named; aae-dist data index would keep what is counted now."
+_NUM_TOLD = 20
+_MAX_OUT_OF_REACH = 20
+"""Shards in a row that cannot be had before the server is given up: each may take minutes."""
+_OUT_OF_REACH = frozenset(("unreachable", "forbidden"))
+
+
+def open_manifest(
+    urls: str | Sequence[str], cache: Cache | None = None, show: Show = progress
+) -> Manifest:
+    """Return the manifest of the shards that `urls` name.
+
+    A `manifest.json` beside the shards is used; shards that none lists are read and counted.
+
+    Args:
+        urls: One or more patterns, folders, manifest files or builtin:// names (see `patterns`).
+        cache: Where remote shards that must be counted are kept, to be read later.
+        show: Shows how many of them are counted.
+
+    Raises:
+        DataError: Nothing is found, there is no permission, or shards are damaged.
+    """
+    known = listed_shards(urls)
+    uncounted = [shard for shard in known if shard.samples < 0]
+    kept = None if cache is None else cache_of(cache)
+    now = {shard.url: shard for shard in _count(uncounted, show, kept)} if uncounted else {}
+    return _checked([now.get(shard.url, shard) for shard in known], urls)
+
+
+def listed_shards(urls: str | Sequence[str]) -> list[Shard]:
+    """Return the shards that `urls` name; those that no manifest lists have -1 samples.
+
+    Raises:
+        DataError: Nothing is found, or there is no permission.
+    """
+    return [shard for source in find(urls) for shard in _listed(source)]
+
+
+def build_index(
+    pattern: str | Sequence[str],
+    out: str | Path | None = None,
+    show: Show = progress,
+    executor: Executor | None = None,
+) -> tuple[str, Manifest]:
+    """Count the shards that `pattern` names and write their manifest.
+
+    What was counted is noted on this machine: given again after a stop, the same call goes on, and
+    counts only what is new or has changed since. No shard is kept, however large.
+
+    Args:
+        pattern: Patterns, folders or builtin:// names; manifests beside the shards are not used.
+        out: Local path of the manifest file; by default manifest.json beside the shards.
+        show: Shows how many shards are counted.
+        executor: Runs the counting, say on other machines; by default threads of this process.
+
+    Returns:
+        The address of the manifest file, and the manifest.
+
+    Raises:
+        DataError: Nothing is found, shards are damaged (the first of them are named, the others
+            are counted before), or the manifest cannot be written. The data sets of this package
+            have theirs, which is not written anew.
+    """
+    sources = find(pattern, use_manifests=False)
+    if out is None and (own := next((s.folder for s in sources if is_builtin(s.folder)), None)):
+        raise DataError(f"{own} is part of aae_dist and has its manifest; give --out FILE.")
+    unknown = [_unknown(s.folder, name) for s in sources for name in s.names]
+    with Journal([shard.url for shard in unknown]) as journal:
+        shards = _count(unknown, show, executor=executor, journal=journal)
+    folder = _common_folder(_checked(shards, pattern).shards)
+    manifest = Manifest(tuple(_named_from(shard, folder) for shard in shards))
+    place, name = folder, FILE_NAME
+    if out is not None:
+        target = Path(out).expanduser().absolute()
+        place, name = str(target.parent), target.name
+    _write(manifest, place, name, None if place == folder else folder)
+    journal.remove()
+    return f"{place}/{name}", manifest
+
+
+def index_folder(folder: Path) -> Manifest:
+    """Count the .tar files of a local folder and write its manifest.json."""
+    place = str(folder.absolute())
+    manifest = Manifest(
+        tuple(_count([_unknown(place, p.name) for p in sorted(folder.glob("*.tar"))]))
+    )
+    _write(manifest, place, FILE_NAME, None)
+    return manifest
+
+
+def _write(manifest: Manifest, place: str, name: str, folder: str | None) -> None:
+    try:
+        open_storage(place).write(name, dump(manifest.shards, folder))
+    except (LaunchError, OSError) as error:
+        raise DataError(f"Cannot write the manifest: {error} Give --out FILE.") from error
+
+
+def _listed(source: Source) -> list[Shard]:
+    """Return the source's shards; those that its manifest lacks have -1 samples."""
+    shards = source.manifest.shards if source.manifest else ()
+    known = {shard.name: shard for shard in shards if shard.folder == source.folder}
+    return [known.get(name) or _unknown(source.folder, name) for name in source.names]
+
+
+def _unknown(folder: str, name: str) -> Shard:
+    return Shard(folder, name, -1, -1)
+
+
+def _count(
+    shards: Sequence[Shard],
+    show: Show = progress,
+    cache: ShardCache | None = None,
+    executor: Executor | None = None,
+    journal: Journal | None = None,
+) -> list[Shard]:
+    """Return the shards with their sizes and counts, read in parallel.
+
+    Raises:
+        DataError: Some cannot be counted; all others have been, and are in the journal.
+    """
+    with contextlib.ExitStack() as stack:
+        pool = executor or stack.enter_context(ThreadPoolExecutor(_THREADS))
+        advance = stack.enter_context(show("counting samples", len(shards), "shards"))
+        before = journal.entries if journal else {}
+        tasks = ((shard, before.get(shard.url), cache) for shard in shards)
+        done, failed = list[Shard](), Uncounted(len(shards), _KEPT if journal else _NOT_KEPT)
+        for found in in_order(pool, tried, tasks):
+            advance(1)
+            if isinstance(found, ShardError):
+                failed.add(found)
+                continue
+            failed.counted()
+            done.append(found[0])
+            if journal:
+                journal.add(*found)
+    failed.check()
+    return done
+
+
+def _checked(shards: Sequence[Shard], urls: str | Sequence[str]) -> Manifest:
+    text = urls if isinstance(urls, str) else ", ".join(urls)
+    if not shards:
+        raise DataError(f"{text}: the list of shards is empty; give at least one shard.")
+    seen: set[str] = set()
+    for shard in shards:
+        if shard.url in seen:
+            raise DataError(f"{text}: names {shard.url} twice; give each shard once.")
+        seen.add(shard.url)
+    manifest = Manifest(tuple(shards))
+    if manifest.num_samples == 0:
+        raise DataError(f"{text}: {len(shards)} shards without a sample; check what wrote them.")
+    return manifest
+
+
+def _common_folder(shards: Sequence[Shard]) -> str:
+    folders = {posixpath.dirname(shard.url) for shard in shards}
+    roots = {_root(folder) for folder in folders}
+    if len(roots) > 1:
+        raise DataError(f"One manifest cannot span {', '.join(sorted(roots))}; index each alone.")
+    root = roots.pop()
+    common = posixpath.commonpath([folder[len(root) :] or "/" for folder in folders])
+    return root + common.rstrip("/") or "/"
+
+
+def _root(folder: str) -> str:
+    """Return scheme://bucket of a remote folder, '' for a local one."""
+    return "/".join(folder.split("/", 3)[:3]) if is_remote(folder) else ""
+
+
+def _named_from(shard: Shard, folder: str) -> Shard:
+    return replace(shard, folder=folder, name=shard.url[len(folder.rstrip("/")) + 1 :])
+
+
+class Uncounted:
+    """Collects the errors of one list of shards.
+
+    Args:
+        num_shards: Shards in the list.
+        advice: What to do about them, a whole sentence.
+    """
+
+    def __init__(self, num_shards: int, advice: str) -> None:
+        self._num_shards, self._advice = num_shards, advice
+        self._first: list[str] = []
+        self._num = self._in_a_row = 0
+
+    def add(self, error: ShardError) -> None:
+        """Note a shard that cannot be counted.
+
+        Raises:
+            DataError: Many in a row are out of reach, so the rest is as well.
+        """
+        self._num += 1
+        self._in_a_row = self._in_a_row + 1 if error.reason in _OUT_OF_REACH else 0
+        if len(self._first) < _NUM_TOLD:
+            self._first.append(f"  {error}")
+        if self._in_a_row == _MAX_OUT_OF_REACH:
+            raise self._error(
+                f"{_MAX_OUT_OF_REACH} shards in a row cannot be had; the rest was not tried:"
+            )
+
+    def counted(self) -> None:
+        """Note that a shard between them was counted."""
+        self._in_a_row = 0
+
+    def check(self) -> None:
+        """Raise DataError that names the first of them, if there are any."""
+        if self._num == 1:
+            raise DataError(f"{self._first[0].strip()} {self._advice}")
+        if self._num:
+            raise self._error(f"{self._num} of {self._num_shards} shards cannot be counted:")
+
+    def _error(self, head: str) -> DataError:
+        more = [f"  and {self._num - _NUM_TOLD} more"] if self._num > _NUM_TOLD else []
+        return DataError("\n".join([head, *self._first, *more, self._advice]))

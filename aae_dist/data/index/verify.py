@@ -1,0 +1,152 @@
+"""Every sample of a data set read and decoded, and what is wrong with it told."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aae_dist.config.sections.data import Data
+from aae_dist.data.bad_samples import printable
+from aae_dist.data.cache.shard_cache import ShardCache, cache_of
+from aae_dist.data.dataset import Dataset
+from aae_dist.data.format.manifest import Manifest, Shard
+from aae_dist.data.index.build import listed_shards
+from aae_dist.data.index.counting import tried
+from aae_dist.data.parallel import in_order
+from aae_dist.data.progress import progress
+from aae_dist.errors import DataError, ShardError
+
+_ROWS_AT_ONCE = 256
+_NUM_TOLD = 20
+
+
+@dataclass
+class Findings:
+    """What a look at every sample found."""
+
+    shards: int = 0
+    samples: int = 0
+    """Good samples."""
+    bad_shards: dict[str, str] = field(default_factory=dict)
+    """Address -> reason and message."""
+    bad_samples: Counter[str] = field(default_factory=Counter)
+    """Reason -> samples, those of bad shards not counted."""
+    examples: list[str] = field(default_factory=list)
+    """The first bad samples: shard, key, what is wrong."""
+
+    @property
+    def num_bad(self) -> int:
+        """Bad samples in shards that are otherwise sound."""
+        return self.bad_samples.total()
+
+    @property
+    def is_sound(self) -> bool:
+        """True when every sample of every shard can be used, and there is one."""
+        return bool(self.samples) and not self.bad_shards and not self.num_bad
+
+    def document(self) -> dict[str, Any]:
+        """Return this as JSON has it."""
+        return {**asdict(self), "bad_samples": dict(self.bad_samples), "sound": self.is_sound}
+
+    def add(self, other: "Findings") -> None:
+        """Take in what was found in some shard."""
+        self.shards += other.shards
+        self.samples += other.samples
+        self.bad_shards |= other.bad_shards
+        self.bad_samples += other.bad_samples
+        self.examples = (self.examples + other.examples)[:_NUM_TOLD]
+
+
+def verify(
+    urls: str | Sequence[str],
+    settings: Data,
+    threads: int,
+) -> Findings:
+    """Read and decode every sample that `urls` name, against its manifest where there is one.
+
+    Args:
+        urls: Patterns, folders, manifest files or builtin:// names.
+        settings: Which fields hold image and label, and the size that images must have.
+        threads: Shards that are read at a time.
+
+    Raises:
+        DataError: Nothing is found.
+    """
+    found = Findings()
+    shards = listed_shards(urls)
+    cache = cache_of(settings.cache)
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        progress("verifying", len(shards), "shards") as advance,
+    ):
+        sound: list[Shard] = []
+        for shard, problem in in_order(pool, _with_count, [(each, cache) for each in shards]):
+            if problem is None:
+                sound.append(shard)
+            else:
+                found.add(_bad_shard(shard, problem))
+                advance(1)
+        if not any(shard.samples for shard in sound):
+            found.shards += len(sound)
+            return found
+        dataset = Dataset(
+            Manifest(tuple(sound)), settings.model_copy(update={"decoded": "none"}), try_all=True
+        )
+        starts = np.cumsum(dataset.manifest.counts) - dataset.manifest.counts
+        jobs = [(dataset, shard, int(start)) for shard, start in zip(sound, starts, strict=True)]
+        for part in in_order(pool, _look_at, jobs):
+            found.add(part)
+            advance(1)
+    return found
+
+
+def _with_count(shard: Shard, cache: ShardCache) -> tuple[Shard, ShardError | None]:
+    if shard.samples >= 0:
+        return shard, None
+    found = tried(shard, None, cache)
+    return (shard, found) if isinstance(found, ShardError) else (found[0], None)
+
+
+def _bad_shard(shard: Shard, error: ShardError) -> Findings:
+    return Findings(shards=1, bad_shards={shard.url: f"{error.reason}: {printable(str(error))}"})
+
+
+def _look_at(dataset: Dataset, shard: Shard, start: int) -> Findings:
+    found = Findings(shards=1)
+    for first in range(start, start + shard.samples, _ROWS_AT_ONCE):
+        numbers = np.arange(first, min(first + _ROWS_AT_ONCE, start + shard.samples))
+        bad = dataset.load(numbers).bad
+        for row, error in bad.items():
+            if isinstance(error, ShardError):
+                return _bad_shard(shard, error)
+            sample = dataset.bad_sample(int(numbers[row]), row, error)
+            found.bad_samples[sample.reason] += 1
+            if len(found.examples) < _NUM_TOLD:
+                found.examples.append(f"{shard.url}, sample {sample.key!r}: {sample.detail}")
+        found.samples += len(numbers) - len(bad)
+    return found
+
+
+def report(found: Findings) -> str:
+    """Return the findings as lines for a person."""
+    lines = [f"{found.shards} shards, {found.samples} good samples"]
+    lines += [f"bad shard: {message}" for message in found.bad_shards.values()]
+    lines += [f"bad samples: {n} ({reason})" for reason, n in sorted(found.bad_samples.items())]
+    lines += [f"  {example}" for example in found.examples]
+    if found.num_bad > len(found.examples):
+        lines.append(f"  and {found.num_bad - len(found.examples)} more")
+    return "\n".join([*lines, "sound" if found.is_sound else "not sound"])
+
+
+def refuse_if_unsound(found: Findings) -> None:
+    """Raise DataError unless every sample can be used."""
+    if not (found.samples or found.bad_shards or found.num_bad):
+        raise DataError(f"{found.shards} shards without a sample; check what wrote them.")
+    if not found.is_sound:
+        raise DataError(
+            f"{len(found.bad_shards)} bad shards and {found.num_bad} bad samples; write them "
+            "again, or train without them (data.max_bad_fraction)."
+        )

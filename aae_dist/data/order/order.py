@@ -1,0 +1,243 @@
+"""Which sample stands where ("canonical lanes"): the same order for any number of ranks.
+
+The samples of an epoch are laid on one line, the line is cut into lanes of equal length, and a
+global batch takes the next few samples of every lane. Ranks share out whole lanes, so the global
+batch never depends on how many ranks there are; the slots consumed of each lane, one integer, are
+all the state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aae_dist.config.sections.data import Data
+from aae_dist.data.format.manifest import Manifest
+from aae_dist.data.order.permutation import Indices, permute, round_keys
+from aae_dist.errors import DataError
+
+Window = int | Literal["full"]
+Mask = NDArray[np.bool_]
+
+_SLOTS_AT_ONCE = 8192
+"""Slots computed at a time: numpy needs 1 us a sample for one small batch, 0.1 us for so many."""
+_FULL_SHUFFLE_BYTES = 4 << 30
+_UNPACKED_FACTOR = 4
+"""Bytes that one of a .tar.gz is taken for: all of them are held unpacked in a full shuffle."""
+_WINDOW_SHARDS = 4
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The samples of one global batch, in lane-major order."""
+
+    position: int
+    """Slots of each lane consumed before this batch, since the start of training."""
+    next_position: int
+    """Slots of each lane consumed once this batch is done: what a checkpoint stores."""
+    epoch: int
+    indices: Indices
+    """Sample numbers in manifest order, int64 [G]; a masked slot repeats a valid sample."""
+    valid: Mask
+    """False in slots that no sample is left for at the end of the epoch, bool [G]."""
+
+    @property
+    def num_valid(self) -> int:
+        """Samples that count in this global batch, over all ranks; at least one."""
+        return int(self.valid.sum())
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    number: int
+    shards: Indices
+    """Shard numbers in the order in which the epoch's line has them."""
+    line_ends: Indices
+    """Running total of their sample counts."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Several batches in a row of one epoch, from `offset` slots on."""
+
+    epoch: int
+    offset: int
+    indices: Indices
+    valid: Mask
+
+    def holds(self, epoch: int, offset: int, num_slots: int) -> bool:
+        ahead = offset - self.offset
+        return epoch == self.epoch and 0 <= ahead <= self.indices.shape[1] - num_slots
+
+
+class Order:
+    """The order of all epochs, a pure function of the arguments.
+
+    Args:
+        counts: Samples of every shard, in manifest order.
+        seed: The run's seed.
+        global_batch_size: Samples per step, over all ranks; a multiple of `lanes`.
+        lanes: Streams that the line of an epoch is cut into; at least one a rank.
+        window: Samples shuffled together in a lane, or "full" for one permutation of the epoch.
+
+    Raises:
+        DataError: There are no samples.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int] | Indices,
+        *,
+        seed: int,
+        global_batch_size: int,
+        lanes: int,
+        window: Window = "full",
+    ) -> None:
+        assert global_batch_size % lanes == 0, (global_batch_size, lanes)
+        self.seed, self.lanes, self.window = seed, lanes, window
+        self.global_batch_size = global_batch_size
+        self._counts = np.asarray(counts, np.int64)
+        self.num_samples = int(self._counts.sum())
+        if self.num_samples == 0:
+            raise DataError(
+                f"No samples in {len(self._counts)} shards; give shards that hold at least one."
+            )
+        self._shard_starts = np.cumsum(self._counts) - self._counts
+        self._slots = global_batch_size // lanes
+        self._epoch: _Epoch | None = None
+        self._block: _Block | None = None
+
+    @property
+    def counts(self) -> Indices:
+        """Samples of every shard, int64 [shards]."""
+        return self._counts
+
+    @property
+    def lane_length(self) -> int:
+        """Slots of each lane in one epoch; some lanes may lack a sample for the last one."""
+        return -(-self.num_samples // self.lanes)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in one epoch, the shorter last one included."""
+        return -(-self.num_samples // self.global_batch_size)
+
+    def samples_seen(self, position: int) -> int:
+        """Return the number of samples, masked slots not counted, before `position`."""
+        epoch, offset = divmod(position, self.lane_length)
+        return epoch * self.num_samples + min(self.lanes * offset, self.num_samples)
+
+    def batch(self, position: int) -> BatchPlan:
+        """Return the global batch that begins after `position` slots of every lane.
+
+        A batch never spans two epochs: the last one of an epoch has masked slots instead, so every
+        rank takes the same number of steps. The cost does not depend on the position.
+        """
+        epoch, offset = divmod(position, self.lane_length)
+        end = min(offset + self._slots, self.lane_length)
+        indices, valid = self._lane_slots(epoch, offset)
+        flat_valid = valid.flatten()
+        flat = np.where(flat_valid, indices.ravel(), indices.ravel()[flat_valid.argmax()])
+        return BatchPlan(position, epoch * self.lane_length + end, epoch, flat, flat_valid)
+
+    def shard_line(self, epoch: int) -> tuple[Indices, Indices]:
+        """Return shard numbers in their order on an epoch's line, and where each ends on it."""
+        keys = round_keys("order", self.seed, epoch, "shards")
+        shards = permute(np.arange(len(self._counts), dtype=np.int64), len(self._counts), keys)
+        return shards, np.cumsum(self._counts[shards])
+
+    def lane_bounds(self, lane: int) -> tuple[int, int]:
+        """Return the first place and the end of a lane on the line."""
+        starts, ends = self._lane_bounds
+        return int(starts[lane]), int(ends[lane])
+
+    def with_window(self, window: Window) -> "Order":
+        """Return the same order but for the window."""
+        return Order(
+            self._counts,
+            seed=self.seed,
+            global_batch_size=self.global_batch_size,
+            lanes=self.lanes,
+            window=window,
+        )
+
+    def _lane_slots(self, epoch: int, offset: int) -> tuple[Indices, Mask]:
+        """Return indices and validity, [lanes, slots], cut out of a block of batches."""
+        block = self._block
+        if block is None or not block.holds(epoch, offset, self._slots):
+            ahead = self._slots * max(1, _SLOTS_AT_ONCE // self.global_batch_size)
+            num_slots = max(self._slots, min(ahead, self.lane_length - offset))
+            block = _Block(epoch, offset, *self._compute(epoch, offset, num_slots))
+            self._block = block
+        cut = slice(offset - block.offset, offset - block.offset + self._slots)
+        return block.indices[:, cut], block.valid[:, cut]
+
+    def _compute(self, epoch: int, offset: int, num_slots: int) -> tuple[Indices, Mask]:
+        starts, ends = self._lane_bounds
+        places = starts[:, None] + np.arange(offset, offset + num_slots, dtype=np.int64)
+        valid = places < ends[:, None]
+        indices = np.zeros_like(places)
+        if self.window == "full":
+            keys = round_keys("order", self.seed, epoch, "full")
+            indices[valid] = permute(places[valid], self.num_samples, keys)
+        else:
+            shuffled = [
+                self._in_windows(epoch, lane, row[mask])
+                for lane, (row, mask) in enumerate(zip(places, valid, strict=True))
+            ]
+            indices[valid] = self._line_to_samples(epoch, np.concatenate(shuffled))
+        return indices, valid
+
+    @cached_property
+    def _lane_bounds(self) -> tuple[Indices, Indices]:
+        """First place and end of every lane on the line, int64 [lanes] each."""
+        # Python integers: lane * num_samples may pass 2**63 for absurd but legal inputs.
+        cuts = [lane * self.num_samples // self.lanes for lane in range(self.lanes + 1)]
+        return np.array(cuts[:-1], np.int64), np.array(cuts[1:], np.int64)
+
+    def _in_windows(self, epoch: int, lane: int, places: Indices) -> Indices:
+        """Permute line places of one lane (consecutive, int64 [n]) inside their windows."""
+        assert isinstance(self.window, int)
+        starts, ends = self._lane_bounds
+        start, length = int(starts[lane]), int(ends[lane] - starts[lane])
+        pieces = [places[:0]]
+        first, last = (int(places[0]) - start, int(places[-1]) - start) if places.size else (0, -1)
+        for window in range(first // self.window, last // self.window + 1):
+            low = window * self.window
+            size = min(self.window, length - low)
+            inside = places[max(0, low - first) : low + size - first] - (start + low)
+            keys = round_keys("order", self.seed, epoch, "window", lane, window)
+            pieces.append(start + low + permute(inside, size, keys))
+        return np.concatenate(pieces)
+
+    def _line_to_samples(self, epoch: int, places: Indices) -> Indices:
+        """Return the sample numbers at `places` of the epoch's line of permuted shards."""
+        line = self._epoch
+        if line is None or line.number != epoch:
+            line = _Epoch(epoch, *self.shard_line(epoch))
+            self._epoch = line
+        nth = np.searchsorted(line.line_ends, places, side="right")
+        shard = line.shards[nth]
+        return self._shard_starts[shard] + places - (line.line_ends[nth] - self._counts[shard])
+
+
+def rank_rows(rank: int, world_size: int, lanes: int, global_batch_size: int) -> slice:
+    """Return the rows of the global batch that `rank` trains on: those of its whole lanes.
+
+    Shares differ by one lane at most when `world_size` does not divide `lanes`.
+    """
+    slots = global_batch_size // lanes
+    return slice(rank * lanes // world_size * slots, (rank + 1) * lanes // world_size * slots)
+
+
+def resolve_window(settings: Data, manifest: Manifest) -> Window:
+    """Return `data.shuffle_window`; by default full up to 4 GiB, else four average shards."""
+    if settings.shuffle_window is not None:
+        return settings.shuffle_window
+    packed = sum(shard.bytes for shard in manifest.shards if not shard.name.endswith(".tar"))
+    if manifest.num_bytes + (_UNPACKED_FACTOR - 1) * packed <= _FULL_SHUFFLE_BYTES:
+        return "full"
+    return max(1, _WINDOW_SHARDS * manifest.num_samples // len(manifest.shards))

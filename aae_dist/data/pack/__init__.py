@@ -1,0 +1,158 @@
+"""Known data sets and image folders, written as WebDataset shards."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from aae_dist.data.index.build import index_folder
+from aae_dist.data.pack.arrays import npy_source
+from aae_dist.data.pack.files import csv_source, folder_source
+from aae_dist.data.pack.known import KNOWN, celeba_source
+from aae_dist.data.pack.sources import PackOptions, SampleSet, Source
+from aae_dist.data.progress import progress, to_stderr
+from aae_dist.errors import DataError, LaunchError
+from aae_dist.storage import Storage, is_remote, open_storage
+
+__all__ = ["NAMES", "PackOptions", "pack"]
+
+DOWNLOADED: Mapping[str, Callable[[Path, PackOptions], Source]] = {
+    **KNOWN,
+    "celeba": celeba_source,
+}
+GIVEN: Mapping[str, Callable[[Path, PackOptions], Source]] = {
+    "folder": folder_source,
+    "csv": csv_source,
+    "npy": npy_source,
+}
+NAMES = (*DOWNLOADED, *GIVEN)
+ROOTS = {
+    "folder": "--root FOLDER, with a sub-folder for each class, or with images alone",
+    "csv": "--root FILE.csv, with the columns path and label",
+    "npy": "--root FILE.npy, with a row for each sample",
+}
+CLASSES = "classes.json"
+DEFAULTS = PackOptions()
+FEWEST_SCORED = 8
+"""As `evaluation.evaluate.MIN_SAMPLES`: of fewer validation samples a run gets no scores."""
+
+
+def pack(
+    name: str,
+    out: str,
+    root: str | None = None,
+    options: PackOptions = DEFAULTS,
+    write: Callable[[str], None] = to_stderr,
+) -> dict[str, int]:
+    """Write OUT/train and OUT/validation: tar shards with a manifest.json each.
+
+    Args:
+        name: one of `NAMES`.
+        out: Folder to make, local or in a bucket; it must be empty or absent.
+        root: Folder of images with a sub-folder for each class, CSV or .npy file, or the folder
+            that torchvision keeps its data sets in (downloaded to when absent; default
+            ~/.cache/aae_dist/datasets).
+        options: Shard size, split, and what is done to the images.
+        write: Takes progress lines where there is no terminal.
+
+    Returns:
+        Samples of each set.
+
+    Raises:
+        DataError: The target is not empty, or the source is missing or damaged.
+    """
+    try:
+        target = _empty_target(out)
+        source = _source(name, root, options)
+        _write(target, source, options, write)
+    except (OSError, LaunchError) as error:
+        raise DataError(f"{out}: cannot write the shards ({error}).") from error
+    if advice := source.advice():
+        write(advice)
+    counts = {set_name: samples.num_samples for set_name, samples in source.sets.items()}
+    if name in GIVEN:
+        _warn_of_few(counts.get("validation", 0), options.validation_fraction, write)
+    return counts
+
+
+def _warn_of_few(num_validation: int, fraction: float, write: Callable[[str], None]) -> None:
+    if fraction and num_validation < FEWEST_SCORED:
+        write(
+            f"warning: validation: {num_validation} samples, {FEWEST_SCORED} are needed to score a "
+            f"run; pack again with a larger --validation-fraction (was {fraction:g}), or train "
+            "with data.validation=null"
+        )
+
+
+def _source(name: str, root: str | None, options: PackOptions) -> Source:
+    if name not in NAMES:
+        raise DataError(f"{name!r} is not a data set that can be packed; use {', '.join(NAMES)}.")
+    if name in DOWNLOADED:
+        folder = Path(root or "~/.cache/aae_dist/datasets").expanduser()
+        return DOWNLOADED[name](folder, options)
+    if root is None:
+        raise DataError(f"pack {name} needs {ROOTS[name]}.")
+    return GIVEN[name](Path(root).expanduser(), options)
+
+
+def _empty_target(out: str) -> Storage:
+    target = open_storage(out)
+    local = None if is_remote(out) else Path(target.uri)
+    occupied = target.list() if local is None else local.exists() and not _is_empty(local)
+    if occupied:
+        raise DataError(f"{out} is not an empty folder; give another --out, or empty it.")
+    return target
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and next(path.iterdir(), None) is None
+
+
+def _write(
+    target: Storage,
+    source: Source,
+    options: PackOptions,
+    write: Callable[[str], None],
+) -> None:
+    """Write beside the target and move, or upload, when all is complete."""
+    parent = None if is_remote(target.uri) else Path(target.uri).parent
+    if parent:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".packing-", dir=parent) as work:
+        folder = Path(work, "out")
+        for name, samples in source.sets.items():
+            _write_set(folder / name, samples, options, write)
+        if source.classes:
+            (folder / CLASSES).write_text(json.dumps(list(source.classes)))
+        if parent:
+            folder.rename(target.uri)
+        else:
+            _upload(folder, target, write)
+
+
+def _write_set(
+    folder: Path, samples: SampleSet, options: PackOptions, write: Callable[[str], None]
+) -> None:
+    # Imported here: only writing needs it.
+    from webdataset import ShardWriter
+
+    folder.mkdir(parents=True)
+    last_shard = (samples.num_samples - 1) // options.shard_samples
+    pattern = str(folder).replace("%", "%%") + f"/%0{max(3, len(str(last_shard)))}d.tar"
+    with (
+        ShardWriter(pattern, maxcount=options.shard_samples, verbose=0, mtime=0) as writer,
+        progress(f"packing {folder.name}", samples.num_samples, "samples", write) as advance,
+    ):
+        for sample in samples.samples:
+            writer.write(sample)
+            advance(1)
+    index_folder(folder)
+
+
+def _upload(folder: Path, target: Storage, write: Callable[[str], None]) -> None:
+    # Manifests last: shards that one of them lists are there.
+    paths = sorted(folder.rglob("*.tar")) + sorted(folder.rglob("*.json"))
+    with progress("uploading", len(paths), "files", write) as advance:
+        for path in paths:
+            target.upload(path.relative_to(folder).as_posix(), path)
+            advance(1)
