@@ -4,6 +4,7 @@ import copy
 import hashlib
 import math
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -54,7 +55,7 @@ def fill(template: Object, name: str, address: str, config: str) -> list[Object]
 
     Args:
         template: a rendered RayJob.
-        name: of both objects.
+        name: of the job; that of the ConfigMap starts with it.
         address: of the run's or sweep's folder, for people who look at the job.
         config: YAML text.
 
@@ -75,15 +76,35 @@ def fill(template: Object, name: str, address: str, config: str) -> list[Object]
     volumes = [v for v in pod.get("volumes", []) if v["name"] == CONFIG_VOLUME]
     if not volumes:
         raise LaunchError(f"the head's template has no volume called {CONFIG_VOLUME!r}")
-    volumes[0]["configMap"] = {"name": name}
-    kept = {key: metadata[key] for key in ("name", "namespace", "annotations") if key in metadata}
+    # A name of its own: the one of an earlier submission may still be on its way out.
+    settings_name = f"{name}-{secrets.token_hex(3)}"
+    volumes[0]["configMap"] = {"name": settings_name}
+    kept = {key: metadata[key] for key in ("namespace", "annotations") if key in metadata}
     settings = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": kept,
+        "metadata": {"name": settings_name, **kept},
         "data": {"config.yaml": config},
     }
     return [settings, job]
+
+
+def owned(settings: Object, job: Object) -> Object:
+    """Return the ConfigMap as a part of a created RayJob: it is removed together with the job."""
+    owner = {
+        "apiVersion": job["apiVersion"],
+        "kind": job["kind"],
+        "name": job["metadata"]["name"],
+        "uid": job["metadata"]["uid"],
+    }
+    return {**settings, "metadata": {**settings["metadata"], "ownerReferences": [owner]}}
+
+
+def settings_of(job: Object) -> str:
+    """Return the name of the ConfigMap that the head of a RayJob mounts."""
+    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    [volume] = [found for found in pod["volumes"] if found["name"] == CONFIG_VOLUME]
+    return str(volume["configMap"]["name"])
 
 
 def examine(job: Object) -> None:

@@ -1,0 +1,393 @@
+"""Follow a RayJob to its end: what it waits for, each line of its log once, its exit code."""
+
+import queue
+import re
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from aae_dist.errors import LaunchError
+from aae_dist.launch.kubectl import ENDED, Kubectl
+from aae_dist.launch.manifest import Object
+from aae_dist.launch.ray_jobs import SAVED, exit_code
+from aae_dist.launch.say import say
+
+POLL_SECONDS = 3.0
+LOST_SECONDS = 600.0
+"""How long the Kubernetes API may be silent: an upgrade of a control plane takes minutes."""
+HELD_SECONDS = 10.0
+"""How long a traceback waits for the end of its pod, which tells whose it is."""
+LAST_LOG_SECONDS = 10.0
+"""After the job's end; a submitter that never found its head again would print for ever."""
+UNSEEN_SECONDS = 30.0
+"""After which a job that no operator has looked at is reported."""
+STOP_TIMEOUT = "ray job stop --no-wait --address http://127.0.0.1:8265"
+_OVER = ("Succeeded", "Failed")
+_SUBMITTED = re.compile(r"Job '\S+' submitted successfully")
+_EXIT_CODE = re.compile(r"Job entrypoint command failed with exit code (-?\d+)")
+_NOISE = "Waiting for Ray Dashboard GCS to become healthy"
+_TRACEBACK = "Traceback (most recent call last)"
+
+
+def follow(api: Kubectl, name: str) -> int:
+    """Print the job's states and log until it ends; return what `aae-dist` would have returned here.
+
+    Raises:
+        LaunchError: there is no such job, or the cluster is silent for `LOST_SECONDS`.
+        KeyboardInterrupt: Ctrl-C; the job continues.
+    """
+    log, story = JobLog(), Story()
+    logs = SubmitterLogs(api, log)
+    silent_since = ended_at = None
+    try:
+        while True:
+            try:
+                job = api.job(name)
+                if job is None:
+                    raise GoneError(name)
+                cluster = _status(job).get("rayClusterName")
+                story.tell(job, api.pods(f"ray.io/cluster={cluster}") if cluster else [])
+                logs.pump(api.pods(f"batch.kubernetes.io/job-name={name}"))
+                silent_since = None
+            except GoneError:
+                raise
+            except LaunchError as error:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > LOST_SECONDS:
+                    raise
+                story.say(f"no answer from the cluster ({error}); trying again")
+                time.sleep(POLL_SECONDS)
+                continue
+            if _status(job).get("jobDeploymentStatus") in ENDED:
+                ended_at = ended_at or time.monotonic()
+                if logs.complete or time.monotonic() - ended_at > LAST_LOG_SECONDS:
+                    return _end(job, log)
+            time.sleep(POLL_SECONDS)
+    finally:
+        logs.close()
+
+
+def stop(api: Kubectl, name: str) -> None:
+    """Ask the run to save a checkpoint and end; a job that has ended is left as it is.
+
+    Raises:
+        LaunchError: there is no such job, or no head that could pass the request on.
+    """
+    job = api.job(name)
+    if job is None:
+        raise GoneError(name)
+    status = _status(job)
+    if status.get("jobDeploymentStatus") in ENDED:
+        return
+    cluster = status.get("rayClusterName", "")
+    heads = api.pods(f"ray.io/cluster={cluster},ray.io/node-type=head") if cluster else []
+    running = [pod for pod in heads if pod["status"].get("phase") == "Running"]
+    if not running or status.get("jobDeploymentStatus") != "Running":
+        raise LaunchError(
+            f"rayjob/{name} has no head that runs, so there is nothing to save. End it without: "
+            f"{api.words} delete rayjob {name}"
+        )
+    api.execute(running[0]["metadata"]["name"], [*STOP_TIMEOUT.split(), status["jobId"]])
+    say("aae-dist: stopping: the run saves a checkpoint first")
+
+
+class GoneError(LaunchError):
+    """There is no RayJob of the name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"there is no rayjob/{name}: it was not submitted, or it was deleted. The same command "
+            "without --follow and --stop submits it; the run resumes from its last checkpoint"
+        )
+
+
+class JobLog:
+    """The log of a job whose lines several pods print: each line is shown once.
+
+    A submitter pod that finds the job submitted prints its whole log again, and so does `kubectl
+    logs` that starts again. A pod that submits the job to a new head prints a new log.
+    """
+
+    def __init__(self) -> None:
+        self.saved = False
+        """Whether the job said that it had saved a checkpoint."""
+        self.driver: int | None = None
+        """The job's exit code, when its log names one."""
+        self._lines: list[int] = []
+        self._attempt = 0  # where the log of the present head starts
+        self._starts: dict[str, int] = {}  # where lines of each pod may stand
+        self._firsts: dict[str, int] = {}
+        self._submitters: set[str] = set()
+        self._pod, self._position, self._is_repeating = "", 0, False
+
+    def open(self, pod: str) -> None:
+        """Expect the lines of a pod from its beginning."""
+        self._firsts.setdefault(pod, len(self._lines))
+        self._pod, self._is_repeating = pod, False
+        self._position = self._starts.setdefault(pod, self._attempt)
+
+    def take(self, line: str) -> None:
+        """Print a line, unless it was printed before."""
+        if _NOISE in line:
+            return
+        if _SUBMITTED.search(line) and self._pod not in self._submitters:
+            self._submitters.add(self._pod)
+            self._attempt = self._starts[self._pod] = self._firsts[self._pod]
+            self._position = len(self._lines)
+        if self._is_known(hash(line)):
+            return
+        print(line, flush=True)
+        self.saved = self.saved or SAVED in line
+        if code := _EXIT_CODE.search(line):
+            self.driver = int(code[1])
+
+    def _is_known(self, line: int) -> bool:
+        try:
+            self._position = self._lines.index(line, self._position) + 1
+        except ValueError:
+            # What an attached pod says before the repetition begins is not part of the job's log.
+            if self._is_repeating or self._position == len(self._lines):
+                self._lines.append(line)
+                self._position = len(self._lines)
+            return False
+        self._is_repeating = True
+        return True
+
+
+class SubmitterLogs:
+    """The logs of the pods that submit the job, one after another."""
+
+    def __init__(self, api: Kubectl, log: JobLog) -> None:
+        self._api, self._log = api, log
+        self._stream: _Stream | None = None
+        self._done: set[str] = set()
+        self._held: list[str] = []
+        self._held_since = 0.0
+        self.complete = False
+        """Whether all pods have ended and all of their lines are shown."""
+
+    def pump(self, pods: Sequence[Object]) -> None:
+        """Print what is new, and go to the next pod when one has ended."""
+        if self._stream is None:
+            self._open_next(pods)
+        if self._stream is not None:
+            self._drain(self._stream)
+        over = {_name(pod) for pod in pods if pod["status"].get("phase") in _OVER}
+        self.complete = self._stream is None and over == {_name(pod) for pod in pods} <= self._done
+
+    def close(self) -> None:
+        """End the process that reads."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _open_next(self, pods: Sequence[Object]) -> None:
+        for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
+            phase = pod["status"].get("phase")
+            if _name(pod) not in self._done and phase in ("Running", *_OVER):
+                self._log.open(_name(pod))
+                self._stream = _Stream(self._api.follow_log(_name(pod)), _name(pod), phase)
+                return
+
+    def _drain(self, stream: "_Stream") -> None:
+        is_at_end = not stream.is_alive()  # asked first: lines of before then are in the queue
+        for line in stream.lines():
+            if self._held or line.startswith(_TRACEBACK):
+                self._held_since = self._held_since or time.monotonic()
+                self._held.append(line)
+            else:
+                self._log.take(line)
+        if is_at_end:
+            self._finish(stream)
+        elif self._held and time.monotonic() - self._held_since > HELD_SECONDS:
+            self._release()
+
+    def _finish(self, stream: "_Stream") -> None:
+        """Read the pod once more unless it had ended before: a connection may have been cut."""
+        if stream.phase in _OVER:
+            self._done.add(stream.pod)
+            if stream.phase == "Failed" and self._held:
+                # Of `ray job logs`, which lost the head. The job's own end lets its pod succeed.
+                say(f"aae-dist: {stream.pod} lost the head: {self._held[-1].strip()[:200]}")
+                self._held.clear()
+            self._release()
+        self._held.clear()
+        self._held_since = 0.0
+        self._stream = None
+
+    def _release(self) -> None:
+        for line in self._held:
+            self._log.take(line)
+        self._held.clear()
+        self._held_since = 0.0
+
+
+class _Stream:
+    """One `kubectl logs --follow`, read by a thread."""
+
+    def __init__(self, process: "subprocess.Popen[str]", pod: str, phase: str) -> None:
+        self.pod, self.phase = pod, phase
+        self._process = process
+        self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._queue.put(line.rstrip("\n"))
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines that have come since the last call."""
+        while not self._queue.empty():
+            yield self._queue.get()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Story:
+    """Tells the states of a job, each once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._cluster = ""
+        self._failed = 0
+        self._is_ready = False
+        self._is_head_lost = False
+        self._started = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Print a line that differs from the last one."""
+        if line != self._last:
+            say(f"aae-dist: {line}")
+        self._last = line
+
+    def tell(self, job: Object, pods: Sequence[Object]) -> None:
+        """Print what has changed."""
+        status = _status(job)
+        state = status.get("jobDeploymentStatus", "")
+        failed = int(status.get("failed", 0))
+        if failed > self._failed and state not in ENDED:
+            self._retried(job, failed)
+        if (cluster := status.get("rayClusterName", "")) and cluster != self._cluster:
+            self._cluster, self._is_ready, self._is_head_lost = cluster, False, False
+            self.say(f"Ray cluster {cluster}")
+        if state in ("", "Initializing"):
+            self._waiting(state, pods)
+        elif state in ("Suspending", "Suspended"):
+            self.say("suspended: it waits in a queue until there is room for its cluster")
+        elif state == "Running":
+            self._running(status, pods)
+
+    def _retried(self, job: Object, failed: int) -> None:
+        self._failed = failed
+        tries = int(job["spec"].get("backoffLimit", 0)) + 1
+        self.say(f"try {failed} of {tries} {_failure(_status(job))}; KubeRay starts a new cluster")
+
+    def _waiting(self, state: str, pods: Sequence[Object]) -> None:
+        if not state and time.monotonic() - self._started > UNSEEN_SECONDS:
+            self.say("no operator has looked at the job yet; does KubeRay's operator run?")
+        elif pods:
+            self.say(f"waiting for pods: {waiting_for(pods) or 'all run; Ray starts'}")
+        else:
+            self.say("waiting for the operator to make the Ray cluster")
+
+    def _running(self, status: Object, pods: Sequence[Object]) -> None:
+        if not self._is_ready:
+            self._is_ready = True
+            self.say("the cluster is ready; the run is submitted to it")
+        if status.get("jobStatusCheckFailureStartTime"):
+            if not self._is_head_lost:
+                self.say(
+                    "the head does not answer; KubeRay starts another one in the same cluster, "
+                    "and the run resumes from its last checkpoint"
+                )
+            self._is_head_lost = True
+            heads = [pod for pod in pods if _labels(pod).get("ray.io/node-type") == "head"]
+            if waiting := waiting_for(heads):
+                self.say(f"waiting for pods: {waiting}")
+        elif self._is_head_lost:
+            self._is_head_lost = False
+            self.say("the head answers again")
+
+
+def waiting_for(pods: Sequence[Object]) -> str:
+    """Return which pods do not run yet and why, '' when all do."""
+    reasons = Counter(
+        (_labels(pod).get("ray.io/group", "pod"), reason)
+        for pod in pods
+        if (reason := _missing(pod))
+    )
+    return "; ".join(
+        f"{'head' if group == 'headgroup' else f'{count} {group}'}: {reason}"
+        for (group, reason), count in sorted(reasons.items())
+    )
+
+
+def _missing(pod: Object) -> str:
+    """Return why a pod does not run, '' when it does."""
+    status = pod["status"]
+    if status.get("phase") in _OVER:
+        return f"ended ({status.get('reason') or status['phase']})"
+    conditions = {found["type"]: found for found in status.get("conditions", [])}
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return str(scheduled.get("message") or "no node yet")[:200]
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(kind, []):
+            if (waiting := container["state"].get("waiting")) and waiting.get("reason"):
+                text = waiting["reason"]
+                message = str(waiting.get("message", ""))[:200]
+                return f"{text}: {message}" if message else str(text)
+    if conditions.get("Ready", {}).get("status") == "True":
+        return ""
+    return "starting"
+
+
+def _failure(status: Object) -> str:
+    """Return how a try failed, in a few words."""
+    if (code := _EXIT_CODE.search(status.get("message", ""))) is not None:
+        return f"failed with exit code {code[1]}"
+    reason, message = status.get("reason", ""), status.get("message", "").strip()
+    first = message.splitlines()[0][:200] if message else ""
+    return f"failed ({': '.join(part for part in (reason, first) if part) or 'see its log'})"
+
+
+def _end(job: Object, log: JobLog) -> int:
+    """Say how the job ended; return its exit code."""
+    status = _status(job)
+    reached = status.get("jobStatus", "")
+    if status.get("reason") == "JobStatusCheckTimeoutExceeded":
+        say(
+            "aae-dist: the head stayed away for longer than the operator waits, which then makes no "
+            "new cluster (300 s; RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS of the operator raises it: "
+            "cluster/README.md, section 1). Submit again: the run resumes from its last checkpoint"
+        )
+    elif reached == "SUCCEEDED":
+        say("aae-dist: finished")
+    elif reached != "STOPPED":
+        say(f"aae-dist: the job {_failure(status)}")
+    if status.get("jobDeploymentStatus") == "ValidationFailed":
+        return 2
+    found = _EXIT_CODE.search(status.get("message", ""))
+    return exit_code(reached, int(found[1]) if found else log.driver, log)
+
+
+def _status(job: Object) -> Object:
+    found: Object = job.get("status", {})
+    return found
+
+
+def _labels(pod: Object) -> Object:
+    found: Object = pod["metadata"].get("labels", {})
+    return found
+
+
+def _name(pod: Object) -> str:
+    return str(pod["metadata"]["name"])
