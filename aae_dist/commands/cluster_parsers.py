@@ -14,12 +14,16 @@ SUBMIT_EXAMPLES = """\
 examples:
   aae-dist submit my.yaml --cluster cluster/overlays/gke
   aae-dist submit my.yaml train.steps=5000 --cluster cluster/overlays/gke --dry-run
+  aae-dist submit my.yaml --cluster cluster/overlays/gke --follow
+  aae-dist submit my.yaml --cluster cluster/overlays/gke --stop
   aae-dist submit my.yaml --address http://localhost:8265 --stop-on-interrupt
   aae-dist submit --follow quickstart-1a2b3c --address http://localhost:8265
 
---cluster fills in the RayJob of a kustomize overlay and applies it with kubectl; KubeRay starts a
-Ray cluster for it and removes it afterwards. --address uses a Ray cluster that runs; the exit code
-is then that of the job: 0 done, 2 something to correct, 3 diverged, 4 stopped with a checkpoint.
+--cluster fills in the RayJob of a kustomize overlay and creates it with kubectl; KubeRay starts a
+Ray cluster for it and removes it afterwards. --address uses a Ray cluster that runs.
+--follow waits for pods, shows the log over lost heads and new clusters, and may be repeated. The
+exit code is that of the run: 0 done, 2 something to correct, 3 diverged, 4 stopped with a
+checkpoint, 1 all else.
 """
 
 
@@ -57,6 +61,19 @@ def _add_submit(verbs: "Parsers[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--doctor", action="store_true", help="check the cluster for this run, and train nothing"
     )
+    again = parser.add_argument_group(
+        "for what was submitted before, named by its configuration, or with --address by its job"
+    )
+    what = again.add_mutually_exclusive_group()
+    what.add_argument("--follow", action="store_true", help="show its log until it ends")
+    what.add_argument(
+        "--stop", action="store_true", help="stop it with a checkpoint, and follow it to its end"
+    )
+    parser.add_argument(
+        "--stop-on-interrupt",
+        action="store_true",
+        help="when following, Ctrl-C stops the job with a checkpoint; by default it continues",
+    )
     kubernetes = parser.add_argument_group("with --cluster")
     kubernetes.add_argument("--context", metavar="NAME", help="kubectl's context")
     ray = parser.add_argument_group("with --address")
@@ -75,12 +92,6 @@ def _add_submit(verbs: "Parsers[argparse.ArgumentParser]") -> None:
         help="files of yours for the job's working directory, such as a prior (at most 512 MiB)",
     )
     ray.add_argument("--no-wait", action="store_true", help="do not follow the log")
-    ray.add_argument(
-        "--stop-on-interrupt",
-        action="store_true",
-        help="Ctrl-C stops the job, with a checkpoint; by default it goes on alone",
-    )
-    ray.add_argument("--follow", metavar="JOB", help="follow a job that was submitted before")
     parser.set_defaults(run=lambda args: _submit(parser, args))
 
 
@@ -113,22 +124,21 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _submit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if bool(args.items) == bool(args.follow):
-        parser.error("give a configuration to submit, or --follow JOB")
-    only_ray = (args.env, args.working_dir, args.no_wait, args.stop_on_interrupt, args.follow)
-    if args.cluster and any(only_ray):
-        parser.error("--env, --working-dir, --no-wait, --follow and --stop-on-interrupt go with "
-                     "--address")  # fmt: skip
-    if args.address and args.context:
-        parser.error("--context goes with --cluster")
+    if problem := _contradiction(args):
+        parser.error(problem)
     from aae_dist.commands import submit
 
+    is_again = args.follow or args.stop
+    if args.cluster and is_again:
+        return submit.follow_kubernetes(
+            args.items, args.cluster, args.context, args.doctor, args.stop, args.stop_on_interrupt
+        )
     if args.cluster:
         return submit.to_kubernetes(
             args.items, args.cluster, args.context, args.dry_run, args.doctor
         )
-    if args.follow:
-        return submit.follow(args.follow, args.address, args.stop_on_interrupt)
+    if is_again:
+        return submit.follow_ray(args.items[0], args.address, args.stop, args.stop_on_interrupt)
     return submit.to_ray(
         args.items,
         args.address,
@@ -139,3 +149,21 @@ def _submit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         doctor=args.doctor,
     )
+
+
+def _contradiction(args: argparse.Namespace) -> str | None:
+    """Return what is wrong with the options together."""
+    is_again = args.follow or args.stop
+    if not args.items:
+        return "give a configuration to submit" + ", or the job's name" * bool(args.address)
+    if args.address and is_again and len(args.items) > 1:
+        return "with --address, --follow and --stop take the name of one job"
+    if is_again and args.dry_run:
+        return "--dry-run sends nothing, so there is nothing to follow or to stop"
+    if args.cluster and (args.env or args.working_dir or args.no_wait):
+        return "--env, --working-dir and --no-wait go with --address"
+    if args.cluster and args.stop_on_interrupt and not is_again:
+        return "with --cluster, --stop-on-interrupt goes with --follow"
+    if args.address and args.context:
+        return "--context goes with --cluster"
+    return None

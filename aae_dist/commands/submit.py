@@ -1,7 +1,8 @@
 """`aae-dist submit`: a run on a Kubernetes or Ray cluster, from the same files as here."""
 
+import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def to_kubernetes(
     dry_run: bool = False,
     doctor: bool = False,
 ) -> int:
-    """Apply a RayJob made from an overlay's template; return at once.
+    """Create a RayJob made from an overlay's template; return at once.
 
     Args:
         items: YAML files and overrides, as for `train`.
@@ -110,24 +111,96 @@ def to_kubernetes(
             "variable such as WANDB_API_KEY), and the cluster shows it to whoever reads its "
             "ConfigMaps; use the pods' own identity (s3://, gs://, az://) or a Kubernetes secret"
         )
-    folder = cluster / {"train": "train", "tune": "sweep"}[work.verb]
-    template = manifest.job_of(kubectl.render(folder), str(folder))
+    template = _template(work, cluster)
     check(work, template, cluster)
-    name = manifest.job_name(work.name + "-doctor" * doctor, work.storage)
-    objects = manifest.fill(template, name, work.address, work.text)
+    name = _job_name(work, doctor)
+    settings, job = manifest.fill(template, name, work.address, work.text)
     if doctor:
-        manifest.examine(objects[-1])
+        manifest.examine(job)
     if dry_run:
-        print(kubectl.dump(objects), end="")
+        print(kubectl.dump([settings, job]), end="")
         return 0
-    namespace = template["metadata"].get("namespace", "default")
-    api = kubectl.Kubectl(namespace, context)
+    api = _api(template, context, cluster)
     _make_room(api, name)
-    print(api.apply(objects), end="")
+    _create(api, settings, job)
+    where = ["--cluster", str(cluster), *(["--context", context] if context else [])]
+    again = shlex.join([*where, *(["--doctor"] if doctor else []), *items])
+    print(f"rayjob/{name} created")
+    print(f"follow: aae-dist submit --follow {again}")
+    print(f"stop:   aae-dist submit --stop {again}")
     print(f"state:  {api.words} get rayjob {name}")
-    print(f"log:    {api.words} logs --follow job/{name}")
     print(f"folder: {work.address}")
     return 0
+
+
+def follow_kubernetes(
+    items: Sequence[str],
+    cluster: Path,
+    context: str | None = None,
+    doctor: bool = False,
+    stop: bool = False,
+    stop_on_interrupt: bool = False,
+) -> int:
+    """Follow the RayJob of a run or sweep to its end; return the run's exit code.
+
+    Args:
+        items: YAML files and overrides, as they were submitted.
+        cluster: folder of the overlay that it was submitted with.
+        context: kubectl's context; by default the current one.
+        doctor: the job that checks the cluster for it.
+        stop: first ask the run to save a checkpoint and end.
+        stop_on_interrupt: Ctrl-C does so, too; otherwise the job goes on.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        LaunchError: there is no such job, or the cluster does not answer.
+    """
+    from aae_dist.launch import job_follower
+
+    work = read_work(items)
+    name = _job_name(work, doctor)
+    api = _api(_template(work, cluster), context, cluster)
+    if stop:
+        job_follower.stop(api, name)
+    return _follow(
+        lambda: job_follower.follow(api, name),
+        lambda: job_follower.stop(api, name),
+        f"rayjob/{name} continues; the same command with --stop stops it with a checkpoint",
+        stop_on_interrupt,
+    )
+
+
+def _template(work: Work, cluster: Path) -> manifest.Object:
+    folder = cluster / {"train": "train", "tune": "sweep"}[work.verb]
+    return manifest.job_of(kubectl.render(folder), str(folder))
+
+
+def _job_name(work: Work, doctor: bool) -> str:
+    return manifest.job_name(work.name + "-doctor" * doctor, work.storage)
+
+
+def _api(template: manifest.Object, context: str | None, cluster: Path) -> kubectl.Kubectl:
+    namespace = template["metadata"].get("namespace", "default")
+    return kubectl.Kubectl(namespace, context, str(cluster))
+
+
+def _create(api: kubectl.Kubectl, settings: manifest.Object, job: manifest.Object) -> None:
+    """Create the job, which decides between two submissions, and then its configuration.
+
+    The head's pod waits for the ConfigMap. In this order it can name its owner, and whoever comes
+    second leaves nothing behind.
+    """
+    try:
+        created = api.create(job)
+    except kubectl.ExistsError:
+        raise LaunchError(
+            f"another submission was first: rayjob/{job['metadata']['name']} works on this now"
+        ) from None
+    try:
+        api.create(manifest.owned(settings, created))
+    except BaseException:
+        api.delete(created)
+        raise
 
 
 def check(work: Work, job: manifest.Object, cluster: Path) -> None:
@@ -167,16 +240,17 @@ def local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 def _make_room(api: kubectl.Kubectl, name: str) -> None:
     """Remove the ended job of an earlier submission, since a job runs once."""
-    state = api.state(name)
-    if state is None:
+    job = api.job(name)
+    if job is None:
         return
+    state = job.get("status", {}).get("jobDeploymentStatus", "")
     if state not in kubectl.ENDED:
         raise LaunchError(
-            f"rayjob/{name} already works on this ({state or 'not started yet'}). "
-            f"Follow it: {api.words} logs --follow job/{name}. "
-            f"End it without a last checkpoint: {api.words} delete rayjob {name}"
+            f"rayjob/{name} already works on this ({state or 'not started yet'}). The same command "
+            "with --follow follows it, with --stop stops it with a checkpoint. End it without one: "
+            f"{api.words} delete rayjob {name}"
         )
-    api.delete(name)
+    api.delete(job)
 
 
 def to_ray(
@@ -226,25 +300,39 @@ def to_ray(
     if not wait:
         print(f"log: aae-dist submit --follow {job} --address {address}")
         return 0
-    return _follow(jobs, job, log, stop_on_interrupt)
+    return _follow_ray(jobs, job, log, stop_on_interrupt)
 
 
-def follow(job: str, address: str, stop_on_interrupt: bool = False) -> int:
-    """Follow a job that was submitted before; return its exit code."""
+def follow_ray(job: str, address: str, stop: bool = False, stop_on_interrupt: bool = False) -> int:
+    """Follow a job that was submitted before, or stop it first; return its exit code."""
     from aae_dist.launch.ray_jobs import Jobs, Log
 
-    return _follow(Jobs(address), job, Log(), stop_on_interrupt)
+    jobs, log = Jobs(address), Log()
+    if stop:
+        jobs.stop(job)
+    return _follow_ray(jobs, job, log, stop_on_interrupt)
 
 
-def _follow(jobs: "Jobs", job: str, log: "Log", stop_on_interrupt: bool) -> int:
+def _follow_ray(jobs: "Jobs", job: str, log: "Log", stop_on_interrupt: bool) -> int:
+    return _follow(
+        lambda: jobs.follow(job, log),
+        lambda: jobs.stop(job),
+        f"{job} goes on. To stop it: aae-dist submit --stop {job} --address {jobs.address}",
+        stop_on_interrupt,
+    )
+
+
+def _follow(
+    follow: Callable[[], int], stop: Callable[[], None], how: str, stop_on_interrupt: bool
+) -> int:
     try:
-        return jobs.follow(job, log)
+        return follow()
     except KeyboardInterrupt:
         if not stop_on_interrupt:
-            print(f"\nno longer following; {job} goes on. To stop it: ray job stop {job}")
+            print(f"\nno longer following; {how}")
             return 130
     print(
         "\nstopping: the job saves a checkpoint first; Ctrl-C again leaves it to that", flush=True
     )
-    jobs.stop(job)
-    return jobs.follow(job, log)
+    stop()
+    return follow()

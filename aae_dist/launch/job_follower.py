@@ -23,7 +23,7 @@ LAST_LOG_SECONDS = 10.0
 """After the job's end; a submitter that never found its head again would print for ever."""
 UNSEEN_SECONDS = 30.0
 """After which a job that no operator has looked at is reported."""
-STOP_TIMEOUT = "ray job stop --no-wait --address http://127.0.0.1:8265"
+STOP_COMMAND = "ray job stop --no-wait --address http://127.0.0.1:8265"
 _OVER = ("Succeeded", "Failed")
 _SUBMITTED = re.compile(r"Job '\S+' submitted successfully")
 _EXIT_CODE = re.compile(r"Job entrypoint command failed with exit code (-?\d+)")
@@ -32,7 +32,7 @@ _TRACEBACK = "Traceback (most recent call last)"
 
 
 def follow(api: Kubectl, name: str) -> int:
-    """Print the job's states and log until it ends; return what `aae-dist` would have returned here.
+    """Print the job's states and log until it ends; return the run's exit code.
 
     Raises:
         LaunchError: there is no such job, or the cluster is silent for `LOST_SECONDS`.
@@ -63,7 +63,7 @@ def follow(api: Kubectl, name: str) -> int:
             if _status(job).get("jobDeploymentStatus") in ENDED:
                 ended_at = ended_at or time.monotonic()
                 if logs.complete or time.monotonic() - ended_at > LAST_LOG_SECONDS:
-                    return _end(job, log)
+                    return report_end(job, log)
             time.sleep(POLL_SECONDS)
     finally:
         logs.close()
@@ -89,7 +89,7 @@ def stop(api: Kubectl, name: str) -> None:
             f"rayjob/{name} has no head that runs, so there is nothing to save. End it without: "
             f"{api.words} delete rayjob {name}"
         )
-    api.execute(running[0]["metadata"]["name"], [*STOP_TIMEOUT.split(), status["jobId"]])
+    api.execute(running[0]["metadata"]["name"], [*STOP_COMMAND.split(), status["jobId"]])
     say("aae-dist: stopping: the run saves a checkpoint first")
 
 
@@ -214,6 +214,7 @@ class SubmitterLogs:
             self._release()
         self._held.clear()
         self._held_since = 0.0
+        stream.close()
         self._stream = None
 
     def _release(self) -> None:
@@ -249,6 +250,9 @@ class _Stream:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._thread.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 class Story:
@@ -359,14 +363,14 @@ def _failure(status: Object) -> str:
     return f"failed ({': '.join(part for part in (reason, first) if part) or 'see its log'})"
 
 
-def _end(job: Object, log: JobLog) -> int:
+def report_end(job: Object, log: JobLog) -> int:
     """Say how the job ended; return its exit code."""
     status = _status(job)
     reached = status.get("jobStatus", "")
     if status.get("reason") == "JobStatusCheckTimeoutExceeded":
         say(
-            "aae-dist: the head stayed away for longer than the operator waits, which then makes no "
-            "new cluster (300 s; RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS of the operator raises it: "
+            "aae-dist: the head stayed away for longer than the operator waits, which then makes "
+            "no new cluster (300 s; RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS of the operator raises it: "
             "cluster/README.md, section 1). Submit again: the run resumes from its last checkpoint"
         )
     elif reached == "SUCCEEDED":
@@ -376,7 +380,8 @@ def _end(job: Object, log: JobLog) -> int:
     if status.get("jobDeploymentStatus") == "ValidationFailed":
         return 2
     found = _EXIT_CODE.search(status.get("message", ""))
-    return exit_code(reached, int(found[1]) if found else log.driver, log)
+    driver = int(found[1]) if found else log.driver
+    return exit_code(reached, driver if reached == "FAILED" else None, log.saved)
 
 
 def _status(job: Object) -> Object:

@@ -48,7 +48,7 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         check_address(address)
-        self._address = address
+        self.address = address
         # Uploads are told at the level INFO, between the lines of the job.
         logging.getLogger("ray").setLevel(logging.WARNING)
         with explained(address):
@@ -75,7 +75,7 @@ class Jobs:
             else:
                 _copy(folder, sent)
             (sent / CONFIG_FILE).write_text(config)
-            with explained(self._address):
+            with explained(self.address):
                 return str(
                     self._client.submit_job(
                         entrypoint=entrypoint(verb),
@@ -86,7 +86,7 @@ class Jobs:
 
     def stop(self, job: str) -> None:
         """Ask the job to save a checkpoint and end."""
-        with explained(self._address):
+        with explained(self.address):
             self._client.stop_job(job)
 
     def follow(self, job: str, log: "Log") -> int:
@@ -105,13 +105,13 @@ class Jobs:
                 info = self._client.get_job_info(job)
                 silent_since = None
                 if info.status.is_terminal():
-                    return exit_code(str(info.status), info.driver_exit_code, log)
+                    return exit_code(str(info.status), info.driver_exit_code, log.saved)
             except (OSError, RuntimeError, ValueError, ClientError) as error:
                 now = time.monotonic()
                 silent_since = silent_since or now
                 if now - silent_since > LOST_SECONDS:
                     raise LaunchError(
-                        f"no answer from {self._address} for {LOST_SECONDS:.0f} s ({error}); job "
+                        f"no answer from {self.address} for {LOST_SECONDS:.0f} s ({error}); job "
                         f"{job} may go on: `ray job logs -f {job}`"
                     ) from None
             time.sleep(POLL_SECONDS)
@@ -157,7 +157,7 @@ def _copy(folder: Path, sent: Path) -> None:
         raise LaunchError(f"--working-dir {folder} cannot be copied: {error}"[:300]) from None
 
 
-def exit_code(status: str, driver: int | None, log: Log) -> int:
+def exit_code(status: str, driver: int | None, saved: bool) -> int:
     """Return the exit code of a job that has ended, as `aae-dist train` gives them.
 
     Ray knows the code of a job that ended by itself; of one that was stopped only the log tells
@@ -166,7 +166,7 @@ def exit_code(status: str, driver: int | None, log: Log) -> int:
     if status == "SUCCEEDED":
         return 0
     if status == "STOPPED":
-        if log.saved:
+        if saved:
             return 4
         say("the job was stopped before it said that it had saved; it resumes from what it has")
         return 2

@@ -1,18 +1,14 @@
 """`aae-dist submit --cluster`: what is sent, what is refused. kubectl is a recording fake here."""
 
 import json
-import os
 import re
 import shutil
-import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.manifests import (
-    RENDERED,
     ROOT,
     operator_problems,
     pod_specs,
@@ -26,40 +22,9 @@ from aae_dist.config import config_from_tree
 from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.launch import manifest
 
-FAKE = """#!{python}
-# kubectl as a recorder: renders from the committed files, keeps what is applied.
-import os, pathlib, sys
-home, words = pathlib.Path({home!r}), sys.argv[1:]
-with open(home / "calls", "a") as calls:
-    print(*words, file=calls)
-if words[0] == "kustomize":
-    folder = pathlib.Path(words[1])
-    text = (pathlib.Path({rendered!r}) / f"{{folder.parent.name}}-{{folder.name}}.yaml").read_text()
-    if not (home / "unedited").exists():
-        text = text.replace("REGION", "europe-west4").replace("PROJECT", "mine")
-    print(text)
-elif "get" in words:
-    state = home / "state"
-    print(state.read_text() if state.exists() else "", end="")
-elif "apply" in words:
-    (home / "applied").write_text(sys.stdin.read())
-    print("rayjob created")
-"""
 GKE, KIND = str(ROOT / "cluster/overlays/gke"), str(ROOT / "cluster/overlays/kind-cpu")
 QUICK = str(ROOT / "configs/quickstart.yaml")
 BUCKET = "run.storage=gs://bucket/runs"
-
-
-@pytest.fixture
-def kubectl(tmp_path, monkeypatch):
-    """Put the fake on the path; return its folder."""
-    program = tmp_path / "bin/kubectl"
-    program.parent.mkdir()
-    text = FAKE.format(python=sys.executable, home=str(tmp_path), rendered=str(RENDERED))
-    program.write_text(text)
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    return tmp_path
 
 
 def test_a_dry_run_prints_what_kuberay_takes(kubectl, capsys):
@@ -67,27 +32,29 @@ def test_a_dry_run_prints_what_kuberay_takes(kubectl, capsys):
     settings, job = read(capsys.readouterr().out)
     name = job["metadata"]["name"]
     assert re.fullmatch(r"aae-quickstart-[0-9a-f]{6}", name)
-    assert settings["metadata"]["name"] == name
+    assert re.fullmatch(f"{name}-[0-9a-f]{{6}}", settings["metadata"]["name"])
     assert schema_problems(job) == schema_problems(settings) == list(operator_problems(job)) == []
     for pod in pod_specs(job).values():
         assert not list(security_problems(pod))
     volumes = {v["name"]: v for v in pod_specs(job)["head"]["volumes"]}
-    assert volumes["config"]["configMap"] == {"name": name}
+    assert volumes["config"]["configMap"] == {"name": settings["metadata"]["name"]}
     config = config_from_tree(yaml.safe_load(settings["data"]["config.yaml"]))
     assert (config.run.storage, config.launch.workers) == ("gs://bucket/runs", 4)
-    assert "apply" not in (kubectl / "calls").read_text()
+    assert "create" not in (kubectl / "calls").read_text()
 
 
-def test_it_applies_and_says_how_to_watch(kubectl, capsys):
+def test_it_creates_a_job_that_owns_its_configuration_and_says_how_to_watch(kubectl, capsys):
     assert main(["submit", QUICK, BUCKET, "--cluster", GKE, "--context", "there"]) == 0
-    [settings, job] = read((kubectl / "applied").read_text())
+    job, settings = read((kubectl / "created").read_text())
     out = capsys.readouterr().out
-    assert (
-        f"kubectl --context there --namespace aae-dist logs --follow job/{job['metadata']['name']}"
-        in out
-    )
+    assert f"aae-dist submit --follow --cluster {GKE} --context there {QUICK} {BUCKET}" in out
+    assert f"aae-dist submit --stop --cluster {GKE} --context there {QUICK} {BUCKET}" in out
     assert "gs://bucket/runs/quickstart" in out
     assert settings["metadata"]["namespace"] == "aae-dist"
+    assert settings["metadata"]["ownerReferences"] == [
+        {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": job["metadata"]["name"], "uid": "u-1"}
+    ]
+    assert manifest.settings_of(job) == settings["metadata"]["name"]
 
 
 @pytest.mark.parametrize(
@@ -95,12 +62,64 @@ def test_it_applies_and_says_how_to_watch(kubectl, capsys):
     [("Running", 2), ("Complete", 0), ("Failed", 0), ("ValidationFailed", 0), ("", 2)],
 )
 def test_a_run_has_one_job_and_an_ended_one_makes_room(kubectl, capsys, state, code):
-    (kubectl / "state").write_text(json.dumps({"status": {"jobDeploymentStatus": state}}))
+    job = {
+        "metadata": {"name": "x", "uid": "u-0"},
+        "status": {"jobDeploymentStatus": state},
+    }
+    (kubectl / "existing").write_text(json.dumps(job))
     assert main(["submit", QUICK, BUCKET, "--cluster", GKE]) == code
-    calls = (kubectl / "calls").read_text()
-    assert ("delete rayjob" in calls) == ("apply" in calls) == (code == 0)
+    assert (kubectl / "created").exists() == (code == 0)
     if code:
+        assert not (kubectl / "deletion").exists()
         assert "already works on this" in capsys.readouterr().err
+    else:
+        # That job and no other: one that somebody else has submitted meanwhile stays.
+        asked = json.loads((kubectl / "deletion").read_text())
+        assert asked["preconditions"] == {"uid": "u-0"}
+        assert "/apis/ray.io/v1/namespaces/aae-dist/rayjobs/x" in (kubectl / "calls").read_text()
+
+
+def test_of_two_submissions_at_the_same_moment_one_wins_and_the_other_leaves_nothing(
+    kubectl, capsys
+):
+    refusal = 'Error from server (AlreadyExists): error when creating "STDIN": rayjobs.ray.io "x" '
+    (kubectl / "refuse-RayJob").write_text(refusal + "already exists")
+    assert main(["submit", QUICK, BUCKET, "--cluster", GKE]) == 2
+    assert "another submission was first" in capsys.readouterr().err
+    assert not (kubectl / "created").exists()
+
+
+def test_a_job_whose_configuration_is_refused_is_removed(kubectl, capsys):
+    (kubectl / "refuse-ConfigMap").write_text("Error from server (Forbidden): exceeded quota")
+    assert main(["submit", QUICK, BUCKET, "--cluster", GKE]) == 2
+    assert "exceeded quota" in capsys.readouterr().err
+    assert json.loads((kubectl / "deletion").read_text())["preconditions"] == {"uid": "u-1"}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        (
+            'error: the server doesn\'t have a resource type "rayjob"',
+            "installs its operator, once per cluster (cluster/README.md, section 1",
+        ),
+        (
+            'error: resource mapping not found for name: "x" namespace: "n" from "STDIN": no '
+            'matches for kind "RayJob" in version "ray.io/v1"\nensure CRDs are installed first',
+            "installs its operator, once per cluster (cluster/README.md, section 1",
+        ),
+        (
+            'Error from server (NotFound): error when creating "STDIN": namespaces "other" not '
+            "found",
+            f"kubectl apply -k {GKE} (cluster/README.md, section 3",
+        ),
+    ],
+)
+def test_a_step_of_the_readme_that_was_left_out_is_named(kubectl, capsys, refusal, words):
+    (kubectl / "refusal").write_text(refusal)
+    assert main(["submit", QUICK, BUCKET, "--cluster", GKE]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert words in line
 
 
 @pytest.mark.parametrize(
@@ -118,7 +137,7 @@ def test_what_cannot_run_there_is_refused_here(kubectl, capsys, items, words):
     assert main(["submit", QUICK, *items, "--cluster", GKE]) == 2
     assert re.search(words, capsys.readouterr().err)
     calls = kubectl / "calls"
-    assert not calls.exists() or "apply" not in calls.read_text()
+    assert not calls.exists() or "create" not in calls.read_text()
 
 
 def test_an_overlay_that_nobody_edited_is_refused(kubectl, capsys):

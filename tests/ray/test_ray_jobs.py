@@ -78,7 +78,7 @@ def test_a_log_is_shown_once_however_often_it_is_tailed(capsys):
 def test_a_sweep_that_was_stopped_has_saved_too():
     log = Log()
     log.take("aae-dist: /runs/s: stopped as asked, each running trial with a checkpoint. The\n")
-    assert exit_code("STOPPED", None, log) == 4
+    assert exit_code("STOPPED", None, log.saved) == 4
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,4 @@ def test_a_sweep_that_was_stopped_has_saved_too():
     ],
 )
 def test_the_exit_code_is_that_of_the_run(status, driver, saved, code):
-    log = Log()
-    log.saved = saved
-    assert exit_code(status, driver, log) == code
+    assert exit_code(status, driver, saved) == code
