@@ -2,6 +2,10 @@
 
 import copy
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import yaml
@@ -13,7 +17,10 @@ from helpers.manifests import (
     rendered,
     schema_problems,
     security_problems,
+    submitter_environment,
 )
+
+from aae_dist.launch.manifest import quantity
 
 FILES = rendered()
 OBJECTS = [(name, found) for name, objects in FILES.items() for found in objects]
@@ -176,6 +183,97 @@ def test_the_submitter_carries_the_label_that_its_policy_selects():
         if manifest["kind"] == "RayJob":
             labels = manifest["spec"]["submitterPodTemplate"]["metadata"]["labels"]
             assert labels == {"aae-dist/role": "submitter"}
+
+
+README = (ROOT / "cluster/README.md").read_text()
+SECTIONS = dict(re.findall(r"^## (?:\d\. )?(.+?)\n(.*?)(?=^## |\Z)", README, re.M | re.S))
+
+
+@pytest.mark.parametrize("job", named((n, o) for n, o in RAY if o["kind"] == "RayJob"))
+def test_a_submitter_waits_for_its_head_as_long_as_the_operator_and_no_longer(job):
+    [container] = pod_specs(job)["submitter"]["containers"]
+    assert "command" not in container, "KubeRay's own command, which waits without end"
+    probe = container["livenessProbe"]
+    waits = probe["periodSeconds"] * probe["failureThreshold"]
+    [operator] = re.findall(
+        r"--set-string 'env\[0\].name=RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS,env\[0\].value=(\d+)'",
+        SECTIONS["Once per cluster"],
+    )
+    assert waits == int(operator) > 300, "KubeRay's default"
+    assert f"{waits // 60} min" in SECTIONS["Once per cluster"]
+    # A bound of the pod's whole time would end a long training.
+    assert "activeDeadlineSeconds" not in yaml.safe_dump(job)
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (None, 1)])
+def test_the_submitters_probe_asks_the_head(status, code):
+    class Head(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/api/gcs_healthz" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            return None
+
+    [job] = FILES["gke-train"]
+    [container] = pod_specs(job)["submitter"]["containers"]
+    _, *command = container["livenessProbe"]["exec"]["command"]
+    with HTTPServer(("127.0.0.1", 0), Head) as head:
+        if status:
+            threading.Thread(target=head.serve_forever, daemon=True).start()
+        else:
+            head.server_close()
+        environment = submitter_environment(job, f"127.0.0.1:{head.server_port}", "job-1")
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True)
+        if status:
+            head.shutdown()
+    assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize("name", ["gke-train", "eks-sweep", "kind-cpu-train"])
+def test_the_readme_tells_who_replaces_a_lost_head_and_how_often(name):
+    """In K8sJobMode a lost head comes back in the same cluster; a failed job gets a new one."""
+    [job] = FILES[name]
+    spec, table = job["spec"], SECTIONS["When something dies"]
+    rows = {row.split("|")[1].strip(): row for row in table.splitlines() if row.startswith("|")}
+    assert spec["submissionMode"] == "K8sJobMode"
+    tries = spec["submitterConfig"]["backoffLimit"]
+    assert f"one of {tries} tries (`submitterConfig.backoffLimit`)" in rows["the head"]
+    assert "in the same Ray cluster" in rows["the head"]
+    assert "backoffLimit`)" not in rows["the head"].replace("`submitterConfig.backoffLimit`)", "")
+    [failed] = [row for key, row in rows.items() if key.startswith("the job fails")]
+    assert (
+        "new Ray cluster, up to 3 times (`backoffLimit`; once with the component `fixed`)" in failed
+    )
+    assert spec["backoffLimit"] == (1 if name.startswith("kind") else 3)
+    [away] = [row for key, row in rows.items() if key.startswith("the head, for longer")]
+    assert "JobStatusCheckTimeoutExceeded" in away
+    assert "submit again" in away
+
+
+def test_kinds_pods_fit_a_laptop_with_four_cores_and_eight_gib():
+    [job] = FILES["kind-cpu-train"]
+    pods, cluster = pod_specs(job), cluster_of(job)
+    counts = {"head": 1, "submitter": 1}
+    counts |= {group["groupName"]: group["maxReplicas"] for group in cluster["workerGroupSpecs"]}
+    totals = {"cpu": 0.0, "memory": 0.0}
+    for name, count in counts.items():
+        for key in totals:
+            main = sum(
+                quantity(container["resources"]["requests"][key])
+                for container in pods[name]["containers"]
+            )
+            initial = [
+                c["resources"]["requests"][key] for c in pods[name].get("initContainers", [])
+            ]
+            totals[key] += count * max(main, *map(quantity, initial), 0.0)
+    gib = totals["memory"] / 2**30
+    assert f"ask for {totals['cpu']:g} CPUs and {gib:g} GiB" in " ".join(README.split())
+    # The operator's limits, which are its requests, and the requests of kind's pods: API server
+    # 250m, controllers 200m, scheduler, etcd, network and two DNS pods 100m each; 290 MiB.
+    assert totals["cpu"] + 0.1 + 0.95 <= 4 * 0.9
+    assert gib + 0.5 + 0.3 <= 8 * 0.92, "an 8 GiB machine has some 7.5 GiB for pods"
 
 
 SECRET = re.compile(r"(password|secret|token|api_?key|credential)", re.I)
