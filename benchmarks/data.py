@@ -33,7 +33,7 @@ from timing import print_header
 from webdataset import ShardWriter
 
 from aae_dist.config.sections.data import Data
-from aae_dist.data import BatchLoader, Dataset, Order, open_dataset, open_manifest
+from aae_dist.data import BatchLoader, Dataset, SampleOrder, open_dataset, open_manifest
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.index.build import index_folder
 
@@ -97,7 +97,7 @@ def ours(folder: Path, kind: str, threads: int) -> list[float]:
     )
     started = time.perf_counter()
     dataset = open_dataset(settings.train, settings)
-    order = Order(dataset.manifest.counts, seed=0, global_batch_size=BATCH, lanes=LANES)
+    order = SampleOrder(dataset.manifest.counts, seed=0, global_batch_size=BATCH, lanes=LANES)
     steps = order.steps_per_epoch
     seconds = []
     num_steps = steps * (1 + LATER_PASSES)
@@ -222,11 +222,11 @@ def _in_process(arguments: list[str]) -> Took:
 def run_first_batch(num_shards: int, samples: int, part: float) -> None:
     """Print seconds and bytes to the first batch of a synthetic data set, as JSON."""
     # Warm what is done once in a process, whatever the data: imports, first calls.
-    Order([10] * 8, seed=0, global_batch_size=BATCH, lanes=LANES, window=16).batch(0)
+    SampleOrder([10] * 8, seed=0, global_batch_size=BATCH, lanes=LANES, window=16).batch(0)
     before, started = _peak_bytes(), time.perf_counter()
     counts = np.full(num_shards, samples // num_shards, np.int64)
     window = 4 * samples // num_shards
-    order = Order(counts, seed=0, global_batch_size=BATCH, lanes=LANES, window=window)
+    order = SampleOrder(counts, seed=0, global_batch_size=BATCH, lanes=LANES, window=window)
     order.batch(int(part * order.lane_length) // 8 * 8)
     seconds = time.perf_counter() - started
     print(json.dumps({"seconds": [seconds], "bytes": _peak_bytes() - before}))
@@ -239,7 +239,7 @@ def run_resume(folder: Path, part: float) -> None:
     open_dataset(settings.train, settings).read([0])  # imports and decoders
     started = time.perf_counter()
     dataset = open_dataset(settings.train, settings)
-    order = Order(dataset.manifest.counts, seed=0, global_batch_size=BATCH, lanes=LANES)
+    order = SampleOrder(dataset.manifest.counts, seed=0, global_batch_size=BATCH, lanes=LANES)
     position = int(part * order.lane_length) // 8 * 8
     with BatchLoader(dataset, order, slice(0, BATCH), position, num_steps=1) as loader:
         next(loader)

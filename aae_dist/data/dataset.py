@@ -12,15 +12,15 @@ from torch import Tensor
 from aae_dist.config.sections.data import Data
 from aae_dist.data.bad_samples import BadSample, printable
 from aae_dist.data.cache.decoded import DecodedStore, DeviceStore, SharedStore, content_id
-from aae_dist.data.cache.prefetch import FetchAhead, follow
+from aae_dist.data.cache.prefetch import ShardPrefetcher, follow
 from aae_dist.data.cache.shard_cache import cache_for, copy_bytes
 from aae_dist.data.decode.arrays import Shape
-from aae_dist.data.decode.images import Bad, is_array, staged
+from aae_dist.data.decode.images import Bad, is_array, map_collecting_errors
 from aae_dist.data.decode.sample import NO_LABEL, SampleDecoder
 from aae_dist.data.format.manifest import Manifest
 from aae_dist.data.format.reader import OpenShards
 from aae_dist.data.index.build import open_manifest
-from aae_dist.data.order.order import Order
+from aae_dist.data.order.order import SampleOrder
 from aae_dist.data.order.permutation import Indices
 from aae_dist.data.progress import Show, progress
 from aae_dist.errors import DataError, SampleError, ShardError
@@ -80,7 +80,7 @@ class Dataset:
         self._ends = np.cumsum(manifest.counts)
         self._cache = cache_for(manifest, settings)
         self._shards = OpenShards(manifest, self._cache)
-        self._ahead: FetchAhead | None = None
+        self._ahead: ShardPrefetcher | None = None
         if self._cache is not None:
             self._shards.limit(_OPEN_UNPLANNED)
         self._decoder = SampleDecoder(settings)
@@ -172,7 +172,7 @@ class Dataset:
         return _OPEN_UNPLANNED * max(map(copy_bytes, sizes), default=0)
 
     def follow(
-        self, order: Order, rows: slice, node_rows: slice, position: int, spare_bytes: int = 0
+        self, order: SampleOrder, rows: slice, node_rows: slice, position: int, spare_bytes: int = 0
     ) -> None:
         """Fetch remote shards ahead of training, and keep none that it is done with.
 
@@ -214,7 +214,7 @@ class Dataset:
         def decode(first: int) -> None:
             part = range(first, min(first + _ROWS_AT_ONCE, len(places)))
             get = cache(self._shards.get)  # a few shards hold all rows of a part
-            opened = staged(lambda n: get(places[n][0]), part, bad)
+            opened = map_collecting_errors(lambda n: get(places[n][0]), part, bad)
             samples = {n: (reader, places[n][1]) for n, reader in opened.items()}
             for n, label in self._decoder.decode(samples, rows, bad).items():
                 labels[n] = label

@@ -15,7 +15,7 @@ from torch import Tensor
 from aae_dist.data.bad_samples import BadSample, from_json, to_json
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.sample import NO_LABEL
-from aae_dist.data.order.order import BatchPlan, Mask, Order
+from aae_dist.data.order.order import BatchPlan, Mask, SampleOrder
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.world import single
 from aae_dist.errors import AaeDistError, packed, unpacked
@@ -86,7 +86,7 @@ class BatchLoader:
     def __init__(
         self,
         dataset: Dataset,
-        order: Order,
+        order: SampleOrder,
         rows: slice,
         position: int = 0,
         num_steps: int | None = None,
@@ -101,7 +101,7 @@ class BatchLoader:
         self._transfer = Transfer(torch.device(device))
         self._exchange = exchange or Exchange(single())
         self._workers = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
-        self._ready = Prefetcher(self._batches, prefetch if threads else 0, "batches")
+        self._ready = BatchPrefetcher(self._batches, prefetch if threads else 0, "batches")
         self._ahead: list[_Taken | None] = []
         self._closed = False
 
@@ -211,7 +211,7 @@ def _spread(samples: Samples, valid: Mask) -> Samples:
     )
 
 
-class Prefetcher(Generic[Item]):
+class BatchPrefetcher(Generic[Item]):
     """Gives the items of an iterator, of which a thread prepares some ahead.
 
     Args:

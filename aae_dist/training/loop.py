@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from aae_dist.config import RunConfig
-from aae_dist.data import Batch, Order
+from aae_dist.data import Batch, SampleOrder
 from aae_dist.data.bad_samples import Limits
 from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.reductions import mean_over_ranks
@@ -46,7 +46,7 @@ class TrainLoop:
     state: TrainState
     method: Method
     inputs: StepInputs
-    order: Order
+    order: SampleOrder
     last_step: int
     planned_samples: int
     """Samples of the whole plan: learning rates are functions of samples seen over these."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
-from aae_dist.data import Manifest, Order
+from aae_dist.data import Manifest, SampleOrder
 from aae_dist.errors import CheckpointError
 from aae_dist.training.state import TrainState
 
@@ -21,7 +21,7 @@ class Restart:
     samples_before: int
     """Samples of each epoch before."""
 
-    def move(self, state: TrainState, order: Order) -> None:
+    def move(self, state: TrainState, order: SampleOrder) -> None:
         """Put `state`, as it was saved, at the beginning of the epoch in the new order."""
         state.position = self.epoch * order.lane_length
         state.samples_shift += self.epoch * (self.samples_before - order.num_samples)

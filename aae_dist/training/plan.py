@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from aae_dist.config import RunConfig
-from aae_dist.data import Order
+from aae_dist.data import SampleOrder
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Plan:
     """Samples seen at the end: learning rates are functions of samples seen over these."""
 
     @classmethod
-    def of(cls, config: RunConfig, order: Order, step: int, position: int) -> "Plan":
+    def of(cls, config: RunConfig, order: SampleOrder, step: int, position: int) -> "Plan":
         """Return the end of a run that stands at `step` and `position`.
 
         With `train.epochs` the position decides, with `train.steps` the number of steps; they
@@ -29,11 +29,11 @@ class Plan:
         return cls(config.train.steps, order.samples_seen(end))
 
 
-def _slots(order: Order) -> int:
+def _slots(order: SampleOrder) -> int:
     return order.global_batch_size // order.lanes
 
 
-def _steps_between(order: Order, position: int, end: int) -> int:
+def _steps_between(order: SampleOrder, position: int, end: int) -> int:
     """Return the steps from `position` to the epoch border `end`; a step never spans two epochs."""
     if position >= end:
         return 0
@@ -42,7 +42,7 @@ def _steps_between(order: Order, position: int, end: int) -> int:
     return first + (end // order.lane_length - epoch - 1) * order.steps_per_epoch
 
 
-def _position_after(order: Order, position: int, num_steps: int) -> int:
+def _position_after(order: SampleOrder, position: int, num_steps: int) -> int:
     epoch, offset = divmod(position, order.lane_length)
     first = -(-(order.lane_length - offset) // _slots(order))
     if num_steps < first:

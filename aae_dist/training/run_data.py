@@ -5,7 +5,7 @@ from typing import Any
 
 from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
-from aae_dist.data import Dataset, Order, open_dataset, resolve_window
+from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
 from aae_dist.data.decode.resize import Resize
 from aae_dist.data.progress import Show
 from aae_dist.distributed.reductions import together
@@ -26,7 +26,7 @@ class RunData:
     config: RunConfig
     """The configuration with everything filled in that the data decides."""
     train: Dataset
-    order: Order
+    order: SampleOrder
     validation: Dataset | None
     evaluator: Evaluator | None
     prior: Prior
@@ -85,7 +85,7 @@ def open_data(
     return together(world, work)
 
 
-def _order(config: RunConfig, dataset: Dataset, world: World, saved: Saved | None) -> Order:
+def _order(config: RunConfig, dataset: Dataset, world: World, saved: Saved | None) -> SampleOrder:
     """Return the order of training; the checkpoint's lanes and window hold if there is one.
 
     Raises:
@@ -99,7 +99,7 @@ def _order(config: RunConfig, dataset: Dataset, world: World, saved: Saved | Non
             f"{lanes} ranks" + ("" if before else " or a larger train.global_batch_size")
         )
     manifest = dataset.manifest
-    return Order(
+    return SampleOrder(
         manifest.counts,
         seed=config.run.seed,
         global_batch_size=config.train.global_batch_size,
@@ -115,7 +115,7 @@ def _validation(config: RunConfig, dataset: Dataset, show: Show) -> Dataset | No
     return open_dataset(config.data.validation, config.data, dataset.image_shape, show=show)
 
 
-def _as_opened(config: RunConfig, dataset: Dataset, order: Order) -> RunConfig:
+def _as_opened(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig:
     """Return the configuration with everything filled in that the data decides."""
     channels, height, width = dataset.image_shape
     found: dict[str, Any] = {"lanes": order.lanes, "shuffle_window": order.window}

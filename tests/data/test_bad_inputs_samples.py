@@ -20,7 +20,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from aae_dist.config.sections.data import Data
-from aae_dist.data import BatchLoader, Dataset, Order, open_dataset
+from aae_dist.data import BatchLoader, Dataset, SampleOrder, open_dataset
 
 
 class Payload:
@@ -56,7 +56,7 @@ def opened(folder: Path, fields: dict[str, bytes], **settings: Any) -> Dataset:
 
 def assert_hole(dataset: Dataset, reason: str) -> None:
     """A batch of the three samples has one hole, listed with its reason, and the others whole."""
-    order = Order([3], seed=0, global_batch_size=3, lanes=1)
+    order = SampleOrder([3], seed=0, global_batch_size=3, lanes=1)
     with BatchLoader(dataset, order, slice(0, 3), num_steps=1) as loader:
         [batch] = list(loader)
     numbers = batch.plan.indices.tolist()

@@ -17,7 +17,7 @@ from helpers.watch import nothing_but
 from webdataset import TarWriter
 
 from aae_dist.config.sections.data import Data
-from aae_dist.data import BatchLoader, Order, open_dataset
+from aae_dist.data import BatchLoader, SampleOrder, open_dataset
 from aae_dist.data.format import reader
 from aae_dist.data.format import tar as tar_module
 from aae_dist.data.format.manifest import Shard
@@ -188,7 +188,7 @@ def holes(folder: Path) -> dict[tuple[str, int], str]:
     """Read one epoch; return where its holes were, after checking that no sample is missing."""
     settings = Data(train=str(folder))
     dataset = open_dataset(settings.train, settings)
-    order = Order(dataset.manifest.counts, seed=1, global_batch_size=3, lanes=3)
+    order = SampleOrder(dataset.manifest.counts, seed=1, global_batch_size=3, lanes=3)
     good, found = 0, {}
     with BatchLoader(dataset, order, slice(0, 3), num_steps=order.steps_per_epoch) as loader:
         for batch in loader:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aae_dist.config.sections.data import Data
-from aae_dist.data import Batch, BatchLoader, Dataset, Order, open_dataset, rank_rows
+from aae_dist.data import Batch, BatchLoader, Dataset, SampleOrder, open_dataset, rank_rows
 
 RANKS = (1, 2, 3, 5, 7, 8, 24)
 THREADS = (0, 1, 4)
@@ -36,14 +36,14 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return open_dataset(data.train, data)
 
 
-def order_of(dataset: Dataset, batch: int, window: int | str = "full") -> Order:
+def order_of(dataset: Dataset, batch: int, window: int | str = "full") -> SampleOrder:
     counts = dataset.manifest.counts
-    return Order(counts, seed=5, global_batch_size=batch, lanes=LANES, window=window)  # type: ignore[arg-type]
+    return SampleOrder(counts, seed=5, global_batch_size=batch, lanes=LANES, window=window)  # type: ignore[arg-type]
 
 
 def rank_batches(
     dataset: Dataset,
-    order: Order,
+    order: SampleOrder,
     rank: int,
     ranks: int,
     threads: int,
@@ -66,7 +66,7 @@ def ids(batch: Batch, rows: slice) -> list[int]:
 
 
 def train(
-    dataset: Dataset, order: Order, ranks: int, threads: int, position: int, steps: int | None
+    dataset: Dataset, order: SampleOrder, ranks: int, threads: int, position: int, steps: int | None
 ) -> tuple[list[list[int]], list[torch.Tensor], int]:
     """Return ids and pixels of every global batch as the ranks read it, and the new position."""
     parts = [

@@ -12,7 +12,7 @@ from aae_dist.data import (
     BatchLoader,
     Dataset,
     Manifest,
-    Order,
+    SampleOrder,
     Shard,
     open_dataset,
     open_manifest,
@@ -36,9 +36,9 @@ def opened(folder: Path, **options: Any) -> Dataset:
     return open_dataset(settings.train, settings)
 
 
-def order_of(dataset: Dataset, **options: object) -> Order:
+def order_of(dataset: Dataset, **options: object) -> SampleOrder:
     settings: dict = {"seed": 1, "global_batch_size": 16, "lanes": 8, **options}
-    return Order(dataset.manifest.counts, **settings)
+    return SampleOrder(dataset.manifest.counts, **settings)
 
 
 def num_threads() -> int:

@@ -15,7 +15,7 @@ from helpers.object_server import Fault, ObjectServer, serving
 from helpers.shards import write_shards
 
 from aae_dist.config.sections.data import Data
-from aae_dist.data import BatchLoader, Dataset, Order, build_index, open_dataset
+from aae_dist.data import BatchLoader, Dataset, SampleOrder, build_index, open_dataset
 from aae_dist.data.cache import prefetch
 from aae_dist.data.cache.shard_cache import ShardCache
 from aae_dist.data.order.shard_schedule import Schedule
@@ -58,8 +58,8 @@ def opened(server: ObjectServer, folder: Path, scheme: str = "http", **cache: ob
     return open_dataset(settings.train, settings)
 
 
-def order_of(dataset: Dataset, window: int | str = 5) -> Order:
-    return Order(dataset.manifest.counts, seed=1, global_batch_size=4, lanes=2, window=window)
+def order_of(dataset: Dataset, window: int | str = 5) -> SampleOrder:
+    return SampleOrder(dataset.manifest.counts, seed=1, global_batch_size=4, lanes=2, window=window)
 
 
 def batches(dataset: Dataset, num_steps: int, window: int | str = 5) -> list[torch.Tensor]:
@@ -125,10 +125,10 @@ READ_AS_A_RANK = """
 import json, sys
 from hashlib import sha256
 from aae_dist.config.sections.data import Data
-from aae_dist.data import BatchLoader, Order, open_dataset, rank_rows
+from aae_dist.data import BatchLoader, SampleOrder, open_dataset, rank_rows
 rank, settings = int(sys.argv[1]), Data.model_validate_json(sys.argv[2])
 dataset = open_dataset(settings.train, settings)
-order = Order(dataset.manifest.counts, seed=1, global_batch_size=4, lanes=2, window=5)
+order = SampleOrder(dataset.manifest.counts, seed=1, global_batch_size=4, lanes=2, window=5)
 rows = rank_rows(rank, 2, 2, 4)
 dataset.follow(order, rows, slice(0, 4), 0)
 with BatchLoader(dataset, order, rows, num_steps=order.steps_per_epoch) as loader:
@@ -223,7 +223,7 @@ def test_shards_are_fetched_in_the_order_of_need_before_anybody_asks(
     finally:
         dataset.unfollow()
     assert [path for path in server.requests if path.endswith(".tar")] == expected
-    assert order.shard_line(0)[0].tolist() != sorted(order.shard_line(0)[0].tolist())
+    assert order.shard_permutation(0)[0].tolist() != sorted(order.shard_permutation(0)[0].tolist())
     before = sum(server.requests.values())
     with BatchLoader(dataset, order, rows, num_steps=order.steps_per_epoch) as loader:
         assert sum(int(batch.valid.sum()) for batch in loader) == sum(COUNTS)

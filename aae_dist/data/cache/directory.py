@@ -79,7 +79,7 @@ def _problem(folder: Path, found: os.stat_result) -> str:
     return ""
 
 
-def pinned(path: Path) -> BinaryIO | None:
+def open_pinned(path: Path) -> BinaryIO | None:
     """Return the copy with a shared lock on it; None when there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -93,7 +93,7 @@ def pinned(path: Path) -> BinaryIO | None:
     return os.fdopen(descriptor, "rb")
 
 
-def new_part(part: Path, size: int) -> int:
+def create_partial(part: Path, size: int) -> int:
     """Return the descriptor of a new, locked file that has its disk space."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(part, flags, 0o600)
@@ -108,7 +108,7 @@ def new_part(part: Path, size: int) -> int:
     return descriptor
 
 
-def removed(path: Path) -> bool:
+def try_remove(path: Path) -> bool:
     """Remove a file that nobody has a lock on; return whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -8,7 +8,7 @@ from typing import Self
 from aae_dist.data.cache.shard_cache import ShardCache
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.format.reader import OpenShards
-from aae_dist.data.order.order import Order
+from aae_dist.data.order.order import SampleOrder
 from aae_dist.data.order.shard_schedule import Schedule, check_cache
 from aae_dist.errors import DataError, ShardError
 from aae_dist.storage import is_remote
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
 
 
-class FetchAhead:
+class ShardPrefetcher:
     """Keeps the cache ahead of one rank, and lets go of shards that the rank is done with.
 
     Args:
@@ -149,12 +149,12 @@ def follow(
     cache: ShardCache,
     manifest: Manifest,
     shards: OpenShards,
-    order: Order,
+    order: SampleOrder,
     rows: slice,
     node_rows: slice,
     position: int,
     spare_bytes: int,
-) -> FetchAhead:
+) -> ShardPrefetcher:
     """Begin to fetch ahead for one rank; see `Dataset.follow`.
 
     Raises:
@@ -164,4 +164,4 @@ def follow(
     node = lanes_of(node_rows, slots)
     check_cache(order, manifest, node, position, cache.max_bytes, spare_bytes)
     schedule = Schedule(order, manifest, node, position)
-    return FetchAhead(cache, manifest, schedule, lanes_of(rows, slots), shards, position)
+    return ShardPrefetcher(cache, manifest, schedule, lanes_of(rows, slots), shards, position)

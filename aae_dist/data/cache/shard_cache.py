@@ -29,11 +29,11 @@ from aae_dist.config.sections.data import Cache, Data
 from aae_dist.data.cache.directory import (
     BLOCK,
     cache_folder,
+    create_partial,
     disk_bytes,
-    new_part,
-    pinned,
-    removed,
+    open_pinned,
     rounded,
+    try_remove,
 )
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.errors import ConfigError, DataError, LaunchError, ShardError, StorageError
@@ -85,7 +85,7 @@ class ShardCache:
                 says.
             DataError: The cache cannot take it: the disk is full, or copies in use fill the bound.
         """
-        with disk_told(self.folder, shard):
+        with disk_errors(self.folder, shard):
             return self._opened(shard)
 
     def _opened(self, shard: Shard) -> BinaryIO:
@@ -94,7 +94,7 @@ class ShardCache:
         while True:
             version = self._version(shard)
             path = self.folder / _name(shard.url, version)
-            if file := pinned(path):
+            if file := open_pinned(path):
                 return file
             part = self._reserve(shard, path, version.size, due=None)
             if isinstance(part, int):
@@ -107,7 +107,7 @@ class ShardCache:
                     del self._versions[shard.url]
                 continue
             if time.monotonic() > deadline:
-                raise stuck(self.folder, shard, part, self.max_bytes, self._seconds)
+                raise eviction_timeout(self.folder, shard, part, self.max_bytes, self._seconds)
             time.sleep(_POLL_SECONDS)
 
     def prefetch(self, shard: Shard, due: float) -> Callable[[], None] | None:
@@ -119,7 +119,7 @@ class ShardCache:
         Raises:
             DataError: As `open` does; so does what is returned.
         """
-        with disk_told(self.folder, shard):
+        with disk_errors(self.folder, shard):
             version = self._version(shard)
             path = self.folder / _name(shard.url, version)
             part = "done" if path.exists() else self._reserve(shard, path, version.size, due)
@@ -132,7 +132,7 @@ class ShardCache:
         if shard.etag is not None:
             return Entry(shard.name, shard.bytes, shard.etag)
         if shard.url not in self._versions:
-            with told(shard):
+            with storage_errors(shard):
                 found = open_storage(shard.folder, self._seconds).stat(shard.name)
                 if found is None:
                     raise FileNotFoundError
@@ -152,7 +152,7 @@ class ShardCache:
             if path.exists():
                 return "done"
             # A part that has no lock was left by a process that died.
-            if not removed(part):
+            if not try_remove(part):
                 return "busy"
             wanted = copy_bytes(size)
             if wanted > self.max_bytes:
@@ -164,7 +164,7 @@ class ShardCache:
                 return "full"
             while True:
                 try:
-                    return new_part(part, size)
+                    return create_partial(part, size)
                 except OSError as error:
                     # The disk has less room than the bound allows: others use it too.
                     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -187,7 +187,7 @@ class ShardCache:
         for copy in later:
             if missing <= 0:
                 break
-            if removed(copy.path):
+            if try_remove(copy.path):
                 missing -= copy.bytes
         return missing <= 0
 
@@ -196,7 +196,7 @@ class ShardCache:
         copies, used = [], disk_bytes(self.folder.stat())
         for entry in list(os.scandir(self.folder)):
             path = Path(entry.path)
-            if entry.name.endswith(PART) and removed(path):
+            if entry.name.endswith(PART) and try_remove(path):
                 continue
             try:
                 stat = entry.stat(follow_symlinks=False)
@@ -212,7 +212,7 @@ class ShardCache:
     def _download(self, shard: Shard, version: Entry, descriptor: int, path: Path) -> None:
         part, complete = path.with_name(path.name + PART), False
         try:
-            with told(shard):
+            with storage_errors(shard):
                 storage = open_storage(shard.folder, self._seconds)
                 deadline = time.monotonic() + self._seconds
                 Download(storage, version, deadline).write_to(descriptor)
@@ -283,7 +283,7 @@ def disk_error(folder: Path, shard: Shard, size: int, error: OSError) -> DataErr
 
 
 @contextmanager
-def disk_told(folder: Path, shard: Shard) -> Iterator[None]:
+def disk_errors(folder: Path, shard: Shard) -> Iterator[None]:
     """Turn what the system says of the cache's folder into DataError."""
     try:
         yield
@@ -291,7 +291,9 @@ def disk_told(folder: Path, shard: Shard) -> Iterator[None]:
         raise disk_error(folder, shard, shard.bytes, error) from error
 
 
-def stuck(folder: Path, shard: Shard, why: str, max_bytes: int, seconds: float) -> DataError:
+def eviction_timeout(
+    folder: Path, shard: Shard, why: str, max_bytes: int, seconds: float
+) -> DataError:
     """Return the error for a shard that got no room, or that others did not bring in time."""
     if why != "full":
         return ShardError(
@@ -356,7 +358,7 @@ def _cache(folder: Path, max_bytes: int | None, seconds: float) -> ShardCache:
 
 
 @contextmanager
-def told(shard: Shard) -> Iterator[None]:
+def storage_errors(shard: Shard) -> Iterator[None]:
     """Turn the storage's errors about a shard into ShardError, those about all into DataError."""
     try:
         yield

@@ -40,7 +40,7 @@ class ImageHeader(NamedTuple):
 def read_header(data: bytes) -> ImageHeader | None:
     """Return what the image's headers say; None if it is none of the three formats."""
     header = _stored(data)
-    if header is None or not is_turned(header.orientation):
+    if header is None or not swaps_axes(header.orientation):
         return header
     return header._replace(height=header.width, width=header.height)
 
@@ -136,14 +136,14 @@ def orientation(data: bytes) -> int:
     return 1
 
 
-def is_turned(orientation: int) -> bool:
+def swaps_axes(orientation: int) -> bool:
     """Return whether rows and columns are exchanged."""
     return orientation >= 5
 
 
-def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def apply_orientation(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Return the stored image [C, H, W] as it is to be seen, [C, H, W] or [C, W, H]."""
     if orientation == 1:
         return image
-    turned = image.transpose(0, 2, 1) if is_turned(orientation) else image
+    turned = image.transpose(0, 2, 1) if swaps_axes(orientation) else image
     return np.flip(turned, _FLIPS.get(orientation, ()))

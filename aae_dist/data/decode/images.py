@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.data.decode.arrays import Shape, decode_array
-from aae_dist.data.decode.headers import ImageHeader, read_header, upright
-from aae_dist.data.decode.png import ProvenPng, proven_png, stacked, stacks
+from aae_dist.data.decode.headers import ImageHeader, apply_orientation, read_header
+from aae_dist.data.decode.png import ProvenPng, stacked, stacks, validate_png
 from aae_dist.data.decode.resize import Resize
 from aae_dist.errors import SampleError, ShardError
 
@@ -28,7 +28,7 @@ Bad = dict[int, ShardError | SampleError]
 _MAX_PIXELS = 1 << 26
 _PIXELS_AT_ONCE = 1 << 22
 """Decoded before the first is resized: 12 MiB of colour a thread. One image may have more."""
-AS_IT_IS = Resize("none", None)
+NO_RESIZE = Resize("none", None)
 MAX_FIELD_BYTES = 256 << 20
 """Largest file of an image or array that is decoded."""
 MAX_LABEL_BYTES = 1 << 16
@@ -37,7 +37,7 @@ _GREY, _COLOUR = 1, 3
 """torchvision's ImageReadMode numbers; they happen to equal the channels."""
 
 
-def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = AS_IT_IS) -> None:
+def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = NO_RESIZE) -> None:
     """Decode one image or array into its row of the batch.
 
     Args:
@@ -63,7 +63,7 @@ def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = AS_I
     row[:] = array
 
 
-def layout(name: str, data: bytes, resize: Resize = AS_IT_IS) -> tuple[Shape, torch.dtype]:
+def layout(name: str, data: bytes, resize: Resize = NO_RESIZE) -> tuple[Shape, torch.dtype]:
     """Return shape [C, H, W] and dtype of the row that this image or array makes by itself."""
     if is_array(name):
         array = torch.from_numpy(decode_array(data).copy())
@@ -77,7 +77,7 @@ def is_array(name: str) -> bool:
     return name.rpartition(".")[2] == "npy"
 
 
-def decode_image(data: bytes, shape: Shape | None = None, resize: Resize = AS_IT_IS) -> Pixels:
+def decode_image(data: bytes, shape: Shape | None = None, resize: Resize = NO_RESIZE) -> Pixels:
     """Return the image as uint8 [C, H, W], upright where EXIF says how.
 
     Args:
@@ -110,12 +110,12 @@ def decode_images(
         bad: Takes the row and the error of each image that cannot be used.
     """
     shape: Shape = rows.shape[1:]  # type: ignore[assignment]
-    heads = staged(lambda n: _fitting_header(files[n], shape, resize), files, bad)
-    for group in grouped({n: h.height * h.width for n, h in heads.items()}, _PIXELS_AT_ONCE):
+    heads = map_collecting_errors(lambda n: _fitting_header(files[n], shape, resize), files, bad)
+    for group in batch_by_size({n: h.height * h.width for n, h in heads.items()}, _PIXELS_AT_ONCE):
         _decode_group(rows, files, {n: heads[n] for n in group}, resize, bad)
 
 
-def grouped(sizes: Mapping[int, int], most: int) -> Iterator[list[int]]:
+def batch_by_size(sizes: Mapping[int, int], most: int) -> Iterator[list[int]]:
     """Yield numbers in groups whose sizes sum up to at most `most`, at least one in each."""
     group: list[int] = []
     total = 0
@@ -136,16 +136,18 @@ def _decode_group(
     bad: Bad,
 ) -> None:
     shape: Shape = rows.shape[1:]  # type: ignore[assignment]
-    proven = staged(lambda n: _proven(files[n], heads[n]), heads, bad)
+    proven = map_collecting_errors(lambda n: _proven(files[n], heads[n]), heads, bad)
     fast = decode_fast(proven, shape[0])
-    images = staged(
+    images = map_collecting_errors(
         lambda n: _finished(files[n], heads[n], fast.get(n), shape, resize), proven, bad
     )
     for n, image in images.items():
         rows[n][:] = image
 
 
-def staged(step: Callable[[int], Result], numbers: Iterable[int], bad: Bad) -> dict[int, Result]:
+def map_collecting_errors(
+    step: Callable[[int], Result], numbers: Iterable[int], bad: Bad
+) -> dict[int, Result]:
     """Return what `step` makes of each number; those it fails for go to `bad` instead."""
     done = {}
     for number in numbers:
@@ -166,7 +168,7 @@ def _fitting_header(data: bytes, shape: Shape | None, resize: Resize) -> ImageHe
 def _proven(data: bytes, header: ImageHeader) -> ProvenPng | bytes | None:
     """Return what `decode_fast` may have; None for what is left to Pillow."""
     if header.format == "PNG":
-        return proven_png(data)
+        return validate_png(data)
     # Pillow turns CMYK to RGB as torchvision did; simplejpeg rounds otherwise, by up to 2.
     return data if header.format == "JPEG" and not header.is_cmyk else None
 
@@ -177,7 +179,7 @@ def _finished(
     """Return the image with the wanted shape, decoded by Pillow where there is none yet."""
     if image is None:
         image = _decode_with_pillow(data, header, shape[0])
-    image = upright(image, header.orientation)
+    image = apply_orientation(image, header.orientation)
     if image.shape != (shape[0], header.height, header.width):
         raise _damaged(f"the image decodes to shape {image.shape}; it is damaged")
     if image.shape == shape:

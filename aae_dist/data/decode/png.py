@@ -51,7 +51,7 @@ class ProvenPng(NamedTuple):
     """Those of a small image inflated but still filtered: `height` rows of `kind.row_bytes`."""
 
 
-def proven_png(data: bytes) -> ProvenPng | None:
+def validate_png(data: bytes) -> ProvenPng | None:
     """Return the image, or None when its kind is unusual.
 
     Costs some 10 us for 28 x 28 pixels.

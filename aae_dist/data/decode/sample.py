@@ -14,17 +14,17 @@ from aae_dist.data.decode.images import (
     MAX_FIELD_BYTES,
     MAX_LABEL_BYTES,
     Bad,
+    batch_by_size,
     decode_images,
     decode_into,
-    grouped,
     is_array,
     layout,
+    map_collecting_errors,
     parse_label,
-    staged,
 )
 from aae_dist.data.decode.resize import Resize
 from aae_dist.data.format.reader import ShardReader
-from aae_dist.data.format.tar import Place
+from aae_dist.data.format.tar import ByteRange
 from aae_dist.errors import SampleError
 
 NO_LABEL = -1
@@ -58,14 +58,14 @@ class SampleDecoder:
             bad: Takes the row and the error of each sample that cannot be used; what its row holds
                 then is undefined.
         """
-        places = staged(lambda n: self._places(*samples[n]), samples, bad)
+        places = map_collecting_errors(lambda n: self._places(*samples[n]), samples, bad)
         sizes = {n: sum(size for _, size in each) for n, each in places.items()}
         labels: dict[int, int] = {}
-        for group in grouped(sizes, _BYTES_AT_ONCE):
-            files = staged(lambda n: samples[n][0].read(places[n]), group, bad)
+        for group in batch_by_size(sizes, _BYTES_AT_ONCE):
+            files = map_collecting_errors(lambda n: samples[n][0].read(places[n]), group, bad)
             self._decode_images(samples, files, rows, bad)
             good = [n for n in files if n not in bad]
-            labels |= staged(partial(self._label, files), good, bad)
+            labels |= map_collecting_errors(partial(self._label, files), good, bad)
             del files  # or two groups would be held while the next is read
         return labels
 
@@ -83,7 +83,7 @@ class SampleDecoder:
         def decode(n: int) -> None:
             decode_into(rows[n], self._image_name(*samples[n]), images[n], self._resize)
 
-        staged(decode, images, bad)
+        map_collecting_errors(decode, images, bad)
         return None
 
     def _label(self, files: Mapping[int, list[bytes]], number: int) -> int:
@@ -96,7 +96,7 @@ class SampleDecoder:
         data = reader.read(self._places(reader, number)[:1])[0]
         return layout(self._image_name(reader, number), data, self._resize)
 
-    def _places(self, reader: ShardReader, number: int) -> list[Place]:
+    def _places(self, reader: ShardReader, number: int) -> list[ByteRange]:
         """Return where the sample's image is and, if it has one, its label."""
         index = reader.index  # read once: another thread may replace it
         first, names = index.names(number)

@@ -29,7 +29,7 @@ SHOWN = 5
 
 
 @dataclass
-class Source:
+class ShardSource:
     """Shards of one folder, in order, and the manifest that lies beside them, if any."""
 
     folder: str
@@ -37,7 +37,7 @@ class Source:
     manifest: Manifest | None = None
 
 
-def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Source]:
+def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[ShardSource]:
     """Return the shards that `urls` name, in the order given.
 
     Args:
@@ -47,7 +47,7 @@ def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Sourc
     Raises:
         DataError: One of them names nothing, or cannot be read.
     """
-    sources: list[Source] = []
+    sources: list[ShardSource] = []
     try:
         for url in [urls] if isinstance(urls, str) else urls:
             # A path that exists is taken as it is, whatever characters it has.
@@ -91,7 +91,7 @@ def _check_size(size: int, text: str) -> None:
         )
 
 
-def _add(sources: list[Source], text: str, literal: bool, use_manifests: bool) -> None:
+def _add(sources: list[ShardSource], text: str, literal: bool, use_manifests: bool) -> None:
     """Append what one address names: a shard, a manifest file, a glob, a folder."""
     if text.startswith(_BUILTIN):
         text = _builtin(text)
@@ -105,12 +105,12 @@ def _add(sources: list[Source], text: str, literal: bool, use_manifests: bool) -
     base, _, name = text[: found.start() if found else None].rpartition("/")
     if found:
         name = text[len(base) + 1 :]
-        sources.append(Source(base or "/", _matching(base or "/", name, text)))
+        sources.append(ShardSource(base or "/", _matching(base or "/", name, text)))
     elif name.endswith(".json"):
         sources.append(_manifest_file(base or "/", name))
     elif is_shard_name(name):
         if not sources or sources[-1].manifest or sources[-1].folder != (base or "/"):
-            sources.append(Source(base or "/"))
+            sources.append(ShardSource(base or "/"))
         sources[-1].names.append(check_key(name))
     else:
         sources.append(_folder(text, use_manifests))
@@ -154,30 +154,30 @@ def _path_matches(key: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def _manifest_file(folder: str, name: str) -> Source:
+def _manifest_file(folder: str, name: str) -> ShardSource:
     storage = open_storage(folder)
     manifest = _beside(storage, name)
     if manifest is None:
         raise DataError(f"{storage.uri}/{name}: no such manifest; check the path.")
     names = [shard.name for shard in manifest.shards]
     place = manifest.shards[0].folder if manifest.shards else folder
-    return Source(place, names, manifest)
+    return ShardSource(place, names, manifest)
 
 
-def _folder(text: str, use_manifest: bool) -> Source:
+def _folder(text: str, use_manifest: bool) -> ShardSource:
     storage = open_storage(text)
     if not is_remote(text):
         _check_local_folder(text)
     manifest = _beside(storage, FILE_NAME) if use_manifest else None
     if manifest is not None:
-        return Source(text, [shard.name for shard in manifest.shards], manifest)
+        return ShardSource(text, [shard.name for shard in manifest.shards], manifest)
     # Of a bucket one listing has all that lies below; a local tree may be the whole machine.
     keys = [entry.key for entry in storage.list()] if is_remote(text) else _files_in(text)
     names = sorted(key for key in keys if "/" not in key and is_shard_name(key))
     if not names:
         advice = hint(storage, keys if is_remote(text) else local_keys(text))
         raise DataError(f"{text}: no .tar or .tar.gz file in this folder; {advice}.")
-    return Source(text, names)
+    return ShardSource(text, names)
 
 
 def _files_in(folder: str) -> list[str]:

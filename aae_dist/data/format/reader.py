@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from aae_dist.data.cache.shard_cache import ShardCache, open_shard
 from aae_dist.data.format.manifest import Manifest, Shard
-from aae_dist.data.format.tar import Buffer, DamagedTarError, Place, TarIndex, index_tar
+from aae_dist.data.format.tar import Buffer, ByteRange, DamagedTarError, TarIndex, index_tar
 from aae_dist.errors import SampleError, ShardError
 from aae_dist.storage import is_remote
 
@@ -31,7 +31,7 @@ _RETRY_FACTOR = 10
 """One that took long to fail is left alone longer: at most an eleventh of a run waits for it."""
 _MAX_INDEXED_SAMPLES = 4_000_000
 """Samples whose place in their shard is remembered, about 0.5 GB."""
-Identity = tuple[int, int, int]
+FileVersion = tuple[int, int, int]
 """Tells one version of a file from another: inode, size in bytes, time of change in ns."""
 
 
@@ -53,7 +53,7 @@ class ShardReader:
         self.shard, self._cache = shard, cache
         self._check_count = check_count
         self._buffer: Buffer | None = None
-        self._indexed: Identity | None = None
+        self._indexed: FileVersion | None = None
         self.index = self._new_index(self._bytes())
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class ShardReader:
         places = self.index.fields(sample)
         return dict(zip(places, self.read(list(places.values())), strict=True))
 
-    def read(self, places: Sequence[Place]) -> list[bytes]:
+    def read(self, places: Sequence[ByteRange]) -> list[bytes]:
         """Return the bytes of some fields of a sample, by one read if they lie close together.
 
         Args:
@@ -129,7 +129,7 @@ class ShardReader:
         return index
 
 
-def _identity(buffer: Buffer) -> Identity | None:
+def _identity(buffer: Buffer) -> FileVersion | None:
     """Return what tells that a file is another by now; None for contents that are held."""
     return buffer.identity if isinstance(buffer, ShardFile) else None
 
@@ -285,7 +285,7 @@ class ShardFile:
         return data
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> FileVersion:
         """What the file is now."""
         found = os.fstat(self._descriptor)
         return found.st_ino, found.st_size, found.st_mtime_ns

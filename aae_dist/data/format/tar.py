@@ -48,7 +48,7 @@ MAX_MEMBERS = 10_000
 _LARGEST_AT_ONCE = 256 << 20
 """Bytes of an archive whose headers are read all at once, which takes up to its size more."""
 _MAX_KNOWN = 1000
-Place = tuple[int, int]
+ByteRange = tuple[int, int]
 """Start and size of a field in its shard, in bytes."""
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -316,7 +316,7 @@ class TarIndex:
         """Return the number of samples."""
         return len(self.keys)
 
-    def fields(self, sample: int) -> dict[str, Place]:
+    def fields(self, sample: int) -> dict[str, ByteRange]:
         """Return start and size in bytes of each field of the sample."""
         first, names = self.names(sample)
         return {name: self.place(n) for n, name in enumerate(names, first)}
@@ -328,7 +328,7 @@ class TarIndex:
         first = self.first_fields[sample]
         return first, tuple(self.suffixes[first:end])
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> ByteRange:
         """Return start and size in bytes of field `number` of the shard."""
         return self.starts[number], self.sizes[number]
 

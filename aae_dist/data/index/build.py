@@ -10,8 +10,8 @@ from pathlib import Path
 from aae_dist.config.sections.data import Cache
 from aae_dist.data.cache.shard_cache import ShardCache, cache_of
 from aae_dist.data.format.manifest import FILE_NAME, Manifest, Shard, dump
-from aae_dist.data.format.patterns import Source, find, is_builtin
-from aae_dist.data.index.counting import tried
+from aae_dist.data.format.patterns import ShardSource, find, is_builtin
+from aae_dist.data.index.counting import try_count_shard
 from aae_dist.data.index.journal import Journal
 from aae_dist.data.parallel import in_order
 from aae_dist.data.progress import Show, progress
@@ -118,7 +118,7 @@ def _write(manifest: Manifest, place: str, name: str, folder: str | None) -> Non
         raise DataError(f"Cannot write the manifest: {error} Give --out FILE.") from error
 
 
-def _listed(source: Source) -> list[Shard]:
+def _listed(source: ShardSource) -> list[Shard]:
     """Return the source's shards; those that its manifest lacks have -1 samples."""
     shards = source.manifest.shards if source.manifest else ()
     known = {shard.name: shard for shard in shards if shard.folder == source.folder}
@@ -146,8 +146,8 @@ def _count(
         advance = stack.enter_context(show("counting samples", len(shards), "shards"))
         before = journal.entries if journal else {}
         tasks = ((shard, before.get(shard.url), cache) for shard in shards)
-        done, failed = list[Shard](), Uncounted(len(shards), _KEPT if journal else _NOT_KEPT)
-        for found in in_order(pool, tried, tasks):
+        done, failed = list[Shard](), CountFailures(len(shards), _KEPT if journal else _NOT_KEPT)
+        for found in in_order(pool, try_count_shard, tasks):
             advance(1)
             if isinstance(found, ShardError):
                 failed.add(found)
@@ -194,7 +194,7 @@ def _named_from(shard: Shard, folder: str) -> Shard:
     return replace(shard, folder=folder, name=shard.url[len(folder.rstrip("/")) + 1 :])
 
 
-class Uncounted:
+class CountFailures:
     """Collects the errors of one list of shards.
 
     Args:

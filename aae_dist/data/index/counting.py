@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aae_dist.data.cache.shard_cache import ShardCache, told
+from aae_dist.data.cache.shard_cache import ShardCache, storage_errors
 from aae_dist.data.format.manifest import Shard
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.format.tar import DamagedTarError, index_tar
@@ -21,7 +21,7 @@ _SECONDS = 600.0
 """How long one shard may take to arrive."""
 
 
-class Ranges:
+class RemoteBuffer:
     """A remote file of which the parts that are sliced out are fetched, a piece at a time.
 
     A piece that goes on where the last one ended is twice as large, up to 8 MiB: shards of small
@@ -68,7 +68,7 @@ class Ranges:
         return data
 
 
-def counted(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Counted:
+def count_shard(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Counted:
     """Return the shard with its samples, its size and its tag as they are now.
 
     Args:
@@ -79,7 +79,7 @@ def counted(shard: Shard, before: Counted | None, cache: ShardCache | None) -> C
     Raises:
         ShardError: It is absent, damaged or out of reach.
     """
-    with told(shard):
+    with storage_errors(shard):
         found = open_storage(shard.folder, _SECONDS).stat(shard.name)
         if found is None:
             raise FileNotFoundError
@@ -90,10 +90,12 @@ def counted(shard: Shard, before: Counted | None, cache: ShardCache | None) -> C
     return replace(now, samples=_num_samples(now, found, cache)), stamp
 
 
-def tried(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Counted | ShardError:
+def try_count_shard(
+    shard: Shard, before: Counted | None, cache: ShardCache | None
+) -> Counted | ShardError:
     """Return what `counted` returns, or its error: one bad shard does not end work on many."""
     try:
-        return counted(shard, before, cache)
+        return count_shard(shard, before, cache)
     except ShardError as error:
         return error.with_traceback(None)
 
@@ -115,9 +117,9 @@ def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
         return _count_of_copy(shard)  # gzip has no ranges
     storage = open_storage(shard.folder, _SECONDS)
     try:
-        with told(shard):
+        with storage_errors(shard):
             try:
-                return len(index_tar(Ranges(storage, found)))
+                return len(index_tar(RemoteBuffer(storage, found)))
             except RangesRefusedError:
                 return _count_of_copy(shard)
     except DamagedTarError as error:

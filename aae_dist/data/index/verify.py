@@ -14,7 +14,7 @@ from aae_dist.data.cache.shard_cache import ShardCache, cache_of
 from aae_dist.data.dataset import Dataset
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.index.build import listed_shards
-from aae_dist.data.index.counting import tried
+from aae_dist.data.index.counting import try_count_shard
 from aae_dist.data.parallel import in_order
 from aae_dist.data.progress import progress
 from aae_dist.errors import DataError, ShardError
@@ -106,7 +106,7 @@ def verify(
 def _with_count(shard: Shard, cache: ShardCache) -> tuple[Shard, ShardError | None]:
     if shard.samples >= 0:
         return shard, None
-    found = tried(shard, None, cache)
+    found = try_count_shard(shard, None, cache)
     return (shard, found) if isinstance(found, ShardError) else (found[0], None)
 
 

@@ -73,7 +73,7 @@ class _Block:
         return epoch == self.epoch and 0 <= ahead <= self.indices.shape[1] - num_slots
 
 
-class Order:
+class SampleOrder:
     """The order of all epochs, a pure function of the arguments.
 
     Args:
@@ -143,7 +143,7 @@ class Order:
         flat = np.where(flat_valid, indices.ravel(), indices.ravel()[flat_valid.argmax()])
         return BatchPlan(position, epoch * self.lane_length + end, epoch, flat, flat_valid)
 
-    def shard_line(self, epoch: int) -> tuple[Indices, Indices]:
+    def shard_permutation(self, epoch: int) -> tuple[Indices, Indices]:
         """Return shard numbers in their order on an epoch's line, and where each ends on it."""
         keys = round_keys("order", self.seed, epoch, "shards")
         shards = permute(np.arange(len(self._counts), dtype=np.int64), len(self._counts), keys)
@@ -154,9 +154,9 @@ class Order:
         starts, ends = self._lane_bounds
         return int(starts[lane]), int(ends[lane])
 
-    def with_window(self, window: Window) -> "Order":
+    def with_window(self, window: Window) -> "SampleOrder":
         """Return the same order but for the window."""
-        return Order(
+        return SampleOrder(
             self._counts,
             seed=self.seed,
             global_batch_size=self.global_batch_size,
@@ -217,7 +217,7 @@ class Order:
         """Return the sample numbers at `places` of the epoch's line of permuted shards."""
         line = self._epoch
         if line is None or line.number != epoch:
-            line = _Epoch(epoch, *self.shard_line(epoch))
+            line = _Epoch(epoch, *self.shard_permutation(epoch))
             self._epoch = line
         nth = np.searchsorted(line.line_ends, places, side="right")
         shard = line.shards[nth]

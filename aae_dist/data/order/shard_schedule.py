@@ -10,7 +10,7 @@ import numpy as np
 
 from aae_dist.data.cache.shard_cache import copy_bytes, url_digest
 from aae_dist.data.format.manifest import Manifest
-from aae_dist.data.order.order import Order
+from aae_dist.data.order.order import SampleOrder
 from aae_dist.data.order.permutation import Indices
 from aae_dist.errors import ConfigError
 from aae_dist.storage import is_remote
@@ -31,7 +31,7 @@ class Uses:
     """Position from which on it is not needed for this use any more."""
 
 
-def uses_in_epoch(order: Order, lanes: range, epoch: int, start: int = 0) -> Uses:
+def uses_in_epoch(order: SampleOrder, lanes: range, epoch: int, start: int = 0) -> Uses:
     """Return when `lanes` need which shards in one epoch; a shard once for each lane.
 
     A shard is needed from the first to the last window that it has a sample in, in whole batches.
@@ -44,7 +44,7 @@ def uses_in_epoch(order: Order, lanes: range, epoch: int, start: int = 0) -> Use
             multiple of the new batches, which are counted from it for the rest of its epoch.
     """
     begin = epoch * order.lane_length
-    shards, line_ends = order.shard_line(epoch)
+    shards, line_ends = order.shard_permutation(epoch)
     if order.window == "full":
         used = np.flatnonzero(order.counts)
         return Uses(used, np.full_like(used, begin), np.full_like(used, begin + order.lane_length))
@@ -55,7 +55,7 @@ def uses_in_epoch(order: Order, lanes: range, epoch: int, start: int = 0) -> Use
     return Uses(used[by_time], begin + first[by_time], begin + last[by_time])
 
 
-def _phase(order: Order, epoch: int, start: int) -> int:
+def _phase(order: SampleOrder, epoch: int, start: int) -> int:
     """Return the slot, below those of a batch, that batches of an epoch are counted from."""
     begin = epoch * order.lane_length
     is_within = begin <= start < begin + order.lane_length
@@ -63,7 +63,7 @@ def _phase(order: Order, epoch: int, start: int) -> int:
 
 
 def _in_lane(
-    order: Order, shards: Indices, line_ends: Indices, lane: int, phase: int
+    order: SampleOrder, shards: Indices, line_ends: Indices, lane: int, phase: int
 ) -> tuple[Indices, Indices, Indices]:
     """Return the lane's shards, and the slots from and to which it needs each."""
     start, end = order.lane_bounds(lane)
@@ -94,7 +94,9 @@ class Schedule:
         start: Position at which training begins.
     """
 
-    def __init__(self, order: Order, manifest: Manifest, lanes: range, start: int = 0) -> None:
+    def __init__(
+        self, order: SampleOrder, manifest: Manifest, lanes: range, start: int = 0
+    ) -> None:
         self._order, self._manifest, self._lanes = order, manifest, lanes
         self._start = start
         self._epochs: dict[int, Uses] = {}
@@ -166,14 +168,16 @@ class Schedule:
         return {url_digest(shard.url): number for number, shard in shards}
 
 
-def open_bytes(order: Order, manifest: Manifest, lanes: range, epoch: int, start: int = 0) -> int:
+def open_bytes(
+    order: SampleOrder, manifest: Manifest, lanes: range, epoch: int, start: int = 0
+) -> int:
     """Return the most bytes of remote shards that `lanes` can need at a time in an epoch."""
     sizes = np.array(
         [copy_bytes(s.bytes) if is_remote(s.folder) else 0 for s in manifest.shards], np.int64
     )
     if order.window == "full":
         return int(sizes[order.counts > 0].sum())
-    shards, line_ends = order.shard_line(epoch)
+    shards, line_ends = order.shard_permutation(epoch)
     # Lanes on different ranks may be a window apart, so each one's own peak counts.
     phase = _phase(order, epoch, start)
     return sum(_peak(*_in_lane(order, shards, line_ends, lane, phase), sizes) for lane in lanes)
@@ -188,7 +192,7 @@ def _peak(shards: Indices, first: Indices, last: Indices, sizes: Indices) -> int
 
 
 def check_cache(
-    order: Order,
+    order: SampleOrder,
     manifest: Manifest,
     lanes: range,
     start: int,
@@ -206,7 +210,7 @@ def check_cache(
         spare_bytes: Room for other data sets of this node.
     """
 
-    def needed(some: Order) -> int:
+    def needed(some: SampleOrder) -> int:
         epoch = start // order.lane_length
         epochs = range(epoch, epoch + (1 if some.window == "full" else _EPOCHS_CHECKED))
         return (

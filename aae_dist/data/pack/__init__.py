@@ -9,18 +9,18 @@ from aae_dist.data.index.build import index_folder
 from aae_dist.data.pack.arrays import npy_source
 from aae_dist.data.pack.files import csv_source, folder_source
 from aae_dist.data.pack.known import KNOWN, celeba_source
-from aae_dist.data.pack.sources import PackOptions, SampleSet, Source
+from aae_dist.data.pack.sources import PackOptions, PackSource, SampleSet
 from aae_dist.data.progress import progress, to_stderr
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage, is_remote, open_storage
 
 __all__ = ["NAMES", "PackOptions", "pack"]
 
-DOWNLOADED: Mapping[str, Callable[[Path, PackOptions], Source]] = {
+DOWNLOADED: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
     **KNOWN,
     "celeba": celeba_source,
 }
-GIVEN: Mapping[str, Callable[[Path, PackOptions], Source]] = {
+GIVEN: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
     "folder": folder_source,
     "csv": csv_source,
     "npy": npy_source,
@@ -84,7 +84,7 @@ def _warn_of_few(num_validation: int, fraction: float, write: Callable[[str], No
         )
 
 
-def _source(name: str, root: str | None, options: PackOptions) -> Source:
+def _source(name: str, root: str | None, options: PackOptions) -> PackSource:
     if name not in NAMES:
         raise DataError(f"{name!r} is not a data set that can be packed; use {', '.join(NAMES)}.")
     if name in DOWNLOADED:
@@ -110,7 +110,7 @@ def _is_empty(path: Path) -> bool:
 
 def _write(
     target: Storage,
-    source: Source,
+    source: PackSource,
     options: PackOptions,
     write: Callable[[str], None],
 ) -> None:

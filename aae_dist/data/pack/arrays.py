@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.data.pack.sources import Fields, PackOptions, Source, image_fields, sets_of, split
+from aae_dist.data.pack.sources import Fields, PackOptions, PackSource, image_fields, sets_of, split
 from aae_dist.errors import DataError
 
 Array = NDArray[Any]
@@ -15,7 +15,7 @@ MAGIC = b"\x93NUMPY"
 """What a .npy file begins with."""
 
 
-def npy_source(file: Path, options: PackOptions) -> Source:
+def npy_source(file: Path, options: PackOptions) -> PackSource:
     """Return the rows of an array, which is mapped, not read whole.
 
     uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 are images, written as PNG. All
@@ -39,7 +39,7 @@ def npy_source(file: Path, options: PackOptions) -> Source:
             return image_fields(place, _image(rows[number], file), label, options)
         return _array_fields(place, rows[number], label, f"{file}, row {number}")
 
-    return Source(sets_of(split([str(n) for n in range(len(rows))], options), sample))
+    return PackSource(sets_of(split([str(n) for n in range(len(rows))], options), sample))
 
 
 def _load(file: Path) -> Array:

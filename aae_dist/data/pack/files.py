@@ -10,7 +10,7 @@ from aae_dist.data.format.patterns import IMAGE_SUFFIXES
 from aae_dist.data.pack.sources import (
     Fields,
     PackOptions,
-    Source,
+    PackSource,
     file_fields,
     read_file,
     sets_of,
@@ -21,7 +21,7 @@ from aae_dist.errors import DataError
 COLUMNS = ("path", "label")
 
 
-def folder_source(root: Path, options: PackOptions) -> Source:
+def folder_source(root: Path, options: PackOptions) -> PackSource:
     """Return the images in the sub-folders of `root`, labelled by the sorted names of these.
 
     Images that lie in `root` itself, where no sub-folder has any, have no labels. What is hidden
@@ -69,7 +69,7 @@ def _images(root: Path) -> Iterator[Path]:
                     yield path.relative_to(root)
 
 
-def csv_source(file: Path, options: PackOptions) -> Source:
+def csv_source(file: Path, options: PackOptions) -> PackSource:
     """Return the images that a CSV file with the columns path and label lists.
 
     Paths count from the CSV file's folder. Whole numbers are labels as they are; of any other
@@ -130,7 +130,7 @@ def _source(
     names: Sequence[str],
     classes: Sequence[str],
     options: PackOptions,
-) -> Source:
+) -> PackSource:
     sizes: set[tuple[int, int]] = set()
 
     def sample(place: int, number: int) -> Fields:
@@ -149,4 +149,4 @@ def _source(
             "or pack them again with --image-size N."
         )
 
-    return Source(sets_of(split(names, options), sample), classes, advice)
+    return PackSource(sets_of(split(names, options), sample), classes, advice)

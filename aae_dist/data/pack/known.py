@@ -15,9 +15,9 @@ from aae_dist.data.pack.mat import read_mat_arrays
 from aae_dist.data.pack.sources import (
     Fields,
     PackOptions,
+    PackSource,
     Pixels,
     SampleSet,
-    Source,
     file_fields,
     image_fields,
     read_file,
@@ -51,7 +51,7 @@ _TEXT = (
 _INTEGER = ("BININT1", "BININT2", "BININT", "INT")
 
 
-def mnist_source(name: str, root: Path, options: PackOptions) -> Source:
+def mnist_source(name: str, root: Path, options: PackOptions) -> PackSource:
     """Return both sets of mnist or fashion-mnist.
 
     Raises:
@@ -65,10 +65,10 @@ def mnist_source(name: str, root: Path, options: PackOptions) -> Source:
         images = _read_idx(raw / f"{prefix}-images-idx3-ubyte", 3)
         labels = _read_idx(raw / f"{prefix}-labels-idx1-ubyte", 1)
         sets[set_name] = _image_set(images, labels, raw, options)
-    return Source(sets)
+    return PackSource(sets)
 
 
-def cifar10_source(root: Path, options: PackOptions) -> Source:
+def cifar10_source(root: Path, options: PackOptions) -> PackSource:
     """Return the 50,000 training images, and the 10,000 of the test set as validation.
 
     Raises:
@@ -83,10 +83,10 @@ def cifar10_source(root: Path, options: PackOptions) -> Source:
         images = np.concatenate([images for images, _ in batches])
         labels = np.concatenate([labels for _, labels in batches])
         sets[set_name] = _image_set(images.transpose(0, 2, 3, 1), labels, folder, options)
-    return Source(sets, CIFAR_CLASSES)
+    return PackSource(sets, CIFAR_CLASSES)
 
 
-def svhn_source(root: Path, options: PackOptions) -> Source:
+def svhn_source(root: Path, options: PackOptions) -> PackSource:
     """Return the 73,257 training digits, and the 26,032 of the test set as validation.
 
     Raises:
@@ -102,7 +102,7 @@ def svhn_source(root: Path, options: PackOptions) -> Source:
             raise DataError(f"{file}: has no arrays X and y of digits; delete it.")
         labels = arrays["y"].reshape(-1).astype(np.int64) % 10  # SVHN calls the zero 10
         sets[set_name] = _image_set(arrays["X"].transpose(3, 0, 1, 2), labels, file, options)
-    return Source(sets)
+    return PackSource(sets)
 
 
 def download(name: str, root: Path, run: Callable[[object], object]) -> None:
@@ -182,7 +182,7 @@ def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-KNOWN: Mapping[str, Callable[[Path, PackOptions], Source]] = {
+KNOWN: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
     "mnist": lambda root, options: mnist_source("mnist", root, options),
     "fashion-mnist": lambda root, options: mnist_source("fashion-mnist", root, options),
     "cifar10": cifar10_source,
@@ -190,7 +190,7 @@ KNOWN: Mapping[str, Callable[[Path, PackOptions], Source]] = {
 }
 
 
-def celeba_source(root: Path, options: PackOptions) -> Source:
+def celeba_source(root: Path, options: PackOptions) -> PackSource:
     """Return the train, validation and test faces; their labels are the entries of a json field.
 
     That field holds each of the 40 attributes as 0 or 1, and `identity`, a number, so that
@@ -222,7 +222,7 @@ def celeba_source(root: Path, options: PackOptions) -> Source:
             sets[set_name] = SampleSet(
                 len(files), _samples(folder / CELEBA_IMAGES, files, labels, options)
             )
-    return Source(sets)
+    return PackSource(sets)
 
 
 def _samples(

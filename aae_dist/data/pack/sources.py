@@ -59,7 +59,7 @@ class SampleSet:
 
 
 @dataclass(frozen=True)
-class Source:
+class PackSource:
     """The sets of a source by name, and what its labels are called, if anything."""
 
     sets: dict[str, SampleSet]

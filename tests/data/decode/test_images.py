@@ -48,7 +48,7 @@ def test_large_images_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
         return fast(proven, channels)
 
     monkeypatch.setattr(images, "decode_fast", counted)
-    images.decode_images(rows, files, images.AS_IT_IS, {})
+    images.decode_images(rows, files, images.NO_RESIZE, {})
     assert sizes == [2, 2, 1]
     assert all((row == COLOUR.transpose(2, 0, 1)).all() for row in rows)
 
@@ -77,7 +77,7 @@ def test_torchvision_and_pillow_agree_on_real_digits() -> None:
         data = reader.fields(sample)["png"]
         header = read_header(data)
         assert header is not None
-        [fast] = images.decode_fast({0: images.proven_png(data)}, 1).values()
+        [fast] = images.decode_fast({0: images.validate_png(data)}, 1).values()
         assert np.array_equal(fast, images._decode_with_pillow(data, header, 1))
 
 

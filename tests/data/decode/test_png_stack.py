@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from aae_dist.data.decode import png as png_module
-from aae_dist.data.decode.images import AS_IT_IS, decode_fast, decode_images
-from aae_dist.data.decode.png import ProvenPng, proven_png
+from aae_dist.data.decode.images import NO_RESIZE, decode_fast, decode_images
+from aae_dist.data.decode.png import ProvenPng, validate_png
 from aae_dist.errors import SampleError
 
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
@@ -36,7 +36,7 @@ def written(height: int, width: int, depth: int, colour: int, rows: bytes) -> by
 
 
 def proven(files: list[bytes]) -> dict[int, ProvenPng | None]:
-    return {number: proven_png(data) for number, data in enumerate(files)}
+    return {number: validate_png(data) for number, data in enumerate(files)}
 
 
 def mixed() -> Iterator[bytes]:
@@ -138,12 +138,12 @@ def test_a_large_image_is_not_held_inflated() -> None:
 def test_a_damaged_image_takes_none_of_its_neighbours_with_it() -> None:
     files = dict(enumerate(png(5, 7) for _ in range(6)))
     rows = np.zeros((6, 1, 5, 7), np.uint8)
-    decode_images(rows, files, AS_IT_IS, {})
+    decode_images(rows, files, NO_RESIZE, {})
     files[2] = files[2][:-30]
     files[4] = written(5, 7, 8, 0, bytes([9]) * 40)
     files[5] = written(5, 7, 8, 0, bytes(48))
     again, bad = np.zeros_like(rows), {}
-    decode_images(again, files, AS_IT_IS, bad)
+    decode_images(again, files, NO_RESIZE, bad)
     assert sorted(bad) == [2, 4, 5]
     assert all(isinstance(error, SampleError) for error in bad.values())
     assert (again[[0, 1, 3]] == rows[[0, 1, 3]]).all()

@@ -19,7 +19,7 @@ from aae_dist.data.format.manifest import Shard
 from aae_dist.data.format.tar import index_tar
 from aae_dist.data.index import build
 from aae_dist.data.index.build import build_index, open_manifest
-from aae_dist.data.index.counting import Ranges, counted
+from aae_dist.data.index.counting import RemoteBuffer, count_shard
 from aae_dist.errors import DataError, ShardError
 from aae_dist.storage import Entry, open_storage
 
@@ -44,9 +44,9 @@ def tar_of(sizes: list[int]) -> bytes:
     return buffer.getvalue()
 
 
-def ranges(server: ObjectServer, data: bytes) -> Ranges:
+def ranges(server: ObjectServer, data: bytes) -> RemoteBuffer:
     server.files["/a.tar"] = data
-    return Ranges(open_storage(server.address), Entry("a.tar", len(data)))
+    return RemoteBuffer(open_storage(server.address), Entry("a.tar", len(data)))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_small_files_are_read_through_in_few_requests(server: ObjectServer) -> N
 def test_a_cut_is_seen_without_the_whole(server: ObjectServer, cut: int) -> None:
     server.files["/a.tar"] = tar_of([1_000_000, 10, 1_000_000])[:cut]
     with pytest.raises(ShardError, match=r"a\.tar: cut off at byte"):
-        counted(Shard(server.address, "a.tar", -1, -1), None, None)
+        count_shard(Shard(server.address, "a.tar", -1, -1), None, None)
 
 
 def serve(server: ObjectServer, folder: Path, counts: list[int], suffix: str = ".tar") -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aae_dist.data.order.order import Order, Window, rank_rows
+from aae_dist.data.order.order import SampleOrder, Window, rank_rows
 from aae_dist.errors import DataError
 
 RANKS = (1, 2, 3, 5, 7, 8, 24)
@@ -18,7 +18,7 @@ COUNTS = {
 }
 
 
-def epoch_of(order: Order, position: int = 0) -> tuple[list[int], int]:
+def epoch_of(order: SampleOrder, position: int = 0) -> tuple[list[int], int]:
     """Return the samples from `position` to the end of its epoch, and the number of batches."""
     samples: list[int] = []
     num_batches, epoch = 0, position // order.lane_length
@@ -36,7 +36,7 @@ def epoch_of(order: Order, position: int = 0) -> tuple[list[int], int]:
 def test_every_sample_once_in_every_epoch(
     counts: list[int], lanes: int, batch: int, window: Window
 ) -> None:
-    order = Order(counts, seed=7, global_batch_size=batch, lanes=lanes, window=window)
+    order = SampleOrder(counts, seed=7, global_batch_size=batch, lanes=lanes, window=window)
     for epoch in (0, 1):
         samples, num_batches = epoch_of(order, epoch * order.lane_length)
         assert sorted(samples) == list(range(sum(counts)))
@@ -55,8 +55,8 @@ def test_ranks_rows_join_to_the_global_batch(world_size: int) -> None:
 @pytest.mark.parametrize("window", ["full", 50])
 def test_a_new_batch_size_in_mid_epoch_keeps_each_sample_once(window: Window) -> None:
     counts = COUNTS["many, one empty, one single"]
-    small = Order(counts, seed=1, global_batch_size=24, lanes=24, window=window)
-    large = Order(counts, seed=1, global_batch_size=120, lanes=24, window=window)
+    small = SampleOrder(counts, seed=1, global_batch_size=24, lanes=24, window=window)
+    large = SampleOrder(counts, seed=1, global_batch_size=120, lanes=24, window=window)
     position, samples = 0, []
     for _ in range(4):
         plan = small.batch(position)
@@ -76,7 +76,9 @@ def test_a_new_batch_size_in_mid_epoch_keeps_each_sample_once(window: Window) ->
 def test_any_layout_has_each_sample_once_and_counts_them_right(
     counts: list[int], lanes: int, slots: int, window: Window, seed: int
 ) -> None:
-    order = Order(counts, seed=seed, global_batch_size=lanes * slots, lanes=lanes, window=window)
+    order = SampleOrder(
+        counts, seed=seed, global_batch_size=lanes * slots, lanes=lanes, window=window
+    )
     position, seen = 0, []
     while position < order.lane_length:
         assert order.samples_seen(position) == len(seen)
@@ -93,8 +95,8 @@ def test_any_layout_has_each_sample_once_and_counts_them_right(
 def test_a_batch_depends_on_its_position_alone(window: Window) -> None:
     counts = [500] * 20
 
-    def new() -> Order:
-        return Order(counts, seed=3, global_batch_size=64, lanes=32, window=window)
+    def new() -> SampleOrder:
+        return SampleOrder(counts, seed=3, global_batch_size=64, lanes=32, window=window)
 
     walked = new()
     for position in range(0, 400, 2):
@@ -104,7 +106,7 @@ def test_a_batch_depends_on_its_position_alone(window: Window) -> None:
 
 
 def test_a_window_holds_few_shards_of_a_lane() -> None:
-    order = Order([100] * 64, seed=0, global_batch_size=4, lanes=4, window=400)
+    order = SampleOrder([100] * 64, seed=0, global_batch_size=4, lanes=4, window=400)
     first_window = np.concatenate([order.batch(position).indices for position in range(400)])
     lane = first_window.reshape(400, 4)[:, 0]
     assert len(np.unique(lane // 100)) == 4
@@ -113,8 +115,8 @@ def test_a_window_holds_few_shards_of_a_lane() -> None:
 
 def test_golden_batches_hold_the_order_fixed_for_ever() -> None:
     # Changed numbers would change the order of every stored run: find the cause instead.
-    full = Order([10, 0, 30, 5], seed=7, global_batch_size=8, lanes=4)
-    windowed = Order([10, 0, 30, 5], seed=7, global_batch_size=8, lanes=4, window=6)
+    full = SampleOrder([10, 0, 30, 5], seed=7, global_batch_size=8, lanes=4)
+    windowed = SampleOrder([10, 0, 30, 5], seed=7, global_batch_size=8, lanes=4, window=6)
     assert full.batch(12).indices.tolist() == GOLDEN_FULL
     assert windowed.batch(12).indices.tolist() == GOLDEN_WINDOWED
 
@@ -123,7 +125,7 @@ def peak_bytes(counts: np.ndarray, window: Window) -> int:
     """Return the most memory that an order takes up to its first batch at nine tenths."""
     tracemalloc.start()
     try:
-        order = Order(counts, seed=0, global_batch_size=256, lanes=32, window=window)
+        order = SampleOrder(counts, seed=0, global_batch_size=256, lanes=32, window=window)
         assert order.batch(order.lane_length * 9 // 10).num_valid == 256
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -147,7 +149,7 @@ def test_ten_billion_samples_in_a_million_shards_are_permuted_in_little_memory()
 
 def test_no_samples_is_an_error_that_says_so() -> None:
     with pytest.raises(DataError, match="No samples in 2 shards"):
-        Order([0, 0], seed=0, global_batch_size=8, lanes=4)
+        SampleOrder([0, 0], seed=0, global_batch_size=8, lanes=4)
 
 
 GOLDEN_FULL = [22, 39, 25, 0, 35, 43, 14, 41]

@@ -8,7 +8,7 @@ import pytest
 
 from aae_dist.data.cache.shard_cache import copy_bytes, url_digest
 from aae_dist.data.format.manifest import Manifest, Shard
-from aae_dist.data.order.order import Order
+from aae_dist.data.order.order import SampleOrder
 from aae_dist.data.order.shard_schedule import Schedule, check_cache, open_bytes, uses_in_epoch
 from aae_dist.errors import ConfigError
 
@@ -18,11 +18,11 @@ MANIFEST = Manifest(
 )
 
 
-def order_of(window: int | str = 6, lanes: int = 4) -> Order:
-    return Order(COUNTS, seed=3, global_batch_size=2 * lanes, lanes=lanes, window=window)
+def order_of(window: int | str = 6, lanes: int = 4) -> SampleOrder:
+    return SampleOrder(COUNTS, seed=3, global_batch_size=2 * lanes, lanes=lanes, window=window)
 
 
-def walked(order: Order, lanes: range, epoch: int, start: int = 0) -> dict[int, list[int]]:
+def walked(order: SampleOrder, lanes: range, epoch: int, start: int = 0) -> dict[int, list[int]]:
     """Return the positions at which each shard is read, by reading all batches of an epoch.
 
     Training begins at `start`.
@@ -76,7 +76,7 @@ def test_no_batch_needs_more_room_than_the_check_allows(window: int) -> None:
 @pytest.mark.parametrize("start", [1, 5, 17, 38])
 def test_batches_counted_from_another_place_find_their_shards(window: int, start: int) -> None:
     # Training went on in mid-epoch with 3 slots a lane, at a position that is no multiple of 3.
-    order = Order(COUNTS, seed=3, global_batch_size=12, lanes=4, window=window)
+    order = SampleOrder(COUNTS, seed=3, global_batch_size=12, lanes=4, window=window)
     for lane in range(4):
         lanes = range(lane, lane + 1)
         schedule = Schedule(order, MANIFEST, lanes, start)
@@ -116,12 +116,12 @@ def test_the_future_goes_on_into_the_next_epochs() -> None:
 
 
 def test_lanes_without_a_sample_need_nothing() -> None:
-    order = Order([2], seed=0, global_batch_size=8, lanes=8, window=6)
+    order = SampleOrder([2], seed=0, global_batch_size=8, lanes=8, window=6)
     per_lane = [list(islice(_schedule_of(order).ahead(range(n, n + 1)), 3)) for n in range(8)]
     assert sorted(map(len, per_lane)) == [0] * 6 + [3] * 2
 
 
-def _schedule_of(order: Order) -> Schedule:
+def _schedule_of(order: SampleOrder) -> Schedule:
     return Schedule(order, Manifest((Shard("s3://bucket", "0.tar", 2, 10),)), range(8))
 
 
