@@ -1,12 +1,15 @@
 """What to say when ranks fail: the cause in one line, and where the rest is."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from aae_dist.errors import LaunchError
 
 # What the surviving ranks say when another one died: never the cause.
 _COLLATERAL = re.compile(r"gloo|nccl|connection (reset|closed|refused)|peer|broken pipe", re.I)
+_DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError")
+_FRAME = re.compile(r"[\s|]+File ")
+_LINK = "For further information visit"
 MAX_CHARS = 300
 
 
@@ -29,17 +32,40 @@ def is_collateral(text: str) -> bool:
 
 
 def last_line(error: BaseException) -> str:
-    """Return an error as one line: of a traceback its last line, which names the exception."""
+    """Return an error as one line: its class and what it says."""
     inner = getattr(error, "health_check_failure", error)
-    if type(inner).__name__ in ("ActorDiedError", "RayActorError", "WorkerCrashedError"):
+    text, name = str(inner), type(inner).__name__
+    if name in _DEATHS and _last_frame(text.splitlines()) is None:
         return "its process died"
     # torch has an error of this name for a GPU's memory, whose own words are the better ones.
-    if type(inner).__name__ == "OutOfMemoryError" and type(inner).__module__ == "ray.exceptions":
+    if name == "OutOfMemoryError" and type(inner).__module__ == "ray.exceptions":
         return "its process was ended, since its node ran out of memory"
-    text = str(inner).strip()
-    if "\n" not in text and not isinstance(inner, LaunchError):
-        text = f"{type(inner).__name__}: {text}"
-    return text.splitlines()[-1].strip()[:MAX_CHARS]
+    if _last_frame(text.splitlines()) is not None or isinstance(inner, LaunchError):
+        return condensed(text)
+    return condensed(f"{name}: {text}" if text.strip() else name)
+
+
+def condensed(text: str) -> str:
+    """Return the text of an error or a traceback as one line of at most `MAX_CHARS` characters.
+
+    Of a traceback that is what follows its last frame: the exception's class and all that it says,
+    since its last line may be a link (pydantic) or a hint for developers (CUDA).
+    """
+    lines = text.splitlines()
+    frame = _last_frame(lines)
+    if frame is not None:
+        # The frame's code stands indented below it.
+        rest = range(frame + 1, len(lines))
+        lines = lines[next((n for n in rest if not lines[n].startswith((" ", "\t"))), len(lines)) :]
+    told = [line.strip() for line in lines]
+    told = [line for line in told if line and not line.startswith(_LINK)]
+    ends = [line + (" " if line.endswith((".", ":", ",", ";")) else "; ") for line in told]
+    return "".join(ends).strip("; ")[:MAX_CHARS] or "unknown"
+
+
+def _last_frame(lines: Sequence[str]) -> int | None:
+    """Return the number of the line that names a traceback's last frame."""
+    return next((n for n in reversed(range(len(lines))) if _FRAME.match(lines[n])), None)
 
 
 def explain(error: BaseException, max_failures: int, logs: str) -> WorkersFailedError:

@@ -1,12 +1,14 @@
 """The `TorchTrainer` of a run."""
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import ray.train
 import ray.train.torch
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import redacted
 from aae_dist.distributed.control import COLLECTIVE_SECONDS
 from aae_dist.launch import ray_cluster
 from aae_dist.launch.ray_demand import Demand
@@ -43,13 +45,18 @@ def warm_up() -> None:
 
 
 def build_trainer(config: RunConfig, demand: Demand, task: Task, storage: str) -> Any:
-    """Return the trainer of the run; Ray writes its own files to `storage`."""
+    """Return the trainer of the run; Ray writes its own files to `storage`.
+
+    With RAY_TRAIN_ENABLE_STATE_TRACKING=1 Ray validates `train_loop_config` as a JSON object and
+    shows it on its dashboard to all who may read that, so it holds the configuration without
+    secrets. What workers need, an actor handle among it, comes with the train function.
+    """
     failures = config.launch.max_failures
     # An elastic run times out and decides anew for as long as the driver lets it wait.
     waits = int(config.launch.max_wait_minutes * 60 // ray_cluster.start_seconds(config.launch))
     return LeanTrainer(
-        train_worker,
-        train_loop_config=task,
+        partial(train_worker, task),
+        train_loop_config=redacted(config.model_dump(mode="json")),
         torch_config=api.torch.TorchConfig(timeout_s=COLLECTIVE_SECONDS),
         scaling_config=api.ScalingConfig(
             num_workers=config.launch.workers,

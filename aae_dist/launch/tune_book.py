@@ -1,10 +1,11 @@
 """What Ray Tune tells of its trials goes into the sweep's book."""
 
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
-from aae_dist.launch.failures import MAX_CHARS
+from aae_dist.launch.failures import condensed, last_line
 from aae_dist.launch.tune_trial import CAUSE, LINEAGE, STATE, SWEEP
 from aae_dist.sweeps.ledger import Entry, Ledger
 
@@ -57,19 +58,28 @@ class Bookkeeper(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note a trial whose process failed too often."""
-        self._ledger.end(name_of(trial), "failed", f"crashed: {_cause(trial)}")
+        self._ledger.end(name_of(trial), "failed", f"crashed: {cause_of(trial)}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial's process failed and will be started again."""
-        self._ledger.crashed(name_of(trial), _cause(trial))
+        self._ledger.crashed(name_of(trial), cause_of(trial))
 
 
-def _cause(trial: Any) -> str:
-    """Return the last line of what Tune keeps of a trial's failure."""
-    text = str(trial.get_error() or "").strip()
-    if "ActorDiedError" in text or "ActorUnavailableError" in text or not text:
-        return "its process died"
-    return text.splitlines()[-1][:MAX_CHARS]
+def cause_of(trial: Any) -> str:
+    """Return in one line why a trial's process failed last.
+
+    Tune keeps that in the driver's own folder, the error as a pickle only if it is one of Ray's.
+    `Trial.get_error` looks in Tune's storage, where a copy may come an hour later.
+    """
+    if not trial.error_file:
+        return condensed("")
+    newest = Path(trial.error_file).read_text().rpartition("Failure # ")[2]
+    text = newest.partition("\n")[2].strip()
+    if trial.pickled_error_file:
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        if str(error).strip() == text:
+            return last_line(error)
+    return condensed(text)
 
 
 def name_of(trial: Any) -> str:

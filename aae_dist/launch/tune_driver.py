@@ -155,6 +155,8 @@ class SweepDriver:
                 stop=self._stopper,
                 callbacks=[Bookkeeper(self._ledger, sweep.scheduler.kind)],
                 failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+                # Tune's default for a class is True, of use to none but PBT, which takes pointers.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=pause is not None),
             ),
         )
 

@@ -24,7 +24,7 @@ from aae_dist.launch import ray_cluster
 from aae_dist.launch.failures import WorkersFailedError
 from aae_dist.launch.say import say
 from aae_dist.launch.signals import StopSignals
-from aae_dist.storage import join, open_storage
+from aae_dist.storage import open_storage
 from aae_dist.sweeps.folder import READERS
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.training.run.lock import RunLock
@@ -100,7 +100,10 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
         # Handlers for signals come last: Ray's start replaces them.
         with (
             ray_cluster.connected(plan.configs[0]),
-            _tune_folder(plan) as place,
+            # The driver's alone: no trial reads or writes it.
+            tempfile.TemporaryDirectory(
+                prefix="aae_dist-tune-", ignore_cleanup_errors=True
+            ) as place,
             StopSignals() as signals,
         ):
             from aae_dist.launch.tune_driver import SweepDriver
@@ -133,19 +136,6 @@ def _kind_of(cause: str) -> type[AaeDistError]:
     """Return the class of error that a trial's cause begins with: it decides the exit code."""
     name = cause.partition(":")[0]
     return WorkersFailedError if name == "crashed" else by_name(name)
-
-
-@contextlib.contextmanager
-def _tune_folder(plan: SweepPlan) -> Iterator[str]:
-    """Yield the folder that Tune writes its own files to.
-
-    Only pointers of PBT must be seen by all nodes; everything else is the driver's alone.
-    """
-    if plan.sweep.scheduler.kind == "pbt":
-        yield join(plan.uri, ".tune")
-        return
-    with tempfile.TemporaryDirectory(prefix="aae_dist-tune-", ignore_cleanup_errors=True) as path:
-        yield path
 
 
 @contextlib.contextmanager

@@ -1,14 +1,14 @@
 """One trial of a sweep, as Ray Tune sees it: a process that trains one run after another."""
 
-import json
 import math
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
 from ray import tune
+from ray.train._internal.checkpoint_manager import _TrainingResult as TrainingResult  # type: ignore[attr-defined]
 
 from aae_dist.config import RunConfig
 from aae_dist.launch import nonce
@@ -24,7 +24,18 @@ OBJECTIVE = "objective"
 """Key of a result: the number that schedulers compare."""
 STATE, CAUSE, LINEAGE = "trial_state", "trial_cause", "trial_lineage"
 """Keys of a result: how the trial ended and why; a donor's state that it took over."""
-POINTER = "pointer.json"
+
+
+class Pointer(tune.Checkpoint):
+    """Names the state of a run at a step; the state itself stays in the run's folder.
+
+    It travels in memory, with Tune's own messages. Tune would upload a checkpoint to the
+    experiment's folder, which is the driver's alone and which no other node sees.
+    """
+
+    def __init__(self, uri: str, step: int) -> None:
+        super().__init__(uri, filesystem=LocalFileSystem())  # nobody opens it
+        self.uri, self.step = uri, step
 
 
 @dataclass(frozen=True)
@@ -89,15 +100,16 @@ class Trial(tune.Trainable):
         self._leave()
         self._watch.close()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write where the trial's state is; the state itself stays in its run folder."""
-        pointer = {"uri": self._uri, "step": self._at_step}
-        Path(checkpoint_dir, POINTER).write_text(json.dumps(pointer))
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Return a pointer to the trial's state, which its run folder holds; store nothing."""
+        newest: Any = self._last_result
+        return TrainingResult(Pointer(self._uri, self._at_step), dict(newest or {}))
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
+    def restore(self, checkpoint_path: Any) -> None:
         """Go on from the state that a pointer names: the trial's own, or a donor's (PBT)."""
-        pointer = json.loads(Path(checkpoint, POINTER).read_text())
-        self._donor = pointer if pointer["uri"] != self._uri else None
+        pointer: Pointer = checkpoint_path.checkpoint
+        is_own = pointer.uri == self._uri
+        self._donor = None if is_own else {"uri": pointer.uri, "step": pointer.step}
 
     def _take(self, config: dict[str, Any]) -> None:
         self._point = config[SWEEP]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,8 +36,13 @@ def command(storage: object, *items: str) -> list[str]:
 def start(
     storage: object, log: Path, environment: dict[str, str], *items: str
 ) -> "subprocess.Popen[bytes]":
-    """Start a sweep in a session of its own; its output goes to `log`."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    """Start a sweep in a session of its own; its output goes to `log`.
+
+    Its temporary folder is its own, as on a cluster, where the driver runs on another node than its
+    trials: each process of this machine finds another folder under that path.
+    """
+    own = tempfile.mkdtemp(prefix="driver-", dir=log.parent)
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": "/proc/self/cwd", **environment}
     with log.open("ab") as out:
         return subprocess.Popen(
             command(storage, *items),
@@ -44,6 +50,7 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=variables,
+            cwd=own,
         )
 
 

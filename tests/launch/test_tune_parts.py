@@ -1,6 +1,7 @@
 """Room, schedulers and Optuna without a cluster."""
 
 import json
+import pickle
 import threading
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 pytest.importorskip("ray.tune")
 
 from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.train._internal.storage import StorageContext
+from ray.tune.error import TuneError
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -15,11 +20,12 @@ from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.errors import AaeDistError, CheckpointError, TrainingDivergedError
 from aae_dist.launch import tune_sweep
 from aae_dist.launch.ray_demand import Demand
+from aae_dist.launch.tune_book import cause_of
 from aae_dist.launch.tune_optuna import OptunaSearcher
 from aae_dist.launch.tune_room import placement_of, room_for
 from aae_dist.launch.tune_schedulers import GamePbt, build_scheduler
 from aae_dist.launch.tune_sweep import _check_any_finished
-from aae_dist.launch.tune_trial import OBJECTIVE, SWEEP
+from aae_dist.launch.tune_trial import OBJECTIVE, SWEEP, Trial
 from aae_dist.launch.tune_view import View
 from aae_dist.objective import NUM_SAMPLES, Objective
 from aae_dist.storage import open_storage
@@ -55,6 +61,44 @@ def test_room_counts_whole_trials_and_never_splits_one():
     assert room_for([Demand(3, {"CPU": 2.0})], [node, node]) == 1
     assert room_for([Demand(1, {"CPU": 1.0}), Demand(4, {"CPU": 1.0})], [node, node]) == 2
     assert room_for([Demand(2, {"CPU": 1.0})], [{"CPU": 8.0, "driver": 1.0}]) == 1
+
+
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    """Return a trial of Tune's, as it stands in the driver, that can be told of failures."""
+    monkeypatch.setattr(
+        "ray.train._internal.storage._get_ray_train_session_dir", lambda: str(tmp_path)
+    )
+    storage = StorageContext(str(tmp_path / "tune"), "sweep", trial_dir_name="t")
+    trial = TuneTrial("any", config={SWEEP: {"id": "t"}}, stub=True, storage=storage)
+    trial.init_local_path()
+    return trial
+
+
+def test_only_a_process_that_died_is_told_of_as_one(failing):
+    assert cause_of(failing) == "unknown"
+    failing.handle_error(TuneError(""))
+    assert cause_of(failing) == "unknown"
+    failing.handle_error(ActorDiedError())
+    assert cause_of(failing) == "its process died"
+    text = 'ray::Trial.train() (pid=7)\n  File "trial.py", line 3\n    x()\nOSError: no disk\nof it'
+    failing.handle_error(RayTaskError("train", text, OSError("no disk")).as_instanceof_cause())
+    assert cause_of(failing) == "OSError: no disk; of it"
+    failing.handle_error(TuneError("this\nand that"))  # no pickle of it: that one is of the former
+    assert cause_of(failing) == "this; and that"
+
+
+def test_a_trials_state_is_pointed_at_and_stored_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first, second = Trial.__new__(Trial), Trial.__new__(Trial)
+    for trial, name in ((first, "first"), (second, "second")):
+        trial._uri, trial._at_step, trial._last_result = f"s3://bucket/{name}", 40, {"step": 40}
+    saved = pickle.loads(pickle.dumps(first.save()))
+    second.restore(saved)
+    assert second._donor == {"uri": "s3://bucket/first", "step": 40}
+    first.restore(saved)
+    assert first._donor is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_trial_of_several_workers_takes_no_cpu_for_itself():

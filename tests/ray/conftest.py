@@ -1,7 +1,13 @@
-"""One Ray cluster for all tests of this folder, with token authentication on."""
+"""One Ray cluster for all tests of this folder, as the rendered manifests start it.
+
+Environment variables and options of `ray start` are read from the rendering, token authentication
+is on, and nothing that trains runs on the head. One worker node has the two CPUs of its two pods.
+"""
 
 import contextlib
+import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,16 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.manifests import job_environment, pod_environment, ray_start_command, rendered
 
 from aae_dist.config import RunConfig
 from aae_dist.config.loading.load import load_config
 
 START_SECONDS = 240.0
+WORKERS = "on-demand"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A head node of two CPUs: its addresses, and what a client's environment must hold."""
+    """A head and a worker node of two CPUs: their addresses, and the environment of a driver."""
 
     address: str
     dashboard: str
@@ -55,35 +63,74 @@ def wait_for_jobs_api(cluster: Cluster, head: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Start a head node of its own ports, folder and process group; end exactly that group."""
-    gcs, dashboard, client, agent = free_ports(4)
-    address = f"127.0.0.1:{gcs}"
-    environment = {
-        "RAY_ADDRESS": address,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"],  # Ray reads it once a process
-    }
-    # Sockets lie in this folder, and their paths may have 107 characters at most.
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-        command += [f"--port={gcs}", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats"]
-        command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}"]
-        head = subprocess.Popen(
-            command,
-            env={**os.environ, **environment, "RAY_ADDRESS": ""},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+    """Start nodes with ports, folders and process groups of their own; end exactly those groups."""
+    job = next(found for found in rendered()["kind-cpu-train"] if found["kind"] == "RayJob")
+    gcs, dashboard, client, *others = free_ports(7)
+    address, token = f"127.0.0.1:{gcs}", os.environ["RAY_AUTH_TOKEN"]  # Ray reads it once a process
+    driver = pod_environment(job, "head", token=token) | job_environment(job)
+    driver |= {"RAY_ADDRESS": address, "RAY_PORT": str(gcs)}
+    found = Cluster(address, f"http://127.0.0.1:{dashboard}", driver)
+
+    def node(group: str, agent: int, metrics: int, **options: object) -> "Node":
+        own = {"RAY_ADDRESS": "", "RAY_PORT": str(gcs)}
+        environment = pod_environment(job, group, token=token, head="127.0.0.1", pod=group) | own
+        options |= {"dashboard_agent_listen_port": agent, "metrics_export_port": metrics}
+        return ray_node(ray_start_command(job, group, "127.0.0.1"), environment, **options)
+
+    with contextlib.ExitStack() as stack:
+        # Sockets lie in this folder, and their paths may have 107 characters at most.
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)
         )
-        found = Cluster(address, f"http://127.0.0.1:{dashboard}", environment)
-        try:
-            wait_for_jobs_api(found, head)
-            yield found
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
+        head = {"port": gcs, "dashboard_port": dashboard, "ray_client_server_port": client}
+        wait_for_jobs_api(
+            found, stack.enter_context(node("head", *others[:2], **head, temp_dir=folder))
+        )
+        stack.enter_context(node(WORKERS, *others[2:], address=address, num_cpus=2))
+        wait_for_cpus(found, 2)
+        yield found
+
+
+Node = contextlib.AbstractContextManager["subprocess.Popen[bytes]"]
+
+
+@contextlib.contextmanager
+def ray_node(
+    command: str, environment: dict[str, str], **instead: object
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `ray start` as a pod's container does, with other options where one machine wants it."""
+    others = {f"--{name.replace('_', '-')}": str(value) for name, value in instead.items()}
+    given = [word for word in shlex.split(command)[2:] if word.partition("=")[0] not in others]
+    node = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-gpus=0", *given]
+        + [f"{name}={value}" for name, value in others.items()],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield node
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+
+def wait_for_cpus(cluster: Cluster, count: int) -> None:
+    """Return when the cluster has so many CPUs."""
+    request = urllib.request.Request(
+        f"{cluster.dashboard}/api/v0/nodes",
+        headers={"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"},
+    )
+    give_up = time.monotonic() + START_SECONDS
+    while time.monotonic() < give_up:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
+        if sum(node["resources_total"].get("CPU", 0) for node in nodes) >= count:
+            return
+        time.sleep(0.3)
+    pytest.fail(f"the Ray cluster did not get {count} CPUs: {nodes}")
 
 
 @pytest.fixture

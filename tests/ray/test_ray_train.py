@@ -126,7 +126,7 @@ def test_a_users_mistake_found_by_the_workers_is_not_retried(joined, configure, 
 
 def test_more_workers_than_the_cluster_can_ever_have_are_refused(joined, configure):
     started = time.monotonic()
-    with pytest.raises(LaunchError, match=r"3 workers x \(1 CPU\) can never start.*2 CPU on 1 n"):
+    with pytest.raises(LaunchError, match=r"3 workers x \(1 CPU\) can never start.*2 CPU on 2 n"):
         launch(configure("launch.workers=3", "train.steps=1"))
     assert time.monotonic() - started < 60.0
 
