@@ -30,7 +30,7 @@ class View:
         """Show `ledger`, of which `concurrent` trials run at a time."""
         self._ledger, self._concurrent, self._clock = ledger, concurrent, clock
         self._told = {entry.plan.id for entry in ledger.of(*FINAL)}
-        self._crashes: dict[str, int] = {}
+        self._restarts = {entry.plan.id: entry.restarts for entry in ledger.entries.values()}
         self._next_line = clock() + LINE_SECONDS
         self._live = Live(console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
 
@@ -88,8 +88,8 @@ class View:
         lines = []
         for entry in self._ledger.of("running", "interrupted", *FINAL):
             name = entry.plan.id
-            if entry.crashes > self._crashes.get(name, 0):
-                self._crashes[name] = entry.crashes
+            if entry.restarts > self._restarts.get(name, 0):
+                self._restarts[name] = entry.restarts
                 lines.append(f"{self._title(entry)} starts again: {entry.cause or 'it crashed'}")
             if entry.state in FINAL and name not in self._told:
                 self._told.add(name)

@@ -69,6 +69,8 @@ class TrialRecord:
     workers: int = 1
     lineage: tuple[Mapping[str, Any], ...] = ()
     """PBT: {step, donor, donor_step, values} of each time it took over another trial's state."""
+    restarts: int = 0
+    """Times that its process failed and was started again."""
 
     @property
     def worker_hours(self) -> float:
@@ -165,6 +167,7 @@ def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bo
         seconds=own["seconds"],
         workers=own["workers"],
         lineage=tuple(own["lineage"]),
+        restarts=own.get("restarts", 0),
     )
 
 

@@ -42,8 +42,8 @@ class Entry:
     lineage: list[dict[str, Any]] = field(default_factory=list)
     started: float | None = None
     written: float = 0.0
-    crashes: int = 0
-    """Times that its process died since this start."""
+    restarts: int = 0
+    """Times that its process failed and was started again."""
 
     @property
     def step(self) -> int:
@@ -62,7 +62,7 @@ class Entry:
             **{"values": self.values or plan.parameters, "draws": self.draws},
             **{"state": self.state, "cause": self.cause, "step": self.step},
             **{"seconds": round(self.cost(), 3), "workers": plan.config.launch.most_workers},
-            **{"metrics": self.metrics, "lineage": self.lineage},
+            **{"metrics": self.metrics, "lineage": self.lineage, "restarts": self.restarts},
         }
 
 
@@ -95,6 +95,7 @@ class Ledger:
             entry.values, entry.draws, entry.lineage = own["values"], own["draws"], own["lineage"]
             entry.state, entry.cause = own["state"], own["cause"]
             entry.seconds, entry.metrics = own["seconds"], own["metrics"]
+            entry.restarts = own.get("restarts", 0)
         if summary is not None and summary["state"] == "finished" and _same_end(summary, trial):
             # The driver may have died before it heard of it.
             entry.state, entry.cause, entry.metrics = "finished", None, summary["metrics"]
@@ -148,7 +149,8 @@ class Ledger:
         with self._guard:
             entry = self.entries[name]
             entry.seconds, entry.started = entry.cost(), None
-            entry.crashes, entry.cause = entry.crashes + 1, cause
+            entry.restarts, entry.cause = entry.restarts + 1, cause
+            self._owe_trial(entry)
 
     def pause(self, name: str) -> None:
         """Note that a running trial has given up its workers for a while."""
@@ -239,7 +241,7 @@ class Ledger:
         return {
             **{"version": 1, "state": self._state, **told, "num_trials": self.plan.num_trials},
             **{"started_at": self._started_at, "updated_at": _now(), "seconds": round(seconds, 3)},
-            "counts": self.counts(),
+            **{"counts": self.counts(), "restarts": sum(entry.restarts for entry in entries)},
             "best": best and {"id": best.plan.id, "values": self.objective.values(best.metrics)},
             "trials": [_listed(entry.plan) for entry in entries],
         }

@@ -77,6 +77,11 @@ def attempts(trial: TrialRecord) -> int:
     return int(json.loads(open_storage(trial.uri).read("lock.json"))["attempt"])
 
 
+def restarts(uri: str) -> int:
+    """Return how often processes of a sweep's trials failed and were started again."""
+    return int(json.loads(open_storage(uri).read("sweep.json"))["restarts"])
+
+
 def results(sweep: SweepRecord) -> dict[str, list[dict[str, float]]]:
     """Return what each trial computed, by trial: its losses, without times and speeds."""
     return {

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 from helpers.ray_runs import processes_named
-from helpers.sweeps import SEEDS, attempts, finish, results, start, wait_until_some_finished
+from helpers.sweeps import (
+    SEEDS,
+    attempts,
+    finish,
+    restarts,
+    results,
+    start,
+    wait_until_some_finished,
+)
 
 from aae_dist.config import load_config
 from aae_dist.sweeps import read_sweep
@@ -60,6 +68,8 @@ def test_a_grid_runs_once_and_its_winner_is_ready_to_train(cluster, tmp_path):
     found = read_sweep(f"{tmp_path}/sweep")
     assert found.state == "finished"
     assert found.counts()["finished"] == 2
+    assert restarts(f"{tmp_path}/sweep") == 0
+    assert [attempts(t) for t in found.trials] == [1, 1]
     assert [t.parameters for t in found.trials] == [{"model.latent_dim": n} for n in (2, 4)]
     assert all([m["step"] for m in t.history] == [10, 20, 30, 40, 50, 60] for t in found.trials)
     assert all(t.seconds > 0 for t in found.trials)
@@ -151,7 +161,8 @@ def test_crashes_and_divergence_are_told_and_end_no_other_trial(tmp_path, row):
     assert states[False, 1e30].state == "failed"
     assert states[False, 1e30].cause.startswith("TrainingDivergedError: ")
     assert attempts(states[True, 1e-3]) == 2
-    assert "starts again" in log.read_text()
+    assert "starts again: its process died" in log.read_text()
+    assert restarts(f"{tmp_path}/sweep") == states[True, 1e-3].restarts == 1
     finish(start(tmp_path, log, environment, *items), log)
     assert "had already finished" in log.read_text()
 
@@ -201,6 +212,7 @@ def test_trials_of_two_workers_run_one_after_another(cluster, tmp_path, row):
     finish(process, log, seconds=800)
     found = read_sweep(f"{tmp_path}/sweep")
     assert "1 at a time, each 2 workers x (1 CPU)" in log.read_text()
+    assert restarts(f"{tmp_path}/sweep") == 0  # the workers started again, the trial did not
     assert [(t.state, t.workers, t.step) for t in found.trials] == [("finished", 2, 2000)] * 2
 
 
@@ -216,6 +228,7 @@ def test_bad_trials_of_a_population_take_over_good_ones(cluster, tmp_path):
     finish(start(tmp_path, log, cluster.environment, *items), log, seconds=800)
     found = read_sweep(f"{tmp_path}/sweep")
     assert found.counts()["finished"] == 4
+    assert restarts(f"{tmp_path}/sweep") == 0
     taken = [event for t in found.trials for event in t.lineage]
     assert taken
     assert all(event["donor"].startswith(f"{tmp_path}/sweep/trials/") for event in taken)
@@ -232,6 +245,8 @@ def test_asha_stops_trials_that_are_behind(cluster, tmp_path):
     finish(start(tmp_path, log, cluster.environment, *items), log, seconds=800)
     found = read_sweep(f"{tmp_path}/sweep")
     assert 1 <= found.counts()["pruned"] <= 3
+    assert restarts(f"{tmp_path}/sweep") == 0
+    assert [attempts(t) for t in found.trials] == [1, 1, 1, 1]
     assert found.counts()["finished"] == 4 - found.counts()["pruned"]
     best = load_config([tmp_path / "sweep" / "best.yaml"], []).config
     assert best.phases.reconstruction.optimizer.lr > 1e-4

@@ -57,6 +57,21 @@ def finish(ledger, number, score, steps=100):
     ledger.flush()
 
 
+def test_restarts_of_trials_are_counted_over_all_starts_of_a_sweep(tmp_path):
+    plan = plan_in(tmp_path)
+    ledger, name = open_ledger(plan), plan.trials[1].id
+    ledger.start(name)
+    ledger.write()
+    assert json.loads((tmp_path / "s/sweep.json").read_text())["restarts"] == 0
+    ledger.crashed(name, "its process died")
+    ledger.write()
+    again = open_ledger(plan)
+    again.crashed(name, "its process died")
+    again.write()
+    assert json.loads((tmp_path / "s/sweep.json").read_text())["restarts"] == 2
+    assert [t.restarts for t in read_sweep(plan.uri).trials] == [0, 2, 0, 0]
+
+
 def test_what_fails_once_at_the_end_is_written_after_all(tmp_path, monkeypatch):
     plan = plan_in(tmp_path)
     ledger = open_ledger(plan)
