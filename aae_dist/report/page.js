@@ -10,7 +10,7 @@ for (const heading of document.querySelectorAll("thead th")) {
     heading.setAttribute("aria-sort", up ? "ascending" : "descending");
     const key = (row) => row.cells[heading.cellIndex].dataset.value ?? "";
     const compare = (a, b) => {
-      if (a === "" || b === "") return (a === "") - (b === "");  // what has no value stands last
+      if (a === "" || b === "") return (a === "") - (b === "");  // rows without a value go last
       const order = isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
       return up ? order : -order;
     };

@@ -1,184 +1,224 @@
-"""The report as one HTML file: no network, readable on a phone, in print, in light and in dark."""
+"""The report as one HTML file: no network, readable on a phone, in print, in light and in dark.
+
+It is made from the files in the sweep's folder, at any time, also while the sweep runs.
+"""
 
 import hashlib
+import re
+import sys
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import resources
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from aae_dist.drawing import png
 from aae_dist.objective import NUM_SAMPLES
-from aae_dist.report.markup import Html, join, tag
-from aae_dist.report.table import table
-from aae_dist.report.text import duration, label, measured, number, spelled
-from aae_dist.report.view import PERFECT, Row, View
-from aae_dist.sweeps.folder import BEST
+from aae_dist.report import formatting
+from aae_dist.report.charts import parallel, parameters, pareto
+from aae_dist.report.charts.style import DOTS_PER_INCH
+from aae_dist.report.formatting import duration, format_value, label, measured, number
+from aae_dist.report.view import PERFECT, RankedTrial, View, make_view
+from aae_dist.storage import Storage, open_storage, read_or_none
+from aae_dist.sweeps import read_sweep
+from aae_dist.sweeps.folder import BEST, TRIALS
 
-Charts = Sequence[tuple[str, bytes]]
-"""A caption and a PNG each."""
-Pictures = Sequence[tuple[Row, Mapping[str, bytes]]]
-"""Trials of the gallery with their PNGs by name."""
+REPORT = "report.html"
+CHARTS = {"pareto": pareto, "parameters": parameters, "parallel": parallel}
+"""By the name of the picture's file; a module that has `draw` and `caption`."""
+GALLERY = ("reconstructions", "prior_samples", "latent_codes")
+"""Pictures of a trial that the report shows."""
+MAX_GALLERY_TRIALS = 4
+"""Four stand side by side on a screen, and weigh about a megabyte."""
+MAX_NAMED_TRIALS = 8
+"""Trials that a note lists by number."""
 
 
-def page(view: View, charts: Charts, gallery: Pictures, has_best: bool) -> str:
-    """Return the whole document; `has_best`: the best trial's configuration lies beside it."""
-    css, script = (
-        resources.files(__package__).joinpath(name).read_text() for name in ("page.css", "page.js")
+def write_report(uri: str) -> None:
+    """Write the report of the sweep at `uri`; any error costs one line on standard error.
+
+    For use while trials run: the file is replaced atomically, so a reader never sees half of it.
+    """
+    try:
+        make_report(uri)
+    except Exception as error:  # a report is never worth a trial
+        first = (str(error).splitlines() or [""])[0]
+        print(f"the report of {uri} was not written: {type(error).__name__}: {first}",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+def make_report(uri: str) -> str:
+    """Write `report.html` and `pictures/*.png` into the sweep's folder; return the report's URI.
+
+    Raises:
+        DataError: there is no sweep at `uri`.
+        LaunchError: the storage cannot be read or written.
+    """
+    view = make_view(read_sweep(uri, histories=False))
+    storage = open_storage(uri)
+    charts = []
+    for name, chart in CHARTS.items():
+        figure = chart.draw(view)
+        if figure is not None:
+            picture = png(figure, DOTS_PER_INCH)
+            storage.write(f"pictures/{name}.png", picture)
+            charts.append({"caption": chart.caption(view), "png": picture})
+    has_best = storage.size(BEST) is not None
+    storage.write(REPORT, _render(view, charts, has_best).encode())
+    return f"{storage.uri}/{REPORT}"
+
+
+def _render(view: View, charts: list[dict[str, Any]], has_best: bool) -> str:
+    """Return the whole document; `has_best`: the best trial's configuration lies next to it."""
+    files = resources.files(__package__)
+    css, script = (files.joinpath(name).read_text() for name in ("page.css", "page.js"))
+    return _environment().get_template("page.html.j2").render(
+        view=view,
+        css=css,
+        script=script,
+        policy=_content_security_policy(script),
+        counts=_counts(view),
+        search=_search(view),
+        facts=_facts(view),
+        notes=list(_notes(view)),
+        charts=charts,
+        gallery=_gallery(view),
+        best_file=BEST if has_best else None,
+        trials=TRIALS,
+    )  # fmt: skip
+
+
+@cache
+def _environment() -> Environment:
+    """Return a Jinja environment that escapes everything that is not marked as safe."""
+    environment = Environment(
+        loader=PackageLoader("aae_dist", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: "" if value is None else value,
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
-        tag("title", f"{view.sweep.name}: sweep of {len(view.rows)} trials"),
-        tag("style", Html(css)),
-    )
-    body = tag(
-        "body",
-        _header(view),
-        *_notes(view),
-        _section(
-            "Scores", tag("div", *(_chart(*chart) for chart in charts), class_="charts"), charts
-        ),
-        _section("Best trials, side by side", _gallery(view, gallery), gallery),
-        _section("Trials", join(_legend(has_best), table(view)), view.rows),
-        tag("script", Html(script)),
-    )
-    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+    for function in (number, measured, duration, label, format_value, _breakable, _data_url, _time):
+        environment.filters[function.__name__.strip("_")] = function
+    environment.globals["NONE"] = formatting.NONE
+    return environment
 
 
-def _policy(script: str) -> str:
+def _breakable(text: str) -> Markup:
+    """Return escaped text that may wrap after each dot and slash, as in dotted keys."""
+    return Markup("<wbr>").join(re.split(r"(?<=[./])", text))
+
+
+def _data_url(picture: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(picture).decode()}"
+
+
+def _time(iso: str) -> str:
+    return iso[:16].replace("T", " ") + " UTC"
+
+
+def _content_security_policy(script: str) -> str:
     """Return a policy by which this page loads nothing and runs its own script only."""
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    mine = f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return f"default-src 'none'; img-src data:; {mine}"
+    own = f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f"default-src 'none'; img-src data:; {own}"
 
 
-def _section(title: str, content: Html, shown_if: object) -> Html:
-    return join(tag("h2", title), content) if shown_if else Html()
-
-
-def _header(view: View) -> Html:
+def _counts(view: View) -> str:
+    """Return how many trials are in each state."""
     sweep = view.sweep
     counts = [f"{n} {state}" for state, n in sweep.counts().items() if n]
     waiting = sweep.num_trials - len(sweep.trials)
     if waiting > 0 and sweep.state != "finished":
         counts.append(f"{waiting} not proposed yet")
-    search = sweep.search.get("kind", "") if sweep.search else ""
-    scheduler = sweep.scheduler.get("kind", "") if sweep.scheduler else ""
-    how = ", ".join(str(part) for part in (search, scheduler) if part and part != "none")
-    return tag(
-        "header",
-        tag("h1", sweep.name),
-        tag("p", f"Sweep {sweep.state}: {', '.join(counts) or 'no trials'}. "
-                 f"Looks for {view.objective}{f' ({how})' if how else ''}."),
-        tag("p", f"Started {_moment(sweep.started_at)}, as of {_moment(sweep.updated_at)}. ",
-            tag("code", sweep.uri), class_="faint"),
-        _facts(view),
-    )  # fmt: skip
+    return ", ".join(counts) or "no trials"
 
 
-def _facts(view: View) -> Html:
-    trials = [row.trial for row in view.rows]
-    best = next((row for row in view.rows if row.rank == 1), None)
+def _search(view: View) -> str:
+    """Return the kinds of the sweep's search and scheduler."""
+    sections = (view.sweep.search, view.sweep.scheduler)
+    kinds = [str(section.get("kind", "")) for section in sections if section]
+    return ", ".join(kind for kind in kinds if kind and kind != "none")
+
+
+def _facts(view: View) -> list[tuple[str, str]]:
+    """Return the figures at the top of the page, each with its caption."""
     facts = []
+    best = next((row for row in view.rows if row.rank == 1), None)
     if best is not None:
         which = "one of the front" if view.objective.is_pareto else "best trial"
         values = ", ".join(
-            f"{k.rsplit('.', 1)[-1]} {spelled(v)}" for k, v in best.trial.values.items()
+            f"{k.rsplit('.', 1)[-1]} {format_value(v)}" for k, v in best.trial.values.items()
         )
         facts.append((f"#{best.trial.number}", f"{which}: {values}"))
-        facts += [
-            (number(best.metric(m)), f"its {label(m)}{_perfect(m)}") for m in view.metrics[:3]
-        ]
-    hours = sum(trial.worker_hours for trial in trials)
+        for name in view.metrics[:3]:
+            perfect = f" ({PERFECT[name]:g} is a perfect match)" if name in PERFECT else ""
+            facts.append((number(best.metric(name)), f"its {label(name)}{perfect}"))
+    hours = sum(row.trial.worker_hours for row in view.rows)
     facts.append((duration(view.sweep.seconds), "time that the sweep took"))
     facts.append((number(hours, 3), "worker-hours of all trials"))
-    return tag("div", *(tag("div", tag("b", big), small, class_="fact") for big, small in facts),
-               class_="facts")  # fmt: skip
+    return facts
 
 
-def _perfect(metric: str) -> str:
-    return f" ({PERFECT[metric]:g} is a perfect match)" if metric in PERFECT else ""
-
-
-def _notes(view: View) -> list[Html]:
-    """Return what a reader must know before comparing the numbers."""
-    notes = []
+def _notes(view: View) -> Iterator[str]:
+    """Yield what a reader must know before comparing the numbers."""
+    finished = [row for row in view.rows if row.trial.state == "finished"]
     sizes = sorted({n for row in view.rows if (n := row.metric(NUM_SAMPLES)) is not None})
     if len(sizes) > 1:
         shown = ", ".join(number(n) for n in sizes)
-        notes.append(
+        yield (
             f"Trials were scored on different numbers of samples ({shown}), which "
             "cannot be compared: those with another number than most have no rank."
         )
-    if alike := _alike(view):
-        notes.append(alike)
-    if any(row.trial.state == "finished" and row.rank is None for row in view.rows):
+    yield from _ties(view)
+    if any(row.rank is None for row in finished):
         missing = ", ".join(view.objective.metrics)
-        notes.append(
+        yield (
             f"Some finished trials have no rank, as they lack a finite {missing}"
             " or were scored on another number of samples."
         )
-    if view.plane is None and any(row.trial.state == "finished" for row in view.rows):
-        notes.append(
+    if view.plane is None and finished:
+        yield (
             "No trial has both a reconstruction error and a score of its match with the prior, so "
             "there are no pictures of them; trials need data.validation for that."
         )
     elif view.plane is None and view.rows:
-        notes.append("No trial has been evaluated yet.")
-    return [tag("p", note, class_="note") for note in notes]
+        yield "No trial has been evaluated yet."
 
 
-def _alike(view: View) -> str:
-    """Say which trials cannot be told apart from the best by a metric with an interval."""
+def _ties(view: View) -> Iterator[str]:
+    """Yield a note if intervals of other trials overlap that of the best one."""
     name = view.objective.metrics[0]
     ranked = [row for row in view.rows if row.rank is not None]
     best = ranked[0].interval(name) if ranked and len(view.objective.metrics) == 1 else None
     if best is None:
-        return ""
+        return
     intervals = [(row, row.interval(name)) for row in ranked[1:]]
-    alike = [row for row, i in intervals if i and i[0] <= best[1] and best[0] <= i[1]]
-    if not alike:
-        return ""
-    shown = ", ".join(f"#{row.trial.number}" for row in alike[:8]) + (", ..." if alike[8:] else "")
-    return (
-        f"By {label(name)} the best trial cannot be told apart from {len(alike)} more ({shown}): "
-        "their 95 % intervals overlap. Look at the other scores, or repeat with more seeds."
-    )
+    tied = [row for row, i in intervals if i and i[0] <= best[1] and best[0] <= i[1]]
+    if tied:
+        shown = ", ".join(f"#{row.trial.number}" for row in tied[:MAX_NAMED_TRIALS])
+        shown += ", ..." if tied[MAX_NAMED_TRIALS:] else ""
+        yield (
+            f"By {label(name)} the best trial cannot be told apart from {len(tied)} more "
+            f"({shown}): their 95 % intervals overlap. Look at the other scores, or repeat with "
+            "more seeds."
+        )
 
 
-def _chart(caption: str, png: bytes) -> Html:
-    image = tag("img", src=_data(png), alt=caption)
-    return tag("figure", image, tag("figcaption", caption), class_="chart")
+def _gallery(view: View) -> list[tuple[RankedTrial, Mapping[str, bytes]]]:
+    """Return the best trial of each group, or the best trials, with their PNGs by name."""
+    ranked = [row for row in view.rows if row.rank is not None]
+    firsts = list({view.group(row): row for row in reversed(ranked)}.values())[::-1]
+    chosen = firsts if len(firsts) > 1 else ranked
+    chosen = sorted(chosen[:MAX_GALLERY_TRIALS], key=lambda row: row.rank or 0)
+    return [(row, _pictures(open_storage(row.trial.uri))) for row in chosen]
 
 
-def _gallery(view: View, gallery: Pictures) -> Html:
-    cards = []
-    for row, pictures in gallery:
-        group = view.group(row)
-        title = f"{group}: " if group else ""
-        values = ", ".join(f"{k} {spelled(v)}" for k, v in row.trial.values.items())
-        scores = ", ".join(f"{label(m)} {measured(row.metric(m))}" for m in view.metrics[:3])
-        images = [tag("img", src=_data(png), alt=name) for name, png in pictures.items()]
-        cards.append(tag(
-            "section",
-            tag("h3", f"{title}trial #{row.trial.number}, rank {row.rank}"),
-            tag("div", values, class_="faint"), tag("div", scores, class_="faint"), *images,
-        ))  # fmt: skip
-    return tag("div", *cards, class_="gallery")
-
-
-def _legend(has_best: bool) -> Html:
-    best = tag("a", BEST, href=BEST)
-    parts: list[str] = ["Ranked: finished trials. Below a score: its 95 % interval. "]
-    if has_best:
-        parts += ["The best trial's configuration: ", best, ", ready for ",
-                  tag("code", f"aae-dist train {BEST}"), "."]  # fmt: skip
-    return tag("p", *parts, class_="faint")
-
-
-def _data(png: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(png).decode()}"
-
-
-def _moment(iso: str) -> str:
-    return iso[:16].replace("T", " ") + " UTC"
+def _pictures(run: Storage) -> dict[str, bytes]:
+    found = {name: read_or_none(run, f"pictures/{name}.png") for name in GALLERY}
+    return {name: picture for name, picture in found.items() if picture is not None}

@@ -1,4 +1,4 @@
-"""A sweep as its report shows it: trials in order of merit, what was swept, what is measured."""
+"""The data of a report: ranked trials, swept parameters, metrics."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from aae_dist.objective import Objective, Point, pareto_front, ranking
-from aae_dist.report.text import spelled
+from aae_dist.report.formatting import format_value
 from aae_dist.sweeps import SweepRecord, TrialRecord
 
 Value = str | float
@@ -16,32 +16,32 @@ Interval = tuple[float, float]
 RECONSTRUCTION = ("reconstruction/mse", "loss/reconstruction")
 MATCH = ("prior_match/c2st", "prior_match/sliced_wasserstein", "prior_match/mmd")
 PERFECT = {"prior_match/c2st": 0.5, "prior_match/sliced_wasserstein": 1.0, "prior_match/mmd": 1.0}
-"""What codes that match the prior perfectly score."""
+"""Scores of codes that match the prior perfectly."""
 GROUPS = ("prior.kind", "prior", "method.kind", "method", "posterior.kind", "model.kind")
-"""Keys that colour the pictures, the first of them that was swept."""
+"""Keys that may set the colours; the first swept one does."""
 SEED = "run.seed"
 MAX_OPTIONS = 8
-"""Structural values up to which each has a name and a colour of its own."""
+"""Largest number of structural values that are shown whole, each in its own colour."""
 ORDER = ("finished", "running", "interrupted", "pruned", "failed", "waiting")
 
 
 @dataclass(frozen=True)
-class Row:
+class RankedTrial:
     """One trial of the report."""
 
     trial: TrialRecord
     parameters: Mapping[str, Value]
-    """Swept values by dotted key; those of structural ones apart."""
+    """Swept values by dotted key; structural values are split into their fields."""
     score: Point | None
-    """One value a direction of the objective."""
+    """One value per metric of the objective."""
     rank: int | None
     """From 1, among finished trials."""
     on_front: bool = False
-    """Whether no finished trial is better in all directions of a Pareto objective."""
+    """Whether it is on the Pareto front of the finished trials."""
 
     @property
     def is_best(self) -> bool:
-        """Whether it is marked: the first of all, or one of a Pareto front."""
+        """Whether the table highlights it: rank 1, or on the Pareto front."""
         return self.rank == 1 or self.on_front
 
     def metric(self, name: str) -> float | None:
@@ -49,25 +49,25 @@ class Row:
         return finite(self.trial.metrics.get(name))
 
     def interval(self, name: str) -> Interval | None:
-        """Return a metric's confidence interval, where it has one."""
+        """Return a metric's confidence interval, None if it has none."""
         low, high = self.metric(f"{name}_low"), self.metric(f"{name}_high")
         return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True)
 class View:
-    """All that the page and its pictures are made from."""
+    """Everything that the page and its charts are made from."""
 
     sweep: SweepRecord
     objective: Objective
-    rows: tuple[Row, ...]
-    """Best first, then those without a rank."""
+    rows: tuple[RankedTrial, ...]
+    """Best first, then trials without a rank."""
     varied: tuple[str, ...]
     """Dotted keys whose values differ between trials, in the order of the space."""
     group_key: str | None
-    """Key that pictures are coloured by."""
+    """Key that sets the colours of the charts."""
     metrics: tuple[str, ...]
-    """Metrics of the table, those of the objective first."""
+    """Metrics of the table, the objective's first."""
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -75,13 +75,13 @@ class View:
         by_number = sorted(self.rows, key=lambda row: row.trial.number)
         return tuple(dict.fromkeys(self.group(row) for row in by_number))
 
-    def group(self, row: Row) -> str:
-        """Return what a trial is coloured by, empty where nothing is."""
-        return spelled(row.parameters.get(self.group_key, "")) if self.group_key else ""
+    def group(self, row: RankedTrial) -> str:
+        """Return a trial's value of `group_key`, empty without one."""
+        return format_value(row.parameters.get(self.group_key, "")) if self.group_key else ""
 
     @cached_property
     def plane(self) -> tuple[str, str] | None:
-        """The two metrics of the Pareto picture, reconstruction first; None when there are none."""
+        """The two metrics of the Pareto chart, reconstruction first; None if they do not exist."""
         if self.objective.is_pareto:
             return self.objective.metrics[0], self.objective.metrics[1]
         x = next((name for name in RECONSTRUCTION if self._has(name)), None)
@@ -89,6 +89,12 @@ class View:
         others = [name for name in self.objective.metrics if name not in MATCH]
         y = next((n for n in (*wanted, *MATCH, *others) if n != x and self._has(n)), None)
         return None if x is None or y is None else (x, y)
+
+    @property
+    def weighted_sum(self) -> str | None:
+        """Name of an objective that is no metric itself but a weighted sum of some."""
+        name = self.objective.names[0]
+        return None if name in self.objective.metrics else name
 
     def mode(self, metric: str) -> str:
         """Return whether low or high values of a metric are good: min unless the sweep says."""
@@ -100,25 +106,25 @@ class View:
 
 
 def make_view(sweep: SweepRecord) -> View:
-    """Return the view of a sweep, whatever state it is in."""
+    """Return the view of a sweep in any state."""
     objective = Objective.of(sweep.metric, sweep.mode)
     rows = _ranked(sweep.trials, objective, _whole(sweep))
     varied = _varied(rows)
     groups = [key for key in GROUPS if key in varied]
-    words = [k for k in varied if k != SEED and any(isinstance(r.parameters.get(k), str)
+    named = [k for k in varied if k != SEED and any(isinstance(r.parameters.get(k), str)
                                                     for r in rows)]  # fmt: skip
     return View(
         sweep=sweep,
         objective=objective,
         rows=rows,
         varied=varied,
-        group_key=next(iter([*groups, *words]), None),
+        group_key=next(iter([*groups, *named]), None),
         metrics=_table_metrics(rows, objective),
     )
 
 
 def finite(value: Any) -> float | None:
-    """Return a number that is finite, else None."""
+    """Return a finite number as a float, anything else as None."""
     good = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if good else None
 
@@ -126,7 +132,7 @@ def finite(value: Any) -> float | None:
 def flatten(parameters: Mapping[str, Any], whole: Collection[str] = ()) -> dict[str, Value]:
     """Return swept values by dotted key, numbers as floats, everything else as text.
 
-    Structural values are taken apart, but for those of the keys in `whole`.
+    Structural values are split into their fields, except at the keys in `whole`.
     """
     found: dict[str, Value] = {}
     for key, value in parameters.items():
@@ -135,12 +141,12 @@ def flatten(parameters: Mapping[str, Any], whole: Collection[str] = ()) -> dict[
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[key] = float(value)
         else:
-            found[key] = spelled(value)
+            found[key] = format_value(value)
     return found
 
 
 def _whole(sweep: SweepRecord) -> set[str]:
-    """Return the structural keys with a few fixed options, such as three priors to compare.
+    """Return the structural keys with a few fixed options, for example three priors to compare.
 
     Two Gaussians of different width are two options there, not one kind with a parameter.
     """
@@ -149,7 +155,7 @@ def _whole(sweep: SweepRecord) -> set[str]:
         options: Sequence[Any] = next(iter(term.values()), []) if isinstance(term, Mapping) else []
         maps = [option for option in options if isinstance(option, Mapping)]
         has_terms = any(isinstance(v, Mapping) for option in maps for v in option.values())
-        values = {spelled(t.values[key]) for t in sweep.trials if key in t.values}
+        values = {format_value(t.values[key]) for t in sweep.trials if key in t.values}
         if maps and not has_terms and len(values) <= MAX_OPTIONS:
             found.add(key)
     return found
@@ -157,14 +163,14 @@ def _whole(sweep: SweepRecord) -> set[str]:
 
 def _ranked(
     trials: Sequence[TrialRecord], objective: Objective, whole: Collection[str]
-) -> tuple[Row, ...]:
+) -> tuple[RankedTrial, ...]:
     finished = [trial for trial in trials if trial.state == "finished"]
     order = ranking(objective, [trial.metrics for trial in finished])
     ranks = {finished[i].id: place for place, i in enumerate(order, start=1)}
     points = [objective.values(finished[i].metrics) or () for i in order]
     front = {finished[order[i]].id for i in pareto_front(points, objective.modes)}
     rows = [
-        Row(
+        RankedTrial(
             trial,
             flatten(trial.values, whole),
             objective.values(trial.metrics),
@@ -176,11 +182,11 @@ def _ranked(
     return tuple(sorted(rows, key=_merit))
 
 
-def _merit(row: Row) -> tuple[float, int, int]:
+def _merit(row: RankedTrial) -> tuple[float, int, int]:
     return (row.rank or math.inf, ORDER.index(row.trial.state), row.trial.number)
 
 
-def _varied(rows: Iterable[Row]) -> tuple[str, ...]:
+def _varied(rows: Iterable[RankedTrial]) -> tuple[str, ...]:
     rows = list(rows)
     keys = dict.fromkeys(
         key for row in sorted(rows, key=lambda r: r.trial.number) for key in row.parameters
@@ -188,7 +194,7 @@ def _varied(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(k for k in keys if len({row.parameters.get(k) for row in rows}) > 1)
 
 
-def _table_metrics(rows: Sequence[Row], objective: Objective) -> tuple[str, ...]:
+def _table_metrics(rows: Sequence[RankedTrial], objective: Objective) -> tuple[str, ...]:
     known = [*objective.metrics, RECONSTRUCTION[0], *MATCH]
     found = {name for row in rows for name in row.trial.metrics}
     named = [name for name in dict.fromkeys(known) if name in found]

@@ -1,4 +1,4 @@
-"""How the pictures of a report look."""
+"""Style of the report's charts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ DOTS_PER_INCH = 130
 MARKERS = "osD^vPX*"
 PAPER, INK, FAINT = "#ffffff", "#1c2430", "#8a94a3"
 COLOURS = ("#2f6db5", "#d95f30", "#2a9163", "#b8860b", "#8457ad", "#128a9c", "#b83b72", "#6f6f6f")
-"""Told apart also without red or green; one a group, the last for all further ones. A dark page
-inverts the pictures and turns the hues back, so that one rendering serves both."""
+"""Distinguishable without red or green; one per group, the last for all other groups. A dark page
+inverts the images and rotates the hues back, so that one rendering serves both."""
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sizes in inches, that makes room for its labels."""
+    """Return an empty figure that makes room for its labels; sizes in inches."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     return Figure(figsize=(width, height), facecolor=PAPER, layout=layout)
 
 
-def dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
-    """Give axes the report's colours and their words, which are shown as they are."""
+def style_axes(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Set the report's colours and the labels, which are shown literally (no math)."""
     axes.set_facecolor(PAPER)
     axes.grid(color=FAINT, alpha=0.22, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -57,12 +57,12 @@ def colour_of(groups: Sequence[str], group: str) -> str:
 
 
 def marker_of(groups: Sequence[str], group: str) -> str:
-    """Return a group's marker: colours alone would leave some readers out."""
+    """Return a group's marker, for readers who cannot tell the colours apart."""
     return MARKERS[min(groups.index(group), len(MARKERS) - 1)]
 
 
 def plain(text: str, longest: int = 48) -> str:
-    """Return text that every font can draw, on one line."""
+    """Return text on one line, limited to characters that every font has."""
     shown = "".join(c if c.isprintable() else " " for c in text)
     shown = shown.encode("latin-1", "replace").decode("latin-1")
     return shown if len(shown) <= longest else shown[: longest - 3] + "..."

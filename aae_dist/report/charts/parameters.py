@@ -1,4 +1,4 @@
-"""How the scores change with each swept parameter, with their spread over everything else."""
+"""Scores by each swept parameter, with their spread over everything else."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
@@ -8,19 +8,27 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from aae_dist.report.pareto_picture import scale
-from aae_dist.report.style import FAINT, colour_of, dress, legend, marker_of, new_figure, plain
-from aae_dist.report.text import label, spelled
-from aae_dist.report.view import PERFECT, SEED, Row, Value, View
+from aae_dist.report.charts.pareto import scale
+from aae_dist.report.charts.style import (
+    FAINT,
+    colour_of,
+    legend,
+    marker_of,
+    new_figure,
+    plain,
+    style_axes,
+)
+from aae_dist.report.formatting import format_value, label
+from aae_dist.report.view import PERFECT, SEED, RankedTrial, Value, View
 
 FIRST = "model.latent_dim"
 MAX_KEYS = 6
 MAX_STEPS = 12
-"""Different values up to which a key is a grid, whose means are joined; more are only dots."""
+"""Largest number of distinct values that count as a grid, whose means are joined by a line."""
 
 
-def parameters(view: View) -> Figure | None:
-    """Draw a row of two panels, one a score, for each varied key; None when there is no score."""
+def draw(view: View) -> Figure | None:
+    """Draw one row per varied key, with one panel per score; None without scores."""
     rows = [row for row in view.rows if row.trial.state == "finished"]
     keys = keys_of(view)
     if not keys or not rows or view.plane is None:
@@ -42,16 +50,26 @@ def parameters(view: View) -> Figure | None:
     return figure
 
 
+def caption(view: View) -> str:
+    """Return the caption."""
+    others = [key for key in view.varied if key not in (view.group_key, *keys_of(view)[:1])]
+    spread = ", ".join(others) if others else f"repeats with other values of {SEED}"
+    return (
+        "Scores by swept parameter: dots are finished trials, lines their means; the band from "
+        f"lowest to highest is the spread over everything else that was varied ({spread})."
+    )
+
+
 def keys_of(view: View) -> tuple[str, ...]:
-    """Return the keys that have a row: the latent size first, no seeds, not the colour's alone."""
+    """Return the keys that get a row: the latent size first, without seeds and the colour's key."""
     keys = sorted((k for k in view.varied if k not in (SEED, view.group_key)), key=FIRST.__ne__)
     if not keys and view.group_key:
         keys = [view.group_key]
     return tuple(keys[:MAX_KEYS])
 
 
-def _panel(axes: Axes, view: View, rows: Sequence[Row], key: str, metric: str) -> None:
-    dress(axes, title=label(metric), x=key, y="")
+def _panel(axes: Axes, view: View, rows: Sequence[RankedTrial], key: str, metric: str) -> None:
+    style_axes(axes, title=label(metric), x=key, y="")
     places = _places(axes, [row.parameters[key] for row in rows if key in row.parameters])
     values = []
     for number, group in enumerate(view.groups):
@@ -97,13 +115,15 @@ def _curve(
 
 
 def _places(axes: Axes, values: Sequence[Value]) -> Mapping[Value, float]:
-    """Return where each value stands; name them on the axis if they are words or a grid."""
+    """Return the position of each value; set ticks for text values and grids."""
     different = list(dict.fromkeys(values))
     numbers = sorted(v for v in different if isinstance(v, float))
     if len(numbers) < len(different):
         words: list[Value] = [*numbers, *(v for v in different if isinstance(v, str))]
         axes.set_xlim(-0.5, len(words) - 0.5)
-        axes.set_xticks(range(len(words)), [plain(spelled(w), 14) for w in words], parse_math=False)
+        axes.set_xticks(
+            range(len(words)), [plain(format_value(w), 14) for w in words], parse_math=False
+        )
         return {word: float(i) for i, word in enumerate(words)}
     if numbers:
         scale(axes, "x", numbers)

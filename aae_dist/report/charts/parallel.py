@@ -1,4 +1,4 @@
-"""Parallel coordinates: a line a trial, through its parameters and its scores."""
+"""Parallel coordinates: one line per trial, through its parameters and scores."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,23 +7,23 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aae_dist.report.style import FAINT, INK, PAPER, new_figure, plain
-from aae_dist.report.text import label, number, spelled
-from aae_dist.report.view import Row, Value, View
+from aae_dist.report.charts.style import FAINT, INK, PAPER, new_figure, plain
+from aae_dist.report.formatting import format_value, label, number
+from aae_dist.report.view import RankedTrial, Value, View
 
 MAX_AXES = 10
 MAX_NAMED = 6
-"""Different values up to which each is written beside its axis; more have both ends only."""
+"""Largest number of distinct values that all get a label; otherwise only both ends do."""
 LOGARITHMIC_FROM = 30.0
 BELOW = -0.1
-"""Height of trials that lack a parameter, or a finite score."""
+"""Height for a missing parameter or a score that is not finite."""
 
 Places = Mapping[Value | None, float]
 """Height of each value of one axis, in [0, 1]."""
 
 
-def parallel(view: View) -> Figure | None:
-    """Draw all ranked trials, the best one bold; None for less than two."""
+def draw(view: View) -> Figure | None:
+    """Draw all ranked trials, the best one bold; None for fewer than two."""
     rows = [row for row in view.rows if row.rank is not None]
     metrics = view.metrics[: MAX_AXES // 2]
     keys = view.varied[: MAX_AXES - len(metrics)]
@@ -45,11 +45,19 @@ def parallel(view: View) -> Figure | None:
     return figure
 
 
-def heights(values: Sequence[Value | None]) -> Places:
-    """Return where the values of one axis stand.
+def caption(view: View) -> str:
+    """Return the caption."""
+    return (
+        "Each line is a finished trial, through its parameters and its scores; the better its "
+        "rank, the stronger its colour, the best one bold."
+    )
 
-    Numbers by their size, logarithmic where their range calls for it; as soon as there is a word
-    among them, all at equal distances, the first one on top. What is missing stands below.
+
+def heights(values: Sequence[Value | None]) -> Places:
+    """Return the heights of the values of one axis.
+
+    Numbers by size, logarithmic if their range is wide. If any value is text, all are spaced
+    equally, the first one on top. A missing value is below the axis.
     """
     different = [value for value in dict.fromkeys(values) if value is not None]
     numbers = [value for value in different if isinstance(value, float)]
@@ -68,9 +76,9 @@ def heights(values: Sequence[Value | None]) -> Places:
     return at | {None: BELOW}
 
 
-def _line(axes: Axes, line: Sequence[float], row: Row, num_rows: int) -> None:
+def _line(axes: Axes, line: Sequence[float], row: RankedTrial, num_rows: int) -> None:
     share = ((row.rank or 1) - 1) / max(num_rows - 1, 1)
-    # Strong colours for the best ones; the map's end that is lightest is left out.
+    # Strong colours for the best trials, without the lightest end of the colour map.
     colours = matplotlib.colormaps["viridis"]
     style = (
         {"color": INK, "linewidth": 2.6, "zorder": 3}
@@ -81,13 +89,13 @@ def _line(axes: Axes, line: Sequence[float], row: Row, num_rows: int) -> None:
 
 
 def _names(axes: Axes, at: int, places: Places) -> None:
-    """Write values beside their axis: each one, or those at its ends."""
+    """Label values next to their axis: all of them, or only both ends."""
     values = [value for value in places if value is not None]
     shown = values if len(values) <= MAX_NAMED else [values[0], values[-1]]
     style = {"fontsize": 8, "color": INK, "va": "center", "parse_math": False, "zorder": 4}
     paper = {"facecolor": PAPER, "alpha": 0.75, "pad": 0.6, "linewidth": 0}
     for value in shown:
-        text = number(value, 3) if isinstance(value, float) else spelled(value)
+        text = number(value, 3) if isinstance(value, float) else format_value(value)
         axes.text(at + 0.03, places[value], plain(text, 14), bbox=paper, **style)  # type: ignore[arg-type]
 
 
@@ -98,7 +106,7 @@ def _finish(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xlim(-0.1, len(names) - 1 + 0.35)
     axes.set_ylim(BELOW - 0.05, 1.06)
     axes.set_yticks([])
-    # In two lines, so that neighbours do not run into each other.
+    # On two lines, so that neighbouring labels do not overlap.
     wrapped = [plain(name).replace(".", ".\n", 1).replace(" ", "\n", 1) for name in names]
     axes.set_xticks(range(len(names)), wrapped, fontsize=9, color=INK, parse_math=False)
     axes.tick_params(length=0)

@@ -1,4 +1,4 @@
-"""Numbers, durations and swept values as people read them."""
+"""Text of numbers, durations and swept values."""
 
 import math
 from collections.abc import Mapping
@@ -39,17 +39,17 @@ def duration(seconds: float) -> str:
 
 
 def label(metric: str) -> str:
-    """Return what people call a metric."""
+    """Return the display name of a metric."""
     return LABELS.get(metric, metric)
 
 
-def spelled(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a swept value on one line: `mixture, num_modes 5` for a structural one."""
     if isinstance(value, Mapping):
-        rest = [f"{k} {spelled(v)}" for k, v in value.items() if k != "kind"]
+        rest = [f"{k} {format_value(v)}" for k, v in value.items() if k != "kind"]
         return ", ".join([*([str(value["kind"])] if "kind" in value else []), *rest])
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(spelled, value)) + "]"
+        return "[" + ", ".join(map(format_value, value)) + "]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return number(value) if isinstance(value, int | float) else str(value)

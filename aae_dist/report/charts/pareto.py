@@ -1,4 +1,4 @@
-"""Reconstruction against the match with the prior, a point a trial."""
+"""Reconstruction error against the match with the prior, one point per trial."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,29 +9,29 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from aae_dist.objective import Mode, pareto_front
-from aae_dist.report.style import (
+from aae_dist.report.charts.style import (
     FAINT,
     INK,
     PAPER,
     colour_of,
-    dress,
     legend,
     marker_of,
     new_figure,
     plain,
+    style_axes,
 )
-from aae_dist.report.text import label, spelled
-from aae_dist.report.view import PERFECT, SEED, Row, View
+from aae_dist.report.formatting import format_value, label
+from aae_dist.report.view import PERFECT, SEED, RankedTrial, View
 
-MAX_NOTED = 40
-"""Trials up to which each point is noted with one of its parameters."""
+MAX_ANNOTATED = 40
+"""Largest number of trials whose points are annotated with a parameter."""
 DRAWN = {"finished": 1.0, "running": 0.55, "interrupted": 0.55, "pruned": 0.75}
-"""States that have a point, and how opaque it is."""
+"""Opacity of a point by the trial's state; other states are not drawn."""
 LOGARITHMIC_FROM = 8.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 
-def pareto(view: View) -> Figure | None:
+def draw(view: View) -> Figure | None:
     """Draw the plane of the two scores; None when no trial has both."""
     if view.plane is None:
         return None
@@ -43,21 +43,32 @@ def pareto(view: View) -> Figure | None:
         return None
     figure = new_figure(8.6, 5.6)
     axes = figure.add_subplot()
-    dress(axes, x=label(x), y=label(y))
-    kinds: dict[tuple[str, str, bool], list[Row]] = {}
+    style_axes(axes, x=label(x), y=label(y))
+    kinds: dict[tuple[str, str, bool], list[RankedTrial]] = {}
     for row in rows:
         kinds.setdefault((view.group(row), row.trial.state, row.is_best), []).append(row)
-    for alike in kinds.values():
-        _points(axes, view, alike)
-    _notes(axes, view, rows)
+    for similar in kinds.values():
+        _points(axes, view, similar)
+    _annotate(axes, view, rows)
     _front(axes, view, rows)
-    for name, draw in ((y, axes.axhline), (x, axes.axvline)):
+    for name, line in ((y, axes.axhline), (x, axes.axvline)):
         if name in PERFECT:
-            draw(PERFECT[name], color=FAINT, linewidth=1, linestyle="--", zorder=1)
+            line(PERFECT[name], color=FAINT, linewidth=1, linestyle="--", zorder=1)
     scale(axes, "x", [row.metric(x) or 0.0 for row in rows])
     scale(axes, "y", [row.metric(y) or 0.0 for row in rows])
     legend(figure, _entries(view, rows))
     return figure
+
+
+def caption(view: View) -> str:
+    """Return the caption."""
+    x, y = view.plane or ("", "")
+    key = annotated_key(view)
+    return (
+        f"{label(x)} against {label(y)}, one point per trial"
+        f"{f' with its {key}' if key else ''}. The line joins the trials of the Pareto "
+        "front; bars are 95 % intervals; the dashed line is a perfect match."
+    )
 
 
 def scale(axes: Axes, which: str, values: Sequence[float]) -> None:
@@ -72,8 +83,8 @@ def scale(axes: Axes, which: str, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _points(axes: Axes, view: View, rows: Sequence[Row]) -> None:
-    """Draw trials of one group and state at once: 300 one by one take seconds."""
+def _points(axes: Axes, view: View, rows: Sequence[RankedTrial]) -> None:
+    """Draw all trials of one group and state together: 300 single calls take seconds."""
     x, y = view.plane or ("", "")
     at = [[row.metric(name) or 0.0 for row in rows] for name in (x, y)]
     group, state, best = view.group(rows[0]), rows[0].trial.state, rows[0].is_best
@@ -89,8 +100,8 @@ def _points(axes: Axes, view: View, rows: Sequence[Row]) -> None:
     )  # fmt: skip
 
 
-def _bars(rows: Sequence[Row], metric: str) -> list[list[float]] | None:
-    """Return how far the intervals of a metric reach below and above its values."""
+def _bars(rows: Sequence[RankedTrial], metric: str) -> list[list[float]] | None:
+    """Return the lengths of the error bars below and above a metric's values."""
     reach = [
         (max(value - interval[0], 0.0), max(interval[1] - value, 0.0))
         if (value := row.metric(metric)) is not None and (interval := row.interval(metric))
@@ -101,20 +112,20 @@ def _bars(rows: Sequence[Row], metric: str) -> list[list[float]] | None:
     return [below, above] if any(below) or any(above) else None
 
 
-def _notes(axes: Axes, view: View, rows: Sequence[Row]) -> None:
+def _annotate(axes: Axes, view: View, rows: Sequence[RankedTrial]) -> None:
     x, y = view.plane or ("", "")
-    key = noted_key(view)
+    key = annotated_key(view)
     style = {"fontsize": 8, "color": INK, "alpha": 0.85, "parse_math": False}
     for row in rows:
         if key and key in row.parameters:
             at = (row.metric(x) or 0.0, row.metric(y) or 0.0)
-            note = plain(spelled(row.parameters[key]), 16)
+            note = plain(format_value(row.parameters[key]), 16)
             axes.annotate(note, at, xytext=(6, 4), textcoords="offset points", **style)  # type: ignore[arg-type]
 
 
-def noted_key(view: View) -> str | None:
-    """Return the key whose value stands beside each point: the first one that is a number."""
-    if len(view.rows) > MAX_NOTED:
+def annotated_key(view: View) -> str | None:
+    """Return the key whose value annotates the points: the first numeric one."""
+    if len(view.rows) > MAX_ANNOTATED:
         return None
     numbers = (
         key
@@ -125,7 +136,7 @@ def noted_key(view: View) -> str | None:
     return next(numbers, None)
 
 
-def _front(axes: Axes, view: View, rows: Sequence[Row]) -> None:
+def _front(axes: Axes, view: View, rows: Sequence[RankedTrial]) -> None:
     x, y = view.plane or ("", "")
     points = [
         (row.metric(x) or 0.0, row.metric(y) or 0.0)
@@ -135,14 +146,14 @@ def _front(axes: Axes, view: View, rows: Sequence[Row]) -> None:
     modes: list[Mode] = ["max" if view.mode(name) == "max" else "min" for name in (x, y)]
     front = sorted({points[i] for i in pareto_front(points, modes)})
     if len(front) > 1:
-        # A step: between two trials of the front nothing better than both is known.
+        # Steps, because between two trials of the front nothing better than both is known.
         xs, ys = zip(*front, strict=True)
         where: Literal["post", "pre"] = "post" if modes[0] == "min" else "pre"
         axes.step(xs, ys, where=where, color=INK, linewidth=1, alpha=0.5, zorder=1)
 
 
-def _entries(view: View, rows: Sequence[Row]) -> list[tuple[Line2D, str]]:
-    """Return what the legend explains: the groups, states other than finished, the front."""
+def _entries(view: View, rows: Sequence[RankedTrial]) -> list[tuple[Line2D, str]]:
+    """Return the entries of the legend: groups, unfinished states, the best or the front."""
 
     def mark(colour: str, marker: str, **style: object) -> Line2D:
         return Line2D([], [], color=colour, marker=marker, linestyle="none", **style)  # type: ignore[arg-type]
