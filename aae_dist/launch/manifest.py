@@ -113,7 +113,7 @@ def examine(job: Object) -> None:
     Each group of workers brings a pod, or one that scales from nothing would not be looked at.
     """
     *_, config = job["spec"]["entrypoint"].split()
-    job["spec"] |= {"entrypoint": f"aae-dist doctor {config}", "backoffLimit": 0}
+    job["spec"] |= {"entrypoint": f"exec aae-dist doctor {config}", "backoffLimit": 0}
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
         group["replicas"] = group["minReplicas"] = max(1, group["minReplicas"])
 

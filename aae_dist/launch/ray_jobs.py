@@ -32,8 +32,12 @@ def check_address(address: str) -> None:
 
 
 def entrypoint(verb: str) -> str:
-    """Return the command that the cluster's head runs."""
-    return f"aae-dist {verb} {CONFIG_FILE}"
+    """Return the command that the cluster's head runs.
+
+    Without a shell of its own, whose end would leave the driver to a process that does not reap:
+    Ray would wait for that zombie until the time to stop is up.
+    """
+    return f"exec aae-dist {verb} {CONFIG_FILE}"
 
 
 class Jobs:

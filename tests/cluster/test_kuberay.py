@@ -79,6 +79,6 @@ def test_the_submitter_submits_once_and_follows():
     assert shell[1] == "-ce"
     submit, follow = script.split(" ; fi ; ")
     assert "ray job submit --address http://head:8265 --no-wait" in submit
-    assert submit.endswith("-- aae-dist train /etc/aae-dist/config.yaml")
+    assert submit.endswith("-- exec aae-dist train /etc/aae-dist/config.yaml")
     assert follow == "ray job logs --address http://head:8265 --follow job-1"
     assert submitter_environment(GKE, "head:8265", "job-1")["RAY_JOB_SUBMISSION_ID"] == "job-1"

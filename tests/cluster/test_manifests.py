@@ -120,7 +120,7 @@ def test_a_token_is_asked_for_and_ray_is_the_locked_one(manifest):
 def test_a_job_resumes_on_a_new_cluster_and_leaves_none_behind(name, manifest):
     job = manifest["spec"]
     verb = "tune" if name.endswith("sweep") else "train"
-    assert job["entrypoint"] == f"aae-dist {verb} /etc/aae-dist/config.yaml"
+    assert job["entrypoint"] == f"exec aae-dist {verb} /etc/aae-dist/config.yaml"
     assert job["shutdownAfterJobFinishes"]
     groups = cluster_of(manifest)["workerGroupSpecs"]
     if cluster_of(manifest).get("enableInTreeAutoscaling"):

@@ -195,7 +195,7 @@ def test_a_sweep_is_sent_with_its_verb_and_means_the_same_there(kubectl, capsys,
     quick = str(ROOT / "configs/sweep/quick.yaml")
     assert main(["submit", quick, BUCKET, "--cluster", GKE, "--dry-run"]) == 0
     settings, job = read(capsys.readouterr().out)
-    assert job["spec"]["entrypoint"] == "aae-dist tune /etc/aae-dist/config.yaml"
+    assert job["spec"]["entrypoint"] == "exec aae-dist tune /etc/aae-dist/config.yaml"
     assert job["metadata"]["name"].startswith("aae-quick-")
     sent = tmp_path / "sent.yaml"
     sent.write_text(settings["data"]["config.yaml"])
@@ -207,7 +207,7 @@ def test_a_sweep_is_sent_with_its_verb_and_means_the_same_there(kubectl, capsys,
 def test_a_doctor_job_trains_nothing_and_is_not_tried_again(kubectl, capsys):
     assert main(["submit", QUICK, BUCKET, "--cluster", GKE, "--doctor", "--dry-run"]) == 0
     _, job = read(capsys.readouterr().out)
-    assert job["spec"]["entrypoint"] == "aae-dist doctor /etc/aae-dist/config.yaml"
+    assert job["spec"]["entrypoint"] == "exec aae-dist doctor /etc/aae-dist/config.yaml"
     assert job["spec"]["backoffLimit"] == 0
     assert [g["replicas"] for g in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]] == [1, 1]
     assert "-doctor-" in job["metadata"]["name"]
