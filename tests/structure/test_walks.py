@@ -1,0 +1,41 @@
+"""The walks through the code in CONTRIBUTING.md name files and functions that exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WALKS = ("A batch from shard to optimizer", "A sweep from command to report")
+SECTION = re.compile(r"^## (.+?)$(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?(\(\))?")
+
+
+def walks() -> dict[str, str]:
+    sections = dict(SECTION.findall((ROOT / "CONTRIBUTING.md").read_text()))
+    return {title: text for title, text in sections.items() if title in WALKS}
+
+
+def defined_names() -> set[str]:
+    """Return every function and class of the package, those of a class also as Class.name."""
+    found = set()
+    for path in (ROOT / "aae_dist").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                found.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                inner = (n for n in node.body if isinstance(n, ast.FunctionDef))
+                found.update(f"{node.name}.{each.name}" for each in inner)
+    return found
+
+
+@pytest.mark.parametrize(("title", "text"), walks().items(), ids=walks().keys())
+def test_files_and_functions_of_a_walk_exist(title: str, text: str) -> None:
+    defined = defined_names()
+    quoted = re.findall(r"`([^`\n]+)`", text)
+    paths = [q for q in quoted if "/" in q]
+    names = [q.removesuffix("()") for q in quoted if "/" not in q and NAME.fullmatch(q)]
+    assert paths
+    assert [p for p in paths if not (ROOT / p).exists()] == []
+    assert [n for n in names if n not in defined] == []
