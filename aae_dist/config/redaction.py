@@ -1,18 +1,19 @@
-"""Secrets kept out of what people read and of what is stored: lines, files, trackers."""
+"""Redaction of secrets in printed lines, files and trackers."""
 
 import logging
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 HIDDEN = "***"
 SHORTEST = 8
-"""Shorter values are not searched for: they would hide harmless words."""
+"""Shorter values are not redacted: they would hide harmless words."""
 _SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY)", re.I)
 _HARMLESS_NAME = re.compile(r"(_FILE|_PATH|_MODE|_DIR|_URL|_URI|_TIMEOUT|_PROVIDER)$", re.I)
 _USER_INFO = re.compile(r"(?<=://)[^/@\s\"']*@")
-# Of web addresses only: in a pattern of a bucket's keys `?` is a wildcard.
+# Web addresses only: in a pattern of a bucket's keys `?` is a wildcard.
 _QUERY = re.compile(r"(https?://[^\s\"'?]*)\?[^\s\"']*")
 
 
@@ -20,11 +21,16 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return `text` without credentials in URLs and without secrets of the environment."""
     if "://" in text:
         text = without_credentials_in_url(text)
-    for name, value in environment.items():
-        secret = _SECRET_NAME.search(name) and not _HARMLESS_NAME.search(name)
-        if secret and len(value) >= SHORTEST and value[0] != "/" and value in text:
+    for name in filter(_is_secret_name, environment):
+        value = environment.get(name, "")
+        if len(value) >= SHORTEST and value[0] != "/" and value in text:
             text = text.replace(value, HIDDEN)
     return text
+
+
+@lru_cache(maxsize=4096)  # Every printed line asks about every variable.
+def _is_secret_name(name: str) -> bool:
+    return bool(_SECRET_NAME.search(name)) and not _HARMLESS_NAME.search(name)
 
 
 def redacted(tree: Any) -> Any:
@@ -37,7 +43,7 @@ def redacted(tree: Any) -> Any:
 
 
 def without_credentials_in_url(text: str) -> str:
-    """Return `text` with all URLs in it lacking user, password and query (a signature's place)."""
+    """Return `text` without user, password and query (it may hold a signature) of its URLs."""
     return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
 
 

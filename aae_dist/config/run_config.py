@@ -1,11 +1,10 @@
 """The whole configuration of a run, and the checks that span sections."""
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
-from typing import Any, cast
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from pydantic import create_model, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from aae_dist.config.sections import Section
@@ -36,17 +35,25 @@ class RunConfig(Section):
     @property
     def lanes(self) -> int:
         """Parallel sample streams of the run (see `data.lanes`)."""
-        return _lanes(self)
+        return _lanes(self.data, self.train)
 
     @property
     def decoding_threads(self) -> int:
-        """Threads of a rank that decode samples (see `data.threads`)."""
+        """Decoding threads per rank (see `data.threads`)."""
         threads = self.data.threads
         return self.launch.cpus_per_worker if threads is None else threads
 
+    @field_validator("*")
+    @classmethod
+    def _record_valid_section(cls, section: Section, info: ValidationInfo) -> Section:
+        """Put the section into the validation's context, for checks if other sections fail."""
+        if info.context is not None:
+            info.context[info.field_name] = section
+        return section
+
     @model_validator(mode="after")
-    def _sections_fit_each_other(self) -> "RunConfig":
-        problems = list(cross_checks(self))
+    def _check_across_sections(self) -> "RunConfig":
+        problems = list(cross_checks(dict(self)))
         if problems:
             # One error that carries all problems; the loader prints each on a line of its own.
             raise PydanticCustomError("sections", "{problems}", {"problems": problems})
@@ -59,58 +66,26 @@ def default_lanes(global_batch_size: int) -> int:
 
 
 Problem = tuple[str, str]
-"""Path of the key, and what is wrong with it, what was got, what to do."""
+"""Path of the key; what is wrong with it, the value it has, and how to fix it."""
 
 
-class _Absent(Exception):
-    """A check reads a section that is not valid itself."""
-
-
-class _Valid:
-    """The valid sections of a configuration, as a check reads them."""
-
-    def __init__(self, sections: Mapping[str, Any]) -> None:
-        self._sections = sections
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._sections:
-            raise _Absent
-        return self._sections[name]
-
-
-def cross_checks(config: RunConfig) -> Iterator[Problem]:
-    """Yield every contradiction between two sections."""
-    for check in CHECKS:
-        # Of a whole configuration no section is absent.
-        with suppress(_Absent):
-            yield from check(config)
-
-
-def checks_of_the_rest(tree: Mapping[str, Any], broken: Collection[str]) -> Iterator[Problem]:
-    """Yield the contradictions between valid sections of a configuration that has others.
+def cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield every contradiction between sections.
 
     Args:
-        tree: the configuration as JSON has it.
-        broken: its sections that are not valid.
+        sections: the valid sections by name; a check that needs another one is skipped.
     """
-    fields: dict[str, Any] = {
-        name: (field.annotation, field)
-        for name, field in RunConfig.model_fields.items()
-        if name not in broken
-    }
-    rest = create_model("Rest", __base__=Section, **fields)
-    known = {name: value for name, value in tree.items() if name in fields}
-    found = rest.model_validate_json(json.dumps(known))
-    valid = _Valid({name: getattr(found, name) for name in fields})
-    yield from cross_checks(cast(RunConfig, valid))
+    for check, needed in CHECKS.items():
+        if sections.keys() >= needed:
+            yield from check(**{name: sections[name] for name in needed})
 
 
-def _lanes(config: RunConfig) -> int:
-    return config.data.lanes or default_lanes(config.train.global_batch_size)
+def _lanes(data: Data, train: Train) -> int:
+    return data.lanes or default_lanes(train.global_batch_size)
 
 
-def _length_problems(config: RunConfig) -> Iterator[Problem]:
-    if (config.train.steps is None) == (config.train.epochs is None):
+def _length_problems(train: Train) -> Iterator[Problem]:
+    if (train.steps is None) == (train.epochs is None):
         yield "train", "give train.steps or train.epochs (exactly one), for example train.epochs=20"
 
 
@@ -124,11 +99,11 @@ WITHOUT_KL = {
     "run": "has no density",
     "uniform": "has density 0 outside its cube, where a Gaussian q(z|x) reaches",
 }
-"""Priors that KL(q(z|x) || p(z)) of a Gaussian q is infinite for, and why."""
+"""Priors for which KL(q(z|x) || p(z)) of a Gaussian q is infinite, and why."""
 
 
-def _prior_problems(config: RunConfig) -> Iterator[Problem]:
-    kind, latent_dim = config.prior.kind, config.model.latent_dim
+def _prior_problems(prior: Prior, model: Model) -> Iterator[Problem]:
+    kind, latent_dim = prior.kind, model.latent_dim
     if kind == "swiss_roll" and latent_dim != 2:
         yield (
             "prior.kind",
@@ -141,80 +116,92 @@ def _prior_problems(config: RunConfig) -> Iterator[Problem]:
             f"mixture needs an even model.latent_dim (got {latent_dim}); "
             f"use {latent_dim + 1} or choose another prior",
         )
-
     if kind in ("sphere", "categorical") and latent_dim < 2:
         yield "prior.kind", f"{kind} needs at least 2 dimensions; set model.latent_dim=2 or more"
 
 
-def _posterior_problems(config: RunConfig) -> Iterator[Problem]:
-    kind = config.prior.kind
-    if config.posterior.kind == "categorical" and kind not in ON_THE_SIMPLEX:
+def _posterior_problems(posterior: Posterior, prior: Prior) -> Iterator[Problem]:
+    if posterior.kind == "categorical" and prior.kind not in ON_THE_SIMPLEX:
         yield (
             "posterior.kind",
-            f"categorical codes are probabilities, which prior.kind={kind} is not; "
+            f"categorical codes are probabilities, which prior.kind={prior.kind} is not; "
             "use prior.kind=categorical",
         )
 
 
-def _loss_problems(config: RunConfig) -> Iterator[Problem]:
-    if config.method.reconstruction_loss == "bce" and config.model.decoder_output == "linear":
+def _loss_problems(method: Method, model: Model) -> Iterator[Problem]:
+    if method.reconstruction_loss == "bce" and model.decoder_output == "linear":
         yield "method.reconstruction_loss", "bce needs model.decoder_output=sigmoid (got linear)"
 
 
-def _method_problems(config: RunConfig) -> Iterator[Problem]:
-    method = config.method
+def _gradient_problems(method: Method) -> Iterator[Problem]:
     if method.kind == "adversarial" and method.gradient_ratio and method.weight != 1.0:
-        yield "method.gradient_ratio", "stands instead of method.weight; set method.weight=1"
-    if method.kind == "variational" and config.posterior.kind != "gaussian":
-        got = config.posterior.kind
-        yield "posterior.kind", f"method variational needs posterior.kind=gaussian (got {got})"
+        yield "method.gradient_ratio", "replaces method.weight; set method.weight=1"
 
 
-def _kl_problems(config: RunConfig) -> Iterator[Problem]:
-    prior = config.prior.kind
-    if config.method.kind == "variational" and prior in WITHOUT_KL:
+def _variational_problems(method: Method, posterior: Posterior) -> Iterator[Problem]:
+    if method.kind == "variational" and posterior.kind != "gaussian":
+        yield (
+            "posterior.kind",
+            f"method variational needs posterior.kind=gaussian (got {posterior.kind})",
+        )
+
+
+def _kl_problems(method: Method, prior: Prior) -> Iterator[Problem]:
+    if method.kind == "variational" and prior.kind in WITHOUT_KL:
         yield (
             "prior.kind",
-            f"{prior} {WITHOUT_KL[prior]}, so method variational has no KL term; "
+            f"{prior.kind} {WITHOUT_KL[prior.kind]}, so method variational has no KL term; "
             "use method.kind=adversarial",
         )
 
 
-def _batch_problems(config: RunConfig) -> Iterator[Problem]:
-    batch, lanes = config.train.global_batch_size, _lanes(config)
+def _batch_problems(data: Data, train: Train) -> Iterator[Problem]:
+    batch, lanes = train.global_batch_size, _lanes(data, train)
     if batch % lanes:
         advice = f"must divide train.global_batch_size={batch} (got {lanes})"
         yield "data.lanes", f"{advice}; try {default_lanes(batch)}"
 
 
-def _worker_problems(config: RunConfig) -> Iterator[Problem]:
-    fewest, workers = config.launch.fewest_workers, config.launch.most_workers
-    if fewest > workers:
-        yield "launch.workers", f"[fewest, most] (got {[fewest, workers]}); use {[workers, fewest]}"
-    batch, lanes = config.train.global_batch_size, _lanes(config)
-    if config.launch.kind == "ray" and workers > lanes:
+def _worker_range_problems(launch: Launch) -> Iterator[Problem]:
+    fewest, most = launch.fewest_workers, launch.most_workers
+    if fewest > most:
+        yield "launch.workers", f"[fewest, most] (got {[fewest, most]}); use {[most, fewest]}"
+
+
+def _worker_problems(launch: Launch, data: Data, train: Train) -> Iterator[Problem]:
+    workers, lanes = launch.most_workers, _lanes(data, train)
+    if launch.kind == "ray" and workers > lanes:
         yield (
             "launch.workers",
-            f"at most one worker a lane (got {workers} workers, {lanes} lanes); "
-            f"use launch.workers={lanes} or raise data.lanes to a divisor of {batch}",
+            f"at most one worker per lane (got {workers} workers, {lanes} lanes); "
+            f"use launch.workers={lanes} or raise data.lanes to a divisor of "
+            f"{train.global_batch_size}",
         )
-    gpus = config.launch.gpus_per_worker
-    if config.launch.kind == "ray" and workers > 1 and gpus != "auto" and 0 < gpus < 1:
+
+
+def _gpu_problems(launch: Launch) -> Iterator[Problem]:
+    workers, gpus = launch.most_workers, launch.gpus_per_worker
+    if launch.kind == "ray" and workers > 1 and gpus != "auto" and 0 < gpus < 1:
         yield (
             "launch.gpus_per_worker",
-            f"parts of a GPU are for one worker, as two ranks on one GPU cannot talk (got {gpus} "
+            f"fractions of a GPU are for one worker, as two ranks cannot share a GPU (got {gpus} "
             f"for {workers} workers); use launch.gpus_per_worker=1 or launch.workers=1",
         )
 
 
-CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+_CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _length_problems,
     _prior_problems,
     _posterior_problems,
     _loss_problems,
-    _method_problems,
+    _gradient_problems,
+    _variational_problems,
     _kl_problems,
     _batch_problems,
+    _worker_range_problems,
     _worker_problems,
+    _gpu_problems,
 )
-"""Each reads as few sections as it can: the others may not be valid."""
+CHECKS = {check: set(inspect.signature(check).parameters) for check in _CHECKS}
+"""The checks, each with the sections that it takes, and only those: others may be invalid."""

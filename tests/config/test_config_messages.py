@@ -189,7 +189,7 @@ def test_a_kind_switch_inside_one_tree_is_no_switch():
             ["method.reconstruction_loss=bce", "model.decoder_output=linear"],
             "bce needs model.decoder_output=sigmoid",
         ),
-        (["method={gradient_ratio: 0.5, weight: 2.0}"], "stands instead of method.weight"),
+        (["method={gradient_ratio: 0.5, weight: 2.0}"], "replaces method.weight"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(overrides: list[str], reason: str) -> None:

@@ -16,7 +16,7 @@ from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, leaves, p
 from aae_dist.config.loading.yaml import YamlProblem, dump, parse, read_overrides
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.redaction import redacted
-from aae_dist.config.run_config import RunConfig, checks_of_the_rest
+from aae_dist.config.run_config import RunConfig, cross_checks
 from aae_dist.config.sections.run import Run
 from aae_dist.errors import ConfigError
 
@@ -189,14 +189,15 @@ def problems_of(tree: Tree, is_whole: bool = True) -> RunConfig | list[str]:
 
     Unless it `is_whole`, nothing is said of what may be missing only.
     """
-    values = {key: plain(node) for key, node in tree.items()}
+    valid: dict[str, Any] = {}
     try:
         # As JSON: strict mode then still lets a list fill a tuple and text fill a path.
-        return RunConfig.model_validate_json(json.dumps(values))
+        return RunConfig.model_validate_json(json.dumps(plain(tree)), context=valid)
     except ValidationError as error:
-        broken = {str(one["loc"][0]) for one in error.errors(include_url=False) if one["loc"]}
-        rest = checks_of_the_rest(values, broken) if broken and is_whole else ()
-        return messages.lines(error, RunConfig, tree, list(rest), is_whole)
+        # Where all sections are valid, the error itself has the contradictions between them.
+        some_fail = any(one["type"] != "sections" for one in error.errors(include_url=False))
+        contradictions = list(cross_checks(valid)) if some_fail and is_whole else []
+        return messages.lines(error, RunConfig, tree, contradictions, is_whole)
 
 
 def config_error(title: str, problems: list[str]) -> ConfigError:
