@@ -7,13 +7,14 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.config.paths import inside_ray_job
 from aae_dist.config.sections.launch import Launch
-from aae_dist.errors import ConfigError, LaunchError
+from aae_dist.data.format.patterns import check_present
+from aae_dist.errors import ConfigError, DataError, LaunchError
 from aae_dist.launch import ray_demand
 from aae_dist.launch.ray_demand import Demand, Resources, show, total
 from aae_dist.launch.say import say
@@ -22,6 +23,8 @@ ADDRESS = "RAY_ADDRESS"
 AUTOSCALER = "RAY_enable_autoscaler_v2"
 POLL_SECONDS = 1
 """How often Ray Train's controller looks at its workers; its default is 2."""
+MOST_ADDRESSES = 16
+"""Addresses of data that are looked up before a run starts."""
 _MIN_ELASTIC_SECONDS = 60.0
 """Ray's own default, which a slow machine needs to start a worker in."""
 
@@ -48,6 +51,21 @@ def check_machine(config: RunConfig) -> None:
         per_worker = {"CPU": float(config.launch.cpus_per_worker)}
         demand = Demand(config.launch.most_workers, per_worker, config.launch.fewest_workers)
         refuse_if_impossible(demand, [cpus], "this machine, where Ray would start, has")
+
+
+def check_data(configs: Iterable[RunConfig]) -> None:
+    """Raise DataError for data that does not exist, before workers and their GPUs are requested.
+
+    Only the workers' own machines tell for local paths, unless Ray is to start on this one.
+    """
+    settings = {config.data for config in configs}
+    for key in ("train", "validation"):
+        named = {getattr(data, key) for data in settings} - {None}
+        urls = {url for each in named for url in ([each] if isinstance(each, str) else each)}
+        try:
+            check_present(sorted(urls)[:MOST_ADDRESSES], look_here=is_local())
+        except DataError as error:
+            raise DataError(f"data.{key}: {error}") from None
 
 
 def advice(config: RunConfig) -> list[str]:

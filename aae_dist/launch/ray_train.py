@@ -33,6 +33,7 @@ def launch_ray(config: RunConfig) -> Outcome:
     if done is not None:
         return done
     ray_cluster.check_machine(config)
+    ray_cluster.check_data([config])
     for line in ray_cluster.advice(config):
         say(line)
     folder = open_storage(join(config.run.storage, config.run.name))

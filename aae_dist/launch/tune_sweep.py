@@ -73,6 +73,7 @@ def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = N
             say(f"This sweep had already finished: {plan.uri}")
             ledger.write("finished")
             return ledger
+        ray_cluster.check_data(configs)
         with _reports(plan.uri, write_report) as changed:
             _run(ledger, launch_id, changed)
     return ledger

@@ -67,6 +67,9 @@ class Storage(Protocol):
     def folders(self, prefix: str = "") -> Names:
         """Return the names of the folders directly in folder `prefix`, sorted."""
 
+    def is_empty(self) -> bool:
+        """Return whether no file is in the folder or below, or there is no folder; one request."""
+
     def delete(self, key: str) -> None:
         """Remove the file; an absent one is fine."""
 

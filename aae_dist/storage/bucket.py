@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotSupportedError
 from obstore.exceptions import PreconditionError as Changed
 
 from aae_dist.errors import LaunchError
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
 from aae_dist.storage.bucket_client import data_client, probe_client
-from aae_dist.storage.bucket_errors import check_version, explained
+from aae_dist.storage.bucket_errors import check_version, explained, names_no_bucket
 
 if TYPE_CHECKING:
     from obstore import GetOptions, UpdateVersion
@@ -132,6 +132,17 @@ class BucketStorage:
         with explained(self.uri):
             found = self._store.list_with_delimiter(top or None)["common_prefixes"]
         return sorted(path.rsplit("/", 1)[-1] for path in found)
+
+    def is_empty(self) -> bool:
+        """Return whether the first page of a listing is empty."""
+        self._check_can_list()
+        with explained(self.uri):
+            try:
+                return not any(self._store.list(self._prefix or None, chunk_size=1))
+            except (BaseError, FileNotFoundError) as error:
+                if names_no_bucket(error):
+                    return True
+                raise
 
     def delete(self, key: str) -> None:
         """Remove the file."""

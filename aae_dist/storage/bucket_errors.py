@@ -65,6 +65,11 @@ def advice(error: Exception) -> str:
     return text.split("\n", 1)[0].rstrip(".")
 
 
+def names_no_bucket(error: Exception) -> bool:
+    """Return whether the server said that the bucket does not exist."""
+    return _NO_BUCKET.search(str(error)) is not None
+
+
 def reason(error: Exception) -> str:
     """Return which kind of refusal it was, as `StorageError` has it."""
     what = advice(error)

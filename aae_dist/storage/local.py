@@ -172,6 +172,13 @@ class LocalStorage:
             return []
         return sorted(path.name for path in top.iterdir() if path.is_dir())
 
+    def is_empty(self) -> bool:
+        """Return whether the folder has no entry."""
+        if not self._folder.is_dir():
+            return True
+        with explained(self.uri), os.scandir(self._folder) as entries:
+            return next(entries, None) is None
+
     def delete(self, key: str) -> None:
         """Remove the file."""
         with explained(self.uri):

@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from aae_dist.cli import main
 from aae_dist.config import load_config
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch import launch, ray_cluster
 from aae_dist.launch.ray_train import launch_ray
 
+QUICK_SWEEP = Path(__file__).parents[2] / "configs/sweep/quick.yaml"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -51,3 +54,15 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr("aae_dist.launch.find_spec", lambda name: None)
     with pytest.raises(LaunchError, match=r"pip install 'aae_dist\[ray\]'.*launch\.kind=local"):
         launch(configure(f"run.storage={tmp_path}"))
+
+
+@pytest.mark.parametrize("key", ["train", "validation"])
+@pytest.mark.parametrize("verb", ["train", "tune"])
+def test_absent_data_is_reported_before_ray_is_used(verb, key, s3, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # nobody answers there
+    items = [f"run.storage={tmp_path}", "data.train=builtin://digits/train", "train.steps=1"]
+    items += ["run.name=x"] if verb == "train" else [str(QUICK_SWEEP)]
+    absent = f"{s3()}/absent/*.tar"
+    assert main([verb, *items, f"data.{key}={absent}", "launch.kind=ray"]) == 2
+    [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("aae-dist:")]
+    assert f"data.{key}: {absent}: no such file or folder" in line

@@ -142,3 +142,11 @@ def test_large_files_travel_whole(storage: Storage, tmp_path: Path) -> None:
 def test_checking_a_good_place_leaves_nothing(storage: Storage) -> None:
     storage.check_writable()
     assert storage.list() == []
+
+
+def test_a_folder_with_files_below_is_not_empty(storage: Storage) -> None:
+    assert storage.is_empty()
+    storage.write("a/b", b"x")
+    assert not storage.is_empty()
+    assert not storage.child("a").is_empty()
+    assert storage.child("other").is_empty()

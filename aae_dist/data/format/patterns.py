@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 from aae_dist.data.format.manifest import FILE_NAME, Manifest, is_shard_name, parse
-from aae_dist.errors import DataError, LaunchError
+from aae_dist.errors import DataError, LaunchError, StorageError
 from aae_dist.storage import Storage, check_key, is_remote, open_storage
 
 _MAX_EXPANDED = 2_000_000
@@ -26,6 +26,8 @@ MOST_NAMES = 5000
 """Names that are looked at in and below a local folder: a hint is not worth more."""
 DEEPEST = 3
 SHOWN = 5
+MOST_LOOKUPS = 3
+"""Shards of a pattern that are looked up before a run starts."""
 
 
 @dataclass
@@ -60,6 +62,53 @@ def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Shard
     except LaunchError as error:
         raise DataError(str(error)) from error
     return sources
+
+
+def check_present(urls: Iterable[str], *, look_here: bool) -> None:
+    """Raise DataError for an address that names nothing; a few requests per address.
+
+    An address that cannot be reached or read from here is skipped: another machine may have access.
+
+    Args:
+        urls: What `find` takes.
+        look_here: Whether local paths are looked up, too; else other machines have them.
+
+    Raises:
+        DataError: One of them names nothing.
+    """
+    for url in urls:
+        if url.startswith(_BUILTIN):
+            _builtin(url)
+        elif (is_remote(url) or look_here) and not _may_be_present(url):
+            raise DataError(f"{url}: no such file or folder; check the path.")
+
+
+def _may_be_present(url: str) -> bool:
+    """Return False if none of the first shards of a pattern, nor a manifest, nor a folder exists.
+
+    A data set with a manifest may lack a few shards, so one of several is enough.
+    """
+    if not is_remote(url) and os.path.lexists(os.path.expanduser(url)):
+        return True
+    try:
+        return any(_exists(text) for text in islice(expand_braces(url), MOST_LOOKUPS))
+    except StorageError:
+        return True
+
+
+def _exists(text: str) -> bool:
+    pattern = _GLOB.search(text)
+    base, _, name = text[: pattern.start() if pattern else None].rpartition("/")
+    folder, names = text, [FILE_NAME]
+    if pattern or is_shard_name(name) or name.endswith(".json"):
+        folder = base or "/"
+        names = [] if pattern else [name] if name.endswith(".json") else [name, FILE_NAME]
+    storage = open_storage(folder, probe=True)
+    if any(storage.size(each) is not None for each in names):
+        return True
+    if folder == text or pattern:
+        return not storage.is_empty()
+    return False
 
 
 def expand_braces(text: str) -> Iterator[str]:

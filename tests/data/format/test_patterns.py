@@ -152,3 +152,59 @@ def test_a_folder_without_permission_is_one_clear_line(tmp_path: Path) -> None:
     closed.mkdir(mode=0)
     with pytest.raises(DataError, match="no permission"):
         open_manifest(str(closed))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["", "/*.tar", "/{000..001}.tar", "/{008..001}/x.tar", "/manifest.json", "/000.tar"]
+)
+def test_data_that_is_absent_is_noticed_with_few_requests(
+    s3: Callable[[], str], tmp_path: Path, pattern: str
+) -> None:
+    bucket = s3()
+    if pattern == "/{008..001}/x.tar":
+        with pytest.raises(DataError, match="range that rises"):
+            patterns.check_present([bucket + pattern], look_here=False)
+        return
+    with pytest.raises(DataError, match="no such file or folder"):
+        patterns.check_present([f"{bucket}/data{pattern}"], look_here=False)
+    with pytest.raises(DataError, match="no such file or folder"):
+        patterns.check_present([f"s3://no-such-bucket/data{pattern}"], look_here=False)
+    open_storage(bucket).write("data/manifest.json", b"{}")
+    patterns.check_present([f"{bucket}/data{pattern}"], look_here=False)
+
+
+def test_a_missing_first_shard_is_left_to_the_run(s3: Callable[[], str]) -> None:
+    """A manifest, or another shard, exists: the run decides what it tolerates."""
+    bucket = open_storage(s3())
+    bucket.write("a/001.tar", b"x")
+    bucket.write("b/manifest.json", b"{}")
+    for pattern in ("a/{000..999}.tar", "b/{000..999}.tar", "a/*.tar", "a"):
+        patterns.check_present([f"{bucket.uri}/{pattern}"], look_here=False)
+
+
+def test_what_cannot_be_read_from_here_is_left_to_other_machines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    patterns.check_present(
+        ["s3://bucket/{000..999}.tar", "http://127.0.0.1:9/a.tar"], look_here=False
+    )
+
+
+@pytest.mark.parametrize("pattern", ["absent", "absent/*.tar", "absent/{0..9}.tar", "m.json"])
+def test_local_paths_count_only_on_the_machine_that_reads_them(
+    tmp_path: Path, pattern: str
+) -> None:
+    patterns.check_present([f"{tmp_path}/{pattern}"], look_here=False)
+    with pytest.raises(DataError, match="no such file or folder"):
+        patterns.check_present([f"{tmp_path}/{pattern}"], look_here=True)
+    write_shards(tmp_path / "a{0..1}[x]", [2])
+    patterns.check_present([f"{tmp_path}/a{{0..1}}[x]", str(tmp_path)], look_here=True)
+
+
+def test_a_builtin_data_set_is_known_by_name() -> None:
+    patterns.check_present(["builtin://digits/train"], look_here=False)
+    with pytest.raises(DataError, match="not a built-in"):
+        patterns.check_present(["builtin://digits/trian"], look_here=False)
