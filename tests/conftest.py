@@ -13,10 +13,13 @@ from urllib.error import URLError
 
 import pytest
 from helpers.fault_table import pytest_runtest_makereport, pytest_sessionfinish, row
+from helpers.pods import template_environment
 from hypothesis import HealthCheck, settings
 
 __all__ = ["pytest_runtest_makereport", "pytest_sessionfinish", "row"]
 
+# Ray and its workers have the variables under test that they have in the head's pod.
+os.environ.update(template_environment("kind-cpu-train", "head"))
 # Ray reads these once a process, for all tests to come; our launcher sets them before that.
 os.environ["RAY_AUTH_MODE"] = "token"
 # Else Ray takes the token of ~/.ray, where it writes one when somebody starts it by hand.

@@ -1,89 +1,116 @@
-"""A cluster of three hosts and a client, started as KubeRay starts its pods."""
+"""A cluster of a head, workers and a client, each as manifests and KubeRay start its pod."""
 
+import copy
 import json
 import secrets
 import shutil
-import sys
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from helpers.hosts import SWITCH_ADDRESS, Host, Network, can_play, wait_for
+import yaml
+from helpers import pods
+from helpers.hosts import S3_PORT, SWITCH_ADDRESS, Host, Network, wait_for, why_not
+from helpers.manifests import cluster_of, head_service
+from helpers.pods import Container, Volume
 
-# A lost node is noticed in about 15 s here; Ray's defaults take up to 65 s.
-QUICK = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
-}
+from aae_dist.storage import open_storage
+
 START_SECONDS = 280
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+"""What a site brings with the identity of its service accounts."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A RayJob: its id, the process that follows it, and what that prints."""
+
+    name: str
+    submitter: subprocess.Popen[bytes]
+    log: Path
 
 
 class PlayedCluster:
-    """Head without CPUs, workers of one CPU each, S3 on the switch, a client apart."""
+    """The pods of one rendering, each on a host of its own; nodes share nothing but the bucket."""
 
-    def __init__(self, folder: Path, token: str | None, workers: int) -> None:
+    def __init__(self, folder: Path, rendering: str, token: bool = True, workers: int = 2) -> None:
+        """Lay the network and start S3 on its switch.
+
+        Args:
+            folder: for the hosts' logs and disks.
+            rendering: name of the rendered overlay, say 'kind-cpu-train'.
+            token: whether Ray's APIs want one, as all overlays have it.
+            workers: number of hosts for the first group of workers.
+        """
+        self.manifest = pods.without_gpus(pods.manifest(rendering))
+        is_job = self.manifest["kind"] == "RayJob"
+        self.job = self.manifest if is_job else pods.manifest("kind-cpu-train")
+        self.token = secrets.token_hex(32) if token else None
         self.network = Network(folder)
         self.client = self.network.add("client", 100)
-        self.head = self.network.add("head", 1)
+        self.head = self.network.add("head", 1, head_service(self.manifest))
         self.workers = [self.network.add(f"worker{n}", 10 + n) for n in range(workers)]
-        self.dashboard = f"http://{self.head.address}:8265"
-        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
-        self.auth = auth or {"RAY_AUTH_MODE": "disabled"}
-        self.s3 = {
-            "AWS_ENDPOINT_URL": f"http://{SWITCH_ADDRESS}:9000",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-        }
-        self.network.start_on_switch(
-            sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "9000"
-        )
+        self.configuration = folder / "configuration"
+        self.configuration.mkdir()
+        self.s3 = self.network.start_s3()
+        own = {"AWS_ENDPOINT_URL": f"http://{SWITCH_ADDRESS}:{S3_PORT}", **KEYS}
+        self.settings = {**pods.site_environment(rendering), **own}
 
-    def environment(self, **more: str) -> dict[str, str]:
-        return {**QUICK, **self.auth, **self.s3, "RAY_USAGE_STATS_ENABLED": "0", **more}
-
-    def start_head(self) -> None:
-        """Run what KubeRay runs in a head pod with `resources: {CPU: 0, driver: 32}`.
-
-        In a loop, as a pod that failed is started again: Ray gives a busy machine 30 s only.
-        """
-        self.head.start(
-            "ulimit -n 65536; while true; do ray start --head "
-            "--num-cpus=0 --resources='{\"driver\": 32}' "
-            "--dashboard-host=0.0.0.0 --metrics-export-port=8080 --block "
-            f"--dashboard-agent-listen-port=52365 --node-ip-address={self.head.address} "
-            "--memory=2000000000 --object-store-memory=200000000; sleep 1; done",
-            self.environment(),
-        )
-
-    def start_worker(self, worker: Host, before: str = "", **env: str) -> None:
-        """Run what KubeRay runs in a worker pod with one CPU."""
-        self.network_ready(worker)
-        worker.start(
-            f"ulimit -n 65536; {before} while true; do "
-            f"ray start --address={self.head.address}:6379 --num-cpus=1 "
-            "--metrics-export-port=8080 --block --dashboard-agent-listen-port=52365 "
-            f"--node-ip-address={worker.address} "
-            "--memory=3000000000 --object-store-memory=200000000; sleep 1; done",
-            self.environment(RAY_ADDRESS=f"{self.head.address}:6379", **env),
-        )
-
-    def network_ready(self, worker: Host) -> None:
-        """As KubeRay's init container: wait until the head's GCS listens."""
-        code = f"import socket; socket.create_connection(('{self.head.address}', 6379), 2)"
-        wait_for(
-            "GCS",
-            lambda: worker.run("python", "-c", code, env={}).returncode == 0,
-            START_SECONDS,
-            3.0,
-        )
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.head.address}:8265"
 
     def start(self) -> None:
         """Start all, and wait until the head knows all."""
         self.start_head()
-        for worker in self.workers:
-            self.start_worker(worker)
-        wait_for("all nodes", lambda: self.alive() == 1 + len(self.workers), START_SECONDS, 3.0)
+        self.start_workers({worker: self.worker(worker) for worker in self.workers})
+        wait_for("all nodes", lambda: self.alive() == 1 + len(self.workers), START_SECONDS, 1.0)
+
+    def start_head(self) -> None:
+        """Start the head's pod."""
+        pod = pods.ray_container(self.manifest, "head", "head", self.token, self.settings)
+        mounts = {"/etc/aae-dist": Volume(source=self.configuration)}
+        self.head.start(replace(pod, volumes={**pod.volumes, **mounts}))
+
+    def worker(self, host: Host) -> Container:
+        """Return the Ray container of a worker's pod, of the first group."""
+        group = cluster_of(self.manifest)["workerGroupSpecs"][0]["groupName"]
+        return pods.ray_container(self.manifest, group, host.name, self.token, self.settings)
+
+    def start_worker(self, host: Host) -> None:
+        """Start a worker's pod once the head answers."""
+        self.start_workers({host: self.worker(host)})
+
+    def start_workers(self, ray: Mapping[Host, Container]) -> None:
+        """Start pods with these Ray containers, each once the head answers."""
+        waiting = [host.popen(pods.init_container(ray[host]), host.log) for host in ray]
+
+        def answers() -> bool:
+            self.revive()
+            return all(process.poll() is not None for process in waiting)
+
+        wait_for("GCS", answers, START_SECONDS)
+        for host, container in ray.items():
+            host.start(container)
+
+    def revive(self) -> None:
+        """Start pods again that ended: Ray gives a busy machine 30 s only."""
+        for host in (self.head, *self.workers):
+            if host.container and host.ended():
+                host.start(host.container)
+
+    def alive(self) -> int:
+        """Return how many nodes the head takes for alive, after starting those again that ended."""
+        self.revive()
+        status, text = self.get("/nodes?view=summary")
+        if status != 200:
+            return 0
+        nodes = json.loads(text)["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def get(self, path: str, token: bool = True, host: Host | None = None) -> tuple[int, str]:
         """Return (status, text) of a request that the client sends."""
@@ -97,48 +124,74 @@ class PlayedCluster:
             "except OSError as r: print(0, r)\n"
             "else: print(r.status, r.read().decode())\n"
         )
-        done = self.client.run("python", "-c", code, env=self.auth if token else {})
+        done = self.client.run(self.on_client("python", "-Sc", code, token=token))
         status, _, text = done.stdout.partition(" ")
         return int(status), text
 
-    def alive(self) -> int:
-        """Return how many nodes the head takes for alive."""
-        status, text = self.get("/nodes?view=summary")
-        if status != 200:
-            return 0
-        nodes = json.loads(text)["data"]["summary"]
-        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+    def on_client(self, *command: str, token: bool = True) -> Container:
+        """Return a container that has what a user's machine has: access to the API and to S3."""
+        pod = pods.submitter(self.job, "unused", self.token if token else None)
+        return replace(pod, command=command, environment={**pod.environment, **self.settings})
 
-    def submit(self, *arguments: str, log: Path, **env: str):
+    def submit(self, *arguments: str, log: Path, **environment: str):
         """Start `aae-dist submit` on the client; its output goes to `log`."""
         command = ["aae-dist", "submit", *arguments, "--address", self.dashboard]
-        for name, value in {**self.s3, "GLOO_SOCKET_IFNAME": "eth0", **env}.items():
+        for name, value in environment.items():
             command += ["--env", f"{name}={value}"]
-        return self.client.popen(*command, env={**self.auth, **self.s3}, log=log)
+        return self.client.popen(self.on_client(*command), log)
+
+    def start_job(
+        self, log: Path, settings: Mapping[str, object], entrypoint: str | None = None
+    ) -> Job:
+        """Start the RayJob's submitter, whose output goes to `log`.
+
+        Args:
+            log: path of a file.
+            settings: what the RayJob's ConfigMap holds.
+            entrypoint: in place of the RayJob's own.
+        """
+        (self.configuration / "config.yaml").write_text(yaml.safe_dump(settings))
+        job, name = copy.deepcopy(self.job), f"aae-dist-{secrets.token_hex(3)}"
+        job["spec"]["entrypoint"] = entrypoint or job["spec"]["entrypoint"]
+        submitter = self.client.popen(pods.submitter(job, name, self.token), log)
+        return Job(name, submitter, log)
+
+    def run_job(
+        self,
+        log: Path,
+        settings: Mapping[str, object],
+        entrypoint: str | None = None,
+        seconds: float = 280,
+    ) -> str:
+        """Run the RayJob to its end; return its output once Ray says that it succeeded."""
+        started, job = time.monotonic(), self.start_job(log, settings, entrypoint)
+        job.submitter.wait(seconds)
+        text = job.log.read_text()
+        assert self.status_of(job) == "SUCCEEDED", text[-5000:]
+        print(f"job ended well after {time.monotonic() - started:.0f} s")
+        return text
+
+    def status_of(self, job: Job) -> str:
+        """Return how Ray says a job is, say 'RUNNING'."""
+        return str(json.loads(self.get(f"/api/jobs/{job.name}")[1])["status"])
 
     def objects(self, bucket: str) -> set[str]:
         """Return the keys in a bucket."""
-        code = (
-            "from aae_dist.storage import open_storage\n"
-            f"print(*[e.key for e in open_storage('s3://{bucket}').list()], sep='\\n')"
-        )
-        return set(self.client.run("python", "-c", code, env=self.s3).stdout.split())
+        return {entry.key for entry in open_storage(f"s3://{bucket}").list()}
 
     def read(self, uri: str, key: str) -> bytes:
-        code = (
-            "import sys; from aae_dist.storage import open_storage\n"
-            f"sys.stdout.write(open_storage({uri!r}).read({key!r}).hex())"
-        )
-        return bytes.fromhex(self.client.run("python", "-c", code, env=self.s3).stdout)
+        return open_storage(uri).read(key)
 
     def make_bucket(self, name: str) -> None:
-        code = (
-            "import urllib.request as u\n"
-            f"u.urlopen(u.Request('http://{SWITCH_ADDRESS}:9000/{name}', method='PUT', data=b''))"
-        )
-        wait_for(
-            "S3", lambda: self.client.run("python", "-c", code, env={}).returncode == 0, 60, 1.0
-        )
+        def made() -> bool:
+            try:
+                request = urllib.request.Request(f"{self.s3}/{name}", method="PUT", data=b"")
+                urllib.request.urlopen(request, timeout=10).close()
+            except OSError:
+                return False
+            return True
+
+        wait_for("S3", made, 60, 0.3)
 
     def logs(self) -> str:
         return "\n".join(
@@ -152,16 +205,23 @@ class PlayedCluster:
 
 
 @pytest.fixture
-def make_cluster(tmp_path):
-    """Return a function that makes a cluster and starts nothing; all are ended afterwards."""
-    if not can_play():
-        pytest.skip("needs root and network namespaces")
+def make_cluster(tmp_path, monkeypatch) -> Iterator[object]:
+    """Return a function that makes a cluster and starts nothing; all are ended afterwards.
+
+    The test itself sees the bucket of the newest one.
+    """
+    if reason := why_not():
+        pytest.skip(reason)
     made: list[PlayedCluster] = []
 
-    def make(token: bool = True, workers: int = 2) -> PlayedCluster:
+    def make(
+        rendering: str = "kind-cpu-interactive", token: bool = True, workers: int = 2
+    ) -> PlayedCluster:
         folder = tmp_path / f"cluster{len(made)}"
         folder.mkdir()
-        made.append(PlayedCluster(folder, secrets.token_hex(16) if token else None, workers))
+        made.append(PlayedCluster(folder, rendering, token, workers))
+        for name, value in {"AWS_ENDPOINT_URL": made[-1].s3, **KEYS}.items():
+            monkeypatch.setenv(name, value)
         made[-1].make_bucket("runs")
         return made[-1]
 

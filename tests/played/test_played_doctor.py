@@ -1,11 +1,12 @@
 """The doctor on a healthy cluster of three hosts, and on one with everything wrong."""
 
 import sys
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.hosts import SWITCH_ADDRESS, wait_for
+from helpers.pods import Volume
 from helpers.runs import TINY
 
 import aae_dist
@@ -73,9 +74,7 @@ def test_a_sick_cluster_is_red_with_the_right_lines(make_cluster, tmp_path):
     cluster.network.start_on_switch(sys.executable, "-c", REFUSE)
     cluster.start_head()
     cluster.start_worker(cluster.workers[0])
-    # Each host has a /tmp of its own.
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as elsewhere:
-        code, text = examine_with_a_sick_worker(cluster, Path(elsewhere), tmp_path)
+    code, text = examine_with_a_sick_worker(cluster, tmp_path / "other", tmp_path)
     print(text)
     assert code == 2
     red = {line.split()[1]: line for line in text.splitlines() if line.startswith("RED")}
@@ -94,16 +93,26 @@ def test_a_sick_cluster_is_red_with_the_right_lines(make_cluster, tmp_path):
 def examine_with_a_sick_worker(cluster, elsewhere, tmp_path):
     """Start the second worker with what is wrong, and let the doctor look."""
     _, sick = cluster.workers
-    full = "mkdir /tmp/full && mount -t tmpfs -o size=64m full /tmp/full && "
-    full += "dd if=/dev/zero of=/tmp/full/x bs=1M count=62 2>/dev/null;"
-    cluster.start_worker(
-        sick,
-        before=full,
-        TMPDIR="/tmp/full",
-        PYTHONPATH=str(other_build(elsewhere / "other")),
-        LD_PRELOAD=str(FAKETIME),
-        FAKETIME="+90s",
+    pod = cluster.worker(sick)
+    _, _, _, script = pod.command
+    fill = "dd if=/dev/zero of=/tmp/full/x bs=1M count=62 2>/dev/null; "
+    wrong = {
+        "TMPDIR": "/tmp/full",
+        "PYTHONPATH": "/other",
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME": "+90s",
+    }
+    volumes = {
+        "/tmp/full": Volume(size=64 * 2**20),
+        "/other": Volume(source=other_build(elsewhere)),
+    }
+    pod = replace(
+        pod,
+        command=(*pod.command[:3], fill + script),
+        environment={**pod.environment, **wrong},
+        volumes={**pod.volumes, **volumes},
     )
+    cluster.start_workers({sick: pod})
     wait_for("all nodes", lambda: cluster.alive() == 3, 280, 3.0)
     refusing = f"http://{SWITCH_ADDRESS}:9001"
     return examine(cluster, tmp_path / "log.txt", AWS_ENDPOINT_URL=refusing)

@@ -1,0 +1,63 @@
+"""Sweeps on pods that share nothing but the bucket: each trial is started exactly once."""
+
+import time
+
+import pytest
+from helpers.sweeps import attempts, restarts
+from helpers.tiny import SMALL
+
+from aae_dist.sweeps import read_sweep
+
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
+
+SLOW = pytest.mark.slow
+LR = {"phases": {"reconstruction": {"optimizer": {"lr": {"grid": [1e-3, 9e-4, 1e-7, 2e-7]}}}}}
+SEEDS = {"run": {"seed": {"grid": [0, 1, 2, 3]}}}
+
+
+def sweep(name, workers=1, space=SEEDS, **more):
+    """Return the settings of a sweep of four trials."""
+    own = {"name": name, "metric": "loss/reconstruction", "space": space, **more}
+    return {**SMALL, "launch": {"workers": workers}, "sweep": own}
+
+
+def finished(name, text):
+    """Return a sweep's record, whose trials ended well, none of them after another start."""
+    record = read_sweep(f"s3://runs/{name}")
+    assert record.state == "finished"
+    states = record.counts()
+    assert states["finished"] + states["pruned"] == len(record.trials) == 4, states
+    assert restarts(record.uri) == 0
+    assert "starts again" not in text
+    return record
+
+
+def test_a_sweep_on_two_nodes_starts_each_trial_once(make_cluster, tmp_path):
+    """One worker per trial, as many trials at once as there are nodes; nodes share no folder."""
+    cluster = make_cluster("kind-cpu-sweep")
+    started = time.monotonic()
+    cluster.start()
+    print(f"cluster up after {time.monotonic() - started:.0f} s")
+    text = cluster.run_job(tmp_path / "log.txt", sweep("grid"))
+    record = finished("grid", text)
+    assert record.counts()["finished"] == 4
+    assert [attempts(trial) for trial in record.trials] == [1, 1, 1, 1]
+
+
+@SLOW
+def test_schedulers_and_trials_of_two_workers_need_no_shared_folder_either(make_cluster, tmp_path):
+    """ASHA stops trials, PBT moves states from node to node, and a trial takes both nodes."""
+    cluster = make_cluster("kind-cpu-sweep")
+    cluster.start()
+    asha = {"kind": "asha", "grace": 20, "reduction_factor": 2}
+    for name, workers, scheduler in (("asha", 1, asha), ("asha2", 2, asha), ("grid2", 2, None)):
+        more = {"scheduler": scheduler} if scheduler else {}
+        text = cluster.run_job(tmp_path / name, sweep(name, workers, LR, **more), seconds=400)
+        record = finished(name, text)
+        assert {attempts(trial) for trial in record.trials} == {1}, name
+        assert bool(record.counts()["pruned"]) == bool(scheduler), name
+    pbt = {"kind": "pbt", "every_steps": 20, "resample_probability": 0}
+    text = cluster.run_job(tmp_path / "pbt", sweep("pbt", 1, LR, scheduler=pbt), seconds=400)
+    record = finished("pbt", text)
+    assert record.counts()["finished"] == 4
+    assert [event for trial in record.trials for event in trial.lineage]
