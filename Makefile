@@ -15,7 +15,7 @@ help:
 	@echo "make test-all    all tests"
 	@echo "make faults      faults injected for real; writes the table of docs/reliability.md"
 	@echo "make test-engine the tests where Ray and wandb are not installed"
-	@echo "make test-cluster  three hosts played in network namespaces (root; 10 minutes)"
+	@echo "make test-cluster  pods played in namespaces of this machine (root; 15 minutes)"
 	@echo "make check       format, lint, types, direction of imports, spelling"
 	@echo "make fix         format, and repair what the linter can"
 
@@ -54,9 +54,9 @@ test-engine: dev
 	$(BIN)/uv pip install -q --python $(ENGINE)/bin/python --no-deps --no-build-isolation -e .
 	OMP_NUM_THREADS=1 $(ENGINE)/bin/python -m pytest $(PARALLEL) -m "not ray and not slow"
 
-# Needs root: hosts are network namespaces of this machine.
+# Needs root: pods are network and mount namespaces of this machine.
 test-cluster: dev
-	$(BIN)/python -m pytest -m cluster -s
+	$(PYTEST) -m cluster -s tests/played
 
 check: dev
 	$(BIN)/ruff format --check .
