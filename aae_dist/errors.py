@@ -17,6 +17,15 @@ A message says what, what was got, and what to do. Each class carries its exit c
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
+
+StorageReason = Literal["forbidden", "changed", "unreachable", "other"]
+"""Why a bucket or a web server refused: forbidden and changed are final; unreachable means that all
+retries failed; other is the server's own words."""
+ShardReason = Literal[
+    "missing", "unreadable", "forbidden", "changed", "unreachable", "size", "count", "damaged"
+]
+SampleReason = Literal["field", "image", "array", "size", "label", "unreadable", "damaged"]
 
 
 class AaeDistError(Exception):
@@ -38,10 +47,10 @@ class ShardError(DataError):
 
     Args:
         message: What, what was got, what to do.
-        reason: One word for counters: missing, forbidden, unreachable, changed, size, damaged...
+        reason: For counters.
     """
 
-    def __init__(self, message: str, reason: str = "damaged") -> None:
+    def __init__(self, message: str, reason: ShardReason = "damaged") -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -51,10 +60,10 @@ class SampleError(DataError):
 
     Args:
         message: What, what was got, what to do.
-        reason: One word for counters: field, image, array, size, label, unreadable.
+        reason: For counters.
     """
 
-    def __init__(self, message: str, reason: str = "damaged") -> None:
+    def __init__(self, message: str, reason: SampleReason = "damaged") -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -72,11 +81,10 @@ class StorageError(LaunchError):
 
     Args:
         message: Where, what was got, what to do.
-        reason: forbidden and changed are final; unreachable means that all retries failed; other
-            is the server's own words.
+        reason: Its kind.
     """
 
-    def __init__(self, message: str, reason: str = "other") -> None:
+    def __init__(self, message: str, reason: StorageReason = "other") -> None:
         super().__init__(message)
         self.reason = reason
 

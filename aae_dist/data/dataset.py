@@ -12,28 +12,24 @@ from torch import Tensor
 from aae_dist.config.sections.data import Data
 from aae_dist.data.bad_samples import BadSample, printable
 from aae_dist.data.cache.decoded import DecodedStore, DeviceStore, SharedStore, content_id
-from aae_dist.data.cache.prefetch import ShardPrefetcher, follow
 from aae_dist.data.cache.shard_cache import cache_for, copy_bytes
-from aae_dist.data.decode.arrays import Shape
-from aae_dist.data.decode.images import Bad, is_array, map_collecting_errors
+from aae_dist.data.decode.arrays import Shape, is_array
+from aae_dist.data.decode.images import Bad, map_collecting_errors
 from aae_dist.data.decode.sample import NO_LABEL, SampleDecoder
 from aae_dist.data.format.manifest import Manifest
-from aae_dist.data.format.reader import OpenShards
+from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
-from aae_dist.data.order.order import SampleOrder
 from aae_dist.data.order.permutation import Indices
 from aae_dist.data.progress import Show, progress
 from aae_dist.errors import DataError, SampleError, ShardError
 from aae_dist.spread import spread_evenly
 
 _AUTO_MEMORY_BYTES = 2 << 30
-_OPEN_UNPLANNED = 2
-"""Copies of remote shards kept open, and so in the cache, where nobody knows what comes next."""
 _NUM_PROBED = 16
-"""Samples that are tried, at the start, until one tells the shape of all."""
+"""Samples probed at the start, until one tells the shape of all."""
 _ANY_SHAPE = (1, 1, 1)
-_ROWS_AT_ONCE = 32
-"""Rows that a decoding thread takes at a time: 1 to 2 ms of work, far above its hand-over."""
+_ROWS_PER_TASK = 32
+"""Rows per task of a decoding thread: 1 to 2 ms of work, far above the cost of its hand-over."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,11 @@ class Dataset:
         image_shape: Wanted (C, H, W), for example that of the training images; None takes what
             `settings` says and else the first image's.
         device: Where data.decoded=device keeps decoded images.
-        try_all: Look at every sample, if need be, for one that tells the shape of all, and go on
-            where none does: all of them are bad then.
+        try_all: Probe every sample, if need be, for the shape of all images, and accept that none
+            is readable.
 
     Raises:
-        DataError: None of the samples that were tried can be read.
+        DataError: None of the probed samples can be read.
     """
 
     def __init__(
@@ -78,19 +74,16 @@ class Dataset:
         self.manifest = manifest
         self._settings = settings
         self._ends = np.cumsum(manifest.counts)
-        self._cache = cache_for(manifest, settings)
-        self._shards = OpenShards(manifest, self._cache)
-        self._ahead: ShardPrefetcher | None = None
-        if self._cache is not None:
-            self._shards.limit(_OPEN_UNPLANNED)
+        self.cache = cache_for(manifest, settings)
+        """Copies of remote shards; None when all shards are local."""
+        self.shards = OpenShards(manifest, self.cache)
         self._decoder = SampleDecoder(settings)
         self.image_shape, self.dtype = self._layout(image_shape, try_all)
         """Channels, height, width of every image; uint8 or float32."""
-        self._let_go()
+        self.shards.release_unplanned()
         self._memory = self._new_memory(torch.device(device))
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return self.manifest.num_samples
 
     def load(self, indices: Indices | Sequence[int], workers: Executor | None = None) -> Samples:
@@ -98,35 +91,62 @@ class Dataset:
 
         Args:
             indices: Sample numbers, int64 [n]; repeats are allowed.
-            workers: Threads that share the decoding; this thread does all of it by default.
+            workers: Threads that share the decoding; by default this thread does all of it.
 
         Raises:
-            DataError: The copies of remote shards have no room on this machine.
+            DataError: The cache has no room for copies of remote shards.
         """
         wanted = np.asarray(indices, np.int64)
         if self._memory is None:
-            return self._decode(wanted, workers)
-        # Repeats are decoded twice: np.unique would take 40 ms at its first call, for imports.
+            return self.decode_rows(wanted, workers)
+        # Decode what the memory lacks. Repeats are decoded twice: np.unique would take 40 ms at its
+        # first call, for imports.
         missing = wanted[~self._memory.filled[wanted]]
         bad: dict[int, ShardError | SampleError] = {}
-        is_all_new = missing.size == wanted.size
         if missing.size:
-            # A first pass returns what was decoded: to take it from the memory is a copy more.
-            new = self._decode(missing, workers)
+            is_first_pass = missing.size == wanted.size
+            new = self.decode_rows(missing, workers)
             bad = {int(missing[row]): error for row, error in new.bad.items()}
+            # Store the good rows. To pick them costs half as much as to decode them.
             images, labels = new.images, new.labels
-            if bad:  # to pick rows costs half as much as to decode them
+            if bad:
                 good = np.delete(np.arange(missing.size), list(new.bad))
                 missing, images, labels = missing[good], images[good], labels[good]
             self._memory.store(missing, images, labels)
-            if is_all_new and isinstance(self._memory, SharedStore):
+            # A first pass returns what was decoded: taking it from the memory is one copy more.
+            if is_first_pass and isinstance(self._memory, SharedStore):
                 return new
+        # Take all rows from the memory and mask the bad ones.
         images, labels = self._memory.take(wanted)
         if not bad:
             return Samples(images, labels, {})
         rows = {row: bad[number] for row, number in enumerate(wanted.tolist()) if number in bad}
         images[list(rows)], labels[list(rows)] = 0, NO_LABEL
         return Samples(images, labels, rows)
+
+    def decode_rows(self, indices: Indices, workers: Executor | None = None) -> Samples:
+        """Read and decode samples, whether or not they are in memory; see `load`."""
+        images = torch.empty((len(indices), *self.image_shape), dtype=self.dtype)
+        labels = np.full(len(indices), NO_LABEL, np.int64)
+        rows, places = images.numpy(), list(self.places(indices))
+        bad: Bad = {}
+
+        def decode(first: int) -> None:
+            part = range(first, min(first + _ROWS_PER_TASK, len(places)))
+            # Open the shards: a few hold all rows of a part.
+            get = cache(self.shards.get)
+            opened = map_collecting_errors(lambda n: get(places[n][0]), part, bad)
+            # Decode the samples into the rows.
+            samples = {n: (reader, places[n][1]) for n, reader in opened.items()}
+            for n, label in self._decoder.decode(samples, rows, bad).items():
+                labels[n] = label
+
+        parts = range(0, len(places), _ROWS_PER_TASK)
+        for _ in workers.map(decode, parts) if workers else map(decode, parts):
+            pass
+        images[list(bad)] = 0
+        self.shards.release_unplanned()
+        return Samples(images, torch.from_numpy(labels), dict(sorted(bad.items())))
 
     def read(self, indices: Indices | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the images and labels of `load`.
@@ -143,7 +163,7 @@ class Dataset:
     def keys(self, indices: Indices | Sequence[int]) -> list[str]:
         """Return the WebDataset keys of samples."""
         places = self.places(np.asarray(indices, np.int64))
-        return [self._shards.get(shard).index.keys[number] for shard, number in places]
+        return [self.shards.get(shard).index.keys[number] for shard, number in places]
 
     def places(self, indices: Indices) -> Iterator[tuple[int, int]]:
         """Return the number of each sample's shard, and the sample's number in it."""
@@ -152,14 +172,14 @@ class Dataset:
         return zip(shards.tolist(), inside.tolist(), strict=True)
 
     def bad_sample(self, number: int, slot: int, error: ShardError | SampleError) -> BadSample:
-        """Return what is written down of sample `number`, met at `slot` of a global batch."""
+        """Return the record of sample `number`, met at `slot` of a global batch."""
         [(shard, inside)] = self.places(np.array([number]))
         entry, whole = self.manifest.shards[shard], isinstance(error, ShardError)
         return BadSample(
             slot=slot,
             shard=entry.name,
             sample=inside,
-            key=None if whole else printable(self._shards.get(shard).index.keys[inside]),
+            key=None if whole else printable(self.shards.get(shard).index.keys[inside]),
             reason=f"shard {error.reason}" if whole else error.reason,
             detail=printable(str(error).rstrip(".")),
             shard_samples=entry.samples if whole else 0,
@@ -167,68 +187,9 @@ class Dataset:
 
     @property
     def copy_bytes(self) -> int:
-        """What reading takes of the cache while nobody knows what comes next; 0 without a cache."""
-        sizes = [shard.bytes for shard in self.manifest.shards] if self._cache else []
-        return _OPEN_UNPLANNED * max(map(copy_bytes, sizes), default=0)
-
-    def follow(
-        self, order: SampleOrder, rows: slice, node_rows: slice, position: int, spare_bytes: int = 0
-    ) -> None:
-        """Fetch remote shards ahead of training, and keep none that it is done with.
-
-        Args:
-            order: The order in which training reads this data set.
-            rows: This rank's rows of a global batch.
-            node_rows: Those of all ranks of this node.
-            position: Where training begins.
-            spare_bytes: Room in the cache that others of this node need meanwhile.
-
-        Raises:
-            ConfigError: The cache cannot hold what the node needs at a time.
-        """
-        if self._cache is None:
-            return
-        self._shards.limit(len(self.manifest.shards))
-        self._ahead = follow(
-            self._cache, self.manifest, self._shards, order, rows, node_rows, position, spare_bytes
-        )
-
-    def advance(self, position: int) -> None:
-        """Note that the batch at `position` is loaded next; for a data set that follows."""
-        if self._ahead is not None:
-            self._ahead.advance(position)
-
-    def unfollow(self) -> None:
-        """Stop fetching ahead."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
-            self._shards.limit(_OPEN_UNPLANNED)
-
-    def _decode(self, indices: Indices, workers: Executor | None) -> Samples:
-        images = torch.empty((len(indices), *self.image_shape), dtype=self.dtype)
-        labels = np.full(len(indices), NO_LABEL, np.int64)
-        rows, places = images.numpy(), list(self.places(indices))
-        bad: Bad = {}
-
-        def decode(first: int) -> None:
-            part = range(first, min(first + _ROWS_AT_ONCE, len(places)))
-            get = cache(self._shards.get)  # a few shards hold all rows of a part
-            opened = map_collecting_errors(lambda n: get(places[n][0]), part, bad)
-            samples = {n: (reader, places[n][1]) for n, reader in opened.items()}
-            for n, label in self._decoder.decode(samples, rows, bad).items():
-                labels[n] = label
-
-        parts = range(0, len(places), _ROWS_AT_ONCE)
-        for _ in workers.map(decode, parts) if workers else map(decode, parts):
-            pass
-        images[list(bad)] = 0
-        self._let_go()
-        return Samples(images, torch.from_numpy(labels), dict(sorted(bad.items())))
-
-    def _let_go(self) -> None:
-        if self._cache is not None and self._ahead is None:
-            self._shards.release_all(files_only=True)
+        """Bytes of the cache that reading takes without a prefetcher; 0 without a cache."""
+        sizes = [shard.bytes for shard in self.manifest.shards] if self.cache else []
+        return MAX_OPEN_UNPLANNED * max(map(copy_bytes, sizes), default=0)
 
     def _located(self, sample: int, error: DataError) -> DataError:
         if isinstance(error, ShardError):
@@ -250,13 +211,13 @@ class Dataset:
         return (settings.channels or channels, size or height, size or width), dtype
 
     def _probed_layout(self, try_all: bool) -> tuple[Shape, torch.dtype]:
-        """Return what the first readable one of some samples has; raise what the first lacks."""
+        """Return shape and dtype of the first readable sample; else raise the first one's error."""
         first: DataError | None = None
         probed = range(len(self)) if try_all else spread_evenly(_NUM_PROBED, len(self)).tolist()
         for number in probed:
             [(shard, inside)] = self.places(np.array([number]))
             try:
-                return self._decoder.layout(self._shards.get(shard), inside)
+                return self._decoder.layout(self.shards.get(shard), inside)
             except (ShardError, SampleError) as error:
                 first = first or self._located(number, error)
         assert first is not None

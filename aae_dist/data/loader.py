@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aae_dist.data.bad_samples import BadSample, from_json, to_json
+from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.order.order import BatchPlan, Mask, SampleOrder
@@ -41,7 +42,7 @@ class Batch:
     bad: tuple[BadSample, ...] = ()
     """The bad samples of the global batch, of all ranks, in the order of slots."""
     arrived: "torch.cuda.Event | None" = None
-    """Tells when the tensors are on a GPU; streams that use them wait for it."""
+    """Recorded when the tensors are on a GPU; streams that use them wait for it."""
 
     @property
     def num_valid(self) -> int:
@@ -50,8 +51,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """A batch, or why this rank has none, while the ranks add up what they met."""
+class _Pending:
+    """A batch, or why this rank has none, while the ranks sum their counts."""
 
     batch: Batch | None
     problem: BaseException | None
@@ -62,25 +63,27 @@ class _Taken:
 class BatchLoader:
     """Iterator over a rank's batches from a position on; use it in a `with`, or call `close`.
 
-    A thread reads and decodes up to `prefetch` batches ahead. What it prepared but nobody took does
-    not count: the position to store is `plan.next_position` of the last batch that was used.
+    A thread reads and decodes up to `prefetch` batches ahead. Prepared batches that were not taken
+    do not count: the position to store is `plan.next_position` of the last batch that was used.
 
-    With several ranks, `next` is a collective. Each rank tells the others of its bad samples one
-    batch ahead, so the sum is there before it is needed.
+    With several ranks, `next` is a collective. Each rank reports its bad samples one batch ahead,
+    so the sum is there before it is needed.
 
     Args:
         dataset: Where samples come from.
         order: Which sample comes when.
         rows: This rank's rows of each global batch, from `rank_rows`.
         position: Where to start, 0 or a stored `next_position`.
-        num_steps: Batches to give, alike on every rank; None for no end.
+        num_steps: Number of batches, the same on every rank; None for no end.
         prefetch: Batches prepared ahead, at least 1.
-        threads: Threads that decode; 0 to do it all in the caller's, when a batch is wanted.
+        threads: Decoding threads; 0 to decode in the caller's thread when a batch is wanted.
         device: Where the images, labels and validity go.
         exchange: To the other ranks; by default there are none.
+        shards: Downloads remote shards ahead of this loader, which advances and closes it.
 
     Raises:
-        AaeDistError: From the iterator, on all ranks at the same batch: one of them cannot go on.
+        AaeDistError: From the iterator, on all ranks at the same batch: one of them cannot
+            continue.
     """
 
     def __init__(
@@ -95,109 +98,116 @@ class BatchLoader:
         threads: int = 1,
         device: torch.device | str = "cpu",
         exchange: Exchange | None = None,
+        shards: ShardPrefetcher | None = None,
     ) -> None:
         self._dataset, self._order, self._rows = dataset, order, rows
         self._position, self._num_steps = position, num_steps
         self._transfer = Transfer(torch.device(device))
         self._exchange = exchange or Exchange(single())
+        self._shards = shards
         self._workers = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
         self._ready = BatchPrefetcher(self._batches, prefetch if threads else 0, "batches")
-        self._ahead: list[_Taken | None] = []
+        self._ahead: list[_Pending | None] = []
         self._closed = False
 
     def __iter__(self) -> Iterator[Batch]:
-        """Return itself."""
         return self
 
     def __next__(self) -> Batch:
-        """Return the next batch."""
         if self._closed:
             raise StopIteration
-        taken = self._ahead.pop() if self._ahead else self._take()
-        if taken is None:
+        # Take this rank's batch; its counts have been travelling since the last one.
+        pending = self._ahead.pop() if self._ahead else self._take()
+        if pending is None:
             self.close()
             raise StopIteration
-        num_bad, num_failed = taken.totals()
+        # Fail on all ranks if one of them has no batch.
+        num_bad, num_failed = pending.totals()
         if num_failed:
             self.close()
-            self._raise_on_all_ranks(taken.problem)
-        assert taken.batch is not None
-        # Alone there is nobody to tell: the next batch is taken when it is wanted.
+            self._raise_on_all_ranks(pending.problem)
+        assert pending.batch is not None
+        # Send the counts of the next batch. A single rank takes it when it is wanted.
         if self._exchange.size > 1:
             self._ahead.append(self._take())
         if not num_bad:
-            return self._arrived(taken.batch)
-        bad = from_json(self._exchange.gather(to_json(taken.batch.bad)))
-        return self._arrived(replace(taken.batch, bad=bad))
+            return self._received(pending.batch)
+        # Gather the bad samples of all ranks.
+        bad = from_json(self._exchange.gather(to_json(pending.batch.bad)))
+        return self._received(replace(pending.batch, bad=bad))
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close."""
         self.close()
 
     def close(self) -> None:
-        """Stop the threads; calling again does nothing."""
+        """Stop the threads; a second call has no effect."""
         self._closed = True
-        self._dataset.unfollow()
+        if self._shards is not None:
+            self._shards.close()
         self._ready.close()
         if self._workers is not None:
             self._workers.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self) -> _Taken | None:
-        """Take this rank's next batch and begin to add up over ranks; None after the last one."""
+    def _take(self) -> _Pending | None:
+        """Take this rank's next batch and start to sum over ranks; None after the last one."""
         batch, problem = None, None
         try:
             batch = self._ready.get()
-        except Exception as error:  # noqa: BLE001 - told to all ranks, then raised
+        except Exception as error:  # noqa: BLE001 - sent to all ranks, then raised
             problem = error
         if batch is None and problem is None:
             return None
         counts = [len(batch.bad) if batch else 0, int(batch is None)]
-        return _Taken(batch, problem, self._exchange.start_sum(counts))
+        return _Pending(batch, problem, self._exchange.start_sum(counts))
 
     def _raise_on_all_ranks(self, problem: BaseException | None) -> NoReturn:
         mine = None if problem is None else packed(problem)
-        told = [each for each in self._exchange.gather(mine) if each is not None]
+        errors = [each for each in self._exchange.gather(mine) if each is not None]
         if problem is not None and not isinstance(problem, AaeDistError):
             raise problem
-        error = unpacked(told[0])
-        if packed(error) != told[0]:  # a crash, not a mistake of the user: to be started again
-            raise RuntimeError(f"the loader of a peer failed: {': '.join(told[0])}")
+        error = unpacked(errors[0])
+        if packed(error) != errors[0]:  # a crash, not a mistake of the user: to be restarted
+            raise RuntimeError(f"the loader of a peer failed: {': '.join(errors[0])}")
         raise error
 
-    def _arrived(self, batch: Batch) -> Batch:
+    def _received(self, batch: Batch) -> Batch:
         self._transfer.receive((batch.images, batch.labels, batch.valid), batch.arrived)
         return batch
 
     def _batches(self) -> Iterator[Batch]:
         position, step = self._position, 0
         while self._num_steps is None or step < self._num_steps:
-            self._dataset.advance(position)
+            if self._shards is not None:
+                self._shards.advance(position)
             plan = self._order.batch(position)
-            yield self._read(plan)
+            yield self.read_batch(plan)
             position, step = plan.next_position, step + 1
 
-    def _read(self, plan: BatchPlan) -> Batch:
+    def read_batch(self, plan: BatchPlan) -> Batch:
+        """Return this rank's rows of a global batch, with the bad samples of this rank alone."""
+        # Read the samples. Masked slots are not read: they may name a sample of another rank's
+        # shard.
         indices, valid = plan.indices[self._rows], plan.valid[self._rows].copy()
         with self._transfer.sending():
-            # Masked slots are not read: they name a sample of another rank's shard, perhaps.
             samples = self._dataset.load(indices[valid], self._workers)
             if not valid.all():
-                samples = _spread(samples, valid)
+                samples = _scatter(samples, valid)
+        # Mask the bad ones.
         bad = tuple(
             self._dataset.bad_sample(int(indices[row]), self._rows.start + row, error)
             for row, error in samples.bad.items()
         )
         valid[list(samples.bad)] = False
-        here = samples.images, samples.labels, torch.from_numpy(valid)
-        (images, labels, mask), arrived = self._transfer.send(here)
+        # Start the copy to the device.
+        parts = samples.images, samples.labels, torch.from_numpy(valid)
+        (images, labels, mask), arrived = self._transfer.send(parts)
         return Batch(images, labels, mask, plan, bad, arrived)
 
 
-def _spread(samples: Samples, valid: Mask) -> Samples:
+def _scatter(samples: Samples, valid: Mask) -> Samples:
     """Return the samples in the rows that are valid, bool [B]; the others are zeros."""
     rows = np.flatnonzero(valid)
     where = torch.from_numpy(rows).to(samples.images.device)
@@ -212,11 +222,11 @@ def _spread(samples: Samples, valid: Mask) -> Samples:
 
 
 class BatchPrefetcher(Generic[Item]):
-    """Gives the items of an iterator, of which a thread prepares some ahead.
+    """Items of an iterator, some of which a thread prepares ahead.
 
     Args:
-        items: Makes the iterator; its errors are raised by `get`.
-        depth: Items prepared ahead; 0 for no thread, each item is made when it is wanted.
+        items: Makes the iterator; `get` raises its errors.
+        depth: Items prepared ahead; 0 for no thread: each item is made when it is wanted.
         name: The thread's.
     """
 
@@ -242,10 +252,10 @@ class BatchPrefetcher(Generic[Item]):
         return got
 
     def close(self) -> None:
-        """Stop the thread; calling again does nothing."""
+        """Stop the thread; a second call has no effect."""
         self._closed.set()
         if self._thread is not None:
-            # A download under way is not waited for: the thread ends by itself after it.
+            # Not waited for longer: after a download in progress the thread ends by itself.
             self._thread.join(_CLOSE_SECONDS)
 
     def _produce(self) -> None:
@@ -259,7 +269,7 @@ class BatchPrefetcher(Generic[Item]):
         self._put(last)
 
     def _put(self, item: Item | BaseException | None) -> bool:
-        """Queue `item`; return False when this was closed meanwhile."""
+        """Queue `item`; return False when the prefetcher was closed meanwhile."""
         while not self._closed.is_set():
             try:
                 self._ready.put(item, timeout=_POLL_SECONDS)
@@ -270,14 +280,11 @@ class BatchPrefetcher(Generic[Item]):
 
 
 class Transfer:
-    """Sends tensors to one device from the thread that prepares batches.
+    """Copies tensors to one device from the thread that prepares batches.
 
-    On CUDA the copies run in a side stream while the last batch is trained on; pinned memory is
-    taken from torch's pool, which gives a block out again when its copy is done, so that as many
-    blocks are in use as batches are prepared ahead. On a CPU nothing is done.
-
-    Args:
-        device: Where tensors go.
+    On CUDA the copies run in a side stream while the last batch is trained on. Pinned memory comes
+    from torch's pool, which reuses a block when its copy is done, so that as many blocks are in use
+    as batches are prepared ahead. On a CPU nothing is done.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -289,7 +296,7 @@ class Transfer:
         return torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
 
     def send(self, parts: Sequence[Tensor]) -> tuple[list[Tensor], "torch.cuda.Event | None"]:
-        """Begin to copy tensors; return them, and what tells when they are there."""
+        """Start to copy tensors; return them, and the event that is recorded on arrival."""
         if self._stream is None:
             return list(parts), None
         with self.sending():
@@ -304,5 +311,5 @@ class Transfer:
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(arrived)
         for part in parts:
-            # Their memory belongs to the side stream: it may not take it back too early.
+            # The memory belongs to the side stream, which must not reuse it too early.
             part.record_stream(stream)

@@ -12,7 +12,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from aae_dist.errors import StorageError
+from aae_dist.errors import StorageError, StorageReason
 from aae_dist.storage.base import WEB_SCHEMES, Entry, scheme_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def names_no_bucket(error: Exception) -> bool:
     return _NO_BUCKET.search(str(error)) is not None
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception) -> StorageReason:
     """Return which kind of refusal it was, as `StorageError` has it."""
     what = advice(error)
     if what in (_LOG_IN, _FORBIDDEN):

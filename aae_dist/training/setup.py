@@ -13,6 +13,7 @@ from aae_dist.data import (
     BatchLoader,
     rank_rows,
 )
+from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.distributed.accelerated import fresh_compiler
 from aae_dist.distributed.exchange import Exchange
 from aae_dist.distributed.reductions import together
@@ -101,7 +102,10 @@ def open_loader(data: RunData, world: World, position: int, num_steps: int) -> B
     rows, node_rows = _rows(data, world), _node_rows(data, world)
     # What ranks take of the cache of remote shards while they evaluate.
     spare = world.local_size * (0 if data.validation is None else data.validation.copy_bytes)
-    together(world, lambda: data.train.follow(data.order, rows, node_rows, position, spare))
+    shards = together(
+        world,
+        lambda: ShardPrefetcher.start(data.train, data.order, rows, node_rows, position, spare),
+    )
     return BatchLoader(
         data.train,
         data.order,
@@ -110,6 +114,7 @@ def open_loader(data: RunData, world: World, position: int, num_steps: int) -> B
         num_steps=num_steps,
         threads=data.config.decoding_threads,
         exchange=Exchange(world),
+        shards=shards,
         device=world.device if world.device.type == "cuda" else torch.device("cpu"),
     )
 

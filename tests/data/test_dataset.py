@@ -125,7 +125,7 @@ def test_the_built_in_digits_are_real_balanced_and_complete() -> None:
 def test_files_are_held_up_to_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, sizes: list[int]
 ) -> None:
-    monkeypatch.setattr(sample_module, "_BYTES_AT_ONCE", at_once)
+    monkeypatch.setattr(sample_module, "_BYTES_PER_GROUP", at_once)
     write_shards(tmp_path, [5])
     held = []
     decode = sample_module.decode_images
@@ -142,7 +142,7 @@ def test_one_file_above_the_bound_is_held_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 4 << 20
-    monkeypatch.setattr(sample_module, "_BYTES_AT_ONCE", size // 2)
+    monkeypatch.setattr(sample_module, "_BYTES_PER_GROUP", size // 2)
     image = encoded(image_of(0)) + bytes(size)  # what follows an image is not looked at
     write(tmp_path, *({"__key__": f"{n}", "png": image} for n in range(4)))
     dataset = opened(tmp_path, decoded="none")

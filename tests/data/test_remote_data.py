@@ -17,6 +17,7 @@ from helpers.shards import write_shards
 from aae_dist.config.sections.data import Data
 from aae_dist.data import BatchLoader, Dataset, SampleOrder, build_index, open_dataset
 from aae_dist.data.cache import prefetch
+from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.data.cache.shard_cache import ShardCache
 from aae_dist.data.order.shard_schedule import Schedule
 from aae_dist.errors import ConfigError
@@ -64,8 +65,8 @@ def order_of(dataset: Dataset, window: int | str = 5) -> SampleOrder:
 
 def batches(dataset: Dataset, num_steps: int, window: int | str = 5) -> list[torch.Tensor]:
     order, rows = order_of(dataset, window), slice(0, 4)
-    dataset.follow(order, rows, rows, 0)
-    with BatchLoader(dataset, order, rows, num_steps=num_steps) as loader:
+    shards = ShardPrefetcher.start(dataset, order, rows, rows)
+    with BatchLoader(dataset, order, rows, num_steps=num_steps, shards=shards) as loader:
         return [batch.images for batch in loader]
 
 
@@ -126,12 +127,14 @@ import json, sys
 from hashlib import sha256
 from aae_dist.config.sections.data import Data
 from aae_dist.data import BatchLoader, SampleOrder, open_dataset, rank_rows
+from aae_dist.data.cache.prefetch import ShardPrefetcher
 rank, settings = int(sys.argv[1]), Data.model_validate_json(sys.argv[2])
 dataset = open_dataset(settings.train, settings)
 order = SampleOrder(dataset.manifest.counts, seed=1, global_batch_size=4, lanes=2, window=5)
 rows = rank_rows(rank, 2, 2, 4)
-dataset.follow(order, rows, slice(0, 4), 0)
-with BatchLoader(dataset, order, rows, num_steps=order.steps_per_epoch) as loader:
+shards = ShardPrefetcher.start(dataset, order, rows, slice(0, 4))
+steps = order.steps_per_epoch
+with BatchLoader(dataset, order, rows, num_steps=steps, shards=shards) as loader:
     print(json.dumps([sha256(batch.images.numpy().tobytes()).hexdigest() for batch in loader]))
 """
 
@@ -216,12 +219,13 @@ def test_shards_are_fetched_in_the_order_of_need_before_anybody_asks(
     expected = probed + [path for path in dict.fromkeys(paths) if path not in probed]
     assert len(probed) == 1
     assert len(expected) == len(COUNTS) - 1
-    dataset.follow(order, rows, rows, 0)
+    shards = ShardPrefetcher.start(dataset, order, rows, rows)
+    assert shards is not None
     try:
         wait_for(lambda: len(server.requests) == len(expected) + 1)
         wait_for(lambda: not list(tmp_path.rglob("*.part")))
     finally:
-        dataset.unfollow()
+        shards.close()
     assert [path for path in server.requests if path.endswith(".tar")] == expected
     assert order.shard_permutation(0)[0].tolist() != sorted(order.shard_permutation(0)[0].tolist())
     before = sum(server.requests.values())
@@ -240,13 +244,12 @@ def test_what_ends_the_fetching_ahead_ends_the_run(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(ShardCache, "prefetch", refuse)
-    dataset.follow(order, rows, rows, 0)
-    ahead = dataset._ahead
-    assert ahead is not None
-    wait_for(lambda: ahead._error is not None)
+    monkeypatch.setattr(ShardCache, "reserve", refuse)
+    shards = ShardPrefetcher.start(dataset, order, rows, rows)
+    assert shards is not None
+    wait_for(lambda: shards._error is not None)
     with (
-        BatchLoader(dataset, order, rows, num_steps=3) as loader,
+        BatchLoader(dataset, order, rows, num_steps=3, shards=shards) as loader,
         pytest.raises(ConfigError, match="a shard that no cache takes"),
     ):
         next(loader)
@@ -268,8 +271,9 @@ def test_a_shard_that_stays_away_leaves_holes(
     dataset = opened(server, tmp_path, shard_seconds=0.5)
     order, rows = order_of(dataset), slice(0, 4)
     started = time.monotonic()
-    dataset.follow(order, rows, rows, 0)
-    with BatchLoader(dataset, order, rows, num_steps=order.steps_per_epoch) as loader:
+    shards = ShardPrefetcher.start(dataset, order, rows, rows)
+    steps = order.steps_per_epoch
+    with BatchLoader(dataset, order, rows, num_steps=steps, shards=shards) as loader:
         batches = list(loader)
     assert time.monotonic() - started < 20
     bad = [each for batch in batches for each in batch.bad]

@@ -1,11 +1,12 @@
-"""Remote shards fetched ahead of training, in the order in which it needs them."""
+"""Remote shards downloaded ahead of training, in the order in which it needs them."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Self
 
-from aae_dist.data.cache.shard_cache import ShardCache
+from aae_dist.data.cache.shard_cache import Blocked, ShardCache
+from aae_dist.data.dataset import Dataset
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.format.reader import OpenShards
 from aae_dist.data.order.order import SampleOrder
@@ -19,30 +20,29 @@ _CLOSE_SECONDS = 5.0
 
 
 class ShardPrefetcher:
-    """Keeps the cache ahead of one rank, and lets go of shards that the rank is done with.
+    """Fills the cache ahead of one rank, and releases shards that the rank has finished.
 
     Args:
-        cache: The node's cache; from now on it drops first what the node needs last.
+        cache: The node's cache; from now on it evicts first what the node needs last.
         manifest: The shards.
+        shards: The rank's open shards.
         schedule: What the node needs when.
         lanes: The lanes of this rank.
-        shards: The rank's open shards.
-        position: Where training begins.
     """
 
     def __init__(
         self,
         cache: ShardCache,
         manifest: Manifest,
+        shards: OpenShards,
         schedule: Schedule,
         lanes: range,
-        shards: OpenShards,
-        position: int,
     ) -> None:
         self._cache, self._manifest, self._schedule = cache, manifest, schedule
         self._lanes, self._shards = lanes, shards
         cache.next_use = schedule.next_use
-        # Looking for the images' shape has left a shard or two open.
+        shards.is_planned = True
+        # Probing the images' shape has left a shard or two open.
         shards.release_all(but=schedule.needed_now(lanes))
         self._ahead = schedule.ahead(lanes)
         self._lock = threading.Lock()
@@ -50,26 +50,49 @@ class ShardPrefetcher:
         self._closed = threading.Event()
         self._error: Exception | None = None
         self._threads = [
-            threading.Thread(target=self._run, name="fetch ahead", daemon=True)
-            for _ in range(_THREADS)
+            threading.Thread(target=self._run, name="shards", daemon=True) for _ in range(_THREADS)
         ]
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
+    @classmethod
+    def start(
+        cls,
+        dataset: Dataset,
+        order: SampleOrder,
+        rows: slice,
+        node_rows: slice,
+        position: int = 0,
+        reserve_bytes: int = 0,
+    ) -> Self | None:
+        """Return the prefetcher of one rank; None for a data set without remote shards.
 
-    def __exit__(self, *error: object) -> None:
-        """Close."""
-        self.close()
+        Args:
+            dataset: The data set, read by one loader.
+            order: The order in which training reads it.
+            rows: This rank's rows of a global batch.
+            node_rows: Those of all ranks of this node.
+            position: Where training starts.
+            reserve_bytes: Bytes of the cache that other data sets of this node need meanwhile.
+
+        Raises:
+            ConfigError: The cache cannot hold the shards that the node needs at once.
+        """
+        cache, manifest = dataset.cache, dataset.manifest
+        if cache is None:
+            return None
+        slots = order.global_batch_size // order.lanes
+        node = lanes_of(node_rows, slots)
+        check_cache(order, manifest, node, position, cache.max_bytes, reserve_bytes)
+        schedule = Schedule(order, manifest, node, position)
+        return cls(cache, manifest, dataset.shards, schedule, lanes_of(rows, slots))
 
     def advance(self, position: int) -> None:
         """Note that the batch at `position` is read next.
 
         Raises:
-            Exception: What ended the fetching ahead. Training would go on without, and wait for
-                each shard.
+            Exception: The error that ended the prefetching. Without it training would continue, and
+                wait for each shard.
         """
         if self._error is not None:
             raise self._error
@@ -82,12 +105,13 @@ class ShardPrefetcher:
             self._moved.notify_all()
 
     def close(self) -> None:
-        """Stop; a download under way is waited for some seconds only."""
+        """Stop; a download in progress is waited for some seconds only."""
         with self._moved:
             self._closed.set()
             self._moved.notify_all()
         for thread in self._threads:
             thread.join(_CLOSE_SECONDS / _THREADS)
+        self._shards.is_planned = False
 
     def _run(self) -> None:
         try:
@@ -98,7 +122,7 @@ class ShardPrefetcher:
 
     def _work(self) -> None:
         while not self._closed.is_set():
-            # One at a time takes room: a small shard may not overtake a large one that waits.
+            # One thread at a time reserves: a small shard must not overtake a large one that waits.
             with self._lock:
                 use = next(self._ahead, None)
                 if use is None:
@@ -106,16 +130,16 @@ class ShardPrefetcher:
                 number, first, last = use
                 self._wait_while_far(first)
                 shard = self._manifest.shards[number]
-                fetch = self._room_for(shard, first, last) if is_remote(shard.folder) else None
-            if fetch is not None:
-                began = time.monotonic()
+                download = self._reserve(shard, first, last) if is_remote(shard.folder) else None
+            if download is not None:
+                started = time.monotonic()
                 try:
-                    fetch()
+                    download()
                 except DataError as error:
-                    # Whoever reads the shard meets the same error, and says so. One that all tries
-                    # have failed for is not waited for once more.
+                    # The reader of the shard meets the same error and raises it. A shard for which
+                    # all retries have failed is not tried once more.
                     if isinstance(error, ShardError) and error.reason == "unreachable":
-                        self._shards.failed(number, error, time.monotonic() - began)
+                        self._shards.failed(number, error, time.monotonic() - started)
 
     def _wait_while_far(self, first: int) -> None:
         """Wait until training is within an epoch of the position `first`.
@@ -127,13 +151,16 @@ class ShardPrefetcher:
             with self._moved:
                 self._moved.wait(_POLL_SECONDS)
 
-    def _room_for(self, shard: Shard, first: int, last: int) -> Callable[[], None] | None:
-        """Wait for room; return what fetches the shard, None when training has passed it."""
+    def _reserve(self, shard: Shard, first: int, last: int) -> Callable[[], None] | None:
+        """Wait for space; return the download, None if there is none or training has passed it."""
         while not self._closed.is_set() and last > self._schedule.position:
             try:
-                if fetch := self._cache.prefetch(shard, first):
-                    return fetch
+                reserved = self._cache.reserve(shard, first)
             except DataError:
+                return None
+            if not isinstance(reserved, Blocked):
+                return reserved
+            if reserved is not Blocked.FULL:  # cached, or another process downloads it
                 return None
             with self._moved:
                 self._moved.wait(_POLL_SECONDS)
@@ -143,25 +170,3 @@ class ShardPrefetcher:
 def lanes_of(rows: slice, slots: int) -> range:
     """Return the lanes whose rows of the global batch, `slots` each, are `rows`."""
     return range(rows.start // slots, rows.stop // slots)
-
-
-def follow(
-    cache: ShardCache,
-    manifest: Manifest,
-    shards: OpenShards,
-    order: SampleOrder,
-    rows: slice,
-    node_rows: slice,
-    position: int,
-    spare_bytes: int,
-) -> ShardPrefetcher:
-    """Begin to fetch ahead for one rank; see `Dataset.follow`.
-
-    Raises:
-        ConfigError: The cache cannot hold what the node needs at a time.
-    """
-    slots = order.global_batch_size // order.lanes
-    node = lanes_of(node_rows, slots)
-    check_cache(order, manifest, node, position, cache.max_bytes, spare_bytes)
-    schedule = Schedule(order, manifest, node, position)
-    return ShardPrefetcher(cache, manifest, schedule, lanes_of(rows, slots), shards, position)

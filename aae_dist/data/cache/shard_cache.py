@@ -1,13 +1,14 @@
 """Copies of remote shards on this node: within a hard bound, shared by the node's ranks.
 
-The folder is the whole state, so a process may die at any point:
+The directory is the whole state, so a process may die at any point:
 
-- NAME is a complete copy; whoever reads it holds a shared lock on it;
-- NAME.part is on its way; its writer holds an exclusive lock on it, and it has its final size from
-  the start, so that what is on disk is what is promised;
-- `lock` is held while files come and go.
+- NAME is a complete copy; its readers hold a shared lock on it;
+- NAME.part is a download; its writer holds an exclusive lock on it, and it has its final size from
+  the start, so that the space on disk is the space that was reserved;
+- `lock` is held while files are created and removed.
 
-The kernel frees the locks of the dead: a part without a lock is rubbish, a copy without is free.
+Locks die with their process, so an unlocked .part file is stale and may be deleted, and an unlocked
+copy may be evicted.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -41,13 +42,31 @@ from aae_dist.storage import Entry, is_remote, open_storage
 from aae_dist.storage.ranges import Download
 
 PART = ".part"
-_POLL_SECONDS = 0.02
 URL_DIGITS = 40
+_POLL_SECONDS = 0.02
 _MAX_CHANGES = 3
 
 NextUse = Callable[[Sequence[str]], Sequence[float]]
-"""From the `url_digest`s of copies to when each is wanted next; infinity for never."""
-_AGAIN = "write the manifest again with: aae-dist data index PATTERN"
+"""From the `url_digest`s of copies to the position at which each is used next; infinity for
+never."""
+
+
+class Blocked(Enum):
+    """Why a download cannot start."""
+
+    CACHED = "the shard is in the cache"
+    BUSY = "another process or thread downloads it"
+    FULL = "no copies can be evicted for it"
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Space on the disk for one shard: a new, locked .part file of its final size."""
+
+    descriptor: int
+    part: Path
+    path: Path
+    """Name of the complete copy."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +78,12 @@ class _Copy:
 
 
 class ShardCache:
-    """Copies of remote shards; all processes of the node may have one on the same folder.
+    """Copies of remote shards; all processes of the node may share one directory.
 
     Args:
-        folder: Where the copies lie; made if need be, closed to other users.
-        max_bytes: Bound on everything in the folder, at any time. None takes half of what the
-            disk has free, what is cached already counted as free.
+        folder: Directory of the copies; created if need be, closed to other users.
+        max_bytes: Bound on everything in the directory, at any time. None takes half of the disk's
+            free space, with what is cached already counted as free.
         seconds: How long a shard may take to arrive, with all retries.
     """
 
@@ -81,14 +100,14 @@ class ShardCache:
         keeps the copy just as well.
 
         Raises:
-            ShardError: The shard is absent, cannot be had in time, or is not what the manifest
-                says.
+            ShardError: The shard is absent, cannot be downloaded in time, or is not what the
+                manifest says.
             DataError: The cache cannot take it: the disk is full, or copies in use fill the bound.
         """
         with disk_errors(self.folder, shard):
-            return self._opened(shard)
+            return self._open(shard)
 
-    def _opened(self, shard: Shard) -> BinaryIO:
+    def _open(self, shard: Shard) -> BinaryIO:
         deadline = time.monotonic() + self._seconds
         changes = 0
         while True:
@@ -96,39 +115,43 @@ class ShardCache:
             path = self.folder / _name(shard.url, version)
             if file := open_pinned(path):
                 return file
-            part = self._reserve(shard, path, version.size, due=None)
-            if isinstance(part, int):
-                try:
-                    self._download(shard, version, part, path)
-                except ShardError as error:
-                    changes += 1
-                    if error.reason != "changed" or shard.etag or changes == _MAX_CHANGES:
-                        raise
-                    del self._versions[shard.url]
-                continue
-            if time.monotonic() > deadline:
-                raise eviction_timeout(self.folder, shard, part, self.max_bytes, self._seconds)
-            time.sleep(_POLL_SECONDS)
+            match self._reserve(shard, path, version.size, due=None):
+                case Reservation() as reservation:
+                    try:
+                        self._download(shard, version, reservation)
+                    except ShardError as error:
+                        changes += 1
+                        if error.reason != "changed" or shard.etag or changes == _MAX_CHANGES:
+                            raise
+                        del self._versions[shard.url]
+                case Blocked.CACHED:
+                    continue
+                case Blocked() as why if time.monotonic() > deadline:
+                    raise eviction_timeout(self.folder, shard, why, self.max_bytes, self._seconds)
+                case _:
+                    time.sleep(_POLL_SECONDS)
 
-    def prefetch(self, shard: Shard, due: float) -> Callable[[], None] | None:
-        """Take room for the shard, at the cost of copies that are wanted later than `due`.
+    def reserve(self, shard: Shard, due: float) -> Callable[[], None] | Blocked:
+        """Reserve space for a shard, evicting copies that are used later than `due`.
 
         Returns:
-            What fetches it, to be called once; None when it has no room for now.
+            The download, to be called once; or why there is none.
 
         Raises:
-            DataError: As `open` does; so does what is returned.
+            DataError: As `open` does; so does the download.
         """
         with disk_errors(self.folder, shard):
             version = self._version(shard)
             path = self.folder / _name(shard.url, version)
-            part = "done" if path.exists() else self._reserve(shard, path, version.size, due)
-        if isinstance(part, int):
-            return partial(self._download, shard, version, part, path)
-        return None if part == "full" else _nothing
+            if path.exists():
+                return Blocked.CACHED
+            reservation = self._reserve(shard, path, version.size, due)
+        if isinstance(reservation, Blocked):
+            return reservation
+        return partial(self._download, shard, version, reservation)
 
     def _version(self, shard: Shard) -> Entry:
-        """Return size and tag of the version that is wanted; the manifest's if it says."""
+        """Return size and tag of the wanted version; the manifest's if it has a tag."""
         if shard.etag is not None:
             return Entry(shard.name, shard.bytes, shard.etag)
         if shard.url not in self._versions:
@@ -140,20 +163,17 @@ class ShardCache:
             self._versions[shard.url] = found
         return self._versions[shard.url]
 
-    def _reserve(self, shard: Shard, path: Path, size: int, due: float | None) -> int | str:
-        """Return the descriptor of a new part that has its disk space, or why there is none.
-
-        Returns:
-            A descriptor; "busy" when someone else is fetching this shard; "full" when no copies
-            can go; "done" when the shard is here by now.
-        """
+    def _reserve(
+        self, shard: Shard, path: Path, size: int, due: float | None
+    ) -> Reservation | Blocked:
         part = path.with_name(path.name + PART)
         with self._locked():
+            # Another process may have the shard, or be downloading it.
             if path.exists():
-                return "done"
-            # A part that has no lock was left by a process that died.
+                return Blocked.CACHED
             if not try_remove(part):
-                return "busy"
+                return Blocked.BUSY
+            # Evict other copies until it fits the bound.
             wanted = copy_bytes(size)
             if wanted > self.max_bytes:
                 raise ConfigError(
@@ -161,14 +181,14 @@ class ShardCache:
                     f"{self.max_bytes}; give at least {wanted}, or write smaller shards."
                 )
             if not self._make_room(wanted, due):
-                return "full"
+                return Blocked.FULL
+            # Take its disk space. The disk may have less than the bound: others use it too.
             while True:
                 try:
-                    return create_partial(part, size)
+                    return Reservation(create_partial(part, size), part, path)
                 except OSError as error:
-                    # The disk has less room than the bound allows: others use it too.
-                    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                    if not (full and self._evict(size, due)):
+                    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                    if not (is_full and self._evict(size, due)):
                         raise disk_error(self.folder, shard, size, error) from error
 
     def _make_room(self, wanted: int, due: float | None) -> bool:
@@ -177,9 +197,10 @@ class ShardCache:
         return missing <= 0 or self._evict(missing, due)
 
     def _evict(self, missing: int, due: float | None) -> bool:
-        """Remove copies that are wanted later than `due`; return whether `missing` bytes went."""
+        """Remove copies that are used later than `due`; return whether `missing` bytes went."""
         copies, _ = self._contents()
-        # What is needed furthest in the future goes first (Belady), then what was used longest ago.
+        # First the copy that is used furthest in the future (Belady), then the one that was used
+        # longest ago.
         copies.sort(key=lambda copy: (-copy.next_use, copy.used_at))
         later = [copy for copy in copies if due is None or copy.next_use > due]
         if sum(copy.bytes for copy in later) < missing:
@@ -192,39 +213,39 @@ class ShardCache:
         return missing <= 0
 
     def _contents(self) -> tuple[list[_Copy], int]:
-        """Return the complete copies, and the bytes of all that lies in the folder."""
+        """Return the complete copies, and the bytes of everything in the directory."""
         copies, used = [], disk_bytes(self.folder.stat())
         for entry in list(os.scandir(self.folder)):
             path = Path(entry.path)
             if entry.name.endswith(PART) and try_remove(path):
                 continue
             try:
-                stat = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:  # a download that failed took its part away just now
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # a failed download has just removed its part
                 continue
-            used += disk_bytes(stat)
+            used += disk_bytes(found)
             if not entry.name.endswith(PART) and entry.name != "lock":
-                copies.append(_Copy(path, disk_bytes(stat), 0.0, stat.st_mtime))
+                copies.append(_Copy(path, disk_bytes(found), 0.0, found.st_mtime))
         uses = self.next_use([copy.path.name[:URL_DIGITS] for copy in copies])
         pairs = zip(copies, uses, strict=True)
         return [_Copy(c.path, c.bytes, use, c.used_at) for c, use in pairs], used
 
-    def _download(self, shard: Shard, version: Entry, descriptor: int, path: Path) -> None:
-        part, complete = path.with_name(path.name + PART), False
+    def _download(self, shard: Shard, version: Entry, reservation: Reservation) -> None:
+        descriptor, part, complete = reservation.descriptor, reservation.part, False
         try:
             with storage_errors(shard):
                 storage = open_storage(shard.folder, self._seconds)
                 deadline = time.monotonic() + self._seconds
                 Download(storage, version, deadline).write_to(descriptor)
-                # A crash of the machine must not leave a complete name on bytes that are not.
+                # fsync before rename: after a crash, a final name must imply complete contents.
                 os.fdatasync(descriptor)
             with self._locked():
-                part.replace(path)
+                part.replace(reservation.path)
             complete = True
         except OSError as error:
             raise disk_error(self.folder, shard, version.size, error) from error
         finally:
-            # Our lock is on it until here, so nobody else has taken the name.
+            # Our lock is on it until here, so no other process has taken the name.
             if not complete:
                 part.unlink(missing_ok=True)
             os.close(descriptor)
@@ -246,17 +267,13 @@ class ShardCache:
         return (disk.f_bavail * disk.f_frsize + used) // 2
 
 
-def _nothing() -> None:
-    """Fetch a shard that is here, or that somebody else is fetching."""
-
-
 def url_digest(url: str) -> str:
-    """Return what the names of all copies of this address begin with."""
+    """Return the prefix of the names of all copies of this address."""
     return sha256(url.encode()).hexdigest()[:URL_DIGITS]
 
 
 def copy_bytes(size: int) -> int:
-    """Return what a shard of `size` bytes takes of the bound."""
+    """Return the bytes of the bound that a shard of `size` bytes takes."""
     return rounded(size) + BLOCK
 
 
@@ -267,51 +284,11 @@ def _name(url: str, version: Entry) -> str:
     return f"{url_digest(url)}-{tag[:24]}"
 
 
-def disk_error(folder: Path, shard: Shard, size: int, error: OSError) -> DataError:
-    """Return the error for a disk that refused `size` bytes."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        disk = os.statvfs(folder)
-        return DataError(
-            f"{folder}: no space left on the device for {shard.url} ({size} bytes, "
-            f"{disk.f_bavail * disk.f_frsize} are free). Free some, or give a data.cache.dir "
-            "on another disk, or a smaller data.cache.max_bytes."
-        )
-    return DataError(
-        f"{folder}: cannot keep {shard.url} ({error.strerror}). Give a data.cache.dir on another "
-        "disk."
-    )
-
-
-@contextmanager
-def disk_errors(folder: Path, shard: Shard) -> Iterator[None]:
-    """Turn what the system says of the cache's folder into DataError."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(folder, shard, shard.bytes, error) from error
-
-
-def eviction_timeout(
-    folder: Path, shard: Shard, why: str, max_bytes: int, seconds: float
-) -> DataError:
-    """Return the error for a shard that got no room, or that others did not bring in time."""
-    if why != "full":
-        return ShardError(
-            f"{shard.url}: another process of this node did not fetch it in {seconds:.0f} s. Try "
-            "again later.",
-            "unreachable",
-        )
-    return DataError(
-        f"{shard.url}: copies that are in use fill the {max_bytes} bytes of {folder}. Raise "
-        "data.cache.max_bytes, or lower data.shuffle_window."
-    )
-
-
 def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
-    """Return a local file with the shard's bytes, open for reading; a remote one is fetched first.
+    """Return a local file with the shard's bytes, open for reading; a remote one is downloaded.
 
     Raises:
-        ShardError: The shard is absent, cannot be had, or has another size than the manifest says.
+        ShardError: The shard is absent, unreachable, or has another size than the manifest says.
         DataError: The cache cannot take it.
     """
     if is_remote(shard.folder):
@@ -321,8 +298,8 @@ def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
         file = _open_regular(path)
     except OSError as error:
         message = f"{path}: cannot read the shard ({error.strerror})."
-        reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise ShardError(message, reason) from None
+        is_missing = isinstance(error, FileNotFoundError)
+        raise ShardError(message, "missing" if is_missing else "unreadable") from None
     try:
         check_size(shard, file.seek(0, 2))
         file.seek(0)
@@ -333,7 +310,7 @@ def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
 
 
 def _open_regular(path: Path) -> BinaryIO:
-    # Without O_NONBLOCK the opening of a fifo waits for somebody to write into it.
+    # Without O_NONBLOCK, opening a fifo waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -357,9 +334,19 @@ def _cache(folder: Path, max_bytes: int | None, seconds: float) -> ShardCache:
     return ShardCache(folder, max_bytes, seconds)
 
 
-@contextmanager
+def check_size(shard: Shard, size: int) -> None:
+    """Raise ShardError when the file has another size than the manifest says (-1: anything)."""
+    if shard.bytes not in (-1, size):
+        raise ShardError(
+            f"{shard.url}: the shard has {size} bytes, the manifest says {shard.bytes}; write the "
+            "manifest again with: aae-dist data index PATTERN",
+            "size",
+        )
+
+
+@contextlib.contextmanager
 def storage_errors(shard: Shard) -> Iterator[None]:
-    """Turn the storage's errors about a shard into ShardError, those about all into DataError."""
+    """Map storage errors to ShardError (this shard) or DataError (the whole data set)."""
     try:
         yield
     except FileNotFoundError:
@@ -373,10 +360,41 @@ def storage_errors(shard: Shard) -> Iterator[None]:
         raise DataError(str(error)) from error
 
 
-def check_size(shard: Shard, size: int) -> None:
-    """Raise ShardError when the file has another size than the manifest says (-1: anything)."""
-    if shard.bytes not in (-1, size):
-        raise ShardError(
-            f"{shard.url}: the shard has {size} bytes, the manifest says {shard.bytes}; {_AGAIN}",
-            "size",
+@contextlib.contextmanager
+def disk_errors(folder: Path, shard: Shard) -> Iterator[None]:
+    """Map the operating system's errors about the cache's directory to DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(folder, shard, shard.bytes, error) from error
+
+
+def disk_error(folder: Path, shard: Shard, size: int, error: OSError) -> DataError:
+    """Return the error for a disk that refused `size` bytes."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        disk = os.statvfs(folder)
+        return DataError(
+            f"{folder}: no space left on the device for {shard.url} ({size} bytes, "
+            f"{disk.f_bavail * disk.f_frsize} are free). Free some, or give a data.cache.dir "
+            "on another disk, or a smaller data.cache.max_bytes."
         )
+    return DataError(
+        f"{folder}: cannot keep {shard.url} ({error.strerror}). Give a data.cache.dir on another "
+        "disk."
+    )
+
+
+def eviction_timeout(
+    folder: Path, shard: Shard, why: Blocked, max_bytes: int, seconds: float
+) -> DataError:
+    """Return the error for a shard that stayed blocked until its deadline."""
+    if why is not Blocked.FULL:
+        return ShardError(
+            f"{shard.url}: another process of this node did not fetch it in {seconds:.0f} s. Try "
+            "again later.",
+            "unreachable",
+        )
+    return DataError(
+        f"{shard.url}: copies that are in use fill the {max_bytes} bytes of {folder}. Raise "
+        "data.cache.max_bytes, or lower data.shuffle_window."
+    )

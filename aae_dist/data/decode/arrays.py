@@ -41,6 +41,11 @@ def decode_array(data: bytes) -> NDArray[Any]:
     return array.reshape((1,) * (3 - len(shape)) + shape)
 
 
+def is_array(name: str) -> bool:
+    """Return whether the field of this name holds a NumPy array."""
+    return name.rpartition(".")[2] == "npy"
+
+
 def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Return shape, order, dtype and the byte at which the numbers begin."""
     stream = io.BytesIO(data)

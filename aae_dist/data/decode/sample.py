@@ -1,5 +1,7 @@
-"""One sample's fields to a row of the batch and a label."""
+"""Fields of a sample to a row of the batch and a label."""
 
+import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -9,18 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from aae_dist.config.sections.data import Data
-from aae_dist.data.decode.arrays import Shape
+from aae_dist.data.decode.arrays import Shape, decode_array, is_array
 from aae_dist.data.decode.images import (
-    MAX_FIELD_BYTES,
-    MAX_LABEL_BYTES,
+    NO_RESIZE,
     Bad,
     batch_by_size,
+    checked_header,
+    decode_image,
     decode_images,
-    decode_into,
-    is_array,
-    layout,
     map_collecting_errors,
-    parse_label,
 )
 from aae_dist.data.decode.resize import Resize
 from aae_dist.data.format.reader import ShardReader
@@ -28,21 +27,25 @@ from aae_dist.data.format.tar import ByteRange
 from aae_dist.errors import SampleError
 
 NO_LABEL = -1
+MAX_FIELD_BYTES = 256 << 20
+"""Largest file of an image or array that is decoded."""
+MAX_LABEL_BYTES = 1 << 16
 Sample = tuple[ShardReader, int]
 """A shard, and the number of a sample in it."""
-_BYTES_AT_ONCE = 16 << 20
-"""Files of images, arrays and labels held at a time by a thread. One of them may have more."""
+_BYTES_PER_GROUP = 16 << 20
+"""Files of images, arrays and labels held at once by a thread. One of them may have more."""
+_LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
 
 
 class SampleDecoder:
-    """Knows which fields of a sample are its image and its label.
+    """Decodes the image field and the label field of samples, as the `data` section names them.
 
     A SampleError lacks the sample's name.
     """
 
     def __init__(self, settings: Data) -> None:
-        """Take the run's `data` section."""
         self._image_keys = settings.image_keys
+        self._only_images = not any(map(is_array, settings.image_keys))
         self._resize = Resize.of(settings)
         # "json:label" is the entry `label` of the object in the field `json`.
         self._label_key, _, self._label_entry = (settings.label_key or "").partition(":")
@@ -55,60 +58,60 @@ class SampleDecoder:
         Args:
             samples: Row -> the sample that goes there.
             rows: uint8 or float32 [n, C, H, W].
-            bad: Takes the row and the error of each sample that cannot be used; what its row holds
-                then is undefined.
+            bad: Receives the row and the error of each sample that cannot be used; the content of
+                its row is undefined.
         """
-        places = map_collecting_errors(lambda n: self._places(*samples[n]), samples, bad)
+        places = map_collecting_errors(lambda n: self._byte_ranges(*samples[n]), samples, bad)
         sizes = {n: sum(size for _, size in each) for n, each in places.items()}
         labels: dict[int, int] = {}
-        for group in batch_by_size(sizes, _BYTES_AT_ONCE):
+        for group in batch_by_size(sizes, _BYTES_PER_GROUP):
+            # Read the fields of a group of samples.
             files = map_collecting_errors(lambda n: samples[n][0].read(places[n]), group, bad)
-            self._decode_images(samples, files, rows, bad)
+            # Decode their images or arrays into the rows.
+            images = {n: file[0] for n, file in files.items()}
+            if self._only_images and rows.dtype == np.uint8:
+                decode_images(rows, images, self._resize, bad)
+            else:
+                map_collecting_errors(partial(self._decode_one, samples, images, rows), images, bad)
+            # Parse their labels.
             good = [n for n in files if n not in bad]
             labels |= map_collecting_errors(partial(self._label, files), good, bad)
-            del files  # or two groups would be held while the next is read
+            del files, images  # or two groups would be held while the next is read
         return labels
-
-    def _decode_images(
-        self,
-        samples: Mapping[int, Sample],
-        files: Mapping[int, list[bytes]],
-        rows: NDArray[Any],
-        bad: Bad,
-    ) -> None:
-        images = {n: file[0] for n, file in files.items()}
-        if rows.dtype == np.uint8 and not any(map(is_array, self._image_keys)):
-            return decode_images(rows, images, self._resize, bad)
-
-        def decode(n: int) -> None:
-            decode_into(rows[n], self._image_name(*samples[n]), images[n], self._resize)
-
-        map_collecting_errors(decode, images, bad)
-        return None
-
-    def _label(self, files: Mapping[int, list[bytes]], number: int) -> int:
-        """Return the label from what was read of sample `number`: its image and, if any, label."""
-        label = files[number][1:]
-        return parse_label(label[0], self._label_entry) if label else NO_LABEL
 
     def layout(self, reader: ShardReader, number: int) -> tuple[Shape, torch.dtype]:
         """Return shape and dtype of the sample's image or array; SampleError if it has none."""
-        data = reader.read(self._places(reader, number)[:1])[0]
+        data = reader.read(self._byte_ranges(reader, number)[:1])[0]
         return layout(self._image_name(reader, number), data, self._resize)
 
-    def _places(self, reader: ShardReader, number: int) -> list[ByteRange]:
+    def _decode_one(
+        self,
+        samples: Mapping[int, Sample],
+        images: Mapping[int, bytes],
+        rows: NDArray[Any],
+        number: int,
+    ) -> None:
+        name = self._image_name(*samples[number])
+        decode_into(rows[number], name, images[number], self._resize)
+
+    def _label(self, files: Mapping[int, list[bytes]], number: int) -> int:
+        """Return the label of sample `number`; its fields are the image and, if any, the label."""
+        label = files[number][1:]
+        return parse_label(label[0], self._label_entry) if label else NO_LABEL
+
+    def _byte_ranges(self, reader: ShardReader, number: int) -> list[ByteRange]:
         """Return where the sample's image is and, if it has one, its label."""
         index = reader.index  # read once: another thread may replace it
         first, names = index.names(number)
         image, label = self._columns(names)
-        place = index.place(first + image)
+        place = index.byte_range(first + image)
         if place[1] > MAX_FIELD_BYTES:
             raise SampleError(
                 f"a field of {place[1]} bytes; at most {MAX_FIELD_BYTES}", reason="size"
             )
         if label is None:
             return [place]
-        start, size = index.place(first + label)
+        start, size = index.byte_range(first + label)
         return [place, (start, min(size, MAX_LABEL_BYTES + 1))]
 
     def _image_name(self, reader: ShardReader, number: int) -> str:
@@ -127,3 +130,63 @@ class SampleDecoder:
             f"no image field (has {got!r:.200}; data.image_keys wants one of {wanted})",
             reason="field",
         )
+
+
+def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = NO_RESIZE) -> None:
+    """Decode one image or array into its row of the batch.
+
+    Args:
+        row: uint8 or float32 [C, H, W], to be overwritten.
+        name: The field's name; npy, or a name that ends in .npy, is an array.
+        data: The field's bytes.
+        resize: How an image of another size becomes one of `row`'s.
+
+    Raises:
+        SampleError: `data` are no such image or array, or of another shape or type than `row`.
+    """
+    if not is_array(name):
+        if row.dtype != np.uint8:
+            raise SampleError("an image, wanted a float32 array", reason="array")
+        row[:] = decode_image(data, row.shape, resize)  # type: ignore[arg-type]
+        return
+    array = decode_array(data)
+    if array.shape != row.shape or array.dtype != row.dtype:
+        raise SampleError(
+            f"a {array.dtype} array of shape {array.shape}, wanted {row.dtype} {row.shape}",
+            reason="size",
+        )
+    row[:] = array
+
+
+def layout(name: str, data: bytes, resize: Resize = NO_RESIZE) -> tuple[Shape, torch.dtype]:
+    """Return shape [C, H, W] and dtype of the row that this image or array makes by itself."""
+    if is_array(name):
+        array = torch.from_numpy(decode_array(data).copy())
+        return (array.shape[0], array.shape[1], array.shape[2]), array.dtype
+    header = checked_header(data)
+    return (header.channels, *resize.cropped(header.height, header.width)), torch.uint8
+
+
+def parse_label(data: bytes, entry: str = "") -> int:
+    """Return the integer that `data` spells in ASCII.
+
+    Args:
+        data: Digits; with `entry`, a JSON object.
+        entry: Name of the integer in that object.
+
+    Raises:
+        SampleError: There is no such integer of up to 18 digits.
+    """
+    match = _LABEL.fullmatch(data[:MAX_LABEL_BYTES] if not entry else _json_entry(data, entry))
+    if match is None or len(data) > MAX_LABEL_BYTES:
+        raise SampleError(f"the label is not an integer (got {data[:40]!r})", reason="label")
+    return int(match[1])
+
+
+def _json_entry(data: bytes, entry: str) -> bytes:
+    try:
+        document = json.loads(data[:MAX_LABEL_BYTES])
+    except (ValueError, RecursionError):
+        return b""
+    value = document.get(entry) if isinstance(document, dict) else None
+    return str(value).encode() if type(value) is int and abs(value) < 10**18 else b""

@@ -1,4 +1,4 @@
-"""Samples of shards by number: each shard is indexed on first touch and then read at random."""
+"""Samples of shards by number: each shard is indexed on first use and then read at random."""
 
 import gzip
 import io
@@ -15,33 +15,35 @@ from typing import Any, BinaryIO
 from aae_dist.data.cache.shard_cache import ShardCache, open_shard
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.format.tar import Buffer, ByteRange, DamagedTarError, TarIndex, index_tar
-from aae_dist.errors import SampleError, ShardError
+from aae_dist.errors import SampleError, SampleReason, ShardError
 from aae_dist.storage import is_remote
 
 _MAX_UNPACKED_BYTES = 4 << 30
-"""Largest .tar.gz shard, unpacked, and the bound on all that are held unpacked at a time."""
-_UNPACKED_AT_ONCE = 1 << 20
+"""Largest .tar.gz shard, unpacked, and the bound on all unpacked shards that are held."""
+_UNPACK_CHUNK_BYTES = 1 << 20
 _READ_WHOLE_BYTES = 64 << 20
-"""A shard up to this size is read whole to be indexed: one read instead of six a sample."""
-_READ_AT_ONCE = 1 << 16
-"""Fields of a sample that lie within this many bytes are read by one call, 2 us for each saved."""
+"""A shard up to this size is read whole to be indexed: one read instead of six per sample."""
+_READ_TOGETHER_BYTES = 1 << 16
+"""Fields of a sample that lie within this many bytes are read by one call: 2 us less per field."""
 _RETRY_SECONDS = 60.0
-"""How long a shard that failed is left alone: each of its samples would wait for it again."""
+"""How long a failed shard is not retried: each of its samples would wait for it again."""
 _RETRY_FACTOR = 10
-"""One that took long to fail is left alone longer: at most an eleventh of a run waits for it."""
+"""A shard that took long to fail waits longer for its retry: at most an eleventh of a run waits."""
+MAX_OPEN_UNPLANNED = 2
+"""Copies of remote shards kept open, and so in the cache, without a prefetcher."""
 _MAX_INDEXED_SAMPLES = 4_000_000
-"""Samples whose place in their shard is remembered, about 0.5 GB."""
+"""Samples whose place in their shard is kept in memory, about 0.5 GB."""
 FileVersion = tuple[int, int, int]
-"""Tells one version of a file from another: inode, size in bytes, time of change in ns."""
+"""Inode, size in bytes and time of change in ns: differs between versions of a file."""
 
 
 class ShardReader:
-    """One shard, open: its samples in the order of the archive.
+    """One open shard: its samples in the order of the archive.
 
     Args:
-        shard: The shard and what the manifest says of it.
+        shard: The shard and its entry of the manifest.
         check_count: False to accept any number of samples, for counting them.
-        cache: Where copies of remote shards lie; None takes the default place.
+        cache: Copies of remote shards; None takes the default cache.
 
     Raises:
         ShardError: The file cannot be read, is damaged, or holds another number of samples.
@@ -57,7 +59,6 @@ class ShardReader:
         self.index = self._new_index(self._bytes())
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.index)
 
     def fields(self, sample: int) -> dict[str, bytes]:
@@ -72,29 +73,30 @@ class ShardReader:
             places: At least one, from `index`.
 
         Raises:
-            ShardError: The shard cannot be had.
-            SampleError: The shard is open, and these bytes of it cannot be read.
+            ShardError: The shard cannot be opened.
+            SampleError: The shard is open, but these bytes of it cannot be read.
         """
         buffer = self._bytes()
         begin, end = min(places)[0], sum(max(places))
         try:
-            if len(places) == 1 or end - begin > _READ_AT_ONCE:
+            if len(places) == 1 or end - begin > _READ_TOGETHER_BYTES:
                 return [buffer[start : start + size] for start, size in places]
             data = buffer[begin:end]
         except ShardError as error:
-            raise SampleError(str(error).rstrip("."), reason=error.reason) from None
+            reason: SampleReason = "size" if error.reason == "size" else "unreadable"
+            raise SampleError(str(error).rstrip("."), reason) from None
         return [data[start - begin : start - begin + size] for start, size in places]
 
     @property
     def unpacked_bytes(self) -> int:
-        """Memory held for the contents of a compressed shard; a plain one is read in place."""
+        """Memory that holds the contents of a compressed shard; a plain one is read in place."""
         return len(self._buffer) if isinstance(self._buffer, bytes) else 0
 
     def open(self) -> None:
-        """Make sure that contents and index are at hand, also where a local file was replaced.
+        """Open the shard again if need be, and index it again if its local file was replaced.
 
         Raises:
-            ShardError: They cannot be had.
+            ShardError: The shard cannot be used.
         """
         if self._indexed is not None and _identity(self._bytes()) != self._indexed:
             self._buffer = None  # its size may be another one as well
@@ -102,7 +104,7 @@ class ShardReader:
         self._bytes()
 
     def release(self) -> None:
-        """Give up file and contents, keep the index; reading opens the shard again."""
+        """Close the file and drop its contents; keep the index. Reading opens the shard again."""
         self._buffer = None
 
     def _bytes(self) -> Buffer:
@@ -130,7 +132,7 @@ class ShardReader:
 
 
 def _identity(buffer: Buffer) -> FileVersion | None:
-    """Return what tells that a file is another by now; None for contents that are held."""
+    """Return the version of an open file; None for contents in memory."""
     return buffer.identity if isinstance(buffer, ShardFile) else None
 
 
@@ -149,11 +151,11 @@ def _contents(shard: Shard, file: BinaryIO) -> Buffer:
 
 
 def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
-    # Piece by piece: one read takes the memory of all that it may return, 4 GiB, first.
+    # In chunks: one read would first allocate all that it may return, 4 GiB.
     data = io.BytesIO()
     with gzip.open(packed, "rb") as file:
-        while piece := file.read(_UNPACKED_AT_ONCE):
-            data.write(piece)
+        while chunk := file.read(_UNPACK_CHUNK_BYTES):
+            data.write(chunk)
             if data.tell() > _MAX_UNPACKED_BYTES:
                 raise ShardError(
                     f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
@@ -163,12 +165,17 @@ def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
 
 
 def _without_traceback(error: ShardError) -> ShardError:
-    # A traceback grows each time its error is raised, and keeps what its frames hold alive.
+    # A traceback grows each time its error is raised, and keeps its frames' objects alive.
     return ShardError(str(error), reason=error.reason)
 
 
 class OpenShards:
-    """The shards of a manifest, opened on demand; the least recently used are closed again."""
+    """The shards of a manifest, opened on demand; the least recently used are closed again.
+
+    Args:
+        manifest: The shards.
+        cache: Copies of remote shards; None when all shards are local.
+    """
 
     def __init__(self, manifest: Manifest, cache: ShardCache | None = None) -> None:
         self._shards, self._cache = manifest.shards, cache
@@ -178,8 +185,9 @@ class OpenShards:
         self._num_indexed = 0
         soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Each open file keeps a descriptor; most are left to sockets and to the other data set.
-        self._may_open = max(16, min(4096, soft_limit // 4))
-        self._max_open = self._may_open
+        self._max_open = max(16, min(4096, soft_limit // 4))
+        self.is_planned = cache is None
+        """Whether shards stay open after a read: local ones, and those that a prefetcher plans."""
         self._lock = threading.Lock()
 
     def get(self, number: int) -> ShardReader:
@@ -196,23 +204,25 @@ class OpenShards:
                 raise
 
     def failed(self, number: int, error: ShardError, seconds: float) -> None:
-        """Leave a shard alone for a while that took `seconds` to fail."""
+        """Do not retry a shard for a while, after it took `seconds` to fail."""
         until = time.monotonic() + max(_RETRY_SECONDS, _RETRY_FACTOR * seconds)
         self._failed[number] = error.with_traceback(None), until
 
-    def limit(self, num_open: int) -> None:
-        """Keep at most `num_open` shards open, or what the process may have if that is less."""
-        self._max_open = min(num_open, self._may_open)
+    def release_unplanned(self) -> None:
+        """Close all files after a read, unless a prefetcher decides which stay open."""
+        if not self.is_planned:
+            self.release_all(files_only=True)
 
     def release_all(self, but: Container[int] = (), files_only: bool = False) -> None:
         """Close all shards except `but`; their indexes stay.
 
         Args:
             but: Numbers of shards that stay open.
-            files_only: Keep what was unpacked: it is dear to have, and holds no file open.
+            files_only: Keep unpacked shards: they are expensive to rebuild and hold no file
+                descriptor.
         """
         with self._lock:
-            # Not only those in self._open: a thread may have opened one again that was closed.
+            # Not only those in self._open: a thread may have opened a closed one again.
             for number, reader in self._readers.items():
                 if number in but or (files_only and reader.unpacked_bytes):
                     continue
@@ -233,8 +243,9 @@ class OpenShards:
         return reader
 
     def _close_oldest(self) -> None:
+        max_open = self._max_open if self.is_planned else MAX_OPEN_UNPLANNED
         while len(self._open) > 1 and (
-            len(self._open) > self._max_open or sum(self._open.values()) > _MAX_UNPACKED_BYTES
+            len(self._open) > max_open or sum(self._open.values()) > _MAX_UNPACKED_BYTES
         ):
             number, _ = self._open.popitem(last=False)
             self._readers[number].release()
@@ -247,9 +258,9 @@ class OpenShards:
 class ShardFile:
     """The bytes of an open file, as a buffer to slice.
 
-    They are read, not mapped: where a mapped page cannot be had (the file was cut short, the disk
-    has a bad sector, the server of a network disk is gone) the kernel ends the process without a
-    word. A read that fails is an error of one shard. It costs 0.7 us more than to slice a mapping.
+    They are read, not mapped: where a mapped page cannot be loaded (the file was cut short, the
+    disk has a bad sector, the server of a network disk is gone) the kernel kills the process. A
+    failed read is an error of one shard. It costs 0.7 us more than a slice of a mapping.
 
     Args:
         file: Open for reading; may be closed afterwards. A lock on it lasts as long as this object.
@@ -263,7 +274,6 @@ class ShardFile:
         self._size = os.fstat(self._descriptor).st_size
 
     def __len__(self) -> int:
-        """Return the size in bytes that the file had when it was opened."""
         return self._size
 
     def __getitem__(self, key: "slice[Any, Any, Any]", /) -> bytes:
@@ -286,6 +296,6 @@ class ShardFile:
 
     @property
     def identity(self) -> FileVersion:
-        """What the file is now."""
+        """The file's current version."""
         found = os.fstat(self._descriptor)
         return found.st_ino, found.st_size, found.st_mtime_ns

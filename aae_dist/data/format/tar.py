@@ -319,7 +319,7 @@ class TarIndex:
     def fields(self, sample: int) -> dict[str, ByteRange]:
         """Return start and size in bytes of each field of the sample."""
         first, names = self.names(sample)
-        return {name: self.place(n) for n, name in enumerate(names, first)}
+        return {name: self.byte_range(n) for n, name in enumerate(names, first)}
 
     def names(self, sample: int) -> tuple[int, tuple[str, ...]]:
         """Return the number of the sample's first field, and the names of all its fields."""
@@ -328,7 +328,7 @@ class TarIndex:
         first = self.first_fields[sample]
         return first, tuple(self.suffixes[first:end])
 
-    def place(self, number: int) -> ByteRange:
+    def byte_range(self, number: int) -> ByteRange:
         """Return start and size in bytes of field `number` of the shard."""
         return self.starts[number], self.sizes[number]
 

@@ -14,7 +14,7 @@ import pytest
 from helpers.object_server import Fault, ObjectServer, serving
 
 from aae_dist.data.cache.directory import cache_folder
-from aae_dist.data.cache.shard_cache import ShardCache, copy_bytes, url_digest
+from aae_dist.data.cache.shard_cache import Blocked, ShardCache, copy_bytes, url_digest
 from aae_dist.data.format.manifest import Shard
 from aae_dist.errors import ConfigError, DataError, ShardError
 from aae_dist.storage import ranges
@@ -50,10 +50,10 @@ def read(cache: ShardCache, wanted: Shard) -> bytes:
 
 
 def fetched(cache: ShardCache, wanted: Shard, due: float) -> bool:
-    fetch = cache.prefetch(wanted, due)
-    if fetch is not None:
-        fetch()
-    return fetch is not None
+    reserved = cache.reserve(wanted, due)
+    if not isinstance(reserved, Blocked):
+        reserved()
+    return reserved is not Blocked.FULL
 
 
 def disk_usage(folder: Path) -> int:
@@ -152,7 +152,7 @@ def test_a_part_that_goes_while_the_folder_is_counted(
         return entries
 
     monkeypatch.setattr(os, "scandir", scan)
-    assert cache.prefetch(shard(server, 1), 0) is not None
+    assert not isinstance(cache.reserve(shard(server, 1), 0), Blocked)
     copy.close()
 
 
@@ -282,7 +282,7 @@ def test_a_folder_that_goes_or_cannot_be_written_is_said(
     cache = opened(tmp_path)
     (cache.folder / "lock").unlink(missing_ok=True)
     cache.folder.rmdir()
-    for use in (cache.open, partial(cache.prefetch, due=0)):
+    for use in (cache.open, partial(cache.reserve, due=0)):
         with pytest.raises(DataError, match=r"cannot keep .*0\.tar \(No such file") as caught:
             use(shard(server, 0))
         assert not isinstance(caught.value, ShardError)

@@ -12,7 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from aae_dist.data.decode import images
 from aae_dist.data.decode.headers import read_header
-from aae_dist.data.decode.images import decode_image, parse_label
+from aae_dist.data.decode.images import decode_image
+from aae_dist.data.decode.sample import parse_label
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.index.build import open_manifest
 from aae_dist.errors import DataError, SampleError
@@ -37,17 +38,17 @@ def test_progressive_jpeg_and_lossy_and_extended_webp_have_headers_too() -> None
     assert read_header(encoded(COLOUR, "WEBP", exif=b"Exif\0\0"))[1:5] == (3, 5, 7, 1)
 
 
-def test_large_images_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_PIXELS_AT_ONCE", 80)
+def test_large_images_are_decoded_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_PIXELS_PER_GROUP", 80)
     files = {n: encoded(COLOUR, "PNG") for n in range(5)}  # 35 pixels each
     rows, sizes = np.zeros((5, 3, 5, 7), np.uint8), []
-    fast = images.decode_fast
+    decode_pngs = images.decode_pngs
 
-    def counted(proven: dict[int, object], channels: int) -> object:
-        sizes.append(len(proven))
-        return fast(proven, channels)
+    def recorded(group: dict[int, bytearray | None], channels: int) -> object:
+        sizes.append(len(group))
+        return decode_pngs(group, channels)
 
-    monkeypatch.setattr(images, "decode_fast", counted)
+    monkeypatch.setattr(images, "decode_pngs", recorded)
     images.decode_images(rows, files, images.NO_RESIZE, {})
     assert sizes == [2, 2, 1]
     assert all((row == COLOUR.transpose(2, 0, 1)).all() for row in rows)
@@ -77,7 +78,7 @@ def test_torchvision_and_pillow_agree_on_real_digits() -> None:
         data = reader.fields(sample)["png"]
         header = read_header(data)
         assert header is not None
-        [fast] = images.decode_fast({0: images.validate_png(data)}, 1).values()
+        [fast] = images.decode_pngs({0: images.validate_png(data)}, 1).values()
         assert np.array_equal(fast, images._decode_with_pillow(data, header, 1))
 
 
@@ -94,7 +95,7 @@ def test_jpeg_pixels_equal_those_of_torchvision_and_pillow(how: str, subsampling
             assert np.array_equal(decode_image(data), pillow)
             file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             for channels in (1, 3):
-                [fast] = images.decode_fast({0: data}, channels).values()
+                [fast] = images.decode_jpegs({0: data}, [0], channels).values()
                 assert np.array_equal(fast, torch.ops.image.decode_jpeg(file, channels, False))
 
 

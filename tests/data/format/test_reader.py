@@ -238,7 +238,7 @@ def test_a_file_cut_short_while_it_is_open_ends_no_process(tmp_path: Path) -> No
 def test_fields_near_and_far_are_read_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields = {"cls": b"3", "json": bytes(reader._READ_AT_ONCE), "png": b"image", "txt": b""}
+    fields = {"cls": b"3", "json": bytes(reader._READ_TOGETHER_BYTES), "png": b"image", "txt": b""}
     with TarWriter(str(tmp_path / "a.tar")) as writer:
         writer.write({"__key__": "a", **fields})
     shard = ShardReader(Shard(str(tmp_path), "a.tar", 1, (tmp_path / "a.tar").stat().st_size))
