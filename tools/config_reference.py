@@ -17,15 +17,15 @@ from aae_dist.config.sections.sweep import SweepFile
 HEAD = """\
 # Configuration
 
-Written from the sections in `aae_dist/config/` by `tools/config_reference.py`; a test keeps it
-true.
+Generated from the sections in `aae_dist/config/sections/` by `tools/config_reference.py`; a test
+checks that it is up to date.
 
-Every key may stand in a YAML file or be given as an override, as in
-`aae-dist train a.yaml train.steps=500`. Files count in order, then overrides; maps merge, lists
-replace. Unknown keys are refused. Where a section has a `kind`, changing it keeps the fields that
-both kinds have and names those it drops. `1e-4` is a number. A file may also have an address, such
-as s3://bucket/a.yaml. A `*` in a key below stands for each of the names that follow it. The section
-`sweep` belongs to `aae-dist tune` alone (see [sweeps.md](sweeps.md)).
+Every key can be set in a YAML file or by an override, as in `aae-dist train a.yaml
+train.steps=500`. Files are merged in order, then the overrides: maps are merged, lists are
+replaced. Unknown keys are errors. Where a section has a `kind`, changing it keeps the fields that
+both kinds have and reports the fields that it drops. `1e-4` is a number. A file can also be given
+by its address, such as s3://bucket/a.yaml. A `*` in a key below stands for each of the names that
+follow it. The section `sweep` is used by `aae-dist tune` only (see [sweeps.md](sweeps.md)).
 """
 
 
@@ -45,17 +45,17 @@ def table(
     defaults: Mapping[str, Any],
     seen: set[tuple[str, type[Section]]],
 ) -> Iterator[str]:
-    """Yield one section's table, and those of the sections in it, unless they were `seen`.
+    """Yield the table of one section and those of the sections in it, unless they are in `seen`.
 
-    `defaults` are what stands at `path` by default, perhaps of another kind: one, or, where fields
-    that are alike share a table and `path` has a `*` for their names, one for each name.
+    `defaults` has the default at `path`, perhaps of another kind. Fields of the same type share a
+    table, with a `*` in `path`; `defaults` then has one entry per field name.
     """
     if (path, section) in seen:
         return
     seen.add((path, section))
     kind = section.model_fields.get("kind")
     if kind and len(typing.get_args(kind.annotation)) > 1:
-        kind = None  # a choice of this section, not the name of one among several
+        kind = None  # a choice within this section, not the tag of a union
     title = f"`{path}.kind={kind.default}`" if kind else f"`{path}`"
     names = f" (`*` is {', '.join(defaults)})" if len(defaults) > 1 else ""
     yield f"\n{title}{names}: " + " ".join((section.__doc__ or "").split())
@@ -73,31 +73,31 @@ def table(
     if rows:
         yield "\n| key | type | default | meaning |\n|---|---|---|---|"
         yield from rows
-    for alike in inner.values():
-        (name, field, values), *more = alike
+    for fields in inner.values():
+        (name, field, values), *more = fields
         if more:
-            name, values = "*", {name: values[""] for name, _, values in alike}
+            name, values = "*", {name: values[""] for name, _, values in fields}
         for part in sections_of(field.annotation):
             yield from table(f"{path}.{name}", part, values, seen)
 
 
 def row(path: str, field: FieldInfo, values: Mapping[str, Any]) -> str:
-    """Return the line of one key."""
+    """Return the table row of one key."""
     meaning = " ".join((field.description or "").split())
-    shown = "required" if field.is_required() else spelled(values)
+    shown = "required" if field.is_required() else format_default(values)
     cells = (f"`{path}`", type_of(field.annotation), shown, meaning)
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def sections_of(annotation: Any) -> list[type[Section]]:
-    """Return the sections that a field can hold."""
+    """Return the sections that a field may contain."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [s for part in typing.get_args(annotation) for s in sections_of(part)]
 
 
 def type_of(annotation: Any) -> str:
-    """Return a type as a user would say it."""
+    """Return the type in plain words."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in arguments)
@@ -115,8 +115,8 @@ def type_of(annotation: Any) -> str:
     return names.get(annotation, str(annotation))
 
 
-def spelled(values: Mapping[str, Any]) -> str:
-    """Return a default as YAML would have it; of several, what each name has."""
+def format_default(values: Mapping[str, Any]) -> str:
+    """Return a default in YAML; if it differs between names, the default per name."""
     names: dict[str, list[str]] = {}
     for name, value in values.items():
         names.setdefault("" if value is None else f"`{json.dumps(value)}`", []).append(name)

@@ -127,7 +127,9 @@ def _example(path: str, around: Classes) -> str:
         return f"for example {EXAMPLES[path]}"
     key = path.rpartition(".")[2]
     fields = [cls.model_fields[key] for cls in around if key in cls.model_fields]
-    return next((f.description.splitlines()[0] for f in fields if f.description), "give it a value")
+    return next(
+        (" ".join(f.description.split()) for f in fields if f.description), "give it a value"
+    )
 
 
 def _wrong_kind(path: str, tags: list[str], got: Node | None) -> str:

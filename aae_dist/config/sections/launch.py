@@ -1,4 +1,4 @@
-"""How a run is launched: processes, machines, restarts."""
+"""Section launch: processes, machines, restarts."""
 
 from typing import Literal
 
@@ -8,28 +8,31 @@ from aae_dist.config.sections import Section
 
 
 class Launch(Section):
-    """Processes and machines; changes the numbers that a run computes by float rounding at most."""
+    """Processes and machines; they change a run's numbers at most by floating-point rounding."""
 
     kind: Literal["ray", "local"] = "ray"
-    """ray: Ray Train starts the workers. local: this process, or the world torchrun started."""
+    """ray: Ray Train starts the workers. local: this process, or the ranks that torchrun
+    started."""
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
-    """Data-parallel ranks under Ray, or [fewest, most]: it goes on with what is there."""
+    """Data-parallel ranks under Ray, or [fewest, most]: the run then uses as many as there are
+    resources for, and changes their number while it runs."""
     resize_seconds: PositiveFloat = 60.0
-    """With [fewest, most] workers: seconds between two looks for room for more of them."""
+    """With [fewest, most] workers: seconds between checks for resources for more of them."""
     cpus_per_worker: PositiveInt = 1
-    """CPU cores, and torch threads, of a rank, under both launchers."""
+    """CPU cores and torch threads per rank, under both launchers."""
     gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
-    """auto: 1 if any live node or autoscaler group has GPUs, else 0. Parts: for one worker."""
+    """auto: 1 if any live node or autoscaler group has GPUs, else 0. Fractions: for a single worker
+    only."""
     max_failures: NonNegativeInt = 8
-    """Times that Ray restarts the workers after a crash or the loss of a node, in the whole run."""
+    """Restarts of the workers after a crash or the loss of a node, over the whole run."""
     hang_timeout_seconds: PositiveFloat | None = 60.0
-    """A rank without progress for this long says where it hangs and ends; null: never."""
+    """A rank that makes no progress for this long prints its stacks and exits; null: no limit."""
     max_wait_minutes: PositiveFloat = 30.0
-    """Longest wait for the cluster to have the wanted resources."""
+    """Longest wait for the cluster to provide the resources."""
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the number of ranks may change while the run goes on."""
+        """Whether the number of ranks may change during the run."""
         return self.fewest_workers < self.most_workers
 
     @property
@@ -39,5 +42,5 @@ class Launch(Section):
 
     @property
     def most_workers(self) -> int:
-        """Ranks that the run takes when there is room."""
+        """Ranks that the run uses if there are resources."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]

@@ -1,4 +1,4 @@
-"""Methods: which phases train the networks, and on which losses."""
+"""Section method: the phases of a training step and their losses."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,8 @@ from aae_dist.config.sections import Section
 
 class _Method(Section):
     reconstruction_loss: Literal["sum_half", "mean", "bce", "l1"] = "sum_half"
-    """Per sample: half the summed squared error (the paper's), its mean, summed BCE, summed |x|."""
+    """Loss per sample. sum_half: half the summed squared error (as in the paper). mean: mean
+    squared error. bce: summed binary cross-entropy. l1: summed absolute error."""
 
 
 class AdversarialMethod(_Method):
@@ -17,19 +18,21 @@ class AdversarialMethod(_Method):
 
     kind: Literal["adversarial"] = "adversarial"
     adversary: Literal["bce", "least_squares", "hinge"] = "bce"
-    """The game: cross-entropy (the paper's), least squares (Mao et al. 2017) or hinge."""
+    """Adversarial loss: cross-entropy (as in the paper), least squares (Mao et al. 2017) or
+    hinge."""
     r1_weight: NonNegativeFloat = 0.0
     """Weight of the R1 penalty on the discriminator's gradient at prior samples; 0 for none."""
     r1_every: PositiveInt = 16
-    """Steps between R1 penalties, each weighted by this many ("lazy")."""
+    """Steps between R1 penalties; each is multiplied by this number (lazy regularization)."""
     input_noise: NonNegativeFloat = 0.0
-    """Standard deviation of Gaussian noise on what the discriminator sees."""
+    """Standard deviation of Gaussian noise added to the discriminator's inputs."""
     weight: PositiveFloat = 1.0
-    """Factor on the generator's loss, for SGD. With Adam it counts only where the gradient is small
-    beside `eps`: there `phases.generator.optimizer.lr` says how hard the codes are pulled."""
+    """Factor on the generator's loss, for SGD. With Adam it matters only where the gradient is
+    small compared to `eps`; use `phases.generator.optimizer.lr` instead."""
     gradient_ratio: PositiveFloat | None = None
-    """Instead of `weight`, for SGD too: scale the generator's gradient to this part of the norm of
-    reconstruction's. Adam divides by the gradient's own size: there it makes all steps whole."""
+    """Replaces `weight`, for SGD: scale the generator's gradient to this fraction of the norm of
+    the reconstruction gradient. Adam divides by the gradient's own size, so there the scale cancels
+    out beyond `eps`."""
 
 
 class VariationalMethod(_Method):
@@ -41,7 +44,7 @@ class VariationalMethod(_Method):
 
 
 class AutoencoderMethod(_Method):
-    """Plain autoencoder: the reconstruction phase alone; the prior only serves the metrics."""
+    """Plain autoencoder: only the reconstruction phase; the prior is used by the metrics alone."""
 
     kind: Literal["autoencoder"] = "autoencoder"
 
@@ -51,7 +54,7 @@ class MmdMethod(_Method):
 
     kind: Literal["mmd"] = "mmd"
     weight: PositiveFloat = 100.0
-    """Weight of the discrepancy beside the reconstruction error."""
+    """Weight of the discrepancy relative to the reconstruction error."""
 
 
 class SlicedWassersteinMethod(_Method):
@@ -59,9 +62,9 @@ class SlicedWassersteinMethod(_Method):
 
     kind: Literal["sliced_wasserstein"] = "sliced_wasserstein"
     weight: PositiveFloat = 100.0
-    """Weight of the squared distance beside the reconstruction error."""
+    """Weight of the squared distance relative to the reconstruction error."""
     num_projections: PositiveInt = 128
-    """Random directions a step."""
+    """Number of random directions per step."""
 
 
 Method = Annotated[

@@ -1,4 +1,4 @@
-"""The networks: their kind and sizes, those of the user's own, and the posterior on the encoder."""
+"""Sections model and posterior: networks, custom networks, and the encoder's distribution."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,12 +11,12 @@ IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
 class OwnNetwork(Section):
-    """A network of your own, by import path."""
+    """A custom network, by import path."""
 
     path: str = Field(pattern=IMPORT_PATH)
-    """`package.module:Class`, a torch module; docs/networks.md says what it is called with."""
+    """`package.module:Class`, a torch module; docs/networks.md lists its arguments."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of the class, beside those that its role gives it."""
+    """Further keyword arguments of the class."""
 
 
 class _Model(Section):
@@ -27,13 +27,14 @@ class _Model(Section):
     discriminator_spectral_norm: bool = False
     """Divide every weight matrix of the discriminator by its largest singular value."""
     decoder_output: Literal["sigmoid", "linear"] = "sigmoid"
-    """Last function of the decoder: sigmoid for pixels in [0, 1], linear for unbounded values."""
+    """Output activation of the decoder: sigmoid for pixels in [0, 1], linear for unbounded
+    values."""
     encoder: OwnNetwork | None = None
-    """A class of your own instead of this kind's encoder."""
+    """A custom class that replaces this kind's encoder."""
     decoder: OwnNetwork | None = None
-    """A class of your own instead of this kind's decoder."""
+    """A custom class that replaces this kind's decoder."""
     discriminator: OwnNetwork | None = None
-    """A class of your own instead of the fully connected discriminator."""
+    """A custom class that replaces the fully connected discriminator."""
 
 
 class MlpModel(_Model):
@@ -47,59 +48,59 @@ class MlpModel(_Model):
 
 
 class ConvModel(_Model):
-    """Convolutions that halve the image until its shorter side has 4 pixels, and mirror it back."""
+    """Convolutions that halve images to 4 pixels on the shorter side, mirrored in the decoder."""
 
     kind: Literal["conv"] = "conv"
     encoder_width: PositiveInt = 32
-    """Channels after the first halving; each further one doubles them, up to 8 times these."""
+    """Channels after the first halving; each further halving doubles them, up to 8 times this."""
     encoder_depth: PositiveInt = 1
-    """Convolutions at each resolution, the halving one included."""
+    """Convolutions per resolution, including the strided one."""
     decoder_width: PositiveInt = 32
-    """Channels before the last doubling of the image; up to 8 times these at 4 pixels."""
+    """Channels before the last upsampling; up to 8 times as many at 4 pixels."""
     decoder_depth: PositiveInt = 1
-    """Convolutions at each resolution, the doubling one included."""
+    """Convolutions per resolution, including the upsampling one."""
 
 
 class ResnetModel(_Model):
-    """As conv, with residual blocks of two convolutions each at every resolution."""
+    """Like conv, with residual blocks of two convolutions at each resolution."""
 
     kind: Literal["resnet"] = "resnet"
     encoder_width: PositiveInt = 32
-    """Channels after the first halving; each further one doubles them, up to 8 times these."""
+    """Channels after the first halving; each further halving doubles them, up to 8 times this."""
     encoder_depth: NonNegativeInt = 1
-    """Residual blocks at each resolution, after the halving convolution."""
+    """Residual blocks per resolution, after the strided convolution."""
     decoder_width: PositiveInt = 32
-    """Channels before the last doubling of the image; up to 8 times these at 4 pixels."""
+    """Channels before the last upsampling; up to 8 times as many at 4 pixels."""
     decoder_depth: NonNegativeInt = 1
-    """Residual blocks at each resolution, before the doubling convolution."""
+    """Residual blocks per resolution, before the upsampling convolution."""
 
 
 class DeterministicPosterior(Section):
-    """q(z|x) is a point: the encoder's output is the code."""
+    """q(z|x) is a point mass: the encoder's output is the code."""
 
     kind: Literal["deterministic"] = "deterministic"
 
 
 class GaussianPosterior(Section):
-    """q(z|x) is a diagonal Gaussian whose mean and log standard deviation the encoder gives."""
+    """q(z|x) is a diagonal Gaussian; the encoder outputs its mean and log standard deviation."""
 
     kind: Literal["gaussian"] = "gaussian"
 
 
 class UniversalPosterior(Section):
-    """q(z|x) has any shape: z = f(x, noise), the encoder also reads noise (paper, section 2)."""
+    """q(z|x) of any shape: z = f(x, noise), the encoder also reads noise (paper, section 2)."""
 
     kind: Literal["universal"] = "universal"
     noise_dim: PositiveInt = 8
-    """Numbers of standard normal noise that the encoder reads beside each sample."""
+    """Dimensions of the standard normal noise that the encoder reads with each sample."""
 
 
 class CategoricalPosterior(Section):
-    """q(z|x) is a class: the code is the softmax of the encoder's outputs, as in the paper."""
+    """q(z|x) is categorical: the code is the softmax of the encoder's outputs, as in the paper."""
 
     kind: Literal["categorical"] = "categorical"
     straight_through: bool = False
-    """Codes are one-hot, and gradients those of the softmax (Bengio et al. 2013)."""
+    """Codes are one-hot; gradients are those of the softmax (Bengio et al. 2013)."""
 
 
 Model = Annotated[MlpModel | ConvModel | ResnetModel, Field(discriminator="kind")]

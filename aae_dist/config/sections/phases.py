@@ -1,4 +1,4 @@
-"""How each phase's parameters are updated: optimizer, learning-rate schedule, clipping."""
+"""Section phases: optimizer, learning-rate schedule and gradient clipping per phase."""
 
 from typing import Annotated, Literal
 
@@ -31,10 +31,10 @@ class AdamW(Section):
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
-    """Added to the denominator; the generator wants 1e-3 (configs/optimizer/adamw.yaml)."""
+    """Added to the denominator; use 1e-3 for the generator (configs/optimizer/adamw.yaml)."""
     weight_decay: NonNegativeFloat = 1e-2
-    """Part of every weight, times the learning rate, that is taken off in each update. With adamw
-    in reconstruction and in generator the encoder's weights are decayed twice a step."""
+    """Fraction of every weight, times the learning rate, that is subtracted in each update. With
+    adamw in both reconstruction and generator, the encoder's weights decay twice per step."""
 
 
 class Sgd(Section):
@@ -48,45 +48,45 @@ class Sgd(Section):
 
 
 class ConstantSchedule(Section):
-    """The learning rate stays."""
+    """Constant learning rate."""
 
     kind: Literal["constant"] = "constant"
     warmup: Fraction = 0.0
-    """Part of the planned samples over which the rate rises linearly from zero."""
+    """Fraction of the planned samples over which the rate rises linearly from zero."""
 
 
 class LinearSchedule(Section):
-    """The learning rate stays, then falls linearly."""
+    """Constant learning rate, then linear decay."""
 
     kind: Literal["linear"] = "linear"
     warmup: Fraction = 0.0
-    """Part of the planned samples over which the rate rises linearly from zero."""
+    """Fraction of the planned samples over which the rate rises linearly from zero."""
     decay_from: Fraction = 0.5
-    """Part of the planned samples after which the rate falls."""
+    """Fraction of the planned samples after which the rate decays."""
     final: Fraction = 0.0
-    """Factor reached at the end of the plan."""
+    """Factor on the learning rate at the end of training."""
 
 
 class CosineSchedule(Section):
-    """The learning rate falls along half a cosine."""
+    """Decay along half a cosine."""
 
     kind: Literal["cosine"] = "cosine"
     warmup: Fraction = 0.0
-    """Part of the planned samples over which the rate rises linearly from zero."""
+    """Fraction of the planned samples over which the rate rises linearly from zero."""
     final: Fraction = 0.0
-    """Factor reached at the end of the plan."""
+    """Factor on the learning rate at the end of training."""
 
 
 class StepSchedule(Section):
-    """The learning rate is multiplied by `factor` at each milestone (the paper's recipe)."""
+    """The learning rate is multiplied by `factor` at each milestone (as in the paper)."""
 
     kind: Literal["step"] = "step"
     warmup: Fraction = 0.0
-    """Part of the planned samples over which the rate rises linearly from zero."""
+    """Fraction of the planned samples over which the rate rises linearly from zero."""
     milestones: tuple[Fraction, ...] = (0.5,)
-    """Parts of the planned samples at which the rate drops."""
+    """Fractions of the planned samples at which the rate drops."""
     factor: Fraction = 0.1
-    """Factor of each drop."""
+    """Factor on the learning rate at each milestone."""
 
 
 Optimizer = Annotated[Adam | AdamW | Sgd, Field(discriminator="kind")]
@@ -97,20 +97,20 @@ Schedule = Annotated[
 
 
 class Phase(Section):
-    """One phase's update rule."""
+    """Update rule of one phase."""
 
     optimizer: Optimizer = Adam()
     schedule: Schedule = LinearSchedule()
-    """Factor on the learning rate, a function of samples seen over samples planned."""
+    """Factor on the learning rate as a function of samples seen over samples planned."""
     clip_norm: NonNegativeFloat | None = None
-    """Largest L2 norm of the phase's averaged gradient; none by default."""
+    """Maximum L2 norm of the phase's averaged gradient; by default no clipping."""
 
 
 class Phases(Section):
-    """Update rules of the three phases; a method uses those it has.
+    """Update rules of the three phases; a method ignores phases that it does not have.
 
-    The default rates are the best balance of reconstruction and match of those tried on MNIST with
-    8 dimensions, for 2,000 and for 12,000 steps (docs/benchmarks.md).
+    Of the rates tried on MNIST with 8 latent dimensions, for 2,000 and 12,000 steps, the defaults
+    give the best balance of reconstruction error and match with the prior (docs/benchmarks.md).
     """
 
     reconstruction: Phase = Phase(optimizer=Adam(lr=2e-3))
@@ -118,10 +118,8 @@ class Phases(Section):
     discriminator: Phase = Phase(optimizer=Adam(lr=1e-3, betas=(0.5, 0.999)))
     """Trains the discriminator."""
     generator: Phase = Phase(optimizer=Adam(lr=1e-3, betas=(0.5, 0.999), eps=1e-3))
-    """Trains the encoder against the frozen discriminator.
-
-    Adam makes steps of one size of any gradient. Where codes match the prior, this one is small
-    (1e-4 a weight) and mostly noise: full steps of it roughen the encoder until the discriminator
-    wins. With eps = 1e-3 such steps are those of SGD with lr / eps = 1 (the paper's 0.1 with
-    momentum 0.9), and a step is never longer than Adam's.
-    """
+    """Trains the encoder against the frozen discriminator. Adam's steps have the same size for any
+    gradient. Where the codes match the prior, this gradient is small (1e-4 per weight) and mostly
+    noise, and full steps of it roughen the encoder until the discriminator wins. With eps = 1e-3
+    such small gradients give the steps of SGD with lr / eps = 1 (the paper: 0.1 with momentum 0.9),
+    and no step is longer than Adam's."""

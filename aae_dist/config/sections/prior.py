@@ -1,4 +1,4 @@
-"""Priors p(z): what the codes shall be distributed like."""
+"""Section prior: the distribution p(z) that the codes are matched to."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,11 +13,11 @@ class GaussianPrior(Section):
 
     kind: Literal["gaussian"] = "gaussian"
     std: PositiveFloat = 1.0
-    """Standard deviation of every latent dimension (the paper's likelihood runs use 5 on MNIST)."""
+    """Standard deviation per latent dimension (the paper's likelihood runs on MNIST use 5)."""
 
 
 class MixturePrior(Section):
-    """A ring of Gaussians, elongated along the radius; needs an even latent_dim."""
+    """Gaussians on a circle, elongated along the radius; needs an even latent_dim."""
 
     kind: Literal["mixture"] = "mixture"
     num_modes: PositiveInt = 10
@@ -31,15 +31,15 @@ class MixturePrior(Section):
 
 
 class SwissRollPrior(Section):
-    """Points on a spiral; exists in two dimensions only and has no density."""
+    """Points on a spiral; for two dimensions only, without a density."""
 
     kind: Literal["swiss_roll"] = "swiss_roll"
     radius: PositiveFloat = 3.0
     """Radius at the outer end of the roll."""
     num_turns: PositiveFloat = 2.0
-    """Turns from the centre to the outer end."""
+    """Number of turns from the centre to the outer end."""
     num_classes: PositiveInt = 10
-    """Pieces of equal probability that a class label chooses among, from the centre outwards."""
+    """Number of pieces of equal probability, one per class, from the centre outwards."""
 
 
 class UniformPrior(Section):
@@ -47,29 +47,29 @@ class UniformPrior(Section):
 
     kind: Literal["uniform"] = "uniform"
     half_width: PositiveFloat = 1.0
-    """Every dimension reaches from minus this to this."""
+    """Every dimension ranges from minus this to this."""
 
 
 class LaplacePrior(Section):
-    """Independent Laplace distributions: a sharper peak and heavier tails than the Gaussian."""
+    """Independent Laplace distributions: a sharper peak and heavier tails than a Gaussian."""
 
     kind: Literal["laplace"] = "laplace"
     scale: PositiveFloat = 1.0
-    """Mean distance from 0 in every dimension; the standard deviation is 1.41 times this."""
+    """Mean absolute value per dimension; the standard deviation is 1.41 times this."""
 
 
 class StudentTPrior(Section):
-    """Multivariate Student t: a Gaussian whose tails follow a power law."""
+    """Multivariate Student t distribution, whose tails follow a power law."""
 
     kind: Literal["student_t"] = "student_t"
     degrees_of_freedom: Annotated[int, Field(ge=3, le=1000)] = 5
-    """3 has the heaviest tails of finite variance; large numbers approach the Gaussian."""
+    """3 gives the heaviest tails with finite variance; large numbers approach a Gaussian."""
     scale: PositiveFloat = 1.0
-    """Scale of every dimension."""
+    """Scale per dimension."""
 
 
 class SpherePrior(Section):
-    """Uniform on the surface of a sphere; has no density in the space around it."""
+    """Uniform on the surface of a sphere; without a density in the surrounding space."""
 
     kind: Literal["sphere"] = "sphere"
     radius: PositiveFloat = 1.0
@@ -85,40 +85,40 @@ class CategoricalPrior(Section):
 class DataPrior(Section):
     """Vectors of a WebDataset, drawn with replacement; checkpoints keep a copy of them.
 
-    Bad ones are left out, up to the part of `data.max_bad_fraction`.
+    Bad samples are skipped, up to a fraction of `data.max_bad_fraction`.
     """
 
     kind: Literal["data"] = "data"
     vectors: str | Annotated[tuple[str, ...], Field(min_length=1)]
-    """Shards, as in data.train, of samples with a vector of model.latent_dim numbers."""
+    """Shards, as in data.train; each sample has a vector of model.latent_dim numbers."""
     key: str = "npy"
-    """Field name of the vector."""
+    """Field of the vector."""
     max_vectors: PositiveInt = 10_000
-    """Vectors that are read, spread evenly over all."""
+    """Number of vectors to read, spread evenly over the data set."""
 
 
 class RunPrior(Section):
     """Codes of another run's training data, drawn with replacement; checkpoints keep a copy.
 
-    They are means of q(z|x): less spread than the aggregated posterior of a run with
-    posterior.kind=gaussian or universal. Bad samples are left out, as for `data`.
+    The codes are means of q(z|x): for a run with posterior.kind=gaussian or universal they spread
+    less than its aggregated posterior. Bad samples are skipped, as for `data`.
     """
 
     kind: Literal["run"] = "run"
     uri: str
-    """Folder of that run, which has the same model.latent_dim."""
+    """URI of that run, which must have the same model.latent_dim."""
     max_vectors: PositiveInt = 10_000
-    """Samples that are encoded, spread evenly over all."""
+    """Number of samples to encode, spread evenly over the data set."""
 
 
 class CustomPrior(Section):
-    """A prior of your own, by import path."""
+    """A custom prior, by import path."""
 
     kind: Literal["custom"] = "custom"
     path: str = Field(pattern=IMPORT_PATH)
     """`package.module:Class`; the class is called with latent_dim and `arguments`."""
     arguments: dict[str, Any] = {}
-    """Keyword arguments of the class, beside latent_dim."""
+    """Further keyword arguments of the class."""
 
 
 Prior = Annotated[

@@ -1,4 +1,4 @@
-"""A run: its name and place, how long it trains, when it is saved, where it is shown."""
+"""Sections run, train, checkpoint and wandb: identity, length, saving and tracking of a run."""
 
 from typing import Annotated, Literal
 
@@ -12,78 +12,82 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class Run(Section):
-    """The run's identity and place."""
+    """Identity and location of the run."""
 
     name: str = Field(pattern=NAME)
-    """Folder of the run inside `storage`; the same name resumes. Letters, digits and . - _ only."""
+    """Folder of the run inside `storage`; the same name resumes it. Letters, digits and . - _
+    only."""
     storage: str = "~/aae_dist/runs"
-    """Local path, s3://, gs:// or az:// that all nodes can reach."""
+    """Local path, s3://, gs:// or az://; all nodes must be able to reach it."""
     seed: NonNegativeInt = 0
-    """Key of every random draw: weights, order, prior samples, noise."""
+    """Seed of every random draw: weights, sample order, prior samples, noise."""
     resume: Literal["auto", "must", "never"] = "auto"
-    """auto resumes if there is a checkpoint; must insists on one; never refuses to find one."""
+    """auto: resume if there is a checkpoint. must: fail without one. never: fail if there is
+    one."""
     init_from: str | None = None
-    """URI of another run whose newest weights, and average, this run starts from, at step 0."""
+    """URI of another run; this run starts at step 0 from its newest weights and moving average."""
 
 
 class Train(Section):
-    """Length, batch sizes and intervals, in steps of one global batch."""
+    """Length, batch sizes and intervals; one step processes one global batch."""
 
     steps: PositiveInt | None = None
-    """Steps to train; give this or `epochs`."""
+    """Number of steps; give this or `epochs`."""
     epochs: PositiveInt | None = None
-    """Passes over the training data; give this or `steps`."""
+    """Number of passes over the training data; give this or `steps`."""
     global_batch_size: PositiveInt = 128
-    """Samples per step, summed over all ranks, however many there are."""
+    """Samples per step over all ranks, whatever their number."""
     micro_batch_size: PositiveInt | Literal["auto"] | None = None
-    """Samples per forward pass on one rank; by default a rank's whole share of the global batch.
-    auto: on CUDA the share, or the half, quarter ... of it that fits the memory (never tried on a
-    GPU so far); elsewhere the share."""
+    """Samples per forward pass of one rank; by default the rank's whole share of the global batch.
+    auto: on CUDA the share, or the largest half, quarter ... of it that fits in memory (not yet
+    tried on a GPU); elsewhere the share."""
     log_every_steps: PositiveInt = 50
-    """Steps between two log points: a line, a record of metrics.jsonl, W&B."""
+    """Steps between log points: one console line, one record in metrics.jsonl, one W&B step."""
     evaluate_every_steps: PositiveInt | None = None
-    """By default at the end only."""
+    """Steps between evaluations; by default only one at the end."""
     best_metric: str = "prior_match/c2st"
-    """Metric of evaluations whose lowest value marks the best checkpoint, which is kept, too."""
+    """Evaluation metric whose lowest value selects the best checkpoint, which is kept as well."""
     max_skipped_updates: PositiveInt = 20
-    """Updates in a row that a phase may skip for non-finite gradients before the run ends."""
+    """Consecutive updates that a phase may skip for non-finite gradients before the run fails."""
     max_rollbacks: NonNegativeInt = 0
-    """Times it goes back to the last good checkpoint instead; from the second on at half the lr."""
+    """Number of rollbacks to the last good checkpoint before the run fails. From the second
+    rollback on, all learning rates are halved each time."""
     compare_ranks_every_steps: PositiveInt = 100
-    """Steps between two comparisons of 64-bit fingerprints of all networks over the ranks."""
+    """Steps between comparisons of the networks of all ranks, by 64-bit fingerprints."""
     precision: Literal["fp32", "tf32", "bf16", "fp64"] = "fp32"
-    """tf32: products on CUDA with 10 bits. bf16: encoder and decoder compute in bfloat16; weights,
-    codes, losses and discriminator stay fp32. fp64 serves proofs of equality."""
+    """tf32: matrix products on CUDA with 10-bit mantissas. bf16: encoder and decoder compute in
+    bfloat16; weights, codes, losses and the discriminator stay fp32. fp64: for equality tests."""
     compile: bool = False
-    """Train with code that torch.compile makes of the networks; starts a minute later."""
+    """Compile the networks with torch.compile; the start takes about a minute longer."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Keep a moving average of encoder and decoder, for example 0.999 a step; scores, pictures and
-    `load_run` then use it."""
+    """Decay per step of a moving average of encoder and decoder, for example 0.999; evaluations,
+    pictures and `load_run` then use the average."""
     device: Device = "auto"
-    """auto takes the GPU that the launcher gave the rank, else the CPU."""
+    """auto: the GPU that the launcher assigned to the rank, else the CPU."""
 
 
 class Checkpoint(Section):
-    """When to save and what to keep."""
+    """When checkpoints are saved, and how many are kept."""
 
     every_steps: PositiveInt | None = None
-    """Save at multiples of this step."""
+    """Save at every multiple of this step."""
     every_seconds: PositiveFloat | None = 300.0
-    """Save when this long has passed since the last save, in seconds by rank 0; null: never."""
+    """Save when this many seconds have passed since the last save, on the clock of rank 0; null: do
+    not save by time."""
     keep: PositiveInt = 3
-    """Newest checkpoints to keep; the best one by `train.best_metric` is kept beside them."""
+    """Number of newest checkpoints to keep, besides the best one by `train.best_metric`."""
 
 
 class Wandb(Section):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with an API key, else off, saying so."""
+    """auto: online if there is an API key, else disabled, with a message."""
     project: str = "aae_dist"
-    """Where the run is shown."""
+    """W&B project of the run."""
     entity: str | None = None
-    """Whose project it is: a user or a team; by default the key's."""
+    """User or team that owns the project; by default that of the API key."""
     group: str | None = None
-    """Runs of one group are shown together; by default the sweep's name for its trials."""
+    """Group of runs that W&B shows together; for trials of a sweep by default the sweep's name."""
     tags: tuple[str, ...] = ()
-    """Labels to search for."""
+    """Tags to filter by."""

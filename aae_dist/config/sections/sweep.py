@@ -1,4 +1,4 @@
-"""The section of a sweep: what is searched, how, by which measure."""
+"""Section sweep: search space, search algorithm, scheduler and objective."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,15 +11,15 @@ Mode = Literal["min", "max"]
 
 
 class AutoSearch(Section):
-    """grid where every term of the space is a grid, else random."""
+    """grid if every term of the space is a grid, else random."""
 
     kind: Literal["auto"] = "auto"
     seed: NonNegativeInt = 0
-    """Key of all draws: the same seed proposes the same trials."""
+    """Seed of all draws: the same seed proposes the same trials."""
 
 
 class GridSearch(Section):
-    """Every combination of the grids, once."""
+    """Every combination of the grids."""
 
     kind: Literal["grid"] = "grid"
 
@@ -29,7 +29,7 @@ class RandomSearch(Section):
 
     kind: Literal["random"] = "random"
     seed: NonNegativeInt = 0
-    """Key of all draws: the same seed proposes the same trials."""
+    """Seed of all draws: the same seed proposes the same trials."""
 
 
 class OptunaSearch(Section):
@@ -37,41 +37,41 @@ class OptunaSearch(Section):
 
     kind: Literal["optuna"] = "optuna"
     seed: NonNegativeInt = 0
-    """Key of Optuna's draws."""
+    """Seed of Optuna's draws."""
     startup_trials: NonNegativeInt = 10
-    """Trials drawn at random before the estimator proposes."""
+    """Random trials before the estimator proposes any."""
 
 
 class NoScheduler(Section):
-    """Every trial runs to its end."""
+    """No early stopping."""
 
     kind: Literal["none"] = "none"
 
 
 class AshaScheduler(Section):
-    """Asynchronous successive halving: at each rung only the best go on."""
+    """Asynchronous successive halving: at each rung only the best trials continue."""
 
     kind: Literal["asha"] = "asha"
     unit: Literal["steps", "samples", "epochs"] | None = None
-    """Unit of `grace` and `longest`; by default the one that the trials' length is given in."""
+    """Unit of `grace` and `longest`; by default that of the trials' length."""
     grace: PositiveInt = 1
-    """First rung: no trial is stopped before it; evaluations should fall on the rungs."""
+    """First rung: no trial is stopped before it. Evaluations should fall on the rungs."""
     longest: PositiveInt | None = None
-    """Length of a trial that is not stopped; by default the trials' train.steps or train.epochs."""
+    """Length of a full trial; by default the trials' train.steps or train.epochs."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """One in so many goes on at a rung; the next rung is so many times further."""
+    """At a rung, one trial in this many continues; the next rung is this many times later."""
 
 
 class PbtScheduler(Section):
-    """Population based training: bad trials copy a good one's state and change its rates."""
+    """Population based training: bad trials copy the state of a good one and perturb its rates."""
 
     kind: Literal["pbt"] = "pbt"
     every_steps: PositiveInt
-    """Steps between two comparisons; evaluations fall on them."""
+    """Steps between comparisons of the trials; evaluations must fall on them."""
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Share of the trials that copies, and share that is copied from."""
+    """Fraction of the trials that are replaced, and fraction that they copy from."""
     resample_probability: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Chance that a rate is drawn anew, not multiplied by 0.8 or 1.2."""
+    """Probability that a rate is resampled instead of multiplied by 0.8 or 1.2."""
 
 
 Search = Annotated[
@@ -84,28 +84,30 @@ class Sweep(Section):
     """Many runs of one configuration, searched and compared (`aae-dist tune`)."""
 
     name: str = Field(pattern=NAME)
-    """Folder of the sweep inside run.storage; the same name resumes. As run.name."""
+    """Folder of the sweep inside run.storage; the same name resumes it. Characters as for
+    run.name."""
     space: Annotated[dict[str, Any], Field(min_length=1)]
-    """Terms by dotted key: grid, choice, uniform, loguniform, randint; also whole sections."""
+    """Terms by dotted key: grid, choice, uniform, loguniform, randint; values may be whole
+    sections."""
     metric: str | Annotated[tuple[str, ...], Field(min_length=2)] | dict[str, float] = (
         "prior_match/c2st"
     )
-    """What counts: one metric, weights of several (their sum), or a list (their Pareto front)."""
+    """Objective: one metric, a map of metrics to weights (their sum), or a list (Pareto front)."""
     mode: Mode | tuple[Mode, ...] = "min"
-    """Whether less or more is better; a list gives one for each metric of a list."""
+    """Whether low or high values are better; a list gives one mode per metric of a list."""
     num_trials: PositiveInt | None = None
-    """Trials in all, for random and Optuna; a grid has as many as it has points."""
+    """Number of trials, for random search and Optuna; a grid has one per point."""
     search: Search = AutoSearch()
     scheduler: Scheduler = NoScheduler()
     max_concurrent: PositiveInt | None = None
-    """Trials at a time; by default as many as the cluster holds."""
+    """Number of trials that run at once; by default as many as the cluster has resources for."""
     max_failures: NonNegativeInt = 2
-    """Times that a trial whose process died is started again."""
+    """Restarts of a trial whose process died."""
     invalid: Literal["refuse", "skip"] = "refuse"
-    """What to do with points of the space that are no valid configuration."""
+    """refuse: fail if a point of the space is not a valid configuration. skip: leave it out."""
 
 
 class SweepFile(Section):
-    """What a file for `aae-dist tune` holds beside a run's configuration."""
+    """Sections of a file for `aae-dist tune` that are not part of a run's configuration."""
 
     sweep: Sweep
