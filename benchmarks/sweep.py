@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aae_dist.config import dump_yaml
-from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.sweeps import SweepRecord, read_sweep
+from aae_dist.sweeps.plan import load_sweep
 
 QUICK = Path(__file__).parents[1] / "configs" / "sweep" / "quick.yaml"
 GOAL = 1.7

@@ -9,7 +9,7 @@ def index(args: argparse.Namespace) -> int:
     """Index; return the exit code."""
     if not args.ray:
         return run_index(args)
-    from aae_dist.launch.ray_executor import ray_executor
+    from aae_dist.launch.ray.executor import ray_executor
 
     with ray_executor() as executor:
         return run_index(args, executor)

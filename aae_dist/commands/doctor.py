@@ -16,7 +16,7 @@ from aae_dist.tracking.wandb_open import DEFAULT_SERVER, decide_mode
 
 if TYPE_CHECKING:
     from aae_dist.doctor.machine import Machine
-    from aae_dist.launch.ray_doctor import Place
+    from aae_dist.doctor.ray import Place
 
 
 def doctor(items: Sequence[str]) -> int:
@@ -78,7 +78,8 @@ def _this_machine(config: RunConfig | None) -> Iterator[Finding]:
 
 
 def _cluster(config: RunConfig | None) -> Iterator[Finding]:
-    from aae_dist.launch import ray_cluster, ray_doctor
+    from aae_dist.doctor import ray as ray_doctor
+    from aae_dist.launch.ray import cluster as ray_cluster
 
     with ray_cluster.connected():
         pairs, findings = ray_doctor.facts(ray_doctor.places())
@@ -103,7 +104,7 @@ def _cluster(config: RunConfig | None) -> Iterator[Finding]:
 
 def _machines(pairs: "Sequence[tuple[Place, Machine]]", gpus: float) -> Iterator[Finding]:
     from aae_dist.doctor import probes
-    from aae_dist.launch import ray_doctor
+    from aae_dist.doctor import ray as ray_doctor
 
     machines, places = [machine for _, machine in pairs], [place for place, _ in pairs]
     yield from rules.same_versions(machines)

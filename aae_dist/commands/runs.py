@@ -13,7 +13,7 @@ from aae_dist.commands.tables import number
 from aae_dist.config.paths import absolute_storage
 from aae_dist.errors import ConfigError
 from aae_dist.storage import is_remote, open_storage
-from aae_dist.training.run_listing import RunRow, list_runs
+from aae_dist.sweeps.listing import RunRow, list_runs
 
 COLUMNS = {
     "mse": "reconstruction/mse",

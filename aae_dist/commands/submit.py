@@ -16,14 +16,14 @@ from aae_dist.config.loading.tree import plain
 from aae_dist.config.loading.yaml import dump
 from aae_dist.config.paths import PATHS
 from aae_dist.config.redaction import redact
-from aae_dist.config.sweep_plan import SweepPlan, load_sweep
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch import kubectl, manifest
-from aae_dist.launch.ray_cluster import refuse_if_impossible
-from aae_dist.launch.ray_demand import demand_of
+from aae_dist.launch.ray.cluster import refuse_if_impossible
+from aae_dist.launch.ray.resources import demand_of
+from aae_dist.sweeps.plan import SweepPlan, load_sweep
 
 if TYPE_CHECKING:
-    from aae_dist.launch.ray_jobs import Jobs, Log
+    from aae_dist.launch.submit.ray_jobs import Jobs, Log
 
 
 _LOCAL = "launch.kind=local trains on one machine; drop it (the default is ray)"
@@ -279,7 +279,7 @@ def to_ray(
         ConfigError: the configuration is wrong.
         LaunchError: no cluster answers, or it refuses.
     """
-    from aae_dist.launch.ray_jobs import Jobs, Log, check_address, entrypoint
+    from aae_dist.launch.submit.ray_jobs import Jobs, Log, check_address, entrypoint
 
     check_address(address)
     work = read_work(items)
@@ -305,7 +305,7 @@ def to_ray(
 
 def follow_ray(job: str, address: str, stop: bool = False, stop_on_interrupt: bool = False) -> int:
     """Follow a job that was submitted before, or stop it first; return its exit code."""
-    from aae_dist.launch.ray_jobs import Jobs, Log
+    from aae_dist.launch.submit.ray_jobs import Jobs, Log
 
     jobs, log = Jobs(address), Log()
     if stop:

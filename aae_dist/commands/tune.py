@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from aae_dist.commands.items import split_items
 from aae_dist.config.loading.yaml import dump
-from aae_dist.config.sweep_plan import SweepPlan, describe, load_sweep
 from aae_dist.errors import LaunchError
+from aae_dist.sweeps.plan import SweepPlan, describe, load_sweep
 
 if TYPE_CHECKING:
     from aae_dist.sweeps.ledger import Ledger
@@ -42,8 +42,8 @@ def tune(items: Sequence[str], dry_run: bool = False) -> int:
         raise LaunchError(
             "aae-dist tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]'"
         )
-    from aae_dist.launch.tune_sweep import launch_sweep
     from aae_dist.report import write_report
+    from aae_dist.tune.sweep import launch_sweep
 
     _show_end(launch_sweep(plan, write_report))
     return 0

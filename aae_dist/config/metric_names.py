@@ -4,13 +4,15 @@ Listed here and not taken from the code that measures: that needs torch. A test 
 method and compares.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
 from aae_dist.config.loading import schema
 from aae_dist.config.loading.tree import Leaf, Tree, show
 from aae_dist.config.sections.method import Method
 
+NUM_SAMPLES = "prior_match/num_samples"
+"""Number of samples that an evaluation's scores of the prior match are computed from."""
 METHODS = tuple(schema.by_kind(schema.classes_in(Method)))
 
 _LOSSES = {
@@ -42,7 +44,7 @@ _LOGGED = (
 _EVALUATED = (
     *("reconstruction/mse", "reconstruction/sum_half"),
     *("prior_match/c2st", "prior_match/c2st_low", "prior_match/c2st_high"),
-    *("prior_match/sliced_wasserstein", "prior_match/mmd", "prior_match/num_samples"),
+    *("prior_match/sliced_wasserstein", "prior_match/mmd", NUM_SAMPLES),
     "data/bad_validation_samples",
     "codes/smallest_spread",
 )
@@ -67,6 +69,17 @@ def evaluated(method: str) -> set[str]:
     alarms = {"alarm/collapsed_codes"}
     alarms |= {"alarm/discriminator_dead"} if method == "adversarial" else set()
     return scores(method) | alarms
+
+
+def is_comparable(
+    names: Iterable[str], metrics: Mapping[str, float | None], usual: float | None
+) -> bool:
+    """Return whether scores compare with those of `usual` samples: of fewer, a match looks worse.
+
+    Only the scores of the prior match depend on the number of samples.
+    """
+    depends = any(name.startswith("prior_match/") for name in names)
+    return not depends or usual is None or metrics.get(NUM_SAMPLES) in (None, usual)
 
 
 def unknown(name: str, methods: Iterable[str]) -> str | None:

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from aae_dist.config import RunConfig
 from aae_dist.errors import Interrupted, LaunchError
-from aae_dist.launch.ray_cluster import check_storage
+from aae_dist.launch.ray.cluster import check_storage
 from aae_dist.training.outcome import Outcome
 
 __all__ = ["launch"]
@@ -40,6 +40,6 @@ def _launch_ray(config: RunConfig) -> Outcome:
             "launch.kind=ray needs Ray, which is not installed. Run pip install 'aae_dist[ray]', "
             "or use launch.kind=local."
         )
-    from aae_dist.launch.ray_train import launch_ray
+    from aae_dist.launch.ray.launch import launch_ray
 
     return launch_ray(config)

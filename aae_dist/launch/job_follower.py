@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from aae_dist.errors import LaunchError
 from aae_dist.launch.kubectl import ENDED, Kubectl
+from aae_dist.launch.log import say
 from aae_dist.launch.manifest import Object
-from aae_dist.launch.ray_jobs import SAVED, exit_code
-from aae_dist.launch.say import say
+from aae_dist.launch.submit.ray_jobs import SAVED, exit_code
 
 POLL_SECONDS = 3.0
 LOST_SECONDS = 600.0

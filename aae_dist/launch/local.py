@@ -12,8 +12,8 @@ from aae_dist.config import RunConfig
 from aae_dist.distributed.control import COLLECTIVE_SECONDS, control_group
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
-from aae_dist.launch.say import say
-from aae_dist.launch.signals import StopSignals
+from aae_dist.launch.log import say
+from aae_dist.launch.stop import StopSignals
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.trainer import train
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from aae_dist.errors import LaunchError
-from aae_dist.launch.ray_demand import Resources
+from aae_dist.launch.ray.resources import Resources
 
 Object = dict[str, Any]
 MAX_NAME = 47

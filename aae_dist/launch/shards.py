@@ -93,12 +93,12 @@ def _through_ray(config: RunConfig, calls: Sequence[Call]) -> Iterator[int]:
             "launch.workers > 1 needs Ray, which is not installed. Run pip install "
             "'aae_dist[ray]', or do without it: launch.workers=1"
         )
-    from aae_dist.launch.ray_tasks import run_tasks
+    from aae_dist.launch.ray.tasks import run_tasks
 
     yield from run_tasks(config, _write_in_task, calls)
 
 
 def _write_in_task(job: Job, number: int, shard: Shard) -> int:
-    from aae_dist.launch.ray_device import own_device
+    from aae_dist.launch.ray.device import own_device
 
     return write_shard(replace(job, device=own_device(job.device)), number, shard)

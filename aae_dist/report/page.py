@@ -15,8 +15,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.drawing import png
-from aae_dist.objective import NUM_SAMPLES
 from aae_dist.report import formatting
 from aae_dist.report.charts import parallel, parameters, pareto
 from aae_dist.report.charts.style import DOTS_PER_INCH

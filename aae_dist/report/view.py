@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from aae_dist.objective import Objective, Point, pareto_front, ranking
 from aae_dist.report.formatting import format_value
 from aae_dist.sweeps import SweepRecord, TrialRecord
+from aae_dist.sweeps.objective import Objective, Point, pareto_front, ranking
 
 Value = str | float
 Interval = tuple[float, float]

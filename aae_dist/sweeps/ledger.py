@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aae_dist.config import dump_yaml
-from aae_dist.config.sweep_plan import SweepPlan, TrialPlan, describe
-from aae_dist.objective import Objective, is_comparable, ranking, usual_num_samples
+from aae_dist.config.metric_names import is_comparable
 from aae_dist.storage import Storage
+from aae_dist.sweeps.async_writer import LateWriter
 from aae_dist.sweeps.folder import BEST, READERS, STATES, SWEEP, TRIAL, TRIALS, read_json
-from aae_dist.sweeps.late_writer import LateWriter
+from aae_dist.sweeps.objective import Objective, ranking, usual_num_samples
+from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.tracking.json_lines import finite
 
 WRITE_SECONDS = 10.0

@@ -3,8 +3,8 @@
 import pytest
 
 from aae_dist.config import config_from_tree, load_config, metric_names
-from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.errors import ConfigError
+from aae_dist.sweeps.plan import load_sweep
 
 RUN = ["data.train=s3://b/x.tar", "data.validation=s3://b/y.tar", "train.steps=5"]
 SWEEP = [*RUN, "sweep.name=s", "sweep.space.model.latent_dim={grid: [2, 4]}", "launch.workers=1"]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from aae_dist.config.sections import prior as sections
-from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.evaluation import null
 from aae_dist.priors import build_prior
+from aae_dist.sweeps.plan import load_sweep
 
 DRAWS = 64
 QUICK = Path(__file__).parents[2] / "configs" / "sweep" / "quick.yaml"

@@ -4,9 +4,9 @@ import pytest
 
 from aae_dist.config import load_config
 from aae_dist.errors import LaunchError
-from aae_dist.launch import ray_cluster
-from aae_dist.launch.ray_cluster import refuse_if_impossible
-from aae_dist.launch.ray_demand import Demand
+from aae_dist.launch.ray import cluster as ray_cluster
+from aae_dist.launch.ray.cluster import refuse_if_impossible
+from aae_dist.launch.ray.resources import Demand
 
 
 def test_a_worker_lies_on_one_node_only():

@@ -15,8 +15,8 @@ from aae_dist.launch.failures import (
     last_line,
     root_cause,
 )
-from aae_dist.launch.ray_executor import _pass_on
-from aae_dist.launch.ray_tasks import _value
+from aae_dist.launch.ray.executor import _pass_on
+from aae_dist.launch.ray.tasks import _value
 
 
 def test_the_rank_that_failed_of_itself_is_named():

@@ -1,6 +1,6 @@
 """The actor between driver and workers, called without Ray: it is a plain class."""
 
-from aae_dist.launch.ray_monitor import Monitor
+from aae_dist.launch.ray.monitor import Monitor
 
 
 def test_the_same_failure_counts_as_repeated_in_a_later_attempt_only():

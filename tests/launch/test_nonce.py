@@ -3,7 +3,7 @@
 import pytest
 
 from aae_dist.errors import LaunchError
-from aae_dist.launch import nonce
+from aae_dist.launch import shared_storage as nonce
 from aae_dist.storage import open_storage
 
 

@@ -14,9 +14,11 @@ import torch
 from aae_dist.config import load_config
 from aae_dist.data import Manifest
 from aae_dist.inference.dataset_job import Job
-from aae_dist.launch import ray_worker, shards, trial_training
-from aae_dist.launch.ray_device import own_device
-from aae_dist.launch.trial_session import Channel, StopFlag
+from aae_dist.launch import shards
+from aae_dist.launch.ray import worker as ray_worker
+from aae_dist.launch.ray.device import own_device
+from aae_dist.tune import training as trial_training
+from aae_dist.tune.session import Channel, StopFlag
 
 pytestmark = pytest.mark.ray
 

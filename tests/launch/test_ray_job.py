@@ -9,8 +9,9 @@ import pytest
 from aae_dist.cli import main
 from aae_dist.config import load_config
 from aae_dist.errors import ConfigError, LaunchError
-from aae_dist.launch import launch, ray_cluster
-from aae_dist.launch.ray_train import launch_ray
+from aae_dist.launch import launch
+from aae_dist.launch.ray import cluster as ray_cluster
+from aae_dist.launch.ray.launch import launch_ray
 
 QUICK_SWEEP = Path(__file__).parents[2] / "configs/sweep/quick.yaml"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -21,7 +21,7 @@ class NoMonitor:
 
 def test_the_last_metrics_reach_ray_although_no_report_was_due(monkeypatch):
     ray_train = pytest.importorskip("ray.train")
-    from aae_dist.launch.ray_worker import RayReporter
+    from aae_dist.launch.ray.worker import RayReporter
 
     reported = []
     monkeypatch.setattr(ray_train, "report", reported.append)

@@ -10,13 +10,13 @@ import time
 import pytest
 
 from aae_dist.config import load_config
-from aae_dist.config.sweep_plan import load_sweep
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import open_storage
 from aae_dist.storage.local import LocalStorage
 from aae_dist.sweeps import folder as sweep_folder
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.ledger import Ledger
+from aae_dist.sweeps.plan import load_sweep
 
 SCORE = "reconstruction/mse"
 
@@ -272,7 +272,7 @@ def test_all_that_is_owed_is_written_before_the_process_ends(tmp_path):
     code = (
         "import time\n"
         "from aae_dist.storage import open_storage\n"
-        "from aae_dist.sweeps.late_writer import LateWriter\n"
+        "from aae_dist.sweeps.async_writer import LateWriter\n"
         f"folder = open_storage({str(tmp_path)!r})\n"
         "writer = LateWriter(folder, lambda key: time.sleep(0.1) or key.encode())\n"
         "writer.owe('a', 'b', 'c')\n"

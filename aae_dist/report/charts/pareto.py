@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from aae_dist.objective import Mode, pareto_front
 from aae_dist.report.charts.style import (
     FAINT,
     INK,
@@ -22,6 +21,7 @@ from aae_dist.report.charts.style import (
 )
 from aae_dist.report.formatting import format_value, label
 from aae_dist.report.view import PERFECT, SEED, RankedTrial, View
+from aae_dist.sweeps.objective import Mode, pareto_front
 
 MAX_ANNOTATED = 40
 """Largest number of trials whose points are annotated with a parameter."""

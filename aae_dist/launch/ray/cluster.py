@@ -1,0 +1,249 @@
+"""The Ray cluster that a driver uses: joined or started, and what it has."""
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from aae_dist.config import RunConfig
+from aae_dist.config.paths import inside_ray_job
+from aae_dist.config.sections.launch import Launch
+from aae_dist.data.format.patterns import check_present
+from aae_dist.errors import ConfigError, DataError, LaunchError
+from aae_dist.launch.log import say
+from aae_dist.launch.ray import resources as ray_demand
+from aae_dist.launch.ray.resources import Demand, Resources, show, total
+
+ADDRESS = "RAY_ADDRESS"
+AUTOSCALER = "RAY_enable_autoscaler_v2"
+POLL_SECONDS = 1
+"""How often Ray Train's controller looks at its workers; its default is 2."""
+MOST_ADDRESSES = 16
+"""Addresses of data that are looked up before a run starts."""
+_MIN_ELASTIC_SECONDS = 60.0
+"""Ray's own default, which a slow machine needs to start a worker in."""
+
+
+def is_local() -> bool:
+    """Return whether this process starts a Ray of its own: nobody named a cluster."""
+    return not os.environ.get(ADDRESS)
+
+
+def check_storage(config: RunConfig) -> None:
+    """Raise ConfigError for a relative run.storage inside a Ray job, whose directory goes."""
+    storage = config.run.storage
+    if inside_ray_job() and "://" not in storage and not os.path.isabs(storage):
+        raise ConfigError(
+            f"run.storage: a relative path has no meaning inside a Ray job (got {storage}), whose "
+            "directory Ray deletes; use s3:// (gs://, az://) or the absolute path of a shared mount"
+        )
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise LaunchError, before Ray starts, if it would start here and here are too few CPUs."""
+    if is_local():
+        cpus = {"CPU": float(os.cpu_count() or 1)}
+        per_worker = {"CPU": float(config.launch.cpus_per_worker)}
+        demand = Demand(config.launch.most_workers, per_worker, config.launch.fewest_workers)
+        refuse_if_impossible(demand, [cpus], "this machine, where Ray would start, has")
+
+
+def check_data(configs: Iterable[RunConfig]) -> None:
+    """Raise DataError for data that does not exist, before workers and their GPUs are requested.
+
+    Only the workers' own machines tell for local paths, unless Ray is to start on this one.
+    """
+    settings = {config.data for config in configs}
+    for key in ("train", "validation"):
+        named = {getattr(data, key) for data in settings} - {None}
+        urls = {url for each in named for url in ([each] if isinstance(each, str) else each)}
+        try:
+            check_present(sorted(urls)[:MOST_ADDRESSES], look_here=is_local())
+        except DataError as error:
+            raise DataError(f"data.{key}: {error}") from None
+
+
+def advice(config: RunConfig) -> list[str]:
+    """Return lines to print at the start, on what will go wrong later."""
+    if inside_ray_job() and "RAY_JOB_STOP_WAIT_TIME_S" not in os.environ:
+        return [
+            "note: `ray job stop` will end this job after 3 s, too soon to save a checkpoint; "
+            'submit it with --runtime-env-json \'{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}\''
+        ]
+    return []
+
+
+@contextlib.contextmanager
+def connected(config: RunConfig | None = None) -> Iterator[None]:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine; leave it at the end.
+
+    A program that is connected to Ray already stays so.
+
+    Args:
+        config: of a run whose workers Ray Train shall start.
+
+    Raises:
+        LaunchError: no Ray answers at RAY_ADDRESS.
+    """
+    _set_environment()
+    if config is not None:
+        seconds = start_seconds(config.launch)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(seconds)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _connect()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect() -> None:
+    # Starting Ray is mostly waiting for its processes; meanwhile torch can be imported.
+    imports = threading.Thread(target=importlib.import_module, args=("ray.train.torch",))
+    imports.start()
+    try:
+        if is_local():
+            _start_here()
+        else:
+            _init()
+    except Exception as error:  # Ray raises bare Exception, too.
+        place = os.environ.get(ADDRESS, "on this machine")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LaunchError(
+            f"Ray {place} cannot be used: {reason} Check {ADDRESS} (unset, Ray starts here)."
+        ) from error
+    finally:
+        imports.join()
+
+
+@contextlib.contextmanager
+def _in_sessions_of_their_own() -> Iterator[None]:
+    """Let Ray start its processes where no signal to this process's group reaches them.
+
+    `timeout`, a terminal's Ctrl-C and job systems signal the whole group; that would end the
+    cluster at once, while the workers save a checkpoint.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    popen = getattr(services, "ConsolePopen", None)
+    if popen is not None:  # else renamed in a newer Ray: then all is as Ray does it
+        services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        if popen is not None:
+            services.ConsolePopen = popen
+
+
+def _start_here() -> None:
+    with _in_sessions_of_their_own():
+        _start_twice()
+
+
+def _start_twice() -> None:
+    try:
+        _init("local", include_dashboard=False)
+    except Exception as error:
+        if "timed out" not in str(error):
+            raise
+        # Ray gives its processes 30 s, too little for a machine that is busy otherwise.
+        say("Ray did not start within 30 s on this busy machine; trying once more")
+        _init("local", include_dashboard=False)
+
+
+def _init(*args: Any, **kwargs: Any) -> None:
+    import ray
+
+    ray.init(*args, log_to_driver=False, logging_level=logging.WARNING, **kwargs)
+
+
+def _set_environment() -> None:
+    """Set what Ray reads from the environment; what the user has set stays."""
+    defaults = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
+        # Raylets' messages would be printed between our lines, whatever log_to_driver says.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    }
+    if is_local():
+        defaults |= {
+            # A key of this launch only: Ray's own default writes one into the home directory.
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # What serves several nodes or a dashboard costs a start its seconds.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            "RAY_TRAIN_METRICS_ENABLED": "0",
+            # Ray's default is 15: workers would come behind Ray's own daemons.
+            "RAY_worker_niceness": "0",
+        }
+        if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+            defaults["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def start_seconds(launch: Launch) -> float:
+    """Return how long Ray waits for the places of all workers, in one go."""
+    if launch.is_elastic:
+        # How many there is room for is decided before this wait, and at once after a node's death
+        # the dead node still counts: the next decision, after it, is right.
+        return max(launch.resize_seconds, _MIN_ELASTIC_SECONDS)
+    # The driver, which can say why, gives up before.
+    return launch.max_wait_minutes * 60 + 60
+
+
+def nodes() -> list[Resources]:
+    """Return the resources of each live node, free or not."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def autoscaler_groups() -> list[tuple[Resources, int]]:
+    """Return (resources of a node, most nodes) of each group that an autoscaler may start."""
+    from ray._private.state import state
+
+    cluster = state.get_cluster_config()
+    groups = cluster.node_group_configs if cluster is not None else ()
+    # A negative max_count means that nothing but the cloud's quota bounds the group.
+    return [(dict(g.resources), g.max_count if g.max_count >= 0 else 10**6) for g in groups]
+
+
+def demand_of(config: RunConfig) -> Demand:
+    """Return what the run wants of this cluster, as it is or as its autoscaler may make it."""
+    groups = [resources for resources, _ in autoscaler_groups()]
+    return ray_demand.demand_of(config, [*nodes(), *groups])
+
+
+def check_demand(demand: Demand) -> None:
+    """Raise LaunchError at once if the cluster can never hold `demand`, however long one waits."""
+    groups = autoscaler_groups()
+    if groups:
+        grown = [resources for resources, most in groups for _ in range(min(most, demand.workers))]
+        refuse_if_impossible(demand, [*nodes(), *grown], "with its autoscaler, the cluster has")
+    elif not has_autoscaler():
+        refuse_if_impossible(demand, nodes(), "the cluster has")
+
+
+def has_autoscaler() -> bool:
+    """Return whether nodes may come by themselves (KubeRay tells the head node so)."""
+    return os.environ.get(AUTOSCALER, "0").lower() in ("1", "true")
+
+
+def refuse_if_impossible(demand: Demand, nodes: list[Resources], place: str) -> None:
+    """Raise LaunchError unless these nodes, all of them free, could hold `demand`."""
+    if demand.fits(nodes):
+        return
+    room = sum(demand.room_on(node) for node in nodes)
+    raise LaunchError(
+        f"launch: {demand} can never start: {place} {show(total(nodes))} on {len(nodes)} "
+        f"node{'s' * (len(nodes) != 1)}, room for {room}. "
+        f"Use launch.workers={max(room, 1)}, fewer launch.cpus_per_worker, or a larger cluster."
+    )

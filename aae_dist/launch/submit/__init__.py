@@ -1,0 +1,1 @@
+"""Work sent to a cluster elsewhere: as a Ray job, or as a RayJob of Kubernetes."""

@@ -1,0 +1,200 @@
+"""A job on a running Ray cluster, through its jobs API: submit, follow, stop, exit code."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aae_dist.errors import LaunchError
+from aae_dist.launch.log import say
+
+STOP_WAIT_SECONDS = 60
+"""How long Ray lets a stopped job save its checkpoint; its own default is 3 s."""
+CONFIG_FILE = "aae_dist-config.yaml"
+POLL_SECONDS = 1.0
+LOST_SECONDS = 60.0
+"""How long a cluster may be silent while its job is followed: a port-forward may start anew."""
+SAVED = "with a checkpoint"
+"""Part of the entrypoint's last line when it was stopped and had saved."""
+NOT_SENT = (".git", ".venv", ".env", "__pycache__", "runs", "*.pyc")
+
+
+def check_address(address: str) -> None:
+    """Raise LaunchError for what is no address of a dashboard."""
+    if not address.startswith(("http://", "https://")):
+        raise LaunchError(f"--address {address}: give the dashboard's address, http://HOST:8265")
+
+
+def entrypoint(verb: str) -> str:
+    """Return the command that the cluster's head runs.
+
+    Without a shell of its own, whose end would leave the driver to a process that does not reap:
+    Ray would wait for that zombie until the time to stop is up.
+    """
+    return f"exec aae-dist {verb} {CONFIG_FILE}"
+
+
+class Jobs:
+    """The jobs API at one address, such as http://localhost:8265."""
+
+    def __init__(self, address: str) -> None:
+        """Connect.
+
+        Raises:
+            LaunchError: nobody answers there, or not without a token.
+        """
+        from ray.job_submission import JobSubmissionClient
+
+        check_address(address)
+        self.address = address
+        # Uploads are told at the level INFO, between the lines of the job.
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        with explained(address):
+            self._client: Any = JobSubmissionClient(address)
+
+    def submit(
+        self, verb: str, name: str, config: str, env: Mapping[str, str], folder: Path | None
+    ) -> str:
+        """Start `aae-dist VERB` on the cluster's head; return the job's id.
+
+        Args:
+            verb: train or tune.
+            name: of the run or sweep; part of the id.
+            config: YAML text, sent as a file.
+            env: variables of the job; the dashboard shows them.
+            folder: files of the user's own that the job finds in its working directory.
+        """
+        job = f"{name}-{secrets.token_hex(3)}"
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS), **env}
+        with tempfile.TemporaryDirectory(prefix="aae_dist-") as temporary:
+            sent = Path(temporary) / "job"
+            if folder is None:
+                sent.mkdir()
+            else:
+                _copy(folder, sent)
+            (sent / CONFIG_FILE).write_text(config)
+            with explained(self.address):
+                return str(
+                    self._client.submit_job(
+                        entrypoint=entrypoint(verb),
+                        submission_id=job,
+                        runtime_env={"working_dir": str(sent), "env_vars": variables},
+                    )
+                )
+
+    def stop(self, job: str) -> None:
+        """Ask the job to save a checkpoint and end."""
+        with explained(self.address):
+            self._client.stop_job(job)
+
+    def follow(self, job: str, log: "Log") -> int:
+        """Print the job's log until it ends; return what `aae-dist` would have returned here.
+
+        Raises:
+            LaunchError: the cluster was silent for `LOST_SECONDS`.
+            KeyboardInterrupt: somebody pressed Ctrl-C; calling again goes on.
+        """
+        from aiohttp import ClientError
+
+        silent_since: float | None = None
+        while True:
+            try:
+                asyncio.run(self._print(job, log))
+                info = self._client.get_job_info(job)
+                silent_since = None
+                if info.status.is_terminal():
+                    return exit_code(str(info.status), info.driver_exit_code, log.saved)
+            except (OSError, RuntimeError, ValueError, ClientError) as error:
+                now = time.monotonic()
+                silent_since = silent_since or now
+                if now - silent_since > LOST_SECONDS:
+                    raise LaunchError(
+                        f"no answer from {self.address} for {LOST_SECONDS:.0f} s ({error}); job "
+                        f"{job} may go on: `ray job logs -f {job}`"
+                    ) from None
+            time.sleep(POLL_SECONDS)
+
+    async def _print(self, job: str, log: "Log") -> None:
+        log.rewind()
+        parts: AsyncIterator[str] = self._client.tail_job_logs(job)
+        async for part in parts:
+            log.take(part)
+
+
+class Log:
+    """What a job has printed; each tail starts from the beginning, and is shown once."""
+
+    def __init__(self) -> None:
+        """Start with nothing shown."""
+        self._shown = 0
+        self._position = 0
+        self._end = ""
+        self.saved = False
+
+    def rewind(self) -> None:
+        """Expect the log from its beginning again."""
+        self._position = 0
+
+    def take(self, part: str) -> None:
+        """Print what was not printed before."""
+        start = max(0, self._shown - self._position)
+        self._position += len(part)
+        if new := part[start:]:
+            print(new, end="", flush=True)
+            # Parts break anywhere, in the middle of a word too.
+            self.saved = self.saved or SAVED in self._end + new
+            self._end = (self._end + new)[-len(SAVED) :]
+            self._shown = self._position
+
+
+def _copy(folder: Path, sent: Path) -> None:
+    try:
+        ignored = shutil.ignore_patterns(*NOT_SENT)
+        shutil.copytree(folder, sent, symlinks=True, ignore=ignored)
+    except (OSError, shutil.Error) as error:
+        raise LaunchError(f"--working-dir {folder} cannot be copied: {error}"[:300]) from None
+
+
+def exit_code(status: str, driver: int | None, saved: bool) -> int:
+    """Return the exit code of a job that has ended, as `aae-dist train` gives them.
+
+    Ray knows the code of a job that ended by itself; of one that was stopped only the log tells
+    whether it had saved.
+    """
+    if status == "SUCCEEDED":
+        return 0
+    if status == "STOPPED":
+        if saved:
+            return 4
+        say("the job was stopped before it said that it had saved; it resumes from what it has")
+        return 2
+    if driver is None:
+        return 1
+    return driver if driver >= 0 else 128 - driver
+
+
+@contextlib.contextmanager
+def explained(address: str) -> Iterator[None]:
+    """Turn what the client raises into one line."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError:
+        raise LaunchError(
+            f"{address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (under KubeRay: "
+            "kubectl get secret CLUSTER -o jsonpath='{.data.auth_token}' | base64 -d)"
+        ) from None
+    except ConnectionError:
+        raise LaunchError(
+            f"no Ray dashboard answers at {address}; in Kubernetes, forward it first: "
+            "kubectl port-forward service/CLUSTER-head-svc 8265"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise LaunchError(f"{address}: {str(error).strip().splitlines()[0][:300]}") from None

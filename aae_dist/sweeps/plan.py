@@ -1,0 +1,265 @@
+"""A sweep before it starts: every trial that is known beforehand, checked as a run is."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from aae_dist.config.loading.load import (
+    ConfigFile,
+    config_error,
+    make_absolute,
+    problems_of,
+    read_layers,
+)
+from aae_dist.config.loading.merge import Merge
+from aae_dist.config.loading.tree import Leaf, Tree
+from aae_dist.config.metric_names import best_metric_problems
+from aae_dist.config.run_config import RunConfig
+from aae_dist.config.sections.sweep import GridSearch, Sweep
+from aae_dist.sweeps import space
+from aae_dist.sweeps.checks import checks
+from aae_dist.sweeps.layers import layer_of, read_sweep_section
+
+SHOWN = 20
+"""Problems of trials that one error tells; what follows is counted."""
+PROBES = 64
+"""Draws from a space whose trials are not known beforehand that are checked all the same."""
+TRIES = 200
+"""Draws in a row that repeat earlier trials after which a space is taken to be used up."""
+TRIALS = "trials"
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """One trial: a run of its own."""
+
+    id: str
+    number: int
+    parameters: dict[str, Any]
+    """By dotted key of the space; a structural value is a map."""
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What `aae-dist tune` was asked for."""
+
+    sweep: Sweep
+    uri: str
+    """The sweep's folder."""
+    storage: str
+    """`run.storage` as configured, in which the folder lies."""
+    trials: tuple[TrialPlan, ...]
+    """All trials of a grid or of random draws; none for Optuna, which proposes them later."""
+    notes: tuple[str, ...]
+    configs: tuple[RunConfig, ...]
+    """Runs of the trials, or of probes where Optuna proposes them."""
+    layers: tuple[Tree, ...]
+
+    @property
+    def num_trials(self) -> int:
+        """Trials in all."""
+        return len(self.trials) or self.sweep.num_trials or 0
+
+    def trial(self, parameters: dict[str, Any], number: int) -> TrialPlan:
+        """Return the trial of these parameters; ConfigError when they make no valid run."""
+        found = _checked(self.layers, self.uri, self.sweep, parameters, number)
+        if isinstance(found, TrialPlan):
+            return found
+        raise config_error(f"trial {describe(parameters)}", found)
+
+    def winner(self, trial: TrialPlan) -> RunConfig:
+        """Return the configuration to train a trial's parameters on their own."""
+        name = f"{self.sweep.name[:95]}-best"
+        run = trial.config.run.model_copy(update={"name": name, "storage": self.storage})
+        return trial.config.model_copy(update={"run": run})
+
+
+class RandomDraw:
+    """Draws of one trial, a function of the seed and the trial's number."""
+
+    def __init__(self, *key: int) -> None:
+        self._random = random.Random(" ".join(map(str, key)))
+
+    def index(self, name: str, count: int) -> int:
+        """Return a number from 0 to count - 1."""
+        return self._random.randrange(count)
+
+    def real(self, name: str, low: float, high: float, log: bool) -> float:
+        """Return a number from low to high."""
+        if not log:
+            return self._random.uniform(low, high)
+        ratio: float = (high / low) ** self._random.random()
+        return min(high, low * ratio)
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        """Return a whole number from low to high."""
+        return self._random.randint(low, high)
+
+
+def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> SweepPlan:
+    """Return the sweep that files and overrides describe, all its known trials checked.
+
+    Raises:
+        ConfigError: names every problem at once, those of trials with the trials they are in.
+    """
+    layers, title = read_layers(files, overrides)
+    sweep, problems = read_sweep_section(layers)
+    if sweep is None or problems:
+        raise config_error(title, problems + (_base_problems(layers) if sweep is None else []))
+    merge = Merge(RunConfig)
+    base = merge.run(deepcopy(layers))
+    make_absolute(base)
+    storage = _storage(base)
+    uri = f"{storage}/{sweep.name}"
+    points, notes = proposals(sweep)
+    found = [_checked(layers, uri, sweep, point, n) for n, point in enumerate(points)]
+    trials = [trial for trial in found if isinstance(trial, TrialPlan)]
+    wrong = {n: trial for n, trial in enumerate(found) if isinstance(trial, list)}
+    problems = list(checks(sweep, [trial.config for trial in trials]))
+    if wrong and (sweep.invalid == "refuse" or not trials):
+        problems += told(wrong, points)
+    if problems:
+        raise config_error(title, problems)
+    notes += [f"trial {describe(points[n])} is skipped: {'; '.join(p)}" for n, p in wrong.items()]
+    known = () if sweep.search.kind == "optuna" else tuple(trials)
+    configs = tuple(trial.config for trial in trials)
+    notes = [*merge.notes, *notes]
+    return SweepPlan(sweep, uri, storage, known, tuple(notes), configs, tuple(layers))
+
+
+def proposals(sweep: Sweep) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the parameters of all trials, or probes of what Optuna may propose, and notes."""
+    grid = space.grid_points(sweep.space)
+    if is_grid(sweep):
+        return list(grid), []
+    count = PROBES if sweep.search.kind == "optuna" else sweep.num_trials or 0
+    assert not isinstance(sweep.search, GridSearch)
+    seed = sweep.search.seed
+    found: dict[str, dict[str, Any]] = {}
+    for number in range(count):
+        point = grid[number % len(grid)]
+        for attempt in range(TRIES):
+            drawn = _parameters(point, RandomDraw(seed, number, attempt))
+            if trial_id(drawn) not in found:
+                found[trial_id(drawn)] = drawn
+                break
+    if len(found) == count or sweep.search.kind == "optuna":
+        return list(found.values()), []
+    return list(found.values()), [
+        f"the space has {len(found)} different trials, fewer than sweep.num_trials={count}"
+    ]
+
+
+def is_grid(sweep: Sweep) -> bool:
+    """Return whether the trials are the points of a grid."""
+    if sweep.search.kind == "auto":
+        return not space.has_terms(sweep.space, ("choice", *space.RANGES))
+    return sweep.search.kind == "grid"
+
+
+def _parameters(point: dict[str, Any], draw: space.Draw) -> dict[str, Any]:
+    return {key: space.drawn(node, draw, key) for key, node in point.items()}
+
+
+def trial_id(parameters: dict[str, Any]) -> str:
+    """Return the name of a trial's folder: the same parameters, the same folder."""
+    text = json.dumps(parameters, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _checked(
+    layers: Sequence[Tree], uri: str, sweep: Sweep, parameters: dict[str, Any], number: int
+) -> TrialPlan | list[str]:
+    """Return the trial of `parameters`, or its problems."""
+    name = trial_id(parameters)
+    fixed: dict[str, Any] = {
+        "run.name": name,
+        "run.storage": f"{uri}/{TRIALS}",
+        "run.resume": "auto",
+    }
+    place: Tree = layer_of(fixed)
+    place["wandb"] = {"group": Leaf(_group(layers) or sweep.name, "sweep.name")}
+    merged = [*deepcopy(list(layers)), layer_of(parameters), place]
+    tree = Merge(RunConfig).run(merged)
+    make_absolute(tree)
+    config, problems = problems_of(tree), best_metric_problems(tree)
+    if not isinstance(config, RunConfig):
+        return [*problems, *config]
+    if problems:
+        return problems
+    if config.launch.kind == "local":
+        return ["launch.kind=local: trials run under Ray Tune; drop it"]
+    return TrialPlan(name, number, parameters, config)
+
+
+def _group(layers: Sequence[Tree]) -> Any:
+    parts = [layer["wandb"] for layer in layers if isinstance(layer.get("wandb"), dict)]
+    said = [part["group"] for part in parts if isinstance(part, dict) and "group" in part]
+    return said[-1].value if said and isinstance(said[-1], Leaf) else None
+
+
+def _storage(base: Tree) -> str:
+    run = base.get("run")
+    leaf = run.get("storage") if isinstance(run, dict) else None
+    return str(leaf.value).rstrip("/") if isinstance(leaf, Leaf) else ""
+
+
+def _base_problems(layers: Sequence[Tree]) -> list[str]:
+    """Return what is wrong with the run's part of the files, whatever the sweep may set."""
+    placed = layer_of({"run.name": "trial"})
+    tree = Merge(RunConfig).run([*deepcopy(list(layers)), placed])
+    found = problems_of(tree)
+    return found if isinstance(found, list) else []
+
+
+def told(wrong: dict[int, list[str]], points: Sequence[dict[str, Any]]) -> list[str]:
+    """Return each problem of the trials once, with how many trials have it."""
+    where: dict[str, list[int]] = {}
+    for number, problems in wrong.items():
+        for problem in problems:
+            where.setdefault(problem, []).append(number)
+    lines = list(_lines(where, points))
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return lines[:SHOWN] + more
+
+
+def _lines(where: dict[str, list[int]], points: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for problem, numbers in where.items():
+        if len(numbers) == len(points):
+            yield problem
+        else:
+            first = describe(points[numbers[0]])
+            yield f"{problem} [{len(numbers)} of {len(points)} trials, first: {first}]"
+
+
+def describe(parameters: dict[str, Any]) -> str:
+    """Return parameters in one line, by the shortest ends of their keys that differ."""
+    names = short_names(list(parameters))
+    return ", ".join(f"{names[key]}={show(value)}" for key, value in parameters.items())
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return for each dotted key its last parts, as many as tell it apart from the others."""
+    found = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
+        found[key] = next(e for e in ends if sum(f".{k}".endswith(f".{e}") for k in keys) == 1)
+    return found
+
+
+def show(value: Any) -> str:
+    """Return a value as a person would say it: a structural one by its kind and its numbers."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if not isinstance(value, dict):
+        return str(value)
+    rest = [f"{key} {show(v)}" for key, v in value.items() if key != "kind"]
+    return " ".join(
+        [str(value.get("kind", "")), *([f"({', '.join(rest)})"] if rest else [])]
+    ).strip()

@@ -1,0 +1,1 @@
+"""Sweeps run by Ray Tune."""

@@ -1,0 +1,192 @@
+"""What the driver of a sweep does while Ray Tune runs."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+
+from aae_dist.config import RunConfig
+from aae_dist.config.sections.sweep import PbtScheduler
+from aae_dist.launch import shared_storage as nonce
+from aae_dist.launch.failures import WorkersFailedError, last_line
+from aae_dist.launch.log import say
+from aae_dist.launch.ray import cluster as ray_cluster
+from aae_dist.launch.ray.driver import Fit
+from aae_dist.launch.ray.launch import start_monitor
+from aae_dist.launch.stop import StopSignals
+from aae_dist.sweeps.folder import read_sweep
+from aae_dist.sweeps.ledger import FINAL, Ledger
+from aae_dist.tune.callbacks import Bookkeeper, name_of, point_of
+from aae_dist.tune.capacity import DRIVER, all_nodes, demands_of, placement_of, room_for
+from aae_dist.tune.progress import View
+from aae_dist.tune.schedulers import build_scheduler
+from aae_dist.tune.trial import SWEEP, SweepTask, Trial
+
+LOOK_SECONDS = 0.5
+STOP_SECONDS = 120.0
+"""How long trials may take to save and end after a signal."""
+
+
+class StopAll(tune.Stopper):
+    """Ends the experiment once the driver says so."""
+
+    def __init__(self) -> None:
+        self.now = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Trials end by themselves."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether to end the experiment."""
+        return self.now
+
+
+class SweepDriver:
+    """Starts Tune in a thread; the main thread shows progress, keeps the book and takes signals."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        launch_id: str,
+        place: str,
+        signals: StopSignals,
+        changed: Callable[[], None],
+    ) -> None:
+        """Run the trials of `ledger` that are not done.
+
+        Args:
+            ledger: the sweep's book.
+            launch_id: of this start.
+            place: folder for Tune's own files.
+            signals: say when to stop.
+            changed: called when a trial has ended.
+        """
+        self._ledger, self._signals, self._changed = ledger, signals, changed
+        self._launch_id, self._place = launch_id, place
+        self._stopper, self._monitor = StopAll(), start_monitor()
+        demands = demands_of(ledger.plan.configs)
+        room = room_for(demands, all_nodes())
+        wanted = ledger.plan.sweep.max_concurrent or room
+        self._concurrent = max(1, min(wanted, room))
+        # No more places are asked for at a time: another sweep may want them.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self._concurrent)
+        waiting = sum(ledger.counts()[s] for s in ("waiting", "interrupted"))
+        say(
+            f"sweep {ledger.plan.uri}: {waiting} of {ledger.plan.num_trials} trials to run, "
+            f"{self._concurrent} at a time, each {' or '.join(map(str, demands))}"
+        )
+        if wanted > room:
+            say(f"note: sweep.max_concurrent={wanted}, but the cluster holds {room} at a time")
+
+    def run(self) -> None:
+        """Return when every trial has ended, or all have stopped after a signal."""
+        tuner = self._tuner()
+        # Tune's tracebacks of trials and complaints of missing result files; the book tells causes.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        fit = Fit(tuner.fit)
+        ended, stop_by, saving = 0, 0.0, set[str]()
+        with View(self._ledger, self._concurrent) as view:
+            while fit.is_alive():
+                fit.join(LOOK_SECONDS)
+                view.update()
+                self._ledger.write(force=False)
+                if problem := self._ledger.take_problem():
+                    say(f"the sweep's folder was not written, trying again: {problem}")
+                if (now_ended := len(self._ledger.of(*FINAL))) > ended:
+                    ended = now_ended
+                    self._changed()
+                if self._signals.requested:
+                    running = {entry.plan.id for entry in self._ledger.of("running")}
+                    if not stop_by:
+                        stop_by, saving = self._ask_to_stop(), running
+                    # Those that get a free place from now on have nothing to save.
+                    self._stopper.now = not running & saving or time.monotonic() > stop_by
+        if fit.error is not None and not self._signals.requested:
+            raise WorkersFailedError(f"Ray Tune ended: {last_line(fit.error)}") from fit.error
+
+    def _ask_to_stop(self) -> float:
+        say("stopping: running trials save a checkpoint first; a second signal ends at once")
+        self._monitor.request_stop.remote()
+        return time.monotonic() + STOP_SECONDS
+
+    def _tuner(self) -> tune.Tuner:
+        plan = self._ledger.plan
+        sweep = plan.sweep
+        kind = sweep.scheduler
+        pause = kind.every_steps if isinstance(kind, PbtScheduler) else None
+        task = SweepTask(
+            uri=plan.uri,
+            nonce=nonce.leave(self._ledger.folder),
+            objective=self._ledger.objective,
+            launch_id=self._launch_id,
+            monitor=self._monitor,
+            search_path=os.getcwd(),
+            pause_every=pause,
+        )
+        trainable = tune.with_resources(tune.with_parameters(Trial, task=task), self._placement())
+        space, search, count = self._search()
+        return tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=build_scheduler(
+                    sweep,
+                    self._ledger.objective,
+                    plan.configs,
+                    self._ended_before(),
+                    self._ledger.is_comparable,
+                ),
+                num_samples=count,
+                # A population takes turns: all of it must be known to be compared.
+                max_concurrent_trials=None if pause else self._concurrent,
+                # A Ray Train run that was given up lives as long as the process that began it.
+                reuse_actors=all(config.launch.most_workers == 1 for config in plan.configs),
+                trial_name_creator=name_of,
+                trial_dirname_creator=name_of,
+            ),
+            run_config=tune.RunConfig(
+                name=sweep.name,
+                storage_path=self._place,
+                verbose=0,
+                stop=self._stopper,
+                callbacks=[Bookkeeper(self._ledger, sweep.scheduler.kind)],
+                failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+                # Tune's default for a class is True, of use to none but PBT, which takes pointers.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=pause is not None),
+            ),
+        )
+
+    def _search(self) -> tuple[dict[str, Any], Any, int]:
+        """Return Tune's space, its searcher if it has one, and how many samples to take."""
+        plan = self._ledger.plan
+        if plan.sweep.search.kind != "optuna":
+            todo = self._ledger.todo()
+            if plan.sweep.scheduler.kind == "asha":
+                # By their hash: in a grid's own order each trial may be better than all before it,
+                # and none would be stopped (5 of 16 with rates in ascending order).
+                todo.sort(key=lambda entry: entry.plan.id)
+            points = [point_of(entry)[SWEEP] for entry in todo]
+            return {SWEEP: tune.grid_search(points)}, None, 1
+        from aae_dist.tune.optuna import OptunaSearcher
+
+        left = plan.num_trials - len(self._ledger.of(*FINAL))
+        return {}, OptunaSearcher(self._ledger, lambda: self._signals.requested), left
+
+    def _ended_before(self) -> list[Any]:
+        if self._ledger.plan.sweep.scheduler.kind != "asha" or not self._ledger.of(*FINAL):
+            return []
+        return [t for t in read_sweep(self._ledger.plan.uri).trials if t.state in FINAL]
+
+    def _placement(self) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+        has_drivers = any(node.get(DRIVER) for node in all_nodes())
+
+        def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            demand = ray_cluster.demand_of(RunConfig.model_validate_json(config[SWEEP]["config"]))
+            return placement_of(demand, has_drivers)
+
+        return placement

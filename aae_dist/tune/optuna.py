@@ -1,0 +1,171 @@
+"""Optuna proposes trials: conditional spaces, one or several directions, earlier trials known."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import Trial as OptunaTrial
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.config.sections.sweep import OptunaSearch
+from aae_dist.errors import ConfigError
+from aae_dist.sweeps import space
+from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
+from aae_dist.sweeps.plan import trial_id
+from aae_dist.tune.callbacks import point_of
+from aae_dist.tune.trial import OBJECTIVE, STATE
+
+DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
+TRIES = 50
+"""Proposals in a row that repeat earlier trials after which the search is over."""
+
+
+class OptunaDraw:
+    """Draws of one Optuna trial."""
+
+    def __init__(self, trial: OptunaTrial) -> None:
+        self._trial = trial
+
+    def index(self, name: str, count: int) -> int:
+        """Return a number from 0 to count - 1, without order."""
+        return int(self._trial.suggest_categorical(name, list(range(count))))
+
+    def real(self, name: str, low: float, high: float, log: bool) -> float:
+        """Return a number from low to high."""
+        return float(self._trial.suggest_float(name, low, high, log=log))
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        """Return a whole number from low to high."""
+        return int(self._trial.suggest_int(name, low, high))
+
+
+class OptunaSearcher(Searcher):
+    """Asks Optuna for trials and tells it how they ended."""
+
+    def __init__(self, ledger: Ledger, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Go on from the trials in the book: ended ones are told, others come first again.
+
+        Args:
+            ledger: the book.
+            stopping: whether no more trials are wanted.
+        """
+        super().__init__()
+        self._stopping = stopping
+        search = ledger.plan.sweep.search
+        assert isinstance(search, OptunaSearch)
+        self._ledger = ledger
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler(
+            # A restart must not propose the first start's trials again.
+            seed=search.seed + len(ledger.entries),
+            n_startup_trials=search.startup_trials,
+        )
+        modes = ledger.objective.modes
+        self._study = optuna.create_study(
+            sampler=sampler, directions=[DIRECTIONS[mode] for mode in modes]
+        )
+        self._asked: dict[str, OptunaTrial] = {}
+        self._running: dict[str, str] = {}
+        for entry in ledger.of(*FINAL):
+            self._tell(entry.plan.id, self._recall(entry), entry.metrics, entry.state)
+        self._unfinished = ledger.todo()
+        for entry in self._unfinished:
+            if entry.draws is not None:
+                self._asked[entry.plan.id] = self._recall(entry)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune stores its searcher, which nobody reads again."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial's config, or that there are no more."""
+        if self._stopping():
+            return None  # what is proposed now would be drawn without the results to come
+        if self._unfinished:
+            entry = self._unfinished.pop(0)
+        else:
+            proposed = self._propose()
+            if proposed is None:
+                return Searcher.FINISHED
+            entry = proposed
+        self._running[trial_id] = entry.plan.id
+        return point_of(entry)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: only the end of a trial counts."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell Optuna how a trial ended."""
+        name = self._running.pop(trial_id, None)
+        trial = self._asked.pop(name, None) if name else None
+        if name is None or trial is None:
+            return
+        result = result or {}
+        state = "failed" if error else str(result.get(STATE, "pruned"))
+        compares = self._ledger.is_comparable({NUM_SAMPLES: result.get(NUM_SAMPLES)})
+        if state == "finished" and f"{OBJECTIVE}0" in result and compares:
+            count = len(self._ledger.objective.modes)
+            self._study.tell(trial, [result[f"{OBJECTIVE}{n}"] for n in range(count)])
+        elif state != "interrupted":
+            self._study.tell(trial, state=TrialState.FAIL)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the sweep's folder holds all there is to know."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+    def _propose(self) -> Entry | None:
+        """Return a new trial that is valid and was not proposed before."""
+        plan = self._ledger.plan
+        for _ in range(TRIES):
+            if len(self._ledger.entries) >= plan.num_trials:
+                return None
+            asked = self._study.ask()
+            parameters = self._drawn(asked)
+            name = trial_id(parameters)
+            if name in self._ledger.entries:
+                self._tell_again(asked, self._ledger.entries[name])
+                continue
+            try:
+                trial = plan.trial(parameters, len(self._ledger.entries))
+            except ConfigError:
+                # Known beforehand to be possible: sweep.invalid=skip.
+                self._study.tell(asked, state=TrialState.FAIL)
+                continue
+            self._asked[name] = asked
+            return self._ledger.add(trial, dict(asked.params))
+        return None
+
+    def _drawn(self, trial: OptunaTrial) -> dict[str, Any]:
+        draw, terms = OptunaDraw(trial), self._ledger.plan.sweep.space
+        return {key: space.drawn(node, draw, key) for key, node in terms.items()}
+
+    def _recall(self, entry: Entry) -> OptunaTrial:
+        """Return a trial of the study that chose what an earlier start's trial had."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._study.enqueue_trial(entry.draws or {})
+            trial = self._study.ask()
+            self._drawn(trial)
+        return trial
+
+    def _tell(
+        self, name: str, trial: OptunaTrial, metrics: Mapping[str, float | None], state: str
+    ) -> None:
+        values = self._ledger.objective.values(metrics) if state == "finished" else None
+        if not self._ledger.is_comparable(metrics):
+            values = None
+        if values is not None and trial_id(self._drawn(trial)) == name:
+            self._study.tell(trial, list(values))
+        else:
+            self._study.tell(trial, state=TrialState.FAIL)
+
+    def _tell_again(self, trial: OptunaTrial, entry: Entry) -> None:
+        self._tell(entry.plan.id, trial, entry.metrics, entry.state)

@@ -1,0 +1,130 @@
+"""A sweep on the terminal: a live table, or lines where nobody watches."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.launch.log import say
+from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
+from aae_dist.sweeps.plan import describe
+from aae_dist.tracking.console import duration
+
+LINE_SECONDS = 30.0
+"""Time between two lines on how far the sweep is; ends of trials are told at once."""
+SHOWN = 12
+"""Running trials that the live table shows."""
+
+
+class View:
+    """Shows how far a sweep is; `update` is called about twice a second."""
+
+    def __init__(
+        self, ledger: Ledger, concurrent: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Show `ledger`, of which `concurrent` trials run at a time."""
+        self._ledger, self._concurrent, self._clock = ledger, concurrent, clock
+        self._told = {entry.plan.id for entry in ledger.of(*FINAL)}
+        self._restarts = {entry.plan.id: entry.restarts for entry in ledger.entries.values()}
+        self._next_line = clock() + LINE_SECONDS
+        self._live = Live(console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> "View":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.update()
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Show what is new."""
+        for line in self._news():
+            self._say(line)
+        if self._live is not None:
+            self._live.update(Group(self._table(), Text(self.status())), refresh=True)
+        elif self._clock() >= self._next_line:
+            self._next_line = self._clock() + LINE_SECONDS
+            say(self.status())
+
+    def status(self) -> str:
+        """Return the sweep in one line: trials by state, best so far, time left."""
+        counts = self._ledger.counts()
+        parts = [f"{count} {state}" for state, count in counts.items() if count]
+        best = next(iter(self._ledger.ranked()), None)
+        if best is not None:
+            parts.append(
+                f"best {self.score(best)} ({describe(best.values or best.plan.parameters)})"
+            )
+        left = self.seconds_left()
+        if left is not None:
+            parts.append(f"about {duration(left)} left")
+        return f"sweep {self._ledger.plan.sweep.name}: " + " | ".join(parts)
+
+    def seconds_left(self) -> float | None:
+        """Return an estimate from the mean cost of ended trials, None before the first one."""
+        ended = [entry for entry in self._ledger.of("finished", "pruned") if entry.seconds > 0]
+        counts = self._ledger.counts()
+        if not ended or not (counts["waiting"] + counts["running"] + counts["interrupted"]):
+            return None
+        mean = sum(entry.seconds for entry in ended) / len(ended)
+        running = sum(max(mean - entry.cost(), 0.0) for entry in self._ledger.of("running"))
+        to_start = (counts["waiting"] + counts["interrupted"]) * mean
+        return (running + to_start) / self._concurrent
+
+    def score(self, entry: Entry) -> str:
+        """Return a trial's objective as text."""
+        values = self._ledger.objective.values(entry.metrics)
+        return "no score" if values is None else ", ".join(f"{value:.4g}" for value in values)
+
+    def _news(self) -> list[str]:
+        lines = []
+        for entry in self._ledger.of("running", "interrupted", *FINAL):
+            name = entry.plan.id
+            if entry.restarts > self._restarts.get(name, 0):
+                self._restarts[name] = entry.restarts
+                lines.append(f"{self._title(entry)} starts again: {entry.cause or 'it crashed'}")
+            if entry.state in FINAL and name not in self._told:
+                self._told.add(name)
+                lines.append(self._end_line(entry))
+        return lines
+
+    def _title(self, entry: Entry) -> str:
+        plan = self._ledger.plan
+        parameters = describe(entry.values or entry.plan.parameters)
+        return f"trial {entry.plan.number + 1}/{plan.num_trials} ({parameters})"
+
+    def _end_line(self, entry: Entry) -> str:
+        took = duration(entry.seconds)
+        if entry.state == "finished":
+            cause = f"; {entry.cause}" if entry.cause else ""
+            if not self._ledger.is_comparable(entry.metrics):
+                n = entry.metrics[NUM_SAMPLES]
+                cause += f"; of {n:g} samples, other trials of another number: not compared"
+            return f"{self._title(entry)} finished: {self.score(entry)}, {took}{cause}"
+        return f"{self._title(entry)} {entry.state}: {entry.cause}, {took}"
+
+    def _table(self) -> Table:
+        table = Table("trial", "parameters", "step", str(self._ledger.objective), "time")
+        for entry in self._ledger.of("running")[:SHOWN]:
+            table.add_row(
+                f"{entry.plan.number + 1}",
+                describe(entry.values or entry.plan.parameters),
+                f"{entry.step:,}",
+                self.score(entry),
+                duration(entry.cost()),
+            )
+        return table
+
+    def _say(self, line: str) -> None:
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            say(line)

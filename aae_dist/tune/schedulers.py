@@ -1,0 +1,155 @@
+"""Ray Tune's schedulers, told of what earlier starts of the sweep have seen."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from aae_dist.config import RunConfig
+from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
+from aae_dist.sweeps.checks import asha_longest, asha_unit, mutations
+from aae_dist.sweeps.folder import TrialRecord
+from aae_dist.sweeps.objective import Objective
+from aae_dist.tune.trial import OBJECTIVE, SWEEP
+
+UNITS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
+"""Keys of a result that count a unit; Tune's own training_iteration starts anew after a crash."""
+
+
+Compares = Callable[[Mapping[str, Any]], bool]
+"""Whether a score is of as many samples as most trials' are."""
+
+
+def build_scheduler(
+    sweep: Sweep,
+    objective: Objective,
+    configs: Sequence[RunConfig],
+    ended: Iterable[TrialRecord],
+    compares: Compares = lambda metrics: True,
+) -> TrialScheduler:
+    """Return the scheduler of a sweep.
+
+    Args:
+        sweep: its section.
+        objective: of one direction, unless nothing is scheduled.
+        configs: the trials' runs, or probes of them.
+        ended: trials of earlier starts; their scores fill the rungs again.
+        compares: tells which scores count.
+    """
+    match sweep.scheduler:
+        case AshaScheduler():
+            return _asha(sweep.scheduler, objective, configs, ended, compares)
+        case PbtScheduler():
+            return _pbt(sweep, sweep.scheduler, objective, compares)
+        case _:
+            return FIFOScheduler()
+
+
+def _asha(
+    asha: AshaScheduler,
+    objective: Objective,
+    configs: Sequence[RunConfig],
+    ended: Iterable[TrialRecord],
+    compares: Compares,
+) -> "Asha":
+    unit, longest = UNITS[asha_unit(asha, configs)], asha_longest(asha, configs)
+    assert longest is not None  # checked with the configuration
+    scheduler = Asha(
+        time_attr=unit,
+        metric=OBJECTIVE,
+        mode=objective.modes[0],
+        max_t=longest,
+        grace_period=asha.grace,
+        reduction_factor=asha.reduction_factor,
+        stop_last_trials=False,
+    )
+    scheduler.compares = compares
+    for trial in ended:
+        _replay(scheduler, objective, trial, unit)
+    return scheduler
+
+
+def _replay(scheduler: Any, objective: Objective, trial: TrialRecord, unit: str) -> None:
+    """Show a scheduler a trial's scores as if it ran now."""
+    # Of a trial it looks at nothing but the id.
+    stand_in = SimpleNamespace(trial_id=trial.id)
+    scheduler.on_trial_add(None, stand_in)
+    for record in trial.history:
+        value = objective.value(record)
+        if value is not None and unit in record:
+            scheduler.on_trial_result(None, stand_in, {**record, OBJECTIVE: value})
+
+
+def _pbt(sweep: Sweep, pbt: PbtScheduler, objective: Objective, compares: Compares) -> "GamePbt":
+    scheduler = GamePbt(
+        time_attr="step",
+        metric=OBJECTIVE,
+        mode=objective.modes[0],
+        perturbation_interval=pbt.every_steps,
+        quantile_fraction=pbt.quantile,
+        resample_probability=pbt.resample_probability,
+        hyperparam_mutations={SWEEP: {"values": _mutations(sweep)}},
+        log_config=False,
+        require_attrs=False,
+    )
+    scheduler.compares = compares
+    return scheduler
+
+
+class Comparing:
+    """Leaves out scores of other numbers of samples, which do not compare."""
+
+    compares: Compares
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but who compares, the driver's book: Tune stores what nobody reads again."""
+        return {key: value for key, value in vars(self).items() if key != "compares"}
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Take a result; one without a score leaves the trial as it is."""
+        decision: str = super().on_trial_result(controller, trial, self._counted(result))  # type: ignore[misc]
+        return decision
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Take a last result."""
+        super().on_trial_complete(controller, trial, self._counted(result))  # type: ignore[misc]
+
+    def _counted(self, result: dict[str, Any]) -> dict[str, Any]:
+        if self.compares(result):
+            return result
+        return {key: value for key, value in result.items() if key != OBJECTIVE}
+
+
+class Asha(Comparing, AsyncHyperBandScheduler):
+    """Stops trials that are behind others of their age."""
+
+
+class GamePbt(Comparing, PopulationBasedTraining):
+    """Population based training; a trial keeps its own folder when it takes another's state."""
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], Any]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        own = trial.config[SWEEP]
+        values = json.loads(json.dumps(config[SWEEP]["values"]))
+        return {SWEEP: {**own, "values": values}}, operations
+
+
+def _mutations(sweep: Sweep) -> dict[str, Any]:
+    makers: dict[str, Callable[..., Any]] = {
+        "uniform": tune.uniform,
+        "loguniform": tune.loguniform,
+        "randint": lambda low, high: tune.randint(low, high + 1),
+    }
+    found: dict[str, Any] = {}
+    for key, node in mutations(sweep).items():
+        name, values = next(iter(node.items()))
+        found[key] = makers[name](*values) if name in makers else list(values)
+    return found

@@ -1,0 +1,171 @@
+"""Runs a sweep with Ray Tune: what its folder says is finished stays so, all else runs or resumes.
+
+Tune's own record of an experiment is not used: it is a pickle, it knows nothing of trials that
+started since its last save, and it would not let the space grow.
+"""
+
+import contextlib
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from aae_dist.errors import (
+    AaeDistError,
+    Interrupted,
+    LaunchError,
+    TrainingDivergedError,
+    by_name,
+)
+from aae_dist.launch.failures import WorkersFailedError
+from aae_dist.launch.log import say
+from aae_dist.launch.ray import cluster as ray_cluster
+from aae_dist.launch.stop import StopSignals
+from aae_dist.storage import open_storage
+from aae_dist.sweeps.folder import READERS
+from aae_dist.sweeps.ledger import Ledger
+from aae_dist.sweeps.plan import SweepPlan, TrialPlan
+from aae_dist.training.run.lock import RunLock
+from aae_dist.training.run.resume import finished_before
+
+LOOK_SECONDS = 0.5
+REPORT_SECONDS = 60.0
+"""Least time between two reports while the sweep runs."""
+ENVIRONMENT = {
+    # Trials lie in folders of their own: no CSV, JSON and TensorBoard copies of every result.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Progress between evaluations holds no score.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Of no use to us: see above.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_MAX_LEN_IDENTIFIER": "40",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = None) -> Ledger:
+    """Run the trials that are not finished yet; return the book of all.
+
+    Args:
+        plan: the sweep, checked.
+        write_report: called with the sweep's folder now and then, and at the end.
+
+    Raises:
+        Interrupted: somebody asked to stop; running trials have saved.
+        AaeDistError: the sweep cannot start, or no trial came to an end.
+    """
+    configs = plan.configs
+    ray_cluster.check_storage(configs[0])
+    for config in configs:
+        ray_cluster.check_machine(config)
+    for line in ray_cluster.advice(configs[0]):
+        say(line)
+    folder = open_storage(plan.uri)
+    folder.check_writable()
+    launch_id = secrets.token_hex(8)
+    with RunLock.acquire(folder, launch_id):
+        _check_same(plan.trials)
+        ledger = Ledger(plan, folder)
+        if len(ledger.entries) >= plan.num_trials and not ledger.todo():
+            say(f"This sweep had already finished: {plan.uri}")
+            ledger.write("finished")
+            return ledger
+        ray_cluster.check_data(configs)
+        with _reports(plan.uri, write_report) as changed:
+            _run(ledger, launch_id, changed)
+    return ledger
+
+
+def _check_same(trials: Sequence[TrialPlan]) -> None:
+    """Raise CheckpointError when a trial's folder holds another configuration's run."""
+
+    def check(trial: TrialPlan) -> None:
+        # One that diverged stays as the book has it.
+        with contextlib.suppress(TrainingDivergedError):
+            finished_before(trial.config)
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="check-trials") as pool:
+        for _ in pool.map(check, trials):
+            pass
+
+
+def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
+    state = "interrupted"
+    ledger.write()
+    try:
+        os.environ.update(ENVIRONMENT)
+        plan = ledger.plan
+        # Handlers for signals come last: Ray's start replaces them.
+        with (
+            ray_cluster.connected(plan.configs[0]),
+            # The driver's alone: no trial reads or writes it.
+            tempfile.TemporaryDirectory(
+                prefix="aae_dist-tune-", ignore_cleanup_errors=True
+            ) as place,
+            StopSignals() as signals,
+        ):
+            from aae_dist.tune.driver import SweepDriver
+
+            SweepDriver(ledger, launch_id, place, signals, changed).run()
+        if signals.requested:
+            raise Interrupted(
+                f"{ledger.plan.uri}: stopped as asked, each running trial with a checkpoint. "
+                "The same command goes on from there."
+            )
+        state = "finished"
+    finally:
+        for entry in ledger.of("running"):
+            ledger.end(entry.plan.id, "interrupted")
+        ledger.write(state)
+    _check_any_finished(ledger)
+
+
+def _check_any_finished(ledger: Ledger) -> None:
+    if ledger.of("finished", "pruned"):
+        return
+    causes = [entry.cause or "" for entry in ledger.of("failed")]
+    kinds = {_kind_of(cause) for cause in causes}
+    error = kinds.pop() if len(kinds) == 1 else LaunchError
+    cause = causes[0] if causes else "no trial was started"
+    raise error(f"{ledger.plan.uri}: no trial has finished; the first one: {cause}")
+
+
+def _kind_of(cause: str) -> type[AaeDistError]:
+    """Return the class of error that a trial's cause begins with: it decides the exit code."""
+    name = cause.partition(":")[0]
+    return WorkersFailedError if name == "crashed" else by_name(name)
+
+
+@contextlib.contextmanager
+def _reports(uri: str, write: Callable[[str], None] | None) -> Iterator[Callable[[], None]]:
+    """Yield a function that has the report written soon, in a thread that can stop nothing."""
+    wanted, closed = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        while not closed.is_set():
+            if wanted.wait(LOOK_SECONDS):
+                wanted.clear()
+                _write(uri, write)
+                closed.wait(REPORT_SECONDS)
+
+    thread = threading.Thread(target=serve, name="report", daemon=True)
+    if write is not None:
+        thread.start()
+    try:
+        yield wanted.set
+    finally:
+        closed.set()
+        if write is not None:
+            thread.join(REPORT_SECONDS)
+            _write(uri, write)
+
+
+def _write(uri: str, write: Callable[[str], None] | None) -> None:
+    try:
+        if write is not None:
+            write(uri)
+    except Exception as error:  # A report is worth less than the sweep.
+        say(f"the report was not written: {type(error).__name__}: {error}")

@@ -1,0 +1,184 @@
+"""One trial of a sweep, as Ray Tune sees it: a process that trains one run after another."""
+
+import math
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pyarrow.fs import LocalFileSystem
+from ray import tune
+from ray.train._internal.checkpoint_manager import _TrainingResult as TrainingResult  # type: ignore[attr-defined]
+
+from aae_dist.config import RunConfig
+from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.launch import shared_storage as nonce
+from aae_dist.launch.ray.monitor import StopWatch
+from aae_dist.storage import join, open_storage
+from aae_dist.sweeps.objective import Objective
+from aae_dist.training.outcome import Outcome
+from aae_dist.tune.session import Channel, Ended, Session, StopFlag
+
+SWEEP = "sweep"
+"""Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
+OBJECTIVE = "objective"
+"""Key of a result: the number that schedulers compare."""
+STATE, CAUSE, LINEAGE = "trial_state", "trial_cause", "trial_lineage"
+"""Keys of a result: how the trial ended and why; a donor's state that it took over."""
+
+
+class Pointer(tune.Checkpoint):
+    """Names the state of a run at a step; the state itself stays in the run's folder.
+
+    It travels in memory, with Tune's own messages. Tune would upload a checkpoint to the
+    experiment's folder, which is the driver's alone and which no other node sees.
+    """
+
+    def __init__(self, uri: str, step: int) -> None:
+        super().__init__(uri, filesystem=LocalFileSystem())  # nobody opens it
+        self.uri, self.step = uri, step
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """What is the same for all trials of one start of a sweep."""
+
+    uri: str
+    """The sweep's folder."""
+    nonce: str
+    """The word that the driver left in it."""
+    objective: Objective
+    launch_id: str
+    monitor: Any
+    """Handle of the `Monitor` actor, which knows whether the sweep shall stop."""
+    search_path: str
+    """The driver's working directory, where a prior of the user's own may lie."""
+    pause_every: int | None = None
+    """Steps between two comparisons of PBT; trials pause there."""
+
+
+class Trial(tune.Trainable):
+    """Trains the run of `config["sweep"]`; Tune gives the process the next one when it is done.
+
+    A class, not a function: it is told when the scheduler stops it, so it can save, close W&B and
+    give the run's lock back; and it is used again, so that torch is imported once a slot.
+    """
+
+    def setup(self, config: dict[str, Any], task: SweepTask) -> None:  # type: ignore[override]
+        """Prepare for a trial; training begins with the first step."""
+        if task.search_path not in sys.path:
+            sys.path.append(task.search_path)
+        self._task, self._watch = task, StopWatch(task.monitor)
+        self._session: Session | None = None
+        self._donor: dict[str, Any] | None = None
+        self._lineage: dict[str, Any] | None = None
+        self._take(config)
+
+    def step(self) -> dict[str, Any]:
+        """Return the next log point, or how the training ended."""
+        if self._session is None and self._watch.requested:
+            return {"done": True, STATE: "interrupted"}
+        if self._session is None:
+            self._session = self._start()
+        event = self._session.next()
+        if not isinstance(event, Ended):
+            return self._result(event)
+        self._session = None
+        if event.crash is not None:
+            raise event.crash
+        if event.outcome is None:
+            return {"done": True, STATE: "failed", CAUSE: event.mistake}
+        return self._ended(event.outcome)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take another trial; one that Tune has stopped is ended properly first."""
+        self._leave()
+        self._take(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """End what Tune has stopped, and this process's part in the sweep."""
+        self._leave()
+        self._watch.close()
+
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Return a pointer to the trial's state, which its run folder holds; store nothing."""
+        newest: Any = self._last_result
+        return TrainingResult(Pointer(self._uri, self._at_step), dict(newest or {}))
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on from the state that a pointer names: the trial's own, or a donor's (PBT)."""
+        pointer: Pointer = checkpoint_path.checkpoint
+        is_own = pointer.uri == self._uri
+        self._donor = None if is_own else {"uri": pointer.uri, "step": pointer.step}
+
+    def _take(self, config: dict[str, Any]) -> None:
+        self._point = config[SWEEP]
+        self._config = RunConfig.model_validate_json(self._point["config"])
+        self._uri = join(self._config.run.storage, self._config.run.name)
+        self._donor = self._lineage = None
+        self._at_step = 0
+
+    def _start(self) -> Session:
+        # Imports torch, of which the driver, who sends this class, has no use.
+        from aae_dist.tune.training import train_here, train_on_ray
+
+        task, config = self._task, self._config
+        flag = StopFlag(lambda: self._watch.requested)
+        channel = Channel(config, task.objective.metrics, flag)
+        if config.launch.most_workers > 1:
+            return Session(partial(train_on_ray, config), channel, flag)
+        here = partial(train_here, self._prepare, task.launch_id, task.pause_every)
+        return Session(here, channel, flag)
+
+    def _prepare(self) -> RunConfig:
+        """Return the run's configuration; with PBT, what it changed, a donor's state taken over."""
+        from aae_dist.tune.exploit import resumed_config, take_over
+
+        # A folder that only looks the same would take the results with it.
+        nonce.check(open_storage(self._task.uri), self._task.nonce)
+        if not self._task.pause_every:
+            return self._config
+        if self._donor is not None:
+            values, launch_id = self._point["values"], self._task.launch_id
+            self._lineage = take_over(self._config, self._donor, values, launch_id)
+            self._donor = None
+        return resumed_config(self._config, self._task.launch_id)
+
+    def _leave(self) -> None:
+        if self._session is not None:
+            self._session.stop("pruned")
+            self._session = None
+
+    def _ended(self, outcome: Outcome) -> dict[str, Any]:
+        result = self._result(outcome.metrics)
+        self._at_step = outcome.step
+        if outcome.state in ("finished", "already_finished"):
+            end = {"done": True, STATE: "finished", CAUSE: self._no_score(outcome.metrics)}
+            return result | end
+        if self._task.pause_every and not self._watch.requested:
+            return result
+        return result | {"done": True, STATE: "interrupted"}
+
+    def _no_score(self, metrics: dict[str, float]) -> str | None:
+        objective = self._task.objective
+        if objective.values(metrics) is not None:
+            return None
+        lacking = [n for n in objective.metrics if not math.isfinite(metrics.get(n, math.nan))]
+        return f"no score, since it has no finite {', '.join(lacking)}"
+
+    def _result(self, metrics: dict[str, float]) -> dict[str, Any]:
+        self._at_step = int(metrics.get("step", 0))
+        result: dict[str, Any] = {"metrics": dict(metrics), "step": self._at_step}
+        for name in ("epoch", "samples_seen"):
+            result[name] = metrics.get(name, 0)
+        if NUM_SAMPLES in metrics:
+            result[NUM_SAMPLES] = metrics[NUM_SAMPLES]
+        values = self._task.objective.values(metrics)
+        if values is not None:
+            result |= {f"{OBJECTIVE}{n}": value for n, value in enumerate(values)}
+            result[OBJECTIVE] = values[0]
+        if self._lineage is not None:
+            result[LINEAGE] = self._lineage
+            self._lineage = None
+        return result

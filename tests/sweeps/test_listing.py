@@ -1,0 +1,146 @@
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aae_dist.cli import main
+from aae_dist.commands.runs import age_text
+from aae_dist.config import dump_yaml, load_config
+from aae_dist.storage import open_storage
+from aae_dist.sweeps.listing import list_runs
+from aae_dist.training.run.lock_owner import this_process
+
+METRICS = {"reconstruction/mse": 0.0123, "prior_match/c2st": 0.55, "epoch": 2.0}
+
+
+def write_run(
+    storage: str,
+    name: str,
+    state: str | None = None,
+    step: int = 40,
+    lock: dict[str, Any] | None = None,
+    plan: str = "train.steps=100",
+) -> None:
+    """Write what a run leaves: its lock with changes, its summary if it ended in `state`."""
+    config = load_config(
+        [], [f"run.name={name}", "data.train=builtin://digits/train", plan, "prior.kind=mixture"]
+    ).config
+    run = open_storage(storage).child(name)
+    run.write("config.yaml", dump_yaml(config).encode())
+    if lock is not None:
+        run.write("lock.json", this_process(1, "x").model_copy(update=lock).encoded())
+    lines = [{"step": n, "loss/reconstruction": n, **METRICS} for n in range(10, step + 1, 10)]
+    if state:
+        summary = {"state": state, "step": step, "metrics": METRICS, "config": {}}
+        run.write("summary.json", json.dumps(summary).encode())
+    if step:
+        run.write("metrics.jsonl", "\n".join(map(json.dumps, lines)).encode())
+
+
+def write_all(storage: str) -> None:
+    write_run(storage, "done", "finished", 100, {"released": True})
+    write_run(storage, "live", None, 40, {})
+    write_run(storage, "again", "interrupted", 40, {})
+    write_run(storage, "killed", None, 30, {"pid": 2**22 + 1})
+    write_run(storage, "early", None, 0, {"pid": 2**22 + 1})
+    write_run(storage, "broke", "diverged", 50, {"released": True})
+    write_run(storage, "far", None, 40, {"host": "elsewhere"}, "train.epochs=4")
+    sweep = open_storage(storage).child("sweep")
+    sweep.write("sweep.json", b"{}")
+    for trial in "ab":
+        write_run(f"{storage}/sweep/trials", trial, "finished", 100)
+    open_storage(storage).child("no-run").write("notes.txt", b"")
+
+
+STATES = {
+    "again": ("running", 40),
+    "broke": ("diverged", 50),
+    "done": ("finished", 100),
+    "early": ("new", None),
+    "far": ("running", 40),
+    "killed": ("stopped", 30),
+    "live": ("running", 40),
+    "sweep": ("sweep", None),
+}
+
+
+def test_every_run_has_its_state_step_and_newest_metrics(tmp_path: Path) -> None:
+    write_all(str(tmp_path))
+    rows = {row.name: row for row in list_runs(open_storage(str(tmp_path)))}
+    assert {name: (row.state, row.step) for name, row in rows.items()} == STATES
+    assert rows["live"].metrics["prior_match/c2st"] == 0.55
+    assert rows["live"].total_steps == 100
+    assert rows["far"].total_steps == 80
+    assert rows["sweep"].num_trials == 2
+    assert all(row.age_seconds < 60 for row in rows.values())
+    assert [row.name for row in list_runs(open_storage(f"{tmp_path}/done"))] == ["done"]
+
+
+def test_a_holder_elsewhere_that_is_silent_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(str(tmp_path), "far", None, 40, {"host": "elsewhere"})
+    later = time.time() + 90
+    monkeypatch.setattr(time, "time", lambda: later)
+    [row] = list_runs(open_storage(str(tmp_path)))
+    assert row.state == "stopped"
+    assert 85 < row.age_seconds < 120
+
+
+def test_a_bucket_lists_as_a_folder_does(
+    s3: Callable[[], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = f"{s3()}/runs"
+    write_all(storage)
+    assert main(["runs", storage, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {row["name"]: (row["state"], row["step"]) for row in listed} == STATES
+    assert all(row["age_seconds"] < 60 for row in listed)
+    assert listed[2]["prior"] == "mixture"
+    assert listed[2]["metrics"]["reconstruction/mse"] == 0.0123
+
+
+def test_the_table_is_readable_at_a_glance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_all(str(tmp_path))
+    assert main(["runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["8", "in"]
+    row = next(line.split() for line in lines if line.split()[:1] == ["done"])
+    assert row[:7] == ["done", "finished", "100/100", "mixture", "8", "0.0123", "0.55"]
+    assert any("2 trials" in line for line in lines)
+    assert main(["runs", f"{tmp_path}/no-run"]) == 0
+    assert capsys.readouterr().out.startswith("no runs in ")
+    assert main(["runs", f"{tmp_path}/absent"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (7300, "2 h"), (2e5, "2 d")]
+)
+def test_an_age_has_one_unit(seconds: float, text: str) -> None:
+    assert age_text(seconds) == text
+
+
+def test_damaged_files_cost_a_cell_and_not_the_table(tmp_path: Path) -> None:
+    write_run(str(tmp_path), "odd", "finished", 100, {"released": True})
+    for name in ("config.yaml", "lock.json"):
+        (tmp_path / "odd" / name).write_bytes(b"\xff{")
+    [row] = list_runs(open_storage(str(tmp_path)))
+    assert (row.state, row.step) == ("finished", 100)
+    (tmp_path / "odd" / "summary.json").write_bytes(b"{")
+    assert list_runs(open_storage(str(tmp_path))) == []
+
+
+def test_listing_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, aae_dist.commands.runs\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'ray', 'matplotlib')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 0
