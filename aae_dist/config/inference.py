@@ -1,4 +1,4 @@
-"""How a trained run's verbs read data and use machines: its own sections, with overrides."""
+"""The settings of a trained run that may be overridden when it is applied to data."""
 
 import json
 from collections.abc import Sequence
@@ -17,27 +17,27 @@ from aae_dist.config.sections.run import Device
 from aae_dist.errors import ConfigError
 
 
-class Where(Section):
+class TrainDevice(Section):
     """The one key of `train` that is not about training."""
 
     device: Device
 
 
-class Reading(Section):
-    """What may differ from training when a trained run is applied to data."""
+class InferenceConfig(Section):
+    """The sections and keys that overrides may set."""
 
     data: Data
     launch: Launch
-    train: Where
+    train: TrainDevice
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return `config` with `data.*`, `launch.*` and `train.device` overridden.
 
-    Checks that only training needs, say of `launch.workers` against the lanes, are left out.
+    Checks that matter for training only, such as `launch.workers` against the lanes, are skipped.
 
     Raises:
-        ConfigError: names every problem of the overrides at once.
+        ConfigError: lists all problems of the overrides.
     """
     layer, problems = read_overrides(overrides)
     if not problems:
@@ -45,19 +45,20 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             mode="json", include={"data": True, "launch": True, "train": {"device"}}
         )
         given = {key: from_plain(value, "the run's config.yaml") for key, value in own.items()}
-        tree = Merge(Reading).run([given, layer])
+        tree = Merge(InferenceConfig).run([given, layer])
         try:
-            reading = Reading.model_validate_json(json.dumps(plain(tree)))
-            train = config.train.model_copy(update={"device": reading.train.device})
-            found = {"data": reading.data, "launch": reading.launch, "train": train}
-            return config.model_copy(update=found)
+            found = InferenceConfig.model_validate_json(json.dumps(plain(tree)))
         except ValidationError as error:
-            problems = messages.lines(error, Reading, tree)
+            problems = messages.lines(error, InferenceConfig, tree)
+        else:
+            train = config.train.model_copy(update={"device": found.train.device})
+            update = {"data": found.data, "launch": found.launch, "train": train}
+            return config.model_copy(update=update)
     raise ConfigError("overrides: " + "\n  ".join(problems))
 
 
 def split_items(items: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return (patterns, overrides); a pattern may hold `=`, as in s3://bucket/day=1/*.tar."""
-    sections = tuple(f"{name}." for name in Reading.model_fields)
+    """Return (patterns, overrides); a pattern may contain `=`, as in s3://bucket/day=1/*.tar."""
+    sections = tuple(f"{name}." for name in InferenceConfig.model_fields)
     overrides = [item for item in items if item.startswith(sections) and "=" in item]
     return [item for item in items if item not in overrides], overrides

@@ -1,4 +1,4 @@
-"""Local paths in a configuration, made absolute where the command was given."""
+"""Local paths in a configuration, made absolute relative to the current directory."""
 
 import os
 from typing import Any
@@ -11,19 +11,19 @@ PATHS = (
     ("prior", "uri"),
     ("prior", "vectors"),
 )
-"""Keys that hold a local path or a URL, or a list of them."""
+"""Keys whose value is a local path or a URL, or a list of them."""
 
 
 def inside_ray_job() -> bool:
     """Return whether this process is the entrypoint of a submitted Ray job, or its child.
 
-    There the current directory is a copy that Ray unpacked, so relative paths have no meaning.
+    Its current directory is a copy unpacked by Ray, so relative paths have no meaning.
     """
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def absolute_storage(path: str) -> str:
-    """Return a local path absolute, `~` expanded; URLs stay, as do relative paths in a Ray job."""
+    """Return a local path absolute, `~` expanded; URLs, and relative paths in a Ray job, stay."""
     if "://" in path or not path:
         return path
     expanded = os.path.expanduser(path)
@@ -33,7 +33,7 @@ def absolute_storage(path: str) -> str:
 
 
 def absolute(value: Any) -> Any:
-    """Return a path, or each path of a list, absolute; anything else as it is."""
+    """Return a path, or each path of a list, absolute; anything else unchanged."""
     if isinstance(value, list):
         return [absolute(item) for item in value]
     return absolute_storage(value) if isinstance(value, str) else value

@@ -185,7 +185,7 @@ def test_defaults_that_another_kind_brings_along_are_noted():
     phase = "phases.generator.optimizer"
     notes = load_config([], [*base, f"{phase}.kind=adamw"]).notes
     assert notes == (
-        f"{phase}.kind is now adamw, with defaults of its own: "
+        f"{phase}.kind is now adamw, with its own defaults: "
         "betas=[0.9, 0.999] instead of [0.5, 0.999], eps=1e-08 instead of 0.001",
     )
     said = [f"{phase}={{kind: adamw, eps: 1e-3, betas: [0.5, 0.999]}}"]

@@ -157,7 +157,11 @@ def test_all_unreadable_files_and_overrides_are_told_together(tmp_path):
         load_config([tmp_path / name for name in names], ["train.steps"])
     text = str(caught.value)
     assert ": 6 errors\n" in text
-    for part in ["gone.yaml: no such file", "list.yaml:1: holds a list", "twice.yaml:2: the key"]:
+    for part in [
+        "gone.yaml: no such file",
+        "list.yaml:1: contains a list",
+        "twice.yaml:2: the key",
+    ]:
         assert part in text
     assert "binary.yaml: not UTF-8 text" in text
     assert "cannot be read" in text

@@ -231,7 +231,7 @@ def test_train_refuses_a_sweep_section_beside_other_mistakes():
     with pytest.raises(ConfigError) as caught:
         load_config([], [*BASE, SIZES, "run.name=r", "train.stepz=3"])
     message = str(caught.value)
-    assert "sweep: this section makes many runs" in message
+    assert "sweep: this section describes many runs" in message
     assert "aae-dist tune" in message
     assert "train.stepz: unknown key" in message
 

@@ -1,4 +1,4 @@
-"""Read a run's configuration: YAML files in order, then overrides; later wins."""
+"""From YAML files and overrides to a checked configuration; later layers win."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,22 +21,20 @@ from aae_dist.config.sections.run import Run
 from aae_dist.errors import ConfigError
 
 SWEEP = "sweep"
-"""The one section that is not part of a run's configuration."""
+"""Name of the section that belongs to sweeps, not to a run's configuration."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A configuration file that was read from a bucket or a web server."""
+    """A configuration file read from a bucket or a web server."""
 
     uri: str
     data: bytes
 
     def __str__(self) -> str:
-        """Return the address, by which errors name the file."""
         return self.uri
 
     def read_bytes(self) -> bytes:
-        """Return what the file holds."""
         return self.data
 
 
@@ -45,24 +43,24 @@ ConfigFile: TypeAlias = Path | StoredFile
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration, and what merging its layers dropped."""
+    """A configuration, with notes on the values that merging its layers dropped."""
 
     config: RunConfig
     notes: tuple[str, ...]
-    """One line for each value that a later layer made meaningless."""
+    """One line per value that a later layer made obsolete."""
 
 
 def load_config(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Loaded:
-    """Return the configuration that files and overrides describe.
+    """Load the configuration described by files and overrides.
 
-    Local paths in it are absolute, counted from the current directory (see `config.paths`).
+    Local paths are made absolute, relative to the current directory (see `config.paths`).
 
     Args:
-        files: YAML files; later ones win, maps merge, lists replace.
-        overrides: `dotted.key=value` texts, values in YAML; together they are the last layer.
+        files: YAML files; later ones win, maps are merged, lists are replaced.
+        overrides: `dotted.key=value`, with values in YAML; together they form the last layer.
 
     Raises:
-        ConfigError: names every problem at once, each with its path, its source and what to do.
+        ConfigError: lists all problems, each with its path, its source and a fix.
     """
     unread: list[str] = []
     layers, title = read_layers(files, overrides, unread)
@@ -77,12 +75,13 @@ def load_config(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> L
 def read_layers(
     files: Sequence[ConfigFile], overrides: Sequence[str], unread: list[str] | None = None
 ) -> tuple[list[Tree], str]:
-    """Return the layers that files and overrides are, and a name for all of them together.
+    """Return the layers of files and overrides, and a title for all of them in messages.
 
-    Overrides that cannot be read are put into `unread`, if given, to be told with all else.
+    Overrides that cannot be parsed are appended to `unread`, if given, to be reported together with
+    all other problems.
 
     Raises:
-        ConfigError: names everything that cannot be read.
+        ConfigError: lists everything that cannot be read.
     """
     title = " + ".join([*map(str, files), *(["overrides"] if overrides else [])])
     layers: list[Tree] = []
@@ -96,7 +95,7 @@ def read_layers(
             problems.append(str(error))
     layer, wrong = read_overrides(overrides)
     if problems or (wrong and unread is None):
-        # Values of a file that could not be read would show up again as missing.
+        # Values of an unreadable file would be reported again as missing.
         raise config_error(title, problems + wrong)
     if unread is not None:
         unread += wrong
@@ -108,15 +107,15 @@ def _of_a_sweep(sections: list[Node]) -> list[str]:
         return []
     _, first = next(leaves(sections[0], SWEEP), ("", Leaf(None, "empty")))
     return [
-        f"sweep: this section makes many runs, which train cannot ({first.source}); give the same "
-        "files to aae-dist tune, or leave the section out to train one run"
+        f"sweep: this section describes many runs, but train starts one only ({first.source}); "
+        "pass the same files to aae-dist tune, or remove the section to train one run"
     ]
 
 
 def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration in a tree of plain maps, lists and scalars.
+    """Return the configuration of a tree of plain maps, lists and scalars.
 
-    `config_from_tree(config.model_dump(mode="json")) == config`; paths stay as they are.
+    `config_from_tree(config.model_dump(mode="json")) == config`; paths are not changed.
 
     Raises:
         ConfigError: as for `load_config`.
@@ -126,7 +125,7 @@ def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def config_from_stored(tree: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration that a run has stored, perhaps under the former names of keys.
+    """Return a configuration stored by a run, translating the former names of keys.
 
     Raises:
         ConfigError: as for `load_config`.
@@ -140,9 +139,9 @@ def config_from_stored(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def dump_yaml(config: RunConfig, without_secrets: bool = False) -> str:
-    """Return the resolved configuration as YAML, from which `load_config` makes an equal one.
+    """Return the resolved configuration as YAML; `load_config` reads it as an equal one.
 
-    Credentials in addresses may be left out: then for a reader, not for a program.
+    `without_secrets` removes credentials from addresses, for text that is only shown.
     """
     tree = config.model_dump(mode="json")
     return dump(redacted(tree) if without_secrets else tree)
@@ -160,7 +159,7 @@ def _read_file(file: ConfigFile) -> Tree:
     tree = parse(text, str(file))
     if isinstance(tree, Leaf):
         raise ConfigError(
-            f"{tree.source}: holds {_kind(tree.value)}, not a map such as run: {{...}}"
+            f"{tree.source}: contains {_kind(tree.value)}, not a map such as run: {{...}}"
         )
     return tree
 
@@ -175,40 +174,40 @@ def validate(
     """Return the checked configuration of a merged tree.
 
     Raises:
-        ConfigError: with `more` problems, and overrides that are `unread`: what they may have set
-            counts as neither missing nor contradictory.
+        ConfigError: lists all problems, with those in `more` and `unread`. If there are `unread`
+            overrides, missing keys and contradictions are not reported: they may have set them.
     """
-    found = problems_of(tree, is_whole=not unread)
+    found = problems_of(tree, is_complete=not unread)
     if isinstance(found, RunConfig) and not more and not unread:
         return found
     raise config_error(title, [*unread, *more, *(found if isinstance(found, list) else [])])
 
 
-def problems_of(tree: Tree, is_whole: bool = True) -> RunConfig | list[str]:
-    """Return the checked configuration of a merged tree, or one line for each problem.
+def problems_of(tree: Tree, is_complete: bool = True) -> RunConfig | list[str]:
+    """Return the checked configuration of a merged tree, or one line per problem.
 
-    Unless it `is_whole`, nothing is said of what may be missing only.
+    Unless the tree `is_complete`, missing keys and contradictions are not reported.
     """
     valid: dict[str, Any] = {}
     try:
-        # As JSON: strict mode then still lets a list fill a tuple and text fill a path.
+        # As JSON, since strict mode then still accepts a list for a tuple.
         return RunConfig.model_validate_json(json.dumps(plain(tree)), context=valid)
     except ValidationError as error:
-        # Where all sections are valid, the error itself has the contradictions between them.
+        # If all sections are valid, the error itself contains the contradictions.
         some_fail = any(one["type"] != "sections" for one in error.errors(include_url=False))
-        contradictions = list(cross_checks(valid)) if some_fail and is_whole else []
-        return messages.lines(error, RunConfig, tree, contradictions, is_whole)
+        contradictions = list(cross_checks(valid)) if some_fail and is_complete else []
+        return messages.lines(error, RunConfig, tree, contradictions, is_complete)
 
 
 def config_error(title: str, problems: list[str]) -> ConfigError:
-    """Return one error that tells all problems."""
+    """Return one error that lists all problems."""
     if len(problems) == 1:
         return ConfigError(f"{title}: {problems[0]}" if title not in problems[0] else problems[0])
     return ConfigError(f"{title}: {len(problems)} errors\n  " + "\n  ".join(problems))
 
 
 def make_absolute(tree: Tree) -> None:
-    """Make local paths of the merged tree absolute, the default of run.storage among them."""
+    """Make local paths of the merged tree absolute, including the default of run.storage."""
     for section, key in paths.PATHS:
         part = tree.get(section)
         default = Leaf(Run.model_fields["storage"].default, "default") if key == "storage" else None

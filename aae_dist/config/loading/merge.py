@@ -1,4 +1,4 @@
-"""Layers of configuration, merged: later wins, maps merge, lists replace, `kind` decides."""
+"""Merge layers of configuration: later layers win, maps are merged, lists are replaced."""
 
 from dataclasses import dataclass, field
 
@@ -7,13 +7,13 @@ from aae_dist.config.loading.schema import Classes
 from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, join, leaves, plain, show
 from aae_dist.config.sections import Section
 
-# Keys that say the same thing in two ways: a later layer that sets one takes the other back.
+# Alternative keys: a later layer that sets one of them unsets the other.
 EXCLUSIVE = (("train", ("steps", "epochs")),)
 
 
 @dataclass
 class Merge:
-    """Merges layers of one configuration and notes what it had to drop."""
+    """Merges layers of one configuration and notes the values that it drops."""
 
     root: type[Section]
     notes: list[str] = field(default_factory=list)
@@ -43,24 +43,23 @@ class Merge:
         below = schema.children(classes, key)
         nodes = [(layer, tree[key]) for layer, tree in maps if key in tree]
         if below and not any(_optional(cls, key) for cls in classes):
-            # `train:` with all its lines commented out is null in YAML and says nothing.
-            said = [(n, node) for n, node in nodes if not _is_null(node)]
-            nodes = said or [(0, {})]
+            # `train:` with all its lines commented out is null in YAML and sets nothing.
+            nodes = [(n, node) for n, node in nodes if not _is_null(node)] or [(0, {})]
         return self._node(below, nodes, join(path, key))
 
     def _choose_kind(
         self, variants: dict[str, type[Section]], maps: list[tuple[int, Tree]], path: str
     ) -> tuple[Classes, list[tuple[int, Tree]]]:
-        """Keep the fields that the final kind has; drop what earlier layers set for another."""
-        said = [(layer, tree["kind"]) for layer, tree in maps if "kind" in tree]
-        if not said:
+        """Keep the fields of the final kind; drop what earlier layers set for another kind."""
+        given = [(layer, tree["kind"]) for layer, tree in maps if "kind" in tree]
+        if not given:
             return tuple(dict.fromkeys(variants.values())), maps
-        kinds = [(layer, node.value if isinstance(node, Leaf) else None) for layer, node in said]
+        kinds = [(layer, node.value if isinstance(node, Leaf) else None) for layer, node in given]
         final = kinds[-1][1]
         if not isinstance(final, str) or final not in variants:
-            return (), [(said[-1][0], {"kind": said[-1][1]})]
+            return (), [(given[-1][0], {"kind": given[-1][1]})]
         if kinds[0] != (0, final) and maps[0][0] == 0:
-            # The default has another kind: what counts now are the defaults of the new class.
+            # The default has another kind: use the defaults of the new class.
             before = variants.get(str(kinds[0][1]))
             if before is not None:
                 self._note_defaults(maps, before, variants[final], path)
@@ -86,7 +85,7 @@ class Merge:
         new: type[Section],
         path: str,
     ) -> None:
-        """Note defaults chosen for this place that the new kind's own ones have replaced."""
+        """Note defaults specific to this path that the new kind's own defaults replace."""
         changes = []
         for key, node in maps[0][1].items():
             if key == "kind" or key not in new.model_fields or any(key in t for _, t in maps[1:]):
@@ -96,9 +95,9 @@ class Merge:
                 changes.append(f"{key}={show(own)} instead of {show(value)}")
         if changes:
             kind = schema.choices(new.model_fields["kind"].annotation)[0]
-            told = ", ".join(changes)
+            replaced = ", ".join(changes)
             self.notes.append(
-                f"{join(path, 'kind')} is now {kind}, with defaults of its own: {told}"
+                f"{join(path, 'kind')} is now {kind}, with its own defaults: {replaced}"
             )
 
     def _note(self, node: Node, path: str, reason: str) -> None:
@@ -128,7 +127,7 @@ def _defaults(cls: type[Section]) -> Tree:
 
 
 def _since(kinds: list[tuple[int, object]]) -> int:
-    """Return the layer from which on the kind has been the final one without a break."""
+    """Return the first layer after which the kind stays the final one."""
     since, final = kinds[-1]
     for layer, kind in reversed(kinds):
         if kind != final:

@@ -1,4 +1,4 @@
-"""Pydantic's errors as lines for people: dotted path, what is wrong, what was got, what to do."""
+"""Readable lines for pydantic's errors: dotted path, what is expected, the value, a fix."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ Keys = tuple[str | int, ...]
 
 
 ABSENT = ("sections", "missing", "union_tag_not_found")
-"""Errors that a value which could not be read may have caused."""
+"""Types of errors that an unreadable override may have caused."""
 
 
 def lines(
@@ -56,16 +56,17 @@ def lines(
     root: type[Section],
     tree: Node,
     contradictions: Sequence[tuple[str, str]] = (),
-    is_whole: bool = True,
+    is_complete: bool = True,
 ) -> list[str]:
-    """Return one line for every problem of a validation, in the order of the sections.
+    """Return one line per problem of a validation, in the order of the sections.
 
-    `contradictions` between sections come last; unless the tree `is_whole`, nothing is missing.
+    `contradictions` between sections come last. Unless the tree `is_complete`, missing keys are not
+    reported.
     """
     grouped: dict[Keys, list[Mapping[str, Any]]] = {}
     found: list[str] = []
     for one in error.errors(include_url=False):
-        if not is_whole and one["type"] in ABSENT:
+        if not is_complete and one["type"] in ABSENT:
             continue
         if one["type"] == "sections":
             found += [_cross_check(path, text, tree) for path, text in one["ctx"]["problems"]]
@@ -73,14 +74,14 @@ def lines(
         keys, _ = _locate((root,), one["loc"])
         grouped.setdefault(keys, []).append(one)
     for keys, errors in grouped.items():
-        # A union of plain values reports every member: the one that got furthest is the one meant.
+        # A union of plain values reports an error per member: take the one that got furthest.
         if not any(other != keys and other[: len(keys)] == keys for other in grouped):
             found.append(_line(keys, errors, root, tree))
     return found + [_cross_check(path, text, tree) for path, text in contradictions]
 
 
 def did_you_mean(got: Any, known: Iterable[Any]) -> str:
-    """Return `; did you mean NAME?`, or nothing where no known name is near."""
+    """Return `; did you mean NAME?`, empty if no known name is similar."""
     close = get_close_matches(str(got), [str(name) for name in known], 1)
     return f"; did you mean {close[0]}?" if close and str(got) != close[0] else ""
 
@@ -104,7 +105,7 @@ def _locate(classes: Classes, loc: Sequence[str | int]) -> tuple[Keys, Classes]:
 
 
 def _is_open(classes: Classes, key: str | int) -> bool:
-    """Return whether the field is a map of any keys, whose keys belong to the path."""
+    """Return whether the field is a map with arbitrary keys, which are part of the path."""
     fields = [cls.model_fields[str(key)] for cls in classes if key in cls.model_fields]
     return any(str(field.annotation).startswith("dict[") for field in fields)
 
@@ -165,7 +166,7 @@ def _wanted(error: Mapping[str, Any], allowed: list[Any]) -> str:
 
 
 def _near_name(text: str) -> str:
-    """Return which name may be meant by a text that is none, if one is left of it."""
+    """Return a suggestion for a valid name, empty if nothing is left of the text."""
     near = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
     return f"; try {near}" if re.fullmatch(NAME, near) else ""
 
@@ -180,7 +181,7 @@ def _tags(around: Classes, key: str) -> list[str]:
 
 
 def _unknown(keys: Keys, around: Classes, root: type[Section], tree: Node) -> str:
-    """Say what an unknown key may stand for: another kind's key, a neighbour, one elsewhere."""
+    """Return the line for an unknown key: it may be of another kind, misspelled, or misplaced."""
     path, parent, key = ".".join(map(str, keys)), ".".join(map(str, keys[:-1])), str(keys[-1])
     variants = schema.by_kind(_union_at(root, keys[:-1]))
     owners = [kind for kind, cls in variants.items() if key in cls.model_fields]
@@ -196,7 +197,7 @@ def _unknown(keys: Keys, around: Classes, root: type[Section], tree: Node) -> st
 
 
 def _kind_text(node: Node | None) -> str:
-    """Return the kind that a node holds, for messages."""
+    """Return the text of a `kind` node."""
     return f"{node.value}" if isinstance(node, Leaf) else "(none)"
 
 
@@ -229,7 +230,7 @@ def _value(node: Node | None, keys: Keys) -> Any:
 
 
 def _got(node: Node | None, keys: Keys = ()) -> str:
-    """Return `, got VALUE (SOURCE)`; a whole map is not shown, only where it comes from."""
+    """Return `, got VALUE (SOURCE)`; for a map only its source."""
     if isinstance(node, Leaf):
         return f", got {show(_value(node, keys))} ({node.source})"
     first = next((leaf for _, leaf in leaves(node, "")), None) if node else None

@@ -1,4 +1,4 @@
-"""What the sections allow at a path: read from the pydantic models, so nothing is listed twice."""
+"""The keys, kinds and defaults of the sections, read from the pydantic models."""
 
 import types
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ RENAMED = {
     "train.max_roll_backs": "train.max_rollbacks",
     "launch.max_stuck_seconds": "launch.hang_timeout_seconds",
 }
-"""Keys by the names that checkpoints of schema 1 may still use."""
+"""Former names of keys, which checkpoints of schema 1 may contain."""
 
 Classes = tuple[type[Section], ...]
-"""The sections that may stand at a path: none for a plain value, several for a union by `kind`."""
+"""The section classes possible at a path: none for a plain value, several for a union by `kind`."""
 
 
 def classes_in(annotation: Any) -> Classes:
-    """Return the sections that an annotation allows."""
+    """Return the section classes in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return (annotation,)
     if get_origin(annotation) is Annotated:
@@ -32,18 +32,18 @@ def classes_in(annotation: Any) -> Classes:
 
 
 def allows_none(annotation: Any) -> bool:
-    """Return whether null is a value of the annotation."""
+    """Return whether the annotation allows null."""
     return type(None) in get_args(annotation)
 
 
 def children(classes: Classes, key: str) -> Classes:
-    """Return the sections that may stand at `key` of any of `classes`."""
+    """Return the section classes possible at `key` of any of `classes`."""
     found = (cls.model_fields[key].annotation for cls in classes if key in cls.model_fields)
     return tuple(child for annotation in found for child in classes_in(annotation))
 
 
 def may_be_list(classes: Classes, path: str) -> bool:
-    """Return whether a list may stand at a dotted path; of an unknown path, yes."""
+    """Return whether the value at a dotted path may be a list; true for an unknown path."""
     *parents, last = path.split(".")
     for key in parents:
         classes = children(classes, key)
@@ -53,7 +53,7 @@ def may_be_list(classes: Classes, path: str) -> bool:
 
 
 def by_kind(classes: Classes) -> dict[str, type[Section]]:
-    """Return the classes of a union by their `kind`; empty for sections that have none."""
+    """Return the classes of a union by `kind`; empty for sections without kinds."""
     return {
         kind: cls
         for cls in classes
@@ -63,7 +63,7 @@ def by_kind(classes: Classes) -> dict[str, type[Section]]:
 
 
 def keys_of(classes: Classes) -> list[str]:
-    """Return the keys that any of the classes has, each once."""
+    """Return the distinct keys of the classes."""
     return list(dict.fromkeys(key for cls in classes for key in cls.model_fields))
 
 
@@ -75,20 +75,20 @@ def choices(annotation: Any) -> list[Any]:
 
 
 def all_paths(classes: Classes, path: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key under the classes, unions included."""
+    """Yield the dotted path of every key under the classes, including all kinds."""
     for key in keys_of(classes):
         yield join(path, key)
         yield from all_paths(children(classes, key), join(path, key))
 
 
 def default_of(cls: type[Section], key: str) -> Any:
-    """Return a field's default as JSON has it; null for a field that has none."""
+    """Return a field's default in JSON; null for a required field."""
     field = cls.model_fields[key]
     return None if field.is_required() else to_jsonable_python(field.get_default())
 
 
 def default_tree(cls: type[Section]) -> dict[str, Any]:
-    """Return layer 0: the defaults of every section that has a default of its own.
+    """Return the first layer: the defaults of every section that has its own default.
 
     `phases.generator.optimizer` differs from the defaults of its class, for example.
     """

@@ -1,4 +1,4 @@
-"""Configuration before it is checked: maps whose leaves remember who set them."""
+"""Configuration before validation: nested maps whose leaves know their source."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Leaf:
-    """A scalar or a list, as JSON would hold it, and the place that it came from."""
+    """A JSON scalar or list, and where it was set."""
 
     value: Any
     source: str
@@ -27,14 +27,14 @@ def plain(node: Node) -> Any:
 
 
 def from_plain(value: Any, source: str) -> Node:
-    """Return maps, lists and scalars as a node whose leaves all come from `source`."""
+    """Return a node of maps, lists and scalars whose leaves all have the given source."""
     if isinstance(value, dict):
         return {key: from_plain(child, source) for key, child in value.items()}
     return Leaf(value, source)
 
 
 def leaves(node: Node, path: str) -> Iterator[tuple[str, Leaf]]:
-    """Yield (dotted path, leaf) for everything under a node that lies at `path`."""
+    """Yield (dotted path, leaf) for all leaves under the node at `path`."""
     if isinstance(node, Leaf):
         yield path, node
         return
@@ -48,7 +48,7 @@ def join(path: str, key: str) -> str:
 
 
 def find(node: Node, keys: tuple[str | int, ...]) -> Node | None:
-    """Return what lies at `keys`, or the list that holds it; None when nothing is there."""
+    """Return the node at `keys`, or the list that contains it; None if there is none."""
     for key in keys:
         if isinstance(node, Leaf):
             return node
@@ -59,6 +59,6 @@ def find(node: Node, keys: tuple[str | int, ...]) -> Node | None:
 
 
 def show(value: Any, longest: int = 60) -> str:
-    """Return a value as YAML would write it on one line, cut at `longest` characters."""
+    """Return a value as one line of JSON, cut at `longest` characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= longest else text[: longest - 3] + "..."

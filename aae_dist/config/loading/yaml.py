@@ -1,7 +1,7 @@
-"""YAML text and `key.path=value` overrides to trees, and trees to YAML, with YAML 1.2's scalars.
+"""Parse YAML and `key.path=value` overrides into trees, and write YAML, with YAML 1.2 scalars.
 
 PyYAML reads YAML 1.1, where `1e-4` is text, `off` is false, `1:30` is 90 and `2024-01-01` a date.
-Here numbers are numbers, true and false are the only booleans, and all else is text.
+Here `1e-4` is a number, only true and false are booleans, and the other three are text.
 """
 
 import re
@@ -33,7 +33,7 @@ _SCALARS = (
 
 
 class YamlProblem(Exception):
-    """The text is not YAML that a configuration may hold; the message names line and reason."""
+    """The text is not YAML, or not allowed in a configuration; has the line and the reason."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
     count = 0
 
     def compose_node(self, parent: YamlNode | None, index: int) -> YamlNode | None:
-        # Checked while composing: the composer itself recurses, so a deep text would end it first,
+        # Checked while composing: the composer recurses, so deep nesting would crash it first,
         # and it takes a minute for a million values.
         self.depth += 1
         self.count += 1
@@ -68,7 +68,7 @@ class _Dumper(yaml.SafeDumper):
 for _tag, _pattern, _first in _SCALARS:
     _anchored = re.compile(f"(?:{_pattern.pattern})\\Z")
     _Loader.add_implicit_resolver(_tag, _anchored, _first)
-    # Beside YAML 1.1's own: text that either version takes for a number is written in quotes.
+    # In addition to YAML 1.1's: text that is a number in either version is written in quotes.
     _Dumper.add_implicit_resolver(_tag, _anchored, _first)
 _Dumper.add_representer(
     list, lambda dumper, data: dumper.represent_sequence(_TAG + "seq", data, flow_style=True)
@@ -76,7 +76,7 @@ _Dumper.add_representer(
 
 
 def parse(text: str, source: str, number_lines: bool = True) -> Node:
-    """Return the tree of one YAML document; leaves get `source`, with the line when asked to.
+    """Return the tree of one YAML document; the source of a leaf is `source`, with its line.
 
     Raises:
         YamlProblem: not YAML, a duplicate key, a key that is not text, too large or too deep.
@@ -96,12 +96,12 @@ def parse(text: str, source: str, number_lines: bool = True) -> Node:
 
 def dump(value: Any) -> str:
     """Return maps, lists and scalars as YAML: maps in blocks in their order, lists on one line."""
-    # Other than ASCII is escaped: PyYAML loses some of Unicode's line breaks otherwise.
+    # Non-ASCII characters are escaped: PyYAML loses some of Unicode's line breaks otherwise.
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=100)
 
 
 class _Builder:
-    """Turns composed YAML nodes into a tree, counting what aliases expand to."""
+    """Builds a tree from composed YAML nodes, counting the nodes that aliases expand to."""
 
     def __init__(self, source: str, number_lines: bool) -> None:
         self.source = source
@@ -189,7 +189,7 @@ def _line(node: YamlNode) -> int:
 
 
 def read_overrides(overrides: Sequence[str]) -> tuple[Tree, list[str]]:
-    """Return the layer that the overrides make, and one line for each that cannot be read."""
+    """Return the layer of the overrides, and one line per override that cannot be parsed."""
     layer: Tree = {}
     problems = []
     for text in overrides:
@@ -221,7 +221,7 @@ def _read(text: str) -> tuple[list[str], Node]:
 
 
 def _put(layer: Tree, keys: list[str], value: Node) -> None:
-    """Set `keys` in the layer; a map joins a map that an earlier override made."""
+    """Set `keys` in the layer; a map is merged into the map of an earlier override."""
     *parents, last = keys
     for key in parents:
         node = layer.get(key)
