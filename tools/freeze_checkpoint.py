@@ -20,7 +20,7 @@ from webdataset import TarWriter
 
 import aae_dist
 from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.commands.train import train
+from aae_dist.cli import main as run_command
 from aae_dist.storage import open_storage
 
 
@@ -42,7 +42,7 @@ def main(target: Path) -> None:
         model = f"{{latent_dim: 2, {widths}}}"
         items = ["run.name=run", f"run.storage={folder}", f"data.train={folder}/000.tar"]
         items += ["launch.kind=local", "wandb.mode=disabled", "train.global_batch_size=8"]
-        train([*items, "train.steps=8", f"model={model}"])
+        run_command(["train", *items, "train.steps=8", f"model={model}"])
         run = Path(folder, "run")
         shutil.copytree(run / "checkpoints", target / "checkpoints")
         note(run, target)

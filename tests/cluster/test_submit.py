@@ -19,7 +19,7 @@ from helpers.manifests import (
 
 from aae_dist.cli import main
 from aae_dist.config import config_from_tree
-from aae_dist.launch import manifest
+from aae_dist.launch.submit import manifest
 from aae_dist.sweeps.plan import load_sweep
 
 GKE, KIND = str(ROOT / "cluster/overlays/gke"), str(ROOT / "cluster/overlays/kind-cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aae_dist.data.commands import PACKED
+from aae_dist.cli.data import PACKED
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))

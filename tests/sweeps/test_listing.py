@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aae_dist.cli import main
-from aae_dist.commands.runs import age_text
+from aae_dist.cli.inspect import age_text
 from aae_dist.config import dump_yaml, load_config
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.listing import list_runs
@@ -140,7 +140,7 @@ def test_damaged_files_cost_a_cell_and_not_the_table(tmp_path: Path) -> None:
 
 def test_listing_imports_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, aae_dist.commands.runs\n"
+        "import sys, aae_dist.cli.inspect\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'ray', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 0

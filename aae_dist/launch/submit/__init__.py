@@ -1,1 +1,1 @@
-"""Work sent to a cluster elsewhere: as a Ray job, or as a RayJob of Kubernetes."""
+"""Runs and sweeps on clusters: a RayJob on Kubernetes, a job on a running Ray cluster."""

@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aae_dist.errors import LaunchError
+from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch.log import say
+from aae_dist.launch.submit.work import LOCAL, Work, follow_or_stop, local_paths
 
 STOP_WAIT_SECONDS = 60
 """How long Ray lets a stopped job save its checkpoint; its own default is 3 s."""
@@ -38,6 +39,65 @@ def entrypoint(verb: str) -> str:
     Ray would wait for that zombie until the time to stop is up.
     """
     return f"exec aae-dist {verb} {CONFIG_FILE}"
+
+
+def submit(
+    work: Work,
+    address: str,
+    env: Mapping[str, str],
+    folder: Path | None = None,
+    wait: bool = True,
+    stop_on_interrupt: bool = False,
+    doctor: bool = False,
+) -> int:
+    """Start a job on a running Ray cluster, follow its log, return its exit code.
+
+    Args:
+        work: the run or sweep.
+        address: of the dashboard, http://HOST:8265.
+        env: more variables for the job.
+        folder: files of the user's own, such as a prior, for the job's working directory.
+        wait: follow the log to the job's end.
+        stop_on_interrupt: Ctrl-C stops the job, with a checkpoint; otherwise it continues.
+        doctor: the job checks the cluster and trains nothing.
+
+    Raises:
+        LaunchError: no cluster answers, or it refuses.
+    """
+    for key, path in local_paths(work.config):
+        print(f"note: {key}={path} means a folder of the cluster's nodes, not of this machine")
+    jobs = Jobs(address)
+    verb = "doctor" if doctor else work.verb
+    job = jobs.submit(verb, work.name, work.text, env, folder)
+    print(f"submitted {job} to {address}", flush=True)
+    if not wait:
+        print(f"log: aae-dist submit --follow {job} --address {address}")
+        return 0
+    return _follow(jobs, job, stop_on_interrupt)
+
+
+def follow(job: str, address: str, stop: bool = False, stop_on_interrupt: bool = False) -> int:
+    """Follow a job that was submitted before, or stop it first; return its exit code."""
+    jobs = Jobs(address)
+    if stop:
+        jobs.stop(job)
+    return _follow(jobs, job, stop_on_interrupt)
+
+
+def _follow(jobs: "Jobs", job: str, stop_on_interrupt: bool) -> int:
+    log = Log()
+    return follow_or_stop(
+        lambda: jobs.follow(job, log),
+        lambda: jobs.stop(job),
+        f"{job} continues. To stop it: aae-dist submit --stop {job} --address {jobs.address}",
+        stop_on_interrupt,
+    )
+
+
+def check(work: Work) -> None:
+    """Raise ConfigError for what cannot run on a Ray cluster; none is asked."""
+    if work.config.launch.kind == "local":
+        raise ConfigError(LOCAL)
 
 
 class Jobs:

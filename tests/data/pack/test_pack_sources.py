@@ -17,9 +17,9 @@ from helpers.originals import (
 from helpers.shards import encoded
 
 from aae_dist.cli import main
+from aae_dist.cli.data import PACKED
 from aae_dist.config.sections.data import Data
 from aae_dist.data import Dataset, open_dataset
-from aae_dist.data.commands import PACKED
 from aae_dist.data.pack import FEWEST_SCORED, NAMES, PackOptions, pack
 from aae_dist.data.pack.known import download
 from aae_dist.errors import DataError

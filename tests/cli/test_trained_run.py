@@ -11,7 +11,7 @@ import pytest
 
 from aae_dist.cli import main
 
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 SMALL = [
     "launch.kind=local",
     "wandb.mode=disabled",

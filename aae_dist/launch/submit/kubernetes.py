@@ -1,17 +1,23 @@
-"""kubectl as a program: render an overlay, look at a job, apply one."""
+"""A RayJob on Kubernetes, made from a kustomize overlay, through the program kubectl."""
 
 import json
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
-from aae_dist.errors import LaunchError
-from aae_dist.launch.manifest import Object
+from aae_dist.config import RunConfig
+from aae_dist.config.redaction import redact
+from aae_dist.errors import ConfigError, LaunchError
+from aae_dist.launch.ray.cluster import refuse_if_impossible
+from aae_dist.launch.ray.resources import demand_of
+from aae_dist.launch.submit import manifest
+from aae_dist.launch.submit.manifest import Object
+from aae_dist.launch.submit.work import LOCAL, Work, local_paths
 
 ENDED = ("Complete", "Failed", "ValidationFailed")
 """Values of a RayJob's `status.jobDeploymentStatus` after which nothing of it runs."""
@@ -38,6 +44,113 @@ def render(folder: Path) -> list[Object]:
     else:
         raise _absent()
     return [found for found in yaml.load_all(text, Loader=_Loader) if found]
+
+
+def manifests(work: Work, cluster: Path, doctor: bool = False) -> tuple[Object, Object]:
+    """Return the ConfigMap and the RayJob of a run or sweep; no cluster is asked.
+
+    Args:
+        work: the run or sweep.
+        cluster: folder of an overlay, such as cluster/overlays/gke.
+        doctor: the job checks the cluster, once, and trains nothing.
+
+    Raises:
+        ConfigError: the configuration holds a secret, or names folders that no pod has.
+        LaunchError: the overlay cannot be rendered, or has no room for the run.
+    """
+    if redact(work.text) != work.text:
+        raise ConfigError(
+            "the configuration holds a secret (a signed URL, a password in one, or the value of a "
+            "variable such as WANDB_API_KEY), and the cluster shows it to everybody who may read "
+            "ConfigMaps; use the pods' own identity (s3://, gs://, az://) or a Kubernetes secret"
+        )
+    template = _template(work, cluster)
+    check(work, template, cluster)
+    settings, job = manifest.fill(template, job_name(work, doctor), work.address, work.text)
+    if doctor:
+        manifest.examine(job)
+    return settings, job
+
+
+def job_name(work: Work, doctor: bool = False) -> str:
+    """Return the name of the RayJob of a run or sweep, or of the one that checks its cluster."""
+    return manifest.job_name(work.name + "-doctor" * doctor, work.storage)
+
+
+def connect(work: Work, cluster: Path, context: str | None = None) -> "Kubectl":
+    """Return the cluster where the overlay's namespace is."""
+    namespace = _template(work, cluster)["metadata"].get("namespace", "default")
+    return Kubectl(namespace, context, str(cluster))
+
+
+def create(api: "Kubectl", settings: Object, job: Object) -> None:
+    """Create a job, in place of an ended one, and then its configuration.
+
+    The job decides between two submissions at the same moment: the second one leaves nothing
+    behind. The head's pod waits for the ConfigMap, which in this order can name its owner.
+
+    Raises:
+        LaunchError: the run's job has not ended, or the cluster refuses.
+    """
+    name = job["metadata"]["name"]
+    _remove_ended(api, name)
+    try:
+        created = api.create(job)
+    except ExistsError:
+        raise LaunchError(
+            f"another submission was first: rayjob/{name} works on this now"
+        ) from None
+    try:
+        api.create(manifest.owned(settings, created))
+    except BaseException:
+        api.delete(created)
+        raise
+
+
+def _remove_ended(api: "Kubectl", name: str) -> None:
+    """Remove the ended job of an earlier submission, since a job runs once."""
+    job = api.job(name)
+    if job is None:
+        return
+    state = job.get("status", {}).get("jobDeploymentStatus", "")
+    if state not in ENDED:
+        raise LaunchError(
+            f"rayjob/{name} already works on this ({state or 'not started yet'}). The same command "
+            "with --follow follows it, with --stop stops it with a checkpoint. End it without one: "
+            f"{api.words} delete rayjob {name}"
+        )
+    api.delete(job)
+
+
+def check(work: Work, job: Object, cluster: Path) -> None:
+    """Raise for what could only fail on the cluster, after it has been paid for."""
+    problems = [
+        *(
+            f"image: {image} is a name to be filled in; edit site/site.yaml of the overlay"
+            for image in manifest.unedited_images(job)
+        ),
+        *_problems(work.config, manifest.shared_folders(job)),
+    ]
+    if problems:
+        raise ConfigError("\n  ".join([f"this cannot run on {cluster}:", *problems]))
+    groups = list(manifest.groups(job))
+    demand = demand_of(work.config, [resources for resources, _ in groups])
+    pods = [node for node, most in groups for _ in range(min(most, demand.workers))]
+    refuse_if_impossible(demand, pods, f"with `most` in its site.yaml, {cluster} has")
+
+
+def _problems(config: RunConfig, shared: Sequence[str]) -> Iterator[str]:
+    if config.launch.kind == "local":
+        yield LOCAL
+    there = f"one of {', '.join(shared)}" if shared else "a mount that the overlay does not have"
+    for key, path in local_paths(config):
+        if not manifest.is_below(path, list(shared)):
+            yield f"{key}: no pod sees the folder {path}; use s3:// (gs://, az://) or {there}"
+
+
+def _template(work: Work, cluster: Path) -> Object:
+    folder = cluster / {"train": "train", "tune": "sweep"}[work.verb]
+    return manifest.job_of(render(folder), str(folder))
 
 
 class ExistsError(LaunchError):

@@ -7,32 +7,38 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aae_dist.commands.submit import read_work
-from aae_dist.config import RunConfig
-from aae_dist.doctor import rules
-from aae_dist.doctor.findings import Finding, bad, good, lines
+import click
+
+from aae_dist.cli.options import RawHelp, items_argument, read_items
 from aae_dist.errors import LaunchError
-from aae_dist.tracking.wandb_open import DEFAULT_SERVER, decide_mode
 
 if TYPE_CHECKING:
+    from aae_dist.config import RunConfig
+    from aae_dist.doctor.findings import Finding
     from aae_dist.doctor.machine import Machine
     from aae_dist.doctor.ray import Place
 
+EXAMPLES = """\
+examples:
+  aae-dist doctor my.yaml
+  aae-dist submit my.yaml --doctor --address http://localhost:8265
+"""
 
-def doctor(items: Sequence[str]) -> int:
-    """Check this machine, or every machine of the Ray cluster that this process belongs to.
 
-    Args:
-        items: YAML files and overrides, as for `train` or `tune`; without any, what
-            they name is not checked.
+@click.command(cls=RawHelp, short_help="check a place before money is spent there", epilog=EXAMPLES)
+@items_argument(required=False)
+def doctor(items: tuple[str, ...]) -> int:
+    """Check a place before money is spent there.
 
-    Raises:
-        ConfigError: the configuration is wrong.
-        LaunchError: no Ray answers at RAY_ADDRESS.
+    Checks versions, GPUs, memory, disk, clocks, network, storage, W&B and open dashboards: of this
+    machine, or of all machines of the Ray cluster that RAY_ADDRESS names or whose job this is.
+    Exit code 2 when a line is red; each says what to do.
     """
-    config = None
-    if items:
-        config = read_work(items).config
+    from aae_dist.doctor import rules
+    from aae_dist.doctor.findings import lines
+    from aae_dist.launch.submit.work import read_work
+
+    config = read_work(*read_items(items)).config if items else None
     red = 0
     for finding in check(config):
         print(*lines([finding], sys.stdout.isatty()), sep="\n", flush=True)
@@ -43,8 +49,10 @@ def doctor(items: Sequence[str]) -> int:
     return 2 if red else 0
 
 
-def check(config: RunConfig | None) -> Iterator[Finding]:
+def check(config: "RunConfig | None") -> "Iterator[Finding]":
     """Yield what is found, as it is found."""
+    from aae_dist.doctor.findings import bad
+
     on_ray = config is None or config.launch.kind == "ray"
     if on_ray and os.environ.get("RAY_ADDRESS"):
         if find_spec("ray") is None:
@@ -55,8 +63,9 @@ def check(config: RunConfig | None) -> Iterator[Finding]:
         yield from _this_machine(config)
 
 
-def _this_machine(config: RunConfig | None) -> Iterator[Finding]:
-    from aae_dist.doctor import probes
+def _this_machine(config: "RunConfig | None") -> "Iterator[Finding]":
+    from aae_dist.doctor import probes, rules
+    from aae_dist.doctor.findings import bad, good
     from aae_dist.doctor.machine import look
 
     machine = look()
@@ -77,8 +86,9 @@ def _this_machine(config: RunConfig | None) -> Iterator[Finding]:
     yield from probes.wandb(url) if url else _no_wandb()
 
 
-def _cluster(config: RunConfig | None) -> Iterator[Finding]:
+def _cluster(config: "RunConfig | None") -> "Iterator[Finding]":
     from aae_dist.doctor import ray as ray_doctor
+    from aae_dist.doctor.findings import bad, good
     from aae_dist.launch.ray import cluster as ray_cluster
 
     with ray_cluster.connected():
@@ -102,9 +112,10 @@ def _cluster(config: RunConfig | None) -> Iterator[Finding]:
         yield from ray_doctor.wandb_from(places[-1], url) if url else _no_wandb()
 
 
-def _machines(pairs: "Sequence[tuple[Place, Machine]]", gpus: float) -> Iterator[Finding]:
-    from aae_dist.doctor import probes
+def _machines(pairs: "Sequence[tuple[Place, Machine]]", gpus: float) -> "Iterator[Finding]":
+    from aae_dist.doctor import probes, rules
     from aae_dist.doctor import ray as ray_doctor
+    from aae_dist.doctor.findings import good
 
     machines, places = [machine for _, machine in pairs], [place for place, _ in pairs]
     yield from rules.same_versions(machines)
@@ -122,8 +133,10 @@ def _machines(pairs: "Sequence[tuple[Place, Machine]]", gpus: float) -> Iterator
     yield from probes.dashboard(url) if url else [good("dashboard", "none runs")]
 
 
-def wandb_server(config: RunConfig) -> str | None:
+def wandb_server(config: "RunConfig") -> str | None:
     """Return the address that W&B's files would go to from here, None where none would."""
+    from aae_dist.tracking.wandb_open import DEFAULT_SERVER, decide_mode
+
     installed = find_spec("wandb") is not None
     mode, _ = decide_mode(config.wandb.mode, os.environ, installed, Path.home())
     if mode != "online":
@@ -131,5 +144,7 @@ def wandb_server(config: RunConfig) -> str | None:
     return os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER
 
 
-def _no_wandb() -> list[Finding]:
+def _no_wandb() -> "list[Finding]":
+    from aae_dist.doctor.findings import good
+
     return [good("wandb", "not used: no key here, offline or disabled")]

@@ -46,25 +46,23 @@ def test_an_interrupt_from_the_keyboard_exits_130_without_a_traceback(capsys):
 
 @pytest.mark.parametrize("verb", [[], ["train"], ["evaluate"], ["sample"]])
 def test_help_of_every_verb_names_it(verb, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main([*verb, "--help"])
-    assert caught.value.code == 0
+    assert main([*verb, "--help"]) == 0
     assert "usage: " + " ".join(["aae-dist", *verb]) in capsys.readouterr().out
 
 
 def test_no_verb_shows_the_help_and_exits_2(capsys):
     assert main([]) == 2
-    assert "verbs:" in capsys.readouterr().err
+    assert "compare runs:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("tarin a.yaml", "argument VERB: there is no 'tarin'; did you mean train? (see aae-dist"),
-        ("zzz", "argument VERB: there is no 'zzz'; should be one of train, tune, data, submit"),
+        ("tarin a.yaml", "there is no 'tarin'; did you mean train? (see aae-dist"),
+        ("zzz", "there is no 'zzz'; should be one of train, tune, data, submit"),
         (
             "train",
-            "the following arguments are required: FILE.yaml | key=value (see aae-dist train",
+            "FILE.yaml | key=value is missing (see aae-dist train",
         ),
         ("train a.yaml --dry-rum", "there is no option --dry-rum; did you mean --dry-run?"),
         ("train a.yaml --bogus", "there is no option --bogus (see aae-dist train --help"),
@@ -87,37 +85,34 @@ def test_no_verb_shows_the_help_and_exits_2(capsys):
         ),
         (
             "sample run --num x --out x.png",
-            "argument --num: should be a whole number from 1, got 'x' (see aae-dist sample --help",
+            "--num: should be a whole number from 1, got 'x' (see aae-dist sample --help",
         ),
         (
             "sample run --num 0 --out x.png",
-            "argument --num: should be a whole number from 1, got '0'",
+            "--num: should be a whole number from 1, got '0'",
         ),
-        ("sample run --seed a --out x.png", "argument --seed: should be a whole number, got 'a'"),
-        ("sample run", "the following arguments are required: --out (see aae-dist sample --help"),
-        ("export run more --out x", "more is more than aae-dist export takes (see"),
+        ("sample run --seed a --out x.png", "--seed: should be a whole number, got 'a'"),
+        ("sample run", "--out is missing (see aae-dist sample --help"),
+        ("export run more --out x", "got unexpected extra argument (more) (see"),
         (
             "encode run --out x --format parket",
             "--format: there is no 'parket'; did you mean parquet? (see",
         ),
         (
             "data pack foldr --out x",
-            "argument name: there is no 'foldr'; did you mean folder? (see aae-dist data pack",
+            "NAME: there is no 'foldr'; did you mean folder? (see aae-dist data pack",
         ),
         (
             "data pack csv --out x --validation-fraction 1",
             "--validation-fraction: should be a number from 0 to below 1, got '1'",
         ),
         ("data pack csv --out x --seed -1", "--seed: should be a whole number from 0 to 184"),
-        ("data index a.tar --out x b.tar", "b.tar is more than aae-dist data index takes"),
         ("data pakc", "there is no 'pakc'; did you mean pack? (see aae-dist data --help"),
-        ("submit --address http://a", "give a configuration to submit, or --follow JOB (see"),
+        ("submit --address http://a", "give a configuration to submit, or the job's name (see"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exits_2(command, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(command.split())
-    assert caught.value.code == 2
+    assert main(command.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("aae-dist: ")
@@ -135,7 +130,7 @@ def test_files_and_overrides_may_stand_on_both_sides_of_an_option(capsys):
 def test_the_version_is_printed_without_importing_torch():
     code = (
         "import sys\nfrom aae_dist.cli import main\n"
-        "try: main(['--version'])\nexcept SystemExit: pass\n"
+        "main(['--version'])\n"
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, text=True)
@@ -146,8 +141,7 @@ def test_help_imports_neither_torch_nor_matplotlib():
     code = (
         "import sys\nfrom aae_dist.cli import main\n"
         "for verb in (['train'], ['evaluate'], ['report'], ['data', 'pack']):\n"
-        "    try: main([*verb, '--help'])\n"
-        "    except SystemExit: pass\n"
+        "    main([*verb, '--help'])\n"
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, text=True)

@@ -185,11 +185,13 @@ def test_verbs_use_the_device_that_is_asked_for(
     monkeypatch.chdir(tmp_path)
     used = []
 
+    load_run = aae_dist.load_run
+
     def load(uri: str, device: torch.device, step: int | None) -> aae_dist.TrainedRun:
         used.append(device.type)
-        return aae_dist.load_run(uri, "cpu", step)
+        return load_run(uri, "cpu", step)
 
-    monkeypatch.setattr("aae_dist.commands.trained.load_run", load)
+    monkeypatch.setattr(aae_dist, "load_run", load, raising=False)
     places = {"RUN": run, "DATA": digits_of(tmp_path, 28)}
     command = [places.get(word, word) for word in argv]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

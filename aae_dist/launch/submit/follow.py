@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from aae_dist.errors import LaunchError
-from aae_dist.launch.kubectl import ENDED, Kubectl
 from aae_dist.launch.log import say
-from aae_dist.launch.manifest import Object
+from aae_dist.launch.submit.kubernetes import ENDED, Kubectl
+from aae_dist.launch.submit.manifest import Object
 from aae_dist.launch.submit.ray_jobs import SAVED, exit_code
 
 POLL_SECONDS = 3.0
@@ -44,12 +44,7 @@ def follow(api: Kubectl, name: str) -> int:
     try:
         while True:
             try:
-                job = api.job(name)
-                if job is None:
-                    raise GoneError(name)
-                cluster = _status(job).get("rayClusterName")
-                story.tell(job, api.pods(f"ray.io/cluster={cluster}") if cluster else [])
-                logs.pump(api.pods(f"batch.kubernetes.io/job-name={name}"))
+                job = _look(api, name, story, logs)
                 silent_since = None
             except GoneError:
                 raise
@@ -58,15 +53,25 @@ def follow(api: Kubectl, name: str) -> int:
                 if time.monotonic() - silent_since > LOST_SECONDS:
                     raise
                 story.say(f"no answer from the cluster ({error}); trying again")
-                time.sleep(POLL_SECONDS)
-                continue
-            if _status(job).get("jobDeploymentStatus") in ENDED:
-                ended_at = ended_at or time.monotonic()
-                if logs.complete or time.monotonic() - ended_at > LAST_LOG_SECONDS:
-                    return report_end(job, log)
+            else:
+                if _status(job).get("jobDeploymentStatus") in ENDED:
+                    ended_at = ended_at or time.monotonic()
+                    if logs.complete or time.monotonic() - ended_at > LAST_LOG_SECONDS:
+                        return report_end(job, log)
             time.sleep(POLL_SECONDS)
     finally:
         logs.close()
+
+
+def _look(api: Kubectl, name: str, story: "Story", logs: "SubmitterLogs") -> Object:
+    """Print what has changed since the last look; return the job."""
+    job = api.job(name)
+    if job is None:
+        raise GoneError(name)
+    cluster = _status(job).get("rayClusterName")
+    story.tell(job, api.pods(f"ray.io/cluster={cluster}") if cluster else [])
+    logs.pump(api.pods(f"batch.kubernetes.io/job-name={name}"))
+    return job
 
 
 def stop(api: Kubectl, name: str) -> None:

@@ -1,38 +1,47 @@
 """`aae-dist tune`: a search space in, a folder of compared runs out."""
 
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from aae_dist.commands.items import split_items
-from aae_dist.config.loading.yaml import dump
+import click
+
+from aae_dist.cli.options import EXIT_CODES, RawHelp, items_argument, read_items
 from aae_dist.errors import LaunchError
-from aae_dist.sweeps.plan import SweepPlan, describe, load_sweep
 
 if TYPE_CHECKING:
     from aae_dist.sweeps.ledger import Ledger
+    from aae_dist.sweeps.plan import SweepPlan
 
+EXAMPLES = """\
+examples:
+  aae-dist tune configs/sweep/quick.yaml
+  aae-dist tune configs/sweep/quick.yaml 'sweep.space.model.latent_dim={grid: [2, 16]}'
+  aae-dist tune my.yaml sweep.search=optuna sweep.num_trials=50 --dry-run
+
+"""
 LISTED = 100
 """Trials that a dry run lists."""
 BEST = 5
 """Trials that the end of a sweep shows."""
 
 
-def tune(items: Sequence[str], dry_run: bool = False) -> int:
-    """Run, or go on with, the sweep that files and overrides describe.
+@click.command(
+    cls=RawHelp,
+    short_help="run a sweep over priors, latent sizes or any other key, or resume it",
+    epilog=EXAMPLES + EXIT_CODES,
+)
+@items_argument()
+@click.option("--dry-run", is_flag=True, help="print the sweep and its trials and stop")
+def tune(items: tuple[str, ...], dry_run: bool) -> int:
+    """Run many trials of one configuration.
 
-    Args:
-        items: YAML files and `key=value` overrides, in any order among each other.
-        dry_run: print the sweep, its trials and the first trial's configuration, and stop.
-
-    Raises:
-        ConfigError: something in the sweep or in a trial is wrong; all problems are named.
-        Interrupted: a stop was asked for; running trials have saved.
-        AaeDistError: what the launcher found.
+    The `sweep` section says what is searched and how. The same command, given again, returns
+    finished trials as they are and resumes the others.
     """
-    files, overrides = split_items(items)
-    plan = load_sweep(files, overrides)
+    from aae_dist.sweeps.plan import load_sweep
+
+    plan = load_sweep(*read_items(items))
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
     if dry_run:
@@ -49,7 +58,10 @@ def tune(items: Sequence[str], dry_run: bool = False) -> int:
     return 0
 
 
-def _show_plan(plan: SweepPlan) -> None:
+def _show_plan(plan: "SweepPlan") -> None:
+    from aae_dist.config.loading.yaml import dump
+    from aae_dist.sweeps.plan import describe
+
     print(dump({"sweep": plan.sweep.model_dump(mode="json")}), end="")
     print(f"\n# Folder: {plan.uri}")
     print(
@@ -66,6 +78,8 @@ def _show_plan(plan: SweepPlan) -> None:
 
 
 def _show_end(ledger: "Ledger") -> None:
+    from aae_dist.sweeps.plan import describe
+
     counts = {state: count for state, count in ledger.counts().items() if count}
     print(f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for entry in ledger.of("failed"):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from aae_dist.cli import main
-from aae_dist.commands.items import split_items
-from aae_dist.commands.tables import number
+from aae_dist.cli.inspect import number
+from aae_dist.cli.options import read_items
 from aae_dist.config import load_config
 from aae_dist.config.loading.yaml import LARGEST_BYTES
 from aae_dist.storage import open_storage
@@ -60,7 +60,7 @@ def test_an_argument_with_an_equals_sign_is_an_override_unless_a_file_has_that_n
 ):
     monkeypatch.chdir(tmp_path)
     Path("lr=3.yaml").touch()
-    assert split_items(["a.yaml", "x=1", "lr=3.yaml", "b.yaml", "y=2"]) == (
+    assert read_items(["a.yaml", "x=1", "lr=3.yaml", "b.yaml", "y=2"]) == (
         [Path("a.yaml"), Path("lr=3.yaml"), Path("b.yaml")],
         ["x=1", "y=2"],
     )

@@ -1,0 +1,208 @@
+"""`aae-dist data pack`, `data index` and `data verify`: shards written, counted, read."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import click
+
+from aae_dist.cli.options import (
+    Choice,
+    Fraction,
+    GroupedOption,
+    Item,
+    Verbs,
+    WholeNumber,
+    json_option,
+)
+from aae_dist.errors import DataError
+
+PACK_EXAMPLES = """\
+examples:
+  aae-dist data pack mnist --out data/mnist
+  aae-dist data pack folder --root photos --image-size 64 --out s3://bucket/photos
+  aae-dist data pack csv --root photos/labels.csv --validation-fraction 0.2 --out data/photos
+  aae-dist data pack npy --root genes.npy --labels tissues.npy --out data/genes
+  aae-dist data pack celeba --crop-size 148 --image-size 64 --out data/celeba
+"""
+INDEX_EXAMPLES = """\
+examples:
+  aae-dist data index data/mnist/train
+  aae-dist data index 's3://bucket/train-{000..511}.tar'
+  aae-dist data index 'https://host/train-{00..11}.tar' --out train.json
+"""
+VERIFY_EXAMPLES = """\
+examples:
+  aae-dist data verify data/mnist/train
+  aae-dist data verify s3://bucket/photos/train data.image_size=64 --json
+"""
+PACKED = ("mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "folder", "csv", "npy")
+"""As `data.pack.NAMES`, which would cost an import of torch."""
+OWN_FILES = "for folder, csv and npy"
+
+
+@click.group(cls=Verbs, short_help="write shards from known data sets or folders, index shards")
+def data() -> None:
+    """Write WebDataset shards, and write manifests of shards that exist."""
+
+
+@data.command(
+    short_help="write a known data set, image files or an array as shards", epilog=PACK_EXAMPLES
+)
+@click.argument(
+    "name", type=Choice(PACKED), metavar="NAME", help="one of the data sets or kinds above"
+)
+@click.option("--out", required=True, metavar="FOLDER", help="folder to write, absent or empty")
+@click.option(
+    "--root", metavar="PATH", help="what to pack; of known data sets, where they are kept"
+)
+@click.option(
+    "--shard-samples",
+    type=WholeNumber(1),
+    default=5000,
+    show_default=True,
+    help="samples per shard",
+)
+@click.option(
+    "--image-size", type=WholeNumber(1), help="scale and cut images to so many pixels a side"
+)
+@click.option(
+    "--crop-size", type=WholeNumber(1), help="first cut out the centre square of so many pixels"
+)
+@click.option(
+    "--validation-fraction",
+    cls=GroupedOption,
+    group=OWN_FILES,
+    type=Fraction(),
+    default=0.1,
+    show_default=True,
+    help="part of the samples that becomes OUT/validation",
+)
+@click.option(
+    "--seed",
+    cls=GroupedOption,
+    group=OWN_FILES,
+    type=WholeNumber(0, 2**64 - 1),
+    default=0,
+    show_default=True,
+    help="another seed gives another split",
+)
+@click.option(
+    "--labels",
+    cls=GroupedOption,
+    group=OWN_FILES,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="npy only: a .npy file of whole numbers",
+)
+def pack(
+    name: str,
+    out: str,
+    root: str | None,
+    shard_samples: int,
+    image_size: int | None,
+    crop_size: int | None,
+    validation_fraction: float,
+    seed: int,
+    labels: Path | None,
+) -> int:
+    """Write WebDataset shards (tar files that any tool reads).
+
+    They go to OUT/train and OUT/validation, each with a manifest.json, and are made of:
+      mnist, fashion-mnist, cifar10, svhn, celeba
+              the files that torchvision keeps in --root, downloaded unless they are there
+      folder  images in the folder --root, which has one sub-folder for each class, or none: no
+              labels
+      csv     images that the file --root lists, with the columns path and label
+      npy     the rows of the array in --root: images (uint8 [N, H, W], [N, H, W, C],
+              [N, C, H, W]) or vectors ([N, D], written as float32 and read with
+              data.image_keys=[npy])
+
+    folder, csv and npy are split by the hash of each sample's path or row, keyed by --seed. Image
+    files are kept byte for byte unless --image-size or --crop-size is given.
+    """
+    from aae_dist.data import pack as packing
+
+    options = packing.PackOptions(
+        shard_samples=shard_samples,
+        image_size=image_size,
+        crop_size=crop_size,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        labels=labels,
+    )
+    for part, count in packing.pack(name, out, root, options).items():
+        print(f"{out.rstrip('/')}/{part}: {count} samples")
+    return 0
+
+
+@data.command(
+    short_help="count the samples of shards and write their manifest", epilog=INDEX_EXAMPLES
+)
+@click.argument(
+    "patterns",
+    nargs=-1,
+    required=True,
+    type=Item(),
+    metavar="PATTERN",
+    help="shards: a pattern, a folder, several of them",
+)
+@click.option(
+    "--out", metavar="FILE", help="manifest file, by default manifest.json beside the shards"
+)
+@click.option(
+    "--ray", is_flag=True, help="count on the cluster of RAY_ADDRESS, not on this machine"
+)
+def index(patterns: tuple[str, ...], out: str | None, ray: bool) -> int:
+    """Count the samples of shards and write manifest.json beside them.
+
+    Training then starts without reading them all. The headers of every shard are read and checked;
+    no shard is kept. Stopped, the same command resumes where it was.
+    """
+    from aae_dist.data.index.build import build_index
+
+    with contextlib.ExitStack() as stack:
+        executor = None
+        if ray:
+            from aae_dist.launch.ray.executor import ray_executor
+
+            executor = stack.enter_context(ray_executor())
+        address, manifest = build_index(patterns, out, executor=executor)
+    print(f"{address}: {len(manifest.shards)} shards, {manifest.num_samples} samples")
+    return 0
+
+
+@data.command(short_help="read every sample and report what is wrong", epilog=VERIFY_EXAMPLES)
+@click.argument(
+    "items",
+    nargs=-1,
+    required=True,
+    type=Item(),
+    metavar="PATTERN | data.key=value",
+    help="shards: a pattern, a folder, several of them; and settings of the section data",
+)
+@click.option(
+    "--threads", type=WholeNumber(1), default=4, show_default=True, help="shards read at once"
+)
+@json_option
+def verify(items: tuple[str, ...], threads: int, as_json: bool) -> int:
+    """Read and decode every sample, and report which shards and samples cannot be used and why.
+
+    Exit code 2 if there are any.
+    """
+    overrides = [item for item in items if item.startswith("data.") and "=" in item]
+    patterns = [item for item in items if item not in overrides]
+    if not patterns:
+        raise DataError("no shards are named; give a pattern or a folder.")
+    from aae_dist.config import load_config
+    from aae_dist.config.paths import absolute_storage
+    from aae_dist.data.index import verify as verification
+
+    patterns = [absolute_storage(pattern) for pattern in patterns]
+    # JSON is YAML, and braces of a pattern need its quotes.
+    run = ["run.name=verify", "train.steps=1", f"data.train={json.dumps(patterns)}"]
+    settings = load_config([], [*run, *overrides]).config.data
+    found = verification.verify(patterns, settings, threads)
+    print(json.dumps(found.document(), indent=2) if as_json else verification.report(found))
+    verification.refuse_if_unsound(found)
+    return 0

@@ -1,0 +1,298 @@
+"""What a run is worth, and what there is: evaluate, export, runs, report."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aae_dist.cli.options import (
+    Choice,
+    Item,
+    RawHelp,
+    data_and_overrides,
+    data_argument,
+    json_option,
+    open_run,
+    run_argument,
+    step_option,
+)
+from aae_dist.errors import AaeDistError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aae_dist.inference.trained_run import TrainedRun
+    from aae_dist.sweeps.listing import RunRow
+
+EVALUATE_EXAMPLES = """\
+examples:
+  aae-dist evaluate runs/quickstart
+  aae-dist evaluate runs/quickstart --data builtin://digits/train --json
+"""
+EXPORT_EXAMPLES = """\
+examples:
+  aae-dist export runs/quickstart --out exported
+  aae-dist export runs/quickstart --format onnx --out exported
+
+A .pt2 file holds weights and a program: load only those whose origin you trust. --format onnx
+needs pip install onnx onnxscript onnxruntime.
+"""
+RUNS_EXAMPLES = """\
+examples:
+  aae-dist runs runs
+  aae-dist runs s3://bucket/runs/my-sweep/trials
+  aae-dist runs --json | jq '.[] | select(.state == "running") | .name'
+"""
+REPORT_EXAMPLE = """\
+example:
+  aae-dist report s3://bucket/runs/priors-and-sizes
+"""
+NUM_CHECKED = 64
+"""Images that an exported program is compared with the run on."""
+MEANINGS = {
+    "reconstruction/mse": "squared error per pixel",
+    "reconstruction/sum_half": "half squared error per image",
+    "prior_match/c2st": "0.5 is a perfect match",
+    "prior_match/sliced_wasserstein": "1.0 is a perfect match",
+    "prior_match/mmd": "1.0 is a perfect match",
+    "prior_match/num_samples": "codes compared with the prior",
+    "discriminator/accuracy_prior": "prior samples recognised",
+    "discriminator/accuracy_codes": "latent codes recognised",
+    "samples_seen": "training images, all ranks",
+    "throughput/samples_per_second": "training images, all ranks",
+}
+"""What a metric says, short enough for a line of 80 characters; in the order of the table."""
+
+_GROUPS = ("reconstruction/", "prior_match/", "discriminator/", "loss/")
+
+
+COLUMNS = {
+    "mse": "reconstruction/mse",
+    "C2ST": "prior_match/c2st",
+    "SW": "prior_match/sliced_wasserstein",
+    "MMD": "prior_match/mmd",
+}
+MIN_WIDTH = 100
+"""Columns of a table that goes into a file or a pipe."""
+UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+@click.command(cls=RawHelp, short_help="measure a trained run on data", epilog=EVALUATE_EXAMPLES)
+@run_argument
+@data_argument
+@step_option
+@click.option("--data", multiple=True, type=Item(), metavar="PATTERN", help="the same as DATA")
+@json_option
+def evaluate(
+    uri: str, items: tuple[str, ...], step: int | None, data: tuple[str, ...], as_json: bool
+) -> int:
+    """Measure how well a run reconstructs data, and how well its latent codes match its prior."""
+    patterns, overrides = data_and_overrides([*data, *items])
+    run = open_run(uri, step, overrides)
+    print(f"evaluating step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
+    metrics = run.evaluate(patterns).metrics
+    if as_json:
+        print(json.dumps({"step": run.step, **metrics}, indent=2))
+    else:
+        on = f" on {', '.join(patterns)}" if patterns else ""
+        print_metrics(metrics, title=f"{uri} at step {run.step:,}{on}")
+    return 0
+
+
+def results(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that tell how a run went, without those that serve to watch one."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name in MEANINGS
+        or name.startswith(_GROUPS)
+        or (name.startswith("skipped_updates/") and value > 0)
+    }
+
+
+def print_metrics(metrics: Mapping[str, float], title: str) -> None:
+    """Print one metric per line on stdout, known ones first, with what they mean."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    order = list(MEANINGS)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("meaning")
+    for name in sorted(metrics, key=lambda n: (order.index(n) if n in order else len(order), n)):
+        table.add_row(name, number(metrics[name]), MEANINGS.get(name, ""))
+    Console(markup=False, highlight=False).print(table)
+
+
+def number(value: float) -> str:
+    """Return a number with four significant digits, whole ones with their thousands marked."""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+@click.command(
+    cls=RawHelp,
+    short_help="write encoder and decoder as programs of their own",
+    epilog=EXPORT_EXAMPLES,
+)
+@run_argument
+@step_option
+@click.option("--out", required=True, metavar="FOLDER", help="where to write")
+@click.option(
+    "--format",
+    type=Choice(("torch", "onnx")),
+    default="torch",
+    show_default=True,
+    help="torch: .pt2, for torch.export.load; onnx: .onnx, for any ONNX runtime",
+)
+def export(uri: str, step: int | None, out: str, format: str) -> int:
+    """Write a run's encoder and decoder as programs that run without aae_dist.
+
+    The encoder maps pixels in [0, 1] to codes, the means of q(z|x); the decoder maps codes to
+    pixels. Both take batches of any size, in float32. Each is loaded again and compared with the
+    run; export.json says what they take and give.
+    """
+    from aae_dist.config.paths import absolute_storage
+    from aae_dist.inference.export import TOLERANCE, WRITERS, check_format
+    from aae_dist.inference.export import export as write_programs
+    from aae_dist.storage import open_storage
+
+    check_format(format)
+    run = open_run(uri, step)
+    target = open_storage(absolute_storage(out))
+    print(f"exporting step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
+    differences = write_programs(run, target, format, _validation_images(run))
+    suffix = WRITERS[format][1]
+    for name, difference in differences.items():
+        print(
+            f"{target.uri}/{name}.{suffix}: equal to the run within {difference:.1e} "
+            f"(tolerance {TOLERANCE:g})"
+        )
+    return 0
+
+
+def _validation_images(run: "TrainedRun") -> "Tensor | None":
+    """Return validation images to check with, None where they cannot be had."""
+    try:
+        data = run.open()
+        return data.read(range(min(NUM_CHECKED, len(data))))[0]
+    except AaeDistError as error:
+        print(f"note: checked with noise, not with validation data: {error}", file=sys.stderr)
+        return None
+
+
+@click.command(
+    cls=RawHelp, short_help="list runs with their state, step and scores", epilog=RUNS_EXAMPLES
+)
+@click.argument(
+    "uri",
+    default="~/aae_dist/runs",
+    metavar="STORAGE",
+    type=Item(),
+    help="run.storage of the runs (default ~/aae_dist/runs)",
+)
+@click.option("--json", "as_json", is_flag=True, help="print JSON with all metrics")
+def runs(uri: str, as_json: bool) -> int:
+    """List the runs in a folder or bucket.
+
+    Shows the state (finished, running, interrupted, diverged, stopped: its process died, new:
+    nothing saved yet), step, prior, latent size z, squared error per pixel, scores of the match
+    with the prior, and how long ago the run last wrote. Of a sweep, its number of trials.
+    """
+    from aae_dist.config.paths import absolute_storage
+    from aae_dist.storage import is_remote, open_storage
+    from aae_dist.sweeps.listing import list_runs
+
+    storage = open_storage(absolute_storage(uri))
+    if not is_remote(storage.uri) and not Path(storage.uri).is_dir():
+        raise ConfigError(f"{uri}: no such folder; give run.storage of the runs")
+    rows = list_runs(storage)
+    if as_json:
+        print(json.dumps([_as_json(row) for row in rows], indent=2))
+    elif rows:
+        _print(rows, storage.uri)
+    else:
+        print(f"no runs in {storage.uri}")
+    return 0
+
+
+def _as_json(row: "RunRow") -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "state": row.state,
+        "step": row.step,
+        "total_steps": row.total_steps,
+        "age_seconds": round(row.age_seconds, 1),
+        "prior": _section(row.config, "prior").get("kind"),
+        "latent_dim": _section(row.config, "model").get("latent_dim"),
+        "num_trials": row.num_trials,
+        "metrics": dict(row.metrics),
+    }
+
+
+def _print(rows: Sequence["RunRow"], uri: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{len(rows)} in {uri}", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("run", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for name in ("step", "prior", "z", *COLUMNS, "age"):
+        table.add_column(name, justify="left" if name == "prior" else "right", no_wrap=True)
+    for row in rows:
+        scores = [_score(row.metrics.get(metric)) for metric in COLUMNS.values()]
+        kind = _section(row.config, "prior").get("kind", "")
+        latent_dim = _section(row.config, "model").get("latent_dim", "")
+        age = age_text(row.age_seconds)
+        table.add_row(row.name, row.state, _step(row), str(kind), str(latent_dim), *scores, age)
+    console = Console(markup=False, highlight=False)
+    console.width = max(console.width, 0 if console.is_terminal else MIN_WIDTH)
+    console.print(table)
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _step(row: "RunRow") -> str:
+    if row.state == "sweep":
+        return f"{row.num_trials} trials"
+    done = "-" if row.step is None else f"{row.step:,}"
+    return f"{done}/{row.total_steps:,}" if row.total_steps else done
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def age_text(seconds: float) -> str:
+    """Return a length of time by its largest unit, say `3 min`."""
+    size, unit = next(((s, u) for s, u in UNITS if seconds >= s), UNITS[-1])
+    return f"{seconds / size:.0f} {unit}"
+
+
+@click.command(cls=RawHelp, short_help="write the report of a sweep", epilog=REPORT_EXAMPLE)
+@click.argument(
+    "uri",
+    metavar="SWEEP",
+    type=Item(),
+    help="a sweep's folder: a local path, s3://, gs:// or az://",
+)
+def report(uri: str) -> int:
+    """Write the report of a sweep, while it runs or afterwards.
+
+    report.html, one file to be read anywhere, and its pictures go into the sweep's folder.
+    """
+    from aae_dist.report import make_report
+
+    print(f"Report: {make_report(uri)}")
+    return 0

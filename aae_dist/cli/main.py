@@ -1,0 +1,105 @@
+"""All verbs, and what every one of them does: exit codes, and one clear message per error."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import click
+from click.shell_completion import shell_complete
+
+from aae_dist.cli import data, doctor, encode, images, inspect, submit, train, tune
+from aae_dist.cli.options import EXIT_CODES, Verbs, explain
+from aae_dist.errors import AaeDistError
+from aae_dist.version import __version__
+
+COMPLETION = "_AAE_DIST_COMPLETE"
+"""Variable with which a shell asks for completions."""
+
+SECTIONS = {
+    "train": (train.train, tune.tune),
+    "prepare data": (data.data,),
+    "use clusters": (submit.submit, doctor.doctor),
+    "use a trained run": (
+        encode.encode,
+        inspect.evaluate,
+        inspect.export,
+        images.interpolate,
+        images.reconstruct,
+        images.sample,
+    ),
+    "compare runs": (inspect.runs, inspect.report),
+}
+
+COMPLETION_HELP = f"""
+shell completion, in the shell's start-up file:
+  eval "$({COMPLETION}=bash_source aae-dist)"        (zsh_source, fish_source)
+"""
+
+
+@click.group(
+    cls=Verbs,
+    epilog=EXIT_CODES + COMPLETION_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Distributed training of adversarial autoencoders on sharded image data."""
+
+
+for title, verbs in SECTIONS.items():
+    cli.add_section(title, verbs)  # type: ignore[attr-defined]  # the decorator tells Command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors become one message on stderr."""
+    return guarded(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def guarded(body: Callable[[], int]) -> int:
+    """Return what `body` returns, or print its error and return the exit code of its class."""
+    try:
+        code = body()
+        sys.stdout.flush()
+    except AaeDistError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("stopped from the keyboard")
+        return 130
+    except BrokenPipeError:
+        # Standard output was closed (`| head`); keep Python from reporting that at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception:
+        from aae_dist.config.redaction import redact
+
+        print(redact(traceback.format_exc()), file=sys.stderr, end="")
+        _complain("this is an internal error in aae-dist; please report it")
+        return 1
+    return code
+
+
+def _complain(message: str) -> None:
+    from aae_dist.config.redaction import redact
+
+    print(redact(f"aae-dist: {message}"), file=sys.stderr)
+
+
+def _run(argv: list[str]) -> int:
+    if instruction := os.environ.get(COMPLETION):
+        return shell_complete(cli, {}, "aae-dist", COMPLETION, instruction)
+    if os.getcwd() not in sys.path:  # priors and networks of the user's own are found there
+        sys.path.append(os.getcwd())
+    # Not `cli.main`, which turns Ctrl-C and a closed pipe into exit codes of its own.
+    try:
+        with cli.make_context("aae-dist", argv) as context:
+            return cli.invoke(context) or 0
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.message, file=sys.stderr)
+        return 2
+    except click.UsageError as error:
+        _complain(explain(error, argv))
+        return 2

@@ -1,0 +1,215 @@
+"""`aae-dist submit`: a run or a sweep on a Kubernetes or Ray cluster."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aae_dist.cli.options import GroupedOption, RawHelp, items_argument, read_items
+
+EXAMPLES = """\
+examples:
+  aae-dist submit my.yaml --cluster cluster/overlays/gke
+  aae-dist submit my.yaml train.steps=5000 --cluster cluster/overlays/gke --dry-run
+  aae-dist submit my.yaml --cluster cluster/overlays/gke --follow
+  aae-dist submit my.yaml --cluster cluster/overlays/gke --stop
+  aae-dist submit my.yaml --address http://localhost:8265 --stop-on-interrupt
+  aae-dist submit --follow quickstart-1a2b3c --address http://localhost:8265
+
+--cluster fills in the RayJob of a kustomize overlay and creates it with kubectl; KubeRay starts a
+Ray cluster for it and removes it afterwards. --address uses a Ray cluster that runs.
+--follow waits for pods, shows the log over lost heads and new clusters, and may be repeated. The
+exit code is that of the run: 0 done, 2 something to correct, 3 diverged, 4 stopped with a
+checkpoint, 1 all else.
+"""
+AGAIN = "for what was submitted before, named by its configuration, or with --address by its job"
+KUBERNETES = "with --cluster"
+RAY = "with --address"
+
+
+class NamedValue(click.ParamType[tuple[str, str], Any]):
+    """NAME=VALUE."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            self.fail(f"should be NAME=VALUE, got {value!r}", param, ctx)
+        return name, text
+
+
+@click.command(
+    cls=RawHelp,
+    short_help="send a run or a sweep to a Kubernetes or Ray cluster",
+    epilog=EXAMPLES,
+)
+@items_argument(required=False)
+@click.option(
+    "--cluster", type=click.Path(path_type=Path), metavar="DIR", help="a kustomize overlay"
+)
+@click.option("--address", metavar="URL", help="a Ray dashboard, http://HOST:8265")
+@click.option("--dry-run", is_flag=True, help="print what would be sent, and ask no cluster")
+@click.option("--doctor", is_flag=True, help="check the cluster for this run, and train nothing")
+@click.option(
+    "--stop-on-interrupt",
+    is_flag=True,
+    help="when following, Ctrl-C stops the job with a checkpoint; by default it continues",
+)
+@click.option(
+    "--follow", cls=GroupedOption, group=AGAIN, is_flag=True, help="show its log until it ends"
+)
+@click.option(
+    "--stop",
+    cls=GroupedOption,
+    group=AGAIN,
+    is_flag=True,
+    help="stop it with a checkpoint, and follow it to its end",
+)
+@click.option(
+    "--context", cls=GroupedOption, group=KUBERNETES, metavar="NAME", help="kubectl's context"
+)
+@click.option(
+    "--env",
+    cls=GroupedOption,
+    group=RAY,
+    multiple=True,
+    type=NamedValue(),
+    help="a variable of the job, shown in the dashboard: nothing secret",
+)
+@click.option(
+    "--working-dir",
+    cls=GroupedOption,
+    group=RAY,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="files of yours for the job's working directory, such as a prior (at most 512 MiB)",
+)
+@click.option("--no-wait", cls=GroupedOption, group=RAY, is_flag=True, help="do not follow the log")
+def submit(items: tuple[str, ...], **options: Any) -> int:
+    """Send a run, or a sweep, to a cluster.
+
+    The configuration is checked here first, so that a mistake costs no machine. Submitting again
+    what has ended resumes it; what has finished returns at once.
+    """
+    if problem := _contradiction(items, **options):
+        raise click.UsageError(problem)
+    if options["address"]:
+        return _to_ray(items, **options)
+    return _to_kubernetes(items, **options)
+
+
+def _contradiction(
+    items: tuple[str, ...],
+    *,
+    cluster: Path | None,
+    address: str | None,
+    follow: bool,
+    stop: bool,
+    dry_run: bool,
+    stop_on_interrupt: bool,
+    context: str | None,
+    env: tuple[tuple[str, str], ...],
+    working_dir: Path | None,
+    no_wait: bool,
+    **_: object,
+) -> str | None:
+    """Return what is wrong with the options together."""
+    is_again = follow or stop
+    rules = {
+        "give one of --cluster DIR and --address URL": (cluster is None) == (address is None),
+        "--follow follows, --stop stops and follows: give one of them": follow and stop,
+        "give a configuration to submit" + ", or the job's name" * bool(address): not items,
+        "with --address, --follow and --stop take the name of one job": (
+            address and is_again and len(items) > 1
+        ),
+        "--dry-run sends nothing, so there is nothing to follow or to stop": is_again and dry_run,
+        "--env, --working-dir and --no-wait go with --address": (
+            cluster and (env or working_dir or no_wait)
+        ),
+        "with --cluster, --stop-on-interrupt goes with --follow": (
+            cluster and stop_on_interrupt and not is_again
+        ),
+        "--context goes with --cluster": address and context,
+    }
+    return next((problem for problem, is_broken in rules.items() if is_broken), None)
+
+
+def _to_kubernetes(
+    items: tuple[str, ...],
+    *,
+    cluster: Path,
+    context: str | None,
+    dry_run: bool,
+    doctor: bool,
+    follow: bool,
+    stop: bool,
+    stop_on_interrupt: bool,
+    **_: object,
+) -> int:
+    """Create a RayJob made from an overlay's template, or follow one to its end."""
+    from aae_dist.launch.submit import follow as following
+    from aae_dist.launch.submit import kubernetes
+    from aae_dist.launch.submit.work import follow_or_stop, read_work
+
+    work = read_work(*read_items(items))
+    if follow or stop:
+        name = kubernetes.job_name(work, doctor)
+        api = kubernetes.connect(work, cluster, context)
+        if stop:
+            following.stop(api, name)
+        return follow_or_stop(
+            lambda: following.follow(api, name),
+            lambda: following.stop(api, name),
+            f"rayjob/{name} continues; the same command with --stop stops it with a checkpoint",
+            stop_on_interrupt,
+        )
+    settings, job = kubernetes.manifests(work, cluster, doctor)
+    if dry_run:
+        print(kubernetes.dump([settings, job]), end="")
+        return 0
+    api = kubernetes.connect(work, cluster, context)
+    kubernetes.create(api, settings, job)
+    where = ["--cluster", str(cluster), *(["--context", context] if context else [])]
+    again = shlex.join([*where, *(["--doctor"] if doctor else []), *items])
+    print(f"rayjob/{job['metadata']['name']} created")
+    print(f"follow: aae-dist submit --follow {again}")
+    print(f"stop:   aae-dist submit --stop {again}")
+    print(f"state:  {api.words} get rayjob {job['metadata']['name']}")
+    print(f"folder: {work.address}")
+    return 0
+
+
+def _to_ray(
+    items: tuple[str, ...],
+    *,
+    address: str,
+    env: tuple[tuple[str, str], ...],
+    working_dir: Path | None,
+    no_wait: bool,
+    dry_run: bool,
+    doctor: bool,
+    follow: bool,
+    stop: bool,
+    stop_on_interrupt: bool,
+    **_: object,
+) -> int:
+    """Submit a job to a running Ray cluster, or follow one to its end."""
+    from aae_dist.launch.submit import ray_jobs
+    from aae_dist.launch.submit.work import read_work
+
+    if follow or stop:
+        return ray_jobs.follow(items[0], address, stop, stop_on_interrupt)
+    ray_jobs.check_address(address)
+    work = read_work(*read_items(items))
+    ray_jobs.check(work)
+    if dry_run:
+        print(f"# to {address}: {ray_jobs.entrypoint('doctor' if doctor else work.verb)}")
+        for name, _value in env:
+            print(f"# with the variable {name}")
+        print(work.text, end="")
+        return 0
+    return ray_jobs.submit(
+        work, address, dict(env), working_dir, not no_wait, stop_on_interrupt, doctor
+    )
