@@ -34,14 +34,14 @@ RAY_FILES := $(shell grep -rl "mark\.ray" tests --include="test_*.py" | sort)
 # Of some files nothing is chosen, which pytest calls 5.
 pytest_ray = for file in $(RAY_FILES); do $(PYTEST) -m $(1) $$file || [ $$? = 5 ] || exit 1; done
 
-test: dev
+test: dev $(VENV)/.compiled
 	$(PYTEST) $(PARALLEL) -m "not slow and not ray"
 	@$(call pytest_ray,"ray and not slow")
 
 test-unit: dev
 	$(PYTEST) $(PARALLEL) -m "not run and not distributed and not ray and not slow"
 
-test-all: dev
+test-all: dev $(VENV)/.compiled
 	$(PYTEST) $(PARALLEL) -m "not ray"
 	@$(call pytest_ray,"ray")
 
@@ -55,7 +55,7 @@ test-engine: dev
 	OMP_NUM_THREADS=1 $(ENGINE)/bin/python -m pytest $(PARALLEL) -m "not ray and not slow"
 
 # Needs root: pods are network and mount namespaces of this machine.
-test-cluster: dev
+test-cluster: dev $(VENV)/.compiled
 	$(PYTEST) -m cluster -s tests/played
 
 check: dev
@@ -89,4 +89,9 @@ $(VENV)/.installed: $(VENV)/.tools requirements/main.lock pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.lock
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	touch $@
+
+# As in the image: played pods cannot write bytecode, and Ray without it took 4 minutes to start.
+$(VENV)/.compiled: $(VENV)/.installed-dev
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $@

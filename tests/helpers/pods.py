@@ -101,8 +101,11 @@ def ray_container(
         settings: variables of the site.
     """
     environment = pod_environment(found, group, settings=settings, token=token or "", pod=pod)
-    command = container_command(found, group)
-    return _container(group_of(found, group)["template"]["spec"], command, environment, token)
+    pod_spec = group_of(found, group)["template"]["spec"]
+    # A node takes 30 % of its memory for objects; no cgroup bounds the memory of a played one.
+    limit = quantity(pod_spec["containers"][0]["resources"]["limits"]["memory"])
+    environment["RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES"] = str(int(0.3 * limit))
+    return _container(pod_spec, container_command(found, group), environment, token)
 
 
 def init_container(ray: Container) -> Container:

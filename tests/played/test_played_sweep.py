@@ -10,7 +10,6 @@ from aae_dist.sweeps import read_sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 
-SLOW = pytest.mark.slow
 LR = {"phases": {"reconstruction": {"optimizer": {"lr": {"grid": [1e-3, 9e-4, 1e-7, 2e-7]}}}}}
 SEEDS = {"run": {"seed": {"grid": [0, 1, 2, 3]}}}
 
@@ -44,20 +43,24 @@ def test_a_sweep_on_two_nodes_starts_each_trial_once(make_cluster, tmp_path):
     assert [attempts(trial) for trial in record.trials] == [1, 1, 1, 1]
 
 
-@SLOW
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_schedulers_and_trials_of_two_workers_need_no_shared_folder_either(make_cluster, tmp_path):
-    """ASHA stops trials, PBT moves states from node to node, and a trial takes both nodes."""
+    """PBT moves states from node to node, ASHA stops trials, and a trial takes both nodes."""
     cluster = make_cluster("kind-cpu-sweep")
     cluster.start()
-    asha = {"kind": "asha", "grace": 20, "reduction_factor": 2}
-    for name, workers, scheduler in (("asha", 1, asha), ("asha2", 2, asha), ("grid2", 2, None)):
-        more = {"scheduler": scheduler} if scheduler else {}
-        text = cluster.run_job(tmp_path / name, sweep(name, workers, LR, **more), seconds=400)
-        record = finished(name, text)
-        assert {attempts(trial) for trial in record.trials} == {1}, name
-        assert bool(record.counts()["pruned"]) == bool(scheduler), name
     pbt = {"kind": "pbt", "every_steps": 20, "resample_probability": 0}
-    text = cluster.run_job(tmp_path / "pbt", sweep("pbt", 1, LR, scheduler=pbt), seconds=400)
+    text = cluster.run_job(tmp_path / "pbt", sweep("pbt", 1, LR, scheduler=pbt))
     record = finished("pbt", text)
     assert record.counts()["finished"] == 4
     assert [event for trial in record.trials for event in trial.lineage]
+    asha = {"kind": "asha", "grace": 20, "reduction_factor": 2}
+    for name, workers, more in (
+        ("asha", 1, {"scheduler": asha}),
+        ("grid2", 2, {}),
+        ("asha2", 2, {"scheduler": asha}),
+    ):
+        text = cluster.run_job(tmp_path / name, sweep(name, workers, LR, **more), seconds=400)
+        record = finished(name, text)
+        assert {attempts(trial) for trial in record.trials} == {1}, name
+        assert bool(record.counts()["pruned"]) == bool(more), name
