@@ -1,6 +1,6 @@
-"""Names of the metrics that a run writes, so that a misspelt one is refused before it starts.
+"""Names of the metrics that runs log, so that a misspelled one is refused before a run starts.
 
-Listed here and not taken from the code that measures: that needs torch. A test trains with every
+They are listed here because the code that measures them needs torch. A test trains with every
 method and compares.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
 from aae_dist.config.loading import schema
-from aae_dist.config.loading.tree import Leaf, Tree, show
+from aae_dist.config.loading.tree import Tree, Value, short_json
 from aae_dist.config.sections.method import Method
 
 NUM_SAMPLES = "prior_match/num_samples"
@@ -23,8 +23,8 @@ _LOSSES = {
     "sliced_wasserstein": ("reconstruction", "distance"),
 }
 _PHASES = {"adversarial": ("reconstruction", "discriminator", "generator")}
-"""Phases of methods that have more than that of reconstruction."""
-_OF_PHASES = ("lr", "gradient_norm", "skipped_updates", "step_seconds")
+"""Phases of the methods that have more than the reconstruction phase."""
+_PER_PHASE = ("lr", "gradient_norm", "skipped_updates", "step_seconds")
 _LOGGED = (
     "step",
     "epoch",
@@ -52,20 +52,20 @@ _OF_DISCRIMINATOR = ("discriminator/accuracy_codes", "discriminator/accuracy_pri
 
 
 def logged(method: str) -> set[str]:
-    """Return the metrics of log points of a run with a method, alarms included."""
+    """Return the metrics of log points of a run with the method, including alarms."""
     phases = _PHASES.get(method, ("reconstruction",))
     names = {*_LOGGED, *(f"loss/{loss}" for loss in _LOSSES[method])}
-    names |= {f"{what}/{phase}" for what in _OF_PHASES for phase in phases}
+    names |= {f"{what}/{phase}" for what in _PER_PHASE for phase in phases}
     return names | ({"alarm/discriminator_wins"} if method == "adversarial" else set())
 
 
 def scores(method: str) -> set[str]:
-    """Return the metrics that an evaluation measures on validation data, without alarms."""
+    """Return the metrics that an evaluation measures on validation data, excluding alarms."""
     return {*_EVALUATED, *(_OF_DISCRIMINATOR if method == "adversarial" else ())}
 
 
 def evaluated(method: str) -> set[str]:
-    """Return the metrics that only a record of an evaluation has, alarms included."""
+    """Return the metrics that only records of evaluations contain, including alarms."""
     alarms = {"alarm/collapsed_codes"}
     alarms |= {"alarm/discriminator_dead"} if method == "adversarial" else set()
     return scores(method) | alarms
@@ -83,27 +83,27 @@ def is_comparable(
 
 
 def unknown(name: str, methods: Iterable[str]) -> str | None:
-    """Return what is wrong with a metric that no run of these methods writes, else None."""
+    """Return the problem with a metric that no run of these methods logs, else None."""
     methods = set(methods) or set(METHODS)
     if name in _all_of(methods):
         return None
     owners = [method for method in METHODS if name in _all_of([method])]
     if owners:
         return (
-            f"{name} is written with method.kind={' or '.join(owners)} only, not with "
+            f"{name} is logged with method.kind={' or '.join(owners)} only, not with "
             f"{' or '.join(sorted(methods))}"
         )
     here, anywhere = _all_of(methods), _all_of(METHODS)
     guess = _guess(name, here) or _guess(name, anywhere)
     advice = f"did you mean {guess}?" if guess else "docs/metrics.md lists them"
-    return f"there is no metric {show(name)}; {advice}"
+    return f"there is no metric {short_json(name)}; {advice}"
 
 
 def best_metric_problems(tree: Tree) -> list[str]:
-    """Return what is wrong with train.best_metric of a merged configuration.
+    """Return the problem with train.best_metric of a merged configuration, if there is one.
 
-    Apart from the other checks between sections: those hold for stored configurations too, and a
-    run that named no metric there can still be used.
+    This is not one of the checks between sections, which apply to stored configurations too: a
+    stored run with an unknown metric can still be used.
     """
     name, method = _leaf(tree, "train", "best_metric"), _leaf(tree, "method", "kind")
     if name is None or method is None or not isinstance(name.value, str):
@@ -112,15 +112,15 @@ def best_metric_problems(tree: Tree) -> list[str]:
         return []
     text = unknown(name.value, [str(method.value)])
     if text is None:
-        text = f"{name.value} is no score of an evaluation, which the best is chosen by"
-        text += "; take for example reconstruction/mse"
+        text = f"{name.value} is not measured by evaluations, which select the best checkpoint"
+        text += "; use for example reconstruction/mse"
     return [f"train.best_metric: {text} ({name.source})"]
 
 
-def _leaf(tree: Tree, section: str, key: str) -> Leaf | None:
+def _leaf(tree: Tree, section: str, key: str) -> Value | None:
     part = tree.get(section)
     leaf = part.get(key) if isinstance(part, dict) else None
-    return leaf if isinstance(leaf, Leaf) else None
+    return leaf if isinstance(leaf, Value) else None
 
 
 def _all_of(methods: Iterable[str]) -> set[str]:
@@ -128,10 +128,10 @@ def _all_of(methods: Iterable[str]) -> set[str]:
 
 
 def _guess(name: str, known: Collection[str]) -> str | None:
-    """Return which metric may be meant: by the whole name, or by its last part."""
+    """Return the metric most similar to the whole name, or to its last part."""
     if close := get_close_matches(name, sorted(known), 1, cutoff=0.7):
         return close[0]
-    # Of metrics that end alike, a score is the likeliest.
+    # Of metrics with the same last part, one of an evaluation is the most likely.
     ordered = sorted(known, key=lambda each: (each in _EVALUATED, each))
     ends = {each.rpartition("/")[2]: each for each in ordered}
     last = get_close_matches(name.rpartition("/")[2], ends, 1, cutoff=0.7)

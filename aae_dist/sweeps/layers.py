@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from aae_dist.config.loading import messages, schema
 from aae_dist.config.loading.load import SWEEP
 from aae_dist.config.loading.merge import Merge
-from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, join, plain, show
+from aae_dist.config.loading.tree import Node, Tree, Value, from_plain, join, plain, short_json
 from aae_dist.config.run_config import RunConfig
 from aae_dist.config.sections.sweep import Sweep, SweepFile
 from aae_dist.sweeps import space
@@ -34,7 +34,7 @@ def read_sweep_section(layers: list[Tree]) -> tuple[Sweep | None, list[str]]:
     for tree in trees:
         for key in SHORT:
             node = tree.get(key)
-            if isinstance(node, Leaf) and isinstance(node.value, str):
+            if isinstance(node, Value) and isinstance(node.value, str):
                 tree[key] = {"kind": node}
     merged = Merge(SweepFile).run([{SWEEP: tree} for tree in trees])
     section = merged[SWEEP]
@@ -64,7 +64,7 @@ def _merged_space(spaces: list[Node]) -> dict[str, Any]:
 def _flat(node: Node, path: str) -> dict[str, Any]:
     """Return terms and constants by dotted key: an override arrives as nested maps."""
     value = plain(node)
-    if isinstance(node, Leaf) or space.term_of(value) or set(value) & set(space.TERMS):
+    if isinstance(node, Value) or space.term_of(value) or set(value) & set(space.TERMS):
         return {path: value}
     if space.misspelt_term(value) and space.OPEN not in path.split("."):
         return {path: value}
@@ -77,7 +77,7 @@ def _space_problems(terms: dict[str, Any]) -> list[str]:
         path = f"sweep.space.{key}"
         found += list(space.problems(node, path))
         if isinstance(node, list) and not schema.may_be_list((RunConfig,), key):
-            advice = f"write {{grid: {show(node)}}} to try each"
+            advice = f"write {{grid: {short_json(node)}}} to try each"
             found.append(f"{path}: should be a term or one value, got a list; {advice}")
         if fixed := next((f for f in FIXED if key == f or key.startswith(f + ".")), None):
             found.append(f"{path}: {fixed} is the same for all trials; take it out of the space")

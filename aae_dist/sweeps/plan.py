@@ -16,7 +16,7 @@ from aae_dist.config.loading.load import (
     read_layers,
 )
 from aae_dist.config.loading.merge import Merge
-from aae_dist.config.loading.tree import Leaf, Tree
+from aae_dist.config.loading.tree import Tree, Value
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig
 from aae_dist.config.sections.sweep import GridSearch, Sweep
@@ -183,7 +183,7 @@ def _checked(
         "run.resume": "auto",
     }
     place: Tree = layer_of(fixed)
-    place["wandb"] = {"group": Leaf(_group(layers) or sweep.name, "sweep.name")}
+    place["wandb"] = {"group": Value(_group(layers) or sweep.name, "sweep.name")}
     merged = [*deepcopy(list(layers)), layer_of(parameters), place]
     tree = Merge(RunConfig).run(merged)
     make_absolute(tree)
@@ -200,13 +200,13 @@ def _checked(
 def _group(layers: Sequence[Tree]) -> Any:
     parts = [layer["wandb"] for layer in layers if isinstance(layer.get("wandb"), dict)]
     said = [part["group"] for part in parts if isinstance(part, dict) and "group" in part]
-    return said[-1].value if said and isinstance(said[-1], Leaf) else None
+    return said[-1].value if said and isinstance(said[-1], Value) else None
 
 
 def _storage(base: Tree) -> str:
     run = base.get("run")
     leaf = run.get("storage") if isinstance(run, dict) else None
-    return str(leaf.value).rstrip("/") if isinstance(leaf, Leaf) else ""
+    return str(leaf.value).rstrip("/") if isinstance(leaf, Value) else ""
 
 
 def _base_problems(layers: Sequence[Tree]) -> list[str]:

@@ -30,7 +30,7 @@ def of_run(*overrides):
         ("mse", "did you mean reconstruction/mse?"),
         ("loss/distanc", "did you mean loss/distance?"),
         ("nonsense", 'there is no metric "nonsense"; docs/metrics.md lists them'),
-        ("loss/kl", "loss/kl is written with method.kind=variational only, not with adversarial"),
+        ("loss/kl", "loss/kl is logged with method.kind=variational only, not with adversarial"),
         ("[reconstruction/mse, prior_match/mdm]", "did you mean prior_match/mmd?"),
         ("{reconstruction/mse: 1, prior/c2st: 2}", "did you mean prior_match/c2st?"),
     ],
@@ -69,8 +69,8 @@ def test_scores_of_evaluations_need_validation_data():
             "prior_match/c2s",
             'no metric "prior_match/c2s"; did you mean prior_match/c2st? (override',
         ),
-        ("loss/generator", "loss/generator is no score of an evaluation, which the best is chosen"),
-        ("loss/kl", "loss/kl is written with method.kind=variational only"),
+        ("loss/generator", "loss/generator is not measured by evaluations, which select the best"),
+        ("loss/kl", "loss/kl is logged with method.kind=variational only"),
     ],
 )
 def test_the_best_checkpoint_is_chosen_by_a_score(metric, message):
@@ -82,7 +82,7 @@ def test_the_best_metric_is_told_beside_other_mistakes():
     found = of_run("train.best_metric=c2st", "train.stepz=3", "method.kind=mmd")
     assert "did you mean prior_match/c2st?" in found
     assert "train.stepz: unknown key" in found
-    assert "discriminator/accuracy_codes is written with method.kind=adversarial" in of_run(
+    assert "discriminator/accuracy_codes is logged with method.kind=adversarial" in of_run(
         "train.best_metric=discriminator/accuracy_codes", "method.kind=mmd"
     )
 

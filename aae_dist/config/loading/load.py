@@ -12,7 +12,7 @@ from aae_dist.config import paths
 from aae_dist.config.loading import messages
 from aae_dist.config.loading.merge import Merge
 from aae_dist.config.loading.schema import RENAMED
-from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, leaves, plain
+from aae_dist.config.loading.tree import Node, Tree, Value, from_plain, leaves, plain
 from aae_dist.config.loading.yaml import YamlProblem, dump, parse, read_overrides
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.redaction import redacted
@@ -105,7 +105,7 @@ def read_layers(
 def _of_a_sweep(sections: list[Node]) -> list[str]:
     if not sections:
         return []
-    _, first = next(leaves(sections[0], SWEEP), ("", Leaf(None, "empty")))
+    _, first = next(leaves(sections[0], SWEEP), ("", Value(None, "empty")))
     return [
         f"sweep: this section describes many runs, but train starts one only ({first.source}); "
         "pass the same files to aae-dist tune, or remove the section to train one run"
@@ -157,7 +157,7 @@ def _read_file(file: ConfigFile) -> Tree:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
     tree = parse(text, str(file))
-    if isinstance(tree, Leaf):
+    if isinstance(tree, Value):
         raise ConfigError(
             f"{tree.source}: contains {_kind(tree.value)}, not a map such as run: {{...}}"
         )
@@ -210,7 +210,9 @@ def make_absolute(tree: Tree) -> None:
     """Make local paths of the merged tree absolute, including the default of run.storage."""
     for section, key in paths.PATHS:
         part = tree.get(section)
-        default = Leaf(Run.model_fields["storage"].default, "default") if key == "storage" else None
+        default = (
+            Value(Run.model_fields["storage"].default, "default") if key == "storage" else None
+        )
         leaf = part.get(key, default) if isinstance(part, dict) else None
-        if isinstance(part, dict) and isinstance(leaf, Leaf):
-            part[key] = Leaf(paths.absolute(leaf.value), leaf.source)
+        if isinstance(part, dict) and isinstance(leaf, Value):
+            part[key] = Value(paths.absolute(leaf.value), leaf.source)

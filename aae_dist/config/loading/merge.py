@@ -4,7 +4,16 @@ from dataclasses import dataclass, field
 
 from aae_dist.config.loading import schema
 from aae_dist.config.loading.schema import Classes
-from aae_dist.config.loading.tree import Leaf, Node, Tree, from_plain, join, leaves, plain, show
+from aae_dist.config.loading.tree import (
+    Node,
+    Tree,
+    Value,
+    from_plain,
+    join,
+    leaves,
+    plain,
+    short_json,
+)
 from aae_dist.config.sections import Section
 
 # Alternative keys: a later layer that sets one of them unsets the other.
@@ -28,7 +37,7 @@ class Merge:
 
     def _node(self, classes: Classes, nodes: list[tuple[int, Node]], path: str) -> Node:
         last = nodes[-1][1]
-        if isinstance(last, Leaf):
+        if isinstance(last, Value):
             return last
         maps: list[tuple[int, Tree]] = []
         for layer, node in nodes:
@@ -54,7 +63,7 @@ class Merge:
         given = [(layer, tree["kind"]) for layer, tree in maps if "kind" in tree]
         if not given:
             return tuple(dict.fromkeys(variants.values())), maps
-        kinds = [(layer, node.value if isinstance(node, Leaf) else None) for layer, node in given]
+        kinds = [(layer, node.value if isinstance(node, Value) else None) for layer, node in given]
         final = kinds[-1][1]
         if not isinstance(final, str) or final not in variants:
             return (), [(given[-1][0], {"kind": given[-1][1]})]
@@ -92,7 +101,7 @@ class Merge:
                 continue
             value, own = plain(node), schema.default_of(new, key)
             if value not in (own, schema.default_of(old, key)):
-                changes.append(f"{key}={show(own)} instead of {show(value)}")
+                changes.append(f"{key}={short_json(own)} instead of {short_json(value)}")
         if changes:
             kind = schema.choices(new.model_fields["kind"].annotation)[0]
             replaced = ", ".join(changes)
@@ -102,7 +111,7 @@ class Merge:
 
     def _note(self, node: Node, path: str, reason: str) -> None:
         for where, leaf in leaves(node, path):
-            self.notes.append(f"{where}={show(leaf.value)} ({leaf.source}) dropped: {reason}")
+            self.notes.append(f"{where}={short_json(leaf.value)} ({leaf.source}) dropped: {reason}")
 
     def _drop_rivals(self, layers: list[Tree], section: str, keys: tuple[str, ...]) -> list[Tree]:
         last = max((n for n, tree in enumerate(layers) if _sets(tree, section, keys)), default=0)
@@ -142,7 +151,7 @@ def _sets(tree: Tree, section: str, keys: tuple[str, ...]) -> bool:
 
 
 def _is_null(node: Node) -> bool:
-    return isinstance(node, Leaf) and node.value is None
+    return isinstance(node, Value) and node.value is None
 
 
 def _optional(cls: type[Section], key: str) -> bool:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from aae_dist.config.loading import schema
 from aae_dist.config.loading.schema import Classes
-from aae_dist.config.loading.tree import Leaf, Node, find, join, leaves, show
+from aae_dist.config.loading.tree import Node, Value, find, join, leaves, short_json
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.data import ROOTED
 from aae_dist.config.sections.model import IMPORT_PATH
@@ -134,7 +134,7 @@ def _example(path: str, around: Classes) -> str:
 
 
 def _wrong_kind(path: str, tags: list[str], got: Node | None) -> str:
-    if not isinstance(got, Leaf) or got.value is None:
+    if not isinstance(got, Value) or got.value is None:
         return f"{path}.kind is missing; should be {_one_of(tags)}"
     return f"{path}.kind: should be {_one_of(tags)}{_got(got)}{did_you_mean(got.value, tags)}"
 
@@ -198,7 +198,7 @@ def _unknown(keys: Keys, around: Classes, root: type[Section], tree: Node) -> st
 
 def _kind_text(node: Node | None) -> str:
     """Return the text of a `kind` node."""
-    return f"{node.value}" if isinstance(node, Leaf) else "(none)"
+    return f"{node.value}" if isinstance(node, Value) else "(none)"
 
 
 def _union_at(root: type[Section], keys: Keys) -> Classes:
@@ -221,7 +221,7 @@ def _guesses(key: str, parent: str, around: Classes, root: type[Section]) -> lis
 
 
 def _value(node: Node | None, keys: Keys) -> Any:
-    if not isinstance(node, Leaf):
+    if not isinstance(node, Value):
         return None
     index = keys[-1] if keys else None
     if isinstance(node.value, list) and isinstance(index, int) and index < len(node.value):
@@ -231,13 +231,13 @@ def _value(node: Node | None, keys: Keys) -> Any:
 
 def _got(node: Node | None, keys: Keys = ()) -> str:
     """Return `, got VALUE (SOURCE)`; for a map only its source."""
-    if isinstance(node, Leaf):
-        return f", got {show(_value(node, keys))} ({node.source})"
+    if isinstance(node, Value):
+        return f", got {short_json(_value(node, keys))} ({node.source})"
     first = next((leaf for _, leaf in leaves(node, "")), None) if node else None
     return f" ({first.source})" if first else ""
 
 
 def _cross_check(path: str, text: str, tree: Node) -> str:
     node = find(tree, tuple(path.split(".")))
-    source = f" ({node.source})" if isinstance(node, Leaf) and node.source != "default" else ""
+    source = f" ({node.source})" if isinstance(node, Value) and node.source != "default" else ""
     return f"{path}: {text}{source}"

@@ -12,7 +12,7 @@ import yaml
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from yaml.nodes import Node as YamlNode
 
-from aae_dist.config.loading.tree import Leaf, Node, Tree
+from aae_dist.config.loading.tree import Node, Tree, Value
 
 LARGEST_BYTES = 1 << 20
 LARGEST_NODES = 20_000  # Counted with aliases written out, so that they cannot multiply.
@@ -114,7 +114,7 @@ class _Builder:
             return {key: self.node(child, depth + 1) for key, child in self._items(node)}
         line = _line(node)
         source = f"{self.source}:{line}" if self.number_lines else self.source
-        return Leaf(self._value(node), source)
+        return Value(self._value(node), source)
 
     def _value(self, node: YamlNode, depth: int = 0) -> Any:
         self._check(node, depth)
