@@ -28,11 +28,11 @@ from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.config.sections.data import Data
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.pack import PackOptions, pack
-from aae_dist.distributed.seeds import generator
 from aae_dist.distributed.world import single
 from aae_dist.methods import StepInputs, build_method
 from aae_dist.models import build_networks, build_posterior
 from aae_dist.priors import build_prior
+from aae_dist.utils.seeds import generator
 
 SIDE, BATCH, TURN_SECONDS = 32, 64, 2.0
 MODELS: dict[str, dict[str, Any]] = {

@@ -38,9 +38,9 @@ from timing import median_ratio, print_header
 
 from aae_dist.config.sections.prior import GaussianPrior
 from aae_dist.data.pack import pack
-from aae_dist.distributed.seeds import generator
 from aae_dist.evaluation.prior_match import c2st
 from aae_dist.priors import build_prior
+from aae_dist.utils.seeds import generator
 
 HERE = Path(__file__).parent
 BATCH = 128

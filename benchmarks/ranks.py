@@ -28,8 +28,8 @@ from timing import median_ratio, print_header
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from aae_dist.distributed.seeds import generator
 from aae_dist.distributed.world import World
+from aae_dist.utils.seeds import generator
 
 CPU = torch.device("cpu")
 

@@ -20,8 +20,8 @@ from engine import NUM_BATCHES, build_engine
 from timing import median_ratio, paired_seconds, print_header
 from torch import Tensor, nn
 
-from aae_dist.distributed.seeds import generator
 from aae_dist.distributed.world import World
+from aae_dist.utils.seeds import generator
 
 
 class TextbookLoop:

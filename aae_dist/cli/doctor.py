@@ -135,7 +135,7 @@ def _machines(pairs: "Sequence[tuple[Place, Machine]]", gpus: float) -> "Iterato
 
 def wandb_server(config: "RunConfig") -> str | None:
     """Return the address that W&B's files would go to from here, None where none would."""
-    from aae_dist.tracking.wandb_open import DEFAULT_SERVER, decide_mode
+    from aae_dist.tracking.wandb_sink import DEFAULT_SERVER, decide_mode
 
     installed = find_spec("wandb") is not None
     mode, _ = decide_mode(config.wandb.mode, os.environ, installed, Path.home())

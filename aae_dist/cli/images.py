@@ -211,7 +211,7 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
         from aae_dist.cli.encode import write_dataset
 
         return write_dataset(uri, items, out, "tar", step)
-    from aae_dist.spread import spread_evenly
+    from aae_dist.utils.arrays import spread_evenly
 
     path = checked_path(out)
     patterns, overrides = data_and_overrides(items)
@@ -221,8 +221,8 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
     images = run.reconstruct(originals)
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.
-        from aae_dist.drawing import png
-        from aae_dist.evaluation.pictures import reconstructions
+        from aae_dist.evaluation.pictures.images import reconstructions
+        from aae_dist.utils.figures import png
 
         caption = f"{run.config.run.name}, step {run.step:,}"
         picture = png(reconstructions(originals, images.float().cpu(), caption))

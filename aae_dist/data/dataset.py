@@ -20,9 +20,9 @@ from aae_dist.data.format.manifest import Manifest
 from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
 from aae_dist.data.order.permutation import Indices
-from aae_dist.data.progress import Show, progress
 from aae_dist.errors import DataError, SampleError, ShardError
-from aae_dist.spread import spread_evenly
+from aae_dist.utils.arrays import spread_evenly
+from aae_dist.utils.progress import Show, progress
 
 _AUTO_MEMORY_BYTES = 2 << 30
 _NUM_PROBED = 16

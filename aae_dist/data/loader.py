@@ -17,7 +17,7 @@ from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.order.order import BatchPlan, Mask, SampleOrder
-from aae_dist.distributed.exchange import Exchange
+from aae_dist.distributed.collectives import Exchange
 from aae_dist.distributed.world import single
 from aae_dist.errors import AaeDistError, packed, unpacked
 

@@ -1,6 +1,6 @@
 """How good a trained autoencoder is: reconstruction, match with the prior, pictures."""
 
-from aae_dist.evaluation.evaluate import Evaluation, Evaluator, Gallery
+from aae_dist.evaluation.evaluator import Evaluation, Evaluator, Gallery
 from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel
 
 __all__ = [

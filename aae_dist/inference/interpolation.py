@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aae_dist.evaluation import paths
+from aae_dist.evaluation import interpolation as paths
 from aae_dist.inference.trained_run import TrainedRun
 
 PRIOR_SAMPLES = 10_000

@@ -11,13 +11,13 @@ from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.checkpoints.weights import load_weights, weights_to_use
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Dataset, open_dataset
-from aae_dist.distributed.seeds import generator as keyed_generator
 from aae_dist.distributed.world import World, check_cuda
 from aae_dist.errors import CheckpointError, ConfigError
 from aae_dist.evaluation import Evaluation, Evaluator
 from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
+from aae_dist.utils.seeds import generator as keyed_generator
 
 
 class TrainedRun:

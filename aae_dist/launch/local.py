@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from aae_dist.config import RunConfig
-from aae_dist.distributed.control import COLLECTIVE_SECONDS, control_group
+from aae_dist.distributed.collectives import COLLECTIVE_SECONDS, control_group
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.log import say

@@ -8,13 +8,13 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.data import Manifest, Shard
-from aae_dist.data.progress import progress
-from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.collectives import main_decides, together
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, Interrupted, LaunchError
 from aae_dist.inference.dataset_job import Job, begin, complete, give_up, missing, write_shard
 from aae_dist.launch.local import process_group
 from aae_dist.storage import open_storage
+from aae_dist.utils.progress import progress
 
 Call = tuple[Job, int, Shard]
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aae_dist.distributed.data_parallel import frozen_view
-from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.distributed.optimizer import SynchronizedOptimizer
+from aae_dist.distributed.wrappers import frozen_view
 from aae_dist.losses import ADVERSARIES
 from aae_dist.methods.inputs import MicroBatch
-from aae_dist.methods.lazy_r1 import LazyR1
 from aae_dist.methods.method import Encoded, Losses, Method, Modules
 
 
@@ -93,3 +92,30 @@ class AdversarialMethod(Method):
             return z_BZ
         noise_BZ = part.draws.normal(f"noise on {what}", part.rows, z_BZ.shape[1])
         return z_BZ + self.input_noise * noise_BZ
+
+
+class LazyR1:
+    """weight / 2 * |gradient of the logit|^2 at prior samples: Mescheder et al., arXiv 1801.04406.
+
+    Lazy as in Karras et al., arXiv 1912.04958, section 3.1: in one step of `every`, times `every`.
+    """
+
+    def __init__(self, weight: float, every: int) -> None:
+        """Take the weight, 0 for no penalty at all, and the steps between penalties."""
+        self.weight, self.every = weight, every
+
+    def is_due(self, part: MicroBatch) -> bool:
+        """Return whether the part's step is one with a penalty."""
+        return self.weight > 0 and part.draws.step % self.every == 0
+
+    def penalty(self, part: MicroBatch, both: Tensor, logits_prior_B: Tensor) -> Tensor:
+        """Return the penalty of a step in which it is due, a scalar.
+
+        Args:
+            part: the rows.
+            both: the discriminator's input, (2B, Z), prior samples first.
+            logits_prior_B: its logits of the prior samples.
+        """
+        (gradient,) = torch.autograd.grad(logits_prior_B.sum(), both, create_graph=True)
+        square_B = gradient[: len(logits_prior_B)].square().sum(1)
+        return 0.5 * self.weight * self.every * (part.weights_B @ square_B)

@@ -8,18 +8,14 @@ from torch import nn
 from aae_dist.config import RunConfig
 from aae_dist.config.sections import method as sections
 from aae_dist.config.sections import phases
-from aae_dist.distributed.accelerated import accelerated
-from aae_dist.distributed.data_parallel import data_parallel, settle, trainable
-from aae_dist.distributed.schedule import build_schedule
-from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.distributed.optimizer import SynchronizedOptimizer, build_schedule
 from aae_dist.distributed.world import World
+from aae_dist.distributed.wrappers import accelerated, data_parallel, settle, trainable
 from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.autoencoder import AutoencoderMethod
+from aae_dist.methods.likelihood import AutoencoderMethod, VariationalMethod
+from aae_dist.methods.matching import MmdMethod, SlicedWassersteinMethod
 from aae_dist.methods.method import Method, Modules
-from aae_dist.methods.mmd import MmdMethod
-from aae_dist.methods.sliced_wasserstein import SlicedWassersteinMethod
-from aae_dist.methods.variational import VariationalMethod
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 

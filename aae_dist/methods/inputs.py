@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from aae_dist.distributed.host_copy import to_device
-from aae_dist.distributed.seeds import generator
 from aae_dist.distributed.world import World
 from aae_dist.models import Posterior
 from aae_dist.priors import Prior
+from aae_dist.utils.device import to_device
+from aae_dist.utils.seeds import generator
 
 _ROWS_AT_ONCE = 1024
 """Rows of the global batch that are drawn from one generator."""

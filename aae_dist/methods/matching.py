@@ -1,9 +1,10 @@
-"""Methods without a discriminator: reconstruction plus a distance between codes and prior samples.
+"""Methods without a discriminator: reconstruction plus a distance of codes and prior samples.
 
-The distance is a statistic of the whole global batch, so it is not a mean of what ranks or
-micro-batches could compute of their own. Every rank gathers all codes, computes the distance and
-its gradient with respect to them, which are small beside the networks, and pulls its own codes
-along that gradient: exact for any number of ranks and micro-batches.
+WAE-MMD and the sliced Wasserstein autoencoder. The distance is a statistic of the whole global
+batch, not a mean of what ranks or micro-batches could compute on their own. Every rank gathers all
+codes, computes the distance and its gradient with respect to them, which are small compared with
+the networks, and moves its own codes along that gradient: exact for any number of ranks and
+micro-batches.
 
 Shapes: G rows of the global batch, B of this part, Z latent_dim.
 """
@@ -14,10 +15,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aae_dist.distributed.reductions import rows_of_all_ranks
-from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.distributed.collectives import rows_of_all_ranks
+from aae_dist.distributed.optimizer import SynchronizedOptimizer
+from aae_dist.errors import ConfigError
+from aae_dist.losses import maximum_mean_discrepancy, sliced_wasserstein
 from aae_dist.methods.inputs import Draws, MicroBatch
 from aae_dist.methods.method import Encoded, Losses, Method, Modules
+from aae_dist.utils import seeds
+from aae_dist.utils.device import to_device
 
 
 class MatchingMethod(Method):
@@ -81,3 +86,50 @@ class MatchingMethod(Method):
     def _row(encoded: Encoded) -> Tensor:
         part = encoded.part
         return torch.cat([part.weights_B[:, None], encoded.z_BZ.detach(), part.z_prior_BZ], 1)
+
+
+NUM_SAMPLES_OF_SCALE = 4096
+
+
+class MmdMethod(MatchingMethod):
+    """WAE-MMD (algorithm 2), for any prior: kernels as wide as the prior."""
+
+    def __init__(
+        self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
+    ) -> None:
+        """Take the networks, the optimizer and the weight; measure the prior's width once."""
+        super().__init__(modules, optimizers, weight)
+        draw = seeds.generator(0, "width of the prior")
+        samples = modules.prior.sample(NUM_SAMPLES_OF_SCALE, draw).double()
+        self.mean_square_distance = 2 * float(samples.var(0).sum())
+        if self.mean_square_distance == 0:
+            raise ConfigError(
+                "method.kind=mmd needs a prior that spreads, as its kernels are as wide; these "
+                "samples are all equal; use another prior or method.kind=sliced_wasserstein"
+            )
+
+    def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
+        """Return the unbiased estimate of the squared discrepancy."""
+        return maximum_mean_discrepancy(z_GZ, prior_GZ, weights_G, self.mean_square_distance)
+
+
+class SlicedWassersteinMethod(MatchingMethod):
+    """Codes and prior samples are compared along random directions, new ones each step."""
+
+    def __init__(
+        self,
+        modules: Modules,
+        optimizers: Mapping[str, SynchronizedOptimizer],
+        weight: float,
+        num_projections: int,
+    ) -> None:
+        """Take the networks, the optimizer, the weight and the number of directions."""
+        super().__init__(modules, optimizers, weight)
+        self.num_projections = num_projections
+
+    def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
+        """Return the mean squared Wasserstein-2 distance over the step's directions."""
+        shape = (z_GZ.shape[1], self.num_projections)
+        drawn = torch.randn(shape, generator=draws.generator("directions"))
+        directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)
+        return sliced_wasserstein(z_GZ, prior_GZ, weights_G, directions_ZP)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.distributed.world import World
 from aae_dist.methods.inputs import MicroBatch
 from aae_dist.models import Posterior, run_encoder

@@ -9,7 +9,6 @@ from torch import nn
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections import model as sections
-from aae_dist.distributed.seeds import derived_seed
 from aae_dist.errors import ConfigError
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
 from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder, SampleShape
@@ -21,6 +20,7 @@ from aae_dist.models.posterior import (
     Posterior,
     UniversalPosterior,
 )
+from aae_dist.utils.seeds import derived_seed
 
 DTYPES = {
     "fp32": torch.float32,

@@ -1,15 +1,14 @@
 """Fully connected encoder, decoder and discriminator, for images and vectors.
 
-Shapes: B samples, C H W image (or D vector), N noise numbers, Z latent_dim, P posterior parameters.
+Shapes: B samples, C H W image (or D vector), N noise numbers, Z latent_dim, P posterior outputs.
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-
-from aae_dist.models.spectral import SpectralLinear
 
 SampleShape = tuple[int, ...]
 """(C, H, W) of images, (D,) of vectors."""
@@ -98,3 +97,25 @@ class MlpDiscriminator(nn.Module):
         """Map codes or prior samples to logits of shape (B)."""
         logits_B1: Tensor = self.layers(z_BZ)
         return logits_B1.squeeze(1)
+
+
+ROUNDS = 12
+
+
+def largest_singular_value(weight: Tensor) -> Tensor:
+    """Return the largest singular value of a matrix, a scalar with gradient, from below."""
+    matrix = weight.detach()
+    # Any fixed vector does that no structured matrix is likely to be orthogonal to.
+    v = torch.arange(1, matrix.shape[1] + 1, device=matrix.device, dtype=matrix.dtype).cos()
+    for _ in range(ROUNDS):
+        u = F.normalize(matrix @ v, dim=0)
+        v = F.normalize(matrix.t() @ u, dim=0)
+    return (u @ weight) @ v
+
+
+class SpectralLinear(nn.Linear):
+    """A linear layer whose weight is divided by its largest singular value."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, in) to (B, out)."""
+        return F.linear(input, self.weight / largest_singular_value(self.weight), self.bias)

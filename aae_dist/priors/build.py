@@ -7,16 +7,20 @@ from torch import Tensor
 
 from aae_dist.config.sections import prior as sections
 from aae_dist.errors import ConfigError
-from aae_dist.priors.categorical import CategoricalPrior
-from aae_dist.priors.empirical import EmpiricalPrior
-from aae_dist.priors.gaussian import GaussianPrior
-from aae_dist.priors.laplace import LaplacePrior
-from aae_dist.priors.mixture import MixturePrior
 from aae_dist.priors.prior import Prior
-from aae_dist.priors.sphere import SpherePrior
-from aae_dist.priors.student_t import StudentTPrior
-from aae_dist.priors.swiss_roll import SwissRollPrior
-from aae_dist.priors.uniform import UniformPrior
+from aae_dist.priors.with_density import (
+    GaussianPrior,
+    LaplacePrior,
+    MixturePrior,
+    StudentTPrior,
+    UniformPrior,
+)
+from aae_dist.priors.without_density import (
+    CategoricalPrior,
+    EmpiricalPrior,
+    SpherePrior,
+    SwissRollPrior,
+)
 
 PRIORS: dict[str, type[Prior]] = {
     "categorical": CategoricalPrior,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from aae_dist.tracking.names import LABELS
+from aae_dist.tracking.sinks import LABELS
 
 NONE = "–"
 

@@ -16,7 +16,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aae_dist.config.metric_names import NUM_SAMPLES
-from aae_dist.drawing import png
 from aae_dist.report import formatting
 from aae_dist.report.charts import parallel, parameters, pareto
 from aae_dist.report.charts.style import DOTS_PER_INCH
@@ -25,6 +24,7 @@ from aae_dist.report.view import PERFECT, RankedTrial, View, make_view
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
+from aae_dist.utils.figures import png
 
 REPORT = "report.html"
 CHARTS = {"pareto": pareto, "parameters": parameters, "parallel": parallel}

@@ -9,13 +9,13 @@ from aae_dist.storage.base import (
     Entry,
     Storage,
     check_key,
+    check_web_address,
     is_remote,
     join,
     read_or_none,
     scheme_of,
 )
 from aae_dist.storage.local import LocalStorage
-from aae_dist.storage.web_address import check_web_address
 
 __all__ = [
     "Entry",

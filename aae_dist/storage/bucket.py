@@ -1,21 +1,188 @@
 """Folders in a bucket (s3, gs, az) or, to read only, on a web server: obstore behind `Storage`."""
 
+import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotSupportedError
-from obstore.exceptions import PreconditionError as Changed
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    GenericError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 
-from aae_dist.errors import LaunchError
+from aae_dist.errors import LaunchError, StorageError, StorageReason
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
-from aae_dist.storage.bucket_client import data_client, probe_client
-from aae_dist.storage.bucket_errors import check_version, explained, names_no_bucket
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, UpdateVersion
-    from obstore.store import ObjectStore
+    from obstore import GetOptions, ObjectMeta, UpdateVersion
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
+_NO_CREDENTIALS = re.compile(
+    r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google|No credential|missing credential",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(r"\b(401 Unauthorized|403 Forbidden)\b|AccessDenied|InvalidAccessKeyId")
+_ELSEWHERE = re.compile(r"PermanentRedirect|301 Moved|AuthorizationHeaderMalformed")
+_UNREACHABLE = re.compile(r"error sending request|timed out|dns error", re.IGNORECASE)
+# What obstore retried until it gave up: 5xx and 429 answers, and bodies that broke off.
+_GAVE_UP = re.compile(r"status code: (5\d\d|429)|body error|after \d+ retries", re.IGNORECASE)
+
+_NO_SUCH_BUCKET = "the bucket does not exist. Create it, or check its name and AWS_ENDPOINT_URL"
+_LOG_IN = (
+    "no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+    "(GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and _KEY), or give the pod a role"
+)
+_FORBIDDEN = "no permission (403). Give these credentials the right to read, write, list and delete"
+_OTHER_REGION = "the bucket is in another region. Set AWS_REGION to the bucket's"
+_SILENT = "the server cannot be reached. Check the network and AWS_ENDPOINT_URL"
+# What is told of web servers instead: they have neither credentials nor an endpoint to set.
+_OF_THE_WEB = {
+    _FORBIDDEN: "the server does not give it to everybody (401, 403). Check the address, or its "
+    "signature if it has one",
+    _SILENT: "the server cannot be reached. Check the address and the network",
+}
+_OTHER_VERSION = "the file has changed since it was listed. Index the shards again"
+
+
+def advice(error: Exception) -> str:
+    """Return what went wrong and what to do, without a full stop; the server's words if unknown."""
+    text = str(error)
+    if _NO_BUCKET.search(text):
+        return _NO_SUCH_BUCKET
+    # Asking the machine for its role is the last resort of a client that found nothing else.
+    if _NO_CREDENTIALS.search(text):
+        return _LOG_IN
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
+        return _FORBIDDEN
+    if isinstance(error, PreconditionError):
+        return _OTHER_VERSION
+    if _ELSEWHERE.search(text):
+        return _OTHER_REGION
+    if _UNREACHABLE.search(text):
+        return _SILENT
+    return text.split("\n", 1)[0].rstrip(".")
+
+
+def names_no_bucket(error: Exception) -> bool:
+    """Return whether the server said that the bucket does not exist."""
+    return _NO_BUCKET.search(str(error)) is not None
+
+
+def reason(error: Exception) -> StorageReason:
+    """Return which kind of refusal it was, as `StorageError` has it."""
+    what = advice(error)
+    if what in (_LOG_IN, _FORBIDDEN):
+        return "forbidden"
+    if what == _OTHER_VERSION:
+        return "changed"
+    # Anything that obstore retried is in vain for now, not for ever.
+    return "unreachable" if what == _SILENT or _GAVE_UP.search(str(error)) else "other"
+
+
+def check_version(uri: str, wanted: Entry | None, found: "ObjectMeta") -> None:
+    """Raise StorageError when an answer is visibly of another version than `wanted`.
+
+    Tags decide, a weak one being as good as a strong one; of a server without tags, the time.
+    """
+    if wanted is None:
+        return
+    tags = [(tag or "").removeprefix("W/") for tag in (wanted.etag, found["e_tag"])]
+    times = [wanted.modified, found["last_modified"].timestamp()]
+    other = tags[0] != tags[1] if all(tags) else not any(tags) and times[0] != times[1]
+    if other:
+        raise StorageError(f"{uri}: {_OTHER_VERSION}.", "changed")
+
+
+@contextmanager
+def bucket_errors(uri: str) -> Iterator[None]:
+    """Turn the errors of obstore into StorageError, and an absent file into FileNotFoundError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if _NO_BUCKET.search(str(error)):
+            raise StorageError(f"{uri}: {_NO_SUCH_BUCKET}.") from error
+        raise FileNotFoundError(f"{uri}: no such file") from error
+    except (BaseError, ValueError) as error:
+        text = advice(error)
+        if scheme_of(uri) in WEB_SCHEMES:
+            text = _OF_THE_WEB.get(text, text)
+        raise StorageError(f"{uri}: {text}.", reason(error)) from error
+
+
+# obstore's default is 10 retries over 3 minutes: too long a silence for a mistyped name.
+PROBE: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
+DATA: "RetryConfig" = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
+CONNECT_SECONDS = 5
+PROBE_SECONDS = 15
+# A request moves at most one object of a checkpoint or one range of a shard.
+REQUEST_SECONDS = 120
+# A connection that is silent for so long is broken off, and the request made again.
+STALL_SECONDS = 20
+_MOST_CLIENTS = 16
+
+
+def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "ObjectStore":
+    """Return obstore's client for scheme://host; it reads the environment of each provider."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme_of(root) == "s3" else ""
+    options: ClientConfig = {
+        "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, request_seconds)),
+        "timeout": timedelta(seconds=request_seconds),
+        "read_timeout": timedelta(seconds=min(STALL_SECONDS, request_seconds / 3)),
+        # Without it obstore refuses plain http, also as the target of a redirect.
+        "allow_http": scheme_of(endpoint) == "http" or scheme_of(root) == "http",
+    }
+    from_url = obstore.store.from_url
+    if endpoint:
+        # Servers that are not Amazon's seldom have a host name for each bucket.
+        return from_url(
+            root,
+            client_options=options,
+            retry_config=retries,
+            endpoint=endpoint,
+            virtual_hosted_style_request=False,
+        )
+    return from_url(root, client_options=options, retry_config=retries)
+
+
+def probe_client(root: str) -> "ObjectStore":
+    """Return a client for what a start waits for: few retries, 15 s in all."""
+    return _shared(root, None, True, frozenset(os.environ.items()))
+
+
+def data_client(root: str, patience_seconds: float | None) -> "ObjectStore":
+    """Return a client whose every request ends in `patience_seconds`, retries and all."""
+    return _shared(root, patience_seconds, False, frozenset(os.environ.items()))
+
+
+# Each client has connections and credentials of its own: a new one for each shard would ask the
+# provider for a token each time. All threads share one; the environment is what configures it.
+@lru_cache(_MOST_CLIENTS)
+def _shared(
+    root: str,
+    patience_seconds: float | None,
+    probe: bool,
+    environment: Iterable[tuple[str, str]],
+) -> "ObjectStore":
+    if probe:
+        return connect(root, PROBE, PROBE_SECONDS)
+    if patience_seconds is None:
+        return connect(root, DATA, REQUEST_SECONDS)
+    retries: RetryConfig = {"retry_timeout": timedelta(seconds=patience_seconds)}
+    return connect(root, retries, min(REQUEST_SECONDS, patience_seconds))
+
 
 CHUNK_BYTES = 8 << 20
 PIECE_BYTES = 1 << 20
@@ -46,7 +213,7 @@ class BucketStorage:
         `open_storage`.
         """
         self._root, self._prefix = root, prefix
-        with explained(root):
+        with bucket_errors(root):
             if store is None:
                 store = probe_client(root) if probe else data_client(root, patience_seconds)
         self._store = store
@@ -62,12 +229,12 @@ class BucketStorage:
 
     def read(self, key: str) -> bytes:
         """Return the whole file."""
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             return bytes(self._store.get(self._path(key)).bytes())
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Return up to `length` bytes from byte `start` on."""
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             try:
                 return bytes(self._store.get_range(self._path(key), start=start, length=length))
             except GenericError as error:
@@ -78,13 +245,13 @@ class BucketStorage:
     def write(self, key: str, data: bytes) -> None:
         """Store the file."""
         self._check_not_web()
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             self._store.put(self._path(key), data, chunk_size=CHUNK_BYTES)
 
     def create(self, key: str, data: bytes) -> bool:
         """Store the file unless the key exists."""
         self._check_not_web()
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             try:
                 self._store.put(self._path(key), data, mode="create", use_multipart=False)
             except AlreadyExistsError:
@@ -94,7 +261,7 @@ class BucketStorage:
     def replace(self, key: str, data: bytes, expected: bytes) -> bool:
         """Store the file if its bytes are `expected` until then."""
         self._check_not_web()
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             try:
                 current = self._store.get(self._path(key))
                 if bytes(current.bytes()) != expected:
@@ -105,14 +272,14 @@ class BucketStorage:
                 if number := current.meta["version"]:
                     version["version"] = number
                 self._store.put(self._path(key), data, mode=version, use_multipart=False)
-            except (FileNotFoundError, Changed):
+            except (FileNotFoundError, PreconditionError):
                 return False
             return True
 
     def upload(self, key: str, path: Path) -> None:
         """Store a copy of the local file `path`, in parts where it is large."""
         self._check_not_web()
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             self._store.put(self._path(key), path, chunk_size=CHUNK_BYTES)
 
     def list(self, prefix: str = "") -> list[Entry]:
@@ -120,7 +287,7 @@ class BucketStorage:
         top = self._path(prefix) if prefix else self._prefix
         cut = len(self._prefix) + 1 if self._prefix else 0
         self._check_can_list()
-        with explained(self.uri):
+        with bucket_errors(self.uri):
             pages = list(self._store.list(top or None))
         found = [Entry(m["path"][cut:], m["size"], m["e_tag"]) for page in pages for m in page]
         return sorted(found, key=lambda entry: entry.key)
@@ -129,14 +296,14 @@ class BucketStorage:
         """Return the names of the folders directly in folder `prefix`, sorted."""
         top = self._path(prefix) if prefix else self._prefix
         self._check_can_list()
-        with explained(self.uri):
+        with bucket_errors(self.uri):
             found = self._store.list_with_delimiter(top or None)["common_prefixes"]
         return sorted(path.rsplit("/", 1)[-1] for path in found)
 
     def is_empty(self) -> bool:
         """Return whether the first page of a listing is empty."""
         self._check_can_list()
-        with explained(self.uri):
+        with bucket_errors(self.uri):
             try:
                 return not any(self._store.list(self._prefix or None, chunk_size=1))
             except (BaseError, FileNotFoundError) as error:
@@ -147,7 +314,7 @@ class BucketStorage:
     def delete(self, key: str) -> None:
         """Remove the file."""
         self._check_not_web()
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             try:
                 self._store.delete(self._path(key))
             except FileNotFoundError:
@@ -160,7 +327,7 @@ class BucketStorage:
 
     def size(self, key: str) -> int | None:
         """Return the number of bytes of the file, None when it is absent."""
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             try:
                 return int(self._store.head(self._path(key))["size"])
             except FileNotFoundError:
@@ -168,7 +335,7 @@ class BucketStorage:
 
     def stat(self, key: str) -> Entry | None:
         """Return the file's size, tag and time, None when it is absent."""
-        with explained(join(self.uri, key)):
+        with bucket_errors(join(self.uri, key)):
             try:
                 found = self._store.head(self._path(key))
             except FileNotFoundError:
@@ -184,7 +351,7 @@ class BucketStorage:
             RangesRefusedError: the server gives whole files only.
         """
         url = join(self.uri, key)
-        with explained(url):
+        with bucket_errors(url):
             try:
                 found = self._store.get(
                     self._path(key), options={"range": (start, end), **_only(version)}
@@ -199,7 +366,7 @@ class BucketStorage:
     def stream_whole(self, key: str, version: Entry | None = None) -> Iterator[Piece]:
         """Yield all bytes of `version` in pieces, from a server that knows no ranges."""
         url = join(self.uri, key)
-        with explained(url):
+        with bucket_errors(url):
             found = self._store.get(self._path(key), options=_only(version))
             check_version(url, version, found.meta)
             yield from (memoryview(piece) for piece in found.stream(PIECE_BYTES))
@@ -207,7 +374,7 @@ class BucketStorage:
     def check_writable(self) -> None:
         """Write and remove a probe."""
         self._check_not_web()
-        with explained(self.uri):
+        with bucket_errors(self.uri):
             quick = probe_client(self._root)
             probe = self._path(f".probe-{uuid.uuid4().hex}")
             quick.put(probe, b"")

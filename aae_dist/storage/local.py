@@ -36,7 +36,7 @@ _ADVICE = {
 
 
 @contextmanager
-def explained(place: str) -> Iterator[None]:
+def file_errors(place: str) -> Iterator[None]:
     """Turn the operating system's errors that the user can mend into LaunchError, in one line."""
     try:
         yield
@@ -113,23 +113,23 @@ class LocalStorage:
 
     def read(self, key: str) -> bytes:
         """Return the whole file."""
-        with explained(self.uri):
+        with file_errors(self.uri):
             return self._path(key).read_bytes()
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Return up to `length` bytes from byte `start` on."""
-        with explained(self.uri), self._path(key).open("rb") as file:
+        with file_errors(self.uri), self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
     def write(self, key: str, data: bytes) -> None:
         """Store the file."""
-        with explained(self.uri):
+        with file_errors(self.uri):
             write_file(self._prepared(key), lambda file: file.write(data))
 
     def create(self, key: str, data: bytes) -> bool:
         """Store the file unless the key exists."""
-        with explained(self.uri):
+        with file_errors(self.uri):
             try:
                 write_file(self._prepared(key), lambda file: file.write(data), place=os.link)
             except FileExistsError:
@@ -141,7 +141,7 @@ class LocalStorage:
         path = self._path(key)
         if not path.exists():
             return False
-        with explained(self.uri), _locked(path):
+        with file_errors(self.uri), _locked(path):
             if not path.exists() or path.read_bytes() != expected:
                 return False
             write_file(path, lambda file: file.write(data))
@@ -149,7 +149,7 @@ class LocalStorage:
 
     def upload(self, key: str, path: Path) -> None:
         """Store a copy of the local file `path`."""
-        with explained(self.uri), path.open("rb") as source:
+        with file_errors(self.uri), path.open("rb") as source:
             write_file(self._prepared(key), lambda file: shutil.copyfileobj(source, file, 1 << 20))
 
     def list(self, prefix: str = "") -> list[Entry]:
@@ -176,18 +176,18 @@ class LocalStorage:
         """Return whether the folder has no entry."""
         if not self._folder.is_dir():
             return True
-        with explained(self.uri), os.scandir(self._folder) as entries:
+        with file_errors(self.uri), os.scandir(self._folder) as entries:
             return next(entries, None) is None
 
     def delete(self, key: str) -> None:
         """Remove the file."""
-        with explained(self.uri):
+        with file_errors(self.uri):
             self._path(key).unlink(missing_ok=True)
 
     def clear(self, prefix: str) -> None:
         """Remove the folder `prefix` with all that lies below it."""
         path = self._path(prefix)
-        with explained(self.uri):
+        with file_errors(self.uri):
             if path.is_dir():
                 shutil.rmtree(path)
                 sync_folder(path.parent)
@@ -209,7 +209,7 @@ class LocalStorage:
         self, key: str, start: int, end: int, version: Entry | None = None
     ) -> Iterator[Piece]:
         """Yield the bytes [start, end) in pieces; of local files any version."""
-        with explained(self.uri), self._path(key).open("rb") as file:
+        with file_errors(self.uri), self._path(key).open("rb") as file:
             file.seek(start)
             while piece := file.read(min(_PIECE_BYTES, end - file.tell())):
                 yield piece
@@ -217,7 +217,7 @@ class LocalStorage:
     def check_writable(self) -> None:
         """Write and remove a probe, and what killed writers left here."""
         probe = f".probe-{os.getpid()}{TEMPORARY}"
-        with explained(self.uri):
+        with file_errors(self.uri):
             self.write(probe, b"")
             self.delete(probe)
             for path in self._folder.glob(f".*{TEMPORARY}"):

@@ -17,7 +17,7 @@ from typing import Any
 
 from aae_dist.errors import DataError
 from aae_dist.storage import Storage, open_storage, read_or_none
-from aae_dist.tracking.json_lines import parse
+from aae_dist.tracking.sinks import parse_records
 
 SWEEP, TRIAL, TRIALS, BEST = "sweep.json", "trial.json", "trials", "best.yaml"
 STATES = ("waiting", "running", "finished", "pruned", "failed", "interrupted")
@@ -148,7 +148,7 @@ def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bo
         return TrialRecord(planned["id"], planned["number"], folder.uri, parameters, parameters)
     summary = read_json(folder, "summary.json") or {}
     lines = read_or_none(folder, "metrics.jsonl") if histories or not summary else None
-    history = tuple(parse(lines or b""))
+    history = tuple(parse_records(lines or b""))
     metrics: dict[str, float | None] = {}
     for record in history:
         metrics |= record

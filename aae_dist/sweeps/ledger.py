@@ -19,7 +19,7 @@ from aae_dist.sweeps.async_writer import LateWriter
 from aae_dist.sweeps.folder import BEST, READERS, STATES, SWEEP, TRIAL, TRIALS, read_json
 from aae_dist.sweeps.objective import Objective, ranking, usual_num_samples
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
-from aae_dist.tracking.json_lines import finite
+from aae_dist.tracking.sinks import finite
 
 WRITE_SECONDS = 10.0
 """Longest time that a running trial's progress stays unwritten."""

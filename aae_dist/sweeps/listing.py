@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from aae_dist.config.loading.tree import plain
 from aae_dist.config.loading.yaml import YamlProblem, parse
 from aae_dist.storage import Entry, Storage
-from aae_dist.tracking import json_lines
+from aae_dist.tracking.sinks import parse_records
 from aae_dist.training.run.folder import CONFIG, METRICS, SUMMARY
 from aae_dist.training.run.lock_owner import KEY as LOCK
 from aae_dist.training.run.lock_owner import Holder
@@ -142,6 +142,6 @@ def _tail(run: Storage, entry: Entry | None) -> dict[str, Any]:
         return {}
     start = max(0, entry.size - TAIL_BYTES)
     newest: dict[str, Any] = {}
-    for record in json_lines.parse(run.read_range(METRICS, start, entry.size - start)):
+    for record in parse_records(run.read_range(METRICS, start, entry.size - start)):
         newest |= record
     return newest

@@ -1,11 +1,15 @@
-"""Progress for people: lines in a job log, a bar on a terminal."""
+"""Progress for people: lines in a job log, a progress bar on a terminal."""
 
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from aae_dist.tracking import names
+from aae_dist.tracking import sinks
 from aae_dist.tracking.sinks import Console, Record
+
+if TYPE_CHECKING:
+    from rich.console import Console as Terminal
 
 Write = Callable[[str], None]
 Clock = Callable[[], float]
@@ -58,7 +62,7 @@ class ConsoleSink:
 
     def log(self, record: Record) -> None:
         """Write what is new: progress if it is time for it, an evaluation always."""
-        step = int(record[names.STEP])
+        step = int(record[sinks.STEP])
         if losses_of(record) and (step >= self._progress.total_steps or self._is_time()):
             self._show(record)
         if scores := evaluation_text(record):
@@ -67,7 +71,7 @@ class ConsoleSink:
     def tick(self, step: int) -> None:
         """Write how far the run is if nothing was written for long."""
         if self._clock() - (self._written_at or self._started_at) >= QUIET_SECONDS:
-            self._show({names.STEP: step})
+            self._show({sinks.STEP: step})
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Pictures are files of their own."""
@@ -87,34 +91,32 @@ def open_console(write: Write, total_steps: int, first_step: int = 0) -> Console
     """Return a live bar where standard output is a terminal, lines anywhere else."""
     if not sys.stdout.isatty():
         return ConsoleSink(write, total_steps, first_step)
-    from aae_dist.tracking.live_bar import LiveBarSink
-
     return LiveBarSink(total_steps, first_step)
 
 
 def progress_line(record: Record, progress: Progress) -> str:
     """Return one line: step, epoch, losses, speed and time left."""
-    step, total = int(record[names.STEP]), progress.total_steps
+    step, total = int(record[sinks.STEP]), progress.total_steps
     parts = [f"step {step:>{len(str(total))}}/{total} ({100 * step // max(total, 1)} %)"]
-    if names.EPOCH in record:
-        parts.append(f"epoch {record[names.EPOCH]:.2f}")
+    if sinks.EPOCH in record:
+        parts.append(f"epoch {record[sinks.EPOCH]:.2f}")
     parts += [f"{name} {number(value)}" for name, value in losses_of(record).items()]
-    if names.SAMPLES_PER_SECOND in record:
-        parts.append(f"{record[names.SAMPLES_PER_SECOND]:,.0f} samples/s")
+    if sinks.SAMPLES_PER_SECOND in record:
+        parts.append(f"{record[sinks.SAMPLES_PER_SECOND]:,.0f} samples/s")
     if (left := progress.seconds_left(step)) is not None:
         parts.append(f"{duration(left)} left")
     return " | ".join(parts)
 
 
 def losses_of(record: Record) -> dict[str, float]:
-    """Return the losses of a log point by their short names."""
-    found = {n: v for n, v in record.items() if n.startswith(names.LOSS_PREFIX)}
-    return {name.removeprefix(names.LOSS_PREFIX): value for name, value in found.items()}
+    """Return the losses of a log point by their short sinks."""
+    found = {n: v for n, v in record.items() if n.startswith(sinks.LOSS_PREFIX)}
+    return {name.removeprefix(sinks.LOSS_PREFIX): value for name, value in found.items()}
 
 
 def evaluation_text(record: Record) -> str:
     """Return the scores that people look at first, empty if the record holds no evaluation."""
-    present = {label: record[name] for name, label in names.LABELS.items() if name in record}
+    present = {label: record[name] for name, label in sinks.LABELS.items() if name in record}
     return ", ".join(f"{label} {number(value)}" for label, value in present.items())
 
 
@@ -128,3 +130,66 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+MOVE_SECONDS = 0.25
+"""Least time between two moves of the bar between log points."""
+
+
+class LiveBarSink:
+    """Shows one live line; evaluations, and whatever else is printed, scroll by above it.
+
+    Args:
+        total_steps: Steps of the whole run.
+        first_step: The step that a resumed run starts from.
+        console: Where to show it; by default standard output.
+    """
+
+    def __init__(
+        self, total_steps: int, first_step: int = 0, console: "Terminal | None" = None
+    ) -> None:
+        # Imported here: a job log has no use for it.
+        from rich.console import Console as Terminal
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        self._progress = Progress(total_steps, first_step, time.monotonic)
+        columns = (
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+        )
+        self._bar = Bar(*columns, console=console or Terminal())
+        self._task = self._bar.add_task("", total=total_steps, completed=first_step)
+        self._moved_at = 0.0
+        self._bar.start()
+
+    def log(self, record: Record) -> None:
+        """Move the bar; print an evaluation above it."""
+        step = int(record[sinks.STEP])
+        if losses_of(record):
+            text = self._description(record, step)
+            self._bar.update(self._task, completed=step, description=text)
+        if scores := evaluation_text(record):
+            self._bar.console.print(f"evaluation at step {step}: {scores}", highlight=False)
+
+    def tick(self, step: int) -> None:
+        """Move the bar, a few times a second at most."""
+        if time.monotonic() - self._moved_at >= MOVE_SECONDS:
+            self._moved_at = time.monotonic()
+            self._bar.update(self._task, completed=step)
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """Pictures are files of their own."""
+
+    def close(self, summary: Record, state: str) -> None:
+        """Leave the bar as it stands and give the terminal back."""
+        self._bar.stop()
+
+    def _description(self, record: Record, step: int) -> str:
+        parts = [f"{name} {number(value)}" for name, value in losses_of(record).items()]
+        if sinks.SAMPLES_PER_SECOND in record:
+            parts.append(f"{record[sinks.SAMPLES_PER_SECOND]:,.0f} samples/s")
+        if (left := self._progress.seconds_left(step)) is not None:
+            parts.append(f"{duration(left)} left")
+        return "  ".join(parts)

@@ -1,7 +1,10 @@
-"""Where metrics and pictures go: the seam between the training loop and whatever shows them."""
+"""Where metrics and pictures go: the seam to the training loop, names of metrics, metrics.jsonl."""
 
+import json
+import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 Record = Mapping[str, float | int]
 """One log point: `step`, `epoch`, `samples_seen` and metrics by the names of `tracking.names`."""
@@ -29,3 +32,92 @@ class Console(MetricSink, Protocol):
 
 OpenConsole = Callable[[int, int], Console]
 """Makes the console of a run from the steps of the whole run and the step that it starts from."""
+
+
+STEP = "step"
+EPOCH = "epoch"
+SAMPLES_PER_SECOND = "throughput/samples_per_second"
+
+LOSS_PREFIX = "loss/"
+
+LABELS = {
+    "reconstruction/mse": "mse per pixel",
+    "prior_match/c2st": "C2ST",
+    "prior_match/sliced_wasserstein": "sliced Wasserstein",
+    "prior_match/mmd": "MMD",
+}
+"""What people call the metrics that they look at first."""
+
+
+class JsonLinesSink:
+    """Appends records to a node-local file that the training loop uploads whole.
+
+    Args:
+        path: The file; its folder is made. Whatever it held is replaced by `earlier`.
+        earlier: Content that the run folder holds from before a resume.
+        resumed_step: Lines past this step are cut from `earlier`, so that each step stands once.
+    """
+
+    def __init__(self, path: Path, earlier: bytes = b"", resumed_step: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in parse_records(earlier) if record["step"] <= resumed_step]
+        self._path = path
+        self._file = path.open("w", encoding="utf-8")
+        for record in kept:
+            self._append(record)
+
+    def log(self, record: Record) -> None:
+        """Append one line and flush it; a value that is not finite is written as null."""
+        self._append(record)
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """Pictures are files of their own."""
+
+    def close(self, summary: Record, state: str) -> None:
+        """Close the file; the summary is a file of its own."""
+        self._file.close()
+
+    def cut(self, step: int) -> None:
+        """Drop the lines past `step`, which the run will come to again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        self._file.close()
+        self._file = self._path.open("w", encoding="utf-8")
+        for record in kept:
+            self._append(record)
+
+    def content(self) -> bytes:
+        """Return the whole file, to be uploaded."""
+        return self._path.read_bytes()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return all records so far, those from before a resume included."""
+        return parse_records(self.content())
+
+    def _append(self, record: Record) -> None:
+        self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def parse_records(content: bytes) -> list[dict[str, Any]]:
+    """Return the records in a metrics.jsonl; lines that are not whole records are left out.
+
+    A process that was killed while it wrote leaves half a line.
+    """
+    records = []
+    for line in content.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def finite(record: Record) -> dict[str, float | None]:
+    """Return a record that JSON can hold: a value that is not finite becomes null."""
+    return {name: _finite(value) for name, value in record.items()}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

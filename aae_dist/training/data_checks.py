@@ -8,8 +8,8 @@ from aae_dist.config import RunConfig
 from aae_dist.config.sections.data import Augment
 from aae_dist.data import Dataset
 from aae_dist.errors import ConfigError
-from aae_dist.spread import spread_evenly
 from aae_dist.storage import is_remote
+from aae_dist.utils.arrays import spread_evenly
 
 NUM_PROBED = 256
 """Samples whose numbers are looked at; of the first shard alone where shards have to be fetched."""

@@ -12,8 +12,8 @@ from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES, is_comparable
 from aae_dist.data import Batch, SampleOrder
 from aae_dist.data.bad_samples import Limits
+from aae_dist.distributed.collectives import mean_over_ranks
 from aae_dist.distributed.fingerprint import RankComparison
-from aae_dist.distributed.reductions import mean_over_ranks
 from aae_dist.distributed.world import World
 from aae_dist.methods import Losses, Method, StepInputs
 from aae_dist.training.goodput import Goodput

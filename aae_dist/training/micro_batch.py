@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from aae_dist.distributed.data_parallel import local, trainable
-from aae_dist.distributed.reductions import together
+from aae_dist.distributed.collectives import together
 from aae_dist.distributed.world import World
+from aae_dist.distributed.wrappers import local, trainable
 from aae_dist.errors import LaunchError
 from aae_dist.methods.method import Modules
 from aae_dist.models import run_encoder

@@ -14,12 +14,12 @@ from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.prior import DataPrior, RunPrior
 from aae_dist.data import Dataset, open_dataset
-from aae_dist.data.progress import Show, progress
-from aae_dist.distributed.reductions import main_decides
+from aae_dist.distributed.collectives import main_decides
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
 from aae_dist.inference.trained_run import load_run
-from aae_dist.spread import spread_evenly
+from aae_dist.utils.arrays import spread_evenly
+from aae_dist.utils.progress import Show, progress
 
 CHUNK = 256
 

@@ -72,9 +72,9 @@ class Recorder:
         caption = f"{self._name}, step {step:,}"
         try:
             # Imported here: matplotlib takes seconds, which the first step need not wait for.
-            from aae_dist.drawing import png
-            from aae_dist.evaluation.curves import loss_curves
-            from aae_dist.evaluation.pictures import draw_all
+            from aae_dist.evaluation.pictures.curves import loss_curves
+            from aae_dist.evaluation.pictures.images import draw_all
+            from aae_dist.utils.figures import png
 
             images = draw_all(gallery, caption) if gallery is not None else {}
             images["losses"] = png(loss_curves(self.json_lines.records(), caption))

@@ -7,8 +7,7 @@ from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
 from aae_dist.data.decode.resize import Resize
-from aae_dist.data.progress import Show
-from aae_dist.distributed.reductions import together
+from aae_dist.distributed.collectives import together
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator
@@ -17,6 +16,7 @@ from aae_dist.training.data_checks import check_settings_fit
 from aae_dist.training.new_shards import Restart, restart_on_new_shards
 from aae_dist.training.prior_vectors import prior_vectors
 from aae_dist.training.run.resume import as_found
+from aae_dist.utils.progress import Show
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from aae_dist.data import (
     rank_rows,
 )
 from aae_dist.data.cache.prefetch import ShardPrefetcher
-from aae_dist.distributed.accelerated import fresh_compiler
-from aae_dist.distributed.exchange import Exchange
-from aae_dist.distributed.reductions import together
+from aae_dist.distributed.collectives import Exchange, together
 from aae_dist.distributed.world import World
+from aae_dist.distributed.wrappers import fresh_compiler
 from aae_dist.methods import Method, StepInputs, build_method
 from aae_dist.models import Autoencoder, Networks, build_networks, build_posterior
 from aae_dist.models.build import DTYPES

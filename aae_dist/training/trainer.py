@@ -9,9 +9,8 @@ from typing import Any
 from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redacted
-from aae_dist.data.progress import Advance, progress, silent
+from aae_dist.distributed.collectives import main_decides, together
 from aae_dist.distributed.fingerprint import RankComparison
-from aae_dist.distributed.reductions import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.priors import EmpiricalPrior
@@ -33,6 +32,7 @@ from aae_dist.training.run.resume import finished_before, load_initial_weights
 from aae_dist.training.run_data import open_data
 from aae_dist.training.setup import augmented, build_engine, fit_memory, open_loader
 from aae_dist.training.state import TrainState
+from aae_dist.utils.progress import Advance, progress, silent
 
 
 def train(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from aae_dist.distributed.accelerated import Accelerated, accelerated, inductor_options
+from aae_dist.distributed.wrappers import Accelerated, accelerated, inductor_options
 from aae_dist.errors import ConfigError
 
 

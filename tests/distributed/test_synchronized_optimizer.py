@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aae_dist.config.sections import phases
-from aae_dist.distributed.schedule import build_schedule
-from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.distributed.optimizer import SynchronizedOptimizer, build_schedule
 from aae_dist.methods import build_optimizer
 
 ADAM = phases.Phase(optimizer=phases.Adam(lr=1e-2), schedule=phases.ConstantSchedule())

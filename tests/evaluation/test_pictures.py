@@ -9,10 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from aae_dist.drawing import png
-from aae_dist.evaluation import Gallery, pictures
-from aae_dist.evaluation.curves import loss_curves
-from aae_dist.evaluation.latent_picture import latent_codes, principal_axes
+from aae_dist.evaluation import Gallery
+from aae_dist.evaluation.pictures import images as pictures
+from aae_dist.evaluation.pictures.curves import loss_curves
+from aae_dist.evaluation.pictures.latent import latent_codes, principal_axes
+from aae_dist.utils.figures import png
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
 

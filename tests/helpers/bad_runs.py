@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from aae_dist.config import RunConfig, load_config
-from aae_dist.data import progress
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError
 from aae_dist.training.trainer import train
+from aae_dist.utils import progress
 
 TINY = (
     "run.name=run",

@@ -7,9 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from aae_dist.distributed.control import CONTROL_SECONDS, control_group
-from aae_dist.distributed.exchange import Exchange
-from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.collectives import (
+    CONTROL_SECONDS,
+    Exchange,
+    control_group,
+    main_decides,
+    together,
+)
 from aae_dist.distributed.world import World
 from aae_dist.training.health.consensus import Agreement
 

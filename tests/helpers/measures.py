@@ -8,8 +8,8 @@ from helpers.steps import SHAPE, build, run_step, tiny_config
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from aae_dist.distributed.accelerated import Accelerated
 from aae_dist.distributed.world import World
+from aae_dist.distributed.wrappers import Accelerated
 from aae_dist.training.micro_batch import Trial
 
 

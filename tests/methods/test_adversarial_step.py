@@ -11,8 +11,8 @@ from helpers.ranks import single_world
 from helpers.steps import SHAPE, build, global_batch, run_step, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from aae_dist.distributed.seeds import generator
 from aae_dist.models import Networks
+from aae_dist.utils.seeds import generator
 
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999)}
 PLAIN_ADAM = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from aae_dist.distributed.seeds import generator
 from aae_dist.methods import inputs
 from aae_dist.methods.inputs import Draws
+from aae_dist.utils.seeds import generator
 
 CPU = torch.device("cpu")
 

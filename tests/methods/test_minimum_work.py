@@ -10,7 +10,7 @@ from helpers.steps import MODELS, SHAPE, build, run_step, tiny_config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from aae_dist.distributed import accelerated
+from aae_dist.distributed import wrappers
 from aae_dist.models import Networks
 
 ROWS = 24
@@ -55,7 +55,7 @@ def minimum(networks: Networks, encodings: int) -> int:
 def count(monkeypatch: pytest.MonkeyPatch, **tree: Any) -> tuple[int, Networks]:
     config = tiny_config(**tree)
     # Inductor's kernels are opaque to the counter; what they are made from is the same graph.
-    monkeypatch.setattr(accelerated.Accelerated, "BACKEND", "aot_eager")
+    monkeypatch.setattr(wrappers.Accelerated, "BACKEND", "aot_eager")
     networks, method, inputs = build(config, single_world())
     run_step(method, inputs, config, 0)
     return flops(lambda: run_step(method, inputs, config, 1)), networks

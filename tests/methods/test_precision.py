@@ -10,7 +10,7 @@ from helpers.steps import MODELS, SHAPE, build, tiny_config, train_steps
 from torch import Tensor
 
 from aae_dist.data import open_dataset
-from aae_dist.distributed.accelerated import Accelerated
+from aae_dist.distributed.wrappers import Accelerated
 from aae_dist.losses import cross_entropy_sum
 from aae_dist.methods import StepInputs, build_method
 from aae_dist.methods.method import Modules

@@ -10,7 +10,7 @@ from torch import nn
 from aae_dist.errors import ConfigError
 from aae_dist.models import build_networks
 from aae_dist.models.conv import sizes_of
-from aae_dist.models.spectral import SpectralLinear, largest_singular_value
+from aae_dist.models.mlp import SpectralLinear, largest_singular_value
 
 CPU = torch.device("cpu")
 CONV = {"kind": "conv", "latent_dim": 3, "encoder_width": 8, "decoder_width": 8}

@@ -9,8 +9,8 @@ import pytest
 from helpers.object_server import Fault, ObjectServer, serving
 
 from aae_dist.errors import LaunchError, StorageError
-from aae_dist.storage import open_storage, ranges
-from aae_dist.storage.ranges import Download
+from aae_dist.storage import download, open_storage
+from aae_dist.storage.download import Download
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
 
@@ -19,7 +19,7 @@ DATA = os.urandom(3 << 20)
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
-    monkeypatch.setattr(ranges, "RANGE_BYTES", 1 << 20)
+    monkeypatch.setattr(download, "RANGE_BYTES", 1 << 20)
     with serving() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")

@@ -17,7 +17,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from aae_dist.config import load_config
 from aae_dist.errors import LaunchError, StorageError
 from aae_dist.storage import Storage, open_storage
-from aae_dist.storage.bucket_errors import explained
+from aae_dist.storage.bucket import bucket_errors
 from aae_dist.training.run.resume import finished_before
 
 Operation = Callable[[Storage], object]
@@ -55,7 +55,7 @@ def test_of_a_web_server_no_setting_of_buckets_is_advised(
     error: Exception, https: str, s3: str
 ) -> None:
     for uri, advice in (("https://host/a.tar", https), ("s3://bucket/a.tar", s3)):
-        with pytest.raises(StorageError, match=rf"^{uri}: .*{advice}"), explained(uri):
+        with pytest.raises(StorageError, match=rf"^{uri}: .*{advice}"), bucket_errors(uri):
             raise error
 
 

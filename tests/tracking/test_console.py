@@ -4,8 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from aae_dist.tracking.console import ConsoleSink, duration, open_console
-from aae_dist.tracking.live_bar import LiveBarSink
+from aae_dist.tracking.console import ConsoleSink, LiveBarSink, duration, open_console
 
 
 class Clock:

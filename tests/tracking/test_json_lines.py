@@ -2,7 +2,7 @@ import json
 import math
 
 from aae_dist.tracking import JsonLinesSink
-from aae_dist.tracking.json_lines import parse
+from aae_dist.tracking.sinks import parse_records
 
 
 def test_every_record_is_one_flushed_line(tmp_path):
@@ -51,4 +51,4 @@ def test_what_lies_in_the_node_local_file_is_not_trusted(tmp_path):
 
 
 def test_half_a_line_of_a_killed_writer_is_left_out():
-    assert parse(b'{"step": 1}\n[1]\n{"a": 2}\n\xff\n{"step": 2, "lo') == [{"step": 1}]
+    assert parse_records(b'{"step": 1}\n[1]\n{"a": 2}\n\xff\n{"step": 2, "lo') == [{"step": 1}]

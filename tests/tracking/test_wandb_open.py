@@ -4,7 +4,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redacted
 from aae_dist.storage import open_storage
 from aae_dist.tracking import open_wandb
-from aae_dist.tracking.wandb_open import (
+from aae_dist.tracking.wandb_sink import (
     copy_files,
     decide_mode,
     has_key,

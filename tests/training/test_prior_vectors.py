@@ -15,11 +15,11 @@ from webdataset import TarWriter
 import aae_dist
 from aae_dist.config import load_config
 from aae_dist.config.sections.prior import DataPrior
-from aae_dist.data.progress import Advance
 from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.prior_vectors import prior_vectors
 from aae_dist.training.trainer import train
+from aae_dist.utils.progress import Advance
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
 

@@ -39,7 +39,7 @@ from aae_dist.data.cache.directory import (
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.errors import ConfigError, DataError, LaunchError, ShardError, StorageError
 from aae_dist.storage import Entry, is_remote, open_storage
-from aae_dist.storage.ranges import Download
+from aae_dist.storage.download import Download
 
 PART = ".part"
 URL_DIGITS = 40

@@ -13,10 +13,10 @@ from aae_dist.data.format.manifest import FILE_NAME, Manifest, Shard, dump
 from aae_dist.data.format.patterns import ShardSource, find, is_builtin
 from aae_dist.data.index.counting import try_count_shard
 from aae_dist.data.index.journal import Journal
-from aae_dist.data.parallel import in_order
-from aae_dist.data.progress import Show, progress
 from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import is_remote, open_storage
+from aae_dist.utils.parallel import in_order
+from aae_dist.utils.progress import Show, progress
 
 _THREADS = 8
 """Shards downloaded at a time when they must be counted."""

@@ -15,9 +15,9 @@ from aae_dist.data.dataset import Dataset
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.index.build import listed_shards
 from aae_dist.data.index.counting import try_count_shard
-from aae_dist.data.parallel import in_order
-from aae_dist.data.progress import progress
 from aae_dist.errors import DataError, ShardError
+from aae_dist.utils.parallel import in_order
+from aae_dist.utils.progress import progress
 
 _ROWS_AT_ONCE = 256
 _NUM_TOLD = 20

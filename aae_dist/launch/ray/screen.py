@@ -5,7 +5,7 @@ from typing import Any
 
 from aae_dist.launch.log import say
 from aae_dist.launch.ray.monitor import News
-from aae_dist.tracking.live_bar import LiveBarSink
+from aae_dist.tracking.console import LiveBarSink
 from aae_dist.tracking.sinks import Record
 
 TELL_SECONDS = 0.5

@@ -9,7 +9,7 @@ import ray.train.torch
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redacted
-from aae_dist.distributed.control import COLLECTIVE_SECONDS
+from aae_dist.distributed.collectives import COLLECTIVE_SECONDS
 from aae_dist.launch.ray import cluster as ray_cluster
 from aae_dist.launch.ray.entry import RestartNotice, Task, train_worker
 from aae_dist.launch.ray.resources import Demand

@@ -14,8 +14,7 @@ from ray.train.torch import get_device
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redact
-from aae_dist.distributed.control import broadcast_json, control_group
-from aae_dist.distributed.reductions import together
+from aae_dist.distributed.collectives import broadcast_json, control_group, together
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, RanksDifferError
 from aae_dist.launch import shared_storage as nonce

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from aae_dist.distributed.control import control_group
+from aae_dist.distributed.collectives import control_group
 from aae_dist.distributed.world import World
 
 SECONDS_BETWEEN = 1.0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.config import RunConfig
-from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.collectives import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, LaunchError, RanksDifferError, TrainingDivergedError
 

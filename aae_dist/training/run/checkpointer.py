@@ -6,7 +6,7 @@ from typing import Any
 from aae_dist.checkpoints.metadata import check_documents
 from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.config import RunConfig
-from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.collectives import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.training.run.folder import RunFolder

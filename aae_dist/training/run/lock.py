@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from aae_dist.distributed.reductions import main_decides
+from aae_dist.distributed.collectives import main_decides
 from aae_dist.distributed.world import World
 from aae_dist.errors import LaunchError, RunBusyError
 from aae_dist.storage import Storage, read_or_none

@@ -17,7 +17,7 @@ from aae_dist.data.cache.directory import cache_folder
 from aae_dist.data.cache.shard_cache import Blocked, ShardCache, copy_bytes, url_digest
 from aae_dist.data.format.manifest import Shard
 from aae_dist.errors import ConfigError, DataError, ShardError
-from aae_dist.storage import ranges
+from aae_dist.storage import download
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
 
@@ -249,17 +249,17 @@ def test_two_versions_of_one_size_are_not_mixed(
     server: ObjectServer, tmp_path: Path, tags: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.tags = tags
-    monkeypatch.setattr(ranges, "RANGE_BYTES", SIZE // 4)
-    monkeypatch.setattr(ranges, "_THREADS", 1)
-    plain = ranges.Download._range
+    monkeypatch.setattr(download, "RANGE_BYTES", SIZE // 4)
+    monkeypatch.setattr(download, "_THREADS", 1)
+    plain = download.Download._range
 
-    def change(download: ranges.Download, descriptor: int, start: int, end: int) -> None:
+    def change(download: download.Download, descriptor: int, start: int, end: int) -> None:
         plain(download, descriptor, start, end)
         if start == SIZE // 4 and "/0.tar" not in server.modified:
             server.files["/0.tar"] = bytes(SIZE)
             server.modified["/0.tar"] = "Wed, 02 Jul 2025 00:00:00 GMT"
 
-    monkeypatch.setattr(ranges.Download, "_range", change)
+    monkeypatch.setattr(download.Download, "_range", change)
     assert read(opened(tmp_path), shard(server, 0)) == bytes(SIZE)
 
 

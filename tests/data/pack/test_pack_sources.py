@@ -23,7 +23,7 @@ from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.pack import FEWEST_SCORED, NAMES, PackOptions, pack
 from aae_dist.data.pack.known import download
 from aae_dist.errors import DataError
-from aae_dist.evaluation.evaluate import MIN_SAMPLES
+from aae_dist.evaluation.evaluator import MIN_SAMPLES
 
 
 def opened(folder: Path, **settings: object) -> Dataset:

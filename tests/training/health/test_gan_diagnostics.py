@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aae_dist.evaluation.evaluate import smallest_spread
+from aae_dist.evaluation.evaluator import smallest_spread
 from aae_dist.losses import ADVERSARIES
 from aae_dist.training.health import gan_diagnostics as alarms
 from aae_dist.training.health.gan_diagnostics import GameAlarms

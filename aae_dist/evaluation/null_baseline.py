@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.distributed import seeds
 from aae_dist.evaluation import prior_match
 from aae_dist.priors import Prior
+from aae_dist.utils import seeds
 
 NUM_SAMPLES = 64
 """Prior samples of n rows that the sliced Wasserstein distance is taken to, and its null among."""

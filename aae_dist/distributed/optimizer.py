@@ -1,6 +1,10 @@
-"""The only way a parameter changes: one optimizer per phase, in step on all ranks."""
+"""The only way a parameter changes: one optimizer per phase, synchronized over ranks.
+
+Learning-rate schedules are functions of progress = samples seen / samples planned, in [0, 1].
+"""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -8,10 +12,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from aae_dist.distributed.data_parallel import trainable, without_sync
-from aae_dist.distributed.schedule import Schedule
+from aae_dist.config.sections import phases
+from aae_dist.distributed.wrappers import trainable, without_sync
 
 Part = TypeVar("Part")
+Schedule = Callable[[float], float]
+"""Progress in [0, 1] -> factor on the learning rate."""
 
 
 class SynchronizedOptimizer:
@@ -156,3 +162,29 @@ class SynchronizedOptimizer:
         """Copy what `state_dict` returned into this optimizer; KeyError if a tensor is missing."""
         for key, tensor in self.state_dict().items():
             tensor.copy_(state[key])
+
+
+def build_schedule(config: phases.Schedule) -> Schedule:
+    """Return the factor on the learning rate as a function of progress."""
+
+    def factor(progress: float) -> float:
+        warm = min(1.0, progress / config.warmup) if config.warmup else 1.0
+        return warm * _decay(config, progress)
+
+    return factor
+
+
+def _decay(config: phases.Schedule, progress: float) -> float:
+    match config:
+        case phases.LinearSchedule():
+            if progress <= config.decay_from:
+                return 1.0
+            part = (progress - config.decay_from) / (1.0 - config.decay_from)
+            return 1.0 + (config.final - 1.0) * min(1.0, part)
+        case phases.CosineSchedule():
+            half = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+            return config.final + (1.0 - config.final) * half
+        case phases.StepSchedule():
+            return float(config.factor ** sum(progress >= m for m in config.milestones))
+        case phases.ConstantSchedule():
+            return 1.0

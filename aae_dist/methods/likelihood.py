@@ -1,11 +1,11 @@
-"""The variational autoencoder: Kingma and Welling, arXiv 1312.6114, with any prior density."""
+"""Methods without a regularizer on batches: the plain and the variational autoencoder."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from aae_dist.distributed.synchronized_optimizer import SynchronizedOptimizer
+from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.errors import ConfigError
 from aae_dist.losses import gaussian_kl, gaussian_log_density
 from aae_dist.methods.inputs import MicroBatch
@@ -59,3 +59,14 @@ class VariationalMethod(Method):
         log_prior_B = prior.log_prob(z_BZ)
         assert log_prior_B is not None
         return gaussian_log_density(z_BZ, mean_BZ, log_std_BZ) - log_prior_B
+
+
+class AutoencoderMethod(Method):
+    """No regularizer: codes go wherever reconstruction puts them."""
+
+    phases = {"reconstruction": ("encoder", "decoder")}
+
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
+        """Reconstruct."""
+        loss = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
+        return {"loss/reconstruction": loss}

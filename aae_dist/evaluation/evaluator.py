@@ -2,7 +2,7 @@
 
 The validation samples are cut in fixed chunks of 256; chunk i is encoded by rank i % R as a batch
 of its own, so no product's shape depends on R. Rank 0 gathers the rows in order, computes all
-statistics and tells the others the metrics. Samples that cannot be read are left out and counted.
+statistics and broadcasts the metrics. Samples that cannot be read are skipped and counted.
 """
 
 import math
@@ -17,15 +17,14 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.distributed import seeds
-from aae_dist.distributed.reductions import main_decides, together
+from aae_dist.distributed.collectives import main_decides, together
 from aae_dist.distributed.world import World
 from aae_dist.errors import DataError
-from aae_dist.evaluation import reconstruction
 from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel, Loaded
-from aae_dist.evaluation.null import Yardstick, build_yardstick, score
+from aae_dist.evaluation.null_baseline import Yardstick, build_yardstick, score
 from aae_dist.priors import Prior
-from aae_dist.spread import spread_evenly
+from aae_dist.utils import seeds
+from aae_dist.utils.arrays import spread_evenly
 
 CHUNK = 256
 MAX_SAMPLES = 10_000
@@ -155,7 +154,7 @@ class Evaluator:
         good = torch.ones(len(images))
         good[list(samples.bad)] = 0
         z_BZ = networks.encode(images, seeds.generator(self._seed, "evaluation/posterior", chunk))
-        errors = reconstruction.squared_errors(networks.decode(z_BZ), images)
+        errors = squared_errors(networks.decode(z_BZ), images)
         logits = networks.discriminate(z_BZ)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
         absent = torch.full_like(errors, torch.nan)
@@ -181,7 +180,7 @@ class Evaluator:
             )
         if self._yardstick is None or len(self._yardstick.prior_samples) != len(table):
             self._yardstick = build_yardstick(self._prior, len(table), self._seed)
-        metrics = reconstruction.metrics(table[:, 1], math.prod(self._dataset.image_shape))
+        metrics = reconstruction_metrics(table[:, 1], math.prod(self._dataset.image_shape))
         metrics |= score(table[:, 4:], self._yardstick, self._seed)
         metrics["data/bad_validation_samples"] = float(self.num_samples - len(table))
         if not bool(table[:, 2:4].isnan().all()):
@@ -245,3 +244,26 @@ def _gather_in_order(rows: Tensor, num_samples: int, world: World) -> Tensor:
     if received is None:
         return rows[:0, 0]
     return torch.stack(received, dim=1).flatten(0, 2)[:num_samples].cpu()
+
+
+def squared_errors(reconstructions_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
+    """Return each image's summed squared error over its pixels, float64 [B].
+
+    Args:
+        reconstructions_BCHW: Decoder outputs, float.
+        images_BCHW: Originals, uint8, or floats of the range that the decoder has.
+    """
+    originals = images_BCHW.to(reconstructions_BCHW.dtype)
+    if images_BCHW.dtype == torch.uint8:
+        originals = originals / 255
+    difference = (reconstructions_BCHW - originals).flatten(1).double()
+    return difference.square().sum(1)
+
+
+def reconstruction_metrics(squared_errors_n: Tensor, num_pixels: int) -> dict[str, float]:
+    """Return the reconstruction metrics of n images with `num_pixels` values (C*H*W) each.
+
+    `reconstruction/mse` is per pixel value, `reconstruction/sum_half` half the sum per image.
+    """
+    mean = squared_errors_n.to(torch.float64).mean().item()
+    return {"reconstruction/mse": mean / num_pixels, "reconstruction/sum_half": mean / 2}
