@@ -87,7 +87,7 @@ def _listed_problems(name: str, options: Any, path: str, inside_choice: bool) ->
         return
     for number, option in enumerate(options):
         if option in options[:number]:
-            yield f"{path}.{name}: {option!r} stands twice; remove one"
+            yield f"{path}.{name}: duplicate option {option!r}; remove one"
         yield from problems(option, f"{path}.{name}.{number}", inside_choice or name == "choice")
 
 

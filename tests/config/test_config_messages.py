@@ -22,7 +22,7 @@ def message(*overrides):
         ("data.max_bad_in_a_row=3", ["did you mean data.max_consecutive_bad_samples?"]),
         ("train.max_roll_backs=3", ["did you mean train.max_rollbacks?"]),
         ("train.max_stuck_seconds=3", ["did you mean launch.hang_timeout_seconds?"]),
-        ("train.batch=3", ["train.batch: unknown key", "known here: steps, epochs"]),
+        ("train.batch=3", ["train.batch: unknown key", "known keys: steps, epochs"]),
         ("train.steps=many", ['train.steps: should be a whole number, got "many"']),
         ("train.steps=true", ["train.steps: should be a whole number, got true"]),
         ("train.steps=3.0", ["train.steps: should be a whole number, got 3.0"]),
@@ -31,7 +31,7 @@ def message(*overrides):
         ("checkpoint.every_seconds=.nan", ["checkpoint.every_seconds: should be a finite number"]),
         ("checkpoint.every_seconds='3'", ["should be a number", 'got "3"']),
         ("train=3", ["train: should be a map of keys, got 3"]),
-        ("run.name=2024", ["run.name: should be text, got 2024", "in quotes"]),
+        ("run.name=2024", ["run.name: should be text, got 2024", "quote text"]),
         (
             "run.name=a/b",
             ["run.name: should be a name of letters, digits and . - _ (", 'got "a/b"', "; try a-b"],
@@ -72,9 +72,9 @@ def message(*overrides):
         ("train.steps=", ["no value", "train.steps=null"]),
         ("=3", ["'' is not a dotted key"]),
         ("train..steps=3", ["'train..steps' is not a dotted key"]),
-        ("data.train={0..1}.tar", ["not YAML", "in quotes"]),
-        ("data.train=*.tar", ["not YAML", "in quotes"]),
-        ("train={steps: 1, steps: 2}", ["stands twice"]),
+        ("data.train={0..1}.tar", ["not YAML", "quote text"]),
+        ("data.train=*.tar", ["not YAML", "quote text"]),
+        ("train={steps: 1, steps: 2}", ["duplicate key"]),
     ],
 )
 def test_one_mistake_makes_one_line_that_says_what_was_got_and_what_to_do(override, parts):
@@ -160,7 +160,7 @@ def test_all_unreadable_files_and_overrides_are_told_together(tmp_path):
     for part in [
         "gone.yaml: no such file",
         "list.yaml:1: contains a list",
-        "twice.yaml:2: the key",
+        "twice.yaml:2: duplicate key",
     ]:
         assert part in text
     assert "binary.yaml: not UTF-8 text" in text

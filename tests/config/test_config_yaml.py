@@ -48,7 +48,7 @@ def test_infinity_and_nan_are_read_for_the_sections_to_refuse():
 @pytest.mark.parametrize(
     ("text", "line", "reason"),
     [
-        ("train:\n  steps: 1\n  steps: 2\n", 3, "'steps' stands twice"),
+        ("train:\n  steps: 1\n  steps: 2\n", 3, "duplicate key 'steps'"),
         ("a: 1\nb: [\n", 3, "expected the node content"),
         ("1: a\n", 1, "a key must be text"),
         ("true: a\n", 1, "a key must be text"),

@@ -52,7 +52,7 @@ def test_a_draw_is_a_function_of_its_key():
     ("node", "message"),
     [
         ({"grid": []}, "k.grid: should be a list of one or more"),
-        ({"grid": [1, 1]}, "k.grid: 1 stands twice"),
+        ({"grid": [1, 1]}, "k.grid: duplicate option 1"),
         ({"uniform": [1]}, r"k.uniform: should be \[low, high\] with low < high"),
         ({"uniform": [2, 1]}, r"k.uniform: should be \[low, high\]"),
         ({"loguniform": [0, 1]}, "both above 0"),

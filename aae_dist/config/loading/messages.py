@@ -150,7 +150,7 @@ def _wrong_value(keys: Keys, errors: list[Mapping[str, Any]], around: Classes, t
     if "string_pattern_mismatch" in kinds and wanted == _FORMS[NAME]:
         advice = _near_name(str(value))
     if "string_type" in kinds and isinstance(value, int | float):
-        advice = "; put text that looks like a number in quotes"
+        advice = "; quote text that looks like a number"
     return f"{'.'.join(map(str, keys))}: should be {wanted}{_got(node, keys)}{advice}"
 
 
@@ -162,7 +162,7 @@ def _wanted(error: Mapping[str, Any], allowed: list[Any]) -> str:
         return _FORMS.get(pattern, f"text that matches {pattern}")
     if error["type"] in _WHAT:
         return _WHAT[error["type"]].format(**error.get("ctx", {}))
-    return f"right ({error['msg']})"
+    return f"valid ({error['msg']})"
 
 
 def _near_name(text: str) -> str:
@@ -192,7 +192,7 @@ def _unknown(keys: Keys, around: Classes, root: type[Section], tree: Node) -> st
         return f"{path}: {parent}.kind={kind} has no {key}{got}; set {fix}, or remove {key}"
     guesses = _guesses(key, parent, around, root)
     keys_here = ", ".join(schema.keys_of(around))
-    advice = f"did you mean {' or '.join(guesses[:3])}?" if guesses else f"known here: {keys_here}"
+    advice = f"did you mean {' or '.join(guesses[:3])}?" if guesses else f"known keys: {keys_here}"
     return f"{path}: unknown key{got}; {advice}"
 
 

@@ -138,14 +138,14 @@ class _Builder:
         for key_node, child in node.value:
             key = _key(key_node)
             if key in items:
-                raise YamlProblem(_line(key_node), f"the key {key!r} stands twice in one map")
+                raise YamlProblem(_line(key_node), f"duplicate key {key!r} in one map")
             items[key] = child
         return list(items.items())
 
 
 def _key(node: YamlNode) -> str:
     if not isinstance(node, ScalarNode) or node.tag != _TAG + "str" or not node.value:
-        raise YamlProblem(_line(node), "a key must be text; put others in quotes")
+        raise YamlProblem(_line(node), "a key must be text; quote it")
     if node.value == "<<":
         raise YamlProblem(_line(node), "merge keys (<<) are not supported; give several files")
     return str(node.value)
@@ -215,8 +215,8 @@ def _read(text: str) -> tuple[list[str], Node]:
     except YamlProblem as problem:
         raise YamlProblem(
             1,
-            f"the value is not YAML ({problem.reason}); put text that holds special characters "
-            f"in quotes, for example {key}='\"{{000..011}}.tar\"'",
+            f"the value is not YAML ({problem.reason}); quote text with special characters, "
+            f"for example {key}='\"{{000..011}}.tar\"'",
         ) from None
 
 
