@@ -148,13 +148,13 @@ def pack(
     help="shards: a pattern, a folder, several of them",
 )
 @click.option(
-    "--out", metavar="FILE", help="manifest file, by default manifest.json beside the shards"
+    "--out", metavar="FILE", help="manifest file, by default manifest.json next to the shards"
 )
 @click.option(
     "--ray", is_flag=True, help="count on the cluster of RAY_ADDRESS, not on this machine"
 )
 def index(patterns: tuple[str, ...], out: str | None, ray: bool) -> int:
-    """Count the samples of shards and write manifest.json beside them.
+    """Count the samples of shards and write manifest.json next to them.
 
     Training then starts without reading them all. The headers of every shard are read and checked;
     no shard is kept. Stopped, the same command resumes where it was.

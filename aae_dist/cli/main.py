@@ -1,4 +1,4 @@
-"""All verbs, and what every one of them does: exit codes, and one clear message per error."""
+"""All verbs, exit codes, and one clear message per error."""
 
 import os
 import sys
@@ -52,12 +52,12 @@ for title, verbs in SECTIONS.items():
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors become one message on stderr."""
+    """Run one command and return its exit code; an error becomes one message on stderr."""
     return guarded(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def guarded(body: Callable[[], int]) -> int:
-    """Return what `body` returns, or print its error and return the exit code of its class."""
+    """Return the exit code of `body`, or print its error and return the exit code of that."""
     try:
         code = body()
         sys.stdout.flush()

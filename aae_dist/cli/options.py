@@ -1,4 +1,4 @@
-"""What verbs have in common: their help, arguments and options, and how mistakes are reported."""
+"""What verbs share: help, arguments, options, and messages about mistakes."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -287,7 +287,7 @@ def data_and_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
 def open_run(
     uri: str, step: int | None = None, overrides: Sequence[str] = (), *, reads_data: bool = True
 ) -> "TrainedRun":
-    """Load a run, on the CPU unless told otherwise, with the threads that it was trained with.
+    """Load a run with the threads of its training, on the CPU unless `overrides` name a device.
 
     Args:
         uri: the run's folder.

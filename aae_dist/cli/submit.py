@@ -115,7 +115,7 @@ def _contradiction(
     no_wait: bool,
     **_: object,
 ) -> str | None:
-    """Return what is wrong with the options together."""
+    """Return the first contradiction between options, None if there is none."""
     is_again = follow or stop
     rules = {
         "give one of --cluster DIR and --address URL": (cluster is None) == (address is None),

@@ -130,7 +130,7 @@ def test_a_lost_head_is_told_and_the_run_followed_on_the_next_one(play, capsys):
     assert (code, shown(lines)) == (0, [1, 2, 3, 4, 5, 4, 5, 6])
     assert not any("Traceback" in line or "Waiting for Ray" in line for line in lines)
     story = "\n".join(told(lines))
-    assert "KubeRay starts another one in the same cluster" in story
+    assert "KubeRay replaces it in the same cluster" in story
     assert f"waiting for pods: head: {NO_ROOM}" in story
     assert "s1 lost the head: RuntimeError: WebSocket connection closed" in story
     assert "the head answers again" in story
@@ -203,7 +203,7 @@ def test_a_job_that_failed_for_good_returns_the_exit_code_of_the_run_as_often_as
             3, "does not transition",
         ),
         ("Complete", {"job": "STOPPED"}, "stopped, with a checkpoint of that step", 4, ""),
-        ("Complete", {"job": "STOPPED"}, "", 2, "before it said that it had saved"),
+        ("Complete", {"job": "STOPPED"}, "", 2, "before it logged a saved checkpoint"),
         (
             "Failed", {"reason": "JobStatusCheckTimeoutExceeded", "message": "exceeded"},
             "", 1, "RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS",

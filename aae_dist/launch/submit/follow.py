@@ -1,4 +1,4 @@
-"""Follow a RayJob to its end: what it waits for, each line of its log once, its exit code."""
+"""Follow a RayJob to its end: report its states, print each log line once, return its exit code."""
 
 import queue
 import re
@@ -20,9 +20,10 @@ LOST_SECONDS = 600.0
 HELD_SECONDS = 10.0
 """How long a traceback waits for the end of its pod, which tells whose it is."""
 LAST_LOG_SECONDS = 10.0
-"""After the job's end; a submitter that never found its head again would print for ever."""
+"""How long the last lines may take after the job's end; a submitter whose head never returned would
+wait without end."""
 UNSEEN_SECONDS = 30.0
-"""After which a job that no operator has looked at is reported."""
+"""When a job that no operator has noticed is reported."""
 STOP_COMMAND = "ray job stop --no-wait --address http://127.0.0.1:8265"
 _OVER = ("Succeeded", "Failed")
 _SUBMITTED = re.compile(r"Job '\S+' submitted successfully")
@@ -38,13 +39,13 @@ def follow(api: Kubectl, name: str) -> int:
         LaunchError: there is no such job, or the cluster is silent for `LOST_SECONDS`.
         KeyboardInterrupt: Ctrl-C; the job continues.
     """
-    log, story = JobLog(), Story()
+    log, states = JobLog(), StateReporter()
     logs = SubmitterLogs(api, log)
     silent_since = ended_at = None
     try:
         while True:
             try:
-                job = _look(api, name, story, logs)
+                job = _poll(api, name, states, logs)
                 silent_since = None
             except GoneError:
                 raise
@@ -52,7 +53,7 @@ def follow(api: Kubectl, name: str) -> int:
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() - silent_since > LOST_SECONDS:
                     raise
-                story.say(f"no answer from the cluster ({error}); trying again")
+                states.report(f"no answer from the cluster ({error}); retrying")
             else:
                 if _status(job).get("jobDeploymentStatus") in ENDED:
                     ended_at = ended_at or time.monotonic()
@@ -63,22 +64,22 @@ def follow(api: Kubectl, name: str) -> int:
         logs.close()
 
 
-def _look(api: Kubectl, name: str, story: "Story", logs: "SubmitterLogs") -> Object:
-    """Print what has changed since the last look; return the job."""
+def _poll(api: Kubectl, name: str, states: "StateReporter", logs: "SubmitterLogs") -> Object:
+    """Report what has changed since the last poll; return the job."""
     job = api.job(name)
     if job is None:
         raise GoneError(name)
     cluster = _status(job).get("rayClusterName")
-    story.tell(job, api.pods(f"ray.io/cluster={cluster}") if cluster else [])
+    states.update(job, api.pods(f"ray.io/cluster={cluster}") if cluster else [])
     logs.pump(api.pods(f"batch.kubernetes.io/job-name={name}"))
     return job
 
 
 def stop(api: Kubectl, name: str) -> None:
-    """Ask the run to save a checkpoint and end; a job that has ended is left as it is.
+    """Request a checkpoint and the end of the run; do nothing for a job that has ended.
 
     Raises:
-        LaunchError: there is no such job, or no head that could pass the request on.
+        LaunchError: there is no such job, or no running head that could forward the request.
     """
     job = api.job(name)
     if job is None:
@@ -91,7 +92,7 @@ def stop(api: Kubectl, name: str) -> None:
     running = [pod for pod in heads if pod["status"].get("phase") == "Running"]
     if not running or status.get("jobDeploymentStatus") != "Running":
         raise LaunchError(
-            f"rayjob/{name} has no head that runs, so there is nothing to save. End it without: "
+            f"rayjob/{name} has no running head, so there is nothing to save. To delete it: "
             f"{api.words} delete rayjob {name}"
         )
     api.execute(running[0]["metadata"]["name"], [*STOP_COMMAND.split(), status["jobId"]])
@@ -109,7 +110,7 @@ class GoneError(LaunchError):
 
 
 class JobLog:
-    """The log of a job whose lines several pods print: each line is shown once.
+    """The log of a job that several pods print; each line is shown once.
 
     A submitter pod that finds the job submitted prints its whole log again, and so does `kubectl
     logs` that starts again. A pod that submits the job to a new head prints a new log.
@@ -117,7 +118,7 @@ class JobLog:
 
     def __init__(self) -> None:
         self.saved = False
-        """Whether the job said that it had saved a checkpoint."""
+        """Whether the job logged that it saved a checkpoint."""
         self.driver: int | None = None
         """The job's exit code, when its log names one."""
         self._lines: list[int] = []
@@ -128,7 +129,7 @@ class JobLog:
         self._pod, self._position, self._is_repeating = "", 0, False
 
     def open(self, pod: str) -> None:
-        """Expect the lines of a pod from its beginning."""
+        """Expect the log of a pod from its beginning."""
         self._firsts.setdefault(pod, len(self._lines))
         self._pod, self._is_repeating = pod, False
         self._position = self._starts.setdefault(pod, self._attempt)
@@ -152,7 +153,7 @@ class JobLog:
         try:
             self._position = self._lines.index(line, self._position) + 1
         except ValueError:
-            # What an attached pod says before the repetition begins is not part of the job's log.
+            # Lines of an attached pod before the repetition are not part of the job's log.
             if self._is_repeating or self._position == len(self._lines):
                 self._lines.append(line)
                 self._position = len(self._lines)
@@ -174,7 +175,7 @@ class SubmitterLogs:
         """Whether all pods have ended and all of their lines are shown."""
 
     def pump(self, pods: Sequence[Object]) -> None:
-        """Print what is new, and go to the next pod when one has ended."""
+        """Print new lines, and switch to the next pod when one has ended."""
         if self._stream is None:
             self._open_next(pods)
         if self._stream is not None:
@@ -209,11 +210,12 @@ class SubmitterLogs:
             self._release()
 
     def _finish(self, stream: "_Stream") -> None:
-        """Read the pod once more unless it had ended before: a connection may have been cut."""
+        """Read the pod again unless it had ended before: the connection may have been cut."""
         if stream.phase in _OVER:
             self._done.add(stream.pod)
             if stream.phase == "Failed" and self._held:
-                # Of `ray job logs`, which lost the head. The job's own end lets its pod succeed.
+                # The traceback is that of `ray job logs`, which lost the head: when the job itself
+                # fails, the pod succeeds.
                 say(f"aae-dist: {stream.pod} lost the head: {self._held[-1].strip()[:200]}")
                 self._held.clear()
             self._release()
@@ -260,8 +262,8 @@ class _Stream:
         self._process.stdout.close()
 
 
-class Story:
-    """Tells the states of a job, each once."""
+class StateReporter:
+    """Reports the states of a job, each once."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -271,13 +273,13 @@ class Story:
         self._is_head_lost = False
         self._started = time.monotonic()
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Print a line that differs from the last one."""
         if line != self._last:
             say(f"aae-dist: {line}")
         self._last = line
 
-    def tell(self, job: Object, pods: Sequence[Object]) -> None:
+    def update(self, job: Object, pods: Sequence[Object]) -> None:
         """Print what has changed."""
         status = _status(job)
         state = status.get("jobDeploymentStatus", "")
@@ -286,48 +288,50 @@ class Story:
             self._retried(job, failed)
         if (cluster := status.get("rayClusterName", "")) and cluster != self._cluster:
             self._cluster, self._is_ready, self._is_head_lost = cluster, False, False
-            self.say(f"Ray cluster {cluster}")
+            self.report(f"Ray cluster {cluster}")
         if state in ("", "Initializing"):
             self._waiting(state, pods)
         elif state in ("Suspending", "Suspended"):
-            self.say("suspended: it waits in a queue until there is room for its cluster")
+            self.report("suspended: queued until its cluster fits")
         elif state == "Running":
             self._running(status, pods)
 
     def _retried(self, job: Object, failed: int) -> None:
         self._failed = failed
         tries = int(job["spec"].get("backoffLimit", 0)) + 1
-        self.say(f"try {failed} of {tries} {_failure(_status(job))}; KubeRay starts a new cluster")
+        self.report(
+            f"try {failed} of {tries} {_failure(_status(job))}; KubeRay starts a new cluster"
+        )
 
     def _waiting(self, state: str, pods: Sequence[Object]) -> None:
         if not state and time.monotonic() - self._started > UNSEEN_SECONDS:
-            self.say("no operator has looked at the job yet; does KubeRay's operator run?")
+            self.report("no operator has noticed the job yet; is KubeRay's operator running?")
         elif pods:
-            self.say(f"waiting for pods: {waiting_for(pods) or 'all run; Ray starts'}")
+            self.report(f"waiting for pods: {waiting_for(pods) or 'all are running; Ray starts'}")
         else:
-            self.say("waiting for the operator to make the Ray cluster")
+            self.report("waiting for the operator to make the Ray cluster")
 
     def _running(self, status: Object, pods: Sequence[Object]) -> None:
         if not self._is_ready:
             self._is_ready = True
-            self.say("the cluster is ready; the run is submitted to it")
+            self.report("the cluster is ready; the run is submitted to it")
         if status.get("jobStatusCheckFailureStartTime"):
             if not self._is_head_lost:
-                self.say(
-                    "the head does not answer; KubeRay starts another one in the same cluster, "
+                self.report(
+                    "the head does not answer; KubeRay replaces it in the same cluster, "
                     "and the run resumes from its last checkpoint"
                 )
             self._is_head_lost = True
             heads = [pod for pod in pods if _labels(pod).get("ray.io/node-type") == "head"]
             if waiting := waiting_for(heads):
-                self.say(f"waiting for pods: {waiting}")
+                self.report(f"waiting for pods: {waiting}")
         elif self._is_head_lost:
             self._is_head_lost = False
-            self.say("the head answers again")
+            self.report("the head answers again")
 
 
 def waiting_for(pods: Sequence[Object]) -> str:
-    """Return which pods do not run yet and why, '' when all do."""
+    """Return the pods that are not running yet and why, '' when all are."""
     reasons = Counter(
         (_labels(pod).get("ray.io/group", "pod"), reason)
         for pod in pods
@@ -340,7 +344,7 @@ def waiting_for(pods: Sequence[Object]) -> str:
 
 
 def _missing(pod: Object) -> str:
-    """Return why a pod does not run, '' when it does."""
+    """Return why a pod is not running, '' when it is."""
     status = pod["status"]
     if status.get("phase") in _OVER:
         return f"ended ({status.get('reason') or status['phase']})"
@@ -360,7 +364,7 @@ def _missing(pod: Object) -> str:
 
 
 def _failure(status: Object) -> str:
-    """Return how a try failed, in a few words."""
+    """Return the cause of a failed try in a few words."""
     if (code := _EXIT_CODE.search(status.get("message", ""))) is not None:
         return f"failed with exit code {code[1]}"
     reason, message = status.get("reason", ""), status.get("message", "").strip()
@@ -369,7 +373,7 @@ def _failure(status: Object) -> str:
 
 
 def report_end(job: Object, log: JobLog) -> int:
-    """Say how the job ended; return its exit code."""
+    """Report how the job ended; return its exit code."""
     status = _status(job)
     reached = status.get("jobStatus", "")
     if status.get("reason") == "JobStatusCheckTimeoutExceeded":

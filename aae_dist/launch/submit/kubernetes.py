@@ -20,7 +20,7 @@ from aae_dist.launch.submit.manifest import Object
 from aae_dist.launch.submit.work import LOCAL, Work, local_paths
 
 ENDED = ("Complete", "Failed", "ValidationFailed")
-"""Values of a RayJob's `status.jobDeploymentStatus` after which nothing of it runs."""
+"""Final values of a RayJob's `status.jobDeploymentStatus`."""
 SECONDS = 120
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """400 lines take 0.3 s with the loader that is written in Python."""
@@ -123,7 +123,7 @@ def _remove_ended(api: "Kubectl", name: str) -> None:
 
 
 def check(work: Work, job: Object, cluster: Path) -> None:
-    """Raise for what could only fail on the cluster, after it has been paid for."""
+    """Raise for problems that would only show on the cluster, after it has been paid for."""
     problems = [
         *(
             f"image: {image} is a name to be filled in; edit site/site.yaml of the overlay"
@@ -161,14 +161,14 @@ class Kubectl:
     """The cluster of kubectl's current context, or of a named one."""
 
     def __init__(self, namespace: str, context: str | None = None, overlay: str = "") -> None:
-        """Look into `namespace` only; `overlay` is named to those whose namespace is missing."""
+        """Use `namespace` only; `overlay` is named when that namespace is missing."""
         if not shutil.which("kubectl"):
             raise _absent()
         named = ["--context", context] if context else []
         self._command = ["kubectl", *named, "--namespace", namespace]
         self._namespace, self._overlay = namespace, overlay
         self.words = " ".join(self._command)
-        """The command as a person would type it."""
+        """The command as it is typed in a shell."""
 
     def job(self, name: str) -> Object | None:
         """Return a RayJob, None when there is none of the name."""
@@ -183,7 +183,7 @@ class Kubectl:
         return found
 
     def create(self, wanted: Object) -> Object:
-        """Create an object; return what the cluster made of it.
+        """Create an object; return it as the cluster stored it.
 
         Raises:
             ExistsError: one of its kind and name is there already.
@@ -216,17 +216,17 @@ class Kubectl:
         )
 
     def execute(self, pod: str, command: Sequence[str]) -> str:
-        """Run a command in the first container of a pod; return what it prints."""
+        """Run a command in the first container of a pod; return its output."""
         return self._run("exec", pod, "--", *command)
 
     def _run(self, *arguments: str, stdin: str | None = None) -> str:
         try:
             return _run([*self._command, *arguments], stdin)
         except LaunchError as error:
-            raise self._explained(str(error)) from None
+            raise self._with_advice(str(error)) from None
 
-    def _explained(self, message: str) -> LaunchError:
-        """Return an error that names the step of cluster/README.md that was left out."""
+    def _with_advice(self, message: str) -> LaunchError:
+        """Return the error with the step of cluster/README.md that was left out."""
         if re.search(r"AlreadyExists|already exists", message):
             return ExistsError(message)
         if re.search(r'resource type "rayjobs?"|no matches for kind "RayJob"', message):
@@ -275,13 +275,13 @@ def _run(command: Sequence[str], stdin: str | None = None) -> str:
 
 
 def _cause(lines: Sequence[str]) -> str:
-    """Return the line that says why; one of advice may follow it."""
+    """Return the line with the cause; a line of advice may follow it."""
     errors = [line for line in lines if line.startswith("error:") or "Error from server" in line]
     return (errors or lines or ["failed and printed nothing"])[-1]
 
 
 def _absent() -> LaunchError:
     return LaunchError(
-        "kubectl is not on the path, and --cluster renders and applies manifests with it. Install "
-        "it, or submit to a running Ray cluster with --address http://HEAD:8265"
+        "kubectl is not on the path, and --cluster needs it to render and create manifests. "
+        "Install it, or submit to a running Ray cluster with --address http://HEAD:8265"
     )

@@ -16,12 +16,12 @@ Object = dict[str, Any]
 MAX_NAME = 47
 """KubeRay adds six characters for the cluster's name, and as much for that of its service."""
 MAX_CONFIG_BYTES = 1_000_000
-"""Kubernetes takes 1 MiB in a ConfigMap."""
+"""A ConfigMap may hold 1 MiB."""
 CONFIG_VOLUME = "config"
 OF_THE_POD = {"emptyDir", "configMap", "secret", "projected", "downwardAPI"}
 """Kinds of volumes that other pods do not see."""
 PLACEHOLDERS = {"ACCOUNT", "PROJECT", "REGION", "REGISTRY"}
-"""What the shipped overlays hold in place of a name of yours."""
+"""Placeholders of the shipped overlays for names of the user."""
 _FACTORS = {
     **{"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     **{"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40},
@@ -65,7 +65,7 @@ def fill(template: Object, name: str, address: str, config: str) -> list[Object]
     size = len(config.encode())
     if size > MAX_CONFIG_BYTES:
         raise LaunchError(
-            f"the configuration has {size:,} bytes and Kubernetes takes {MAX_CONFIG_BYTES:,}; name "
+            f"the configuration has {size:,} bytes, and a ConfigMap {MAX_CONFIG_BYTES:,}; name "
             "data by a pattern or a manifest instead of a list"
         )
     job = copy.deepcopy(template)
@@ -76,7 +76,7 @@ def fill(template: Object, name: str, address: str, config: str) -> list[Object]
     volumes = [v for v in pod.get("volumes", []) if v["name"] == CONFIG_VOLUME]
     if not volumes:
         raise LaunchError(f"the head's template has no volume called {CONFIG_VOLUME!r}")
-    # A name of its own: the one of an earlier submission may still be on its way out.
+    # A unique name: the ConfigMap of an earlier submission may still be about to be removed.
     settings_name = f"{name}-{secrets.token_hex(3)}"
     volumes[0]["configMap"] = {"name": settings_name}
     kept = {key: metadata[key] for key in ("namespace", "annotations") if key in metadata}
@@ -90,7 +90,7 @@ def fill(template: Object, name: str, address: str, config: str) -> list[Object]
 
 
 def owned(settings: Object, job: Object) -> Object:
-    """Return the ConfigMap as a part of a created RayJob: it is removed together with the job."""
+    """Return the ConfigMap with a created RayJob as its owner: both are removed together."""
     owner = {
         "apiVersion": job["apiVersion"],
         "kind": job["kind"],
@@ -108,9 +108,9 @@ def settings_of(job: Object) -> str:
 
 
 def examine(job: Object) -> None:
-    """Make a job that checks its cluster, once: `aae-dist doctor` with the same configuration.
+    """Turn a job into one check of its cluster: `aae-dist doctor` with the same configuration.
 
-    Each group of workers brings a pod, or one that scales from nothing would not be looked at.
+    Each group of workers gets a pod; one that scales from zero would not be checked otherwise.
     """
     *_, config = job["spec"]["entrypoint"].split()
     job["spec"] |= {"entrypoint": f"exec aae-dist doctor {config}", "backoffLimit": 0}
@@ -142,7 +142,7 @@ def quantity(text: str | float) -> float:
     """Return a Kubernetes quantity, say '500m' or '16Gi', as a number."""
     found = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(text))
     if found is None or found[2] not in _FACTORS:
-        raise LaunchError(f"{text!r} is no quantity that is known here, such as 500m, 4 or 16Gi")
+        raise LaunchError(f"{text!r} is not a quantity such as 500m, 4 or 16Gi")
     return float(found[1]) * _FACTORS[found[2]]
 
 

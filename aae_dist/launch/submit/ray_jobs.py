@@ -20,14 +20,14 @@ STOP_WAIT_SECONDS = 60
 CONFIG_FILE = "aae_dist-config.yaml"
 POLL_SECONDS = 1.0
 LOST_SECONDS = 60.0
-"""How long a cluster may be silent while its job is followed: a port-forward may start anew."""
+"""How long a cluster may be silent while its job is followed: a port-forward may restart."""
 SAVED = "with a checkpoint"
 """Part of the entrypoint's last line when it was stopped and had saved."""
 NOT_SENT = (".git", ".venv", ".env", "__pycache__", "runs", "*.pyc")
 
 
 def check_address(address: str) -> None:
-    """Raise LaunchError for what is no address of a dashboard."""
+    """Raise LaunchError unless this is the address of a dashboard."""
     if not address.startswith(("http://", "https://")):
         raise LaunchError(f"--address {address}: give the dashboard's address, http://HOST:8265")
 
@@ -107,15 +107,15 @@ class Jobs:
         """Connect.
 
         Raises:
-            LaunchError: nobody answers there, or not without a token.
+            LaunchError: there is no answer, or none without a token.
         """
         from ray.job_submission import JobSubmissionClient
 
         check_address(address)
         self.address = address
-        # Uploads are told at the level INFO, between the lines of the job.
+        # Uploads are logged at the level INFO, between the lines of the job.
         logging.getLogger("ray").setLevel(logging.WARNING)
-        with explained(address):
+        with api_errors(address):
             self._client: Any = JobSubmissionClient(address)
 
     def submit(
@@ -139,7 +139,7 @@ class Jobs:
             else:
                 _copy(folder, sent)
             (sent / CONFIG_FILE).write_text(config)
-            with explained(self.address):
+            with api_errors(self.address):
                 return str(
                     self._client.submit_job(
                         entrypoint=entrypoint(verb),
@@ -150,15 +150,15 @@ class Jobs:
 
     def stop(self, job: str) -> None:
         """Ask the job to save a checkpoint and end."""
-        with explained(self.address):
+        with api_errors(self.address):
             self._client.stop_job(job)
 
     def follow(self, job: str, log: "Log") -> int:
-        """Print the job's log until it ends; return what `aae-dist` would have returned here.
+        """Print the job's log until it ends; return its exit code.
 
         Raises:
             LaunchError: the cluster was silent for `LOST_SECONDS`.
-            KeyboardInterrupt: somebody pressed Ctrl-C; calling again goes on.
+            KeyboardInterrupt: Ctrl-C was pressed; another call continues.
         """
         from aiohttp import ClientError
 
@@ -176,7 +176,7 @@ class Jobs:
                 if now - silent_since > LOST_SECONDS:
                     raise LaunchError(
                         f"no answer from {self.address} for {LOST_SECONDS:.0f} s ({error}); job "
-                        f"{job} may go on: `ray job logs -f {job}`"
+                        f"{job} may continue: `ray job logs -f {job}`"
                     ) from None
             time.sleep(POLL_SECONDS)
 
@@ -188,7 +188,7 @@ class Jobs:
 
 
 class Log:
-    """What a job has printed; each tail starts from the beginning, and is shown once."""
+    """The log of a job, printed once; each tail of it starts at the beginning."""
 
     def __init__(self) -> None:
         """Start with nothing shown."""
@@ -224,15 +224,15 @@ def _copy(folder: Path, sent: Path) -> None:
 def exit_code(status: str, driver: int | None, saved: bool) -> int:
     """Return the exit code of a job that has ended, as `aae-dist train` gives them.
 
-    Ray knows the code of a job that ended by itself; of one that was stopped only the log tells
-    whether it had saved.
+    Ray knows the code of a job that ended by itself; whether a stopped one had saved is only in
+    its log.
     """
     if status == "SUCCEEDED":
         return 0
     if status == "STOPPED":
         if saved:
             return 4
-        say("the job was stopped before it said that it had saved; it resumes from what it has")
+        say("the job was stopped before it logged a saved checkpoint; it resumes from an older one")
         return 2
     if driver is None:
         return 1
@@ -240,8 +240,8 @@ def exit_code(status: str, driver: int | None, saved: bool) -> int:
 
 
 @contextlib.contextmanager
-def explained(address: str) -> Iterator[None]:
-    """Turn what the client raises into one line."""
+def api_errors(address: str) -> Iterator[None]:
+    """Translate errors of the client into a LaunchError of one line."""
     from ray.exceptions import AuthenticationError
 
     try:

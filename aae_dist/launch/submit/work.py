@@ -36,7 +36,7 @@ class Work:
 
 
 def read_work(files: Sequence[ConfigFile], overrides: Sequence[str]) -> Work:
-    """Return what files and overrides describe; notes on them go to stderr.
+    """Return the run or sweep that files and overrides describe; notes go to stderr.
 
     Raises:
         ConfigError: something in them is wrong; all problems are named.
