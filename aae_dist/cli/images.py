@@ -211,21 +211,21 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
         from aae_dist.cli.encode import write_dataset
 
         return write_dataset(uri, items, out, "tar", step)
-    from aae_dist.utils.arrays import spread_evenly
+    from aae_dist.utils.arrays import evenly_spaced
 
     path = checked_path(out)
     patterns, overrides = data_and_overrides(items)
     run = open_run(uri, step, overrides)
     samples = run.open(patterns)
-    originals, _ = samples.read(spread_evenly(num, len(samples)))
+    originals, _ = samples.read(evenly_spaced(num, len(samples)))
     images = run.reconstruct(originals)
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.
         from aae_dist.evaluation.pictures.images import reconstructions
-        from aae_dist.utils.figures import png
+        from aae_dist.utils.figures import figure_to_png
 
         caption = f"{run.config.run.name}, step {run.step:,}"
-        picture = png(reconstructions(originals, images.float().cpu(), caption))
+        picture = figure_to_png(reconstructions(originals, images.float().cpu(), caption))
         write_file(path, lambda: path.write_bytes(picture))
     else:
         write_images(path, images)

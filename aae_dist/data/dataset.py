@@ -21,7 +21,7 @@ from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
 from aae_dist.data.order.permutation import Indices
 from aae_dist.errors import DataError, SampleError, ShardError
-from aae_dist.utils.arrays import spread_evenly
+from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.progress import Show, progress
 
 _AUTO_MEMORY_BYTES = 2 << 30
@@ -213,7 +213,7 @@ class Dataset:
     def _probed_layout(self, try_all: bool) -> tuple[Shape, torch.dtype]:
         """Return shape and dtype of the first readable sample; else raise the first one's error."""
         first: DataError | None = None
-        probed = range(len(self)) if try_all else spread_evenly(_NUM_PROBED, len(self)).tolist()
+        probed = range(len(self)) if try_all else evenly_spaced(_NUM_PROBED, len(self)).tolist()
         for number in probed:
             [(shard, inside)] = self.places(np.array([number]))
             try:

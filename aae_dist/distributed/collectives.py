@@ -110,7 +110,7 @@ def rows_of_all_ranks(rows: Tensor, numbers: Tensor, num_rows: int, world: World
     return table
 
 
-def together(world: World, work: Callable[[], T]) -> T:
+def run_on_all_ranks(world: World, work: Callable[[], T]) -> T:
     """Run `work` on every rank; if it raises an AaeDistError anywhere, raise it everywhere.
 
     Without this, a rank that cannot read its data would leave the others waiting in a collective.
@@ -125,7 +125,7 @@ def together(world: World, work: Callable[[], T]) -> T:
     return result[0]
 
 
-def main_decides(world: World, work: Callable[[], T]) -> T:
+def run_on_rank_zero(world: World, work: Callable[[], T]) -> T:
     """Run `work` on rank 0 alone; its JSON result, or its AaeDistError, is every rank's."""
     result, problem = _attempt(work) if world.is_main else (None, None)
     told = broadcast_json([problem, result[0] if result else None], world)

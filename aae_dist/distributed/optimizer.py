@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aae_dist.config.sections import phases
-from aae_dist.distributed.wrappers import trainable, without_sync
+from aae_dist.distributed.wrappers import trainable_parameters, without_sync
 
 Part = TypeVar("Part")
 Schedule = Callable[[float], float]
@@ -48,7 +48,7 @@ class SynchronizedOptimizer:
         self.named_parameters = {
             f"{name}.{key}": parameter
             for name, network in networks.items()
-            for key, parameter in trainable(network).items()
+            for key, parameter in trainable_parameters(network).items()
         }
         self.parameters = list(self.named_parameters.values())
         self.optimizer = optimizer

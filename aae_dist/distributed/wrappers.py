@@ -31,7 +31,7 @@ def data_parallel(module: nn.Module, world: World) -> nn.Module:
     return wrapped
 
 
-def settle(module: nn.Module, *example: Tensor) -> None:
+def warm_up_buckets(module: nn.Module, *example: Tensor) -> None:
     """Let DDP rebuild its buckets before the first real step, by throw-away backward passes.
 
     DDP reorders its buckets after the first backward pass, so from 3 ranks on a resumed run would
@@ -53,21 +53,21 @@ def without_sync(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
-def local(module: nn.Module) -> nn.Module:
+def unwrap_ddp(module: nn.Module) -> nn.Module:
     """Return what a rank computes with, in bfloat16 or compiled code, outside of any collective."""
     inner: nn.Module = module.module if isinstance(module, DistributedDataParallel) else module
     return inner
 
 
-def bare(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
     """Return the network itself, whose use moves no gradient."""
-    inner = local(module)
-    return inner.network if isinstance(inner, Accelerated) else inner
+    inner = unwrap_ddp(module)
+    return inner.network if isinstance(inner, ComputeWrapper) else inner
 
 
-def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that training changes, by name: a user's network may freeze others."""
-    return {name: p for name, p in bare(module).named_parameters() if p.requires_grad}
+    return {name: p for name, p in unwrap(module).named_parameters() if p.requires_grad}
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
@@ -76,14 +76,14 @@ def frozen_view(module: nn.Module) -> nn.Module:
     Gradients flow through it to its input and never to the weights, not even in compiled code,
     which would otherwise compute them and throw them away.
     """
-    network = bare(module)
+    network = unwrap(module)
     constants = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     view = copy.deepcopy(network, {**constants, **{id(b): b for b in network.buffers()}})
-    inner = local(module)
-    return inner.around(view) if isinstance(inner, Accelerated) else view
+    inner = unwrap_ddp(module)
+    return inner.rewrap(view) if isinstance(inner, ComputeWrapper) else view
 
 
-class Accelerated(nn.Module):
+class ComputeWrapper(nn.Module):
     """Calls a network in bfloat16 or compiled code; its outputs keep the weights' type.
 
     Evaluation, checkpoints and the user's hands hold the network itself, in full precision.
@@ -111,12 +111,12 @@ class Accelerated(nn.Module):
             outputs: Tensor = self._call(*inputs)
         return outputs.to(inputs[0].dtype)
 
-    def around(self, network: nn.Module) -> "Accelerated":
+    def rewrap(self, network: nn.Module) -> "ComputeWrapper":
         """Return the same around another network."""
-        return Accelerated(network, self.in_bfloat16, self.compiled)
+        return ComputeWrapper(network, self.in_bfloat16, self.compiled)
 
 
-def fresh_compiler() -> None:
+def reset_compiler() -> None:
     """Let a run be compiled as in a process of its own; trials of a sweep share a process.
 
     torch makes 8 versions of one class's forward method, then runs it uncompiled without a word:
@@ -139,8 +139,8 @@ def inductor_options(device: torch.device) -> dict[str, Any] | None:
     return {"deterministic": True} if hasattr(config, "deterministic") else None
 
 
-def accelerated(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Module:
-    """Return the network, or an `Accelerated` around it if anything is wanted.
+def wrap_compute(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Module:
+    """Return the network, or a `ComputeWrapper` around it if anything is wanted.
 
     Raises:
         ConfigError: code is to be compiled on a machine without the compiler that this takes.
@@ -149,7 +149,7 @@ def accelerated(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Mod
         return network
     if compiled:
         _check_compiler(next(network.parameters()).device.type)
-    return Accelerated(network, bfloat16, compiled)
+    return ComputeWrapper(network, bfloat16, compiled)
 
 
 def _check_compiler(device_type: str) -> None:

@@ -1,6 +1,6 @@
 """How good a trained autoencoder is: reconstruction, match with the prior, pictures."""
 
-from aae_dist.evaluation.evaluator import Evaluation, Evaluator, Gallery
+from aae_dist.evaluation.evaluator import Evaluation, EvaluationImages, Evaluator
 from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel
 
 __all__ = [
@@ -8,5 +8,5 @@ __all__ = [
     "EvaluationData",
     "EvaluationModel",
     "Evaluator",
-    "Gallery",
+    "EvaluationImages",
 ]

@@ -17,14 +17,14 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.distributed.collectives import main_decides, together
+from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.world import World
 from aae_dist.errors import DataError
 from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel, Loaded
-from aae_dist.evaluation.null_baseline import Yardstick, build_yardstick, score
+from aae_dist.evaluation.null_baseline import PriorBaseline, build_baseline, score
 from aae_dist.priors import Prior
 from aae_dist.utils import seeds
-from aae_dist.utils.arrays import spread_evenly
+from aae_dist.utils.arrays import evenly_spaced
 
 CHUNK = 256
 MAX_SAMPLES = 10_000
@@ -35,7 +35,7 @@ PRIOR_PICTURED = 5000
 
 
 @dataclass(frozen=True)
-class Gallery:
+class EvaluationImages:
     """What one evaluation's pictures show, on the CPU; n samples are scored, k at most pictured."""
 
     codes: Tensor
@@ -58,7 +58,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     """The same on every rank."""
-    gallery: Gallery | None
+    gallery: EvaluationImages | None
     """Rank 0's material for pictures; None on the others."""
 
 
@@ -89,11 +89,11 @@ class Evaluator:
                 f"{name}: {total} samples are too few to score the match with the prior. "
                 f"Give at least {MIN_SAMPLES}, better 10,000."
             )
-        self._indices = spread_evenly(self.num_samples, total)
+        self._indices = evenly_spaced(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._name = name
         self._threads = threads
-        self._yardstick: Yardstick | None = None
+        self._baseline: PriorBaseline | None = None
 
     @torch.no_grad()
     def evaluate(self, networks: EvaluationModel) -> Evaluation:
@@ -104,11 +104,11 @@ class Evaluator:
         """
         draw = seeds.generator(self._seed, "evaluation/prior")
         prior_nZ = self._prior.sample(self.num_samples, draw)
-        rows = together(self._world, lambda: self._encode_all_own(networks, prior_nZ))
+        rows = run_on_all_ranks(self._world, lambda: self._encode_all_own(networks, prior_nZ))
         table = _gather_in_order(rows, self.num_samples, self._world)
         readable = table[:, 0] == 1
         good, prior_nZ = table[readable, 1:], prior_nZ[: len(readable)][readable]
-        spread = spread_evenly(NUM_PICTURED, len(good))
+        spread = evenly_spaced(NUM_PICTURED, len(good))
         originals: list[Tensor] = []
 
         def judge() -> dict[str, float]:
@@ -118,7 +118,7 @@ class Evaluator:
             originals.append(self._dataset.load(numbers).images)
             return metrics
 
-        metrics = main_decides(self._world, judge)
+        metrics = run_on_rank_zero(self._world, judge)
         if not self._world.is_main:
             return Evaluation(metrics, None)
         return Evaluation(metrics, self._gallery(networks, good, spread, originals[0]))
@@ -178,10 +178,10 @@ class Evaluator:
                 f"{MIN_SAMPLES} are needed; `aae-dist data verify` says what is wrong"
                 + (f"; of the first: {next(iter(bad))}" if bad else ".")
             )
-        if self._yardstick is None or len(self._yardstick.prior_samples) != len(table):
-            self._yardstick = build_yardstick(self._prior, len(table), self._seed)
+        if self._baseline is None or len(self._baseline.prior_samples) != len(table):
+            self._baseline = build_baseline(self._prior, len(table), self._seed)
         metrics = reconstruction_metrics(table[:, 1], math.prod(self._dataset.image_shape))
-        metrics |= score(table[:, 4:], self._yardstick, self._seed)
+        metrics |= score(table[:, 4:], self._baseline, self._seed)
         metrics["data/bad_validation_samples"] = float(self.num_samples - len(table))
         if not bool(table[:, 2:4].isnan().all()):
             metrics["discriminator/accuracy_codes"] = (table[:, 2] <= 0).double().mean().item()
@@ -196,12 +196,12 @@ class Evaluator:
         table: Tensor,
         spread: NDArray[np.int64],
         originals: Tensor,
-    ) -> Gallery:
+    ) -> EvaluationImages:
         """Return what pictures show of the good samples; their rows `spread` are `originals`."""
         device = self._world.device
         prior_mZ = self._prior.sample(PRIOR_PICTURED, seeds.generator(self._seed, "pictures/prior"))
         pictured = table[torch.from_numpy(spread), 4:].float().to(device)
-        return Gallery(
+        return EvaluationImages(
             codes=table[:, 4:].float(),
             labels=table[:, 0].long(),
             prior_samples=prior_mZ,

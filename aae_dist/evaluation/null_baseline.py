@@ -90,7 +90,7 @@ class Mmd:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class PriorBaseline:
     """All that scoring codes against one prior needs and that does not depend on the codes."""
 
     prior_samples: Tensor
@@ -99,7 +99,7 @@ class Yardstick:
     mmd: Mmd
 
 
-def build_yardstick(prior: Prior, num_samples: int, seed: int) -> Yardstick:
+def build_baseline(prior: Prior, num_samples: int, seed: int) -> PriorBaseline:
     """Draw the prior samples and measure the null; takes seconds at 10,000 samples.
 
     Args:
@@ -108,14 +108,14 @@ def build_yardstick(prior: Prior, num_samples: int, seed: int) -> Yardstick:
         seed: The run's seed; every draw is keyed by it.
     """
     draw = seeds.generator(seed, "evaluation/prior")
-    return Yardstick(
+    return PriorBaseline(
         prior_samples=prior.sample(num_samples, draw).float(),
         sliced_wasserstein=_sliced_wasserstein(prior, num_samples, seed),
         mmd=_mmd(prior, num_samples, seed),
     )
 
 
-def score(codes_nZ: Tensor, yardstick: Yardstick, seed: int) -> dict[str, float]:
+def score(codes_nZ: Tensor, baseline: PriorBaseline, seed: int) -> dict[str, float]:
     """Return the metrics of the match between codes, float [n, Z], and the prior.
 
     Codes that are not finite give metrics that are not a number.
@@ -124,13 +124,13 @@ def score(codes_nZ: Tensor, yardstick: Yardstick, seed: int) -> dict[str, float]
     if not bool(codes.isfinite().all()):
         return dict.fromkeys(_NAMES, math.nan) | {"prior_match/num_samples": float(len(codes))}
     draw = seeds.generator(seed, "evaluation/c2st")
-    accuracy = prior_match.c2st(codes, yardstick.prior_samples, draw)
+    accuracy = prior_match.c2st(codes, baseline.prior_samples, draw)
     values = (
         accuracy.value,
         accuracy.low,
         accuracy.high,
-        _ratio(yardstick.sliced_wasserstein(codes), yardstick.sliced_wasserstein.null),
-        _ratio(yardstick.mmd(codes), yardstick.mmd.null),
+        _ratio(baseline.sliced_wasserstein(codes), baseline.sliced_wasserstein.null),
+        _ratio(baseline.mmd(codes), baseline.mmd.null),
     )
     return dict(zip(_NAMES, values, strict=True)) | {"prior_match/num_samples": float(len(codes))}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.data import Manifest, Shard
-from aae_dist.distributed.collectives import main_decides, together
+from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, Interrupted, LaunchError
 from aae_dist.inference.dataset_job import Job, begin, complete, give_up, missing, write_shard
@@ -42,7 +42,9 @@ def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str
     world = from_environment("cpu" if through_ray else job.device)
     out = open_storage(job.out)
     with process_group(world):
-        todo = main_decides(world, lambda: [] if begin(out, plan) else missing(out, manifest, job))
+        todo = run_on_rank_zero(
+            world, lambda: [] if begin(out, plan) else missing(out, manifest, job)
+        )
         calls = [(job, number, manifest.shards[number]) for number in todo]
         try:
             through = _through_ray(config, calls) if through_ray else _written(world, calls)
@@ -59,7 +61,7 @@ def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str
                 f"{job.out}: stopped from the keyboard; the shards that are written stay. "
                 "The same command goes on from there."
             ) from None
-        main_decides(world, lambda: complete(out, plan, manifest))
+        run_on_rank_zero(world, lambda: complete(out, plan, manifest))
     return len(manifest.shards) - len(todo)
 
 
@@ -80,7 +82,7 @@ def _written(world: World, calls: Sequence[Call]) -> Iterator[int]:
         # A round at a time: a rank that cannot go on is heard of before the next.
         part = calls[start : start + world.size]
         own = part[world.rank : world.rank + 1]
-        together(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]
+        run_on_all_ranks(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]
         yield sum(shard.samples for _, _, shard in part)
 
 

@@ -10,7 +10,12 @@ from aae_dist.config.sections import method as sections
 from aae_dist.config.sections import phases
 from aae_dist.distributed.optimizer import SynchronizedOptimizer, build_schedule
 from aae_dist.distributed.world import World
-from aae_dist.distributed.wrappers import accelerated, data_parallel, settle, trainable
+from aae_dist.distributed.wrappers import (
+    data_parallel,
+    trainable_parameters,
+    warm_up_buckets,
+    wrap_compute,
+)
 from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.methods.adversarial import AdversarialMethod
 from aae_dist.methods.likelihood import AutoencoderMethod, VariationalMethod
@@ -33,7 +38,7 @@ def build_method(
 ) -> Method:
     """Return the run's method, its networks wrapped for data parallel training."""
     wrapped = {
-        name: data_parallel(_accelerated(name, module, config), world)
+        name: data_parallel(_wrap_compute(name, module, config), world)
         for name, module in networks.named().items()
     }
     posterior = build_posterior(config.posterior)
@@ -45,7 +50,7 @@ def build_method(
     }
     like = next(networks.encoder.parameters())
     for name, network in wrapped.items():
-        settle(network, *(like.new_zeros(1, *example) for example in examples[name]))
+        warm_up_buckets(network, *(like.new_zeros(1, *example) for example in examples[name]))
     modules = Modules(
         encoder=wrapped["encoder"],
         decoder=wrapped["decoder"],
@@ -66,11 +71,11 @@ def build_method(
     return kind(modules, optimizers, **arguments)
 
 
-def _accelerated(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
+def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
     """Return the network as training calls it: in bfloat16 or compiled where wanted."""
     method = config.method
     penalised = isinstance(method, sections.AdversarialMethod) and method.r1_weight > 0
-    return accelerated(
+    return wrap_compute(
         network,
         # The discriminator is small, and its logits decide by small differences.
         bfloat16=config.train.precision == "bf16" and name != "discriminator",
@@ -81,7 +86,9 @@ def _accelerated(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
 
 def build_optimizer(config: phases.Phase, networks: dict[str, nn.Module]) -> SynchronizedOptimizer:
     """Return the synchronized optimizer of one phase over its networks."""
-    parameters = [p for network in networks.values() for p in trainable(network).values()]
+    parameters = [
+        p for network in networks.values() for p in trainable_parameters(network).values()
+    ]
     return SynchronizedOptimizer(
         networks=networks,
         optimizer=_torch_optimizer(config.optimizer, parameters),

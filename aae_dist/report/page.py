@@ -24,7 +24,7 @@ from aae_dist.report.view import PERFECT, RankedTrial, View, make_view
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
-from aae_dist.utils.figures import png
+from aae_dist.utils.figures import figure_to_png
 
 REPORT = "report.html"
 CHARTS = {"pareto": pareto, "parameters": parameters, "parallel": parallel}
@@ -63,7 +63,7 @@ def make_report(uri: str) -> str:
     for name, chart in CHARTS.items():
         figure = chart.draw(view)
         if figure is not None:
-            picture = png(figure, DOTS_PER_INCH)
+            picture = figure_to_png(figure, DOTS_PER_INCH)
             storage.write(f"pictures/{name}.png", picture)
             charts.append({"caption": chart.caption(view), "png": picture})
     has_best = storage.size(BEST) is not None

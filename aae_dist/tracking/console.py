@@ -68,7 +68,7 @@ class ConsoleSink:
         if scores := evaluation_text(record):
             self._write(f"evaluation at step {step}: {scores}")
 
-    def tick(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         """Write how far the run is if nothing was written for long."""
         if self._clock() - (self._written_at or self._started_at) >= QUIET_SECONDS:
             self._show({sinks.STEP: step})
@@ -173,7 +173,7 @@ class LiveBarSink:
         if scores := evaluation_text(record):
             self._bar.console.print(f"evaluation at step {step}: {scores}", highlight=False)
 
-    def tick(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         """Move the bar, a few times a second at most."""
         if time.monotonic() - self._moved_at >= MOVE_SECONDS:
             self._moved_at = time.monotonic()

@@ -26,7 +26,7 @@ class MetricSink(Protocol):
 class Console(MetricSink, Protocol):
     """The sink that people watch."""
 
-    def tick(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         """Learn that `step` is done, after each one; shown where nothing else was for long."""
 
 
@@ -77,7 +77,7 @@ class JsonLinesSink:
         """Close the file; the summary is a file of its own."""
         self._file.close()
 
-    def cut(self, step: int) -> None:
+    def truncate(self, step: int) -> None:
         """Drop the lines past `step`, which the run will come to again."""
         kept = [record for record in self.records() if record["step"] <= step]
         self._file.close()

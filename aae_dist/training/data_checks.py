@@ -9,7 +9,7 @@ from aae_dist.config.sections.data import Augment
 from aae_dist.data import Dataset
 from aae_dist.errors import ConfigError
 from aae_dist.storage import is_remote
-from aae_dist.utils.arrays import spread_evenly
+from aae_dist.utils.arrays import evenly_spaced
 
 NUM_PROBED = 256
 """Samples whose numbers are looked at; of the first shard alone where shards have to be fetched."""
@@ -49,7 +49,7 @@ def _range_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
         return
     first = data.manifest.shards[0]
     total = first.samples if is_remote(first.folder) else len(data)
-    images = data.load(spread_evenly(NUM_PROBED, total)).images
+    images = data.load(evenly_spaced(NUM_PROBED, total)).images
     low, high = images.min().item(), images.max().item()
     if low < 0 or high > 1:
         key = "method.reconstruction_loss: bce" if bce else "model.decoder_output: sigmoid"

@@ -58,7 +58,7 @@ class TrainLoop:
     watchdog: Watchdog
     comparison: RankComparison
     alarms: GameAlarms
-    tick: Callable[[int], None] = lambda step: None
+    on_step: Callable[[int], None] = lambda step: None
     """Called after each step, with its number; must be cheap."""
     bad_found: Callable[[int], None] = lambda num_new: None
     """Called on every rank with the number of entries that `state.bad` has more."""
@@ -78,7 +78,7 @@ class TrainLoop:
             losses = self.train_step(batch)
             self.goodput.step_done()
             self.watchdog.beat(self.state.step)
-            self.tick(self.state.step)
+            self.on_step(self.state.step)
             self._check_divergence()
             if self._after_step(losses):
                 return "interrupted"

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from aae_dist.distributed.collectives import together
+from aae_dist.distributed.collectives import run_on_all_ranks
 from aae_dist.distributed.world import World
-from aae_dist.distributed.wrappers import local, trainable
+from aae_dist.distributed.wrappers import trainable_parameters, unwrap_ddp
 from aae_dist.errors import LaunchError
 from aae_dist.methods.method import Modules
 from aae_dist.models import run_encoder
@@ -40,7 +40,7 @@ def measure(share: int, fits: Callable[[int], bool], world: World) -> int:
     Raises:
         LaunchError: on every rank, if one cannot hold a single sample.
     """
-    found = together(world, lambda: largest_that_fits(share, fits))
+    found = run_on_all_ranks(world, lambda: largest_that_fits(share, fits))
     smallest = torch.tensor([found], device=world.device)
     if world.size > 1:
         dist.all_reduce(smallest, dist.ReduceOp.MIN)
@@ -59,8 +59,8 @@ class Trial:
             dtype: of pixels and codes.
         """
         self._posterior, self._z_dim = modules.posterior, modules.prior.latent_dim
-        self._encoder, self._decoder = local(modules.encoder), local(modules.decoder)
-        self._discriminator = modules.discriminator and local(modules.discriminator)
+        self._encoder, self._decoder = unwrap_ddp(modules.encoder), unwrap_ddp(modules.decoder)
+        self._discriminator = modules.discriminator and unwrap_ddp(modules.discriminator)
         self._shape, self._dtype = shape, dtype
 
     def __call__(self, size: int) -> bool:
@@ -81,7 +81,7 @@ class Trial:
         return [network for network in networks if network is not None]
 
     def _work(self, size: int) -> None:
-        parameters = [p for m in self._networks() for p in trainable(m).values()]
+        parameters = [p for m in self._networks() for p in trainable_parameters(m).values()]
         # The whole share lies on the device during a step, and with several parts so does the sum
         # of the gradients of those before.
         share_BCHW = torch.zeros(self._shape, dtype=self._dtype, device=parameters[0].device)

@@ -14,11 +14,11 @@ from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.prior import DataPrior, RunPrior
 from aae_dist.data import Dataset, open_dataset
-from aae_dist.distributed.collectives import main_decides
+from aae_dist.distributed.collectives import run_on_rank_zero
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
 from aae_dist.inference.trained_run import load_run
-from aae_dist.utils.arrays import spread_evenly
+from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.progress import Show, progress
 
 CHUNK = 256
@@ -43,7 +43,7 @@ def prior_vectors(
         return list(found[0].shape)
 
     # Rank 0 alone reads: on other machines, codes might be rounded otherwise.
-    shape = main_decides(world, read)
+    shape = run_on_rank_zero(world, read)
     vectors = found[0] if found else torch.empty(shape)
     if world.size > 1:
         vectors = vectors.to(world.device)
@@ -90,7 +90,7 @@ def _readable(dataset: Dataset, most: int, max_bad_fraction: float, show: Show) 
     Raises:
         DataError: more than a part of `max_bad_fraction` of them is bad; one of them is named.
     """
-    indices, num_bad = spread_evenly(most, len(dataset)), 0
+    indices, num_bad = evenly_spaced(most, len(dataset)), 0
     with show("reading the prior", len(indices), "vectors") as advance:
         for start in range(0, len(indices), CHUNK):
             chunk = indices[start : start + CHUNK]

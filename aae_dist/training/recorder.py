@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from aae_dist.config import RunConfig
-from aae_dist.evaluation import Gallery
+from aae_dist.evaluation import EvaluationImages
 from aae_dist.tracking import JsonLinesSink, MetricSink, OpenConsole, open_console, open_wandb
 from aae_dist.training.run.folder import RunFolder
 
@@ -44,12 +44,12 @@ class Recorder:
         self.latest: dict[str, float] = {}
         self._uploaded = self._bad_uploaded = b""
         self._bad_lines: list[bytes] = []
-        self._gallery: Gallery | None = None
+        self._gallery: EvaluationImages | None = None
         self._has_drawn = False
         for record in self.json_lines.records():
             self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
 
-    def show(self, gallery: Gallery) -> None:
+    def show(self, gallery: EvaluationImages) -> None:
         """Draw an evaluation's pictures together with the next record, which holds its metrics."""
         self._gallery = gallery
 
@@ -62,11 +62,11 @@ class Recorder:
             self._draw(self._gallery)
             self._gallery = None
 
-    def tick(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         """Show, where log points are far apart, that `step` is done."""
-        self._console.tick(step)
+        self._console.on_step(step)
 
-    def _draw(self, gallery: Gallery | None) -> None:
+    def _draw(self, gallery: EvaluationImages | None) -> None:
         """Draw the losses, and an evaluation's pictures if there is one."""
         self._has_drawn, step = True, int(self.latest["step"])
         caption = f"{self._name}, step {step:,}"
@@ -74,10 +74,10 @@ class Recorder:
             # Imported here: matplotlib takes seconds, which the first step need not wait for.
             from aae_dist.evaluation.pictures.curves import loss_curves
             from aae_dist.evaluation.pictures.images import draw_all
-            from aae_dist.utils.figures import png
+            from aae_dist.utils.figures import figure_to_png
 
             images = draw_all(gallery, caption) if gallery is not None else {}
-            images["losses"] = png(loss_curves(self.json_lines.records(), caption))
+            images["losses"] = figure_to_png(loss_curves(self.json_lines.records(), caption))
             for name, image in images.items():
                 self._folder.write_picture(name, image)
                 for sink in self.sinks:
@@ -93,9 +93,9 @@ class Recorder:
         """Take the lines that bad_samples.jsonl has more than at the last call."""
         self._bad_lines.append(lines)
 
-    def cut(self, step: int) -> None:
+    def truncate(self, step: int) -> None:
         """Forget the metrics past `step`: the run goes back there."""
-        self.json_lines.cut(step)
+        self.json_lines.truncate(step)
 
     def alarms(self) -> dict[str, int]:
         """Return the step at which each alarm was first raised."""

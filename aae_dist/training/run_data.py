@@ -7,7 +7,7 @@ from aae_dist.checkpoints.store import Saved
 from aae_dist.config import RunConfig
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
 from aae_dist.data.decode.resize import Resize
-from aae_dist.distributed.collectives import together
+from aae_dist.distributed.collectives import run_on_all_ranks
 from aae_dist.distributed.world import World
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator
@@ -82,7 +82,7 @@ def open_data(
         opened = _as_opened(config, dataset, order)
         return RunData(opened, dataset, order, validation, evaluator, prior, restart)
 
-    return together(world, work)
+    return run_on_all_ranks(world, work)
 
 
 def _order(config: RunConfig, dataset: Dataset, world: World, saved: Saved | None) -> SampleOrder:

@@ -14,9 +14,9 @@ from aae_dist.data import (
     rank_rows,
 )
 from aae_dist.data.cache.prefetch import ShardPrefetcher
-from aae_dist.distributed.collectives import Exchange, together
+from aae_dist.distributed.collectives import Exchange, run_on_all_ranks
 from aae_dist.distributed.world import World
-from aae_dist.distributed.wrappers import fresh_compiler
+from aae_dist.distributed.wrappers import reset_compiler
 from aae_dist.methods import Method, StepInputs, build_method
 from aae_dist.models import Autoencoder, Networks, build_networks, build_posterior
 from aae_dist.models.build import DTYPES
@@ -42,7 +42,7 @@ def build_engine(data: RunData, world: World) -> Engine:
     config = data.config
     set_precision(config.train.precision)
     if config.train.compile:
-        fresh_compiler()
+        reset_compiler()
     networks = build_networks(config, data.train.image_shape, world.device)
     posterior = build_posterior(config.posterior)
     micro_batch = config.train.micro_batch_size
@@ -79,7 +79,7 @@ def fit_memory(engine: Engine, state: TrainState, data: RunData, world: World) -
         trial = Trial(engine.method.modules, shape, engine.inputs.dtype)
         state.micro_batch = [measure(share, trial, world), *ranks]
         if train.compile:
-            fresh_compiler()  # the sizes that were tried count among the versions that torch makes
+            reset_compiler()  # the sizes that were tried count among the versions that torch makes
     return replace(engine, inputs=replace(engine.inputs, micro_batch_size=state.micro_batch[0]))
 
 
@@ -101,7 +101,7 @@ def open_loader(data: RunData, world: World, position: int, num_steps: int) -> B
     rows, node_rows = _rows(data, world), _node_rows(data, world)
     # What ranks take of the cache of remote shards while they evaluate.
     spare = world.local_size * (0 if data.validation is None else data.validation.copy_bytes)
-    shards = together(
+    shards = run_on_all_ranks(
         world,
         lambda: ShardPrefetcher.start(data.train, data.order, rows, node_rows, position, spare),
     )

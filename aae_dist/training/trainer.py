@@ -9,7 +9,7 @@ from typing import Any
 from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redacted
-from aae_dist.distributed.collectives import main_decides, together
+from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
@@ -62,7 +62,7 @@ def train(
         AaeDistError: the same on every rank, whichever rank met the problem.
     """
     folder = RunFolder(config)
-    done = main_decides(world, lambda: _as_json(finished_before(config)))
+    done = run_on_rank_zero(world, lambda: _as_json(finished_before(config)))
     if done:
         return Outcome(**done)
     limit = config.launch.hang_timeout_seconds
@@ -112,13 +112,13 @@ class _Run:
             self.engine.average,
             prior.vectors_MZ if isinstance(prior, EmpiricalPrior) else None,
         )
-        together(world, lambda: self._load(saved))
+        run_on_all_ranks(world, lambda: self._load(saved))
         self.engine = fit_memory(self.engine, self.state, self.data, world)
         self.plan = Plan.of(self.config, self.data.order, self.state.step, self.state.position)
 
     def run(self) -> Outcome:
         """Train, save, and write down how it ended."""
-        main_decides(self.world, self._open_records)
+        run_on_rank_zero(self.world, self._open_records)
         saver = self._saver()
         try:
             state = self._train(saver)
@@ -205,7 +205,7 @@ class _Run:
             self._restore(saved)
             self.state.scale_lr(factor)
         if self.recorder:
-            self.recorder.cut(saved.step)
+            self.recorder.truncate(saved.step)
             self.recorder.list_bad(self.state.bad.lines())
 
     def _loop(self, saver: Saver) -> str:
@@ -224,7 +224,7 @@ class _Run:
             record=self.recorder.record if self.recorder else lambda record: None,
             checkpoints=saver,
             reporter=self.reporter,
-            tick=self.recorder.tick if self.recorder else lambda step: None,
+            on_step=self.recorder.on_step if self.recorder else lambda step: None,
             bad_found=self._bad_found,
             goodput=self.goodput,
             watchdog=self.watchdog,
@@ -267,7 +267,7 @@ class _Run:
             return dataclasses.asdict(outcome)
 
         with self.watchdog.section("writing the summary", RANK_0_SECONDS):
-            return Outcome(**main_decides(self.world, close))
+            return Outcome(**run_on_rank_zero(self.world, close))
 
     def _before_commit(self) -> None:
         # In the thread that saves, before each write of a checkpoint: its metrics must be there

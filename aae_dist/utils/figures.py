@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 DOTS_PER_INCH = 150
 
 
-def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
+def figure_to_png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
     """Render a figure."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)

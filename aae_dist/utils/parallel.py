@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 _UNDER_WAY = 256
 
 
-def in_order(
+def ordered_map(
     pool: Executor, job: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
 ) -> Iterator[Result]:
     """Yield `job(*arguments)` for each of many arguments, in their order.

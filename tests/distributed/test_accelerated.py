@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from aae_dist.distributed.wrappers import Accelerated, accelerated, inductor_options
+from aae_dist.distributed.wrappers import ComputeWrapper, inductor_options, wrap_compute
 from aae_dist.errors import ConfigError
 
 
 def compiled_on(device: str) -> nn.Module:
-    return accelerated(nn.Linear(2, 2, device=device), bfloat16=False, compiled=True)
+    return wrap_compute(nn.Linear(2, 2, device=device), bfloat16=False, compiled=True)
 
 
 # No machine of the tests has CUDA; any device that is not the CPU is treated as it.
@@ -29,7 +29,7 @@ def test_code_without_a_compiler_is_refused(
     monkeypatch.setattr(shutil, "which", lambda name: name if name == there else None)
     with pytest.raises(ConfigError, match=missing):
         compiled_on(device)
-    assert accelerated(nn.Linear(2, 2, device=device), bfloat16=True, compiled=False)
+    assert wrap_compute(nn.Linear(2, 2, device=device), bfloat16=True, compiled=False)
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_on_cuda_no_order_of_sums_is_chosen_by_the_clock(monkeypatch: pytest.Mon
 
     options = inductor_options(torch.device("cuda"))
     monkeypatch.setattr(GraphLowering, "run", look)
-    monkeypatch.setattr(f"{accelerated.__module__}.inductor_options", lambda device: options)
+    monkeypatch.setattr(f"{wrap_compute.__module__}.inductor_options", lambda device: options)
 
     # In each thread, since settings are of one: code of an earlier test run would not be made.
     def without_caches(work: Callable[[], Any]) -> Any:
@@ -69,7 +69,7 @@ def test_one_of_triton_s_compilers_is_enough_on_cuda(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(torch, "compile", lambda forward, **how: forward)  # its import takes 10 s
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
-    assert isinstance(compiled_on("meta"), Accelerated)
+    assert isinstance(compiled_on("meta"), ComputeWrapper)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("CC", "/opt/cc")
-    assert isinstance(compiled_on("meta"), Accelerated)
+    assert isinstance(compiled_on("meta"), ComputeWrapper)

@@ -37,7 +37,7 @@ NAMES = ("prior_match/sliced_wasserstein", "prior_match/mmd")
 def prior_and_draws(section, latent_dim, num_samples, seed):
     prior = build_prior(section, latent_dim)
     draw = torch.Generator().manual_seed(1000 + seed)
-    return null.build_yardstick(prior, num_samples, seed), (
+    return null.build_baseline(prior, num_samples, seed), (
         prior.sample(num_samples, draw).float() for _ in range(DRAWS)
     )
 
@@ -65,8 +65,8 @@ def test_normalised_statistics_of_the_prior_itself_are_one(section, latent_dim, 
 # The scores of one sample lie within 0.03 (gaussian, 16) to 0.17 (mixture, 8) of their mean, by one
 # standard deviation: means of 64 draws are known to 0.02.
 def assert_means_are_one(section, latent_dim, num_samples, seed):
-    yardstick, draws = prior_and_draws(section, latent_dim, num_samples, seed)
-    statistics = (yardstick.sliced_wasserstein, yardstick.mmd)
+    baseline, draws = prior_and_draws(section, latent_dim, num_samples, seed)
+    statistics = (baseline.sliced_wasserstein, baseline.mmd)
     values = [[s(codes) / s.null for s in statistics] for codes in draws]
     for column in zip(*values, strict=True):
         assert mean(column) == pytest.approx(1.0, abs=0.1)
@@ -77,8 +77,8 @@ def assert_means_are_one(section, latent_dim, num_samples, seed):
 @pytest.mark.parametrize(("section", "latent_dim"), SWEPT)
 def test_the_whole_scorecard_of_the_prior_itself_is_perfect(section, latent_dim):
     num_samples = 500
-    yardstick, draws = prior_and_draws(section, latent_dim, num_samples, seed=0)
-    scores = [null.score(codes, yardstick, seed) for seed, codes in enumerate(draws)]
+    baseline, draws = prior_and_draws(section, latent_dim, num_samples, seed=0)
+    scores = [null.score(codes, baseline, seed) for seed, codes in enumerate(draws)]
     for name in NAMES:
         assert mean(s[name] for s in scores) == pytest.approx(1.0, abs=0.1)
     # All draws share the prior samples that the classifier sees, so that their mean varies a little

@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from aae_dist.evaluation import Gallery
+from aae_dist.evaluation import EvaluationImages
 from aae_dist.evaluation.pictures import images as pictures
 from aae_dist.evaluation.pictures.curves import loss_curves
 from aae_dist.evaluation.pictures.latent import latent_codes, principal_axes
-from aae_dist.utils.figures import png
+from aae_dist.utils.figures import figure_to_png
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
 
@@ -22,9 +22,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def gallery(latent_dim: int, channels: int, pictured: int) -> Gallery:
+def gallery(latent_dim: int, channels: int, pictured: int) -> EvaluationImages:
     images = torch.rand(pictured, channels, 6, 5, generator=torch.Generator().manual_seed(1))
-    return Gallery(
+    return EvaluationImages(
         codes=normal(100, latent_dim),
         labels=torch.arange(100) % 10,
         prior_samples=normal(200, latent_dim, seed=1),
@@ -34,9 +34,9 @@ def gallery(latent_dim: int, channels: int, pictured: int) -> Gallery:
     )
 
 
-def size(png: bytes) -> tuple[int, int]:
-    assert png.startswith(b"\x89PNG")
-    width, height = struct.unpack(">II", png[16:24])
+def size(figure_to_png: bytes) -> tuple[int, int]:
+    assert figure_to_png.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", figure_to_png[16:24])
     return width, height
 
 
@@ -44,12 +44,12 @@ def size(png: bytes) -> tuple[int, int]:
 def test_every_evaluation_gives_its_three_pictures(latent_dim, channels, pictured):
     drawn = pictures.draw_all(gallery(latent_dim, channels, pictured))
     assert set(drawn) == {"reconstructions", "prior_samples", "latent_codes"}
-    assert all(min(size(png)) >= 100 for png in drawn.values())
+    assert all(min(size(figure_to_png)) >= 100 for figure_to_png in drawn.values())
 
 
 def test_a_reconstruction_stands_below_its_original():
     white = torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
-    drawn = png(pictures.reconstructions(white, torch.zeros(1, 1, 8, 8)))
+    drawn = figure_to_png(pictures.reconstructions(white, torch.zeros(1, 1, 8, 8)))
     pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("L"))
     column = pixels[:, pixels.shape[1] // 16]
     dark = np.flatnonzero(column < 50)
@@ -58,7 +58,7 @@ def test_a_reconstruction_stands_below_its_original():
 
 
 def grey_of(figure: Figure) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png(figure))).convert("L"))
+    return np.asarray(Image.open(io.BytesIO(figure_to_png(figure))).convert("L"))
 
 
 def test_floats_are_pictured_like_the_bytes_they_stand_for():
@@ -82,7 +82,7 @@ def test_vectors_are_drawn_as_lines():
     original, reconstruction = (line.get_ydata() for line in figure.axes[3].get_lines())
     assert np.allclose(original, vectors[3, 0, 0])
     assert np.allclose(reconstruction, vectors[3, 0, 0] * 0.9)
-    size(png(figure))
+    size(figure_to_png(figure))
     example = dataclasses.replace(
         gallery(2, 1, 9), originals=vectors, reconstructions=vectors, decoded_prior=vectors
     )
@@ -93,7 +93,7 @@ def test_vectors_are_drawn_as_lines():
 def test_codes_are_drawn_for_any_number_of_labels(num_labels):
     labels = torch.arange(300) % num_labels if num_labels else torch.full((300,), -1)
     labels[0] = -1
-    size(png(latent_codes(normal(300, 2), labels, normal(300, 2, seed=1))))
+    size(figure_to_png(latent_codes(normal(300, 2), labels, normal(300, 2, seed=1))))
 
 
 def test_codes_that_are_collapsed_or_not_finite_are_drawn_too():
@@ -101,7 +101,7 @@ def test_codes_that_are_collapsed_or_not_finite_are_drawn_too():
     some = normal(50, 3, seed=1)
     some[7] = torch.nan
     for codes in (torch.zeros(50, 3), torch.full((50, 3), torch.nan), some):
-        size(png(latent_codes(codes, labels, prior)))
+        size(figure_to_png(latent_codes(codes, labels, prior)))
 
 
 def test_principal_axes_are_those_of_largest_variance():
@@ -127,11 +127,11 @@ def test_curves_have_a_panel_for_each_loss_and_each_kind_of_score():
         "accuracy of a two-sample test (C2ST)",
     ]
     assert len(titles) == 4
-    size(png(figure))
+    size(figure_to_png(figure))
 
 
 def test_a_run_without_records_has_an_empty_picture():
-    size(png(loss_curves([])))
+    size(figure_to_png(loss_curves([])))
 
 
 def test_pictures_are_drawn_in_any_thread_at_once():

@@ -11,8 +11,8 @@ from aae_dist.distributed.collectives import (
     CONTROL_SECONDS,
     Exchange,
     control_group,
-    main_decides,
-    together,
+    run_on_all_ranks,
+    run_on_rank_zero,
 )
 from aae_dist.distributed.world import World
 from aae_dist.training.health.consensus import Agreement
@@ -38,8 +38,8 @@ def waits_for_slow_ranks(world: World) -> list[Any]:
 
     exchange, agreement = Exchange(world), Agreement(world, 0)
     found = [
-        main_decides(world, lambda: slowly("of rank 0")),
-        together(world, lambda: slowly("own") if world.rank else "own"),
+        run_on_rank_zero(world, lambda: slowly("of rank 0")),
+        run_on_all_ranks(world, lambda: slowly("own") if world.rank else "own"),
     ]
     if world.is_main:
         time.sleep(WORK)

@@ -9,7 +9,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from aae_dist.distributed.world import World
-from aae_dist.distributed.wrappers import Accelerated
+from aae_dist.distributed.wrappers import ComputeWrapper
 from aae_dist.training.micro_batch import Trial
 
 
@@ -17,7 +17,7 @@ def all_reduced_bytes(world: World, tree: dict[str, Any]) -> tuple[float, int]:
     """Return bytes all-reduced a step, and the minimum: encoder twice, the others once."""
     config = tiny_config(**tree)
     # What is exchanged does not depend on the kernels, and Inductor's take half a minute to make.
-    Accelerated.BACKEND = "aot_eager"
+    ComputeWrapper.BACKEND = "aot_eager"
     networks, method, inputs = build(config, world)
     counted = 0
 

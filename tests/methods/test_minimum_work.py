@@ -55,7 +55,7 @@ def minimum(networks: Networks, encodings: int) -> int:
 def count(monkeypatch: pytest.MonkeyPatch, **tree: Any) -> tuple[int, Networks]:
     config = tiny_config(**tree)
     # Inductor's kernels are opaque to the counter; what they are made from is the same graph.
-    monkeypatch.setattr(wrappers.Accelerated, "BACKEND", "aot_eager")
+    monkeypatch.setattr(wrappers.ComputeWrapper, "BACKEND", "aot_eager")
     networks, method, inputs = build(config, single_world())
     run_step(method, inputs, config, 0)
     return flops(lambda: run_step(method, inputs, config, 1)), networks

@@ -10,7 +10,7 @@ from helpers.steps import MODELS, SHAPE, build, tiny_config, train_steps
 from torch import Tensor
 
 from aae_dist.data import open_dataset
-from aae_dist.distributed.wrappers import Accelerated
+from aae_dist.distributed.wrappers import ComputeWrapper
 from aae_dist.losses import cross_entropy_sum
 from aae_dist.methods import StepInputs, build_method
 from aae_dist.methods.method import Modules
@@ -87,7 +87,7 @@ def in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, model: str, compiled: bool
 ) -> tuple[Networks, Modules]:
     """Return networks, and what training calls; code is checked before Inductor's kernels."""
-    monkeypatch.setattr(Accelerated, "BACKEND", "aot_eager")
+    monkeypatch.setattr(ComputeWrapper, "BACKEND", "aot_eager")
     train = {"steps": 9, "global_batch_size": 24, "precision": "bf16", "compile": compiled}
     networks, method, _ = build(tiny_config(model=MODELS[model], train=train), single_world())
     return networks, method.modules

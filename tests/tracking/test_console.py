@@ -60,14 +60,14 @@ def test_where_steps_take_seconds_a_line_comes_between_log_points():
     sink = ConsoleSink(lines.append, total_steps=100, clock=clock)
     for step in range(1, 8):
         clock.seconds += 4
-        sink.tick(step)
+        sink.on_step(step)
     assert lines == [
         "step   3/100 (3 %) | 6:28 left",
         "step   6/100 (6 %) | 6:16 left",
     ]
     sink.log(record(7))
     clock.seconds += 4
-    sink.tick(8)  # the log point has said enough
+    sink.on_step(8)  # the log point has said enough
     assert len(lines) == 3
 
 
@@ -96,7 +96,7 @@ def test_the_bar_moves_and_evaluations_scroll_by_above_it():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
     sink = LiveBarSink(total_steps=100, console=console)
-    sink.tick(42)
+    sink.on_step(42)
     sink.log(record(50, **{"prior_match/c2st": 0.6}))
     sink.close({}, "finished")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())

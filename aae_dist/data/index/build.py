@@ -15,7 +15,7 @@ from aae_dist.data.index.counting import try_count_shard
 from aae_dist.data.index.journal import Journal
 from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import is_remote, open_storage
-from aae_dist.utils.parallel import in_order
+from aae_dist.utils.parallel import ordered_map
 from aae_dist.utils.progress import Show, progress
 
 _THREADS = 8
@@ -147,7 +147,7 @@ def _count(
         before = journal.entries if journal else {}
         tasks = ((shard, before.get(shard.url), cache) for shard in shards)
         done, failed = list[Shard](), CountFailures(len(shards), _KEPT if journal else _NOT_KEPT)
-        for found in in_order(pool, try_count_shard, tasks):
+        for found in ordered_map(pool, try_count_shard, tasks):
             advance(1)
             if isinstance(found, ShardError):
                 failed.add(found)

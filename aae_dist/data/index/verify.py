@@ -16,7 +16,7 @@ from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.index.build import listed_shards
 from aae_dist.data.index.counting import try_count_shard
 from aae_dist.errors import DataError, ShardError
-from aae_dist.utils.parallel import in_order
+from aae_dist.utils.parallel import ordered_map
 from aae_dist.utils.progress import progress
 
 _ROWS_AT_ONCE = 256
@@ -83,7 +83,7 @@ def verify(
         progress("verifying", len(shards), "shards") as advance,
     ):
         sound: list[Shard] = []
-        for shard, problem in in_order(pool, _with_count, [(each, cache) for each in shards]):
+        for shard, problem in ordered_map(pool, _with_count, [(each, cache) for each in shards]):
             if problem is None:
                 sound.append(shard)
             else:
@@ -97,7 +97,7 @@ def verify(
         )
         starts = np.cumsum(dataset.manifest.counts) - dataset.manifest.counts
         jobs = [(dataset, shard, int(start)) for shard, start in zip(sound, starts, strict=True)]
-        for part in in_order(pool, _look_at, jobs):
+        for part in ordered_map(pool, _look_at, jobs):
             found.add(part)
             advance(1)
     return found

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.evaluation.evaluator import Gallery
+from aae_dist.evaluation.evaluator import EvaluationImages
 from aae_dist.evaluation.pictures.latent import latent_codes
-from aae_dist.utils.figures import png
+from aae_dist.utils.figures import figure_to_png
 
 PAIRS_PER_ROW = 8
 GAP = 2
@@ -27,7 +27,7 @@ Range = tuple[float, float]
 PIXELS: Range = (0.0, 1.0)
 
 
-def draw_all(gallery: Gallery, caption: str = "") -> dict[str, bytes]:
+def draw_all(gallery: EvaluationImages, caption: str = "") -> dict[str, bytes]:
     """Return name -> PNG of every picture that one evaluation gives.
 
     Args:
@@ -45,7 +45,7 @@ def draw_all(gallery: Gallery, caption: str = "") -> dict[str, bytes]:
             gallery.codes, gallery.labels, gallery.prior_samples, caption
         ),
     }
-    return {name: png(draw()) for name, draw in pictures.items()}
+    return {name: figure_to_png(draw()) for name, draw in pictures.items()}
 
 
 def reconstructions(

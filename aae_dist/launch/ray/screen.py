@@ -28,7 +28,7 @@ class Screen:
             self.close()
             self._plan, self._bar = news.plan, LiveBarSink(*news.plan)
         if self._bar is not None:
-            self._bar.tick(news.step)
+            self._bar.on_step(news.step)
             for metrics in news.metrics:
                 self._bar.log(metrics)
 
@@ -46,7 +46,7 @@ class FarConsole:
         self._monitor, self._told_at = monitor, time.monotonic()
         monitor.set_plan.remote(total_steps, first_step)
 
-    def tick(self, step: int) -> None:
+    def on_step(self, step: int) -> None:
         """Tell now and then how far the run is."""
         if time.monotonic() - self._told_at >= TELL_SECONDS:
             self._told_at = time.monotonic()

@@ -14,7 +14,7 @@ from ray.train.torch import get_device
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redact
-from aae_dist.distributed.collectives import broadcast_json, control_group, together
+from aae_dist.distributed.collectives import broadcast_json, control_group, run_on_all_ranks
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, RanksDifferError
 from aae_dist.launch import shared_storage as nonce
@@ -111,7 +111,7 @@ def _train(task: Task, config: RunConfig, world: World) -> Payload:
     try:
         if world.size > 1:
             control_group()  # Ray Train has set up the process group
-        together(world, lambda: nonce.check(folder, task.nonce))
+        run_on_all_ranks(world, lambda: nonce.check(folder, task.nonce))
         sinks = [PrometheusSink(config.run.name)] if world.is_main else []
         console = partial(FarConsole, task.monitor) if task.has_screen else None
         outcome = train(config, world, reporter, task.launch_id, sinks, console)

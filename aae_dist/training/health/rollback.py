@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.config import RunConfig
-from aae_dist.distributed.collectives import main_decides, together
+from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, LaunchError, RanksDifferError, TrainingDivergedError
 
@@ -33,10 +33,10 @@ def good_checkpoint(store: CheckpointStore, world: World, error: GuardError) -> 
             store.wait()  # a save that failed is not there to go back to
         return store.last_good(is_good)
 
-    step = main_decides(world, newest)
+    step = run_on_rank_zero(world, newest)
     if step is None:
         raise without_checkpoint(error) from error
-    return together(world, lambda: store.load(step))
+    return run_on_all_ranks(world, lambda: store.load(step))
 
 
 def is_good(saved: Saved) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from aae_dist.checkpoints.metadata import check_documents
 from aae_dist.checkpoints.store import CheckpointStore, Saved
 from aae_dist.config import RunConfig
-from aae_dist.distributed.collectives import main_decides, together
+from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.training.run.folder import RunFolder
@@ -66,7 +66,7 @@ class Saver:
 
     def finish(self) -> None:
         """Return when the newest state is saved; raise why it is not, on every rank."""
-        main_decides(self._world, self._store.wait)
+        run_on_rank_zero(self._world, self._store.wait)
 
     def _say_if_stalled(self, step: int) -> None:
         if self._store.seconds_saving > STALLED_SECONDS:
@@ -118,7 +118,7 @@ def newest_checkpoint(
         found.append(saved)
         return saved.step
 
-    step = main_decides(world, look)
+    step = run_on_rank_zero(world, look)
     if step is None:
         return None
-    return together(world, lambda: found[0] if found else store.load(step))
+    return run_on_all_ranks(world, lambda: found[0] if found else store.load(step))

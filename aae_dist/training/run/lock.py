@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from aae_dist.distributed.collectives import main_decides
+from aae_dist.distributed.collectives import run_on_rank_zero
 from aae_dist.distributed.world import World
 from aae_dist.errors import LaunchError, RunBusyError
 from aae_dist.storage import Storage, read_or_none
@@ -138,7 +138,7 @@ def locked(run: Storage, world: World, launch_id: str) -> Iterator[RunLock | Non
         run.check_writable()
         held.append(RunLock.acquire(run, launch_id))
 
-    main_decides(world, acquire)
+    run_on_rank_zero(world, acquire)
     try:
         yield held[0] if held else None
     finally:
