@@ -20,7 +20,7 @@ from aae_dist.report import formatting
 from aae_dist.report.charts import parallel, parameters, pareto
 from aae_dist.report.charts.style import DOTS_PER_INCH
 from aae_dist.report.formatting import duration, format_value, label, measured, number
-from aae_dist.report.view import PERFECT, RankedTrial, View, make_view
+from aae_dist.report.view import PERFECT, RankedTrial, ReportView, make_view
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
@@ -71,7 +71,7 @@ def make_report(uri: str) -> str:
     return f"{storage.uri}/{REPORT}"
 
 
-def _render(view: View, charts: list[dict[str, Any]], has_best: bool) -> str:
+def _render(view: ReportView, charts: list[dict[str, Any]], has_best: bool) -> str:
     """Return the whole document; `has_best`: the best trial's configuration lies next to it."""
     files = resources.files(__package__)
     css, script = (files.joinpath(name).read_text() for name in ("page.css", "page.js"))
@@ -129,7 +129,7 @@ def _content_security_policy(script: str) -> str:
     return f"default-src 'none'; img-src data:; {own}"
 
 
-def _counts(view: View) -> str:
+def _counts(view: ReportView) -> str:
     """Return how many trials are in each state."""
     sweep = view.sweep
     counts = [f"{n} {state}" for state, n in sweep.counts().items() if n]
@@ -139,14 +139,14 @@ def _counts(view: View) -> str:
     return ", ".join(counts) or "no trials"
 
 
-def _search(view: View) -> str:
+def _search(view: ReportView) -> str:
     """Return the kinds of the sweep's search and scheduler."""
     sections = (view.sweep.search, view.sweep.scheduler)
     kinds = [str(section.get("kind", "")) for section in sections if section]
     return ", ".join(kind for kind in kinds if kind and kind != "none")
 
 
-def _facts(view: View) -> list[tuple[str, str]]:
+def _facts(view: ReportView) -> list[tuple[str, str]]:
     """Return the figures at the top of the page, each with its caption."""
     facts = []
     best = next((row for row in view.rows if row.rank == 1), None)
@@ -165,7 +165,7 @@ def _facts(view: View) -> list[tuple[str, str]]:
     return facts
 
 
-def _notes(view: View) -> Iterator[str]:
+def _notes(view: ReportView) -> Iterator[str]:
     """Yield what a reader must know before comparing the numbers."""
     finished = [row for row in view.rows if row.trial.state == "finished"]
     sizes = sorted({n for row in view.rows if (n := row.metric(NUM_SAMPLES)) is not None})
@@ -191,7 +191,7 @@ def _notes(view: View) -> Iterator[str]:
         yield "No trial has been evaluated yet."
 
 
-def _ties(view: View) -> Iterator[str]:
+def _ties(view: ReportView) -> Iterator[str]:
     """Yield a note if intervals of other trials overlap that of the best one."""
     name = view.objective.metrics[0]
     ranked = [row for row in view.rows if row.rank is not None]
@@ -204,13 +204,13 @@ def _ties(view: View) -> Iterator[str]:
         shown = ", ".join(f"#{row.trial.number}" for row in tied[:MAX_NAMED_TRIALS])
         shown += ", ..." if tied[MAX_NAMED_TRIALS:] else ""
         yield (
-            f"By {label(name)} the best trial cannot be told apart from {len(tied)} more "
+            f"By {label(name)} the best trial cannot be distinguished from {len(tied)} more "
             f"({shown}): their 95 % intervals overlap. Look at the other scores, or repeat with "
             "more seeds."
         )
 
 
-def _gallery(view: View) -> list[tuple[RankedTrial, Mapping[str, bytes]]]:
+def _gallery(view: ReportView) -> list[tuple[RankedTrial, Mapping[str, bytes]]]:
     """Return the best trial of each group, or the best trials, with their PNGs by name."""
     ranked = [row for row in view.rows if row.rank is not None]
     firsts = list({view.group(row): row for row in reversed(ranked)}.values())[::-1]

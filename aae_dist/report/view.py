@@ -55,7 +55,7 @@ class RankedTrial:
 
 
 @dataclass(frozen=True)
-class View:
+class ReportView:
     """Everything that the page and its charts are made from."""
 
     sweep: SweepRecord
@@ -105,7 +105,7 @@ class View:
         return any(row.metric(name) is not None for row in self.rows)
 
 
-def make_view(sweep: SweepRecord) -> View:
+def make_view(sweep: SweepRecord) -> ReportView:
     """Return the view of a sweep in any state."""
     objective = Objective.of(sweep.metric, sweep.mode)
     rows = _ranked(sweep.trials, objective, _whole(sweep))
@@ -113,7 +113,7 @@ def make_view(sweep: SweepRecord) -> View:
     groups = [key for key in GROUPS if key in varied]
     named = [k for k in varied if k != SEED and any(isinstance(r.parameters.get(k), str)
                                                     for r in rows)]  # fmt: skip
-    return View(
+    return ReportView(
         sweep=sweep,
         objective=objective,
         rows=rows,

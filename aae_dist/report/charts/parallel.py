@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from aae_dist.report.charts.style import FAINT, INK, PAPER, new_figure, plain
 from aae_dist.report.formatting import format_value, label, number
-from aae_dist.report.view import RankedTrial, Value, View
+from aae_dist.report.view import RankedTrial, ReportView, Value
 
 MAX_AXES = 10
 MAX_NAMED = 6
@@ -22,7 +22,7 @@ Places = Mapping[Value | None, float]
 """Height of each value of one axis, in [0, 1]."""
 
 
-def draw(view: View) -> Figure | None:
+def draw(view: ReportView) -> Figure | None:
     """Draw all ranked trials, the best one bold; None for fewer than two."""
     rows = [row for row in view.rows if row.rank is not None]
     metrics = view.metrics[: MAX_AXES // 2]
@@ -45,7 +45,7 @@ def draw(view: View) -> Figure | None:
     return figure
 
 
-def caption(view: View) -> str:
+def caption(view: ReportView) -> str:
     """Return the caption."""
     return (
         "Each line is a finished trial, through its parameters and its scores; the better its "

@@ -19,7 +19,7 @@ from aae_dist.report.charts.style import (
     style_axes,
 )
 from aae_dist.report.formatting import format_value, label
-from aae_dist.report.view import PERFECT, SEED, RankedTrial, Value, View
+from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, Value
 
 FIRST = "model.latent_dim"
 MAX_KEYS = 6
@@ -27,7 +27,7 @@ MAX_STEPS = 12
 """Largest number of distinct values that count as a grid, whose means are joined by a line."""
 
 
-def draw(view: View) -> Figure | None:
+def draw(view: ReportView) -> Figure | None:
     """Draw one row per varied key, with one panel per score; None without scores."""
     rows = [row for row in view.rows if row.trial.state == "finished"]
     keys = keys_of(view)
@@ -50,7 +50,7 @@ def draw(view: View) -> Figure | None:
     return figure
 
 
-def caption(view: View) -> str:
+def caption(view: ReportView) -> str:
     """Return the caption."""
     others = [key for key in view.varied if key not in (view.group_key, *keys_of(view)[:1])]
     spread = ", ".join(others) if others else f"repeats with other values of {SEED}"
@@ -60,7 +60,7 @@ def caption(view: View) -> str:
     )
 
 
-def keys_of(view: View) -> tuple[str, ...]:
+def keys_of(view: ReportView) -> tuple[str, ...]:
     """Return the keys that get a row: the latent size first, without seeds and the colour's key."""
     keys = sorted((k for k in view.varied if k not in (SEED, view.group_key)), key=FIRST.__ne__)
     if not keys and view.group_key:
@@ -68,7 +68,9 @@ def keys_of(view: View) -> tuple[str, ...]:
     return tuple(keys[:MAX_KEYS])
 
 
-def _panel(axes: Axes, view: View, rows: Sequence[RankedTrial], key: str, metric: str) -> None:
+def _panel(
+    axes: Axes, view: ReportView, rows: Sequence[RankedTrial], key: str, metric: str
+) -> None:
     style_axes(axes, title=label(metric), x=key, y="")
     places = _places(axes, [row.parameters[key] for row in rows if key in row.parameters])
     values = []
@@ -94,7 +96,7 @@ def _curve(
     number: int,
     num_groups: int,
     num_places: int,
-    view: View,
+    view: ReportView,
 ) -> None:
     group = view.groups[number]
     colour = colour_of(view.groups, group)

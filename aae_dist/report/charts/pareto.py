@@ -20,7 +20,7 @@ from aae_dist.report.charts.style import (
     style_axes,
 )
 from aae_dist.report.formatting import format_value, label
-from aae_dist.report.view import PERFECT, SEED, RankedTrial, View
+from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView
 from aae_dist.sweeps.objective import Mode, pareto_front
 
 MAX_ANNOTATED = 40
@@ -31,7 +31,7 @@ LOGARITHMIC_FROM = 8.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 
-def draw(view: View) -> Figure | None:
+def draw(view: ReportView) -> Figure | None:
     """Draw the plane of the two scores; None when no trial has both."""
     if view.plane is None:
         return None
@@ -60,7 +60,7 @@ def draw(view: View) -> Figure | None:
     return figure
 
 
-def caption(view: View) -> str:
+def caption(view: ReportView) -> str:
     """Return the caption."""
     x, y = view.plane or ("", "")
     key = annotated_key(view)
@@ -83,7 +83,7 @@ def scale(axes: Axes, which: str, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _points(axes: Axes, view: View, rows: Sequence[RankedTrial]) -> None:
+def _points(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     """Draw all trials of one group and state together: 300 single calls take seconds."""
     x, y = view.plane or ("", "")
     at = [[row.metric(name) or 0.0 for row in rows] for name in (x, y)]
@@ -112,7 +112,7 @@ def _bars(rows: Sequence[RankedTrial], metric: str) -> list[list[float]] | None:
     return [below, above] if any(below) or any(above) else None
 
 
-def _annotate(axes: Axes, view: View, rows: Sequence[RankedTrial]) -> None:
+def _annotate(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     x, y = view.plane or ("", "")
     key = annotated_key(view)
     style = {"fontsize": 8, "color": INK, "alpha": 0.85, "parse_math": False}
@@ -123,7 +123,7 @@ def _annotate(axes: Axes, view: View, rows: Sequence[RankedTrial]) -> None:
             axes.annotate(note, at, xytext=(6, 4), textcoords="offset points", **style)  # type: ignore[arg-type]
 
 
-def annotated_key(view: View) -> str | None:
+def annotated_key(view: ReportView) -> str | None:
     """Return the key whose value annotates the points: the first numeric one."""
     if len(view.rows) > MAX_ANNOTATED:
         return None
@@ -136,7 +136,7 @@ def annotated_key(view: View) -> str | None:
     return next(numbers, None)
 
 
-def _front(axes: Axes, view: View, rows: Sequence[RankedTrial]) -> None:
+def _front(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     x, y = view.plane or ("", "")
     points = [
         (row.metric(x) or 0.0, row.metric(y) or 0.0)
@@ -152,7 +152,7 @@ def _front(axes: Axes, view: View, rows: Sequence[RankedTrial]) -> None:
         axes.step(xs, ys, where=where, color=INK, linewidth=1, alpha=0.5, zorder=1)
 
 
-def _entries(view: View, rows: Sequence[RankedTrial]) -> list[tuple[Line2D, str]]:
+def _entries(view: ReportView, rows: Sequence[RankedTrial]) -> list[tuple[Line2D, str]]:
     """Return the entries of the legend: groups, unfinished states, the best or the front."""
 
     def mark(colour: str, marker: str, **style: object) -> Line2D:
