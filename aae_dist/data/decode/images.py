@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aae_dist.data.decode.arrays import Shape
 from aae_dist.data.decode.headers import ImageHeader, apply_orientation, read_header
-from aae_dist.data.decode.png import validate_png
+from aae_dist.data.decode.png import ValidPng, stacked, stacks, validate_png
 from aae_dist.data.decode.resize import Resize
 from aae_dist.errors import SampleError, ShardError
 
@@ -151,28 +151,35 @@ def decode_jpegs(
     return decoded
 
 
-def decode_pngs(files: Mapping[int, bytearray | None], channels: int) -> dict[int, Pixels]:
+def decode_pngs(files: Mapping[int, ValidPng | None], channels: int) -> dict[int, Pixels]:
     """Return images of validated PNG files, uint8 [C, H, W]; None is left out.
 
     Args:
         files: Number -> what `validate_png` returned.
         channels: 1 for grey, 3 for colour.
     """
+    images = {number: image for number, image in files.items() if image is not None}
     decoded: dict[int, Pixels] = {}
-    if not files:
+    if not images:
         return decoded
     _load_decoders()
     decode: Callable[..., Tensor] = torch.ops.image.decode_png
     mode = _GREY if channels == 1 else _COLOUR
-    for number, file in files.items():
-        if file is None:
-            continue
+    for stack in stacks(images):
+        # Decode a stack in one call.
+        file = torch.frombuffer(stacked([images[n] for n in stack]), dtype=torch.uint8)
         try:
-            image = decode(torch.frombuffer(file, dtype=torch.uint8), mode, False).numpy()
+            pixels = decode(file, mode, False).numpy()
         except RuntimeError:
             continue
-        # 16 bits per channel come as uint16.
-        decoded[number] = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+        if pixels.dtype != np.uint8:  # 16 bits per channel come as uint16
+            pixels = (pixels >> 8).astype(np.uint8)
+        # Cut it into its images; a row of zeros lies between two.
+        top = 0
+        for number in stack:
+            bottom = top + images[number].height
+            decoded[number] = pixels[:, top:bottom]
+            top = bottom + 1
     return decoded
 
 

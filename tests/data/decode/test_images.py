@@ -44,7 +44,7 @@ def test_large_images_are_decoded_a_few_at_once(monkeypatch: pytest.MonkeyPatch)
     rows, sizes = np.zeros((5, 3, 5, 7), np.uint8), []
     decode_pngs = images.decode_pngs
 
-    def recorded(group: dict[int, bytearray | None], channels: int) -> object:
+    def recorded(group: dict[int, object], channels: int) -> object:
         sizes.append(len(group))
         return decode_pngs(group, channels)
 

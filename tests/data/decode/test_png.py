@@ -1,15 +1,17 @@
-"""PNG files that are validated decode to the pixels of Pillow."""
+"""PNG files that are validated decode to the pixels of Pillow, alone and in stacks."""
 
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from aae_dist.data.decode import png as png_module
 from aae_dist.data.decode.images import NO_RESIZE, decode_images, decode_pngs
-from aae_dist.data.decode.png import validate_png
+from aae_dist.data.decode.png import ValidPng, validate_png
 from aae_dist.errors import SampleError
 
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
@@ -35,8 +37,26 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
 
 
-def validated(files: list[bytes]) -> dict[int, bytearray | None]:
+def validated(files: list[bytes]) -> dict[int, ValidPng | None]:
     return {number: validate_png(data) for number, data in enumerate(files)}
+
+
+def mixed() -> Iterator[bytes]:
+    for _ in range(3):
+        for height, width in ((5, 7), (1, 7), (9, 7), (5, 3), (1, 1)):
+            for depth in (8, 16):
+                for colour in CHANNELS:
+                    yield png(height, width, depth, colour)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_mixture_decodes_as_each_image_alone(channels: int) -> None:
+    files = validated(list(mixed()))
+    together = decode_pngs(files, channels)
+    assert len(together) == 120
+    for number, file in files.items():
+        [alone] = decode_pngs({7: file}, channels).values()
+        assert np.array_equal(together[number], alone)
 
 
 def grey_of(samples: np.ndarray, channels: int) -> np.ndarray:
@@ -100,6 +120,42 @@ def test_pixels_in_several_chunks_are_one_image() -> None:
     split = data[:start] + b"".join(chunk(b"IDAT", part) for part in parts) + end
     whole, apart = decode_pngs(validated([data, split]), 1).values()
     assert np.array_equal(whole, apart)
+
+
+def test_a_stack_is_no_taller_than_libpng_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = validated([png(4, 3) for _ in range(7)] + [png(14, 3)])
+    wanted = decode_pngs(files, 1)
+    monkeypatch.setattr(png_module, "MAX_SIDE", 14)
+    found = list(png_module.stacks(files))  # type: ignore[arg-type]
+    assert found == [[0, 1, 2], [3, 4, 5], [6], [7]]  # 4 + 1 + 4 + 1 + 4 rows
+    again = decode_pngs(files, 1)
+    assert all(np.array_equal(wanted[number], again[number]) for number in files)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "colour"), [(240, 350, 2), (4, 20_000, 2), (3, 60_000, 0)]
+)
+def test_stored_rows_that_take_many_blocks_are_decoded(
+    height: int, width: int, colour: int
+) -> None:
+    # Stored blocks hold up to 64 KiB; libpng bounds a chunk by the length that it expects.
+    files = validated([png(height, width, 8, colour) for _ in range(12)])
+    together = decode_pngs(files, 3)
+    assert len(together) == 12
+    for number, file in files.items():
+        [alone] = decode_pngs({0: file}, 3).values()
+        assert np.array_equal(together[number], alone)
+
+
+def test_a_large_image_is_not_held_inflated() -> None:
+    files = validated([png(4, 3), png(700, 900, 16, 6), png(4, 3)])
+    assert [file is not None and file.rows is None for file in files.values()] == [
+        False,
+        True,
+        False,
+    ]
+    decoded = decode_pngs(files, 3)
+    assert [image.shape for image in decoded.values()] == [(3, 700, 900), (3, 4, 3), (3, 4, 3)]
 
 
 def test_a_damaged_image_takes_none_of_its_neighbours_with_it() -> None:
