@@ -16,6 +16,9 @@ from aae_dist.config.sections.phases import Phases
 from aae_dist.config.sections.prior import GaussianPrior, Prior
 from aae_dist.config.sections.run import Checkpoint, Run, Train, Wandb
 
+CROSS_CHECKS = "cross_checks"
+"""Type of the validation error for contradictions between sections."""
+
 
 class RunConfig(Section):
     """Everything that determines a run."""
@@ -55,8 +58,8 @@ class RunConfig(Section):
     def _check_across_sections(self) -> "RunConfig":
         problems = list(cross_checks(dict(self)))
         if problems:
-            # One error that carries all problems; the loader prints each on a line of its own.
-            raise PydanticCustomError("sections", "{problems}", {"problems": problems})
+            text = "\n".join(f"{path}: {problem}" for path, problem in problems)
+            raise PydanticCustomError(CROSS_CHECKS, "{text}", {"text": text})
         return self
 
 

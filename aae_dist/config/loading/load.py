@@ -193,9 +193,7 @@ def problems_of(tree: Tree, is_complete: bool = True) -> RunConfig | list[str]:
         # As JSON, since strict mode then still accepts a list for a tuple.
         return RunConfig.model_validate_json(json.dumps(plain(tree)), context=valid)
     except ValidationError as error:
-        # If all sections are valid, the error itself contains the contradictions.
-        some_fail = any(one["type"] != "sections" for one in error.errors(include_url=False))
-        contradictions = list(cross_checks(valid)) if some_fail and is_complete else []
+        contradictions = list(cross_checks(valid)) if is_complete else []
         return messages.lines(error, RunConfig, tree, contradictions, is_complete)
 
 

@@ -30,12 +30,13 @@ class Merge:
     def run(self, layers: list[Tree]) -> Tree:
         """Return the merged tree of `layers`, first to last, over the defaults of the root."""
         for section, keys in EXCLUSIVE:
-            layers = self._drop_rivals(layers, section, keys)
+            layers = self._drop_alternatives(layers, section, keys)
         merged = self._node((self.root,), list(enumerate([_defaults(self.root), *layers])), "")
         assert isinstance(merged, dict)
         return merged
 
     def _node(self, classes: Classes, nodes: list[tuple[int, Node]], path: str) -> Node:
+        """Merge the nodes at one path, each with the number of its layer, lowest first."""
         last = nodes[-1][1]
         if isinstance(last, Value):
             return last
@@ -60,12 +61,14 @@ class Merge:
         self, variants: dict[str, type[Section]], maps: list[tuple[int, Tree]], path: str
     ) -> tuple[Classes, list[tuple[int, Tree]]]:
         """Keep the fields of the final kind; drop what earlier layers set for another kind."""
+        # The last layer that sets `kind` decides.
         given = [(layer, tree["kind"]) for layer, tree in maps if "kind" in tree]
         if not given:
             return tuple(dict.fromkeys(variants.values())), maps
         kinds = [(layer, node.value if isinstance(node, Value) else None) for layer, node in given]
         final = kinds[-1][1]
         if not isinstance(final, str) or final not in variants:
+            # Keep only the invalid kind, for the error message.
             return (), [(given[-1][0], {"kind": given[-1][1]})]
         if kinds[0] != (0, final) and maps[0][0] == 0:
             # The default has another kind: use the defaults of the new class.
@@ -73,6 +76,7 @@ class Merge:
             if before is not None:
                 self._note_defaults(maps, before, variants[final], path)
             maps = [(0, _defaults(variants[final])), *maps[1:]]
+        # Drop the fields of other kinds from layers before the final kind was set.
         since = _since(kinds)
         known = set(schema.keys_of(tuple(variants.values())))
         foreign = known - set(variants[final].model_fields)
@@ -113,7 +117,10 @@ class Merge:
         for where, leaf in leaves(node, path):
             self.notes.append(f"{where}={short_json(leaf.value)} ({leaf.source}) dropped: {reason}")
 
-    def _drop_rivals(self, layers: list[Tree], section: str, keys: tuple[str, ...]) -> list[Tree]:
+    def _drop_alternatives(
+        self, layers: list[Tree], section: str, keys: tuple[str, ...]
+    ) -> list[Tree]:
+        """Drop the keys that a later layer replaces by an alternative one."""
         last = max((n for n, tree in enumerate(layers) if _sets(tree, section, keys)), default=0)
         winners = [key for key in keys if layers and _sets(layers[last], section, (key,))]
         result = []

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from aae_dist.config.loading import schema
 from aae_dist.config.loading.schema import Classes
 from aae_dist.config.loading.tree import Node, Value, find, join, leaves, short_json
+from aae_dist.config.run_config import CROSS_CHECKS
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.data import ROOTED
 from aae_dist.config.sections.model import IMPORT_PATH
@@ -47,7 +48,7 @@ _FORMS = {
 Keys = tuple[str | int, ...]
 
 
-ABSENT = ("sections", "missing", "union_tag_not_found")
+MISSING = ("missing", "union_tag_not_found")
 """Types of errors that an unreadable override may have caused."""
 
 
@@ -60,19 +61,20 @@ def lines(
 ) -> list[str]:
     """Return one line per problem of a validation, in the order of the sections.
 
-    `contradictions` between sections come last. Unless the tree `is_complete`, missing keys are not
-    reported.
+    Args:
+        error: of the validation.
+        root: the class of the whole tree.
+        tree: what was validated.
+        contradictions: between sections, as (path, text); they come last.
+        is_complete: whether missing keys are reported.
     """
+    # Group the errors by key, since a union reports several for one value.
     grouped: dict[Keys, list[Mapping[str, Any]]] = {}
-    found: list[str] = []
     for one in error.errors(include_url=False):
-        if not is_complete and one["type"] in ABSENT:
-            continue
-        if one["type"] == "sections":
-            found += [_cross_check(path, text, tree) for path, text in one["ctx"]["problems"]]
-            continue
-        keys, _ = _locate((root,), one["loc"])
-        grouped.setdefault(keys, []).append(one)
+        if one["type"] != CROSS_CHECKS and (is_complete or one["type"] not in MISSING):
+            keys, _ = _locate((root,), one["loc"])
+            grouped.setdefault(keys, []).append(one)
+    found = []
     for keys, errors in grouped.items():
         # A union of plain values reports an error per member: take the one that got furthest.
         if not any(other != keys and other[: len(keys)] == keys for other in grouped):
