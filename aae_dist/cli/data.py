@@ -164,7 +164,7 @@ def index(patterns: tuple[str, ...], out: str | None, ray: bool) -> int:
     with contextlib.ExitStack() as stack:
         executor = None
         if ray:
-            from aae_dist.launch.ray.executor import ray_executor
+            from aae_dist.launch.ray.tasks import ray_executor
 
             executor = stack.enter_context(ray_executor())
         address, manifest = build_index(patterns, out, executor=executor)

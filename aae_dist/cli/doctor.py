@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aae_dist.config import RunConfig
     from aae_dist.doctor.findings import Finding
     from aae_dist.doctor.machine import Machine
-    from aae_dist.doctor.ray import Place
+    from aae_dist.doctor.ray import NodeProbe
 
 EXAMPLES = """\
 examples:
@@ -89,20 +89,20 @@ def _this_machine(config: "RunConfig | None") -> "Iterator[Finding]":
 def _cluster(config: "RunConfig | None") -> "Iterator[Finding]":
     from aae_dist.doctor import ray as ray_doctor
     from aae_dist.doctor.findings import bad, good
-    from aae_dist.launch.ray import cluster as ray_cluster
+    from aae_dist.launch.ray import cluster
 
-    with ray_cluster.connected():
+    with cluster.connected():
         pairs, findings = ray_doctor.facts(ray_doctor.places())
         yield from findings
         if not pairs:
             return
-        demand = ray_cluster.demand_of(config) if config else None
+        demand = cluster.request_of(config) if config else None
         wanted = demand.per_worker.get("GPU", 0.0) if demand else 0.0
         yield from _machines(pairs, wanted)
         if config is None or demand is None:
             return
         try:
-            ray_cluster.check_demand(demand)
+            cluster.check_request(demand)
             yield good("resources", f"{demand} fit")
         except LaunchError as error:
             yield bad("resources", str(error), "see `most` in the overlay's site.yaml")
@@ -112,7 +112,7 @@ def _cluster(config: "RunConfig | None") -> "Iterator[Finding]":
         yield from ray_doctor.wandb_from(places[-1], url) if url else _no_wandb()
 
 
-def _machines(pairs: "Sequence[tuple[Place, Machine]]", gpus: float) -> "Iterator[Finding]":
+def _machines(pairs: "Sequence[tuple[NodeProbe, Machine]]", gpus: float) -> "Iterator[Finding]":
     from aae_dist.doctor import probes, rules
     from aae_dist.doctor import ray as ray_doctor
     from aae_dist.doctor.findings import good

@@ -82,7 +82,7 @@ def _show_end(ledger: "Ledger") -> None:
 
     counts = {state: count for state, count in ledger.counts().items() if count}
     print(f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
-    for entry in ledger.of("failed"):
+    for entry in ledger.in_state("failed"):
         print(f"  failed: {describe(entry.plan.parameters)}: {entry.cause}")
     print(f"Best by {ledger.objective}:")
     for entry in ledger.ranked()[:BEST]:

@@ -64,7 +64,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeProbe:
     """One live machine of the cluster, with its probe."""
 
     host: str
@@ -73,7 +73,7 @@ class Place:
     """Whether ranks may run there: KubeRay's head node, for one, has no CPU for them."""
 
 
-def places() -> list[Place]:
+def places() -> list[NodeProbe]:
     """Start a probe on each live machine; one with GPUs gets one of them."""
     found = []
     for node in ray.nodes():
@@ -83,11 +83,11 @@ def places() -> list[Place]:
             options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": here}
             probe = ray.remote(Probe).options(**options).remote()
             trains = node["Resources"].get("CPU", 0) >= 1
-            found.append(Place(node["NodeManagerHostname"], probe, trains))
+            found.append(NodeProbe(node["NodeManagerHostname"], probe, trains))
     return found
 
 
-def facts(found: Sequence[Place]) -> tuple[list[tuple[Place, Machine]], list[Finding]]:
+def facts(found: Sequence[NodeProbe]) -> tuple[list[tuple[NodeProbe, Machine]], list[Finding]]:
     """Return the machines that answered, and a finding for each that did not."""
     looking = [(place, place.probe.look.remote()) for place in found]
     ends = time.monotonic() + START_SECONDS
@@ -116,7 +116,7 @@ def answer_or_reason(reference: Any) -> str:
     return text
 
 
-def offsets(found: Sequence[Place]) -> dict[str, float]:
+def offsets(found: Sequence[NodeProbe]) -> dict[str, float]:
     """Return by host how many seconds its clock is ahead of ours; the shortest question counts."""
     ahead = {}
     for place in found:
@@ -133,7 +133,7 @@ def offsets(found: Sequence[Place]) -> dict[str, float]:
     return ahead
 
 
-def storage(found: Sequence[Place], uri: str) -> Iterator[Finding]:
+def storage(found: Sequence[NodeProbe], uri: str) -> Iterator[Finding]:
     """Write, read and list from every machine, and see from here what they all wrote."""
     asked = [(place.host, place.probe.storage.remote(uri)) for place in found]
     failures = {host: answer_or_reason(reference) for host, reference in asked}
@@ -152,7 +152,7 @@ def storage(found: Sequence[Place], uri: str) -> Iterator[Finding]:
     yield good("storage", f"{uri}: written, read, listed, conditionally written by {hosts}")
 
 
-def network(found: Sequence[Place], backend: str) -> dict[int, float] | str:
+def network(found: Sequence[NodeProbe], backend: str) -> dict[int, float] | str:
     """Return the seconds of all-reduces between the machines by bytes, or what went wrong."""
     try:
         address = ray.get(found[0].probe.address.remote(), timeout=ANSWER_SECONDS)
@@ -172,7 +172,7 @@ def dashboard_url() -> str | None:
     return f"http://{node.webui_url}" if node is not None and node.webui_url else None
 
 
-def wandb_from(place: Place, url: str) -> list[Finding]:
+def wandb_from(place: NodeProbe, url: str) -> list[Finding]:
     """Ask the W&B server from one machine: rank 0 may run on any."""
     try:
         answer: list[Finding] = ray.get(place.probe.wandb.remote(url), timeout=ANSWER_SECONDS)

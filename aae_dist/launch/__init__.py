@@ -40,6 +40,6 @@ def _launch_ray(config: RunConfig) -> Outcome:
             "launch.kind=ray needs Ray, which is not installed. Run pip install 'aae_dist[ray]', "
             "or use launch.kind=local."
         )
-    from aae_dist.launch.ray.launch import launch_ray
+    from aae_dist.launch.ray.driver import launch_ray
 
     return launch_ray(config)

@@ -1,16 +1,19 @@
-"""What to say when ranks fail: the cause in one line, and where the rest is."""
+"""Failed workers: their root cause in one line, and results that carry a user's error."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
-from aae_dist.errors import LaunchError
+from aae_dist.errors import AaeDistError, LaunchError
 
-# What the surviving ranks say when another one died: never the cause.
+# What the surviving ranks report when another one died: never the cause.
 _COLLATERAL = re.compile(r"gloo|nccl|connection (reset|closed|refused)|peer|broken pipe", re.I)
 _DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError")
 _FRAME = re.compile(r"[\s|]+File ")
 _LINK = "For further information visit"
 MAX_CHARS = 300
+T = TypeVar("T")
 
 
 class WorkersFailedError(LaunchError):
@@ -19,15 +22,29 @@ class WorkersFailedError(LaunchError):
     exit_code = 1
 
 
+@dataclass(frozen=True)
+class WorkerResult(Generic[T]):
+    """What a worker returns: a value, or a user error that a restart would only repeat."""
+
+    value: T | None = None
+    error: AaeDistError | None = None
+
+    def unwrap(self) -> T:
+        """Return the value, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.value)
+
+
 def root_cause(failures: Mapping[int, BaseException]) -> tuple[int, str]:
-    """Return the rank that failed of itself and its last line, not those whom it took along."""
+    """Return the rank that failed first and its error, ignoring failures it caused in its peers."""
     lines = {rank: last_line(error) for rank, error in sorted(failures.items())}
     own = {rank: text for rank, text in lines.items() if not is_collateral(text)}
     return next(iter((own or lines).items()), (0, "unknown cause"))
 
 
 def is_collateral(text: str) -> bool:
-    """Return whether an error is what a rank says when another one died."""
+    """Return whether an error is what a rank reports when another one died."""
     return _COLLATERAL.search(text) is not None
 
 
@@ -57,9 +74,9 @@ def condensed(text: str) -> str:
         # The frame's code stands indented below it.
         rest = range(frame + 1, len(lines))
         lines = lines[next((n for n in rest if not lines[n].startswith((" ", "\t"))), len(lines)) :]
-    told = [line.strip() for line in lines]
-    told = [line for line in told if line and not line.startswith(_LINK)]
-    ends = [line + (" " if line.endswith((".", ":", ",", ";")) else "; ") for line in told]
+    parts = [line.strip() for line in lines]
+    parts = [part for part in parts if part and not part.startswith(_LINK)]
+    ends = [part + (" " if part.endswith((".", ":", ",", ";")) else "; ") for part in parts]
     return "".join(ends).strip("; ")[:MAX_CHARS] or "unknown"
 
 

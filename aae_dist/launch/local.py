@@ -12,37 +12,32 @@ from aae_dist.config import RunConfig
 from aae_dist.distributed.collectives import COLLECTIVE_SECONDS, control_group
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
-from aae_dist.launch.log import say
-from aae_dist.launch.stop import StopSignals
+from aae_dist.launch.log import echo
+from aae_dist.launch.stop import StopReason, StopSignals, StopToken
 from aae_dist.training.outcome import Outcome
 from aae_dist.training.trainer import train
 
 
 class LocalReporter:
-    """Prints lines to standard output; a signal is the request to stop."""
+    """Prints lines to standard output; a signal requests a stop."""
 
-    def __init__(self, signals: StopSignals) -> None:
-        """Watch `signals`, which the launcher has installed."""
-        self._signals = signals
+    def __init__(self, stop: StopToken) -> None:
+        self._stop = stop
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Nothing: nobody listens."""
+        pass
 
     def stop_requested(self) -> bool:
-        """Return whether SIGTERM or SIGINT came."""
-        return self._signals.requested
+        return self._stop.requested
 
     def stopped_as(self) -> str:
-        """Return interrupted: the same command goes on."""
-        return "interrupted"
+        return self._stop.reason or StopReason.INTERRUPTED
 
     def save_requested(self) -> bool:
-        """Return False: whoever wants this process gone sends a signal."""
-        return False
+        return False  # to end this process, one sends a signal
 
     def line(self, text: str) -> None:
-        """Print one line at once, also into a pipe."""
-        say(text)
+        echo(text)
 
 
 def launch_local(config: RunConfig) -> Outcome:
@@ -53,8 +48,8 @@ def launch_local(config: RunConfig) -> Outcome:
     """
     torch.set_num_threads(config.launch.cpus_per_worker)
     world = from_environment(config.train.device)
-    with StopSignals() as signals, process_group(world):
-        return train(config, world, LocalReporter(signals), launch_id=secrets.token_hex(8))
+    with StopSignals() as stop, process_group(world):
+        return train(config, world, LocalReporter(stop), launch_id=secrets.token_hex(8))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,6 @@
 from aae_dist.config.redaction import redact
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """Print one line at once, also into a pipe, without secrets."""
     print(redact(line), flush=True)

@@ -101,6 +101,6 @@ def _through_ray(config: RunConfig, calls: Sequence[Call]) -> Iterator[int]:
 
 
 def _write_in_task(job: Job, number: int, shard: Shard) -> int:
-    from aae_dist.launch.ray.device import own_device
+    from aae_dist.launch.ray.resources import own_device
 
     return write_shard(replace(job, device=own_device(job.device)), number, shard)

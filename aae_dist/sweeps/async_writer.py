@@ -8,7 +8,7 @@ from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage
 
 
-class LateWriter:
+class AsyncWriter:
     """Writes what is owed in the order in which it became due, the newest content of each file.
 
     Methods may be called from any thread. The end of the process waits for what is owed.
@@ -31,7 +31,7 @@ class LateWriter:
         self._problem = ""
         self._fault: Exception | None = None
 
-    def owe(self, *keys: str) -> None:
+    def mark_dirty(self, *keys: str) -> None:
         """Note that these files are older than what is known; one that waits keeps its place."""
         with self._lock:
             self._owed |= dict.fromkeys(keys)
@@ -39,13 +39,13 @@ class LateWriter:
                 self._is_writing = True
                 self._pending = self._thread.submit(self._write_all)
 
-    def owe_failed(self) -> None:
+    def retry_failed(self) -> None:
         """Try again what could not be written; raise what `content` raised."""
         if self._fault is not None:
             raise self._fault
         with self._lock:
             failed = tuple(self._failed)
-        self.owe(*failed)
+        self.mark_dirty(*failed)
 
     def flush(self) -> None:
         """Return when all that is owed is written, or could not be; raise what `content` raised."""
@@ -58,7 +58,7 @@ class LateWriter:
         """Return why a file could not be written when its turn came last."""
         return self._failed.get(key)
 
-    def take_problem(self) -> str:
+    def pop_error(self) -> str:
         """Return why something could not be written since the last call, or nothing."""
         with self._lock:
             problem, self._problem = self._problem, ""

@@ -48,7 +48,7 @@ class TrialRecord:
     id: str
     """Hash of the parameters; the name of its folder."""
     number: int
-    """Place in the order in which trials were proposed, from 0."""
+    """NodeProbe in the order in which trials were proposed, from 0."""
     uri: str
     """Its run folder."""
     parameters: Mapping[str, Any]
@@ -68,7 +68,7 @@ class TrialRecord:
     """Wall seconds in which it held its workers, over all attempts."""
     workers: int = 1
     lineage: tuple[Mapping[str, Any], ...] = ()
-    """PBT: {step, donor, donor_step, values} of each time it took over another trial's state."""
+    """PBT: {parent, step, values} of each time it exploited another trial's state."""
     restarts: int = 0
     """Times that its process failed and was started again."""
 

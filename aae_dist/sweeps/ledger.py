@@ -15,7 +15,7 @@ from typing import Any
 from aae_dist.config import dump_yaml
 from aae_dist.config.metric_names import is_comparable
 from aae_dist.storage import Storage
-from aae_dist.sweeps.async_writer import LateWriter
+from aae_dist.sweeps.async_writer import AsyncWriter
 from aae_dist.sweeps.folder import BEST, READERS, STATES, SWEEP, TRIAL, TRIALS, read_json
 from aae_dist.sweeps.objective import Objective, ranking, usual_num_samples
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
@@ -77,7 +77,7 @@ class Ledger:
         self.entries: dict[str, Entry] = {}
         self._guard = threading.RLock()
         self._began, self._written = time.monotonic(), 0.0
-        self._writer, self._state = LateWriter(folder, self._content), "running"
+        self._writer, self._state = AsyncWriter(folder, self._content), "running"
         before = read_json(folder, SWEEP) or {}
         self._started_at = before.get("started_at") or _now()
         self._seconds_before = float(before.get("seconds", 0.0))
@@ -108,7 +108,7 @@ class Ledger:
         """Add a trial that the search has just proposed."""
         with self._guard:
             self.entries[trial.id] = Entry(trial, draws=draws)
-            self._owe_trial(self.entries[trial.id])  # its draws must outlive this driver
+            self._mark_dirty(self.entries[trial.id])  # its draws must outlive this driver
             return self.entries[trial.id]
 
     def start(self, name: str) -> None:
@@ -117,9 +117,9 @@ class Ledger:
             entry = self.entries[name]
             entry.seconds = entry.cost()
             entry.state, entry.cause, entry.started = "running", None, time.monotonic()
-            self._owe_trial(entry)
+            self._mark_dirty(entry)
 
-    def hear(self, name: str, metrics: Mapping[str, float], values: Mapping[str, Any]) -> None:
+    def update(self, name: str, metrics: Mapping[str, float], values: Mapping[str, Any]) -> None:
         """Take the newest metrics of a running trial, and its parameters as they are now."""
         with self._guard:
             entry = self.entries[name]
@@ -127,23 +127,23 @@ class Ledger:
             changed = dict(values) != (entry.values or entry.plan.parameters)
             entry.values = dict(values)
             if changed or time.monotonic() - entry.written > WRITE_SECONDS:
-                self._owe_trial(entry)
+                self._mark_dirty(entry)
 
-    def take_over(self, name: str, event: dict[str, Any]) -> None:
+    def exploit(self, name: str, event: dict[str, Any]) -> None:
         """Note that a trial goes on from another one's state (PBT)."""
         with self._guard:
             self.entries[name].lineage.append(event)
-            self._owe_trial(self.entries[name])
+            self._mark_dirty(self.entries[name])
 
-    def end(self, name: str, state: str, cause: str | None = None) -> None:
+    def finish(self, name: str, state: str, cause: str | None = None) -> None:
         """Note how a trial ended, and that it holds no workers any more."""
         with self._guard:
             entry = self.entries[name]
             entry.seconds, entry.started = entry.cost(), None
             entry.state, entry.cause = state, cause
-            self._owe_trial(entry)
+            self._mark_dirty(entry)
             if state == "finished":
-                self._writer.owe(BEST)
+                self._writer.mark_dirty(BEST)
 
     def crashed(self, name: str, cause: str) -> None:
         """Note that a trial's process died; it will be started again."""
@@ -151,7 +151,7 @@ class Ledger:
             entry = self.entries[name]
             entry.seconds, entry.started = entry.cost(), None
             entry.restarts, entry.cause = entry.restarts + 1, cause
-            self._owe_trial(entry)
+            self._mark_dirty(entry)
 
     def pause(self, name: str) -> None:
         """Note that a running trial has given up its workers for a while."""
@@ -160,7 +160,7 @@ class Ledger:
             if entry.state == "running":
                 entry.seconds, entry.started = entry.cost(), None
                 entry.state = "waiting"
-                self._owe_trial(entry)
+                self._mark_dirty(entry)
 
     def ranked(self) -> list[Entry]:
         """Return the finished trials that have a score, best first."""
@@ -174,19 +174,19 @@ class Ledger:
             usual = usual_num_samples(e.metrics for e in self.entries.values())
         return is_comparable(self.objective.metrics, metrics, usual)
 
-    def of(self, *states: str) -> list[Entry]:
+    def in_state(self, *states: str) -> list[Entry]:
         """Return the trials in any of these states, by number."""
         with self._guard:
             found = [e for e in self.entries.values() if e.state in states]
         return sorted(found, key=lambda entry: entry.plan.number)
 
-    def todo(self) -> list[Entry]:
+    def pending(self) -> list[Entry]:
         """Return the known trials that have not come to an end."""
-        return self.of(*(state for state in STATES if state not in FINAL))
+        return self.in_state(*(state for state in STATES if state not in FINAL))
 
     def counts(self) -> dict[str, int]:
         """Return how many trials are in each state; those not yet proposed are waiting."""
-        counts = {state: len(self.of(state)) for state in STATES}
+        counts = {state: len(self.in_state(state)) for state in STATES}
         counts["waiting"] += max(0, self.plan.num_trials - len(self.entries))
         return counts
 
@@ -196,7 +196,7 @@ class Ledger:
         Forced, it returns when that and all trials are written; else it waits for nothing.
 
         Raises:
-            LaunchError: nothing can be written and `force` is set; without, `take_problem` tells.
+            LaunchError: nothing can be written and `force` is set; without, `pop_error` tells.
         """
         with self._guard:
             if not force and time.monotonic() - self._written < WRITE_SECONDS:
@@ -204,8 +204,8 @@ class Ledger:
             self._written, self._state = time.monotonic(), state
         if force:
             self.flush()  # what fails in it is tried once more
-        self._writer.owe_failed()
-        self._writer.owe(BEST, SWEEP)
+        self._writer.retry_failed()
+        self._writer.mark_dirty(BEST, SWEEP)
         if force:
             self.flush()
             if (failure := self._writer.failure(SWEEP)) is not None:
@@ -215,13 +215,13 @@ class Ledger:
         """Return when all that has changed is written, or could not be."""
         self._writer.flush()
 
-    def take_problem(self) -> str:
+    def pop_error(self) -> str:
         """Return why something could not be written since the last call, or nothing."""
-        return self._writer.take_problem()
+        return self._writer.pop_error()
 
-    def _owe_trial(self, entry: Entry) -> None:
+    def _mark_dirty(self, entry: Entry) -> None:
         entry.written = time.monotonic()
-        self._writer.owe(f"{TRIALS}/{entry.plan.id}/{TRIAL}")
+        self._writer.mark_dirty(f"{TRIALS}/{entry.plan.id}/{TRIAL}")
 
     def _content(self, key: str) -> bytes | None:
         """Return a file as it is to be now; in the writer's thread."""

@@ -17,7 +17,7 @@ def point_of(entry: Entry) -> dict[str, Any]:
     return {SWEEP: {"id": entry.plan.id, "config": config, "values": values}}
 
 
-class Bookkeeper(tune.Callback):
+class LedgerCallback(tune.Callback):
     """Keeps the book; runs in the thread of `Tuner.fit`."""
 
     def __init__(self, ledger: Ledger, scheduler: str) -> None:
@@ -43,10 +43,10 @@ class Bookkeeper(tune.Callback):
     ) -> None:
         """Note how far the trial is."""
         if LINEAGE in result:
-            self._ledger.take_over(name_of(trial), result[LINEAGE])
+            self._ledger.exploit(name_of(trial), result[LINEAGE])
         if "metrics" in result:
             values = trial.config[SWEEP]["values"]
-            self._ledger.hear(name_of(trial), result["metrics"], values)
+            self._ledger.update(name_of(trial), result["metrics"], values)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note how the trial ended."""
@@ -54,11 +54,11 @@ class Bookkeeper(tune.Callback):
         step = last.get("step", 0)
         pruned = f"stopped by {self._scheduler} at step {step}"
         state = last.get(STATE, "pruned")
-        self._ledger.end(name_of(trial), state, pruned if state == "pruned" else last.get(CAUSE))
+        self._ledger.finish(name_of(trial), state, pruned if state == "pruned" else last.get(CAUSE))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note a trial whose process failed too often."""
-        self._ledger.end(name_of(trial), "failed", f"crashed: {cause_of(trial)}")
+        self._ledger.finish(name_of(trial), "failed", f"crashed: {cause_of(trial)}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial's process failed and will be started again."""

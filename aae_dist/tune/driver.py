@@ -3,84 +3,86 @@
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ray import tune
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.sweep import PbtScheduler
-from aae_dist.launch import shared_storage as nonce
 from aae_dist.launch.failures import WorkersFailedError, last_line
-from aae_dist.launch.log import say
-from aae_dist.launch.ray import cluster as ray_cluster
+from aae_dist.launch.log import echo
+from aae_dist.launch.ray import cluster
 from aae_dist.launch.ray.driver import Fit
-from aae_dist.launch.ray.launch import start_monitor
-from aae_dist.launch.stop import StopSignals
+from aae_dist.launch.ray.monitor import start_monitor
+from aae_dist.launch.ray.resources import ResourceRequest, Resources
+from aae_dist.launch.shared_storage import write_marker
+from aae_dist.launch.stop import StopToken
 from aae_dist.sweeps.folder import read_sweep
 from aae_dist.sweeps.ledger import FINAL, Ledger
-from aae_dist.tune.callbacks import Bookkeeper, name_of, point_of
-from aae_dist.tune.capacity import DRIVER, all_nodes, demands_of, placement_of, room_for
-from aae_dist.tune.progress import View
+from aae_dist.tune.callbacks import LedgerCallback, name_of, point_of
+from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import build_scheduler
 from aae_dist.tune.trial import SWEEP, SweepTask, Trial
 
-LOOK_SECONDS = 0.5
+DRIVER = "driver"
+"""A custom resource that operators give to nodes that are not taken away (spot)."""
+DRIVER_BYTES = float(1 << 28)
+"""Memory that a trial of several workers asks for its own process, which only waits."""
+POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0
 """How long trials may take to save and end after a signal."""
 
 
-class StopAll(tune.Stopper):
-    """Ends the experiment once the driver says so."""
+class EndExperiment(tune.Stopper):
+    """Ends the experiment once the driver sets `now`."""
 
     def __init__(self) -> None:
         self.now = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Trials end by themselves."""
-        return False
+        return False  # trials end by themselves
 
     def stop_all(self) -> bool:
-        """Return whether to end the experiment."""
         return self.now
 
 
 class SweepDriver:
-    """Starts Tune in a thread; the main thread shows progress, keeps the book and takes signals."""
+    """Starts Tune in a thread; the main thread shows progress, keeps the ledger, takes signals."""
 
     def __init__(
         self,
         ledger: Ledger,
         launch_id: str,
         place: str,
-        signals: StopSignals,
+        stop: StopToken,
         changed: Callable[[], None],
     ) -> None:
         """Run the trials of `ledger` that are not done.
 
         Args:
-            ledger: the sweep's book.
+            ledger: the sweep's trials.
             launch_id: of this start.
             place: folder for Tune's own files.
-            signals: say when to stop.
+            stop: when to stop.
             changed: called when a trial has ended.
         """
-        self._ledger, self._signals, self._changed = ledger, signals, changed
+        self._ledger, self._stop, self._changed = ledger, stop, changed
         self._launch_id, self._place = launch_id, place
-        self._stopper, self._monitor = StopAll(), start_monitor()
-        demands = demands_of(ledger.plan.configs)
-        room = room_for(demands, all_nodes())
-        wanted = ledger.plan.sweep.max_concurrent or room
-        self._concurrent = max(1, min(wanted, room))
-        # No more places are asked for at a time: another sweep may want them.
+        self._stopper, self._monitor = EndExperiment(), start_monitor()
+        requests = requests_of(ledger.plan.configs)
+        capacity = max_concurrent_trials(requests, all_nodes())
+        wanted = ledger.plan.sweep.max_concurrent or capacity
+        self._concurrent = max(1, min(wanted, capacity))
+        # Ask for no more places at once: another sweep may want them.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self._concurrent)
         waiting = sum(ledger.counts()[s] for s in ("waiting", "interrupted"))
-        say(
+        echo(
             f"sweep {ledger.plan.uri}: {waiting} of {ledger.plan.num_trials} trials to run, "
-            f"{self._concurrent} at a time, each {' or '.join(map(str, demands))}"
+            f"{self._concurrent} at once, each {' or '.join(map(str, requests))}"
         )
-        if wanted > room:
-            say(f"note: sweep.max_concurrent={wanted}, but the cluster holds {room} at a time")
+        if wanted > capacity:
+            echo(f"note: sweep.max_concurrent={wanted}, but the cluster holds {capacity} at once")
 
     def run(self) -> None:
         """Return when every trial has ended, or all have stopped after a signal."""
@@ -89,27 +91,27 @@ class SweepDriver:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         fit = Fit(tuner.fit)
         ended, stop_by, saving = 0, 0.0, set[str]()
-        with View(self._ledger, self._concurrent) as view:
+        with SweepProgress(self._ledger, self._concurrent) as progress:
             while fit.is_alive():
-                fit.join(LOOK_SECONDS)
-                view.update()
+                fit.join(POLL_SECONDS)
+                progress.update()
                 self._ledger.write(force=False)
-                if problem := self._ledger.take_problem():
-                    say(f"the sweep's folder was not written, trying again: {problem}")
-                if (now_ended := len(self._ledger.of(*FINAL))) > ended:
+                if problem := self._ledger.pop_error():
+                    echo(f"the sweep's folder was not written, trying again: {problem}")
+                if (now_ended := len(self._ledger.in_state(*FINAL))) > ended:
                     ended = now_ended
                     self._changed()
-                if self._signals.requested:
-                    running = {entry.plan.id for entry in self._ledger.of("running")}
+                if self._stop.requested:
+                    running = {entry.plan.id for entry in self._ledger.in_state("running")}
                     if not stop_by:
                         stop_by, saving = self._ask_to_stop(), running
                     # Those that get a free place from now on have nothing to save.
                     self._stopper.now = not running & saving or time.monotonic() > stop_by
-        if fit.error is not None and not self._signals.requested:
+        if fit.error is not None and not self._stop.requested:
             raise WorkersFailedError(f"Ray Tune ended: {last_line(fit.error)}") from fit.error
 
     def _ask_to_stop(self) -> float:
-        say("stopping: running trials save a checkpoint first; a second signal ends at once")
+        echo("stopping: running trials save a checkpoint first; a second signal ends at once")
         self._monitor.request_stop.remote()
         return time.monotonic() + STOP_SECONDS
 
@@ -120,7 +122,7 @@ class SweepDriver:
         pause = kind.every_steps if isinstance(kind, PbtScheduler) else None
         task = SweepTask(
             uri=plan.uri,
-            nonce=nonce.leave(self._ledger.folder),
+            token=write_marker(self._ledger.folder),
             objective=self._ledger.objective,
             launch_id=self._launch_id,
             monitor=self._monitor,
@@ -154,7 +156,7 @@ class SweepDriver:
                 storage_path=self._place,
                 verbose=0,
                 stop=self._stopper,
-                callbacks=[Bookkeeper(self._ledger, sweep.scheduler.kind)],
+                callbacks=[LedgerCallback(self._ledger, sweep.scheduler.kind)],
                 failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
                 # Tune's default for a class is True, of use to none but PBT, which takes pointers.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=pause is not None),
@@ -165,7 +167,7 @@ class SweepDriver:
         """Return Tune's space, its searcher if it has one, and how many samples to take."""
         plan = self._ledger.plan
         if plan.sweep.search.kind != "optuna":
-            todo = self._ledger.todo()
+            todo = self._ledger.pending()
             if plan.sweep.scheduler.kind == "asha":
                 # By their hash: in a grid's own order each trial may be better than all before it,
                 # and none would be stopped (5 of 16 with rates in ascending order).
@@ -174,11 +176,11 @@ class SweepDriver:
             return {SWEEP: tune.grid_search(points)}, None, 1
         from aae_dist.tune.optuna import OptunaSearcher
 
-        left = plan.num_trials - len(self._ledger.of(*FINAL))
-        return {}, OptunaSearcher(self._ledger, lambda: self._signals.requested), left
+        left = plan.num_trials - len(self._ledger.in_state(*FINAL))
+        return {}, OptunaSearcher(self._ledger, lambda: self._stop.requested), left
 
     def _ended_before(self) -> list[Any]:
-        if self._ledger.plan.sweep.scheduler.kind != "asha" or not self._ledger.of(*FINAL):
+        if self._ledger.plan.sweep.scheduler.kind != "asha" or not self._ledger.in_state(*FINAL):
             return []
         return [t for t in read_sweep(self._ledger.plan.uri).trials if t.state in FINAL]
 
@@ -186,7 +188,55 @@ class SweepDriver:
         has_drivers = any(node.get(DRIVER) for node in all_nodes())
 
         def placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            demand = ray_cluster.demand_of(RunConfig.model_validate_json(config[SWEEP]["config"]))
-            return placement_of(demand, has_drivers)
+            request = cluster.request_of(RunConfig.model_validate_json(config[SWEEP]["config"]))
+            return placement_of(request, has_drivers)
 
         return placement
+
+
+def requests_of(configs: Iterable[RunConfig]) -> list[ResourceRequest]:
+    """Return the different requests of the trials on the connected cluster, each checked.
+
+    Raises:
+        LaunchError: one that this cluster can never hold.
+    """
+    requests: list[ResourceRequest] = []
+    for config in configs:
+        if (request := cluster.request_of(config)) not in requests:
+            requests.append(request)
+    for request in requests:
+        cluster.check_request(request)
+    return requests
+
+
+def max_concurrent_trials(requests: Sequence[ResourceRequest], nodes: Sequence[Resources]) -> int:
+    """Return how many trials of any of these requests fit at once on empty nodes.
+
+    More would wait inside Ray, each holding what it has got so far.
+    """
+    return min(_capacity(request, nodes) for request in requests)
+
+
+def _capacity(request: ResourceRequest, nodes: Sequence[Resources]) -> int:
+    one = ResourceRequest(10**6, request.per_worker)
+    capacity = sum(one.capacity_on(node) for node in nodes) // request.workers
+    drivers = sum(node.get(DRIVER, 0.0) for node in nodes)
+    return min(capacity, int(drivers)) if drivers and request.workers > 1 else capacity
+
+
+def all_nodes(most: int = 1000) -> list[Resources]:
+    """Return the nodes that there are, or could be with the autoscaler."""
+    groups = cluster.autoscaler_groups()
+    grown = [resources for resources, count in groups for _ in range(min(count, most))]
+    return [*cluster.nodes(), *grown] if groups else cluster.nodes()
+
+
+def placement_of(request: ResourceRequest, has_drivers: bool) -> tune.PlacementGroupFactory:
+    """Return what Tune reserves for a trial.
+
+    A trial of one worker trains in Tune's own process. Several workers are Ray Train's, which
+    reserves their places itself, all or none; the trial's process must not take a CPU from them.
+    """
+    if request.workers == 1:
+        return tune.PlacementGroupFactory([request.per_worker])
+    return tune.PlacementGroupFactory([{DRIVER: 1} if has_drivers else {"memory": DRIVER_BYTES}])

@@ -70,9 +70,9 @@ class OptunaSearcher(Searcher):
         )
         self._asked: dict[str, OptunaTrial] = {}
         self._running: dict[str, str] = {}
-        for entry in ledger.of(*FINAL):
+        for entry in ledger.in_state(*FINAL):
             self._tell(entry.plan.id, self._recall(entry), entry.metrics, entry.state)
-        self._unfinished = ledger.todo()
+        self._unfinished = ledger.pending()
         for entry in self._unfinished:
             if entry.draws is not None:
                 self._asked[entry.plan.id] = self._recall(entry)

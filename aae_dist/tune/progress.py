@@ -1,4 +1,4 @@
-"""A sweep on the terminal: a live table, or lines where nobody watches."""
+"""A sweep on the terminal: a live table, or lines without a terminal."""
 
 import sys
 import time
@@ -10,31 +10,31 @@ from rich.table import Table
 from rich.text import Text
 
 from aae_dist.config.metric_names import NUM_SAMPLES
-from aae_dist.launch.log import say
+from aae_dist.launch.log import echo
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import describe
 from aae_dist.tracking.console import duration
 
 LINE_SECONDS = 30.0
-"""Time between two lines on how far the sweep is; ends of trials are told at once."""
+"""Time between two lines on how far the sweep is; ends of trials are shown at once."""
 SHOWN = 12
 """Running trials that the live table shows."""
 
 
-class View:
-    """Shows how far a sweep is; `update` is called about twice a second."""
+class SweepProgress:
+    """Shows how far a sweep is; `update` is called about twice per second."""
 
     def __init__(
         self, ledger: Ledger, concurrent: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Show `ledger`, of which `concurrent` trials run at a time."""
+        """Show `ledger`, of which `concurrent` trials run at once."""
         self._ledger, self._concurrent, self._clock = ledger, concurrent, clock
-        self._told = {entry.plan.id for entry in ledger.of(*FINAL)}
+        self._reported = {entry.plan.id for entry in ledger.in_state(*FINAL)}
         self._restarts = {entry.plan.id: entry.restarts for entry in ledger.entries.values()}
         self._next_line = clock() + LINE_SECONDS
         self._live = Live(console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
 
-    def __enter__(self) -> "View":
+    def __enter__(self) -> "SweepProgress":
         if self._live is not None:
             self._live.start()
         return self
@@ -46,13 +46,13 @@ class View:
 
     def update(self) -> None:
         """Show what is new."""
-        for line in self._news():
-            self._say(line)
+        for line in self._new_lines():
+            self._print(line)
         if self._live is not None:
             self._live.update(Group(self._table(), Text(self.status())), refresh=True)
         elif self._clock() >= self._next_line:
             self._next_line = self._clock() + LINE_SECONDS
-            say(self.status())
+            echo(self.status())
 
     def status(self) -> str:
         """Return the sweep in one line: trials by state, best so far, time left."""
@@ -70,12 +70,14 @@ class View:
 
     def seconds_left(self) -> float | None:
         """Return an estimate from the mean cost of ended trials, None before the first one."""
-        ended = [entry for entry in self._ledger.of("finished", "pruned") if entry.seconds > 0]
+        ended = [
+            entry for entry in self._ledger.in_state("finished", "pruned") if entry.seconds > 0
+        ]
         counts = self._ledger.counts()
         if not ended or not (counts["waiting"] + counts["running"] + counts["interrupted"]):
             return None
         mean = sum(entry.seconds for entry in ended) / len(ended)
-        running = sum(max(mean - entry.cost(), 0.0) for entry in self._ledger.of("running"))
+        running = sum(max(mean - entry.cost(), 0.0) for entry in self._ledger.in_state("running"))
         to_start = (counts["waiting"] + counts["interrupted"]) * mean
         return (running + to_start) / self._concurrent
 
@@ -84,15 +86,15 @@ class View:
         values = self._ledger.objective.values(entry.metrics)
         return "no score" if values is None else ", ".join(f"{value:.4g}" for value in values)
 
-    def _news(self) -> list[str]:
+    def _new_lines(self) -> list[str]:
         lines = []
-        for entry in self._ledger.of("running", "interrupted", *FINAL):
+        for entry in self._ledger.in_state("running", "interrupted", *FINAL):
             name = entry.plan.id
             if entry.restarts > self._restarts.get(name, 0):
                 self._restarts[name] = entry.restarts
                 lines.append(f"{self._title(entry)} starts again: {entry.cause or 'it crashed'}")
-            if entry.state in FINAL and name not in self._told:
-                self._told.add(name)
+            if entry.state in FINAL and name not in self._reported:
+                self._reported.add(name)
                 lines.append(self._end_line(entry))
         return lines
 
@@ -113,7 +115,7 @@ class View:
 
     def _table(self) -> Table:
         table = Table("trial", "parameters", "step", str(self._ledger.objective), "time")
-        for entry in self._ledger.of("running")[:SHOWN]:
+        for entry in self._ledger.in_state("running")[:SHOWN]:
             table.add_row(
                 f"{entry.plan.number + 1}",
                 describe(entry.values or entry.plan.parameters),
@@ -123,8 +125,8 @@ class View:
             )
         return table
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False)
         else:
-            say(line)
+            echo(line)

@@ -88,8 +88,10 @@ def _replay(scheduler: Any, objective: Objective, trial: TrialRecord, unit: str)
             scheduler.on_trial_result(None, stand_in, {**record, OBJECTIVE: value})
 
 
-def _pbt(sweep: Sweep, pbt: PbtScheduler, objective: Objective, compares: Compares) -> "GamePbt":
-    scheduler = GamePbt(
+def _pbt(
+    sweep: Sweep, pbt: PbtScheduler, objective: Objective, compares: Compares
+) -> "RunFolderPbt":
+    scheduler = RunFolderPbt(
         time_attr="step",
         metric=OBJECTIVE,
         mode=objective.modes[0],
@@ -104,7 +106,7 @@ def _pbt(sweep: Sweep, pbt: PbtScheduler, objective: Objective, compares: Compar
     return scheduler
 
 
-class Comparing:
+class ComparableScoresMixin:
     """Leaves out scores of other numbers of samples, which do not compare."""
 
     compares: Compares
@@ -128,11 +130,11 @@ class Comparing:
         return {key: value for key, value in result.items() if key != OBJECTIVE}
 
 
-class Asha(Comparing, AsyncHyperBandScheduler):
+class Asha(ComparableScoresMixin, AsyncHyperBandScheduler):
     """Stops trials that are behind others of their age."""
 
 
-class GamePbt(Comparing, PopulationBasedTraining):
+class RunFolderPbt(ComparableScoresMixin, PopulationBasedTraining):
     """Population based training; a trial keeps its own folder when it takes another's state."""
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], Any]:

@@ -1,4 +1,4 @@
-"""The training of one trial in a thread of its own, told of step by step; without torch."""
+"""The training of one trial in a thread of its own, reported point by point; without torch."""
 
 import contextlib
 import queue
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from aae_dist.config import RunConfig
 from aae_dist.errors import AaeDistError, RunBusyError
+from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.training.outcome import Outcome
 
 REPORT_SECONDS = 1.0
 """Least time between two reports of progress that hold no score."""
 LOCK_SECONDS = 45.0
-"""How long a run that another process still holds is waited for: Ray may still be ending it."""
-LOOK_SECONDS = 0.2
+"""How long to wait for a run that another process still holds: Ray may still be ending it."""
+POLL_SECONDS = 0.2
 
 Metrics = dict[str, float]
 
@@ -30,37 +31,14 @@ class Ended:
     crash: BaseException | None = None
 
 
-class StopFlag:
-    """The request to stop a session, and what it shall count as."""
-
-    def __init__(self, sweep_stops: Callable[[], bool] = lambda: False) -> None:
-        """Listen to `sweep_stops` too, which tells whether all trials shall stop."""
-        self._sweep_stops = sweep_stops
-        self._stop_as = ""
-
-    @property
-    def requested(self) -> bool:
-        """Whether somebody asked."""
-        return bool(self._stop_as) or self._sweep_stops()
-
-    @property
-    def stop_as(self) -> str:
-        """What the session ends as: interrupted, unless a scheduler asked."""
-        return self._stop_as or "interrupted"
-
-    def ask(self, stop_as: str) -> None:
-        """Ask; the first one who does says what it counts as."""
-        self._stop_as = self._stop_as or ("interrupted" if self._sweep_stops() else stop_as)
-
-
 class Channel:
     """Log points on their way from the training to Tune: the training never runs far ahead."""
 
-    def __init__(self, config: RunConfig, scores: tuple[str, ...], flag: StopFlag) -> None:
+    def __init__(self, config: RunConfig, scores: tuple[str, ...], stop: StopToken) -> None:
         """Pass on what holds one of `scores`, and progress now and then."""
-        self._train, self._scores, self._flag = config.train, scores, flag
+        self._train, self._scores, self._stop = config.train, scores, stop
         self._events: queue.Queue[Metrics | Ended] = queue.Queue(maxsize=1)
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Pass a log point on, and wait while the one before is not taken."""
@@ -68,10 +46,10 @@ class Channel:
         if self._is_last(metrics) or not (scored or self._is_time()):
             # The last one goes with the outcome: a scheduler must not cut a finished trial.
             return
-        self._told_at = time.monotonic()
-        while not self._flag.requested:
+        self._reported_at = time.monotonic()
+        while not self._stop.requested:
             with contextlib.suppress(queue.Full):
-                self._events.put(dict(metrics), timeout=LOOK_SECONDS)
+                self._events.put(dict(metrics), timeout=POLL_SECONDS)
                 return
 
     def end(self, ended: Ended) -> None:
@@ -90,7 +68,7 @@ class Channel:
                 return event
 
     def _is_time(self) -> bool:
-        return time.monotonic() - self._told_at >= REPORT_SECONDS
+        return time.monotonic() - self._reported_at >= REPORT_SECONDS
 
     def _is_last(self, metrics: Mapping[str, float]) -> bool:
         steps, epochs = self._train.steps, self._train.epochs
@@ -103,10 +81,10 @@ class Session:
     """A training under way."""
 
     def __init__(
-        self, train: Callable[[Channel, StopFlag], Outcome], channel: Channel, flag: StopFlag
+        self, train: Callable[[Channel, StopToken], Outcome], channel: Channel, stop: StopToken
     ) -> None:
-        """Begin `train`, which sends log points to `channel` and stops when `flag` says so."""
-        self._train, self._channel, self._flag = train, channel, flag
+        """Start `train`, which sends log points to `channel` and polls `stop`."""
+        self._train, self._channel, self._stop = train, channel, stop
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
 
@@ -114,9 +92,9 @@ class Session:
         """Wait for the next log point that is worth a report, or for the end."""
         return self._channel.next()
 
-    def stop(self, stop_as: str) -> Ended:
-        """Ask for a checkpoint and the end, and wait for it."""
-        self._flag.ask(stop_as)
+    def stop(self, reason: StopReason) -> Ended:
+        """Request a checkpoint and the end, and wait for it."""
+        self._stop.request(reason)
         return self._channel.drain()
 
     def _run(self) -> None:
@@ -124,12 +102,12 @@ class Session:
 
     def _ended(self) -> Ended:
         """Train; a run that a process on its way out still holds is tried again."""
-        give_up = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                return Ended(outcome=self._train(self._channel, self._flag))
+                return Ended(outcome=self._train(self._channel, self._stop))
             except AaeDistError as error:
-                if not isinstance(error, RunBusyError) or time.monotonic() > give_up:
+                if not isinstance(error, RunBusyError) or time.monotonic() > deadline:
                     return Ended(mistake=f"{type(error).__name__}: {error}")
             except BaseException as error:  # noqa: BLE001  # It is raised again where Tune sees it.
                 return Ended(crash=error)

@@ -20,8 +20,8 @@ from aae_dist.errors import (
     by_name,
 )
 from aae_dist.launch.failures import WorkersFailedError
-from aae_dist.launch.log import say
-from aae_dist.launch.ray import cluster as ray_cluster
+from aae_dist.launch.log import echo
+from aae_dist.launch.ray import cluster
 from aae_dist.launch.stop import StopSignals
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.folder import READERS
@@ -30,7 +30,7 @@ from aae_dist.sweeps.plan import SweepPlan, TrialPlan
 from aae_dist.training.run.lock import RunLock
 from aae_dist.training.run.resume import finished_before
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 REPORT_SECONDS = 60.0
 """Least time between two reports while the sweep runs."""
 ENVIRONMENT = {
@@ -58,22 +58,22 @@ def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = N
         AaeDistError: the sweep cannot start, or no trial came to an end.
     """
     configs = plan.configs
-    ray_cluster.check_storage(configs[0])
+    cluster.check_storage(configs[0])
     for config in configs:
-        ray_cluster.check_machine(config)
-    for line in ray_cluster.advice(configs[0]):
-        say(line)
+        cluster.check_machine(config)
+    for line in cluster.advice(configs[0]):
+        echo(line)
     folder = open_storage(plan.uri)
     folder.check_writable()
     launch_id = secrets.token_hex(8)
     with RunLock.acquire(folder, launch_id):
         _check_same(plan.trials)
         ledger = Ledger(plan, folder)
-        if len(ledger.entries) >= plan.num_trials and not ledger.todo():
-            say(f"This sweep had already finished: {plan.uri}")
+        if len(ledger.entries) >= plan.num_trials and not ledger.pending():
+            echo(f"This sweep had already finished: {plan.uri}")
             ledger.write("finished")
             return ledger
-        ray_cluster.check_data(configs)
+        cluster.check_data(configs)
         with _reports(plan.uri, write_report) as changed:
             _run(ledger, launch_id, changed)
     return ledger
@@ -100,33 +100,33 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
         plan = ledger.plan
         # Handlers for signals come last: Ray's start replaces them.
         with (
-            ray_cluster.connected(plan.configs[0]),
+            cluster.connected(plan.configs[0]),
             # The driver's alone: no trial reads or writes it.
             tempfile.TemporaryDirectory(
                 prefix="aae_dist-tune-", ignore_cleanup_errors=True
             ) as place,
-            StopSignals() as signals,
+            StopSignals() as stop,
         ):
             from aae_dist.tune.driver import SweepDriver
 
-            SweepDriver(ledger, launch_id, place, signals, changed).run()
-        if signals.requested:
+            SweepDriver(ledger, launch_id, place, stop, changed).run()
+        if stop.requested:
             raise Interrupted(
                 f"{ledger.plan.uri}: stopped as asked, each running trial with a checkpoint. "
                 "The same command goes on from there."
             )
         state = "finished"
     finally:
-        for entry in ledger.of("running"):
-            ledger.end(entry.plan.id, "interrupted")
+        for entry in ledger.in_state("running"):
+            ledger.finish(entry.plan.id, "interrupted")
         ledger.write(state)
     _check_any_finished(ledger)
 
 
 def _check_any_finished(ledger: Ledger) -> None:
-    if ledger.of("finished", "pruned"):
+    if ledger.in_state("finished", "pruned"):
         return
-    causes = [entry.cause or "" for entry in ledger.of("failed")]
+    causes = [entry.cause or "" for entry in ledger.in_state("failed")]
     kinds = {_kind_of(cause) for cause in causes}
     error = kinds.pop() if len(kinds) == 1 else LaunchError
     cause = causes[0] if causes else "no trial was started"
@@ -146,7 +146,7 @@ def _reports(uri: str, write: Callable[[str], None] | None) -> Iterator[Callable
 
     def serve() -> None:
         while not closed.is_set():
-            if wanted.wait(LOOK_SECONDS):
+            if wanted.wait(POLL_SECONDS):
                 wanted.clear()
                 _write(uri, write)
                 closed.wait(REPORT_SECONDS)
@@ -168,4 +168,4 @@ def _write(uri: str, write: Callable[[str], None] | None) -> None:
         if write is not None:
             write(uri)
     except Exception as error:  # A report is worth less than the sweep.
-        say(f"the report was not written: {type(error).__name__}: {error}")
+        echo(f"the report was not written: {type(error).__name__}: {error}")

@@ -12,19 +12,20 @@ from ray.train._internal.checkpoint_manager import _TrainingResult as TrainingRe
 
 from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES
-from aae_dist.launch import shared_storage as nonce
-from aae_dist.launch.ray.monitor import StopWatch
+from aae_dist.launch.ray.monitor import StopListener
+from aae_dist.launch.shared_storage import check_marker
+from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.objective import Objective
 from aae_dist.training.outcome import Outcome
-from aae_dist.tune.session import Channel, Ended, Session, StopFlag
+from aae_dist.tune.session import Channel, Ended, Session
 
 SWEEP = "sweep"
 """Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
 OBJECTIVE = "objective"
 """Key of a result: the number that schedulers compare."""
 STATE, CAUSE, LINEAGE = "trial_state", "trial_cause", "trial_lineage"
-"""Keys of a result: how the trial ended and why; a donor's state that it took over."""
+"""Keys of a result: how the trial ended and why; a parent's state that it exploited."""
 
 
 class Pointer(tune.Checkpoint):
@@ -41,18 +42,18 @@ class Pointer(tune.Checkpoint):
 
 @dataclass(frozen=True)
 class SweepTask:
-    """What is the same for all trials of one start of a sweep."""
+    """Settings of all trials of one start of a sweep."""
 
     uri: str
     """The sweep's folder."""
-    nonce: str
-    """The word that the driver left in it."""
+    token: str
+    """Marker that the driver wrote into it."""
     objective: Objective
     launch_id: str
     monitor: Any
-    """Handle of the `Monitor` actor, which knows whether the sweep shall stop."""
+    """Handle of the `Monitor` actor, which relays requests to stop the sweep."""
     search_path: str
-    """The driver's working directory, where a prior of the user's own may lie."""
+    """The driver's working directory, which may hold a prior of the user's own."""
     pause_every: int | None = None
     """Steps between two comparisons of PBT; trials pause there."""
 
@@ -60,24 +61,24 @@ class SweepTask:
 class Trial(tune.Trainable):
     """Trains the run of `config["sweep"]`; Tune gives the process the next one when it is done.
 
-    A class, not a function: it is told when the scheduler stops it, so it can save, close W&B and
-    give the run's lock back; and it is used again, so that torch is imported once a slot.
+    A class, not a function: Tune calls it when the scheduler stops it, so it can save, close W&B
+    and release the run's lock; and it is used again, so that torch is imported once per slot.
     """
 
     def setup(self, config: dict[str, Any], task: SweepTask) -> None:  # type: ignore[override]
         """Prepare for a trial; training begins with the first step."""
         if task.search_path not in sys.path:
             sys.path.append(task.search_path)
-        self._task, self._watch = task, StopWatch(task.monitor)
+        self._task, self._listener = task, StopListener(task.monitor)
         self._session: Session | None = None
-        self._donor: dict[str, Any] | None = None
+        self._parent: dict[str, Any] | None = None
         self._lineage: dict[str, Any] | None = None
         self._take(config)
 
     def step(self) -> dict[str, Any]:
         """Return the next log point, or how the training ended."""
-        if self._session is None and self._watch.requested:
-            return {"done": True, STATE: "interrupted"}
+        if self._session is None and self._listener.token.requested:
+            return {"done": True, STATE: StopReason.INTERRUPTED}
         if self._session is None:
             self._session = self._start()
         event = self._session.next()
@@ -99,7 +100,7 @@ class Trial(tune.Trainable):
     def cleanup(self) -> None:
         """End what Tune has stopped, and this process's part in the sweep."""
         self._leave()
-        self._watch.close()
+        self._listener.close()
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """Return a pointer to the trial's state, which its run folder holds; store nothing."""
@@ -107,16 +108,16 @@ class Trial(tune.Trainable):
         return TrainingResult(Pointer(self._uri, self._at_step), dict(newest or {}))
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Go on from the state that a pointer names: the trial's own, or a donor's (PBT)."""
+        """Resume from the state that a pointer names: the trial's own, or a parent's (PBT)."""
         pointer: Pointer = checkpoint_path.checkpoint
         is_own = pointer.uri == self._uri
-        self._donor = None if is_own else {"uri": pointer.uri, "step": pointer.step}
+        self._parent = None if is_own else {"uri": pointer.uri, "step": pointer.step}
 
     def _take(self, config: dict[str, Any]) -> None:
         self._point = config[SWEEP]
         self._config = RunConfig.model_validate_json(self._point["config"])
         self._uri = join(self._config.run.storage, self._config.run.name)
-        self._donor = self._lineage = None
+        self._parent = self._lineage = None
         self._at_step = 0
 
     def _start(self) -> Session:
@@ -124,30 +125,30 @@ class Trial(tune.Trainable):
         from aae_dist.tune.training import train_here, train_on_ray
 
         task, config = self._task, self._config
-        flag = StopFlag(lambda: self._watch.requested)
-        channel = Channel(config, task.objective.metrics, flag)
+        stop = StopToken(parent=self._listener.token)
+        channel = Channel(config, task.objective.metrics, stop)
         if config.launch.most_workers > 1:
-            return Session(partial(train_on_ray, config), channel, flag)
+            return Session(partial(train_on_ray, config), channel, stop)
         here = partial(train_here, self._prepare, task.launch_id, task.pause_every)
-        return Session(here, channel, flag)
+        return Session(here, channel, stop)
 
     def _prepare(self) -> RunConfig:
-        """Return the run's configuration; with PBT, what it changed, a donor's state taken over."""
-        from aae_dist.tune.exploit import resumed_config, take_over
+        """Return the run's configuration; with PBT, with its changes and a parent's state."""
+        from aae_dist.tune.exploit import exploit, resumed_config
 
         # A folder that only looks the same would take the results with it.
-        nonce.check(open_storage(self._task.uri), self._task.nonce)
+        check_marker(open_storage(self._task.uri), self._task.token)
         if not self._task.pause_every:
             return self._config
-        if self._donor is not None:
+        if self._parent is not None:
             values, launch_id = self._point["values"], self._task.launch_id
-            self._lineage = take_over(self._config, self._donor, values, launch_id)
-            self._donor = None
+            self._lineage = exploit(self._config, self._parent, values, launch_id)
+            self._parent = None
         return resumed_config(self._config, self._task.launch_id)
 
     def _leave(self) -> None:
         if self._session is not None:
-            self._session.stop("pruned")
+            self._session.stop(StopReason.PRUNED)
             self._session = None
 
     def _ended(self, outcome: Outcome) -> dict[str, Any]:
@@ -156,9 +157,9 @@ class Trial(tune.Trainable):
         if outcome.state in ("finished", "already_finished"):
             end = {"done": True, STATE: "finished", CAUSE: self._no_score(outcome.metrics)}
             return result | end
-        if self._task.pause_every and not self._watch.requested:
+        if self._task.pause_every and not self._listener.token.requested:
             return result
-        return result | {"done": True, STATE: "interrupted"}
+        return result | {"done": True, STATE: StopReason.INTERRUPTED}
 
     def _no_score(self, metrics: dict[str, float]) -> str | None:
         objective = self._task.objective

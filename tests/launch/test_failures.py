@@ -1,5 +1,6 @@
 """One line for what a worker group died of."""
 
+import pickle
 import traceback
 from concurrent.futures import Future
 from typing import Any
@@ -7,16 +8,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from aae_dist.errors import StorageError
 from aae_dist.launch.failures import (
     MAX_CHARS,
+    WorkerResult,
     WorkersFailedError,
     condensed,
     explain,
     last_line,
     root_cause,
 )
-from aae_dist.launch.ray.executor import _pass_on
-from aae_dist.launch.ray.tasks import _value
+from aae_dist.launch.ray.tasks import result_of
 
 
 def test_the_rank_that_failed_of_itself_is_named():
@@ -104,14 +106,11 @@ def test_used_up_restarts_are_not_the_users_fault():
     assert "/tmp/logs" in str(error)
 
 
-class Cluster:
-    """As much of Ray as `_value` looks at: what `get` raises."""
-
-    def __init__(self, error: Exception) -> None:
-        self.exceptions, self._error = pytest.importorskip("ray.exceptions"), error
-
-    def get(self, reference: object) -> Any:
-        raise self._error
+def failed(error: Exception) -> "Future[Any]":
+    """Return a task that ended so."""
+    future = Future[Any]()
+    future.set_exception(error)
+    return future
 
 
 @pytest.mark.ray
@@ -133,7 +132,7 @@ def test_what_ends_a_task_from_outside_is_no_fault_of_ours(
 ) -> None:
     kinds = pytest.importorskip("ray.exceptions")
     with pytest.raises(WorkersFailedError, match="launch.max_failures allows: " + cause):
-        _value(Cluster(getattr(kinds, name)(*arguments)), None)
+        result_of(failed(getattr(kinds, name)(*arguments)))
 
 
 @pytest.mark.ray
@@ -141,14 +140,12 @@ def test_what_a_task_itself_raised_stays_as_it_is() -> None:
     kinds = pytest.importorskip("ray.exceptions")
     error = kinds.RayTaskError("write", "traceback", KeyError("x")).as_instanceof_cause()
     with pytest.raises(KeyError):
-        _value(Cluster(error), None)
+        result_of(failed(error))
 
 
-@pytest.mark.ray
-def test_what_ends_a_task_of_data_index_is_told_by_its_cause() -> None:
-    kinds = pytest.importorskip("ray.exceptions")
-    inner, done = Future[tuple[Any, Exception | None]](), Future[Any]()
-    inner.set_exception(kinds.OutOfMemoryError("Task was killed.\nTo disable worker killing, ..."))
-    _pass_on(inner, done)
-    with pytest.raises(WorkersFailedError, match="since its node ran out of memory"):
-        done.result()
+def test_a_result_is_a_value_or_a_users_error_over_processes_too() -> None:
+    assert pickle.loads(pickle.dumps(WorkerResult(value=3))).unwrap() == 3
+    error = StorageError("no such bucket", "forbidden")
+    with pytest.raises(StorageError, match="no such bucket") as caught:
+        pickle.loads(pickle.dumps(WorkerResult[int](error=error))).unwrap()
+    assert caught.value.reason == "forbidden"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from aae_dist.launch.ray.prometheus import gauge_name
+from aae_dist.launch.ray.worker import gauge_name
 
 
 @pytest.mark.parametrize(

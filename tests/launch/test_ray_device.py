@@ -16,9 +16,10 @@ from aae_dist.data import Manifest
 from aae_dist.inference.dataset_job import Job
 from aae_dist.launch import shards
 from aae_dist.launch.ray import worker as ray_worker
-from aae_dist.launch.ray.device import own_device
+from aae_dist.launch.ray.resources import own_device
+from aae_dist.launch.stop import StopToken
 from aae_dist.tune import training as trial_training
-from aae_dist.tune.session import Channel, StopFlag
+from aae_dist.tune.session import Channel
 
 pytestmark = pytest.mark.ray
 
@@ -56,11 +57,11 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
     config = load_config(
         [], ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
     ).config
-    channel, flag = Channel(config, (), StopFlag()), StopFlag()
+    channel, stop = Channel(config, (), StopToken()), StopToken()
     for gpus in ([], [0]):
         owned[:] = gpus
         shards._write_in_task(Job("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
-        trial_training.train_here(lambda: config, "id", None, channel, flag)
+        trial_training.train_here(lambda: config, "id", None, channel, stop)
     assert used == ["cpu", "cpu", "auto", "cuda"]
 
 
@@ -68,13 +69,13 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
 def test_a_gpu_that_is_not_there_ends_the_run_and_is_not_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[Exception] = []
-    monkeypatch.setattr(ray_worker, "give_up", lambda task, error: told.append(error) or {})
+    reported: list[Exception] = []
+    monkeypatch.setattr(ray_worker, "report_fatal", lambda spec, error: reported.append(error))
     items = ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
     config = load_config([], [*items, "train.device=cuda"]).config
-    task = Mock(search_path=sys.path[0], config=config.model_dump_json())
-    assert ray_worker.run_rank(task) == {}
-    assert "torch sees no GPU" in str(told[0])
+    spec = Mock(search_path=sys.path[0], config=config.model_dump_json())
+    assert ray_worker.run_rank(spec) is None
+    assert "torch sees no GPU" in str(reported[0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

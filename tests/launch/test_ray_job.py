@@ -10,8 +10,8 @@ from aae_dist.cli import main
 from aae_dist.config import load_config
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch import launch
-from aae_dist.launch.ray import cluster as ray_cluster
-from aae_dist.launch.ray.launch import launch_ray
+from aae_dist.launch.ray import cluster
+from aae_dist.launch.ray.driver import launch_ray
 
 QUICK_SWEEP = Path(__file__).parents[2] / "configs/sweep/quick.yaml"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -31,12 +31,12 @@ def test_a_relative_folder_has_no_meaning_inside_a_job(monkeypatch, kind):
 
 def test_the_start_of_a_job_says_how_to_stop_it(monkeypatch):
     config = configure()
-    assert ray_cluster.advice(config) == []
+    assert cluster.advice(config) == []
     monkeypatch.setenv(JOB, "{}")
-    (line,) = ray_cluster.advice(config)
+    (line,) = cluster.advice(config)
     assert "RAY_JOB_STOP_WAIT_TIME_S" in line
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "60")
-    assert ray_cluster.advice(config) == []
+    assert cluster.advice(config) == []
 
 
 def test_more_workers_than_this_machine_has_cores_are_refused_without_ray(monkeypatch, tmp_path):

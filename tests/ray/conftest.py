@@ -101,30 +101,36 @@ def ray_node(
     """Run `ray start` as a pod's container does, with other options where one machine wants it."""
     others = {f"--{name.replace('_', '-')}": str(value) for name, value in instead.items()}
     given = [word for word in shlex.split(command)[2:] if word.partition("=")[0] not in others]
-    node = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-gpus=0", *given]
-        + [f"{name}={value}" for name, value in others.items()],
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield node
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(node.pid, signal.SIGKILL)
-        node.wait()
+    with tempfile.TemporaryFile() as log:
+        node = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-gpus=0", *given]
+            + [f"{name}={value}" for name, value in others.items()],
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield node
+        except BaseException:
+            log.seek(0)
+            print(log.read().decode(errors="replace")[-3000:])
+            raise
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
 
 
-def wait_for_cpus(cluster: Cluster, count: int) -> None:
+def wait_for_cpus(cluster: Cluster, count: int, node: "subprocess.Popen[bytes]") -> None:
     """Return when the cluster has so many CPUs."""
     request = urllib.request.Request(
         f"{cluster.dashboard}/api/v0/nodes",
         headers={"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"},
     )
     give_up = time.monotonic() + START_SECONDS
-    while time.monotonic() < give_up:
+    nodes = []
+    while time.monotonic() < give_up and node.poll() is None:
         with urllib.request.urlopen(request, timeout=30) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]
         if sum(node["resources_total"].get("CPU", 0) for node in nodes) >= count:

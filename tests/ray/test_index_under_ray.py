@@ -6,7 +6,7 @@ from helpers.shards import write_shards
 from aae_dist.cli import main
 from aae_dist.data import open_manifest
 from aae_dist.errors import ConfigError
-from aae_dist.launch.ray.executor import ray_executor
+from aae_dist.launch.ray.tasks import ray_executor
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 

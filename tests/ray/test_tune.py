@@ -211,13 +211,13 @@ def test_trials_of_two_workers_run_one_after_another(cluster, tmp_path, row):
     kill_one(cluster, "ray::RayTrainWorker")
     finish(process, log, seconds=800)
     found = read_sweep(f"{tmp_path}/sweep")
-    assert "1 at a time, each 2 workers x (1 CPU)" in log.read_text()
+    assert "1 at once, each 2 workers x (1 CPU)" in log.read_text()
     assert restarts(f"{tmp_path}/sweep") == 0  # the workers started again, the trial did not
     assert [(t.state, t.workers, t.step) for t in found.trials] == [("finished", 2, 2000)] * 2
 
 
 @pytest.mark.slow
-def test_bad_trials_of_a_population_take_over_good_ones(cluster, tmp_path):
+def test_bad_trials_of_a_population_exploit_good_ones(cluster, tmp_path):
     log = tmp_path / "log.txt"
     items = (
         f"sweep.space={{{LR}: {{grid: [1e-3, 1e-3, 1e-7, 2e-7]}}}}".replace(
@@ -231,7 +231,7 @@ def test_bad_trials_of_a_population_take_over_good_ones(cluster, tmp_path):
     assert restarts(f"{tmp_path}/sweep") == 0
     taken = [event for t in found.trials for event in t.lineage]
     assert taken
-    assert all(event["donor"].startswith(f"{tmp_path}/sweep/trials/") for event in taken)
+    assert all(event["parent"].startswith(f"{tmp_path}/sweep/trials/") for event in taken)
     moved = [t for t in found.trials if t.lineage]
     assert all(t.values != t.parameters for t in moved)
 

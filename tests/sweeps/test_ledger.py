@@ -52,8 +52,8 @@ def finish(ledger, number, score, steps=100):
     run.write("summary.json", json.dumps(summary).encode())
     run.write("metrics.jsonl", json.dumps({"step": steps, SCORE: score}).encode() + b"\n")
     ledger.start(trial.id)
-    ledger.hear(trial.id, {"step": steps, SCORE: score}, trial.parameters)
-    ledger.end(trial.id, "finished")
+    ledger.update(trial.id, {"step": steps, SCORE: score}, trial.parameters)
+    ledger.finish(trial.id, "finished")
     ledger.flush()
 
 
@@ -102,11 +102,11 @@ def test_a_storage_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch)
 
     monkeypatch.setattr(LocalStorage, "write", failing)
     finish(ledger, 0, 0.5)
-    assert ledger.take_problem() == "the bucket cannot be reached"
+    assert ledger.pop_error() == "the bucket cannot be reached"
     ledger._written = -math.inf
     ledger.write(force=False)
     ledger.flush()
-    assert ledger.take_problem()
+    assert ledger.pop_error()
     with pytest.raises(LaunchError, match="cannot be reached"):
         ledger.write("finished")
     away = False
@@ -124,8 +124,8 @@ def test_what_the_driver_writes_is_what_readers_get(where, tmp_path, request):
     finish(ledger, 0, 0.5)
     finish(ledger, 1, 0.25)
     ledger.start(plan.trials[2].id)
-    ledger.hear(plan.trials[2].id, {"step": 40, SCORE: math.nan}, plan.trials[2].parameters)
-    ledger.end(plan.trials[2].id, "pruned", "stopped by asha at step 40")
+    ledger.update(plan.trials[2].id, {"step": 40, SCORE: math.nan}, plan.trials[2].parameters)
+    ledger.finish(plan.trials[2].id, "pruned", "stopped by asha at step 40")
     ledger.write("finished")
 
     found = read_sweep(plan.uri)
@@ -153,20 +153,20 @@ def test_a_new_start_takes_what_has_ended_from_the_folder(tmp_path):
     ledger = open_ledger(plan)
     finish(ledger, 0, 0.5)
     ledger.start(plan.trials[1].id)
-    ledger.end(plan.trials[1].id, "failed", "TrainingDivergedError: nan")
+    ledger.finish(plan.trials[1].id, "failed", "TrainingDivergedError: nan")
     ledger.start(plan.trials[2].id)
-    ledger.end(plan.trials[2].id, "failed", "DataError: no shards")
+    ledger.finish(plan.trials[2].id, "failed", "DataError: no shards")
     ledger.start(plan.trials[3].id)  # and the driver dies
     ledger.write("running")
 
     again = open_ledger(plan)
-    assert [e.state for e in again.of(*sweep_folder.STATES)] == [
+    assert [e.state for e in again.in_state(*sweep_folder.STATES)] == [
         "finished",
         "failed",
         "interrupted",
         "interrupted",
     ]
-    assert [e.plan.number for e in again.todo()] == [2, 3]
+    assert [e.plan.number for e in again.pending()] == [2, 3]
 
 
 def test_a_trial_that_finished_unheard_counts_as_finished(tmp_path):
@@ -177,14 +177,14 @@ def test_a_trial_that_finished_unheard_counts_as_finished(tmp_path):
     trial = open_storage(f"{plan.uri}/trials/{plan.trials[0].id}")
     told = json.loads(trial.read("trial.json"))
     trial.write("trial.json", json.dumps({**told, "state": "running"}).encode())
-    assert [e.plan.number for e in open_ledger(plan).of("finished")] == [0]
+    assert [e.plan.number for e in open_ledger(plan).in_state("finished")] == [0]
 
 
 def test_longer_trials_are_not_finished_yet(tmp_path):
     finish(open_ledger(plan_in(tmp_path)), 0, 0.5)
     longer = open_ledger(plan_in(tmp_path, "train.steps=200"))
-    assert not longer.of("finished")
-    assert len(longer.todo()) == 4
+    assert not longer.in_state("finished")
+    assert len(longer.pending()) == 4
 
 
 def test_a_silent_driver_is_taken_for_dead(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_seconds_add_up_over_attempts(tmp_path):
     ledger.entries[name].started = None
     ledger.start(name)
     ledger.entries[name].started -= 12
-    ledger.end(name, "interrupted")
+    ledger.finish(name, "interrupted")
     ledger.flush()
     assert 42 <= read_json(plan, name)["seconds"] < 43
 
@@ -246,7 +246,7 @@ def test_nobody_waits_for_a_storage_that_does_not_answer(tmp_path, monkeypatch):
     for name in names:
         ledger.start(name)
     for step in range(50):
-        ledger.hear(names[0], {"step": step}, {"model.latent_dim": step})
+        ledger.update(names[0], {"step": step}, {"model.latent_dim": step})
     ledger._written = -math.inf
     ledger.write(force=False)
     assert ledger.counts()["running"] == 4
@@ -263,7 +263,7 @@ def test_nobody_waits_for_a_storage_that_does_not_answer(tmp_path, monkeypatch):
 def test_a_fault_of_our_own_in_the_book_ends_the_sweep(tmp_path):
     ledger = open_ledger(plan_in(tmp_path))
     name = ledger.plan.trials[0].id
-    ledger.hear(name, {"step": 1}, {"model.latent_dim": {1, 2}})
+    ledger.update(name, {"step": 1}, {"model.latent_dim": {1, 2}})
     with pytest.raises(TypeError, match="not JSON serializable"):
         ledger.write()
 
@@ -272,10 +272,10 @@ def test_all_that_is_owed_is_written_before_the_process_ends(tmp_path):
     code = (
         "import time\n"
         "from aae_dist.storage import open_storage\n"
-        "from aae_dist.sweeps.async_writer import LateWriter\n"
+        "from aae_dist.sweeps.async_writer import AsyncWriter\n"
         f"folder = open_storage({str(tmp_path)!r})\n"
-        "writer = LateWriter(folder, lambda key: time.sleep(0.1) or key.encode())\n"
-        "writer.owe('a', 'b', 'c')\n"
+        "writer = AsyncWriter(folder, lambda key: time.sleep(0.1) or key.encode())\n"
+        "writer.mark_dirty('a', 'b', 'c')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]

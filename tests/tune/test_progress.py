@@ -8,7 +8,7 @@ from rich.live import Live
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.plan import load_sweep
-from aae_dist.tune.progress import View
+from aae_dist.tune.progress import SweepProgress
 
 
 def open_view(tmp_path, clock):
@@ -23,16 +23,16 @@ def open_view(tmp_path, clock):
     ]
     plan = load_sweep([], items)
     ledger = Ledger(plan, open_storage(plan.uri))
-    return ledger, View(ledger, 2, clock)
+    return ledger, SweepProgress(ledger, 2, clock)
 
 
 def run(ledger, number, seconds, state="finished", cause=None, score=1.0):
     trial = ledger.plan.trials[number]
     ledger.start(trial.id)
     ledger.entries[trial.id].started -= seconds
-    ledger.hear(trial.id, {"step": 100, "loss/reconstruction": score}, trial.parameters)
+    ledger.update(trial.id, {"step": 100, "loss/reconstruction": score}, trial.parameters)
     if state:
-        ledger.end(trial.id, state, cause)
+        ledger.finish(trial.id, state, cause)
 
 
 def test_a_job_log_gets_a_line_for_each_end_and_one_now_and_then(tmp_path, capsys):
@@ -56,7 +56,7 @@ def test_a_job_log_gets_a_line_for_each_end_and_one_now_and_then(tmp_path, capsy
 def test_trials_of_earlier_starts_are_not_told_again(tmp_path, capsys):
     ledger, _ = open_view(tmp_path, lambda: 0.0)
     run(ledger, 0, 60)
-    View(ledger, 2).update()
+    SweepProgress(ledger, 2).update()
     assert capsys.readouterr().out == ""
 
 

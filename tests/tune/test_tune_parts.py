@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.errors import AaeDistError, CheckpointError, TrainingDivergedError
-from aae_dist.launch.ray.resources import Demand
+from aae_dist.launch.ray.resources import ResourceRequest
 from aae_dist.storage import open_storage
 from aae_dist.sweeps import TrialRecord
 from aae_dist.sweeps.folder import TRIALS
@@ -27,10 +27,10 @@ from aae_dist.sweeps.objective import Objective
 from aae_dist.sweeps.plan import load_sweep
 from aae_dist.tune import sweep as tune_sweep
 from aae_dist.tune.callbacks import cause_of
-from aae_dist.tune.capacity import placement_of, room_for
+from aae_dist.tune.driver import max_concurrent_trials, placement_of
 from aae_dist.tune.optuna import OptunaSearcher
-from aae_dist.tune.progress import View
-from aae_dist.tune.schedulers import GamePbt, build_scheduler
+from aae_dist.tune.progress import SweepProgress
+from aae_dist.tune.schedulers import RunFolderPbt, build_scheduler
 from aae_dist.tune.sweep import _check_any_finished
 from aae_dist.tune.trial import OBJECTIVE, SWEEP, Trial
 
@@ -57,11 +57,19 @@ def plan_in(storage, *items):
 
 def test_room_counts_whole_trials_and_never_splits_one():
     node = {"CPU": 4.0, "GPU": 1.0}
-    assert room_for([Demand(1, {"CPU": 1.0, "GPU": 0.25})], [node, node]) == 8
-    assert room_for([Demand(1, {"CPU": 3.0})], [node, node]) == 2
-    assert room_for([Demand(3, {"CPU": 2.0})], [node, node]) == 1
-    assert room_for([Demand(1, {"CPU": 1.0}), Demand(4, {"CPU": 1.0})], [node, node]) == 2
-    assert room_for([Demand(2, {"CPU": 1.0})], [{"CPU": 8.0, "driver": 1.0}]) == 1
+    assert max_concurrent_trials([ResourceRequest(1, {"CPU": 1.0, "GPU": 0.25})], [node, node]) == 8
+    assert max_concurrent_trials([ResourceRequest(1, {"CPU": 3.0})], [node, node]) == 2
+    assert max_concurrent_trials([ResourceRequest(3, {"CPU": 2.0})], [node, node]) == 1
+    assert (
+        max_concurrent_trials(
+            [ResourceRequest(1, {"CPU": 1.0}), ResourceRequest(4, {"CPU": 1.0})], [node, node]
+        )
+        == 2
+    )
+    assert (
+        max_concurrent_trials([ResourceRequest(2, {"CPU": 1.0})], [{"CPU": 8.0, "driver": 1.0}])
+        == 1
+    )
 
 
 @pytest.fixture
@@ -96,16 +104,16 @@ def test_a_trials_state_is_pointed_at_and_stored_nowhere(tmp_path, monkeypatch):
         trial._uri, trial._at_step, trial._last_result = f"s3://bucket/{name}", 40, {"step": 40}
     saved = pickle.loads(pickle.dumps(first.save()))
     second.restore(saved)
-    assert second._donor == {"uri": "s3://bucket/first", "step": 40}
+    assert second._parent == {"uri": "s3://bucket/first", "step": 40}
     first.restore(saved)
-    assert first._donor is None
+    assert first._parent is None
     assert not list(tmp_path.iterdir())
 
 
 def test_a_trial_of_several_workers_takes_no_cpu_for_itself():
-    assert placement_of(Demand(1, {"CPU": 2.0}), False).bundles == [{"CPU": 2.0}]
+    assert placement_of(ResourceRequest(1, {"CPU": 2.0}), False).bundles == [{"CPU": 2.0}]
     for drivers in (False, True):
-        assert "CPU" not in placement_of(Demand(2, {"CPU": 1.0}), drivers).bundles[0]
+        assert "CPU" not in placement_of(ResourceRequest(2, {"CPU": 1.0}), drivers).bundles[0]
 
 
 class Tried:
@@ -150,7 +158,7 @@ def test_pbt_changes_rates_and_leaves_each_trial_its_folder(tmp_path):
     scheduler = build_scheduler(
         plan.sweep, Objective.of("loss/reconstruction", "min"), plan.configs, []
     )
-    assert isinstance(scheduler, GamePbt)
+    assert isinstance(scheduler, RunFolderPbt)
     bad, good = Tried("bad"), Tried("good")
     bad.config = {SWEEP: {"id": "bad", "config": "B", "values": {RATE: 1e-4}}}
     good.config = {SWEEP: {"id": "good", "config": "G", "values": {RATE: 1e-3}}}
@@ -182,13 +190,13 @@ def test_optuna_is_told_of_no_score_that_does_not_compare(tmp_path):
         name = searcher.suggest(f"tune-{number}")[SWEEP]["id"]
         scores = {"step": 900, "prior_match/c2st": 0.5, NUM_SAMPLES: samples}
         ledger.start(name)
-        ledger.hear(name, scores, ledger.entries[name].plan.parameters)
-        ledger.end(name, "finished")
+        ledger.update(name, scores, ledger.entries[name].plan.parameters)
+        ledger.finish(name, "finished")
         result = {"trial_state": "finished", f"{OBJECTIVE}0": 0.5, NUM_SAMPLES: samples}
         searcher.on_trial_complete(f"tune-{number}", result)
     assert [trial.value for trial in searcher._study.trials] == [0.5, 0.5, None]
     assert len(ledger.ranked()) == 2
-    line = View(ledger, 1)._end_line(ledger.of("finished")[2])
+    line = SweepProgress(ledger, 1)._end_line(ledger.in_state("finished")[2])
     assert "499 samples, other trials of another number: not compared" in line
 
 
@@ -205,8 +213,8 @@ def test_optuna_is_told_of_no_score_that_does_not_compare(tmp_path):
 def test_a_sweep_without_a_finished_trial_exits_as_its_trials_died(tmp_path, causes, code):
     plan = plan_in(tmp_path, "sweep.space.run.seed={grid: [0, 1]}")
     ledger = Ledger(plan, open_storage(plan.uri))
-    for entry, cause in zip(ledger.of("waiting"), causes, strict=False):
-        ledger.end(entry.plan.id, "failed", cause)
+    for entry, cause in zip(ledger.in_state("waiting"), causes, strict=False):
+        ledger.finish(entry.plan.id, "failed", cause)
     with pytest.raises(AaeDistError, match="no trial has finished") as raised:
         _check_any_finished(ledger)
     assert raised.value.exit_code == code
@@ -246,8 +254,8 @@ def drain(searcher, ledger, score):
         value = score(parameters)
         seen.append(parameters)
         ledger.start(name)
-        ledger.hear(name, {"step": 900, "loss/reconstruction": value}, parameters)
-        ledger.end(name, "finished")
+        ledger.update(name, {"step": 900, "loss/reconstruction": value}, parameters)
+        ledger.finish(name, "finished")
         leave_summary(ledger, name)
         result = {"trial_state": "finished", OBJECTIVE: value, f"{OBJECTIVE}0": value}
         searcher.on_trial_complete(f"tune-{len(seen) - 1}", result)

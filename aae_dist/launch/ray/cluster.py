@@ -15,9 +15,9 @@ from aae_dist.config.paths import inside_ray_job
 from aae_dist.config.sections.launch import Launch
 from aae_dist.data.format.patterns import check_present
 from aae_dist.errors import ConfigError, DataError, LaunchError
-from aae_dist.launch.log import say
-from aae_dist.launch.ray import resources as ray_demand
-from aae_dist.launch.ray.resources import Demand, Resources, show, total
+from aae_dist.launch.log import echo
+from aae_dist.launch.ray import resources as arithmetic
+from aae_dist.launch.ray.resources import ResourceRequest, Resources, show, total
 
 ADDRESS = "RAY_ADDRESS"
 AUTOSCALER = "RAY_enable_autoscaler_v2"
@@ -49,8 +49,10 @@ def check_machine(config: RunConfig) -> None:
     if is_local():
         cpus = {"CPU": float(os.cpu_count() or 1)}
         per_worker = {"CPU": float(config.launch.cpus_per_worker)}
-        demand = Demand(config.launch.most_workers, per_worker, config.launch.fewest_workers)
-        refuse_if_impossible(demand, [cpus], "this machine, where Ray would start, has")
+        request = ResourceRequest(
+            config.launch.most_workers, per_worker, config.launch.fewest_workers
+        )
+        refuse_if_impossible(request, [cpus], "this machine, where Ray would start, has")
 
 
 def check_data(configs: Iterable[RunConfig]) -> None:
@@ -155,7 +157,7 @@ def _start_twice() -> None:
         if "timed out" not in str(error):
             raise
         # Ray gives its processes 30 s, too little for a machine that is busy otherwise.
-        say("Ray did not start within 30 s on this busy machine; trying once more")
+        echo("Ray did not start within 30 s on this busy machine; trying once more")
         _init("local", include_dashboard=False)
 
 
@@ -216,20 +218,20 @@ def autoscaler_groups() -> list[tuple[Resources, int]]:
     return [(dict(g.resources), g.max_count if g.max_count >= 0 else 10**6) for g in groups]
 
 
-def demand_of(config: RunConfig) -> Demand:
-    """Return what the run wants of this cluster, as it is or as its autoscaler may make it."""
+def request_of(config: RunConfig) -> ResourceRequest:
+    """Return the run's request on this cluster, as it is or as its autoscaler may make it."""
     groups = [resources for resources, _ in autoscaler_groups()]
-    return ray_demand.demand_of(config, [*nodes(), *groups])
+    return arithmetic.request_of(config, [*nodes(), *groups])
 
 
-def check_demand(demand: Demand) -> None:
-    """Raise LaunchError at once if the cluster can never hold `demand`, however long one waits."""
+def check_request(request: ResourceRequest) -> None:
+    """Raise LaunchError at once if the cluster can never hold `request`."""
     groups = autoscaler_groups()
     if groups:
-        grown = [resources for resources, most in groups for _ in range(min(most, demand.workers))]
-        refuse_if_impossible(demand, [*nodes(), *grown], "with its autoscaler, the cluster has")
+        grown = [resources for resources, most in groups for _ in range(min(most, request.workers))]
+        refuse_if_impossible(request, [*nodes(), *grown], "with its autoscaler, the cluster has")
     elif not has_autoscaler():
-        refuse_if_impossible(demand, nodes(), "the cluster has")
+        refuse_if_impossible(request, nodes(), "the cluster has")
 
 
 def has_autoscaler() -> bool:
@@ -237,13 +239,13 @@ def has_autoscaler() -> bool:
     return os.environ.get(AUTOSCALER, "0").lower() in ("1", "true")
 
 
-def refuse_if_impossible(demand: Demand, nodes: list[Resources], place: str) -> None:
-    """Raise LaunchError unless these nodes, all of them free, could hold `demand`."""
-    if demand.fits(nodes):
+def refuse_if_impossible(request: ResourceRequest, nodes: list[Resources], place: str) -> None:
+    """Raise LaunchError unless these nodes, all of them free, could hold `request`."""
+    if request.fits(nodes):
         return
-    room = sum(demand.room_on(node) for node in nodes)
+    room = sum(request.capacity_on(node) for node in nodes)
     raise LaunchError(
-        f"launch: {demand} can never start: {place} {show(total(nodes))} on {len(nodes)} "
+        f"launch: {request} can never start: {place} {show(total(nodes))} on {len(nodes)} "
         f"node{'s' * (len(nodes) != 1)}, room for {room}. "
         f"Use launch.workers={max(room, 1)}, fewer launch.cpus_per_worker, or a larger cluster."
     )

@@ -1,25 +1,108 @@
-"""What the driver does while Ray Train runs."""
+"""The launcher on a Ray cluster: starts Ray Train, prints progress, passes stops on."""
 
+import contextlib
+import os
+import secrets
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import ray
 
 from aae_dist.config import RunConfig
 from aae_dist.errors import Interrupted
-from aae_dist.launch.failures import WorkersFailedError, explain
-from aae_dist.launch.log import say
-from aae_dist.launch.ray.monitor import News, Payload
-from aae_dist.launch.ray.resources import Demand
-from aae_dist.launch.ray.wait import Patience, is_queued
-from aae_dist.launch.stop import StopRequest
+from aae_dist.launch.failures import WorkerResult, WorkersFailedError, explain
+from aae_dist.launch.log import echo
+from aae_dist.launch.ray import cluster
+from aae_dist.launch.ray.monitor import DriverUpdate, print_lines, start_monitor
+from aae_dist.launch.ray.resources import ResourceRequest, ResourceWait, is_queued
+from aae_dist.launch.shared_storage import write_marker
+from aae_dist.launch.stop import StopSignals, StopToken
+from aae_dist.storage import Storage, is_remote, join, open_storage
+from aae_dist.tracking.console import LiveBarSink
+from aae_dist.training.outcome import Outcome
+from aae_dist.training.run.resume import finished_before
 
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 """How often the driver fetches lines; also the longest delay of one."""
 ERROR_GRACE_SECONDS = 30.0
-"""How long the other ranks may take to end after one met a mistake of the user's."""
+"""How long the other ranks may take to end after one met a user error."""
+
+
+def launch_ray(config: RunConfig) -> Outcome:
+    """Train the run with Ray Train, on the cluster of RAY_ADDRESS or on one of this machine.
+
+    A run that has finished before is answered without starting Ray.
+
+    Raises:
+        Interrupted: the stop came before any worker had started.
+        AaeDistError: the user's mistake, in one line.
+        WorkersFailedError: workers failed more often than `launch.max_failures` allows.
+    """
+    done = finished_before(config)
+    if done is not None:
+        return done
+    cluster.check_machine(config)
+    cluster.check_data([config])
+    for line in cluster.advice(config):
+        echo(line)
+    folder = open_storage(join(config.run.storage, config.run.name))
+    folder.check_writable()
+    token = write_marker(folder)
+    with cluster.connected(config), StopSignals() as stop, ray_storage(folder) as storage:
+        if not sys.stdout.isatty():
+            return run_on_ray(config, token, storage, stop).unwrap()
+        with contextlib.closing(DriverProgressBar()) as bar:
+            return run_on_ray(config, token, storage, stop, bar, shows_progress=True).unwrap()
+
+
+def run_on_ray(
+    config: RunConfig,
+    token: str,
+    storage: str,
+    stop: StopToken,
+    on_update: Callable[[DriverUpdate], None] = print_lines,
+    shows_progress: bool = False,
+) -> WorkerResult[Outcome]:
+    """Run the training on the connected cluster; return the result of rank 0.
+
+    Args:
+        config: the run's configuration.
+        token: the marker that the driver wrote into the run folder.
+        storage: folder for Ray Train's own files.
+        stop: when to stop.
+        on_update: called about four times per second with what is new.
+        shows_progress: whether `on_update` shows progress, so that no lines of it are wanted.
+    """
+    # Imported when Ray runs: it takes seconds.
+    from aae_dist.launch.ray.train import WorkerSpec, build_trainer, warm_up
+
+    request = cluster.request_of(config)
+    cluster.check_request(request)
+    echo(f"starting {request} with Ray Train")
+    warm_up()
+    monitor = start_monitor()
+    launch_id = secrets.token_hex(8)
+    spec = WorkerSpec(
+        config.model_dump_json(), launch_id, token, monitor, os.getcwd(), shows_progress
+    )
+    fit = Fit(build_trainer(config, request, spec, storage).fit)
+    return Driver(config, request, monitor, fit, stop, on_update).watch()
+
+
+@contextlib.contextmanager
+def ray_storage(folder: Storage) -> Iterator[str]:
+    """Yield Ray Train's own folder: `.ray` in a local run folder, else a temporary one.
+
+    Checkpoints are ours, so all that Ray writes there is a marker file: not worth the credentials
+    that its other S3 client would need.
+    """
+    if not is_remote(folder.uri):
+        yield join(folder.uri, ".ray")
+        return
+    with tempfile.TemporaryDirectory(prefix="aae_dist-ray-") as path:
+        yield path
 
 
 class Fit(threading.Thread):
@@ -38,7 +121,7 @@ class Fit(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Run to the end and keep what came of it: a result or an exception."""
+        """Run to the end and keep the result or the exception."""
         try:
             self.result = self._fit()
         except BaseException as error:  # noqa: BLE001  # It is raised again in the main thread.
@@ -51,76 +134,108 @@ class Driver:
     def __init__(
         self,
         config: RunConfig,
-        demand: Demand,
+        request: ResourceRequest,
         monitor: Any,
         fit: Fit,
-        signals: StopRequest,
-        hear: Callable[[News], None],
+        stop: StopToken,
+        on_update: Callable[[DriverUpdate], None],
     ) -> None:
-        """Watch `fit`, whose workers talk to the actor `monitor`; `hear` gets what is new."""
+        """Watch `fit`, whose workers report to the actor `monitor`."""
         self._config = config
         self._monitor = monitor
         self._fit = fit
-        self._signals, self._hear = signals, hear
-        self._patience = Patience(demand, config.launch.max_wait_minutes, say)
+        self._stop, self._on_update = stop, on_update
+        self._wait = ResourceWait(request, config.launch.max_wait_minutes, echo)
         self._next_check = 0.0
         self._stop_sent = False
         self._error_since: float | None = None
 
-    def watch(self) -> Payload:
+    def watch(self) -> WorkerResult[Outcome]:
         """Return what the workers returned, after printing all their lines."""
         while self._fit.is_alive():
-            self._fit.join(LOOK_SECONDS)
-            error = self._look()
-            if error is not None:
-                return error
-        return self._end()
+            self._fit.join(POLL_SECONDS)
+            failed = self._poll()
+            if failed is not None:
+                return failed
+        return self._result()
 
-    def _look(self) -> Payload | None:
-        """Pass lines and signals on; return an error that the other ranks will not survive."""
-        news = self._take_news()
-        if self._signals.requested and not self._stop_sent:
-            self._send_stop(news.workers_up)
+    def _poll(self) -> WorkerResult[Outcome] | None:
+        """Pass lines and stops on; return an error that the other ranks will not survive."""
+        update = self._take_update()
+        if self._stop.requested and not self._stop_sent:
+            self._send_stop(update.workers_up)
         now = time.monotonic()
-        if not news.workers_up and now >= self._next_check:
+        if not update.workers_up and now >= self._next_check:
             self._next_check = now + 1.0
-            self._patience.check()
-        if news.error is None:
+            self._wait.check()
+        if update.failed is None:
             return None
         self._error_since = self._error_since or now
         late = now - self._error_since > ERROR_GRACE_SECONDS
-        # With the other ranks dead already, Ray would start them all again in vain.
-        return news.error if late or not news.workers_up else None
+        # With the other ranks dead already, Ray would start them all again without effect.
+        return update.failed if late or not update.workers_up else None
 
     def _send_stop(self, workers_up: bool) -> None:
+        import ray
+
         self._stop_sent = True
         if not workers_up and is_queued():
             raise Interrupted("stopped as asked while waiting for the cluster; nothing was trained")
-        say("stopping: the workers save a checkpoint first; a second signal ends at once")
-        ray.get(self._monitor.request_stop.remote(self._signals.stop_as))
+        echo("stopping: the workers save a checkpoint first; a second signal ends at once")
+        ray.get(self._monitor.request_stop.remote(self._stop.reason))
 
-    def _take_news(self) -> News:
-        news: News = ray.get(self._monitor.take_news.remote())
-        self._hear(news)
-        return news
+    def _take_update(self) -> DriverUpdate:
+        import ray
 
-    def _end(self) -> Payload:
-        news = self._take_news()
-        if news.error is not None:
-            return news.error
+        update: DriverUpdate = ray.get(self._monitor.poll.remote())
+        self._on_update(update)
+        return update
+
+    def _result(self) -> WorkerResult[Outcome]:
+        update = self._take_update()
+        if update.failed is not None:
+            return update.failed
         if self._fit.error is not None:
             raise explain(
                 self._fit.error, self._config.launch.max_failures, logs_folder()
             ) from self._fit.error
-        payload: Payload | None = self._fit.result.return_value
-        if payload is None:
+        result: WorkerResult[Outcome] | None = self._fit.result.return_value
+        if result is None:
             raise WorkersFailedError(
                 f"Ray Train ended without a result. All workers' logs are in {logs_folder()}."
             )
-        return payload
+        return result
+
+
+class DriverProgressBar:
+    """Shows a live bar on the driver's terminal, in the place of `print_lines`."""
+
+    def __init__(self) -> None:
+        """Show the bar as soon as the length of the run is known."""
+        self._bar: LiveBarSink | None = None
+        self._plan: tuple[int, int] | None = None
+
+    def __call__(self, update: DriverUpdate) -> None:
+        """Print lines above the bar and move it; workers that started again have another plan."""
+        for line in update.lines:
+            echo(line)
+        if update.plan is not None and update.plan != self._plan:
+            self.close()
+            self._plan, self._bar = update.plan, LiveBarSink(*update.plan)
+        if self._bar is not None:
+            self._bar.on_step(update.step)
+            for metrics in update.metrics:
+                self._bar.log(metrics)
+
+    def close(self) -> None:
+        """Release the terminal."""
+        if self._bar is not None:
+            self._bar.close({}, "")
 
 
 def logs_folder() -> str:
     """Return where Ray keeps the logs of processes, the same path on each node."""
+    import ray
+
     node: Any = ray._private.worker.global_worker.node
     return str(node.get_logs_dir_path())

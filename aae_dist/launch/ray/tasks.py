@@ -1,30 +1,121 @@
-"""Independent tasks on a Ray cluster: the parts of a verb's work, spread over workers."""
+"""Functions run as tasks on a Ray cluster: as an `Executor`, and with reserved workers."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from typing import Any, TypeVar
 
 from aae_dist.config import RunConfig
-from aae_dist.errors import AaeDistError, packed, unpacked
-from aae_dist.launch.failures import WorkersFailedError, last_line
-from aae_dist.launch.log import say
-from aae_dist.launch.ray import cluster as ray_cluster
-from aae_dist.launch.ray.resources import Demand
+from aae_dist.errors import AaeDistError, ConfigError
+from aae_dist.launch.failures import WorkerResult, WorkersFailedError, last_line
+from aae_dist.launch.log import echo
+from aae_dist.launch.ray import cluster
+from aae_dist.launch.ray.resources import ResourceRequest, ResourceWait
 
-Payload = dict[str, Any]
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
+NUM_RETRIES = 3
+T = TypeVar("T")
+
+
+class RayExecutor(Executor):
+    """Runs each call as a Ray task. An error that the function raises is raised by its future.
+
+    A task whose process or node dies is started again, `max_retries` times.
+    """
+
+    def __init__(self, max_retries: int = NUM_RETRIES, **options: Any) -> None:
+        """Expect that this process is connected to Ray; `options` are those of `ray.remote`."""
+        import ray
+
+        self._ray: Any = ray
+        self._task: Any = ray.remote(_call).options(max_retries=max_retries, **options)
+        self._running: dict[Future[Any], Any] = {}
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        """Start `function(*args, **kwargs)` somewhere in the cluster."""
+        done: Future[T] = Future()
+        done.set_running_or_notify_cancel()
+        reference = self._task.remote(os.getcwd(), function, args, kwargs)
+        self._running[done] = reference
+        reference.future().add_done_callback(lambda inner: self._finish(inner, done))
+        return done
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Cancel the running tasks if asked to; Ray ends the others with this process."""
+        if cancel_futures:
+            for reference in list(self._running.values()):
+                self._ray.cancel(reference)
+
+    def _finish(self, inner: "Future[WorkerResult[T]]", done: "Future[T]") -> None:
+        self._running.pop(done, None)
+        try:
+            done.set_result(result_of(inner))
+        except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+            done.set_exception(error)
+
+
+def _call(search_path: str, function: Callable[..., T], args: Any, kwargs: Any) -> WorkerResult[T]:
+    """Run one call in a worker; `search_path` is the driver's working directory.
+
+    It may hold a prior of the user's own.
+    """
+    if search_path not in sys.path:
+        sys.path.append(search_path)
+    try:
+        return WorkerResult(value=function(*args, **kwargs))
+    except AaeDistError as error:
+        return WorkerResult(error=error)
+
+
+def result_of(inner: "Future[WorkerResult[T]]") -> T:
+    """Return what a task returned, or raise what it raised.
+
+    Raises:
+        WorkersFailedError: its process died more often than it may be started again.
+    """
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        result = inner.result()
+    except RayTaskError:
+        raise  # what the function itself raised: an internal error
+    except RayError as error:  # a node died, or has no memory left
+        raise WorkersFailedError(
+            f"a worker's process failed more often than launch.max_failures allows: "
+            f"{last_line(error)}"
+        ) from error
+    return result.unwrap()
+
+
+@contextlib.contextmanager
+def ray_executor() -> Iterator[Executor]:
+    """Yield an executor on the cluster of RAY_ADDRESS whose tasks take one CPU each.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is not set: on one machine threads do the same.
+        LaunchError: no Ray answers there.
+    """
+    if cluster.is_local():
+        raise ConfigError(
+            f"--ray needs a cluster: set {cluster.ADDRESS} (got "
+            f"{os.environ.get(cluster.ADDRESS)!r}), or leave --ray out to use threads of this "
+            "process."
+        )
+    with cluster.connected():
+        yield RayExecutor(num_cpus=1)
 
 
 def run_tasks(
-    config: RunConfig, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
-) -> Iterator[Any]:
-    """Yield what `function(*call)` returns for each call, as they end; `launch.workers` at a time.
+    config: RunConfig, function: Callable[..., T], calls: Sequence[tuple[Any, ...]]
+) -> Iterator[T]:
+    """Yield what `function(*call)` returns for each call, as they end; `launch.workers` at once.
 
     A task whose process or node dies is started again, up to `launch.max_failures` times.
 
     Args:
-        config: `launch` says how many workers and what each has.
+        config: `launch` has the number of workers and the resources of each.
         function: of a module that the workers can import.
         calls: arguments of each task.
 
@@ -34,73 +125,41 @@ def run_tasks(
             `launch.max_wait_minutes`.
         WorkersFailedError: a task's process died more often than `launch.max_failures` allows.
     """
-    ray_cluster.check_machine(config)
-    with ray_cluster.connected(config):
-        demand = ray_cluster.demand_of(config)
-        ray_cluster.check_demand(demand)
-        say(f"starting {demand} with Ray")
-        yield from _run(config, demand, function, calls)
+    cluster.check_machine(config)
+    with cluster.connected(config):
+        request = cluster.request_of(config)
+        cluster.check_request(request)
+        echo(f"starting {request} with Ray")
+        yield from _run(config, request, function, calls)
 
 
 def _run(
-    config: RunConfig, demand: Demand, function: Callable[..., Any], calls: Sequence[Any]
-) -> Iterator[Any]:
+    config: RunConfig, request: ResourceRequest, function: Callable[..., T], calls: Sequence[Any]
+) -> Iterator[T]:
     # Imported when Ray runs: these import it, which takes seconds.
-    import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from aae_dist.launch.ray.wait import Patience
-
-    patience = Patience(demand, config.launch.max_wait_minutes, say)
-    group = placement_group([demand.per_worker] * demand.workers, strategy="PACK")
-    task = ray.remote(_guarded).options(
-        num_cpus=demand.per_worker["CPU"],
-        num_gpus=demand.per_worker.get("GPU", 0),
-        max_retries=config.launch.max_failures,
+    room = ResourceWait(request, config.launch.max_wait_minutes, echo)
+    group = placement_group([request.per_worker] * request.workers, strategy="PACK")
+    executor = RayExecutor(
+        config.launch.max_failures,
+        num_cpus=request.per_worker["CPU"],
+        num_gpus=request.per_worker.get("GPU", 0),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group),
     )
     waiting = list(reversed(calls))
-    running: list[Any] = []
+    running: set[Future[T]] = set()
     try:
-        while not group.wait(LOOK_SECONDS):
-            patience.check()
+        while not group.wait(POLL_SECONDS):
+            room.check()
         while waiting or running:
-            while waiting and len(running) < demand.workers:
-                running.append(task.remote(os.getcwd(), function, *waiting.pop()))
-            done, running = ray.wait(running, timeout=LOOK_SECONDS)
-            yield from (_value(ray, reference) for reference in done)
+            while waiting and len(running) < request.workers:
+                running.add(executor.submit(function, *waiting.pop()))
+            done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+            yield from (future.result() for future in done)
             # A node that dies takes its part of the group with it: then room is waited for again.
-            patience.check()
+            room.check()
     finally:
-        for reference in running:
-            ray.cancel(reference)
+        executor.shutdown(cancel_futures=True)
         remove_placement_group(group)
-
-
-def _guarded(search_path: str, function: Callable[..., Any], *arguments: Any) -> Payload:
-    """Run one call in a worker; a mistake of the user's comes back as a value, not to be retried.
-
-    `search_path` is the driver's working directory, where a prior of the user's own may lie.
-    """
-    if search_path not in sys.path:
-        sys.path.append(search_path)
-    try:
-        return {"value": function(*arguments)}
-    except AaeDistError as error:
-        return {"error": packed(error)}
-
-
-def _value(ray: Any, reference: Any) -> Any:
-    try:
-        payload: Payload = ray.get(reference)
-    except ray.exceptions.RayTaskError:
-        raise  # what the task itself raised: a fault of ours
-    except ray.exceptions.RayError as error:
-        raise WorkersFailedError(
-            "a worker's process failed more often than launch.max_failures allows: "
-            f"{last_line(error)}"
-        ) from error
-    if "error" in payload:
-        raise unpacked(payload["error"])
-    return payload["value"]

@@ -1,6 +1,8 @@
-"""One rank of a run inside a Ray Train worker."""
+"""One rank of a run inside a Ray Train worker, and what it reports."""
 
 import dataclasses
+import math
+import re
 import sys
 import time
 import traceback
@@ -17,27 +19,88 @@ from aae_dist.config.redaction import redact
 from aae_dist.distributed.collectives import broadcast_json, control_group, run_on_all_ranks
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, RanksDifferError
-from aae_dist.launch import shared_storage as nonce
-from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
-from aae_dist.launch.ray.entry import Task, give_up
-from aae_dist.launch.ray.monitor import Payload, StopWatch
-from aae_dist.launch.ray.prometheus import PrometheusSink
-from aae_dist.launch.ray.screen import FarConsole
+from aae_dist.launch.failures import WorkerResult, WorkersFailedError, is_collateral, last_line
+from aae_dist.launch.ray.monitor import StopListener
+from aae_dist.launch.ray.train import WorkerSpec, report_fatal
+from aae_dist.launch.shared_storage import check_marker
+from aae_dist.launch.stop import StopReason
 from aae_dist.storage import join, open_storage
+from aae_dist.tracking.sinks import Record
+from aae_dist.training.outcome import Outcome
 from aae_dist.training.trainer import train
 
 REPORT_SECONDS = 5.0
 """Least time between reports: Ray takes one a poll (1 s), and the next one would wait for it."""
+PROGRESS_SECONDS = 0.5
+"""Least time between two progress messages between log points."""
+PREFIX = "aae_dist_"
+"""Ray adds its own before it: `loss/generator` is served as `ray_aae_dist_loss_generator`."""
+
+
+def run_rank(spec: WorkerSpec) -> WorkerResult[Outcome]:
+    """Train as one rank; return a user error, since Ray would retry an exception."""
+    if spec.search_path not in sys.path:
+        sys.path.append(spec.search_path)
+    config = RunConfig.model_validate_json(spec.config)
+    torch.set_num_threads(config.launch.cpus_per_worker)
+    try:
+        world = from_environment(config.train.device)
+    except AaeDistError as error:
+        return report_fatal(spec, error)
+    if world.device.type == "cuda":
+        world = dataclasses.replace(world, device=get_device())
+    if world.is_main:
+        spec.monitor.set_workers_up.remote(True)
+    return _train(spec, config, world)
+
+
+def _train(spec: WorkerSpec, config: RunConfig, world: World) -> WorkerResult[Outcome]:
+    reporter = RayReporter(spec.monitor, world)
+    folder = open_storage(join(config.run.storage, config.run.name))
+    try:
+        if world.size > 1:
+            control_group()  # Ray Train has set up the process group
+        run_on_all_ranks(world, lambda: check_marker(folder, spec.token))
+        sinks = [PrometheusSink(config.run.name)] if world.is_main else []
+        console = partial(RemoteConsole, spec.monitor) if spec.driver_shows_progress else None
+        outcome = train(config, world, reporter, spec.launch_id, sinks, console)
+        reporter.flush()
+    except Exception as error:
+        # Ranks that differ are a machine's fault, so they start again like those that died.
+        if isinstance(error, AaeDistError) and not isinstance(error, RanksDifferError):
+            return report_fatal(spec, error)
+        repeated = repeated_failure(spec, world.rank, error)
+        if repeated is None:
+            raise
+        return repeated
+    finally:
+        reporter.close()
+    return WorkerResult(value=outcome)
+
+
+def repeated_failure(spec: WorkerSpec, rank: int, error: Exception) -> WorkerResult[Outcome] | None:
+    """Return the end of a run whose same step has failed before in the same way, else None.
+
+    A start from the newest checkpoint computes the same numbers, so a third try would fail, too.
+    """
+    if is_collateral(last_line(error)):
+        return None
+    cause = ", ".join([last_line(error), *getattr(error, "__notes__", [])])
+    if not ray.get(spec.monitor.note_failure.remote(cause)):
+        return None
+    traceback.print_exception(error)
+    message = f"rank {rank} failed twice in the same way, so it is not started again: {cause}"
+    return report_fatal(spec, WorkersFailedError(message))
 
 
 class RayReporter:
-    """Carries lines to the driver and metrics to Ray Train."""
+    """Sends lines to the driver and metrics to Ray Train."""
 
     def __init__(self, monitor: Any, world: World) -> None:
-        """Report through the actor `monitor`; rank 0 also listens to it for the request to stop."""
+        """Report through the actor `monitor`; rank 0 also listens for requests of the driver."""
         self._monitor = monitor
         self._world = world
-        self._watch = StopWatch(monitor) if world.is_main else None
+        self._listener = StopListener(monitor) if world.is_main else None
         self._pending: dict[str, float] = {}
         self._reported_at = time.monotonic()
 
@@ -63,18 +126,17 @@ class RayReporter:
             self._pending = {}
 
     def stop_requested(self) -> bool:
-        """Return whether the driver asked to stop, as far as this rank has heard."""
-        return self._watch is not None and self._watch.requested
+        return self._listener is not None and self._listener.token.requested
 
     def stopped_as(self) -> str:
-        """Return what the driver said when it asked to stop."""
-        return self._watch.stop_as if self._watch is not None else "interrupted"
+        reason = self._listener.token.reason if self._listener is not None else None
+        return reason or StopReason.INTERRUPTED
 
     def save_requested(self) -> bool:
         """Return whether a node has started to drain since the last call."""
-        if self._watch is None or not self._watch.save_requested:
+        if self._listener is None or not self._listener.save_requested:
             return False
-        self._watch.save_requested = False
+        self._listener.save_requested = False
         self.line("a node is being drained: saving a checkpoint now")
         return True
 
@@ -84,61 +146,70 @@ class RayReporter:
 
     def close(self) -> None:
         """Stop listening."""
-        if self._watch is not None:
-            self._watch.close()
+        if self._listener is not None:
+            self._listener.close()
 
 
-def run_rank(task: Task) -> Payload:
-    """Train as one rank; return a mistake of the user's, since Ray would retry an exception."""
-    if task.search_path not in sys.path:
-        sys.path.append(task.search_path)
-    config = RunConfig.model_validate_json(task.config)
-    torch.set_num_threads(config.launch.cpus_per_worker)
-    try:
-        world = from_environment(config.train.device)
-    except AaeDistError as error:
-        return give_up(task, error)
-    if world.device.type == "cuda":
-        world = dataclasses.replace(world, device=get_device())
-    if world.is_main:
-        task.monitor.set_workers_up.remote(True)
-    return _train(task, config, world)
+class RemoteConsole:
+    """The console of rank 0: sends progress to the driver, which gets metrics anyway."""
+
+    def __init__(self, monitor: Any, total_steps: int, first_step: int) -> None:
+        """Send the length of the run to the actor `monitor`."""
+        self._monitor, self._sent_at = monitor, time.monotonic()
+        monitor.set_plan.remote(total_steps, first_step)
+
+    def on_step(self, step: int) -> None:
+        """Send the step now and then."""
+        if time.monotonic() - self._sent_at >= PROGRESS_SECONDS:
+            self._sent_at = time.monotonic()
+            self._monitor.set_step.remote(step)
+
+    def log(self, record: Record) -> None:
+        """Send the step; `RayReporter.report` sends the rest."""
+        self._monitor.set_step.remote(int(record["step"]))
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        pass
+
+    def close(self, summary: Record, state: str) -> None:
+        pass  # the driver ends the bar
 
 
-def _train(task: Task, config: RunConfig, world: World) -> Payload:
-    reporter = RayReporter(task.monitor, world)
-    folder = open_storage(join(config.run.storage, config.run.name))
-    try:
-        if world.size > 1:
-            control_group()  # Ray Train has set up the process group
-        run_on_all_ranks(world, lambda: nonce.check(folder, task.nonce))
-        sinks = [PrometheusSink(config.run.name)] if world.is_main else []
-        console = partial(FarConsole, task.monitor) if task.has_screen else None
-        outcome = train(config, world, reporter, task.launch_id, sinks, console)
-        reporter.flush()
-    except Exception as error:
-        # Ranks that differ are a machine's fault, so they start again like those that died.
-        if isinstance(error, AaeDistError) and not isinstance(error, RanksDifferError):
-            return give_up(task, error)
-        repeated = repeated_failure(task, world.rank, error)
-        if repeated is None:
-            raise
-        return repeated
-    finally:
-        reporter.close()
-    return {"outcome": dataclasses.asdict(outcome)}
+class PrometheusSink:
+    """Metrics of rank 0 as gauges for Prometheus, labelled with the run's name.
 
-
-def repeated_failure(task: Task, rank: int, error: Exception) -> Payload | None:
-    """Return what to end the run with when the same step has failed so before, else None.
-
-    A start from the newest checkpoint computes the same numbers, so a third try would fail alike.
+    Every Ray node serves those of its processes as text.
     """
-    if is_collateral(last_line(error)):
-        return None
-    cause = ", ".join([last_line(error), *getattr(error, "__notes__", [])])
-    if not ray.get(task.monitor.note_failure.remote(cause)):
-        return None
-    traceback.print_exception(error)
-    message = f"rank {rank} failed twice alike, so it is not started again: {cause}"
-    return give_up(task, WorkersFailedError(message))
+
+    def __init__(self, run: str) -> None:
+        """Report that the run trains; made in a process of a Ray cluster."""
+        from ray.util.metrics import Gauge
+
+        self._make: Any = Gauge
+        self._tags = {"run": run}
+        self._gauges: dict[str, Any] = {}
+        self._set("training", 1.0)
+
+    def log(self, record: Record) -> None:
+        """Take one log point; values that are not finite are left out."""
+        for name, value in record.items():
+            if math.isfinite(value):
+                self._set(name, float(value))
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        pass
+
+    def close(self, summary: Record, state: str) -> None:
+        """Report that the run no longer trains."""
+        self._set("training", 0.0)
+
+    def _set(self, name: str, value: float) -> None:
+        if name not in self._gauges:
+            described = f"{name} of a run, as in its metrics.jsonl"
+            self._gauges[name] = self._make(gauge_name(name), described, tag_keys=("run",))
+        self._gauges[name].set(value, tags=self._tags)
+
+
+def gauge_name(metric: str) -> str:
+    """Return the name that Ray is told: letters, digits and underscores."""
+    return PREFIX + re.sub(r"[^a-zA-Z0-9_]", "_", metric)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from aae_dist.errors import LaunchError
-from aae_dist.launch.log import say
+from aae_dist.launch.log import echo
 from aae_dist.launch.submit.kubernetes import ENDED, Kubectl
 from aae_dist.launch.submit.manifest import Object
 from aae_dist.launch.submit.ray_jobs import SAVED, exit_code
@@ -96,7 +96,7 @@ def stop(api: Kubectl, name: str) -> None:
             f"{api.words} delete rayjob {name}"
         )
     api.execute(running[0]["metadata"]["name"], [*STOP_COMMAND.split(), status["jobId"]])
-    say("aae-dist: stopping: the run saves a checkpoint first")
+    echo("aae-dist: stopping: the run saves a checkpoint first")
 
 
 class GoneError(LaunchError):
@@ -216,7 +216,7 @@ class SubmitterLogs:
             if stream.phase == "Failed" and self._held:
                 # The traceback is that of `ray job logs`, which lost the head: when the job itself
                 # fails, the pod succeeds.
-                say(f"aae-dist: {stream.pod} lost the head: {self._held[-1].strip()[:200]}")
+                echo(f"aae-dist: {stream.pod} lost the head: {self._held[-1].strip()[:200]}")
                 self._held.clear()
             self._release()
         self._held.clear()
@@ -276,7 +276,7 @@ class StateReporter:
     def report(self, line: str) -> None:
         """Print a line that differs from the last one."""
         if line != self._last:
-            say(f"aae-dist: {line}")
+            echo(f"aae-dist: {line}")
         self._last = line
 
     def update(self, job: Object, pods: Sequence[Object]) -> None:
@@ -377,15 +377,15 @@ def report_end(job: Object, log: JobLog) -> int:
     status = _status(job)
     reached = status.get("jobStatus", "")
     if status.get("reason") == "JobStatusCheckTimeoutExceeded":
-        say(
+        echo(
             "aae-dist: the head stayed away for longer than the operator waits, which then makes "
             "no new cluster (300 s; RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS of the operator raises it: "
             "cluster/README.md, section 1). Submit again: the run resumes from its last checkpoint"
         )
     elif reached == "SUCCEEDED":
-        say("aae-dist: finished")
+        echo("aae-dist: finished")
     elif reached != "STOPPED":
-        say(f"aae-dist: the job {_failure(status)}")
+        echo(f"aae-dist: the job {_failure(status)}")
     if status.get("jobDeploymentStatus") == "ValidationFailed":
         return 2
     found = _EXIT_CODE.search(status.get("message", ""))

@@ -14,7 +14,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redact
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch.ray.cluster import refuse_if_impossible
-from aae_dist.launch.ray.resources import demand_of
+from aae_dist.launch.ray.resources import request_of
 from aae_dist.launch.submit import manifest
 from aae_dist.launch.submit.manifest import Object
 from aae_dist.launch.submit.work import LOCAL, Work, local_paths
@@ -134,7 +134,7 @@ def check(work: Work, job: Object, cluster: Path) -> None:
     if problems:
         raise ConfigError("\n  ".join([f"this cannot run on {cluster}:", *problems]))
     groups = list(manifest.groups(job))
-    demand = demand_of(work.config, [resources for resources, _ in groups])
+    demand = request_of(work.config, [resources for resources, _ in groups])
     pods = [node for node, most in groups for _ in range(min(most, demand.workers))]
     refuse_if_impossible(demand, pods, f"with `most` in its site.yaml, {cluster} has")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aae_dist.errors import ConfigError, LaunchError
-from aae_dist.launch.log import say
+from aae_dist.launch.log import echo
 from aae_dist.launch.submit.work import LOCAL, Work, follow_or_stop, local_paths
 
 STOP_WAIT_SECONDS = 60
@@ -232,7 +232,9 @@ def exit_code(status: str, driver: int | None, saved: bool) -> int:
     if status == "STOPPED":
         if saved:
             return 4
-        say("the job was stopped before it logged a saved checkpoint; it resumes from an older one")
+        echo(
+            "the job was stopped before it logged a saved checkpoint; it resumes from an older one"
+        )
         return 2
     if driver is None:
         return 1

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from aae_dist.launch import stop as signals
-from aae_dist.launch.stop import StopSignals
+from aae_dist.launch.stop import StopReason, StopSignals, StopToken
 
 STUBBORN = """
 import time
@@ -90,3 +90,32 @@ def test_a_second_signal_ends_a_process_whose_main_thread_is_in_c():
         time.sleep(signals.ECHO_SECONDS + 0.3)
         os.kill(run.pid, signal.SIGTERM)
         assert run.wait(timeout=10) == 128 + signal.SIGTERM
+
+
+def test_the_first_reason_wins_and_a_child_follows_its_parent():
+    sweep = StopToken()
+    pruned, other = StopToken(parent=sweep), StopToken(parent=sweep)
+    pruned.request(StopReason.PRUNED)
+    pruned.request(StopReason.INTERRUPTED)
+    assert (pruned.reason, other.reason, sweep.reason) == ("pruned", None, None)
+    sweep.request()
+    assert (pruned.reason, other.reason, sweep.reason) == ("pruned", "interrupted", "interrupted")
+    other.request(StopReason.PRUNED)
+    assert other.reason == "interrupted"
+
+
+def test_threads_that_request_at_once_agree_on_one_reason():
+    token, gate, seen = StopToken(), threading.Barrier(8), []
+
+    def request(reason):
+        gate.wait()
+        token.request(reason)
+        seen.append(token.reason)
+
+    reasons = [StopReason.PRUNED, StopReason.INTERRUPTED] * 4
+    threads = [threading.Thread(target=request, args=(reason,)) for reason in reasons]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(seen)) == 1

@@ -4,30 +4,30 @@ import pytest
 
 from aae_dist.config import load_config
 from aae_dist.errors import LaunchError
-from aae_dist.launch.ray import cluster as ray_cluster
+from aae_dist.launch.ray import cluster
 from aae_dist.launch.ray.cluster import refuse_if_impossible
-from aae_dist.launch.ray.resources import Demand
+from aae_dist.launch.ray.resources import ResourceRequest
 
 
 def test_a_worker_lies_on_one_node_only():
-    demand = Demand(2, {"CPU": 3.0})
+    demand = ResourceRequest(2, {"CPU": 3.0})
     assert not demand.fits([{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 2.0}])
     assert demand.fits([{"CPU": 3.0}, {"CPU": 4.0}])
 
 
 def test_the_scarcest_resource_decides():
-    demand = Demand(4, {"CPU": 1.0, "GPU": 1.0})
-    assert demand.room_on({"CPU": 64.0, "GPU": 2.0}) == 2
-    assert demand.room_on({"CPU": 64.0}) == 0
+    demand = ResourceRequest(4, {"CPU": 1.0, "GPU": 1.0})
+    assert demand.capacity_on({"CPU": 64.0, "GPU": 2.0}) == 2
+    assert demand.capacity_on({"CPU": 64.0}) == 0
 
 
 def test_gpus_can_be_shared():
-    assert Demand(4, {"CPU": 1.0, "GPU": 0.25}).fits([{"CPU": 8.0, "GPU": 1.0}])
+    assert ResourceRequest(4, {"CPU": 1.0, "GPU": 0.25}).fits([{"CPU": 8.0, "GPU": 1.0}])
 
 
 def test_what_can_never_start_is_refused_with_both_numbers():
     with pytest.raises(LaunchError) as refused:
-        refuse_if_impossible(Demand(4, {"CPU": 1.0}), [{"CPU": 2.0}], "the cluster has")
+        refuse_if_impossible(ResourceRequest(4, {"CPU": 1.0}), [{"CPU": 2.0}], "the cluster has")
     text = str(refused.value)
     assert "4 workers x (1 CPU)" in text
     assert "2 CPU on 1 node, room for 2" in text
@@ -52,10 +52,10 @@ CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}
 def test_gpus_per_worker_auto_is_one_where_a_node_or_a_group_has_gpus(
     monkeypatch, nodes, groups, overrides, gpus
 ):
-    monkeypatch.setattr(ray_cluster, "nodes", lambda: nodes)
-    monkeypatch.setattr(ray_cluster, "autoscaler_groups", lambda: groups)
+    monkeypatch.setattr(cluster, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "autoscaler_groups", lambda: groups)
     base = ["run.name=a", "data.train=x.tar", "train.steps=1"]
-    demand = ray_cluster.demand_of(load_config([], [*base, *overrides]).config)
+    demand = cluster.request_of(load_config([], [*base, *overrides]).config)
     assert demand.per_worker.get("GPU") == gpus
 
 
@@ -68,14 +68,14 @@ def test_the_groups_of_an_autoscaler_are_read_from_what_ray_keeps(monkeypatch):
     ]
     kept = protocol.ClusterConfig(node_group_configs=groups)
     monkeypatch.setattr(private.state, "get_cluster_config", lambda: kept)
-    assert ray_cluster.autoscaler_groups() == [({"CPU": 8, "GPU": 1}, 2), ({"CPU": 4}, 10**6)]
+    assert cluster.autoscaler_groups() == [({"CPU": 8, "GPU": 1}, 2), ({"CPU": 4}, 10**6)]
     monkeypatch.setattr(private.state, "get_cluster_config", lambda: None)
-    assert ray_cluster.autoscaler_groups() == []
+    assert cluster.autoscaler_groups() == []
 
 
 def test_elastic_workers_start_with_as_few_as_are_enough():
-    demand = Demand(4, {"CPU": 1.0}, fewest=2)
+    demand = ResourceRequest(4, {"CPU": 1.0}, fewest=2)
     assert str(demand) == "2 to 4 workers x (1 CPU)"
     assert demand.fits([{"CPU": 1.0}, {"CPU": 1.0}])
     assert not demand.fits([{"CPU": 1.0}])
-    assert demand.room_on({"CPU": 9.0}) == 4
+    assert demand.capacity_on({"CPU": 9.0}) == 4
