@@ -1,7 +1,7 @@
-"""Random changes of training images: flip, crop, colour; a whole batch at a time, on its device.
+"""Random changes of training images: flip, crop, colour; a whole batch at once, on its device.
 
-What happens to a sample is a function of (seed, epoch, sample number) alone: the same for any
-number of ranks, threads and batch sizes, and after a resume. Shapes: B rows, C H W image.
+The change of a sample is a function of (seed, epoch, sample number) alone: the same for any number
+of ranks, threads and batch sizes, and after a resume. Shapes: B rows, C H W image.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ from aae_dist.utils.seeds import derived_seed
 NUM_DRAWS = 6
 _FLIP, _DOWN, _RIGHT, _BRIGHTNESS, _CONTRAST, _SATURATION = range(NUM_DRAWS)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-"""What SplitMix64 adds to its counter at each step: 2**64 over the golden ratio."""
+"""Increment of SplitMix64's counter: 2**64 over the golden ratio."""
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
@@ -29,13 +29,13 @@ _LUMA = (0.299, 0.587, 0.114)
 def uniforms(seed: int, epoch: int, indices: Indices) -> NDArray[np.float32]:
     """Return numbers in [0, 1), float32 (B, NUM_DRAWS), keyed by seed, epoch and sample number.
 
-    The counter-based generator SplitMix64 (Steele et al. 2014, doi 10.1145/2660193.2660195): no
-    state, so any sample's numbers can be had at once, by itself.
+    The counter-based generator SplitMix64 (Steele et al. 2014, doi 10.1145/2660193.2660195):
+    without state, so the numbers of any sample can be computed by themselves.
     """
     key = np.uint64(derived_seed(seed, "augmentation", epoch))
     numbers = indices.astype(np.int64)[:, None] * NUM_DRAWS + np.arange(NUM_DRAWS)
     counters = numbers.astype(np.uint64)
-    # Mixed twice: counters of neighbouring keys would overlap after one.
+    # Mixed twice: after one mix the counters of neighbouring keys would overlap.
     bits = mixed((mixed(counters + _GAMMA) ^ key) + _GAMMA)
     return ((bits >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
 
@@ -72,7 +72,7 @@ class Augmenter:
         crop, device = self.settings.crop, images_BCHW.device
         if not (crop or self.settings.flip):
             return images_BCHW
-        # A slice: a list of columns would be copied to the device, and waited for.
+        # A slice: a list of columns would be copied to the device, and synchronize with it.
         shift_B2 = (u_BK[:, _DOWN : _RIGHT + 1] * (2 * crop + 1)).long() - crop
         rows_BH = torch.arange(height, device=device) + shift_B2[:, :1]
         columns_BW = torch.arange(width, device=device) + shift_B2[:, 1:]

@@ -1,7 +1,8 @@
 """Samples that cannot be used: listed, counted by shard and reason, and limited.
 
-A bad sample leaves a hole: its slot in the global batch counts for nothing, and no other sample
-moves. Every rank knows the holes of the whole batch, so all of them give up at the same step.
+A bad sample is masked: its slot in the global batch has weight zero, and no other sample moves; the
+slot is called a hole. Every rank knows the holes of the whole batch, so all of them stop at the
+same step.
 """
 
 import json
@@ -18,7 +19,7 @@ from aae_dist.errors import DataError
 MAX_LISTED = 100_000
 """Entries of the list, some 200 bytes each, in every checkpoint; a whole shard is one entry.
 
-Nothing raises it: what is not in the list could not be told from a new bad sample in the next
+No setting raises it: a sample that is not listed would look like a new bad sample in the next
 epoch, and a run would no longer count each one once.
 """
 MAX_LISTED_BYTES = 32 << 20
@@ -40,27 +41,27 @@ class BadSample:
     key: str | None
     """Its WebDataset key; None when the whole shard cannot be used."""
     reason: str
-    """One word for counters."""
+    """Reason of the error, for counters; of a whole shard it begins with 'shard '."""
     detail: str
-    """What was wrong, for people."""
+    """The error's message."""
     shard_samples: int = 0
     """Samples of the shard when all of them are lost, else 0."""
 
     @property
-    def place(self) -> tuple[str, int]:
-        """What is counted once: the sample, or the whole shard as number -1."""
+    def location(self) -> tuple[str, int]:
+        """Identity for counting: shard and sample number, -1 for a whole shard."""
         return self.shard, -1 if self.shard_samples else self.sample
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run tolerates."""
+    """Bounds on the bad samples of a run."""
 
     num_samples: int
     """Samples of the data set."""
     max_samples: int | None
     max_fraction: float
-    max_in_a_row: int
+    max_consecutive: int
 
 
 @dataclass
@@ -68,53 +69,53 @@ class BadSamples:
     """The bad samples that a run has met so far; a part of its state."""
 
     entries: list[dict[str, Any]] = field(default_factory=list)
-    """A line of bad_samples.jsonl each: a sample, or a whole shard (`sample` is null)."""
+    """Lines of bad_samples.jsonl: each is a sample, or a whole shard (`sample` is null)."""
     num_holes: int = 0
-    """Slots masked for bad samples; one sample counts once an epoch."""
+    """Slots masked for bad samples; one sample counts once per epoch."""
     in_a_row: int = 0
     """Holes since the last good slot, in the order of slots."""
 
     def __post_init__(self) -> None:
-        self.entries = list(self.entries)  # a checkpoint may be loaded again, by a roll back
-        self._longest_row = self.in_a_row
-        self._places = {
+        self.entries = list(self.entries)  # a rollback may load the checkpoint again
+        self._most_consecutive = self.in_a_row
+        self._locations = {
             (e["shard"], -1 if e["sample"] is None else e["sample"]) for e in self.entries
         }
-        self._listed = Counter(shard for shard, _ in self._places)
+        self._listed = Counter(shard for shard, _ in self._locations)
         self._bytes = len(_COMPACT.encode(self.entries))
         self.num_samples = sum(e["samples"] for e in self.entries)
         """Different samples lost so far; a shard that cannot be used counts whole."""
 
     def add(self, bad: Sequence[BadSample], valid: NDArray[np.bool_], step: int, epoch: int) -> int:
-        """Take in the holes of one global batch; return how many entries the list has more.
+        """Add the holes of one global batch; return the number of new entries.
 
         Args:
             bad: All holes of the batch, over all ranks.
             valid: Slots that have a sample, bool [G].
-            step: The step that trains on the batch, from 1.
+            step: The step that trains on the batch, counted from 1.
             epoch: The batch's epoch.
         """
         self.num_holes += len(bad)
-        self._count_row({one.slot for one in bad}, valid)
+        self._count_consecutive({one.slot for one in bad}, valid)
         before = len(self.entries)
         for one in bad:
-            if one.place not in self._places and (one.shard, -1) not in self._places:
+            if one.location not in self._locations and (one.shard, -1) not in self._locations:
                 self._list(one, step, epoch)
         return len(self.entries) - before
 
-    def _count_row(self, slots: set[int], valid: NDArray[np.bool_]) -> None:
+    def _count_consecutive(self, slots: set[int], valid: NDArray[np.bool_]) -> None:
         if not slots:
             self.in_a_row = 0
             return
         for slot in np.flatnonzero(valid).tolist():
             self.in_a_row = self.in_a_row + 1 if slot in slots else 0
-            self._longest_row = max(self._longest_row, self.in_a_row)
+            self._most_consecutive = max(self._most_consecutive, self.in_a_row)
 
     def _list(self, one: BadSample, step: int, epoch: int) -> None:
         samples = 1
         if one.shard_samples:
             samples = max(0, one.shard_samples - self._listed[one.shard])
-        self._places.add(one.place)
+        self._locations.add(one.location)
         self._listed[one.shard] += 1
         self.num_samples += samples
         entry = {
@@ -131,7 +132,7 @@ class BadSamples:
         self._bytes += len(_COMPACT.encode(entry)) + 1
 
     def check(self, limits: Limits) -> None:
-        """Raise DataError when more is bad than `limits` allow; alike on every rank."""
+        """Raise DataError when more is bad than `limits` allow; the same on every rank."""
         by_fraction = int(limits.max_fraction * limits.num_samples)
         count, problem, advice = self.num_samples, "", "or raise that limit"
         if limits.max_samples is not None and count > limits.max_samples:
@@ -141,10 +142,10 @@ class BadSamples:
                 f"{count} of {limits.num_samples} are bad, more than the {by_fraction} that "
                 f"data.max_bad_fraction={limits.max_fraction} allows"
             )
-        elif self._longest_row > limits.max_in_a_row:
+        elif self._most_consecutive > limits.max_consecutive:
             problem = (
-                f"{self._longest_row} in a row are bad, more than "
-                f"data.max_consecutive_bad_samples={limits.max_in_a_row}"
+                f"{self._most_consecutive} consecutive ones are bad, more than "
+                f"data.max_consecutive_bad_samples={limits.max_consecutive}"
             )
         elif len(self.entries) > MAX_LISTED or self._bytes > MAX_LISTED_BYTES:
             most = f"the {MAX_LISTED} single ones"
@@ -173,7 +174,7 @@ class BadSamples:
         return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
 
     def document(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state that a checkpoint stores."""
         return {
             "entries": list(self.entries),
             "num_holes": self.num_holes,
@@ -182,7 +183,7 @@ class BadSamples:
 
 
 def printable(text: str) -> str:
-    """Return `text` for logs: at most 200 characters, none that a terminal would obey."""
+    """Return `text` for logs: at most 200 characters, without control characters."""
     return repr(text)[1:-1][:200]
 
 
@@ -191,7 +192,7 @@ def _named(entry: Mapping[str, Any]) -> str:
 
 
 def to_json(bad: Iterable[BadSample]) -> list[dict[str, Any]]:
-    """Return what travels between ranks."""
+    """Return bad samples as they are sent to other ranks."""
     return [asdict(one) for one in bad]
 
 

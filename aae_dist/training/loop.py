@@ -132,7 +132,7 @@ class TrainLoop:
                     num_samples=self.order.num_samples,
                     max_samples=data.max_bad_samples,
                     max_fraction=data.max_bad_fraction,
-                    max_in_a_row=data.max_consecutive_bad_samples,
+                    max_consecutive=data.max_consecutive_bad_samples,
                 )
             )
 

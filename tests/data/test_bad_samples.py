@@ -16,7 +16,12 @@ def bad(slot: int, sample: int, shard_samples: int = 0) -> BadSample:
 
 
 def limits(**options: float) -> Limits:
-    settings = {"num_samples": 100, "max_samples": None, "max_fraction": 1.0, "max_in_a_row": 100}
+    settings = {
+        "num_samples": 100,
+        "max_samples": None,
+        "max_fraction": 1.0,
+        "max_consecutive": 100,
+    }
     return Limits(**{**settings, **options})  # type: ignore[arg-type]
 
 
@@ -55,8 +60,8 @@ def test_what_a_checkpoint_keeps_continues_the_count_and_stays_as_it_is() -> Non
     assert (again.num_samples, again.num_holes) == (3, 4)
     assert again.lines().startswith(found.lines())
     assert len(document["entries"]) == 2
-    with pytest.raises(DataError, match="4 in a row are bad"):
-        again.check(limits(max_in_a_row=3))
+    with pytest.raises(DataError, match="4 consecutive ones are bad"):
+        again.check(limits(max_consecutive=3))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def test_what_a_checkpoint_keeps_continues_the_count_and_stays_as_it_is() -> Non
     [
         ({"max_samples": 1}, "2 are bad, more than data.max_bad_samples=1"),
         ({"max_fraction": 0.019}, "2 of 100 are bad, more than the 1 that"),
-        ({"max_in_a_row": 1}, "2 in a row are bad"),
+        ({"max_consecutive": 1}, "2 consecutive ones are bad"),
     ],
 )
 def test_each_limit_ends_the_run_with_counts_by_reason(
@@ -72,7 +77,7 @@ def test_each_limit_ends_the_run_with_counts_by_reason(
 ) -> None:
     found = BadSamples()
     found.add([bad(2, 3), bad(3, 4)], VALID, 1, 0)
-    found.check(limits(max_samples=2, max_fraction=0.02, max_in_a_row=2))
+    found.check(limits(max_samples=2, max_fraction=0.02, max_consecutive=2))
     with pytest.raises(DataError, match=problem) as caught:
         found.check(limits(**options))
     assert "2 x image, first a.tar, k: no PNG" in str(caught.value)
@@ -83,11 +88,11 @@ def test_a_good_slot_between_ends_a_row_and_a_masked_one_does_not() -> None:
     masked = VALID.copy()
     masked[1] = False
     found.add([bad(0, 1), bad(2, 2)], masked, 1, 0)
-    with pytest.raises(DataError, match="2 in a row"):
-        found.check(limits(max_in_a_row=1))
+    with pytest.raises(DataError, match="2 consecutive"):
+        found.check(limits(max_consecutive=1))
     other = BadSamples()
     other.add([bad(0, 1), bad(2, 2)], VALID, 1, 0)
-    other.check(limits(max_in_a_row=1))
+    other.check(limits(max_consecutive=1))
 
 
 def test_only_new_lines_are_written_and_together_they_are_the_list(

@@ -174,7 +174,10 @@ def test_data_that_is_all_bad_ends_the_run_soon(tmp_path: Path) -> None:
     items = ("train.epochs=2", "data.max_bad_fraction=1")
     ended = train_rank(single_world(), tmp_path / "shards", tmp_path, items)
     assert ended["state"] == "DataError"
-    assert "in a row are bad, more than data.max_consecutive_bad_samples=100" in ended["message"]
+    assert (
+        "consecutive ones are bad, more than data.max_consecutive_bad_samples=100"
+        in ended["message"]
+    )
 
 
 @pytest.mark.distributed

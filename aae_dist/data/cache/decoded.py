@@ -1,4 +1,4 @@
-"""Decoded samples, kept: in memory that the ranks of a node share, or on a device as well."""
+"""Memory of decoded samples: shared by the ranks of a node, or on a device as well."""
 
 import contextlib
 import fcntl
@@ -31,25 +31,25 @@ _log = logging.getLogger(__name__)
 
 
 class DecodedStore(Protocol):
-    """Decoded samples of those numbers that were read so far."""
+    """Decoded samples by number, as far as they have been read."""
 
     @property
     def filled(self) -> NDArray[np.bool_]:
-        """Which samples are there, bool [samples]."""
+        """Which samples are stored, bool [samples]."""
 
     def store(self, indices: Indices, images: Tensor, labels: Tensor) -> None:
-        """Keep samples: images [n, C, H, W] and labels int64 [n], in host memory."""
+        """Store samples: images [n, C, H, W] and labels int64 [n], in host memory."""
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return images [n, C, H, W] and labels int64 [n] of samples that are there."""
+        """Return images [n, C, H, W] and labels int64 [n] of stored samples."""
 
 
 class SharedStore:
     """Memory shared by all processes of this node that read the same data.
 
-    It is a file in /dev/shm that each of them maps and holds a shared lock on; the last one removes
-    it, and what was killed is removed by whoever comes next. Where shared memory is too small (a
-    container has 64 MiB by default) every process keeps its own, and says so.
+    It is a file in /dev/shm that each of them maps and holds a shared lock on. The last one removes
+    it; files of killed processes are removed by the next process. Where shared memory is too small
+    (a container has 64 MiB by default) every process has its own, with a warning.
 
     Args:
         content: Equal for equal samples, from `content_id`.
@@ -68,13 +68,13 @@ class SharedStore:
         folder: Path = _SHARED_MEMORY,
     ) -> None:
         item = num_samples * int(np.prod(shape)) * dtype.itemsize
-        # Labels first, so that every part begins at a multiple of its numbers' size.
+        # Labels first, so that every part is aligned to its numbers' size.
         sizes = (8 * num_samples, item, num_samples)
         name = sha256(f"{content} {num_samples} {shape} {dtype}".encode()).hexdigest()[:40]
-        memory, descriptor, path = _shared_or_own(folder, name, max(1, sum(sizes)))
+        memory, descriptor, path = _shared_or_private(folder, name, max(1, sum(sizes)))
         self.is_shared = descriptor is not None
         if descriptor is not None:
-            weakref.finalize(self, _let_go, descriptor, path)
+            weakref.finalize(self, _unlock, descriptor, path)
         ends = np.cumsum(sizes)
         view = memoryview(memory)
         self._labels: NDArray[np.int64] = np.frombuffer(view[: ends[0]], np.int64)
@@ -85,18 +85,16 @@ class SharedStore:
 
     @property
     def filled(self) -> NDArray[np.bool_]:
-        """Which samples are there, from whichever process."""
         return self._filled
 
     def store(self, indices: Indices, images: Tensor, labels: Tensor) -> None:
-        """Keep samples; two processes that store the same one write the same bytes."""
+        # Two processes that store the same sample write the same bytes.
         self._images[indices] = images.numpy()
         self._labels[indices] = labels.numpy()
         _fence()
         self._filled[indices] = True
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return copies of samples that were seen to be filled."""
         _fence()
         # numpy copies rows in this thread alone; torch would start a team of threads for it.
         images = torch.from_numpy(self._images.take(indices, axis=0))
@@ -124,26 +122,23 @@ class DeviceStore:
                 f"{device}. Use data.decoded=memory."
             ) from None
         self._here = np.zeros(len(labels), np.bool_)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._copied: torch.cuda.Event | None = None
 
     @property
     def filled(self) -> NDArray[np.bool_]:
-        """Which samples are there, from whichever process."""
         return self._shared.filled
 
     def store(self, indices: Indices, images: Tensor, labels: Tensor) -> None:
-        """Keep samples for all ranks of the node."""
         self._shared.store(indices, images, labels)
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return samples, on the device; anything for those that are not filled."""
-        # A loader that was closed may still copy, in its own thread and stream.
-        with self._turn:
+        # A closed loader may still copy, in its own thread and stream.
+        with self._lock:
             stream = self._stream()
             if stream is not None and self._copied is not None:
                 stream.wait_event(self._copied)
-            self._bring(indices)
+            self._copy_missing(indices)
             if stream is not None:
                 self._copied = stream.record_event()
             where = torch.from_numpy(indices).to(self._device)
@@ -152,10 +147,10 @@ class DeviceStore:
     def _stream(self) -> "torch.cuda.Stream | None":
         return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
 
-    def _bring(self, indices: Indices) -> None:
-        """Copy to the device what it lacks."""
+    def _copy_missing(self, indices: Indices) -> None:
+        """Copy the samples that the device lacks."""
         missing = np.unique(indices[~self._here[indices]])
-        # What nobody could decode yet is zeros there, and may be had at a later try.
+        # Samples that are not decoded yet are zeros there, and may be decodable later.
         missing = missing[self._shared.filled[missing]]
         if missing.size:
             where = torch.from_numpy(missing).to(self._device)
@@ -165,25 +160,25 @@ class DeviceStore:
             self._here[missing] = True
 
 
-_turns = threading.Lock()
+_fence_lock = threading.Lock()
 
 
 def _fence() -> None:
-    """Order what was read and written before against what comes after, as other ranks see it.
+    """Memory barrier: order reads and writes before it against those after it.
 
     x86 keeps that order by itself. On ARM another rank could see the mark of a sample before its
-    image: a lock that is given back (release) and taken again (acquire) lets nothing pass, at 0.1
-    us for a whole batch. The mark's writer and its reader both need it.
+    image. A lock that is released and acquired again is a barrier, at 0.1 us per batch. Both the
+    writer and the reader of the mark need it.
     """
     for _ in range(2):
-        with _turns:
+        with _fence_lock:
             pass
 
 
 def content_id(manifest: Manifest, settings: Data) -> str:
-    """Return what two readers must agree on to share decoded samples, as a digest.
+    """Return the digest of all facts that decide the decoded samples.
 
-    For local shards the files' own numbers and times count: names do not tell that one was written
+    For local shards it includes inodes and times: names do not change when a file is written
     again.
     """
     resize = Resize.of(settings)
@@ -197,13 +192,13 @@ def content_id(manifest: Manifest, settings: Data) -> str:
     return sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _shared_or_own(folder: Path, name: str, size: int) -> tuple[mmap.mmap, int | None, Path]:
-    """Return memory, the descriptor whose lock keeps it for others (None: own), and its file."""
+def _shared_or_private(folder: Path, name: str, size: int) -> tuple[mmap.mmap, int | None, Path]:
+    """Return memory, the descriptor that locks it (None: not shared), and its file."""
     path = folder / f"aae_dist-{os.getuid()}" / name
     try:
         _sweep(checked_folder(path.parent.parent, path.parent.name, advice="Remove it."))
         descriptor = _locked_file(path, size)
-        # Opened anew: a mapping keeps its descriptor, and the lock must end before the mapping.
+        # Opened again: a mapping keeps its descriptor, and the lock must end before the mapping.
         with open(f"/proc/self/fd/{descriptor}", "r+b") as file:
             return mmap.mmap(file.fileno(), size), descriptor, path
     except (OSError, OverflowError, DataError) as error:
@@ -213,10 +208,10 @@ def _shared_or_own(folder: Path, name: str, size: int) -> tuple[mmap.mmap, int |
             size,
             error,
         )
-        return _own(size), None, path
+        return _private(size), None, path
 
 
-def _own(size: int) -> mmap.mmap:
+def _private(size: int) -> mmap.mmap:
     try:
         return mmap.mmap(-1, size)
     except (OSError, OverflowError) as error:
@@ -233,7 +228,7 @@ def _locked_file(path: Path, size: int) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if os.fstat(descriptor).st_nlink:
-                # Taken at once: a page that has no room kills the process when it is written.
+                # Allocated at once: a page without memory kills the process when it is written.
                 os.posix_fallocate(descriptor, 0, size)
                 return descriptor
         except (OSError, OverflowError):
@@ -243,7 +238,7 @@ def _locked_file(path: Path, size: int) -> int:
         os.close(descriptor)  # its last user has just removed it
 
 
-def _let_go(descriptor: int, path: Path) -> None:
+def _unlock(descriptor: int, path: Path) -> None:
     os.close(descriptor)
     _remove_if_unused(path)
 

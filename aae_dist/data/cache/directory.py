@@ -1,4 +1,4 @@
-"""The folder of the cache and its files: on this node, ours, closed to other users, and locked."""
+"""The directory of the cache and its files: owned by this user, closed to others, and locked."""
 
 import contextlib
 import fcntl
@@ -16,13 +16,13 @@ BLOCK = 4096
 
 
 def cache_folder(parent: str | None = None) -> Path:
-    """Return the folder for copies of shards below `parent`, made if need be.
+    """Return the directory for copies of shards below `parent`; create it if need be.
 
     Args:
         parent: `data.cache.dir`; None takes the user's cache folder, or else the temporary one.
 
     Raises:
-        DataError: It cannot be made, is a symbolic link, or belongs to somebody else.
+        DataError: It cannot be created, is a symbolic link, or belongs to another user.
     """
     if parent is not None:
         return checked_folder(Path(os.path.abspath(os.path.expanduser(parent))), _NAME)
@@ -30,7 +30,7 @@ def cache_folder(parent: str | None = None) -> Path:
 
 
 def own_folder(name: str, advice: str = _ADVICE) -> Path:
-    """Return the folder `name` in the user's cache folder, or else in the temporary one.
+    """Return the directory `name` in the user's cache directory, or else in the temporary one.
 
     Raises:
         DataError: As `checked_folder`, in both.
@@ -39,20 +39,20 @@ def own_folder(name: str, advice: str = _ADVICE) -> Path:
     try:
         return checked_folder(Path(home), name, advice)
     except DataError:
-        # Containers often run with a home that nobody may write to.
+        # Containers often run with a home directory that is not writable.
         return checked_folder(Path(tempfile.gettempdir()), f"{name}-{os.getuid()}", advice)
 
 
 def checked_folder(parent: Path, name: str, advice: str = _ADVICE) -> Path:
-    """Return the folder `name` in `parent`, made if need be.
+    """Return the directory `name` in `parent`; create both if need be.
 
     Args:
-        parent: Where it lies; made as well.
+        parent: Its parent.
         name: Its name.
-        advice: What to do when it cannot be used, a whole sentence.
+        advice: Ends the error message, a whole sentence.
 
     Raises:
-        DataError: It cannot be made, or is not ours alone.
+        DataError: It cannot be created, or other users have access.
     """
     folder = parent / name
     try:
@@ -68,7 +68,7 @@ def checked_folder(parent: Path, name: str, advice: str = _ADVICE) -> Path:
 
 
 def _problem(folder: Path, found: os.stat_result) -> str:
-    """Return what is wrong with the folder: another user may read or change what we keep there."""
+    """Return the reason against the directory: another user may read or change its files."""
     if not stat.S_ISDIR(found.st_mode):
         return "is not a folder but a link or a file"
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -80,7 +80,7 @@ def _problem(folder: Path, found: os.stat_result) -> str:
 
 
 def open_pinned(path: Path) -> BinaryIO | None:
-    """Return the copy with a shared lock on it; None when there is none."""
+    """Open a copy with a shared lock on it; None when there is no copy."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def open_pinned(path: Path) -> BinaryIO | None:
 
 
 def create_partial(part: Path, size: int) -> int:
-    """Return the descriptor of a new, locked file that has its disk space."""
+    """Return the descriptor of a new, locked file with its disk space allocated."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(part, flags, 0o600)
     try:
@@ -109,7 +109,7 @@ def create_partial(part: Path, size: int) -> int:
 
 
 def try_remove(path: Path) -> bool:
-    """Remove a file that nobody has a lock on; return whether it is gone."""
+    """Remove a file unless it is locked; return whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -125,10 +125,10 @@ def try_remove(path: Path) -> bool:
 
 
 def rounded(size: int) -> int:
-    """Return the bytes of the whole blocks that `size` bytes take."""
+    """Return `size` rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
 def disk_bytes(stat: os.stat_result) -> int:
-    """Return what a file or folder counts for: its length or its blocks, whichever is more."""
+    """Return the disk usage of a file or directory: its length or its blocks, whichever is more."""
     return max(rounded(stat.st_size), stat.st_blocks * 512)

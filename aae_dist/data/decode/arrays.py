@@ -30,7 +30,7 @@ def decode_array(data: bytes) -> NDArray[Any]:
         raise _error(f"the array is of type {dtype.str!r:.80}; uint8 and float32 are read")
     if not 1 <= len(shape) <= 3 or min(shape) < 1:
         raise _error(f"the array has shape {shape!r:.80}; 1 to 3 dimensions are read, none empty")
-    # Compared before anything is allocated: a header may claim terabytes.
+    # Checked before anything is allocated: a header may claim terabytes.
     wanted = math.prod(shape) * dtype.itemsize
     if wanted != len(data) - start:
         raise _error(f"the array needs {wanted} bytes and has {len(data) - start}")
@@ -53,7 +53,7 @@ def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
         version = npy.read_magic(stream)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran_order, dtype = read(stream, max_header_size=_MAX_HEADER_BYTES)
-    except Exception as error:  # noqa: BLE001 - numpy parses Python literals: any may come
+    except Exception as error:  # noqa: BLE001 - numpy parses Python literals: any error may come
         raise _error(f"not a .npy array ({str(error)!r:.80})") from None
     if version not in ((1, 0), (2, 0)):
         raise _error(f"a .npy array of version {version}; 1.0 and 2.0 are read")

@@ -14,17 +14,17 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
 _JPEG_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)))
 _JPEG_APP1 = 0xE1
 _JPEG_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
-"""What has no place before the frame, where a decoder could see another frame behind it."""
+"""Markers that must not precede the frame: a decoder could see another frame behind them."""
 _WEBP_HAS_EXIF = 0x08
 PREFIX = b"Exif\0\0"
-"""Begins EXIF data in JPEG always, and in WebP with some writers."""
+"""Start of EXIF data, always in JPEG, and in WebP of some writers."""
 _ORIENTATION, _SHORT = 274, 3
 _FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """By orientation: axes of [C, H, W] to mirror, after rows and columns are exchanged (from 5 on)."""
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says of itself; height and width are those of the upright image."""
+    """Header of an image file; height and width are those of the upright image."""
 
     format: Format
     channels: int
@@ -32,13 +32,13 @@ class ImageHeader(NamedTuple):
     height: int
     width: int
     orientation: int = 1
-    """EXIF's number for what turns and mirrors the stored pixels upright; 1: nothing."""
+    """EXIF orientation, 1 to 8; 1 is upright."""
     is_cmyk: bool = False
     """Whether a JPEG has four components, as for printing."""
 
 
 def read_header(data: bytes) -> ImageHeader | None:
-    """Return what the image's headers say; None if it is none of the three formats."""
+    """Return the image's header; None if it is none of the three formats."""
     header = _stored(data)
     if header is None or not swaps_axes(header.orientation):
         return header
@@ -48,26 +48,26 @@ def read_header(data: bytes) -> ImageHeader | None:
 def _stored(data: bytes) -> ImageHeader | None:
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":
-            return _png(data)
+            return _png_header(data)
         if data[:3] == b"\xff\xd8\xff":
-            return _jpeg(data)
+            return _jpeg_header(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _webp(data)
+            return _webp_header(data)
     except (struct.error, IndexError, KeyError):
         pass
     return None
 
 
-def _png(data: bytes) -> ImageHeader | None:
+def _png_header(data: bytes) -> ImageHeader | None:
     if data[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    # Nearly no PNG has EXIF data, so the chunks are not gone through to find out.
+    # Few PNG files have EXIF data: the chunks are parsed only if its name occurs.
     exif = next(_chunks(data, 8, b"eXIf", ">I"), b"") if b"eXIf" in data else b""
     return ImageHeader("PNG", _PNG_CHANNELS[data[25]], height, width, orientation(exif))
 
 
-def _jpeg(data: bytes) -> ImageHeader | None:
+def _jpeg_header(data: bytes) -> ImageHeader | None:
     position, turn = 2, 1
     while data[position] == 0xFF:
         marker = data[position + 1]
@@ -87,7 +87,7 @@ def _jpeg(data: bytes) -> ImageHeader | None:
     return None
 
 
-def _webp(data: bytes) -> ImageHeader | None:
+def _webp_header(data: bytes) -> ImageHeader | None:
     kind = data[12:16]
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
@@ -115,7 +115,7 @@ def _chunks(data: bytes, position: int, kind: bytes, length: str) -> Iterator[by
 
 
 def orientation(data: bytes) -> int:
-    """Return the orientation, 1 to 8, that EXIF data name; 1, upright, where they name none.
+    """Return the orientation of EXIF data, 1 to 8; 1 (upright) where there is none.
 
     Args:
         data: a TIFF header and its directories, with or without `PREFIX`.
@@ -137,12 +137,12 @@ def orientation(data: bytes) -> int:
 
 
 def swaps_axes(orientation: int) -> bool:
-    """Return whether rows and columns are exchanged."""
+    """Return whether an orientation exchanges rows and columns."""
     return orientation >= 5
 
 
 def apply_orientation(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Return the stored image [C, H, W] as it is to be seen, [C, H, W] or [C, W, H]."""
+    """Return the stored image [C, H, W] upright, [C, H, W] or [C, W, H]."""
     if orientation == 1:
         return image
     turned = image.transpose(0, 2, 1) if swaps_axes(orientation) else image

@@ -1,4 +1,4 @@
-"""Images brought to one size as they are decoded: cut, scaled, or refused.
+"""Images brought to one size as they are decoded: cropped, scaled, or refused.
 
 Pillow scales with fixed-point arithmetic in one thread, so pixels are equal on every machine and
 with any number of threads, and equal to what `aae-dist data pack --image-size` writes.
@@ -14,26 +14,26 @@ from aae_dist.config.sections.data import Data
 from aae_dist.errors import SampleError
 
 FILTER = Image.Resampling.LANCZOS
-"""Looks at all pixels that fall into a new one, so shrinking makes no moiré."""
+"""Averages all pixels that fall into a new one, so shrinking makes no moiré."""
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How images become those of a run (see `data.resize` and `data.crop_size`)."""
+    """How images are brought to the size of a run (see `data.resize` and `data.crop_size`)."""
 
     how: str
     crop_size: int | None
     is_settled: bool = False
-    """Whether `none` was asked for, or is what a trained run found: a size then changes nothing."""
+    """Whether `none` is configured, or comes from a trained run: a size then changes nothing."""
 
     @classmethod
     def of(cls, settings: Data) -> "Resize":
-        """Take what the run's `data` section says."""
+        """Return the resizing that the run's `data` section describes."""
         how = settings.resize or ("cover" if settings.image_size else "none")
         return cls(how, settings.crop_size, is_settled=settings.resize == "none")
 
     def cropped(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of an image after the cut of `crop_size`; SampleError if it is smaller.
+        """Return the size of an image cropped to `crop_size`; SampleError if it is smaller.
 
         Args:
             height: of the file's image, in pixels.
@@ -47,7 +47,7 @@ class Resize:
         return size, size
 
     def check(self, height: int, width: int, wanted: tuple[int, int]) -> None:
-        """Raise SampleError, before it is decoded, if this image can not become (H, W) `wanted`."""
+        """Raise SampleError, before it is decoded, if this image cannot become (H, W) `wanted`."""
         inner = self.cropped(height, width)
         if inner == wanted or self.how in ("cover", "stretch"):
             return
@@ -64,7 +64,7 @@ class Resize:
             )  # fmt: skip
 
     def apply(self, image: NDArray[np.uint8], wanted: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return an image [C, H, W] that was checked as one of the (H, W) `wanted`."""
+        """Return a checked image [C, H, W] at the (H, W) `wanted`."""
         image = _centre(image, self.cropped(*image.shape[1:]))
         if image.shape[1:] == wanted:
             return image
@@ -79,7 +79,7 @@ def scaled(image: NDArray[np.uint8], wanted: tuple[int, int], *, cover: bool) ->
     Args:
         image: pixels.
         wanted: (H, W).
-        cover: keep the proportions and cut off what stands out; else stretch.
+        cover: keep the proportions and crop the longer side; else stretch.
     """
     plain = Image.fromarray(
         image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))

@@ -1,4 +1,4 @@
-"""The list of shards of a data set with their sample counts: what the order is computed from."""
+"""The shards of a data set with their sample counts, from which the order is computed."""
 
 import json
 import re
@@ -25,10 +25,10 @@ _SHARD_NAME = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: where it is, and what it must hold."""
+    """One tar file: its address and its expected contents."""
 
     folder: str
-    """URI of the folder that `name` counts from; not part of the data set's identity."""
+    """URI of the folder that `name` is relative to; not part of the data set's identity."""
     name: str
     """Path below `folder`."""
     samples: int
@@ -72,7 +72,7 @@ class Manifest:
 
 
 def is_shard_name(name: str) -> bool:
-    """Return whether `name` ends as a shard does: .tar, .tar.gz or .tgz."""
+    """Return whether `name` ends in .tar, .tar.gz or .tgz."""
     return _SHARD_NAME.search(name) is not None
 
 
@@ -80,8 +80,8 @@ def dump(shards: Sequence[Shard], folder: str | None = None) -> bytes:
     """Return the manifest file of `shards`.
 
     Args:
-        shards: In order; their names count from the manifest's own folder.
-        folder: URI that the names count from instead, for a manifest that lies elsewhere.
+        shards: In order; their names are relative to the manifest's own folder.
+        folder: URI that the names are relative to instead, for a manifest in another folder.
     """
     lines = ",\n".join("  " + json.dumps(_entry(shard)) for shard in shards)
     place = f'"folder": {json.dumps(folder)}, ' if folder is not None else ""
@@ -103,9 +103,9 @@ def parse(data: bytes, where: str, folder: str, *, may_point_elsewhere: bool) ->
     Args:
         data: The file's bytes.
         where: The file's address, for messages.
-        folder: URI of the folder that the file lies in.
-        may_point_elsewhere: Whether the file may name another folder (one that the user wrote
-            here may, one from a bucket may not).
+        folder: URI of the file's folder.
+        may_point_elsewhere: Whether the file may name another folder (a local one may, one from a
+            bucket may not).
 
     Raises:
         DataError: It is not JSON, or an entry is missing, out of bounds or given twice.

@@ -1,4 +1,4 @@
-"""From what a user wrote as `data.train` to folders and the names of shards in them."""
+"""Addresses as in `data.train`, resolved to folders and the names of shards in them."""
 
 import glob
 import os
@@ -19,11 +19,11 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 _GLOB = re.compile(r"[*?\[]")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-"""Of files that `aae-dist data pack` takes."""
+"""Suffixes of files that `aae-dist data pack` takes."""
 _BUILTIN = "builtin://"
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin"
 MOST_NAMES = 5000
-"""Names that are looked at in and below a local folder: a hint is not worth more."""
+"""Names that are read in and below a local folder: a hint is not worth more."""
 DEEPEST = 3
 SHOWN = 5
 MOST_LOOKUPS = 3
@@ -32,7 +32,7 @@ MOST_LOOKUPS = 3
 
 @dataclass
 class ShardSource:
-    """Shards of one folder, in order, and the manifest that lies beside them, if any."""
+    """Shards of one folder, in order, and the manifest next to them, if any."""
 
     folder: str
     names: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Shard
 
     Args:
         urls: Patterns with braces and globs, folders, manifest files, builtin:// names.
-        use_manifests: Whether to look for a manifest beside the shards.
+        use_manifests: Whether to look for a manifest next to the shards.
 
     Raises:
         DataError: One of them names nothing, or cannot be read.
@@ -58,7 +58,7 @@ def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Shard
                 _add(sources, text, literal, use_manifests)
         for source in sources:
             if source.manifest is None and use_manifests:
-                source.manifest = _beside(open_storage(source.folder), FILE_NAME)
+                source.manifest = _read_manifest(open_storage(source.folder), FILE_NAME)
     except LaunchError as error:
         raise DataError(str(error)) from error
     return sources
@@ -141,7 +141,7 @@ def _check_size(size: int, text: str) -> None:
 
 
 def _add(sources: list[ShardSource], text: str, literal: bool, use_manifests: bool) -> None:
-    """Append what one address names: a shard, a manifest file, a glob, a folder."""
+    """Append the shards that one address names: a shard, a manifest file, a glob, a folder."""
     if text.startswith(_BUILTIN):
         text = _builtin(text)
     if is_remote(text) and "://" not in text:
@@ -205,7 +205,7 @@ def _path_matches(key: str, pattern: str) -> bool:
 
 def _manifest_file(folder: str, name: str) -> ShardSource:
     storage = open_storage(folder)
-    manifest = _beside(storage, name)
+    manifest = _read_manifest(storage, name)
     if manifest is None:
         raise DataError(f"{storage.uri}/{name}: no such manifest; check the path.")
     names = [shard.name for shard in manifest.shards]
@@ -217,10 +217,10 @@ def _folder(text: str, use_manifest: bool) -> ShardSource:
     storage = open_storage(text)
     if not is_remote(text):
         _check_local_folder(text)
-    manifest = _beside(storage, FILE_NAME) if use_manifest else None
+    manifest = _read_manifest(storage, FILE_NAME) if use_manifest else None
     if manifest is not None:
         return ShardSource(text, [shard.name for shard in manifest.shards], manifest)
-    # Of a bucket one listing has all that lies below; a local tree may be the whole machine.
+    # One listing of a bucket has all keys below; a local tree may be the whole machine.
     keys = [entry.key for entry in storage.list()] if is_remote(text) else _files_in(text)
     names = sorted(key for key in keys if "/" not in key and is_shard_name(key))
     if not names:
@@ -243,7 +243,7 @@ def _check_local_folder(text: str) -> None:
         raise DataError(f"{text}: no permission to read this folder; ask its owner for access.")
 
 
-def _beside(storage: Storage, name: str) -> Manifest | None:
+def _read_manifest(storage: Storage, name: str) -> Manifest | None:
     """Return the manifest file `name` in a folder, None when there is none."""
     where = f"{storage.uri}/{name}"
     try:
@@ -259,7 +259,7 @@ def _beside(storage: Storage, name: str) -> Manifest | None:
 
 
 def hint(storage: Storage, keys: Iterable[str]) -> str:
-    """Return what a folder holds instead of shards, and what to do.
+    """Return the advice for a folder without shards, from the files that it holds instead.
 
     Args:
         storage: the folder.
@@ -284,7 +284,7 @@ def hint(storage: Storage, keys: Iterable[str]) -> str:
 
 
 def local_keys(folder: str) -> Iterator[str]:
-    """Yield the first files in and below a local folder; what is hidden is passed over."""
+    """Yield the first files in and below a local folder, without hidden ones."""
     left = MOST_NAMES
     for place, folders, names in os.walk(folder):
         below = os.path.relpath(place, folder)

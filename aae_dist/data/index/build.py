@@ -1,4 +1,4 @@
-"""From patterns to a manifest: shards found, taken from a manifest beside them or counted."""
+"""From patterns to a manifest: shards found, taken from a manifest next to them or counted."""
 
 import contextlib
 import posixpath
@@ -19,12 +19,12 @@ from aae_dist.utils.parallel import ordered_map
 from aae_dist.utils.progress import Show, progress
 
 _THREADS = 8
-"""Shards downloaded at a time when they must be counted."""
+"""Shards downloaded at once when they must be counted."""
 _KEPT = "Repair or remove what is named; the same command then counts no other shard again."
 _NOT_KEPT = "Repair or remove what is named; aae-dist data index would keep what is counted now."
-_NUM_TOLD = 20
+_NUM_LISTED = 20
 _MAX_OUT_OF_REACH = 20
-"""Shards in a row that cannot be had before the server is given up: each may take minutes."""
+"""Consecutive unreachable shards after which counting stops: each may take minutes."""
 _OUT_OF_REACH = frozenset(("unreachable", "forbidden"))
 
 
@@ -33,7 +33,7 @@ def open_manifest(
 ) -> Manifest:
     """Return the manifest of the shards that `urls` name.
 
-    A `manifest.json` beside the shards is used; shards that none lists are read and counted.
+    A `manifest.json` next to the shards is used; shards that none lists are read and counted.
 
     Args:
         urls: One or more patterns, folders, manifest files or builtin:// names (see `patterns`).
@@ -67,14 +67,15 @@ def build_index(
 ) -> tuple[str, Manifest]:
     """Count the shards that `pattern` names and write their manifest.
 
-    What was counted is noted on this machine: given again after a stop, the same call goes on, and
-    counts only what is new or has changed since. No shard is kept, however large.
+    Counts are logged on this machine: called again after a stop, the same call resumes, and counts
+    only shards that are new or have changed since. No shard is kept, however large.
 
     Args:
-        pattern: Patterns, folders or builtin:// names; manifests beside the shards are not used.
-        out: Local path of the manifest file; by default manifest.json beside the shards.
+        pattern: Patterns, folders or builtin:// names; manifests next to the shards are not used.
+        out: Local path of the manifest file; by default manifest.json next to the shards.
         show: Shows how many shards are counted.
-        executor: Runs the counting, say on other machines; by default threads of this process.
+        executor: Runs the counting, for example on other machines; by default threads of this
+            process.
 
     Returns:
         The address of the manifest file, and the manifest.
@@ -82,7 +83,7 @@ def build_index(
     Raises:
         DataError: Nothing is found, shards are damaged (the first of them are named, the others
             are counted before), or the manifest cannot be written. The data sets of this package
-            have theirs, which is not written anew.
+            have theirs, which is not written again.
     """
     sources = find(pattern, use_manifests=False)
     if out is None and (own := next((s.folder for s in sources if is_builtin(s.folder)), None)):
@@ -152,7 +153,7 @@ def _count(
             if isinstance(found, ShardError):
                 failed.add(found)
                 continue
-            failed.counted()
+            failed.succeeded()
             done.append(found[0])
             if journal:
                 journal.add(*found)
@@ -195,36 +196,36 @@ def _named_from(shard: Shard, folder: str) -> Shard:
 
 
 class CountFailures:
-    """Collects the errors of one list of shards.
+    """Collects the errors of shards that cannot be counted, raised together at the end.
 
     Args:
         num_shards: Shards in the list.
-        advice: What to do about them, a whole sentence.
+        advice: Ends the message, a whole sentence.
     """
 
     def __init__(self, num_shards: int, advice: str) -> None:
         self._num_shards, self._advice = num_shards, advice
         self._first: list[str] = []
-        self._num = self._in_a_row = 0
+        self._num = self._num_consecutive = 0
 
     def add(self, error: ShardError) -> None:
-        """Note a shard that cannot be counted.
+        """Add a shard that cannot be counted.
 
         Raises:
-            DataError: Many in a row are out of reach, so the rest is as well.
+            DataError: Many consecutive shards are unreachable, so the rest is as well.
         """
         self._num += 1
-        self._in_a_row = self._in_a_row + 1 if error.reason in _OUT_OF_REACH else 0
-        if len(self._first) < _NUM_TOLD:
+        self._num_consecutive = self._num_consecutive + 1 if error.reason in _OUT_OF_REACH else 0
+        if len(self._first) < _NUM_LISTED:
             self._first.append(f"  {error}")
-        if self._in_a_row == _MAX_OUT_OF_REACH:
+        if self._num_consecutive == _MAX_OUT_OF_REACH:
             raise self._error(
-                f"{_MAX_OUT_OF_REACH} shards in a row cannot be had; the rest was not tried:"
+                f"{_MAX_OUT_OF_REACH} consecutive shards are unreachable; the rest was not tried:"
             )
 
-    def counted(self) -> None:
-        """Note that a shard between them was counted."""
-        self._in_a_row = 0
+    def succeeded(self) -> None:
+        """Note that a shard was counted: the others are not consecutive."""
+        self._num_consecutive = 0
 
     def check(self) -> None:
         """Raise DataError that names the first of them, if there are any."""
@@ -234,5 +235,5 @@ class CountFailures:
             raise self._error(f"{self._num} of {self._num_shards} shards cannot be counted:")
 
     def _error(self, head: str) -> DataError:
-        more = [f"  and {self._num - _NUM_TOLD} more"] if self._num > _NUM_TOLD else []
+        more = [f"  and {self._num - _NUM_LISTED} more"] if self._num > _NUM_LISTED else []
         return DataError("\n".join([head, *self._first, *more, self._advice]))

@@ -1,4 +1,4 @@
-"""How many samples a shard holds, without keeping it: what its headers tell, read in ranges."""
+"""Number of samples of a shard from its tar headers, read in ranges without keeping the shard."""
 
 import tempfile
 from dataclasses import replace
@@ -13,7 +13,7 @@ from aae_dist.errors import ShardError
 from aae_dist.storage import Entry, Storage, is_remote, open_storage
 
 Counted = tuple[Shard, str]
-"""A shard with its samples, and the stamp of the version that was counted."""
+"""A shard with its number of samples, and the tag or time of the counted version."""
 
 _SMALLEST_BYTES = 64 << 10
 _LARGEST_BYTES = 8 << 20
@@ -22,43 +22,42 @@ _SECONDS = 600.0
 
 
 class RemoteBuffer:
-    """A remote file of which the parts that are sliced out are fetched, a piece at a time.
+    """A remote file as a buffer to slice, downloaded in chunks.
 
-    A piece that goes on where the last one ended is twice as large, up to 8 MiB: shards of small
-    files are read through. After a leap it is 64 KiB: of large files the headers alone are read.
+    A chunk that continues the last one is twice as large, up to 8 MiB: shards of small files are
+    read through. After a gap it is 64 KiB: of large files only the headers are read.
 
     Args:
-        storage: The folder it lies in.
-        version: Its name there, its size, and the tag or the time of what is read.
+        storage: The file's folder.
+        version: Its name there, its size, and the tag or the time of the version to read.
     """
 
     def __init__(self, storage: Storage, version: Entry) -> None:
         self._storage, self._version = storage, version
         self._key, self._size = version.key, version.size
-        self._start, self._piece = 0, b""
+        self._start, self._chunk = 0, b""
         self._next_bytes = _SMALLEST_BYTES
 
     def __len__(self) -> int:
-        """Return the file's size."""
         return self._size
 
     def __getitem__(self, key: "slice[Any, Any, Any]") -> bytes:
-        """Return the bytes of a slice that runs forward from a place not before the last one."""
+        """Return the bytes of a slice; a slice must not start before the last one."""
         start, stop, _ = key.indices(self._size)
-        end = self._start + len(self._piece)
+        end = self._start + len(self._chunk)
         if not self._start <= start <= stop <= end:
-            kept = self._piece[start - self._start :] if self._start <= start < end else b""
-            # A gap smaller than a piece is read through: a request costs more than its bytes.
-            goes_on = start - end <= self._next_bytes
+            kept = self._chunk[start - self._start :] if self._start <= start < end else b""
+            # A gap smaller than a chunk is read through: a request costs more than its bytes.
+            continues = start - end <= self._next_bytes
             self._next_bytes = (
-                min(2 * self._next_bytes, _LARGEST_BYTES) if goes_on else _SMALLEST_BYTES
+                min(2 * self._next_bytes, _LARGEST_BYTES) if continues else _SMALLEST_BYTES
             )
             first = start + len(kept)
             last = min(max(stop, first + self._next_bytes), self._size)
-            self._start, self._piece = start, kept + self._fetched(first, last)
-        return self._piece[start - self._start : stop - self._start]
+            self._start, self._chunk = start, kept + self._download(first, last)
+        return self._chunk[start - self._start : stop - self._start]
 
-    def _fetched(self, start: int, end: int) -> bytes:
+    def _download(self, start: int, end: int) -> bytes:
         parts = list(self._storage.stream(self._key, start, end, self._version))
         data = b"".join(parts)
         if len(data) != end - start:
@@ -69,15 +68,15 @@ class RemoteBuffer:
 
 
 def count_shard(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Counted:
-    """Return the shard with its samples, its size and its tag as they are now.
+    """Return the shard with its current number of samples, size and tag.
 
     Args:
-        shard: Where it is; what else it says is not looked at.
-        before: What was counted before; it is taken if the file has not changed since.
-        cache: Where a remote shard is kept when it will be read soon; None to keep none of it.
+        shard: Its address; its other fields are ignored.
+        before: An earlier count, taken if the file has not changed since.
+        cache: Keeps a remote shard that will be read soon; None to keep nothing.
 
     Raises:
-        ShardError: It is absent, damaged or out of reach.
+        ShardError: It is absent, damaged or unreachable.
     """
     with storage_errors(shard):
         found = open_storage(shard.folder, _SECONDS).stat(shard.name)
@@ -93,7 +92,7 @@ def count_shard(shard: Shard, before: Counted | None, cache: ShardCache | None) 
 def try_count_shard(
     shard: Shard, before: Counted | None, cache: ShardCache | None
 ) -> Counted | ShardError:
-    """Return what `counted` returns, or its error: one bad shard does not end work on many."""
+    """Return the result of `count_shard`, or its error: one bad shard does not end work on many."""
     try:
         return count_shard(shard, before, cache)
     except ShardError as error:
@@ -101,7 +100,7 @@ def try_count_shard(
 
 
 def _time_of(shard: Shard, found: Entry) -> str:
-    """Return what tells versions of a file without a tag apart."""
+    """Return the time of change of a file without a tag."""
     if is_remote(shard.folder):
         return str(found.modified)
     return str(Path(shard.folder, shard.name).stat().st_mtime_ns)
@@ -110,7 +109,7 @@ def _time_of(shard: Shard, found: Entry) -> str:
 def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
     if not is_remote(shard.folder) or cache is not None:
         return len(ShardReader(shard, check_count=False, cache=cache))
-    # Imported here: what is remote has loaded it, and local shards need no obstore.
+    # Imported here: remote storage has loaded it, and local shards need no obstore.
     from aae_dist.storage.bucket import RangesRefusedError
 
     if not shard.name.lower().endswith(".tar"):
@@ -127,7 +126,7 @@ def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
 
 
 def _count_of_copy(shard: Shard) -> int:
-    """Count from a copy on the disk, which is gone again when this returns."""
+    """Count from a temporary copy on the disk."""
     with tempfile.TemporaryDirectory(prefix="aae_dist-count-") as folder:
         cache = ShardCache(Path(folder), None, _SECONDS)
         return len(ShardReader(shard, check_count=False, cache=cache))

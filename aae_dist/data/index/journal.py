@@ -1,4 +1,4 @@
-"""What an index run has counted so far, so that it can go on after a stop."""
+"""Progress log that lets an interrupted `data index` resume."""
 
 import json
 import os
@@ -16,16 +16,16 @@ _ADVICE = "Set XDG_CACHE_HOME to a folder of yours, for notes on what was counte
 
 
 class Journal:
-    """Counted shards, a line each, in a folder of the user's on this machine.
+    """Counted shards, one per line, in the user's cache directory on this machine.
 
-    Lists of shards in the same folders share a journal, so that one that lacks a shard which was
-    damaged, or has new ones, goes on from what the last one has counted.
+    Lists of shards in the same folders share a journal: a list without a damaged shard, or with new
+    ones, resumes from the counts of the last list.
 
     Args:
-        urls: The shards that are to be counted.
+        urls: The shards to count.
 
     Raises:
-        DataError: There is no place for it.
+        DataError: No directory can hold it.
     """
 
     def __init__(self, urls: Sequence[str]) -> None:
@@ -37,23 +37,21 @@ class Journal:
         self.entries: dict[str, tuple[Shard, str]] = {
             url: entry for url, entry in noted.items() if url in self._urls
         }
-        """What was counted before, by address, with the stamp of its version."""
+        """Earlier counts by address, with the tag or time of the counted version."""
 
     def __enter__(self) -> Self:
-        """Begin to write."""
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop writing; what is noted stays."""
         self._file.close()
 
     def add(self, shard: Shard, stamp: str) -> None:
-        """Note a shard that was counted."""
+        """Log a counted shard."""
         self._file.write(_line(shard, stamp))
 
     def remove(self) -> None:
-        """Forget these shards: their manifest is written."""
+        """Remove these shards: their manifest is written."""
         others = [entry for url, entry in self._read().items() if url not in self._urls]
         if not others:
             self._path.unlink(missing_ok=True)

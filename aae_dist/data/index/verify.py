@@ -1,4 +1,4 @@
-"""Every sample of a data set read and decoded, and what is wrong with it told."""
+"""Read and decode every sample of a data set, and report the bad ones."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from aae_dist.errors import DataError, ShardError
 from aae_dist.utils.parallel import ordered_map
 from aae_dist.utils.progress import progress
 
-_ROWS_AT_ONCE = 256
-_NUM_TOLD = 20
+_ROWS_PER_READ = 256
+_NUM_LISTED = 20
 
 
 @dataclass
 class Findings:
-    """What a look at every sample found."""
+    """Result of reading every sample."""
 
     shards: int = 0
     samples: int = 0
@@ -35,7 +35,7 @@ class Findings:
     bad_samples: Counter[str] = field(default_factory=Counter)
     """Reason -> samples, those of bad shards not counted."""
     examples: list[str] = field(default_factory=list)
-    """The first bad samples: shard, key, what is wrong."""
+    """The first bad samples: shard, key and problem."""
 
     @property
     def num_bad(self) -> int:
@@ -48,16 +48,16 @@ class Findings:
         return bool(self.samples) and not self.bad_shards and not self.num_bad
 
     def document(self) -> dict[str, Any]:
-        """Return this as JSON has it."""
+        """Return the findings as a JSON object."""
         return {**asdict(self), "bad_samples": dict(self.bad_samples), "sound": self.is_sound}
 
     def add(self, other: "Findings") -> None:
-        """Take in what was found in some shard."""
+        """Add the findings of a shard."""
         self.shards += other.shards
         self.samples += other.samples
         self.bad_shards |= other.bad_shards
         self.bad_samples += other.bad_samples
-        self.examples = (self.examples + other.examples)[:_NUM_TOLD]
+        self.examples = (self.examples + other.examples)[:_NUM_LISTED]
 
 
 def verify(
@@ -69,8 +69,8 @@ def verify(
 
     Args:
         urls: Patterns, folders, manifest files or builtin:// names.
-        settings: Which fields hold image and label, and the size that images must have.
-        threads: Shards that are read at a time.
+        settings: The `data` section: image and label fields, and the images' size.
+        threads: Shards that are read at once.
 
     Raises:
         DataError: Nothing is found.
@@ -97,7 +97,7 @@ def verify(
         )
         starts = np.cumsum(dataset.manifest.counts) - dataset.manifest.counts
         jobs = [(dataset, shard, int(start)) for shard, start in zip(sound, starts, strict=True)]
-        for part in ordered_map(pool, _look_at, jobs):
+        for part in ordered_map(pool, _read_shard, jobs):
             found.add(part)
             advance(1)
     return found
@@ -114,17 +114,17 @@ def _bad_shard(shard: Shard, error: ShardError) -> Findings:
     return Findings(shards=1, bad_shards={shard.url: f"{error.reason}: {printable(str(error))}"})
 
 
-def _look_at(dataset: Dataset, shard: Shard, start: int) -> Findings:
+def _read_shard(dataset: Dataset, shard: Shard, start: int) -> Findings:
     found = Findings(shards=1)
-    for first in range(start, start + shard.samples, _ROWS_AT_ONCE):
-        numbers = np.arange(first, min(first + _ROWS_AT_ONCE, start + shard.samples))
+    for first in range(start, start + shard.samples, _ROWS_PER_READ):
+        numbers = np.arange(first, min(first + _ROWS_PER_READ, start + shard.samples))
         bad = dataset.load(numbers).bad
         for row, error in bad.items():
             if isinstance(error, ShardError):
                 return _bad_shard(shard, error)
             sample = dataset.bad_sample(int(numbers[row]), row, error)
             found.bad_samples[sample.reason] += 1
-            if len(found.examples) < _NUM_TOLD:
+            if len(found.examples) < _NUM_LISTED:
                 found.examples.append(f"{shard.url}, sample {sample.key!r}: {sample.detail}")
         found.samples += len(numbers) - len(bad)
     return found

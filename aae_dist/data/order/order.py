@@ -1,9 +1,8 @@
-"""Which sample stands where ("canonical lanes"): the same order for any number of ranks.
+"""The order of samples ("canonical lanes"): the same for any number of ranks.
 
-The samples of an epoch are laid on one line, the line is cut into lanes of equal length, and a
-global batch takes the next few samples of every lane. Ranks share out whole lanes, so the global
-batch never depends on how many ranks there are; the slots consumed of each lane, one integer, are
-all the state.
+The samples of an epoch form one line, the line is cut into lanes of equal length, and a global
+batch takes the next few samples of every lane. Each rank has whole lanes, so the global batch never
+depends on the number of ranks. The only state is one integer, the slots consumed of each lane.
 """
 
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ from aae_dist.errors import DataError
 Window = int | Literal["full"]
 Mask = NDArray[np.bool_]
 
-_SLOTS_AT_ONCE = 8192
-"""Slots computed at a time: numpy needs 1 us a sample for one small batch, 0.1 us for so many."""
+_SLOTS_PER_BLOCK = 8192
+"""Slots computed at once: numpy needs 1 us per sample for one small batch, 0.1 us for so many."""
 _FULL_SHUFFLE_BYTES = 4 << 30
 _UNPACKED_FACTOR = 4
-"""Bytes that one of a .tar.gz is taken for: all of them are held unpacked in a full shuffle."""
+"""Assumed size of an unpacked .tar.gz relative to the file; a full shuffle holds all unpacked."""
 _WINDOW_SHARDS = 4
 
 
@@ -37,12 +36,12 @@ class BatchPlan:
     position: int
     """Slots of each lane consumed before this batch, since the start of training."""
     next_position: int
-    """Slots of each lane consumed once this batch is done: what a checkpoint stores."""
+    """Slots of each lane consumed after this batch: the position that a checkpoint stores."""
     epoch: int
     indices: Indices
     """Sample numbers in manifest order, int64 [G]; a masked slot repeats a valid sample."""
     valid: Mask
-    """False in slots that no sample is left for at the end of the epoch, bool [G]."""
+    """False in slots without a sample, at the end of an epoch; bool [G]."""
 
     @property
     def num_valid(self) -> int:
@@ -54,14 +53,14 @@ class BatchPlan:
 class _Epoch:
     number: int
     shards: Indices
-    """Shard numbers in the order in which the epoch's line has them."""
+    """Shard numbers in their order on the epoch's line."""
     line_ends: Indices
     """Running total of their sample counts."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Several batches in a row of one epoch, from `offset` slots on."""
+    """Several consecutive batches of one epoch, from `offset` slots on."""
 
     epoch: int
     offset: int
@@ -80,7 +79,7 @@ class SampleOrder:
         counts: Samples of every shard, in manifest order.
         seed: The run's seed.
         global_batch_size: Samples per step, over all ranks; a multiple of `lanes`.
-        lanes: Streams that the line of an epoch is cut into; at least one a rank.
+        lanes: Streams that the line of an epoch is cut into; at least one per rank.
         window: Samples shuffled together in a lane, or "full" for one permutation of the epoch.
 
     Raises:
@@ -144,7 +143,7 @@ class SampleOrder:
         return BatchPlan(position, epoch * self.lane_length + end, epoch, flat, flat_valid)
 
     def shard_permutation(self, epoch: int) -> tuple[Indices, Indices]:
-        """Return shard numbers in their order on an epoch's line, and where each ends on it."""
+        """Return shard numbers in their order on an epoch's line, and the end of each on it."""
         keys = round_keys("order", self.seed, epoch, "shards")
         shards = permute(np.arange(len(self._counts), dtype=np.int64), len(self._counts), keys)
         return shards, np.cumsum(self._counts[shards])
@@ -155,7 +154,7 @@ class SampleOrder:
         return int(starts[lane]), int(ends[lane])
 
     def with_window(self, window: Window) -> "SampleOrder":
-        """Return the same order but for the window."""
+        """Return the same order with another window."""
         return SampleOrder(
             self._counts,
             seed=self.seed,
@@ -168,7 +167,7 @@ class SampleOrder:
         """Return indices and validity, [lanes, slots], cut out of a block of batches."""
         block = self._block
         if block is None or not block.holds(epoch, offset, self._slots):
-            ahead = self._slots * max(1, _SLOTS_AT_ONCE // self.global_batch_size)
+            ahead = self._slots * max(1, _SLOTS_PER_BLOCK // self.global_batch_size)
             num_slots = max(self._slots, min(ahead, self.lane_length - offset))
             block = _Block(epoch, offset, *self._compute(epoch, offset, num_slots))
             self._block = block

@@ -14,13 +14,13 @@ Indices = NDArray[np.int64]
 _Words = NDArray[np.uint64]
 
 _NUM_ROUNDS = 8
-"""BLAKE2b gives 64 bytes, one 8-byte key a round; twice what no measurable bias needs."""
+"""BLAKE2b gives 64 bytes, one 8-byte key per round: twice as many as no measurable bias needs."""
 _MIN_BITS = 6
 """Halves of one or two bits give too few permutations: sizes 3 to 7 were measurably uneven."""
 
 
 def round_keys(*parts: int | str) -> tuple[np.uint64, ...]:
-    """Return the round keys that belong to `parts`, for example (seed, "epoch", 3)."""
+    """Return the round keys of `parts`, for example (seed, "epoch", 3)."""
     digest = blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8 * _NUM_ROUNDS).digest()
     return tuple(np.frombuffer(digest, "<u8"))
 
@@ -37,7 +37,7 @@ def permute(positions: Indices, size: int, keys: tuple[np.uint64, ...]) -> Indic
         return np.zeros_like(positions)
     num_bits = max(_MIN_BITS, (size - 1).bit_length())
     words = _encrypt(np.ascontiguousarray(positions).ravel().astype(np.uint64), num_bits, keys)
-    # Cycle walking: what falls outside is encrypted again until it falls inside. From size 33 on
+    # Cycle walking: a word outside is encrypted again until it is inside. From size 33 on
     # the domain is less than twice the size, so the expected number of extra turns is below one.
     outside = np.flatnonzero(words >= np.uint64(size))
     while outside.size:

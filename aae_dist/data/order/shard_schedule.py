@@ -1,4 +1,4 @@
-"""Which shards a node needs when: arithmetic on the order, no shard is touched."""
+"""When a node needs which shards, computed from the order alone."""
 
 import math
 import threading
@@ -17,22 +17,22 @@ from aae_dist.storage import is_remote
 
 _EPOCHS_CHECKED = 8
 _OVERHEAD_BYTES = 64 << 10
-"""The cache's folder itself with some hundred names, and its lock."""
+"""The cache's directory itself with some hundred names, and its lock."""
 
 
 @dataclass(frozen=True)
 class Uses:
-    """Shards with the stretch of training in which each is needed; sorted by its begin."""
+    """Shards with the range of positions in which each is needed, sorted by the first."""
 
     shards: Indices
     first: Indices
     """Position (slots of each lane since the start of training) that needs the shard first."""
     last: Indices
-    """Position from which on it is not needed for this use any more."""
+    """Position from which on this use is over."""
 
 
 def uses_in_epoch(order: SampleOrder, lanes: range, epoch: int, start: int = 0) -> Uses:
-    """Return when `lanes` need which shards in one epoch; a shard once for each lane.
+    """Return the shards that `lanes` need in one epoch; a shard once per lane.
 
     A shard is needed from the first to the last window that it has a sample in, in whole batches.
 
@@ -40,8 +40,8 @@ def uses_in_epoch(order: SampleOrder, lanes: range, epoch: int, start: int = 0) 
         order: The order of samples.
         lanes: Some lanes.
         epoch: Number of the epoch.
-        start: Position at which training begins. With another batch size than before it is at no
-            multiple of the new batches, which are counted from it for the rest of its epoch.
+        start: Position where training starts. With another batch size than before it is no multiple
+            of the new batches, which are counted from it for the rest of its epoch.
     """
     begin = epoch * order.lane_length
     shards, line_ends = order.shard_permutation(epoch)
@@ -56,7 +56,7 @@ def uses_in_epoch(order: SampleOrder, lanes: range, epoch: int, start: int = 0) 
 
 
 def _phase(order: SampleOrder, epoch: int, start: int) -> int:
-    """Return the slot, below those of a batch, that batches of an epoch are counted from."""
+    """Return the offset of an epoch's batches, in slots, less than one batch."""
     begin = epoch * order.lane_length
     is_within = begin <= start < begin + order.lane_length
     return (start - begin) % (order.global_batch_size // order.lanes) if is_within else 0
@@ -66,18 +66,21 @@ def _in_lane(
     order: SampleOrder, shards: Indices, line_ends: Indices, lane: int, phase: int
 ) -> tuple[Indices, Indices, Indices]:
     """Return the lane's shards, and the slots from and to which it needs each."""
+    # Find the shards that overlap the lane.
     start, end = order.lane_bounds(lane)
     cut = slice(
         np.searchsorted(line_ends, start, side="right"), np.searchsorted(line_ends, end - 1) + 1
     )
     ends, inside = line_ends[cut], shards[cut]
+    # Their slots of the lane.
     low = np.maximum(ends - order.counts[inside], start) - start
     high = np.minimum(ends, end) - start
     some = high > low
+    # Extend them to whole windows, in which samples are shuffled.
     assert isinstance(order.window, int)
     first = low // order.window * order.window
     last = np.minimum(((high - 1) // order.window + 1) * order.window, order.lane_length)
-    # A batch that spans two windows needs the shards of both from its begin to its end.
+    # Extend them to whole batches: one that spans two windows needs the shards of both.
     slots = order.global_batch_size // order.lanes
     first = np.maximum((first - phase) // slots * slots + phase, 0)
     last = np.minimum(-(-(last - phase) // slots) * slots + phase, order.lane_length)
@@ -85,13 +88,13 @@ def _in_lane(
 
 
 class Schedule:
-    """The future of the shards that one node needs, from any position on.
+    """The shards that one node needs, from any position on.
 
     Args:
         order: The order of samples.
         manifest: The shards.
         lanes: Lanes of all ranks of this node.
-        start: Position at which training begins.
+        start: Position where training starts.
     """
 
     def __init__(
@@ -102,12 +105,12 @@ class Schedule:
         self._epochs: dict[int, Uses] = {}
         self._lock = threading.Lock()
         self.position = start
-        """How far training is; next uses are seen from here."""
+        """Current position of training; next uses are relative to it."""
 
     def next_use(self, digests: Sequence[str]) -> list[float]:
         """Return the position that needs each shard next (see `cache.NextUse`).
 
-        This epoch and the next one are looked at; what neither needs is infinitely far away.
+        This epoch and the next one are searched; a shard that neither needs is at infinity.
         """
         epoch = self.position // self._order.lane_length
         nearest = np.full(len(self._manifest.shards), np.inf)
@@ -118,12 +121,12 @@ class Schedule:
         return [math.inf if number is None else float(nearest[number]) for number in numbers]
 
     def ahead(self, lanes: range) -> Iterator[tuple[int, int, int]]:
-        """Yield (shard, first, last) for `lanes` in the order in which they are needed, for ever.
+        """Yield (shard, first, last) for `lanes` in the order in which they are needed, endlessly.
 
-        Lanes without a sample (there are fewer samples than lanes) need none: that ends at once.
+        Lanes without a sample (there are fewer samples than lanes) yield nothing.
 
         Args:
-            lanes: Some of this node's lanes, say those of one rank.
+            lanes: Some of this node's lanes, for example those of one rank.
         """
         position = self.position
         epoch = position // self._order.lane_length
@@ -137,20 +140,20 @@ class Schedule:
             epoch += 1
 
     def needed_now(self, lanes: range) -> set[int]:
-        """Return the shards that `lanes` need at the position where training is."""
+        """Return the shards that `lanes` need at the current position."""
         epoch = self.position // self._order.lane_length
         uses = uses_in_epoch(self._order, lanes, epoch, self._start)
         now = (uses.first <= self.position) & (self.position < uses.last)
         return set(uses.shards[now].tolist())
 
     def is_near(self, position: int) -> bool:
-        """Return whether a position is in the epoch of training, in the next one, or before."""
+        """Return whether a position is in the current epoch, in the next one, or before."""
         length = self._order.lane_length
         return position // length <= self.position // length + 1
 
     @property
     def window(self) -> tuple[int, int]:
-        """Which epoch and which window of it training is in; what is needed changes with it."""
+        """Current epoch and window in it; the needed shards change with them."""
         epoch, offset = divmod(self.position, self._order.lane_length)
         return epoch, 0 if self._order.window == "full" else offset // self._order.window
 
@@ -171,7 +174,7 @@ class Schedule:
 def open_bytes(
     order: SampleOrder, manifest: Manifest, lanes: range, epoch: int, start: int = 0
 ) -> int:
-    """Return the most bytes of remote shards that `lanes` can need at a time in an epoch."""
+    """Return the most bytes of remote shards that `lanes` can need at once in an epoch."""
     sizes = np.array(
         [copy_bytes(s.bytes) if is_remote(s.folder) else 0 for s in manifest.shards], np.int64
     )
@@ -184,7 +187,7 @@ def open_bytes(
 
 
 def _peak(shards: Indices, first: Indices, last: Indices, sizes: Indices) -> int:
-    # Shards that end where others begin are not needed together: -1 before +1 at equal times.
+    # Shards that end where others start are not needed together: -1 before +1 at equal times.
     times = np.concatenate([last, first])
     changes = np.concatenate([-sizes[shards], sizes[shards]])
     running = np.cumsum(changes[np.argsort(times, kind="stable")])
@@ -197,17 +200,17 @@ def check_cache(
     lanes: range,
     start: int,
     max_bytes: int,
-    spare_bytes: int = 0,
+    reserve_bytes: int = 0,
 ) -> None:
-    """Raise ConfigError when the cache cannot hold what the node's lanes need at a time.
+    """Raise ConfigError when the cache cannot hold the shards that the node's lanes need at once.
 
     Args:
         order: The order of samples.
         manifest: The shards.
         lanes: Lanes of all ranks of this node.
-        start: Position at which training begins.
+        start: Position where training starts.
         max_bytes: Bound of the cache.
-        spare_bytes: Room for other data sets of this node.
+        reserve_bytes: Space for other data sets of this node.
     """
 
     def needed(some: SampleOrder) -> int:
@@ -215,7 +218,7 @@ def check_cache(
         epochs = range(epoch, epoch + (1 if some.window == "full" else _EPOCHS_CHECKED))
         return (
             _OVERHEAD_BYTES
-            + spare_bytes
+            + reserve_bytes
             + max(open_bytes(some, manifest, lanes, e, start) for e in epochs)
         )
 

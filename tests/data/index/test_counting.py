@@ -150,7 +150,9 @@ def test_a_server_that_refuses_all_is_not_asked_for_each_shard(
     server.files = {f"/{number:03d}.tar": data for number in range(300)}
     pattern = f"{server.address}/{{000..299}}.tar"
     server.faults["*"] = [Fault("status", 403)] * 999
-    with pytest.raises(DataError, match="20 shards in a row cannot be had; the rest was not tried"):
+    with pytest.raises(
+        DataError, match="20 consecutive shards are unreachable; the rest was not tried"
+    ):
         build_index(pattern, tmp_path / "out.json")
     assert sum(server.requests.values()) < 290
 
