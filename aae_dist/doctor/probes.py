@@ -1,21 +1,49 @@
-"""Probes that touch the outside: storage, web servers, the network between ranks."""
+"""Checks of this machine, and probes of storage, web servers and the network."""
 
+import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from aae_dist.doctor.findings import Finding, bad, good
+from aae_dist.config import RunConfig
+from aae_dist.doctor import rules
+from aae_dist.doctor.facts import collect_facts
+from aae_dist.doctor.rules import Finding, bad, good
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage, open_storage
+from aae_dist.tracking.wandb_sink import DEFAULT_SERVER, decide_mode
 
 SIZES = tuple(2**k for k in (10, 13, 16, 18, 20, 22, 24, 26))
 """Bytes of the all-reduces: 1 KB to 64 MB."""
 WEB_SECONDS = 10.0
 FOLDER = ".doctor"
+NO_WANDB = good("wandb", "not used: no key here, offline or disabled")
+
+
+def check_machine(config: RunConfig | None) -> Iterator[Finding]:
+    """Yield the findings about this machine; those of storage and W&B need a configuration."""
+    machine = collect_facts()
+    needs_gpu = config is not None and config.train.device == "cuda"
+    yield from rules.same_versions([machine])
+    yield from rules.gpus([machine], float(needs_gpu))
+    yield from rules.shared_memory([machine])
+    yield from rules.disk([machine])
+    if config is None:
+        return
+    failure = storage(config.run.storage, machine.host)
+    if failure:
+        yield bad("storage", failure, "name a folder or bucket that you may write")
+    else:
+        hosts_seen(config.run.storage)
+        yield good("storage", f"{config.run.storage}: written, read, listed, written conditionally")
+    url = wandb_server(config)
+    yield from wandb(url) if url else [NO_WANDB]
 
 
 def storage(uri: str, host: str) -> str:
@@ -56,6 +84,15 @@ def hosts_seen(uri: str) -> set[str]:
     return {key.removesuffix("-here") for key in keys if key.endswith("-here")}
 
 
+def wandb_server(config: RunConfig) -> str | None:
+    """Return the address of the W&B server that this process would use, None without one."""
+    installed = find_spec("wandb") is not None
+    mode, _ = decide_mode(config.wandb.mode, os.environ, installed, Path.home())
+    if mode != "online":
+        return None
+    return os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER
+
+
 def wandb(url: str) -> Iterator[Finding]:
     """Ask the W&B server for anything."""
     try:
@@ -66,7 +103,7 @@ def wandb(url: str) -> Iterator[Finding]:
             return
     except OSError as error:
         reason = getattr(error, "reason", error)
-        advice = "open the network for it, or set wandb.mode=offline (training goes on without)"
+        advice = "open the network for it, or set wandb.mode=offline (training continues)"
         yield bad("wandb", f"{url} does not answer: {reason}", advice)
         return
     yield good("wandb", f"{url} answers")
@@ -78,7 +115,7 @@ def dashboard(url: str) -> Iterator[Finding]:
         urllib.request.urlopen(f"{url}/api/jobs/", timeout=WEB_SECONDS).close()
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            yield good("dashboard", f"{url} refuses whoever has no token")
+            yield good("dashboard", f"{url} refuses requests without a token")
         else:
             yield bad("dashboard", f"{url} answers {error.code}", "look into the head's log")
         return
@@ -91,7 +128,7 @@ def dashboard(url: str) -> Iterator[Finding]:
             yield bad("dashboard", f"{url} does not answer: {reason}", advice)
         return
     advice = "set RAY_AUTH_MODE=token (KubeRay: authOptions.mode: token) and close its port"
-    yield bad("dashboard", f"{url} lets anybody run code on the cluster", advice)
+    yield bad("dashboard", f"{url} lets everyone run code on the cluster", advice)
 
 
 def all_reduce_seconds(device: torch.device) -> dict[int, float]:

@@ -1,5 +1,6 @@
-"""The doctor's checks on every machine of a Ray cluster."""
+"""The checks of a Ray cluster: facts and probes on each of its machines, jobs, Train and Tune."""
 
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,13 @@ import torch
 import torch.distributed as dist
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from aae_dist.doctor import probes
-from aae_dist.doctor.findings import Finding, bad, good
-from aae_dist.doctor.machine import Machine, look
+from aae_dist.config import RunConfig
+from aae_dist.doctor import probes, rules
+from aae_dist.doctor.facts import Machine, collect_facts
+from aae_dist.doctor.rules import Finding, bad, good
+from aae_dist.errors import LaunchError
 from aae_dist.launch.failures import last_line
+from aae_dist.launch.ray import cluster
 
 START_SECONDS = 180.0
 """Longest wait for a process on a machine to start and to import torch."""
@@ -24,14 +28,66 @@ GROUP_SECONDS = 60
 ANSWER_SECONDS = 2.0 * GROUP_SECONDS
 """Longest wait for one answer: a rank whose peer failed is busy for `GROUP_SECONDS` before."""
 ROUNDS = 5
+STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
+
+
+def check_cluster(config: RunConfig | None, is_sweep: bool) -> Iterator[Finding]:
+    """Yield the findings about all machines of the cluster of RAY_ADDRESS, as they come.
+
+    Args:
+        config: of the run, or of a sweep's first trial; without it less is checked.
+        is_sweep: whether Ray Tune must run it.
+    """
+    with cluster.connected():
+        pairs, findings = collect(start_probes())
+        yield from findings
+        if not pairs:
+            return
+        request = cluster.request_of(config) if config else None
+        yield from _check_nodes(pairs, request.per_worker.get("GPU", 0.0) if request else 0.0)
+        if config is None or request is None:
+            return
+        try:
+            cluster.check_request(request)
+            yield good("resources", f"{request} fit")
+        except LaunchError as error:
+            yield bad("resources", str(error), "see `most` in the overlay's site.yaml")
+        yield state_tracking(config)
+        if is_sweep:
+            yield empty_trial(config)
+        nodes = [node for node, _ in pairs]
+        yield from storage(nodes, config.run.storage)
+        url = probes.wandb_server(config)
+        yield from wandb_from(nodes[-1], url) if url else [probes.NO_WANDB]
+
+
+def _check_nodes(pairs: "Sequence[tuple[NodeProbe, Machine]]", gpus: float) -> Iterator[Finding]:
+    nodes, machines = [node for node, _ in pairs], [machine for _, machine in pairs]
+    yield from rules.same_versions(machines)
+    yield from rules.gpus([m for node, m in pairs if node.trains] or machines, gpus)
+    yield from rules.shared_memory(machines)
+    yield from rules.disk(machines)
+    yield from rules.clocks(offsets(nodes))
+    ranks = [node for node in nodes if node.trains] or nodes
+    if len(ranks) == 1:
+        yield good("network", "one machine trains: nothing to measure")
+    else:
+        backend = "nccl" if gpus else "gloo"
+        yield from rules.network(network(ranks, backend), len(ranks), backend)
+    url = dashboard_url()
+    if url is None:
+        yield good("dashboard", "none runs")
+    else:
+        yield from probes.dashboard(url)
+        yield submission(url)
 
 
 class Probe:
     """A process on one machine."""
 
-    def look(self) -> Machine:
+    def facts(self) -> Machine:
         """Return the facts about this machine."""
-        return look()
+        return collect_facts()
 
     def now(self) -> float:
         """Return this machine's clock, in seconds of Unix time."""
@@ -46,7 +102,7 @@ class Probe:
         return list(probes.wandb(url))
 
     def address(self) -> str:
-        """Return HOST:PORT where rank 0 may listen."""
+        """Return a free HOST:PORT for rank 0."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as free:
             free.bind((host, 0))
@@ -65,15 +121,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class NodeProbe:
-    """One live machine of the cluster, with its probe."""
+    """A live machine of the cluster, with the handle of its `Probe` actor."""
 
     host: str
     probe: Any
     trains: bool
-    """Whether ranks may run there: KubeRay's head node, for one, has no CPU for them."""
+    """Whether ranks may run there; a head of our manifests has no CPU for them."""
 
 
-def places() -> list[NodeProbe]:
+def start_probes() -> list[NodeProbe]:
     """Start a probe on each live machine; one with GPUs gets one of them."""
     found = []
     for node in ray.nodes():
@@ -87,20 +143,22 @@ def places() -> list[NodeProbe]:
     return found
 
 
-def facts(found: Sequence[NodeProbe]) -> tuple[list[tuple[NodeProbe, Machine]], list[Finding]]:
+def collect(
+    found: Sequence[NodeProbe],
+) -> tuple[list[tuple[NodeProbe, Machine]], list[Finding]]:
     """Return the machines that answered, and a finding for each that did not."""
-    looking = [(place, place.probe.look.remote()) for place in found]
+    asked = [(node, node.probe.facts.remote()) for node in found]
     ends = time.monotonic() + START_SECONDS
     answered, findings = [], []
-    for place, reference in looking:
+    for node, reference in asked:
         try:
             left = max(1.0, ends - time.monotonic())
-            answered.append((place, ray.get(reference, timeout=left)))
-        except Exception as error:  # whatever another build raises there is what we look for
+            answered.append((node, ray.get(reference, timeout=left)))
+        except Exception as error:  # another build may raise anything: that is the finding
             findings.append(
                 bad(
                     "machine",
-                    f"{place.host} cannot run aae_dist: {last_line(error)}",
+                    f"{node.host} cannot run aae_dist: {last_line(error)}",
                     "use one image on all nodes; if its GPUs are taken, wait or use fewer",
                 )
             )
@@ -108,7 +166,7 @@ def facts(found: Sequence[NodeProbe]) -> tuple[list[tuple[NodeProbe, Machine]], 
 
 
 def answer_or_reason(reference: Any) -> str:
-    """Return the text that a probe answers, or why none came."""
+    """Return the answer of a probe, or why there is none."""
     try:
         text: str = ray.get(reference, timeout=ANSWER_SECONDS)
     except Exception as error:  # of a node that died: the other machines' findings still count
@@ -117,25 +175,25 @@ def answer_or_reason(reference: Any) -> str:
 
 
 def offsets(found: Sequence[NodeProbe]) -> dict[str, float]:
-    """Return by host how many seconds its clock is ahead of ours; the shortest question counts."""
+    """Return the seconds by which each host's clock is ahead of ours; the fastest answer counts."""
     ahead = {}
-    for place in found:
+    for node in found:
         best = float("inf")
         for _ in range(ROUNDS):
             asked = time.time()
             try:
-                then: float = ray.get(place.probe.now.remote(), timeout=ANSWER_SECONDS)
-            except Exception:  # it died since it gave its facts: the probes that follow say so
+                then: float = ray.get(node.probe.now.remote(), timeout=ANSWER_SECONDS)
+            except Exception:  # it died after it gave its facts: later probes report that
                 break
             answered = time.time()
             if answered - asked < best:
-                best, ahead[place.host] = answered - asked, then - (asked + answered) / 2
+                best, ahead[node.host] = answered - asked, then - (asked + answered) / 2
     return ahead
 
 
 def storage(found: Sequence[NodeProbe], uri: str) -> Iterator[Finding]:
-    """Write, read and list from every machine, and see from here what they all wrote."""
-    asked = [(place.host, place.probe.storage.remote(uri)) for place in found]
+    """Write, read and list on every machine; check that this one sees the files of all."""
+    asked = [(node.host, node.probe.storage.remote(uri)) for node in found]
     failures = {host: answer_or_reason(reference) for host, reference in asked}
     advice = "give the pods the right to read, write, list and delete there"
     for host, failure in failures.items():
@@ -145,7 +203,7 @@ def storage(found: Sequence[NodeProbe], uri: str) -> Iterator[Finding]:
         return
     missing = sorted(set(failures) - probes.hosts_seen(uri))
     if missing:
-        text = f"{uri}: what {', '.join(missing)} wrote is not to be seen here"
+        text = f"{uri}: files written by {', '.join(missing)} are not visible here"
         yield bad("storage", text, "use s3:// (gs://, az://) or a mount that all nodes share")
         return
     hosts = f"{len(failures)} machine{'s' * (len(failures) != 1)}"
@@ -153,12 +211,12 @@ def storage(found: Sequence[NodeProbe], uri: str) -> Iterator[Finding]:
 
 
 def network(found: Sequence[NodeProbe], backend: str) -> dict[int, float] | str:
-    """Return the seconds of all-reduces between the machines by bytes, or what went wrong."""
+    """Return the seconds of all-reduces between the machines by bytes, or what failed."""
     try:
         address = ray.get(found[0].probe.address.remote(), timeout=ANSWER_SECONDS)
         asked = [
-            place.probe.all_reduce.remote(address, rank, len(found), backend)
-            for rank, place in enumerate(found)
+            node.probe.all_reduce.remote(address, rank, len(found), backend)
+            for rank, node in enumerate(found)
         ]
         seconds: dict[int, float] = ray.get(asked, timeout=GROUP_SECONDS + START_SECONDS)[0]
     except Exception as error:  # gloo, NCCL and Ray raise many kinds
@@ -172,10 +230,54 @@ def dashboard_url() -> str | None:
     return f"http://{node.webui_url}" if node is not None and node.webui_url else None
 
 
-def wandb_from(place: NodeProbe, url: str) -> list[Finding]:
+def wandb_from(node: NodeProbe, url: str) -> list[Finding]:
     """Ask the W&B server from one machine: rank 0 may run on any."""
     try:
-        answer: list[Finding] = ray.get(place.probe.wandb.remote(url), timeout=ANSWER_SECONDS)
+        answer: list[Finding] = ray.get(node.probe.wandb.remote(url), timeout=ANSWER_SECONDS)
     except Exception as error:
-        return [bad("wandb", f"{place.host}: {last_line(error)}", "look into that machine's log")]
+        return [bad("wandb", f"{node.host}: {last_line(error)}", "look into that machine's log")]
     return answer
+
+
+def state_tracking(config: RunConfig) -> Finding:
+    """Check that Ray's dashboard can show the run on its Train page."""
+    if os.environ.get(STATE_TRACKING) not in ("1", "true"):
+        return good(
+            "train page", f"off: {STATE_TRACKING}=1 on the head shows runs on the dashboard"
+        )
+    from ray.train.v2._internal.state.schema import RunSettings
+
+    from aae_dist.launch.ray.train import shown_config
+
+    try:
+        check: Any = RunSettings.__pydantic_validator__.validate_assignment
+        check(RunSettings.model_construct(), "train_loop_config", shown_config(config))
+    except ValueError as error:
+        advice = f"unset {STATE_TRACKING} on the head: a run would fail at its start"
+        return bad("train page", f"Ray refuses the configuration: {last_line(error)}", advice)
+    return good("train page", "Ray's state tracking accepts the configuration")
+
+
+def submission(url: str) -> Finding:
+    """Submit a job that does nothing, as the submitter pod does: over HTTP, with the token."""
+    from aae_dist.launch.submit.ray_jobs import Jobs
+
+    try:
+        state = Jobs(url).run_nothing(START_SECONDS)
+    except (LaunchError, OSError) as error:
+        return bad("submission", str(error), "look into the head's log, and at the job's token")
+    if state != "SUCCEEDED":
+        text = f"a job that does nothing ends at {url} as {state or 'unfinished'}"
+        return bad("submission", text, "look into the head's log: dashboard, JobSupervisor")
+    return good("submission", f"{url} takes a job and runs it")
+
+
+def empty_trial(config: RunConfig) -> Finding:
+    """Run and save a trial that trains nothing."""
+    from aae_dist.tune.probe import run_empty_trial
+
+    host, failure = run_empty_trial(config)
+    if failure:
+        text = f"Ray Tune cannot run and save a trial: {failure}"
+        return bad("sweeps", text, "look into the log of the trial's node")
+    return good("sweeps", f"Ray Tune ran and saved a trial on {host}")

@@ -1,21 +1,56 @@
-"""What facts about machines mean: pure functions from facts to findings."""
+"""Findings, green or red, and the rules that make them: pure functions of facts."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from aae_dist.doctor.findings import Finding, bad, good
-from aae_dist.doctor.machine import Machine, Space
+from aae_dist.doctor.facts import Machine, Space
 
 GIB = 2**30
 LEAST_SHARED_MEMORY = 1 * GIB
-"""Docker's default is 64 MB; Ray's object store and decoded data want their place there."""
+"""Docker's default is 64 MB; Ray's object store and decoded images are kept there."""
 LEAST_SCRATCH = 1 * GIB
 FULLEST = 0.95
-"""Ray makes no more objects on a file system that is fuller."""
+"""Ray stores no more objects on a file system that is fuller."""
 MOST_SKEW_SECONDS = 5.0
-"""Locks are beaten every 5 s, and one of 30 s ago is stale; buckets refuse 15 min of skew."""
+"""Locks are renewed every 5 s and stale after 30 s; buckets refuse 15 min of skew."""
 SLOWEST = 12.5e6
 """Bytes/s between machines: below 100 Mbit/s something is wrong with the network itself."""
+WIDTH = 12
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check."""
+
+    subject: str
+    text: str
+    ok: bool
+    advice: str = ""
+    """What to do; of a red finding only."""
+
+
+def good(subject: str, text: str) -> Finding:
+    """Return a green finding."""
+    return Finding(subject, text, True)
+
+
+def bad(subject: str, text: str, advice: str) -> Finding:
+    """Return a red finding."""
+    return Finding(subject, text, False, advice)
+
+
+def lines(findings: Iterable[Finding], colours: bool) -> list[str]:
+    """Return the lines to print; colours are for terminals."""
+    return [_line(finding, colours) for finding in findings]
+
+
+def _line(finding: Finding, colours: bool) -> str:
+    mark = "ok " if finding.ok else "RED"
+    if colours:
+        mark = f"\033[{32 if finding.ok else 31}m{mark}\033[0m"
+    advice = f" -> {finding.advice}" if finding.advice else ""
+    return f"{mark}  {finding.subject:<{WIDTH}} {finding.text}{advice}"
 
 
 def same_versions(machines: Sequence[Machine]) -> Iterator[Finding]:
@@ -58,7 +93,7 @@ def gpus(machines: Sequence[Machine], wanted: float) -> Iterator[Finding]:
     elif kinds:
         yield good("gpus", f"{kinds.pop()} on each, NCCL {machines[0].nccl}")
     else:
-        yield good("gpus", "none, and none is asked for")
+        yield good("gpus", "none, and none is requested")
 
 
 def shared_memory(machines: Sequence[Machine]) -> Iterator[Finding]:
@@ -112,11 +147,11 @@ def clocks(offsets: Mapping[str, float]) -> Iterator[Finding]:
 
 
 def network(seconds: Mapping[int, float] | str, machines: int, backend: str) -> Iterator[Finding]:
-    """Judge all-reduces between machines: seconds by bytes, or what went wrong."""
+    """Check the all-reduces between machines: seconds by bytes, or what went wrong."""
     if isinstance(seconds, str):
         yield bad(
             "network",
-            f"ranks on {count(machines, 'machine')} cannot talk ({backend}): {seconds}",
+            f"ranks on {count(machines, 'machine')} cannot communicate ({backend}): {seconds}",
             "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface between them, and "
             "let the pods reach each other on all ports",
         )
@@ -148,7 +183,7 @@ def fit(seconds: Mapping[int, float]) -> tuple[float, float]:
 
 
 def size(number: float) -> str:
-    """Return bytes for people."""
+    """Return a number of bytes with a unit."""
     for unit in ("B", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}"

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from aae_dist.doctor import rules
-from aae_dist.doctor.findings import bad, good, lines
-from aae_dist.doctor.machine import PACKAGES, Machine, Space
+from aae_dist.doctor.facts import PACKAGES, Machine, Space
+from aae_dist.doctor.rules import bad, good, lines
 
 GIB = 2**30
 
@@ -81,7 +81,10 @@ def test_a_sound_place_is_green(findings):
         (rules.clocks({"a": 0.0, "b": 120.0}), "b is 120.0 s ahead"),
         (rules.clocks({"b": -7.0}), "b is 7.0 s behind"),
         (rules.network({1024: 1e-3, 2**26: 60.0}, 2, "gloo"), "1 MB/s"),
-        (rules.network("connection refused", 2, "gloo"), "cannot talk (gloo): connection refused"),
+        (
+            rules.network("connection refused", 2, "gloo"),
+            "cannot communicate (gloo): connection refused",
+        ),
     ],
 )
 def test_what_is_wrong_is_red_and_says_what_to_do(findings, words):

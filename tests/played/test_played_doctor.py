@@ -49,7 +49,7 @@ def test_a_healthy_cluster_is_green(make_cluster, tmp_path):
     ):
         assert f"ok   {subject}" in text, subject
     assert "all-reduce over 2 machines (gloo)" in text
-    assert "refuses whoever has no token" in text
+    assert "refuses requests without a token" in text
     assert not [key for key in cluster.objects("runs") if ".doctor" in key]
 
 
@@ -85,7 +85,7 @@ def test_a_sick_cluster_is_red_with_the_right_lines(make_cluster, tmp_path):
     assert "code " in red["versions"]
     assert "/tmp/full on worker1" in red["disk"]
     assert "worker1 is 90." in red["clocks"] or "worker1 is 89." in red["clocks"]
-    assert "lets anybody run code" in red["dashboard"]
+    assert "lets everyone run code" in red["dashboard"]
     assert "permission" in red["storage"]
     assert all(" -> " in line for line in red.values())
 

@@ -105,21 +105,29 @@ def warm_up() -> None:
         module.get_or_create_autoscaling_coordinator()
 
 
+def shown_config(config: RunConfig) -> dict[str, Any]:
+    """Return a run's entry for Ray's dashboard: its configuration as JSON, without secrets.
+
+    With RAY_TRAIN_ENABLE_STATE_TRACKING=1 Ray validates `train_loop_config` as a JSON object and
+    shows it to all who may read its dashboard.
+    """
+    shown: dict[str, Any] = redacted(config.model_dump(mode="json"))
+    return shown
+
+
 def build_trainer(
     config: RunConfig, request: ResourceRequest, spec: WorkerSpec, storage: str
 ) -> Any:
     """Return the trainer of the run; Ray writes its own files to `storage`.
 
-    With RAY_TRAIN_ENABLE_STATE_TRACKING=1 Ray validates `train_loop_config` as a JSON object and
-    shows it on its dashboard to all who may read that, so it holds the configuration without
-    secrets. What workers need, an actor handle among it, comes with the train function.
+    What workers need, an actor handle among it, comes with the train function.
     """
     failures = config.launch.max_failures
     # An elastic run times out and decides again for as long as the driver lets it wait.
     waits = int(config.launch.max_wait_minutes * 60 // start_seconds(config.launch))
     return MinimalTorchTrainer(
         partial(train_worker, spec),
-        train_loop_config=redacted(config.model_dump(mode="json")),
+        train_loop_config=shown_config(config),
         torch_config=api.torch.TorchConfig(timeout_s=COLLECTIVE_SECONDS),
         scaling_config=api.ScalingConfig(
             num_workers=config.launch.workers,

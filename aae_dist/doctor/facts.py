@@ -1,4 +1,4 @@
-"""Facts about one machine, collected on it."""
+"""Facts about one machine, collected on that machine: versions, GPUs, memory and disk."""
 
 import hashlib
 import importlib.metadata
@@ -12,7 +12,7 @@ from pathlib import Path
 from aae_dist.version import __version__
 
 PACKAGES = ("torch", "numpy", "ray", "webdataset", "safetensors", "obstore", "pydantic")
-"""What must be alike on all machines beside aae_dist, or ranks compute or read different things."""
+"""Packages whose versions must be equal on all machines: ranks compute and read with them."""
 SHARED_MEMORY = "/dev/shm"
 
 
@@ -28,7 +28,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank would find on one machine."""
+    """What a rank finds on one machine."""
 
     host: str
     versions: dict[str, str]
@@ -41,7 +41,7 @@ class Machine:
     """Where temporary files and caches go."""
 
 
-def look() -> Machine:
+def collect_facts() -> Machine:
     """Return the facts about this machine; imports torch, which takes seconds."""
     gpus, nccl = _gpus()
     shared = _space(SHARED_MEMORY) if os.path.isdir(SHARED_MEMORY) else None
@@ -51,13 +51,13 @@ def look() -> Machine:
         gpus=gpus,
         nccl=nccl,
         shared_memory=shared,
-        # Not tempfile.gettempdir(): of a full folder that silently makes another one.
+        # Not tempfile.gettempdir(), which falls back to another folder when this one is full.
         scratch=_space(os.environ.get("TMPDIR") or "/tmp"),
     )
 
 
 def _versions() -> dict[str, str]:
-    # Of aae_dist the code that runs here, which need not be the package that is installed.
+    # The code of aae_dist that runs here, which may differ from the installed package.
     found = {"python": platform.python_version(), "aae_dist": __version__}
     for name in PACKAGES:
         try:
