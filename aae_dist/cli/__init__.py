@@ -4,6 +4,6 @@ A verb is one function here, with its arguments, its help and its body. Each imp
 when it runs, so that help and a wrong configuration cost no import of torch or Ray.
 """
 
-from aae_dist.cli.main import guarded, main
+from aae_dist.cli.main import main, report_error
 
-__all__ = ["guarded", "main"]
+__all__ = ["main", "report_error"]

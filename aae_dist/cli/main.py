@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import click
 from click.shell_completion import shell_complete
@@ -16,6 +16,7 @@ from aae_dist.version import __version__
 COMPLETION = "_AAE_DIST_COMPLETE"
 """Variable with which a shell asks for completions."""
 
+HELP = {"-h", "--help", "--version"}
 SECTIONS = {
     "train": (train.train, tune.tune),
     "prepare data": (data.data,),
@@ -53,53 +54,58 @@ for title, verbs in SECTIONS.items():
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; an error becomes one message on stderr."""
-    return guarded(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
-
-
-def guarded(body: Callable[[], int]) -> int:
-    """Return the exit code of `body`, or print its error and return the exit code of that."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = body()
+        if instruction := os.environ.get(COMPLETION):
+            return shell_complete(cli, {}, "aae-dist", COMPLETION, instruction)
+        _prepare(arguments)
+        # Not `cli.main`, which turns Ctrl-C and a closed pipe into exit codes of its own.
+        with cli.make_context("aae-dist", arguments) as context:
+            code: int = cli.invoke(context) or 0
         sys.stdout.flush()
-    except AaeDistError as error:
-        _complain(str(error))
-        return error.exit_code
+    except Exception as error:
+        return report_error(error, arguments)
     except KeyboardInterrupt:
         _complain("stopped from the keyboard")
         return 130
-    except BrokenPipeError:
-        # Standard output was closed (`| head`); keep Python from reporting that at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception:
-        from aae_dist.config.redaction import redact
-
-        print(redact(traceback.format_exc()), file=sys.stderr, end="")
-        _complain("this is an internal error in aae-dist; please report it")
-        return 1
     return code
 
 
-def _complain(message: str) -> None:
-    from aae_dist.config.redaction import redact
+def _prepare(arguments: Sequence[str]) -> None:
+    if not HELP & set(arguments):  # help costs no import of the configuration
+        from aae_dist.config.redaction import log_redacted
 
-    print(redact(f"aae-dist: {message}"), file=sys.stderr)
-
-
-def _run(argv: list[str]) -> int:
-    if instruction := os.environ.get(COMPLETION):
-        return shell_complete(cli, {}, "aae-dist", COMPLETION, instruction)
+        log_redacted()
     if os.getcwd() not in sys.path:  # priors and networks of the user's own are found there
         sys.path.append(os.getcwd())
-    # Not `cli.main`, which turns Ctrl-C and a closed pipe into exit codes of its own.
-    try:
-        with cli.make_context("aae-dist", argv) as context:
-            return cli.invoke(context) or 0
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.message, file=sys.stderr)
-        return 2
-    except click.UsageError as error:
-        _complain(explain(error, argv))
-        return 2
+
+
+def report_error(error: Exception, arguments: Sequence[str] = ()) -> int:
+    """Print an error as one message on stderr and return the exit code of its class."""
+    match error:
+        case click.exceptions.Exit():
+            return error.exit_code
+        case click.exceptions.NoArgsIsHelpError():
+            print(error.message, file=sys.stderr)
+            return 2
+        case click.UsageError():
+            _complain(explain(error, arguments))
+            return 2
+        case AaeDistError():
+            _complain(str(error))
+            return error.exit_code
+        case BrokenPipeError():
+            # Standard output was closed (`| head`); keep Python from reporting that at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+    _complain(
+        "this is an internal error in aae-dist; please report it",
+        "".join(traceback.format_exception(error)),
+    )
+    return 1
+
+
+def _complain(message: str, before: str = "") -> None:
+    from aae_dist.config.redaction import redact
+
+    print(redact(f"{before}aae-dist: {message}"), file=sys.stderr)

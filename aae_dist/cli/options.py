@@ -38,13 +38,6 @@ FETCH_SECONDS = 30.0
 class RawHelp(click.Command):
     """A command whose help keeps the lines of its docstring and epilog, and groups options."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        if not isinstance(self, click.Group):
-            from aae_dist.config.redaction import log_redacted
-
-            log_redacted()
-        return super().invoke(ctx)
-
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, " ".join(self.collect_usage_pieces(ctx)), "usage: ")
 

@@ -4,15 +4,8 @@ import sys
 import pytest
 
 from aae_dist import errors
-from aae_dist.cli import guarded, main
+from aae_dist.cli import main, report_error
 from aae_dist.version import __version__
-
-
-def raising(error):
-    def body():
-        raise error
-
-    return body
 
 
 @pytest.mark.parametrize(
@@ -27,20 +20,35 @@ def raising(error):
     ],
 )
 def test_an_error_of_ours_is_one_clean_message_and_its_exit_code(error, code, capsys):
-    assert guarded(raising(error)) == code
+    assert report_error(error) == code
     out, err = capsys.readouterr()
     assert (out, err) == ("", "aae-dist: what, got, do\n")
 
 
-def test_a_fault_of_ours_shows_its_traceback_and_exits_1(capsys):
-    assert guarded(raising(ZeroDivisionError("oops"))) == 1
+@pytest.fixture
+def raising(monkeypatch):
+    """Return a function that makes `aae-dist report` raise."""
+
+    def replace(error):
+        def make_report(uri):
+            raise error
+
+        monkeypatch.setattr("aae_dist.report.make_report", make_report)
+
+    return replace
+
+
+def test_a_fault_of_ours_shows_its_traceback_and_exits_1(raising, capsys):
+    raising(ZeroDivisionError("oops"))
+    assert main(["report", "runs/sweep"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert "ZeroDivisionError: oops" in err
 
 
-def test_an_interrupt_from_the_keyboard_exits_130_without_a_traceback(capsys):
-    assert guarded(raising(KeyboardInterrupt())) == 130
+def test_an_interrupt_from_the_keyboard_exits_130_without_a_traceback(raising, capsys):
+    raising(KeyboardInterrupt())
+    assert main(["report", "runs/sweep"]) == 130
     assert capsys.readouterr().err == "aae-dist: stopped from the keyboard\n"
 
 
