@@ -18,6 +18,8 @@ from aae_dist.distributed.wrappers import trainable_parameters, without_sync
 Part = TypeVar("Part")
 Schedule = Callable[[float], float]
 """Progress in [0, 1] -> factor on the learning rate."""
+Terms = dict[str, Tensor]
+"""Metric name -> this rank's share of it, a detached scalar; the mean over ranks is the metric."""
 
 
 class SynchronizedOptimizer:
@@ -25,8 +27,8 @@ class SynchronizedOptimizer:
 
     `update` runs the backward pass into these parameters only, with gradients averaged over ranks
     (each network is its own DistributedDataParallel), and takes one step. Since every rank holds
-    the same averaged gradient, every rank takes the same decision when it is not finite: that
-    update is skipped, moments and step count included, without waiting for the device.
+    the same averaged gradient, all ranks decide the same when it is not finite: the update is
+    skipped, moments and step count included, without synchronizing with the device.
     """
 
     def __init__(
@@ -36,10 +38,10 @@ class SynchronizedOptimizer:
         schedule: Schedule,
         clip_norm: float | None = None,
     ) -> None:
-        """Take over `optimizer`, which must hold exactly what is trainable of `networks`.
+        """Wrap `optimizer`, which must hold exactly the trainable parameters of `networks`.
 
         Args:
-            networks: the phase's networks by name, DistributedDataParallel or bare.
+            networks: the phase's networks by name, DistributedDataParallel or plain.
             optimizer: a fused torch optimizer with one parameter group.
             schedule: factor on the learning rate as a function of progress in [0, 1].
             clip_norm: largest L2 norm of the averaged gradient over all of the phase's parameters.
@@ -56,13 +58,13 @@ class SynchronizedOptimizer:
         self.clip_norm = clip_norm
         self.base_lr: float = optimizer.param_groups[0]["lr"]
         self.lr_factor = 1.0
-        """What roll backs after updates that were not finite have made of the learning rate."""
+        """Factor from rollbacks after non-finite updates."""
         device = self.parameters[0].device
         self.gradient_norm = torch.zeros((), device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         """Updates skipped so far because a gradient was not finite."""
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        """Updates skipped since the last one that was taken."""
+        """Updates skipped since the last one that was applied."""
         self.norm_of: str | None = None
         """Name of the network whose own gradient norm `network_norm` holds."""
         self.network_norm = torch.zeros((), device=device)
@@ -108,16 +110,31 @@ class SynchronizedOptimizer:
         self._updates += 1
         return total
 
+    def update_terms(
+        self, loss_of: Callable[[Part], tuple[Tensor, Terms]], parts: Sequence[Part]
+    ) -> Terms:
+        """As `update`, for a loss that also returns its terms; return their sums over the parts."""
+        sums: Terms = {}
+
+        def loss_alone(part: Part) -> Tensor:
+            loss, terms = loss_of(part)
+            sums.update({n: sums[n] + term if n in sums else term for n, term in terms.items()})
+            return loss
+
+        self.update(loss_alone, parts)
+        return sums
+
     def take_seconds(self) -> float:
         """Return the mean time of an update since the last call, on this rank's clock.
 
-        Of a GPU that is the time to queue the work: the device is never waited for.
+        On a GPU this is the time to queue the work: nothing waits for the device.
         """
         mean = self._seconds / max(self._updates, 1)
         self._seconds, self._updates = 0.0, 0
         return mean
 
     def _step(self, norm: Tensor | None) -> None:
+        # Scale, measure and clip the averaged gradient.
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if norm is not None:
             raw = torch.nn.utils.get_total_norm(gradients, foreach=True)
@@ -130,7 +147,7 @@ class SynchronizedOptimizer:
         if self.clip_norm is not None:
             factor = (self.clip_norm / (self.gradient_norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)
-        # What torch.amp.GradScaler does: fused kernels read the flag on the device and do nothing.
+        # Skip on the device, as torch.amp.GradScaler does: fused kernels read the flag and return.
         self.optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Training methods: one a file, each with a step that reads like its paper."""
+"""Training methods, each with a step that reads like its paper."""
 
 from aae_dist.methods.build import build_method, build_optimizer
 from aae_dist.methods.inputs import MicroBatch, StepInputs

@@ -13,7 +13,7 @@ from aae_dist.methods.method import Encoded, Losses, Method, Modules
 
 
 class AdversarialMethod(Method):
-    """Two phases a batch: reconstruction, then regularization by two updates in a row."""
+    """Two phases per batch: reconstruction, then regularization in two updates."""
 
     phases = {
         "reconstruction": ("encoder", "decoder"),
@@ -32,7 +32,7 @@ class AdversarialMethod(Method):
         weight: float = 1.0,
         gradient_ratio: float | None = None,
     ) -> None:
-        """Take the networks, an optimizer a phase, and the choices of the method's section."""
+        """Store the fields of the method's section."""
         super().__init__(modules, optimizers)
         assert modules.discriminator is not None
         self.discriminator = modules.discriminator
@@ -44,7 +44,7 @@ class AdversarialMethod(Method):
             self.optimizers["reconstruction"].norm_of = "encoder"
 
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
-        """Reconstruct; teach the discriminator to tell codes from prior samples; fool it."""
+        """Reconstruct; train the discriminator to tell codes from prior samples; fool it."""
         reconstruction = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
         encoded = self.encode_once(parts, lambda part: part.noise_regularization_BN)
         discriminator = self.optimizers["discriminator"].update(self.discriminator_loss, encoded)
@@ -77,9 +77,9 @@ class AdversarialMethod(Method):
     def generator_norm(self) -> Tensor | None:
         """Return the norm to scale the generator's gradient to; None leaves it as it is.
 
-        A part of the norm of reconstruction's gradient on the encoder, so that under SGD neither
-        drowns the other (Esser et al., arXiv 2012.09841, equation 7, by whole gradients). Under
-        Adam, here an optimizer of its own, factors cancel beyond its eps; see `config.sections`.
+        It is `gradient_ratio` times the norm of reconstruction's gradient on the encoder, so that
+        under SGD neither dominates (Esser et al., arXiv 2012.09841, equation 7, with whole
+        gradients). Adam, an optimizer of its own per phase, cancels such factors above its eps.
         """
         if self.gradient_ratio is None:
             return None
@@ -87,7 +87,7 @@ class AdversarialMethod(Method):
         return self.gradient_ratio * norm
 
     def with_input_noise(self, part: MicroBatch, z_BZ: Tensor, what: str) -> Tensor:
-        """Return `z_BZ` with the noise that hides what a sharp prior gives away."""
+        """Add the noise that blurs a sharp prior, whose samples are too easy to tell from codes."""
         if not self.input_noise:
             return z_BZ
         noise_BZ = part.draws.normal(f"noise on {what}", part.rows, z_BZ.shape[1])
@@ -101,15 +101,15 @@ class LazyR1:
     """
 
     def __init__(self, weight: float, every: int) -> None:
-        """Take the weight, 0 for no penalty at all, and the steps between penalties."""
+        """Set the weight, 0 for no penalty, and the number of steps per penalty."""
         self.weight, self.every = weight, every
 
     def is_due(self, part: MicroBatch) -> bool:
-        """Return whether the part's step is one with a penalty."""
+        """Return whether this step has a penalty."""
         return self.weight > 0 and part.draws.step % self.every == 0
 
     def penalty(self, part: MicroBatch, both: Tensor, logits_prior_B: Tensor) -> Tensor:
-        """Return the penalty of a step in which it is due, a scalar.
+        """Return the penalty, a scalar.
 
         Args:
             part: the rows.

@@ -1,4 +1,4 @@
-"""What a step reads: this rank's rows of the global batch and of the step's random draws.
+"""Inputs of a step: this rank's rows of the global batch and of the step's random draws.
 
 Shapes: B rows on this rank, G rows of the global batch, C H W image, N noise numbers, Z latent_dim.
 """
@@ -24,8 +24,8 @@ class Draws:
     """The random draws of one step: the same on every rank, whatever the number of ranks.
 
     Rows of the global batch are drawn in blocks of 1,024, each keyed by (seed, purpose, step,
-    block), the first without the last. A rank draws the blocks that hold its rows: of 64 ranks
-    with 256 rows each would need 15 ms of CPU to draw all, for every 128 numbers a row.
+    block), block 0 without the last key. A rank draws only the blocks of its rows: with 64 ranks of
+    256 rows, drawing all of them would take 15 ms of CPU for every 128 numbers per row.
     """
 
     seed: int
@@ -81,7 +81,7 @@ class MicroBatch:
     rows: range
     """Numbers of the rows in the global batch."""
     draws: Draws
-    """What else the step needs of randomness."""
+    """Source of all other random numbers of the step."""
 
     @property
     def rows_B(self) -> Tensor:  # noqa: N802 - shapes are in the names

@@ -15,7 +15,10 @@ from aae_dist.priors import GaussianPrior
 
 
 class VariationalMethod(Method):
-    """Minimises reconstruction error + beta * KL(q(z|x) || p(z)), in one phase."""
+    """Minimises reconstruction error + beta * KL(q(z|x) || p(z)), in one phase.
+
+    Kingma and Welling, arXiv 1312.6114, with any prior that has a density.
+    """
 
     phases = {"reconstruction": ("encoder", "decoder")}
 
@@ -25,7 +28,7 @@ class VariationalMethod(Method):
         optimizers: Mapping[str, SynchronizedOptimizer],
         beta: float = 1.0,
     ) -> None:
-        """Take the networks, the optimizer of the one phase, and the weight of the KL term."""
+        """Check that the prior has a density; `beta` is the weight of the KL term."""
         super().__init__(modules, optimizers)
         if modules.prior.log_prob(torch.zeros(1, modules.prior.latent_dim)) is None:
             raise ConfigError(
@@ -35,22 +38,20 @@ class VariationalMethod(Method):
         self.beta = beta
 
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
-        """Maximise the evidence lower bound (equation 10, one draw of z a sample)."""
-        self._kl: list[Tensor] = []
-        total = self.optimizers["reconstruction"].update(self.negative_elbo, parts)
-        kl = torch.stack(self._kl).sum()
-        return {"loss/reconstruction": total - self.beta * kl, "loss/kl": kl}
+        """Maximise the evidence lower bound (equation 10, one draw of z per sample)."""
+        return self.optimizers["reconstruction"].update_terms(self.negative_elbo, parts)
 
-    def negative_elbo(self, part: MicroBatch) -> Tensor:
-        """Return the weighted reconstruction error + beta * KL, a scalar."""
+    def negative_elbo(self, part: MicroBatch) -> tuple[Tensor, Losses]:
+        """Return the weighted reconstruction error + beta * KL, a scalar, and its two terms."""
         outputs_BP = self.modules.encoder(part.x_BCHW)
         z_BZ = self.modules.posterior.sample(outputs_BP, part.noise_reconstruction_BN)
         kl = part.weights_B @ self.kl(outputs_BP, z_BZ)
-        self._kl.append(kl.detach())
-        return self.reconstruction_error(part, z_BZ) + self.beta * kl
+        error = self.reconstruction_error(part, z_BZ)
+        terms = {"loss/reconstruction": error.detach(), "loss/kl": kl.detach()}
+        return error + self.beta * kl, terms
 
     def kl(self, outputs_BP: Tensor, z_BZ: Tensor) -> Tensor:
-        """Return KL(q(z|x) || p(z)) in nats, shape (B): exact for a Gaussian prior, else by `z`."""
+        """Return KL(q(z|x) || p(z)) in nats, shape (B): exact for Gaussians, else from `z`."""
         assert isinstance(self.modules.posterior, GaussianPosterior)
         mean_BZ, log_std_BZ = self.modules.posterior.parameters(outputs_BP)
         prior = self.modules.prior
@@ -62,11 +63,10 @@ class VariationalMethod(Method):
 
 
 class AutoencoderMethod(Method):
-    """No regularizer: codes go wherever reconstruction puts them."""
+    """The reconstruction phase alone: nothing shapes the codes."""
 
     phases = {"reconstruction": ("encoder", "decoder")}
 
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
-        """Reconstruct."""
         loss = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
         return {"loss/reconstruction": loss}

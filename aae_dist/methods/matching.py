@@ -33,7 +33,7 @@ class MatchingMethod(Method):
     def __init__(
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
     ) -> None:
-        """Take the networks, the optimizer of the one phase, and the weight of the distance."""
+        """Store the weight of the distance."""
         super().__init__(modules, optimizers)
         self.weight = weight
 
@@ -45,19 +45,17 @@ class MatchingMethod(Method):
             z_GZ: codes.
             prior_GZ: as many prior samples.
             weights_G: 1 / unmasked rows, 0 for masked ones.
-            draws: the step's randomness, alike on every rank.
+            draws: the step's randomness, the same on every rank.
         """
 
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
-        """Encode; measure the distance over the global batch; reconstruct and pull codes closer."""
+        """Encode; compute the distance over the global batch; reconstruct and pull codes closer."""
         encoded = self.encode_once(parts, lambda part: part.noise_reconstruction_BN)
-        distance, self._pull_GZ = self.distance_and_gradient(encoded)
-        self._errors: list[Tensor] = []
-        self.optimizers["reconstruction"].update(self.loss, encoded)
-        return {
-            "loss/reconstruction": torch.stack(self._errors).sum(),
-            "loss/distance": distance,
-        }
+        distance, pull_GZ = self.distance_and_gradient(encoded)
+        terms = self.optimizers["reconstruction"].update_terms(
+            lambda part: self.loss(part, pull_GZ), encoded
+        )
+        return {**terms, "loss/distance": distance}
 
     def distance_and_gradient(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """Return the distance, a scalar, and its gradient with respect to all codes, (G, Z)."""
@@ -73,14 +71,17 @@ class MatchingMethod(Method):
         (gradient_GZ,) = torch.autograd.grad(distance, z_GZ)
         return distance.detach(), gradient_GZ
 
-    def loss(self, encoded: Encoded) -> Tensor:
-        """Return a scalar that has the gradient of reconstruction error + weight * distance."""
+    def loss(self, encoded: Encoded, pull_GZ: Tensor) -> tuple[Tensor, Losses]:
+        """Return a scalar with the gradient of reconstruction error + weight * distance.
+
+        `pull_GZ` is the gradient of the distance with respect to all codes.
+        """
         z_BZ = self.with_graph(encoded)
         error = self.reconstruction_error(encoded.part, z_BZ)
-        self._errors.append(error.detach())
-        pull = (self._pull_GZ[encoded.part.rows_B] * z_BZ).sum()
-        # Gradients are averaged over ranks, and each rank pulls other codes: their sum is wanted.
-        return error + self.weight * self.modules.world.size * pull
+        pull = (pull_GZ[encoded.part.rows_B] * z_BZ).sum()
+        # DDP averages gradients over ranks, but each rank pulls codes of its own: sum them instead.
+        loss = error + self.weight * self.modules.world.size * pull
+        return loss, {"loss/reconstruction": error.detach()}
 
     @staticmethod
     def _row(encoded: Encoded) -> Tensor:
@@ -97,19 +98,19 @@ class MmdMethod(MatchingMethod):
     def __init__(
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
     ) -> None:
-        """Take the networks, the optimizer and the weight; measure the prior's width once."""
+        """Estimate the prior's width, once."""
         super().__init__(modules, optimizers, weight)
         draw = seeds.generator(0, "width of the prior")
         samples = modules.prior.sample(NUM_SAMPLES_OF_SCALE, draw).double()
         self.mean_square_distance = 2 * float(samples.var(0).sum())
         if self.mean_square_distance == 0:
             raise ConfigError(
-                "method.kind=mmd needs a prior that spreads, as its kernels are as wide; these "
-                "samples are all equal; use another prior or method.kind=sliced_wasserstein"
+                "method.kind=mmd takes the width of its kernels from the prior's spread, and all "
+                "samples of this prior are equal; use another prior or "
+                "method.kind=sliced_wasserstein"
             )
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        """Return the unbiased estimate of the squared discrepancy."""
         return maximum_mean_discrepancy(z_GZ, prior_GZ, weights_G, self.mean_square_distance)
 
 
@@ -123,12 +124,11 @@ class SlicedWassersteinMethod(MatchingMethod):
         weight: float,
         num_projections: int,
     ) -> None:
-        """Take the networks, the optimizer, the weight and the number of directions."""
+        """Store the number of directions."""
         super().__init__(modules, optimizers, weight)
         self.num_projections = num_projections
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        """Return the mean squared Wasserstein-2 distance over the step's directions."""
         shape = (z_GZ.shape[1], self.num_projections)
         drawn = torch.randn(shape, generator=draws.generator("directions"))
         directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)

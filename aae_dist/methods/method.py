@@ -1,4 +1,4 @@
-"""What a training method is: phases, each with its optimizer, and one step over them."""
+"""The base of training methods: phases, each with its optimizer, and one step over them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from aae_dist.distributed.optimizer import SynchronizedOptimizer
+from aae_dist.distributed.optimizer import SynchronizedOptimizer, Terms
 from aae_dist.distributed.world import World
 from aae_dist.methods.inputs import MicroBatch
 from aae_dist.models import Posterior, run_encoder
 from aae_dist.priors import Prior
 
-Losses = dict[str, Tensor]
+Losses = Terms
 """Metric name -> this rank's share of the loss; the mean over ranks is the global loss."""
 
 
@@ -50,7 +50,7 @@ class Method(ABC):
     """Phase name -> names of the networks it trains, in the order of the step."""
 
     def __init__(self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer]) -> None:
-        """Take the networks and one optimizer a phase."""
+        """Store the modules, and one optimizer per phase."""
         self.modules = modules
         self.optimizers = dict(optimizers)
 
@@ -75,13 +75,13 @@ class Method(ABC):
         """Encode all parts, for several uses of the same codes: nothing trains between them.
 
         With micro-batches the graphs of all parts would not fit in memory, which is why there are
-        micro-batches; whoever needs gradients then encodes each part again (`with_graph`).
+        micro-batches; a phase that needs gradients encodes each part again (`with_graph`).
         """
         with torch.set_grad_enabled(len(parts) == 1):
             return [Encoded(p, noise_of(p), self.encode(p, noise_of(p))) for p in parts]
 
     def with_graph(self, encoded: Encoded) -> Tensor:
-        """Return the codes with the encoder's graph, encoded again if it was not kept."""
+        """Return the codes with the encoder's graph; encode again if it was not kept."""
         if encoded.z_BZ.requires_grad:
             return encoded.z_BZ
         return self.encode(encoded.part, encoded.noise_BN)
