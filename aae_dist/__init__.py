@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: importing torch takes seconds, and a wrong configuration shall be answered at once.
+    # Lazy: importing torch takes seconds, and a wrong configuration is answered at once.
     if name in ("TrainedRun", "load_run"):
         from aae_dist.inference import trained_run
 

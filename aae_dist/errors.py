@@ -9,11 +9,11 @@ AaeDistError
  |- LaunchError            the run cannot start here: storage, resources, a second writer
  |   |- StorageError       a bucket or a web server refused, and why in one word
  |   |- RunBusyError       another process writes this run
- |   `- RanksDifferError   a machine computes wrongly, and no checkpoint mends it
- |- TrainingDivergedError  too many updates in a row had non-finite gradients
+ |   `- RanksDifferError   ranks diverged and rolling back did not help: suspect hardware
+ |- TrainingDivergedError  too many consecutive updates had non-finite gradients
  `- Interrupted            a stop was asked for and a checkpoint was saved
 
-A message says what, what was got, and what to do. Each class carries its exit code.
+A message states the problem, the value found, and the fix. Each class carries its exit code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,7 +73,7 @@ class CheckpointError(AaeDistError):
 
 
 class LaunchError(AaeDistError):
-    """The run cannot start or go on in this place."""
+    """The run cannot start or continue here."""
 
 
 class StorageError(LaunchError):
@@ -94,30 +94,30 @@ class RunBusyError(LaunchError):
 
 
 class RanksDifferError(LaunchError):
-    """Ranks drifted apart, without a checkpoint to go back to or again and again."""
+    """Ranks drifted apart, without a checkpoint to roll back to, or repeatedly."""
 
     exit_code = 1
 
 
 class TrainingDivergedError(AaeDistError):
-    """Gradients were not finite for `train.max_skipped_updates` updates in a row."""
+    """Gradients were not finite for `train.max_skipped_updates` consecutive updates."""
 
     exit_code = 3
 
 
 class Interrupted(AaeDistError):
-    """Stopped as asked, with a checkpoint saved if training had begun; the same command goes on."""
+    """Stopped as requested, with a checkpoint if training had started; the same command resumes."""
 
     exit_code = 4
 
 
 def packed(error: BaseException) -> list[str]:
-    """Return an error as it goes to other processes, also as JSON: its class's name, its text."""
+    """Serialize an error for other processes: its class's name and its text, fit for JSON."""
     return [type(error).__name__, str(error)]
 
 
 def unpacked(pair: Sequence[str]) -> AaeDistError:
-    """Return an error that was packed; of a class that is none of ours, an AaeDistError."""
+    """Deserialize an error; one of another package becomes an AaeDistError."""
     name, message = pair
     return by_name(name)(message)
 

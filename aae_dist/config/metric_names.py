@@ -13,6 +13,8 @@ from aae_dist.config.sections.method import Method
 
 NUM_SAMPLES = "prior_match/num_samples"
 """Number of samples that an evaluation's scores of the prior match are computed from."""
+MIN_SCORED_SAMPLES = 8
+"""Validation samples that an evaluation needs at least; better are 10,000."""
 METHODS = tuple(schema.by_kind(schema.classes_in(Method)))
 
 _LOSSES = {

@@ -18,18 +18,18 @@ from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, packed, unpacked
 
 COLLECTIVE_SECONDS = 600
-"""Longest wait of a rank for the others where gradients are exchanged; torch's own is 1800 s."""
+"""Timeout of collectives that exchange gradients; torch's default is 1800 s."""
 CONTROL_SECONDS = 7200
-"""Longest wait where ranks decide, in which one of them may work alone: twice what the watchdog
-gives to evaluation, so that it, and no time-out of torch, ends ranks that hang."""
+"""Timeout of control messages, while one rank may work alone: twice the watchdog's limit for an
+evaluation, so that the watchdog, not torch's timeout, ends ranks that hang."""
 
 _groups: "WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup]" = WeakKeyDictionary()
 
 
 def control_group() -> dist.ProcessGroup:
-    """Return the gloo group of all ranks that goes with the process group, and ends with it.
+    """Return a gloo group of all ranks, which lives as long as the process group.
 
-    The first call makes it, which is a collective: whoever sets up the process group calls this.
+    The first call creates it, which is a collective: call it when the process group is set up.
     """
     default = dist.group.WORLD
     assert default is not None
@@ -100,7 +100,7 @@ def rows_of_all_ranks(rows: Tensor, numbers: Tensor, num_rows: int, world: World
         rows: this rank's rows, (B, ...); ranks may hold different numbers of rows.
         numbers: where each row stands in the table, int64 (B).
         num_rows: rows of the table.
-        world: this process's place among the ranks.
+        world: this process's rank and the number of ranks.
     """
     table = rows.new_zeros(num_rows, *rows.shape[1:])
     table[numbers] = rows
@@ -128,10 +128,10 @@ def run_on_all_ranks(world: World, work: Callable[[], T]) -> T:
 def run_on_rank_zero(world: World, work: Callable[[], T]) -> T:
     """Run `work` on rank 0 alone; its JSON result, or its AaeDistError, is every rank's."""
     result, problem = _attempt(work) if world.is_main else (None, None)
-    told = broadcast_json([problem, result[0] if result else None], world)
-    if told[0] is not None:
-        raise unpacked(told[0])
-    value: T = told[1]
+    sent = broadcast_json([problem, result[0] if result else None], world)
+    if sent[0] is not None:
+        raise unpacked(sent[0])
+    value: T = sent[1]
     return value
 
 
@@ -143,10 +143,10 @@ def _attempt(work: Callable[[], T]) -> tuple[tuple[T] | None, list[str] | None]:
 
 
 class Exchange:
-    """Between all ranks; every rank makes the same calls in the same order."""
+    """Collectives of the data loaders; every rank makes the same calls in the same order."""
 
     def __init__(self, world: World) -> None:
-        """Exchange as this one of the ranks."""
+        """Join as this rank."""
         self._world = world
 
     @property
@@ -155,7 +155,7 @@ class Exchange:
         return self._world.size
 
     def start_sum(self, counts: Sequence[int]) -> Callable[[], list[int]]:
-        """Begin to add up `counts` over ranks; the returned function waits for the sums."""
+        """Start to sum `counts` over ranks; the returned function waits for the sums."""
         totals = torch.tensor(counts, dtype=torch.int64)
         if self._world.size == 1:
             return totals.tolist

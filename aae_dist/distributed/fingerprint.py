@@ -1,4 +1,4 @@
-"""64-bit fingerprints of networks, to see whether all ranks still hold the same numbers."""
+"""64-bit fingerprints of networks, to check that all ranks hold the same numbers."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ _ODD = 0x5851F42D4C957F2D  # of Knuth's MMIX generator; any odd number with many
 
 @torch.no_grad()
 def fingerprint(network: nn.Module) -> Tensor:
-    """Return 64 bits of all parameters, an int64 scalar on their device; nothing waits for it.
+    """Return 64 bits of all parameters, an int64 scalar on their device, without a wait.
 
     Of each parameter the exclusive or of its 64-bit words, then a sum weighted by odd numbers, so
     any single flipped bit changes the result; two ranks whose networks differ in many numbers
@@ -44,7 +44,7 @@ def _hash(words: Tensor) -> Tensor:
 
 
 class RankComparison:
-    """Compares the networks of all ranks without waiting: ask now, read the answer later."""
+    """Compares the networks of all ranks asynchronously: `ask` now, read the `answer` later."""
 
     def __init__(self, networks: Mapping[str, nn.Module], world: World) -> None:
         """Compare these networks, by name."""
@@ -61,7 +61,7 @@ class RankComparison:
         self._pending = (step, found)
 
     def answer(self) -> str:
-        """Return what differs, the same text on every rank, and empty when nothing does."""
+        """Return a message about the difference, the same on every rank; empty without one."""
         if self._pending is None:
             return ""
         (step, found), self._pending = self._pending, None

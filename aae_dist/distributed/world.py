@@ -1,4 +1,4 @@
-"""Which rank this process is; the only reader of RANK and its friends."""
+"""Which rank this process is; the only reader of RANK, WORLD_SIZE and the like."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from aae_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the data-parallel ranks of a run."""
+    """This process's rank among the data-parallel ranks of a run."""
 
     rank: int
     size: int

@@ -34,8 +34,8 @@ def data_parallel(module: nn.Module, world: World) -> nn.Module:
 def warm_up_buckets(module: nn.Module, *example: Tensor) -> None:
     """Let DDP rebuild its buckets before the first real step, by throw-away backward passes.
 
-    DDP reorders its buckets after the first backward pass, so from 3 ranks on a resumed run would
-    sum gradients in another order than an unbroken one: equal, but not bit for bit.
+    DDP reorders its buckets after the first backward pass. From 3 ranks on, a resumed run would
+    therefore sum gradients in another order than an uninterrupted one, and differ in the last bit.
     """
     if isinstance(module, DistributedDataParallel):
         for _ in range(2):
@@ -54,27 +54,27 @@ def without_sync(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def unwrap_ddp(module: nn.Module) -> nn.Module:
-    """Return what a rank computes with, in bfloat16 or compiled code, outside of any collective."""
+    """Unwrap DDP only: the network in bfloat16 or compiled code, without collectives."""
     inner: nn.Module = module.module if isinstance(module, DistributedDataParallel) else module
     return inner
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the network itself, whose use moves no gradient."""
+    """Unwrap DDP and compute wrappers; calls to the result exchange no gradients."""
     inner = unwrap_ddp(module)
     return inner.network if isinstance(inner, ComputeWrapper) else inner
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that training changes, by name: a user's network may freeze others."""
+    """Return the parameters to train, by name; a user's network may freeze others."""
     return {name: p for name, p in unwrap(module).named_parameters() if p.requires_grad}
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """Return a module that computes with what `module` holds, now and later, as constants.
+    """Return a module that shares the weights of `module`, now and later, as constants.
 
     Gradients flow through it to its input and never to the weights, not even in compiled code,
-    which would otherwise compute them and throw them away.
+    which would otherwise compute their gradients and discard them.
     """
     network = unwrap(module)
     constants = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
@@ -86,11 +86,11 @@ def frozen_view(module: nn.Module) -> nn.Module:
 class ComputeWrapper(nn.Module):
     """Calls a network in bfloat16 or compiled code; its outputs keep the weights' type.
 
-    Evaluation, checkpoints and the user's hands hold the network itself, in full precision.
+    Evaluation, checkpoints and users hold the network itself, in full precision.
     """
 
     BACKEND = "inductor"
-    """What torch.compile makes code with; the tests that count products set another."""
+    """Backend of torch.compile; tests that count products set another one."""
 
     def __init__(self, network: nn.Module, bfloat16: bool, compiled: bool) -> None:
         """Take the network, whether its products are in bfloat16, and whether it is compiled."""
@@ -106,31 +106,31 @@ class ComputeWrapper(nn.Module):
             )
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return what the network makes of the inputs."""
+        """Call the network; outputs have the dtype of the first input."""
         with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.in_bfloat16):
             outputs: Tensor = self._call(*inputs)
         return outputs.to(inputs[0].dtype)
 
     def rewrap(self, network: nn.Module) -> "ComputeWrapper":
-        """Return the same around another network."""
+        """Return an equal wrapper around another network."""
         return ComputeWrapper(network, self.in_bfloat16, self.compiled)
 
 
 def reset_compiler() -> None:
-    """Let a run be compiled as in a process of its own; trials of a sweep share a process.
+    """Reset torch.compile, so that trials that share a process compile as in separate ones.
 
-    torch makes 8 versions of one class's forward method, then runs it uncompiled without a word:
-    the fifth latent size of a sweep would be slower, and other numbers than when it is run again.
+    torch compiles 8 versions of one class's forward method, then silently runs it uncompiled: the
+    fifth latent size of a sweep would be slower, and its numbers would differ from a rerun's.
     """
     torch.compiler.reset()
 
 
 def inductor_options(device: torch.device) -> dict[str, Any] | None:
-    """Return what code for a device is made with.
+    """Return the compiler's options for a device.
 
-    On CUDA kernels would be timed, and the quickest order of sums taken: another one on another
-    node. As an option, not in `torch._inductor.config`: that holds for one thread, and on CUDA the
-    code of a backward pass is made in autograd's own.
+    On CUDA, inductor would time kernels and take the fastest order of sums, which may be another
+    one on another node. This is an option and not a setting in `torch._inductor.config`, which
+    holds for one thread: on CUDA, autograd's thread compiles the backward pass.
     """
     if device.type != "cuda":
         return None
@@ -140,10 +140,10 @@ def inductor_options(device: torch.device) -> dict[str, Any] | None:
 
 
 def wrap_compute(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Module:
-    """Return the network, or a `ComputeWrapper` around it if anything is wanted.
+    """Return the network, or a `ComputeWrapper` around it if either is wanted.
 
     Raises:
-        ConfigError: code is to be compiled on a machine without the compiler that this takes.
+        ConfigError: train.compile=true on a machine without a C or C++ compiler.
     """
     if not bfloat16 and not compiled:
         return network

@@ -6,32 +6,31 @@ statistics and broadcasts the metrics. Samples that cannot be read are skipped a
 """
 
 import math
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
+from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
+from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.world import World
 from aae_dist.errors import DataError
-from aae_dist.evaluation.interfaces import EvaluationData, EvaluationModel, Loaded
 from aae_dist.evaluation.null_baseline import PriorBaseline, build_baseline, score
+from aae_dist.models import Autoencoder
 from aae_dist.priors import Prior
 from aae_dist.utils import seeds
 from aae_dist.utils.arrays import evenly_spaced
 
 CHUNK = 256
 MAX_SAMPLES = 10_000
-MIN_SAMPLES = 8
 NUM_PICTURED = 32
 PRIOR_PICTURED = 5000
-"""Prior samples behind the codes in pictures: their density stands however few the codes."""
+"""Prior samples in pictures: enough for a smooth density, however few the codes are."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,58 @@ class Evaluation:
 
     metrics: dict[str, float]
     """The same on every rank."""
-    gallery: EvaluationImages | None
-    """Rank 0's material for pictures; None on the others."""
+    images: EvaluationImages | None
+    """Contents of the pictures, on rank 0; None on the others."""
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """What ranks compute per validation sample, as columns of equal length n."""
+
+    readable: Tensor
+    """Bool [n]."""
+    labels: Tensor
+    """int64 [n], -1 where absent."""
+    squared_errors: Tensor
+    """Float64 [n], summed over an image."""
+    code_logits: Tensor
+    """Float64 [n], of the discriminator; nan without one."""
+    prior_logits: Tensor
+    """Float64 [n], of one prior sample per row; nan without a discriminator."""
+    codes: Tensor
+    """Float64 [n, Z]."""
+
+    NUM_SCALARS: ClassVar[int] = 5
+
+    def pack(self) -> Tensor:
+        """Return one table, float64 [n, 5 + Z], for a single collective.
+
+        float64 holds every float32 code, and every label below 2**53, exactly.
+        """
+        scalars = (
+            self.readable,
+            self.labels,
+            self.squared_errors,
+            self.code_logits,
+            self.prior_logits,
+        )
+        columns = torch.stack([column.cpu().double() for column in scalars], dim=1)
+        return torch.cat([columns, self.codes.cpu().double()], dim=1)
+
+    @classmethod
+    def unpack(cls, table: Tensor) -> "ScoredRows":
+        """Return the columns of a table that `pack` made."""
+        readable, labels, errors, code_logits, prior_logits = table[:, : cls.NUM_SCALARS].unbind(1)
+        codes = table[:, cls.NUM_SCALARS :]
+        return cls(readable == 1, labels.long(), errors, code_logits, prior_logits, codes)
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.readable)
+
+    def __getitem__(self, rows: Tensor) -> "ScoredRows":
+        """Return the rows that a mask or indices select."""
+        return ScoredRows(**{name: column[rows] for name, column in vars(self).items()})
 
 
 class Evaluator:
@@ -67,7 +116,7 @@ class Evaluator:
 
     def __init__(
         self,
-        dataset: EvaluationData,
+        dataset: Dataset,
         prior: Prior,
         world: World,
         seed: int,
@@ -75,19 +124,19 @@ class Evaluator:
         name: str = "data.validation",
         threads: int = 1,
     ) -> None:
-        """Fix which validation samples are scored: at most `max_samples`, spread evenly over all.
+        """Choose the samples to score: at most `max_samples`, evenly spaced over all.
 
-        Errors call the data set by its `name`. `threads` share the decoding of this rank's samples.
+        `name` is what errors call the data set; `threads` decode this rank's samples.
 
         Raises:
             DataError: there are too few samples to score.
         """
         total = dataset.manifest.num_samples
         self.num_samples = min(total, max_samples)
-        if self.num_samples < MIN_SAMPLES:
+        if self.num_samples < MIN_SCORED_SAMPLES:
             raise DataError(
                 f"{name}: {total} samples are too few to score the match with the prior. "
-                f"Give at least {MIN_SAMPLES}, better 10,000."
+                f"Give at least {MIN_SCORED_SAMPLES}, better 10,000."
             )
         self._indices = evenly_spaced(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
@@ -96,7 +145,7 @@ class Evaluator:
         self._baseline: PriorBaseline | None = None
 
     @torch.no_grad()
-    def evaluate(self, networks: EvaluationModel) -> Evaluation:
+    def evaluate(self, networks: Autoencoder) -> Evaluation:
         """Score the networks; a collective: every rank calls it at the same step.
 
         Raises:
@@ -104,109 +153,100 @@ class Evaluator:
         """
         draw = seeds.generator(self._seed, "evaluation/prior")
         prior_nZ = self._prior.sample(self.num_samples, draw)
-        rows = run_on_all_ranks(self._world, lambda: self._encode_all_own(networks, prior_nZ))
-        table = _gather_in_order(rows, self.num_samples, self._world)
-        readable = table[:, 0] == 1
-        good, prior_nZ = table[readable, 1:], prior_nZ[: len(readable)][readable]
-        spread = evenly_spaced(NUM_PICTURED, len(good))
+
+        # Encode this rank's chunks, then gather all rows on rank 0.
+        chunks = run_on_all_ranks(self._world, lambda: self._encode_own(networks, prior_nZ))
+        table = _gather_in_order(chunks, self.num_samples, self._world)
+        rows = ScoredRows.unpack(table)
+        good, prior_nZ = rows[rows.readable], prior_nZ[: len(rows)][rows.readable]
+        pictured = evenly_spaced(NUM_PICTURED, len(good))
         originals: list[Tensor] = []
 
-        def judge() -> dict[str, float]:
-            metrics = self._statistics(good, prior_nZ)
-            # Read in here, where an error is every rank's.
-            numbers = self._indices[readable.numpy()][spread]
+        # Compute the metrics on rank 0 and broadcast them.
+        def compute_metrics() -> dict[str, float]:
+            metrics = self._metrics(good, prior_nZ)
+            # Pictures' originals are read in here, where an error is raised on every rank.
+            numbers = self._indices[rows.readable.numpy()][pictured]
             originals.append(self._dataset.load(numbers).images)
             return metrics
 
-        metrics = run_on_rank_zero(self._world, judge)
+        metrics = run_on_rank_zero(self._world, compute_metrics)
         if not self._world.is_main:
             return Evaluation(metrics, None)
-        return Evaluation(metrics, self._gallery(networks, good, spread, originals[0]))
+        shown = good.codes[torch.from_numpy(pictured)]
+        return Evaluation(metrics, self._images(networks, good, shown, originals[0]))
 
-    def _encode_all_own(self, networks: EvaluationModel, prior_nZ: Tensor) -> Tensor:
-        pool = ThreadPoolExecutor(self._threads, "decode") if self._threads > 1 else nullcontext()
-        with pool as workers:
-            return self._encode_own_chunks(networks, prior_nZ, workers)
-
-    def _encode_own_chunks(
-        self, networks: EvaluationModel, prior_nZ: Tensor, workers: Executor | None
-    ) -> Tensor:
+    def _encode_own(self, networks: Autoencoder, prior_nZ: Tensor) -> Tensor:
         """Return this rank's chunks, float64 [chunks of the busiest rank, CHUNK, columns]."""
         chunks = range(self._world.rank, _num_chunks(self.num_samples), self._world.size)
         per_rank = -(-_num_chunks(self.num_samples) // self._world.size)
-        table = torch.zeros(per_rank, CHUNK, self._prior.latent_dim + 5, dtype=torch.float64)
-        for slot, chunk in enumerate(chunks):
-            rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_samples))
-            samples = self._dataset.load(self._indices[rows], workers)
-            part = self._encode_chunk(networks, chunk, samples, prior_nZ[rows])
-            table[slot, : len(part)] = part
+        num_columns = ScoredRows.NUM_SCALARS + self._prior.latent_dim
+        table = torch.zeros(per_rank, CHUNK, num_columns, dtype=torch.float64)
+        pool = ThreadPoolExecutor(self._threads, "decode") if self._threads > 1 else nullcontext()
+        with pool as workers:
+            for slot, chunk in enumerate(chunks):
+                rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_samples))
+                samples = self._dataset.load(self._indices[rows], workers)
+                part = self._encode_chunk(networks, chunk, samples, prior_nZ[rows])
+                table[slot, : len(part)] = part.pack()
         return table
 
     def _encode_chunk(
-        self, networks: EvaluationModel, chunk: int, samples: Loaded, prior_BZ: Tensor
-    ) -> Tensor:
-        """Return a row per sample.
-
-        Its columns: 1 for a sample that could be read, label, squared error, logits of code and of
-        prior sample, code.
-        """
+        self, networks: Autoencoder, chunk: int, samples: Samples, prior_BZ: Tensor
+    ) -> ScoredRows:
         images = samples.images.to(self._world.device)
-        good = torch.ones(len(images))
-        good[list(samples.bad)] = 0
+        readable = torch.ones(len(images), dtype=torch.bool)
+        readable[list(samples.bad)] = False
         z_BZ = networks.encode(images, seeds.generator(self._seed, "evaluation/posterior", chunk))
         errors = squared_errors(networks.decode(z_BZ), images)
-        logits = networks.discriminate(z_BZ)
+        code_logits = networks.discriminate(z_BZ)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
         absent = torch.full_like(errors, torch.nan)
-        columns = [
-            good,
-            samples.labels,
-            errors,
-            absent if logits is None else logits,
-            absent if prior_logits is None else prior_logits,
-        ]
-        # float64 holds every float32 code, and every label below 2**53, exactly.
-        scalars = torch.stack([c.cpu().double() for c in columns], dim=1)
-        return torch.cat([scalars, z_BZ.cpu().double()], dim=1)
+        return ScoredRows(
+            readable=readable,
+            labels=samples.labels,
+            squared_errors=errors,
+            code_logits=absent if code_logits is None else code_logits,
+            prior_logits=absent if prior_logits is None else prior_logits,
+            codes=z_BZ,
+        )
 
-    def _statistics(self, table: Tensor, prior_nZ: Tensor) -> dict[str, float]:
-        """Compute all metrics from the rows of all good samples; rank 0 only."""
-        if len(table) < MIN_SAMPLES:
+    def _metrics(self, rows: ScoredRows, prior_nZ: Tensor) -> dict[str, float]:
+        """Compute all metrics from the rows of all readable samples; rank 0 only."""
+        if len(rows) < MIN_SCORED_SAMPLES:
             bad = self._dataset.load(self._indices[:CHUNK]).bad.values()
             raise DataError(
-                f"{self._name}: of {self.num_samples} samples {len(table)} can be read and "
-                f"{MIN_SAMPLES} are needed; `aae-dist data verify` says what is wrong"
+                f"{self._name}: of {self.num_samples} samples {len(rows)} can be read and "
+                f"{MIN_SCORED_SAMPLES} are needed; `aae-dist data verify` lists the bad ones"
                 + (f"; of the first: {next(iter(bad))}" if bad else ".")
             )
-        if self._baseline is None or len(self._baseline.prior_samples) != len(table):
-            self._baseline = build_baseline(self._prior, len(table), self._seed)
-        metrics = reconstruction_metrics(table[:, 1], math.prod(self._dataset.image_shape))
-        metrics |= score(table[:, 4:], self._baseline, self._seed)
-        metrics["data/bad_validation_samples"] = float(self.num_samples - len(table))
-        if not bool(table[:, 2:4].isnan().all()):
-            metrics["discriminator/accuracy_codes"] = (table[:, 2] <= 0).double().mean().item()
-            metrics["discriminator/accuracy_prior"] = (table[:, 3] > 0).double().mean().item()
-        if bool(table[:, 4:].isfinite().all()):
-            metrics["codes/smallest_spread"] = smallest_spread(table[:, 4:], prior_nZ.double())
+        if self._baseline is None or len(self._baseline.prior_samples) != len(rows):
+            self._baseline = build_baseline(self._prior, len(rows), self._seed)
+        num_pixels = math.prod(self._dataset.image_shape)
+        metrics = reconstruction_metrics(rows.squared_errors, num_pixels)
+        metrics |= score(rows.codes, self._baseline, self._seed)
+        metrics["data/bad_validation_samples"] = float(self.num_samples - len(rows))
+        if not bool((rows.code_logits.isnan() & rows.prior_logits.isnan()).all()):
+            accuracy_codes = (rows.code_logits <= 0).double().mean().item()
+            accuracy_prior = (rows.prior_logits > 0).double().mean().item()
+            metrics["discriminator/accuracy_codes"] = accuracy_codes
+            metrics["discriminator/accuracy_prior"] = accuracy_prior
+        if bool(rows.codes.isfinite().all()):
+            metrics["codes/smallest_spread"] = smallest_spread(rows.codes, prior_nZ.double())
         return metrics
 
-    def _gallery(
-        self,
-        networks: EvaluationModel,
-        table: Tensor,
-        spread: NDArray[np.int64],
-        originals: Tensor,
+    def _images(
+        self, networks: Autoencoder, rows: ScoredRows, shown_kZ: Tensor, originals: Tensor
     ) -> EvaluationImages:
-        """Return what pictures show of the good samples; their rows `spread` are `originals`."""
+        """Return the contents of the pictures; `shown_kZ` are the codes of `originals`."""
         device = self._world.device
         prior_mZ = self._prior.sample(PRIOR_PICTURED, seeds.generator(self._seed, "pictures/prior"))
-        pictured = table[torch.from_numpy(spread), 4:].float().to(device)
         return EvaluationImages(
-            codes=table[:, 4:].float(),
-            labels=table[:, 0].long(),
+            codes=rows.codes.float(),
+            labels=rows.labels,
             prior_samples=prior_mZ,
             originals=originals,
-            reconstructions=networks.decode(pictured).float().cpu(),
+            reconstructions=networks.decode(shown_kZ.float().to(device)).float().cpu(),
             decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
         )
 

@@ -1,13 +1,13 @@
-"""What the statistics are worth when codes match the prior perfectly: the unit they are given in.
+"""Baselines of the statistics: their values when codes match the prior perfectly.
 
 Raw distances grow with the prior's scale and the number of dimensions and shrink with the number of
-samples. Divided by what two prior samples of equal size give, 1.0 is a perfect match under every
-prior and latent size.
+samples. They are divided by the distance of two prior samples of equal size, so that 1.0 is a
+perfect match under every prior and latent size.
 
 Codes are compared with many prior samples, not with one, and the root mean square distance is
-scored: one sample of 500 points has luck of its own, which scored a perfect swiss roll 1.56 under
-one seed and 0.84 under the next. Both distances are norms of differences of means, so that many
-samples cost no more than one: their mean, and the variance around it, say it all.
+scored: with one sample of 500 points a perfect swiss roll scored 1.56 under one seed and 0.84 under
+the next. Both distances are norms of differences of means, so many samples cost no more than one:
+their mean and the variance around it suffice.
 """
 
 import math
@@ -91,7 +91,7 @@ class Mmd:
 
 @dataclass(frozen=True)
 class PriorBaseline:
-    """All that scoring codes against one prior needs and that does not depend on the codes."""
+    """The part of scoring against one prior that does not depend on the codes."""
 
     prior_samples: Tensor
     """Float32 [n, Z]: what the two-sample classifier sees, the same at every evaluation."""

@@ -118,7 +118,7 @@ def _halves(
 
 
 def _widest(bandwidth: float) -> float:
-    """Return what rows are divided by, so that the widest kernel is exp(-distance^2)."""
+    """Return the unit of rows in which the widest kernel is exp(-distance^2)."""
     return math.sqrt(2.0) * SCALES[0] * bandwidth
 
 

@@ -127,7 +127,7 @@ class StepInputs:
         Args:
             images: uint8, (B, C, H, W), or floats of any shape (B, ...); this rank's rows.
             valid: bool, (B); masked rows get weight 0.
-            num_valid: unmasked samples of the global batch, alike on all ranks.
+            num_valid: unmasked samples of the global batch, the same on all ranks.
             step: number of the step, from 0.
         """
         device = self.world.device

@@ -1,4 +1,4 @@
-"""From the configuration to networks; the only file of this package that sees it."""
+"""Networks from the configuration; the only file of this package that reads it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ DTYPES = {
     "bf16": torch.float32,
     "fp64": torch.float64,
 }
-"""Numbers of weights, codes and losses by `train.precision`."""
+"""dtype of weights, codes and losses, by `train.precision`."""
 
 SAMPLES = 4
-"""Rows that a network of the user's own is tried on."""
+"""Rows that a user's network is tried on."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ def build_networks(
     Args:
         config: the run's configuration.
         shape: of a sample: (C, H, W) of images, (D,) of vectors.
-        device: where the networks live; weights are drawn on the CPU, alike for every device.
+        device: where the networks live; weights are drawn on the CPU, the same for every device.
         trains: False for networks that are only used, such as those of a finished run.
 
     Raises:
-        ConfigError: the kind of network does not fit the samples, or one of the user's own does
-            not work.
+        ConfigError: the kind of network does not fit the samples, or a user's network does not
+            work.
     """
     model, posterior = config.model, build_posterior(config.posterior)
     num_outputs = posterior.outputs_per_dim * model.latent_dim
@@ -112,7 +112,7 @@ def build_networks(
 
 
 def _built_in(model: sections.Model) -> Mapping[str, Callable[..., nn.Module]]:
-    """Return what makes each network of a kind from its role's arguments."""
+    """Return a function per network name that builds it from its role's arguments."""
     sigmoid = model.decoder_output == "sigmoid"
     widths, spectral = model.discriminator_widths, model.discriminator_spectral_norm
 
@@ -144,7 +144,7 @@ def _built_in(model: sections.Model) -> Mapping[str, Callable[..., nn.Module]]:
 
 
 def _check(name: str, network: nn.Module, role: Mapping[str, Any], trains: bool) -> None:
-    """Try a network of the user's own on a few random samples, alike on every rank."""
+    """Try a user's network on a few random samples, the same on every rank."""
     inputs: tuple[tuple[int, ...], ...]
     if name == "encoder":
         inputs = (role["sample_shape"],)

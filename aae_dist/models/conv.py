@@ -5,7 +5,7 @@ pixels, which a linear layer turns into the outputs; the decoder goes the same w
 transposed convolutions of stride 2, cropped where a side was odd). Normalisation is by groups, so
 that no sample depends on its batch, and no buffer on its rank.
 
-Shapes: B samples, C H W image, N noise numbers a sample, P posterior parameters, Z latent_dim.
+Shapes: B samples, C H W image, N noise numbers per sample, P posterior parameters, Z latent_dim.
 """
 
 import math
@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 def num_blocks(depth: int, residual: bool) -> int:
-    """Return the blocks beside the halving or doubling convolution, which a plain depth counts."""
+    """Return the blocks next to the halving or doubling convolution, which a plain depth counts."""
     return depth if residual else depth - 1
 
 

@@ -1,4 +1,4 @@
-"""Networks of the user's own, by import path, tried out before training starts."""
+"""Users' networks, by import path, checked before training starts."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def import_network(key: str, config: sections.OwnNetwork, roles: Mapping[str, An
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
             raise TypeError("it must be a torch.nn.Module")
         network: nn.Module = found(**roles, **config.arguments)
-    except Exception as error:  # whatever a user's own code raises is the user's to mend
+    except Exception as error:  # a user's code may raise anything; the user has to fix it
         raise ConfigError(
             f"model.{key}.path: {config.path} failed with {type(error).__name__}: {error}; it must "
             f"be a class that takes the keyword arguments {wanted}"
@@ -55,7 +55,7 @@ def check_network(
         network: as it will be trained.
         inputs: several samples, on the CPU.
         shape: of the outputs.
-        trains: whether it shall be trained, and not only used.
+        trains: whether it will be trained, not only used.
     """
 
     @torch.no_grad()
@@ -102,10 +102,10 @@ def check_network(
 
 
 def _problem_of_gradients(network: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    """Return what keeps a parameter from being trained: ranks would wait for its gradient."""
+    """Return why a parameter gets no gradient, which other ranks would wait for."""
     training = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if not training:
-        return "has no parameter to train; leave requires_grad=True where it shall learn"
+        return "has no parameter to train; keep requires_grad=True for those that should be trained"
     with torch.enable_grad():
         total = network(*inputs).sum()
         unused = list(training)
@@ -119,13 +119,13 @@ def _problem_of_gradients(network: nn.Module, inputs: Sequence[Tensor]) -> str |
     more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
     return (
         f"has parameters that no gradient reaches: {', '.join(unused[:NAMED])}{more}; call "
-        "requires_grad_(False) on those that shall stay as they are, and leave out unused ones"
+        "requires_grad_(False) on those that must not change, and remove unused ones"
     )
 
 
 @torch.no_grad()
 def check_unit_range(key: str, network: nn.Module, codes: Tensor) -> None:
-    """Raise ConfigError unless a decoder of the user's own stays in [0, 1], as bce wants."""
+    """Raise ConfigError unless a user's decoder stays in [0, 1], as bce needs."""
     low, high = (float(bound) for bound in torch.aminmax(network(codes)))
     if low < 0 or high > 1:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """Posteriors q(z|x): how the encoder's output becomes a code.
 
-Shapes: B samples, Z latent_dim, P = outputs_per_dim * Z encoder outputs, N noise numbers a sample.
+Shapes: B samples, Z latent_dim, P = outputs_per_dim * Z encoder outputs, N noise numbers.
 """
 
 from typing import Protocol
@@ -18,7 +18,7 @@ class Posterior(Protocol):
     """N if the encoder itself reads the noise, else 0."""
 
     def noise_dim(self, latent_dim: int) -> int:
-        """Return N, the standard normal numbers that a sample's code depends on; 0 for none."""
+        """Return N, the number of standard normal numbers per sample; 0 for none."""
 
     def sample(self, outputs_BP: Tensor, noise_BN: Tensor) -> Tensor:
         """Return a code of q(z|x), shape (B, Z), from standard normal noise."""
@@ -49,8 +49,8 @@ class DeterministicPosterior:
 class UniversalPosterior(DeterministicPosterior):
     """z = f(x, noise): the encoder reads the noise, so q(z|x) may have any shape.
 
-    The universal approximator posterior of the AAE paper, section 2.1. What stands for the mean is
-    the code of zero noise, since nobody knows q's.
+    The universal approximator posterior of the AAE paper, section 2.1. The code of zero
+    noise stands in for the mean of q, which is unknown.
     """
 
     def __init__(self, noise_dim: int) -> None:
@@ -92,7 +92,7 @@ class GaussianPosterior:
     encoder_noise_dim = 0
 
     def noise_dim(self, latent_dim: int) -> int:
-        """Return one number a dimension."""
+        """Return one number per dimension."""
         return latent_dim
 
     def sample(self, outputs_BP: Tensor, noise_BN: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class GaussianPosterior:
 def run_encoder(
     encoder: nn.Module, posterior: Posterior, x_BCHW: Tensor, noise_BN: Tensor
 ) -> Tensor:
-    """Return the encoder's outputs, shape (B, P); it reads the noise if the posterior wants so."""
+    """Return the encoder's outputs, shape (B, P); it reads the noise if the posterior needs it."""
     inputs = (x_BCHW, noise_BN) if posterior.encoder_noise_dim else (x_BCHW,)
     outputs_BP: Tensor = encoder(*inputs)
     return outputs_BP

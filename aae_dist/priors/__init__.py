@@ -1,4 +1,4 @@
-"""Priors p(z): one a file. Your own: derive from `Prior` and name it by `prior.kind=custom`."""
+"""Priors p(z). For your own, derive from `Prior` and name it with `prior.kind=custom`."""
 
 from aae_dist.priors.build import build_prior
 from aae_dist.priors.prior import Prior

@@ -1,4 +1,4 @@
-"""From the configuration's `prior` section to a prior."""
+"""Priors from the configuration's `prior` section."""
 
 import importlib
 
@@ -32,7 +32,7 @@ PRIORS: dict[str, type[Prior]] = {
     "swiss_roll": SwissRollPrior,
     "uniform": UniformPrior,
 }
-"""By the section's kind; each takes latent_dim and the section's fields."""
+"""By `kind`; each class takes latent_dim and the section's other fields."""
 
 
 def build_prior(config: sections.Prior, latent_dim: int, vectors: Tensor | None = None) -> Prior:
@@ -66,7 +66,7 @@ def _import_prior(config: sections.CustomPrior, latent_dim: int) -> Prior:
         prior = found(latent_dim, **config.arguments)
         sample = prior.sample(3, torch.Generator().manual_seed(0)).clone()
         again = prior.sample(3, torch.Generator().manual_seed(0))
-    except Exception as error:  # whatever a user's own code raises is the user's to mend
+    except Exception as error:  # a user's code may raise anything; the user has to fix it
         raise ConfigError(
             f"prior.path: {config.path} failed with {type(error).__name__}: {error}; it must be a "
             "class that takes latent_dim and prior.arguments and has sample(num_samples, generator)"

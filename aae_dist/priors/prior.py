@@ -1,4 +1,4 @@
-"""What a prior p(z) is."""
+"""The base of priors p(z)."""
 
 from abc import ABC, abstractmethod
 
@@ -9,14 +9,14 @@ from torch import Tensor
 class Prior(ABC):
     """A distribution over latent codes that can be sampled.
 
-    Shapes: N samples, Z latent_dim. Samples are float32 on the CPU; whoever draws moves them.
+    Shapes: N samples, Z latent_dim. Samples are float32 on the CPU; the caller moves them.
     """
 
     num_classes: int | None = None
     """Number of classes that `sample_class` knows; None when the prior has none."""
 
     def __init__(self, latent_dim: int) -> None:
-        """Remember the number of dimensions."""
+        """Store the number of dimensions."""
         self.latent_dim = latent_dim
 
     @abstractmethod

@@ -117,7 +117,7 @@ class MixturePrior(Prior):
         self.axes_K22 = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw samples of shape (N, Z) from all modes alike."""
+        """Draw samples of shape (N, Z) from all modes with equal probability."""
         labels_N = torch.randint(self.num_classes, (num_samples,), generator=generator)
         return self.sample_class(labels_N, generator)
 

@@ -1,4 +1,4 @@
-"""The one way to files: local folders, buckets and web servers behind `Storage`."""
+"""Local folders, buckets and web servers behind one protocol, `Storage`."""
 
 from urllib.parse import unquote, urlsplit
 
@@ -28,7 +28,7 @@ __all__ = [
     "read_or_none",
 ]
 
-# Plain http sends data and keys in the clear; within the machine nobody listens.
+# Plain http sends data and keys unencrypted: fine within the machine alone.
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -39,7 +39,7 @@ def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = 
         uri: a local path ('~' is the home), file://, s3://bucket/..., gs://..., az://container/...
             or, to read only, https://host/...
         patience_seconds: bound on each request over the network, with all its retries.
-        probe: give up after 2 retries and 15 s, as a start does that shall tell of a wrong address.
+        probe: fail after 2 retries and 15 s, so that a wrong address is reported soon.
 
     Raises:
         LaunchError: the scheme is not one of these, or the address is not complete.

@@ -37,8 +37,8 @@ _NO_CREDENTIALS = re.compile(
 _REFUSED = re.compile(r"\b(401 Unauthorized|403 Forbidden)\b|AccessDenied|InvalidAccessKeyId")
 _ELSEWHERE = re.compile(r"PermanentRedirect|301 Moved|AuthorizationHeaderMalformed")
 _UNREACHABLE = re.compile(r"error sending request|timed out|dns error", re.IGNORECASE)
-# What obstore retried until it gave up: 5xx and 429 answers, and bodies that broke off.
-_GAVE_UP = re.compile(r"status code: (5\d\d|429)|body error|after \d+ retries", re.IGNORECASE)
+# Errors that obstore retried in full: 5xx and 429 answers, and bodies that broke off.
+_RETRIED = re.compile(r"status code: (5\d\d|429)|body error|after \d+ retries", re.IGNORECASE)
 
 _NO_SUCH_BUCKET = "the bucket does not exist. Create it, or check its name and AWS_ENDPOINT_URL"
 _LOG_IN = (
@@ -48,7 +48,7 @@ _LOG_IN = (
 _FORBIDDEN = "no permission (403). Give these credentials the right to read, write, list and delete"
 _OTHER_REGION = "the bucket is in another region. Set AWS_REGION to the bucket's"
 _SILENT = "the server cannot be reached. Check the network and AWS_ENDPOINT_URL"
-# What is told of web servers instead: they have neither credentials nor an endpoint to set.
+# The same for web servers: they have neither credentials nor an endpoint to set.
 _OF_THE_WEB = {
     _FORBIDDEN: "the server does not give it to everybody (401, 403). Check the address, or its "
     "signature if it has one",
@@ -58,7 +58,7 @@ _OTHER_VERSION = "the file has changed since it was listed. Index the shards aga
 
 
 def advice(error: Exception) -> str:
-    """Return what went wrong and what to do, without a full stop; the server's words if unknown."""
+    """Return the problem and its fix, without a full stop; the server's words if unknown."""
     text = str(error)
     if _NO_BUCKET.search(text):
         return _NO_SUCH_BUCKET
@@ -88,8 +88,8 @@ def reason(error: Exception) -> StorageReason:
         return "forbidden"
     if what == _OTHER_VERSION:
         return "changed"
-    # Anything that obstore retried is in vain for now, not for ever.
-    return "unreachable" if what == _SILENT or _GAVE_UP.search(str(error)) else "other"
+    # Errors that obstore retried are temporary.
+    return "unreachable" if what == _SILENT or _RETRIED.search(str(error)) else "other"
 
 
 def check_version(uri: str, wanted: Entry | None, found: "ObjectMeta") -> None:
@@ -393,9 +393,10 @@ class BucketStorage:
 
 
 def _only(version: Entry | None) -> "GetOptions":
-    """Return what asks the server for this version alone.
+    """Return the options that request this version only.
 
-    A weak tag (W/"...") matches nothing there (RFC 9110, 13.1.1): the answer tells, if anything.
+    A weak tag (W/"...") never matches here (RFC 9110, 13.1.1); then the answer shows the
+    version, if anything does.
     """
     tag = version.etag if version else None
     return {} if tag is None or tag.startswith("W/") else {"if_match": tag}

@@ -18,7 +18,7 @@ from aae_dist.storage.base import Entry, Piece, Storage
 RANGE_BYTES = 16 << 20
 _THREADS = 4
 _MAX_EMPTY = 6
-"""Answers in a row without a byte, each with obstore's own retries behind it."""
+"""Consecutive answers without a byte, each after obstore's own retries."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Download:
         storage: The folder it lies in.
         version: Its name there, the bytes that it must have, and the tag or the time that must not
             change meanwhile, as far as the server has any.
-        deadline: When to give up, in seconds of `time.monotonic`.
+        deadline: When to fail, in seconds of `time.monotonic`.
     """
 
     storage: Storage
@@ -49,7 +49,7 @@ class Download:
             StorageError: It changed, there is no permission, or it did not come in time.
             OSError: The local disk refused.
         """
-        # Imported here: whoever downloads has loaded it, and local storage needs no obstore.
+        # Imported here: local storage needs no obstore, and a download has loaded it.
         from aae_dist.storage.bucket import RangesRefusedError
 
         starts = range(0, self.size, RANGE_BYTES)

@@ -37,7 +37,7 @@ _ADVICE = {
 
 @contextmanager
 def file_errors(place: str) -> Iterator[None]:
-    """Turn the operating system's errors that the user can mend into LaunchError, in one line."""
+    """Map the operating system's errors that a user can fix to LaunchError, in one line."""
     try:
         yield
     except OSError as error:

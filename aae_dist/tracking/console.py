@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 Write = Callable[[str], None]
 Clock = Callable[[], float]
 MIN_SECONDS = 3.0
-"""Shortest time between two lines of progress: a fast run would bury everything else."""
+"""Shortest time between two lines of progress: a fast run would hide everything else."""
 QUIET_SECONDS = 10.0
-"""Time without a line after which one says how far the run is: where steps take seconds, log points
-are minutes apart."""
+"""Longest time without a line: where steps take seconds, log points are minutes apart."""
 
 
 class Progress:
@@ -37,7 +36,7 @@ class Progress:
 
 
 class ConsoleSink:
-    """Writes a line for a log point, at most one every few seconds, and one for every evaluation.
+    """Writes a line per log point, at most one every few seconds, and one per evaluation.
 
     Args:
         write: Shows one line.
@@ -61,7 +60,7 @@ class ConsoleSink:
         self._started_at = clock()
 
     def log(self, record: Record) -> None:
-        """Write what is new: progress if it is time for it, an evaluation always."""
+        """Write progress if it is time for it, and an evaluation always."""
         step = int(record[sinks.STEP])
         if losses_of(record) and (step >= self._progress.total_steps or self._is_time()):
             self._show(record)
@@ -69,15 +68,15 @@ class ConsoleSink:
             self._write(f"evaluation at step {step}: {scores}")
 
     def on_step(self, step: int) -> None:
-        """Write how far the run is if nothing was written for long."""
+        """Write progress if nothing was written for long."""
         if self._clock() - (self._written_at or self._started_at) >= QUIET_SECONDS:
             self._show({sinks.STEP: step})
 
     def picture(self, name: str, png: bytes, step: int) -> None:
-        """Pictures are files of their own."""
+        pass
 
     def close(self, summary: Record, state: str) -> None:
-        """The lines are out already."""
+        pass
 
     def _show(self, record: Record) -> None:
         self._write(progress_line(record, self._progress))
@@ -115,7 +114,7 @@ def losses_of(record: Record) -> dict[str, float]:
 
 
 def evaluation_text(record: Record) -> str:
-    """Return the scores that people look at first, empty if the record holds no evaluation."""
+    """Return the main scores; empty if the record holds no evaluation."""
     present = {label: record[name] for name, label in sinks.LABELS.items() if name in record}
     return ", ".join(f"{label} {number(value)}" for label, value in present.items())
 
@@ -133,11 +132,11 @@ def duration(seconds: float) -> str:
 
 
 MOVE_SECONDS = 0.25
-"""Least time between two moves of the bar between log points."""
+"""Shortest time between two moves of the bar between log points."""
 
 
 class LiveBarSink:
-    """Shows one live line; evaluations, and whatever else is printed, scroll by above it.
+    """Shows one live line; evaluations and all other output scroll by above it.
 
     Args:
         total_steps: Steps of the whole run.
@@ -174,16 +173,16 @@ class LiveBarSink:
             self._bar.console.print(f"evaluation at step {step}: {scores}", highlight=False)
 
     def on_step(self, step: int) -> None:
-        """Move the bar, a few times a second at most."""
+        """Move the bar, at most a few times per second."""
         if time.monotonic() - self._moved_at >= MOVE_SECONDS:
             self._moved_at = time.monotonic()
             self._bar.update(self._task, completed=step)
 
     def picture(self, name: str, png: bytes, step: int) -> None:
-        """Pictures are files of their own."""
+        pass
 
     def close(self, summary: Record, state: str) -> None:
-        """Leave the bar as it stands and give the terminal back."""
+        """Stop the bar and leave it on the terminal."""
         self._bar.stop()
 
     def _description(self, record: Record, step: int) -> str:

@@ -24,14 +24,14 @@ class MetricSink(Protocol):
 
 
 class Console(MetricSink, Protocol):
-    """The sink that people watch."""
+    """The sink that shows progress."""
 
     def on_step(self, step: int) -> None:
-        """Learn that `step` is done, after each one; shown where nothing else was for long."""
+        """Take the number of a finished step; shown when nothing else was for long."""
 
 
 OpenConsole = Callable[[int, int], Console]
-"""Makes the console of a run from the steps of the whole run and the step that it starts from."""
+"""Total steps and first step of a run -> its console."""
 
 
 STEP = "step"
@@ -46,16 +46,16 @@ LABELS = {
     "prior_match/sliced_wasserstein": "sliced Wasserstein",
     "prior_match/mmd": "MMD",
 }
-"""What people call the metrics that they look at first."""
+"""Display names of the main metrics."""
 
 
 class JsonLinesSink:
     """Appends records to a node-local file that the training loop uploads whole.
 
     Args:
-        path: The file; its folder is made. Whatever it held is replaced by `earlier`.
-        earlier: Content that the run folder holds from before a resume.
-        resumed_step: Lines past this step are cut from `earlier`, so that each step stands once.
+        path: The file; its folder is created. Its contents are replaced by `earlier`.
+        earlier: Contents in the run folder from before a resume.
+        resumed_step: Lines after this step are dropped from `earlier`: no step stands twice.
     """
 
     def __init__(self, path: Path, earlier: bytes = b"", resumed_step: int = 0) -> None:
@@ -71,14 +71,14 @@ class JsonLinesSink:
         self._append(record)
 
     def picture(self, name: str, png: bytes, step: int) -> None:
-        """Pictures are files of their own."""
+        pass
 
     def close(self, summary: Record, state: str) -> None:
         """Close the file; the summary is a file of its own."""
         self._file.close()
 
     def truncate(self, step: int) -> None:
-        """Drop the lines past `step`, which the run will come to again."""
+        """Drop the lines after `step`, which the run will repeat."""
         kept = [record for record in self.records() if record["step"] <= step]
         self._file.close()
         self._file = self._path.open("w", encoding="utf-8")
@@ -99,7 +99,7 @@ class JsonLinesSink:
 
 
 def parse_records(content: bytes) -> list[dict[str, Any]]:
-    """Return the records in a metrics.jsonl; lines that are not whole records are left out.
+    """Parse a metrics.jsonl; lines that are not complete records are skipped.
 
     A process that was killed while it wrote leaves half a line.
     """
@@ -115,7 +115,7 @@ def parse_records(content: bytes) -> list[dict[str, Any]]:
 
 
 def finite(record: Record) -> dict[str, float | None]:
-    """Return a record that JSON can hold: a value that is not finite becomes null."""
+    """Return a record for JSON: a value that is not finite becomes null."""
     return {name: _finite(value) for name, value in record.items()}
 
 

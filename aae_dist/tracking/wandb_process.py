@@ -22,7 +22,7 @@ def main() -> None:
     run = _open(json.loads(requests.readline()), answers)
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
-    state = "failed"  # what the run is if its training process dies without a word
+    state = "failed"  # the state if the training process is killed
     for request in _parsed(requests):
         if "record" in request:
             run.log(request["record"])
@@ -45,7 +45,7 @@ def _private_streams() -> tuple[TextIO, TextIO]:
 
 
 def _open(start: dict[str, Any], answers: TextIO) -> Any:
-    """Return the open run; without one, say why and end the process."""
+    """Return the open run; on failure, report why and end the process."""
     try:
         run = _init(start)
     except Exception as error:  # wandb raises many kinds; none may matter to training

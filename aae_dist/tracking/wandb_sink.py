@@ -36,10 +36,10 @@ Request = dict[str, Any]
 
 
 class WandbSink:
-    """Sends records and pictures to the process that `wandb_process` is.
+    """Sends records and pictures to the process of `wandb_process`.
 
     Args:
-        start: What opens the run there (see `wandb_process._init`).
+        start: The request that opens the run (see `wandb_process._init`).
         folder: Node-local folder of W&B's own files.
         write: Shows one line.
         keep_files: Copies the folder into the run's folder, called once at the end.
@@ -113,7 +113,7 @@ class WandbSink:
             self._write(f"W&B is off: {problem}")
 
     def _serve_as(self, start: Request) -> str | None:
-        """Serve in one mode to the end, or return why the run could not be opened in it."""
+        """Serve in one mode to the end, or return the reason that the run could not be opened."""
         try:
             process = _start_process(self._folder)
         except OSError as error:
@@ -201,7 +201,7 @@ def _send(process: subprocess.Popen[bytes], request: Request) -> None:
 
 
 def _problem_of_opening(process: subprocess.Popen[bytes], start: Request) -> str | None:
-    """Have the process open the run and return what it says went wrong."""
+    """Have the process open the run; return its error message, None if it succeeded."""
     assert process.stdout is not None
     try:
         _send(process, start)
@@ -255,7 +255,7 @@ def decide_mode(
 ) -> tuple[str, str]:
     """Return online, offline or disabled, and a line for the user or nothing.
 
-    WANDB_MODE, which belongs to whoever runs the job, wins over the configuration.
+    WANDB_MODE, set by the user who starts the job, takes precedence over the configuration.
     """
     override = environment.get("WANDB_MODE", "")
     mode = SAME_MODES.get(override, override) or wanted
@@ -289,13 +289,13 @@ def has_key(environment: Mapping[str, str], home: Path) -> bool:
 
 
 def run_id(config: RunConfig) -> str:
-    """Return the id that stays the same however often the run is resumed."""
+    """Return the run's id, the same after every resume."""
     text = f"{config.run.storage}\n{config.run.name}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def start_request(config: RunConfig, mode: str, folder: Path) -> dict[str, Any]:
-    """Return what opens the run in the W&B process."""
+    """Return the request that opens the run in the W&B process."""
     return {
         "mode": mode,
         "project": config.wandb.project,

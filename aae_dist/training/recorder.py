@@ -44,29 +44,29 @@ class Recorder:
         self.latest: dict[str, float] = {}
         self._uploaded = self._bad_uploaded = b""
         self._bad_lines: list[bytes] = []
-        self._gallery: EvaluationImages | None = None
+        self._images: EvaluationImages | None = None
         self._has_drawn = False
         for record in self.json_lines.records():
             self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
 
-    def show(self, gallery: EvaluationImages) -> None:
+    def show(self, shown: EvaluationImages) -> None:
         """Draw an evaluation's pictures together with the next record, which holds its metrics."""
-        self._gallery = gallery
+        self._images = shown
 
     def record(self, metrics: Metrics) -> None:
         """Pass one log point on."""
         self.latest |= metrics
         for sink in self.sinks:
             sink.log(metrics)
-        if self._gallery is not None:
-            self._draw(self._gallery)
-            self._gallery = None
+        if self._images is not None:
+            self._draw(self._images)
+            self._images = None
 
     def on_step(self, step: int) -> None:
         """Show, where log points are far apart, that `step` is done."""
         self._console.on_step(step)
 
-    def _draw(self, gallery: EvaluationImages | None) -> None:
+    def _draw(self, shown: EvaluationImages | None) -> None:
         """Draw the losses, and an evaluation's pictures if there is one."""
         self._has_drawn, step = True, int(self.latest["step"])
         caption = f"{self._name}, step {step:,}"
@@ -76,7 +76,7 @@ class Recorder:
             from aae_dist.evaluation.pictures.images import draw_all
             from aae_dist.utils.figures import figure_to_png
 
-            images = draw_all(gallery, caption) if gallery is not None else {}
+            images = draw_all(shown, caption) if shown is not None else {}
             images["losses"] = figure_to_png(loss_curves(self.json_lines.records(), caption))
             for name, image in images.items():
                 self._folder.write_picture(name, image)

@@ -32,7 +32,7 @@ from aae_dist.training.run.resume import finished_before, load_initial_weights
 from aae_dist.training.run_data import open_data
 from aae_dist.training.setup import augmented, build_engine, fit_memory, open_loader
 from aae_dist.training.state import TrainState
-from aae_dist.utils.progress import Advance, progress, silent
+from aae_dist.utils.progress import Advance, no_progress, progress
 
 
 def train(
@@ -139,7 +139,7 @@ class _Run:
     @contextmanager
     def _counting(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """Show on rank 0 how far counting is; on every rank, each count is a sign of life."""
-        show = partial(progress, write=self.reporter.line) if self.world.is_main else silent
+        show = partial(progress, write=self.reporter.line) if self.world.is_main else no_progress
         with show(label, total, unit) as advance:
 
             def counted(count: int) -> None:
@@ -246,8 +246,8 @@ class _Run:
     def _evaluate(self) -> Metrics:
         assert self.data.evaluator is not None
         evaluation = self.data.evaluator.evaluate(self.engine.autoencoder)
-        if self.recorder and evaluation.gallery:
-            self.recorder.show(evaluation.gallery)
+        if self.recorder and evaluation.images:
+            self.recorder.show(evaluation.images)
         if bad := int(evaluation.metrics["data/bad_validation_samples"]):
             self._say(f"warning: {bad} bad validation samples are left out of the scores")
         return evaluation.metrics

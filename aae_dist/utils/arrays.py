@@ -1,4 +1,4 @@
-"""A few numbers out of many."""
+"""Small helpers for arrays."""
 
 import numpy as np
 from numpy.typing import NDArray

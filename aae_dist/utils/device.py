@@ -1,11 +1,11 @@
-"""Copies of what was drawn on the host, to the device."""
+"""Copies from the host to the device."""
 
 import torch
 from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a CPU tensor on a device, without waiting for what the device is doing.
+    """Return a CPU tensor on a device, without waiting for the device.
 
     A copy from pageable memory to a GPU would wait for all that was queued before it.
 

@@ -1,4 +1,4 @@
-"""Figures as PNG bytes, made without pyplot: nothing is global, and any thread may draw."""
+"""Figures as PNG bytes, without pyplot: nothing is global, and any thread may draw."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Many small jobs at a time, their results in order, and never more under way than needed."""
+"""Many small jobs at once, with results in order and a bound on the jobs in flight."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +16,7 @@ def ordered_map(
 ) -> Iterator[Result]:
     """Yield `job(*arguments)` for each of many arguments, in their order.
 
-    The first error is raised where its result would have been; jobs that have not begun are then
-    given up.
+    The first error is raised in place of its result; jobs that have not started are cancelled.
     """
     waiting: deque[Future[Result]] = deque()
     rest = iter(arguments)

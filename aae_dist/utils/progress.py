@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of long jobs: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
 import time
@@ -34,7 +34,7 @@ def progress(
 
 
 @contextmanager
-def silent(label: str, total: int, unit: str) -> Iterator[Advance]:  # noqa: ARG001 - a `Show`
+def no_progress(label: str, total: int, unit: str) -> Iterator[Advance]:  # noqa: ARG001 - a `Show`
     """Yield a function that takes what `progress` does, and show nothing."""
     yield lambda count: None
 

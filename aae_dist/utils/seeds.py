@@ -1,4 +1,4 @@
-"""Random generators that are a function of what they are for, never of rank, worker or history."""
+"""Random generators keyed by purpose, never by rank, worker or history."""
 
 import hashlib
 

@@ -18,7 +18,7 @@ def evaluate(networks: Networks, dataset: Images) -> Evaluation:
 def test_metrics_are_what_they_say():
     dataset, networks = Images(600), Networks()
     result = evaluate(networks, dataset)
-    codes = result.gallery.codes
+    codes = result.images.codes
     error = (networks.decode(codes) - dataset.images.float() / 255).square()
     assert result.metrics["reconstruction/mse"] == pytest.approx(error.mean().item(), rel=1e-5)
     assert result.metrics["reconstruction/sum_half"] == pytest.approx(
@@ -32,13 +32,13 @@ def test_metrics_are_what_they_say():
     assert dataset.largest_read == 256
 
 
-def test_gallery_holds_what_the_pictures_show():
+def test_images_holds_what_the_pictures_show():
     dataset, networks = Images(600), Networks()
-    gallery = evaluate(networks, dataset).gallery
-    assert gallery.labels.tolist() == [i % 10 for i in range(600)]
-    assert torch.equal(gallery.originals, dataset.images[np.arange(32) * 600 // 32])
-    assert gallery.reconstructions.shape == gallery.decoded_prior.shape == (32, 1, 4, 4)
-    assert torch.equal(gallery.decoded_prior, networks.decode(gallery.prior_samples[:32]))
+    images = evaluate(networks, dataset).images
+    assert images.labels.tolist() == [i % 10 for i in range(600)]
+    assert torch.equal(images.originals, dataset.images[np.arange(32) * 600 // 32])
+    assert images.reconstructions.shape == images.decoded_prior.shape == (32, 1, 4, 4)
+    assert torch.equal(images.decoded_prior, networks.decode(images.prior_samples[:32]))
 
 
 def test_evaluating_again_gives_the_same_numbers_and_touches_no_global_state():
@@ -62,7 +62,7 @@ def test_a_large_validation_set_is_thinned_out_evenly():
     evaluator = Evaluator(Images(1000), Normal(2), single(), seed=0, max_samples=100)
     result = evaluator.evaluate(Networks())
     assert result.metrics["prior_match/num_samples"] == 100
-    assert result.gallery.labels.tolist() == [0] * 100  # every tenth sample
+    assert result.images.labels.tolist() == [0] * 100  # every tenth sample
 
 
 def test_without_a_discriminator_there_is_no_accuracy_of_one():
@@ -86,10 +86,10 @@ def test_samples_that_cannot_be_read_are_left_out_and_counted():
     bad = (0, 17, 599)
     result = evaluate(Networks(), Images(600, bad))
     kept = [n for n in range(600) if n not in bad]
-    whole = evaluate(Networks(), Images(600)).gallery
-    assert torch.equal(result.gallery.codes, whole.codes[kept])
-    assert result.gallery.labels.tolist() == [n % 10 for n in kept]
-    assert torch.equal(result.gallery.originals[0], Images(600).images[1])
+    whole = evaluate(Networks(), Images(600)).images
+    assert torch.equal(result.images.codes, whole.codes[kept])
+    assert result.images.labels.tolist() == [n % 10 for n in kept]
+    assert torch.equal(result.images.originals[0], Images(600).images[1])
     assert result.metrics["prior_match/num_samples"] == 597
     assert result.metrics["data/bad_validation_samples"] == 3
     with pytest.raises(DataError, match="^data.validation: of 600 samples 5 can be read and 8 are"):

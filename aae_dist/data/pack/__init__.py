@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.index.build import index_folder
 from aae_dist.data.pack.arrays import npy_source
 from aae_dist.data.pack.files import csv_source, folder_source
@@ -33,8 +34,6 @@ ROOTS = {
 }
 CLASSES = "classes.json"
 DEFAULTS = PackOptions()
-FEWEST_SCORED = 8
-"""As `evaluation.evaluate.MIN_SAMPLES`: of fewer validation samples a run gets no scores."""
 
 
 def pack(
@@ -76,11 +75,11 @@ def pack(
 
 
 def _warn_of_few(num_validation: int, fraction: float, write: Callable[[str], None]) -> None:
-    if fraction and num_validation < FEWEST_SCORED:
+    if fraction and num_validation < MIN_SCORED_SAMPLES:
         write(
-            f"warning: validation: {num_validation} samples, {FEWEST_SCORED} are needed to score a "
-            f"run; pack again with a larger --validation-fraction (was {fraction:g}), or train "
-            "with data.validation=null"
+            f"warning: validation: {num_validation} samples, {MIN_SCORED_SAMPLES} are needed to "
+            f"score a run; pack again with a larger --validation-fraction (was {fraction:g}), or "
+            "train with data.validation=null"
         )
 
 

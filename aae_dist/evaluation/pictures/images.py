@@ -27,22 +27,20 @@ Range = tuple[float, float]
 PIXELS: Range = (0.0, 1.0)
 
 
-def draw_all(gallery: EvaluationImages, caption: str = "") -> dict[str, bytes]:
+def draw_all(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]:
     """Return name -> PNG of every picture that one evaluation gives.
 
     Args:
-        gallery: What they show.
+        shown: What they show.
         caption: What it is of, say "my-run, step 400"; it stands in every title.
     """
     pictures: dict[str, Callable[[], Figure]] = {
-        "reconstructions": lambda: reconstructions(
-            gallery.originals, gallery.reconstructions, caption
-        ),
+        "reconstructions": lambda: reconstructions(shown.originals, shown.reconstructions, caption),
         "prior_samples": lambda: decoded_samples(
-            gallery.decoded_prior, caption, range_of(gallery.originals)
+            shown.decoded_prior, caption, range_of(shown.originals)
         ),
         "latent_codes": lambda: latent_codes(
-            gallery.codes, gallery.labels, gallery.prior_samples, caption
+            shown.codes, shown.labels, shown.prior_samples, caption
         ),
     }
     return {name: figure_to_png(draw()) for name, draw in pictures.items()}
@@ -73,7 +71,7 @@ def reconstructions(
 
 
 def decoded_samples(images_kCHW: Tensor, caption: str = "", shown: Range = PIXELS) -> Figure:
-    """Show images decoded from samples of the prior; `shown` says what is black and what white."""
+    """Show images decoded from samples of the prior; `shown` are the values of black and white."""
     if is_vectors(images_kCHW):
         return lines(images_kCHW, None, _title("samples of the prior, decoded", caption))
     images = _as_pictures(images_kCHW, shown)
@@ -83,7 +81,7 @@ def decoded_samples(images_kCHW: Tensor, caption: str = "", shown: Range = PIXEL
 
 
 def range_of(originals_kCHW: Tensor) -> Range:
-    """Return what is black and what white: 0 and 1, or more where floats are outside these."""
+    """Return the values of black and white: 0 and 1, or wider where floats are outside these."""
     if originals_kCHW.dtype == torch.uint8 or not originals_kCHW.numel():
         return PIXELS
     return min(0.0, float(originals_kCHW.min())), max(1.0, float(originals_kCHW.max()))

@@ -22,7 +22,7 @@ SAFE = (
 )
 """Colours that the colour-blind tell apart: Paul Tol's "muted", and one of his "vibrant"."""
 NAMED_LABELS = 20
-"""Most labels that get a name each; more are shown by a scale of colours."""
+"""Up to this many labels are named one by one; more are shown by a colour scale."""
 GREYS = LinearSegmentedColormap.from_list("prior", ["#ffffff", "#7c7c7c"])
 
 Array = NDArray[Any]

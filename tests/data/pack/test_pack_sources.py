@@ -20,10 +20,9 @@ from aae_dist.cli import main
 from aae_dist.cli.data import PACKED
 from aae_dist.config.sections.data import Data
 from aae_dist.data import Dataset, open_dataset
-from aae_dist.data.pack import FEWEST_SCORED, NAMES, PackOptions, pack
+from aae_dist.data.pack import NAMES, PackOptions, pack
 from aae_dist.data.pack.known import download
 from aae_dist.errors import DataError
-from aae_dist.evaluation.evaluator import MIN_SAMPLES
 
 
 def opened(folder: Path, **settings: object) -> Dataset:
@@ -151,7 +150,6 @@ def test_the_seed_decides_the_split_and_nothing_else_does(tmp_path: Path) -> Non
 
 
 def test_too_few_validation_samples_to_score_are_said_so(tmp_path: Path) -> None:
-    assert FEWEST_SCORED == MIN_SAMPLES
     file = write_csv(tmp_path, ["1"] * 30)
     warnings = {}
     for fraction in (0.0, 0.01, 0.1, 0.7):
