@@ -49,7 +49,7 @@ def measure(batch: int, every: int, rounds: int, folder: str) -> None:
         started = time.perf_counter()
         if with_save:
             state.step = engine.steps_done
-            store.save(state.step, state.tensors(), {"state": state.document()})
+            store.save(state.step, state.tensors(), {"state": state.metadata()})
             blocked.append(time.perf_counter() - started)
         for _ in range(every):
             engine.step()

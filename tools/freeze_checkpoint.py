@@ -60,7 +60,7 @@ def note(run: Path, target: Path) -> None:
         "codes": codes.tolist(),
         "images": loaded.decode(codes).tolist(),
         "tensors": {name: sorted(group) for name, group in saved.tensors.items()},
-        "state": saved.documents["state"],
+        "state": saved.metadata["state"],
     }
     (target / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 

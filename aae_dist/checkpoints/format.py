@@ -1,11 +1,18 @@
-"""The files of a checkpoint as bytes: safetensors for tensors, JSON for the rest, no pickle."""
+"""The files of a checkpoint as bytes: safetensors, JSON and the manifest that proves them.
 
+No pickle. MANIFEST.json names every file with its size and SHA-256. It is canonical JSON (sorted
+keys, no spaces, ASCII) whose last key "sha256" is the hash of all bytes before that key. Exactly
+one byte sequence stands for a manifest; no other verifies.
+"""
+
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
@@ -14,33 +21,44 @@ from torch import Tensor
 from aae_dist.data.bad_samples import MAX_LISTED_BYTES
 from aae_dist.errors import CheckpointError
 
-TENSORS, DOCUMENT = ".safetensors", ".json"
-LARGEST_DOCUMENT = MAX_LISTED_BYTES + (16 << 20)
-"""Bytes of a JSON file, which takes many times as much memory when parsed. Ours have kilobytes
-beside the list of bad samples, of which a run that lists no more than it may can always be saved.
+MANIFEST, DAMAGED = "MANIFEST.json", "DAMAGED.json"
+SCHEMA = 1
+"""Version of the layout that is written; docs/reliability.md says what a change of it takes."""
+MAX_MANIFEST_BYTES = 1 << 20
+"""A manifest has some hundred bytes per file; a larger one is not parsed."""
+MAX_METADATA_BYTES = MAX_LISTED_BYTES + (16 << 20)
+"""Limit of a JSON file, which takes many times as much memory when parsed. Ours have kilobytes
+next to the list of bad samples, so a run whose list is within its own limit can always be saved.
 """
+_TENSORS, _METADATA = ".safetensors", ".json"
+_SHA256 = r"^[0-9a-f]{64}$"
+_CLOSING = '"sha256":"%s"}'
+_CLOSING_BYTES = len(_CLOSING % ("0" * 64))
+_INT64 = 2**62
+"""Positions and sample counts are added as int64."""
+
 Tensors = Mapping[str, Mapping[str, Tensor]]
-Documents = Mapping[str, Mapping[str, Any]]
+Metadata = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a checkpoint holds; the tensors lie in CPU memory and share it with nothing."""
+class Checkpoint:
+    """The contents of a checkpoint; its tensors lie in CPU memory that nothing else uses."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
-    """By file name without ending, then by tensor name."""
-    documents: dict[str, Any]
-    """By file name without ending."""
+    """By file name without suffix, then by tensor name."""
+    metadata: dict[str, Any]
+    """JSON values, by file name without suffix."""
 
 
 def snapshot(tensors: Tensors, into: Tensors | None = None) -> dict[str, dict[str, Tensor]]:
     """Copy tensors of any device to CPU memory, each into memory of its own.
 
     Args:
-        tensors: by file name without ending, then by tensor name.
-        into: an earlier snapshot that nobody needs any more: writing into memory that was used
-            before takes half the time, as the kernel need not hand out and clear new pages.
+        tensors: by file name without suffix, then by tensor name.
+        into: an earlier snapshot that is no longer used: writing into its memory takes half the
+            time, as the kernel does not have to allocate and clear new pages.
 
     Raises:
         CheckpointError: a tensor is sparse or quantized, which safetensors cannot hold.
@@ -65,43 +83,182 @@ def _copy(name: str, tensor: Tensor, old: Tensor | None) -> Tensor:
     return copy.copy_(tensor.detach())
 
 
-def encode_documents(documents: Documents) -> dict[str, bytes]:
+def encode_tensors(tensors: Tensors) -> dict[str, bytes]:
+    """Return the safetensors files by name."""
+    return {name + _TENSORS: format_tensors(dict(g)) for name, g in tensors.items()}
+
+
+def encode_metadata(metadata: Metadata) -> dict[str, bytes]:
     """Return the JSON files by name.
 
     Raises:
-        ValueError, TypeError: JSON cannot hold it.
-        CheckpointError: a file would be larger than what is read back.
+        ValueError, TypeError: JSON cannot hold a value.
+        CheckpointError: a file is larger than the limit for reading.
     """
     # Without spaces: a long list of bad samples is written in a quarter of the time.
     files = {
-        name + DOCUMENT: json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-        for name, document in documents.items()
+        name + _METADATA: json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        for name, value in metadata.items()
     }
     for name, data in files.items():
         check_size(name, len(data))
     return files
 
 
-def check_size(name: str, size: int) -> None:
-    """Raise CheckpointError for a JSON file that is too large to be read."""
-    if name.endswith(DOCUMENT) and size > LARGEST_DOCUMENT:
-        raise CheckpointError(f"{name} is larger than {LARGEST_DOCUMENT} bytes")
-
-
-def encode_tensors(tensors: Tensors) -> dict[str, bytes]:
-    """Return the safetensors files by name."""
-    return {name + TENSORS: format_tensors(dict(g)) for name, g in tensors.items()}
-
-
-def decode(step: int, files: Mapping[str, bytes]) -> Saved:
-    """Return what the files hold; raise CheckpointError when one cannot be parsed."""
-    saved = Saved(step, {}, {})
+def decode(step: int, files: Mapping[str, bytes]) -> Checkpoint:
+    """Parse the files of a checkpoint; raise CheckpointError for one that cannot be parsed."""
+    checkpoint = Checkpoint(step, {}, {})
     for file, data in files.items():
         try:
-            if file.endswith(TENSORS):
-                saved.tensors[file.removesuffix(TENSORS)] = parse_tensors(data)
+            if file.endswith(_TENSORS):
+                checkpoint.tensors[file.removesuffix(_TENSORS)] = parse_tensors(data)
             else:
-                saved.documents[file.removesuffix(DOCUMENT)] = json.loads(data)
+                checkpoint.metadata[file.removesuffix(_METADATA)] = json.loads(data)
         except (SafetensorError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} cannot be parsed: {error}") from error
-    return saved
+    return checkpoint
+
+
+def check_size(name: str, size: int) -> None:
+    """Raise CheckpointError for a JSON file that is too large to be read."""
+    if name.endswith(_METADATA) and size > MAX_METADATA_BYTES:
+        raise CheckpointError(f"{name} is larger than {MAX_METADATA_BYTES} bytes")
+
+
+class NewerCheckpointError(CheckpointError):
+    """A newer version wrote the checkpoint: it is not damaged, but this version cannot read it."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class FileRecord(_Strict):
+    """Size in bytes and SHA-256, in hexadecimal digits, of one file."""
+
+    sha256: Annotated[str, Field(pattern=_SHA256)]
+    size: Annotated[int, Field(ge=0)]
+
+    @classmethod
+    def of(cls, data: bytes) -> "FileRecord":
+        """Describe these bytes."""
+        return cls(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+class Manifest(_Strict):
+    """The files of a checkpoint, and which save wrote them."""
+
+    attempt: Annotated[int, Field(ge=0)]
+    """The fencing number of the writer, see `RunLock`."""
+    best: bool
+    """Whether it was the best so far, by `train.best_metric`, when it was written."""
+    files: Mapping[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.(safetensors|json)$")], FileRecord
+    ]
+    schema_version: Literal[1] = 1
+    step: Annotated[int, Field(ge=0)]
+
+    def serialize(self) -> bytes:
+        """Return the one byte sequence that stands for this manifest."""
+        fields = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        before = (fields[:-1] + ",").encode("ascii")
+        return before + (_CLOSING % hashlib.sha256(before).hexdigest()).encode("ascii")
+
+    @classmethod
+    def verify(cls, data: bytes) -> "Manifest":
+        """Return the manifest that `data` stands for; raise CheckpointError if it is not proved."""
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise CheckpointError(
+                f"{MANIFEST} has {len(data)} bytes, more than {MAX_MANIFEST_BYTES}"
+            )
+        before, closing = data[:-_CLOSING_BYTES], data[-_CLOSING_BYTES:]
+        # The hash comes first: nothing is parsed that was not written by us, or made to look so.
+        if closing != (_CLOSING % hashlib.sha256(before).hexdigest()).encode("ascii"):
+            raise CheckpointError(f"{MANIFEST} does not match its own SHA-256")
+        try:
+            manifest = cls.model_validate_json(before[:-1] + b"}")
+        except ValidationError as error:
+            _raise_if_newer(error)
+            reason = error.errors()[0]
+            place = ".".join(map(str, reason["loc"])) or "JSON"
+            raise CheckpointError(f"{MANIFEST}: {place}: {reason['msg']}") from error
+        if manifest.serialize() != data:
+            raise CheckpointError(f"{MANIFEST} is not in canonical form")
+        return manifest
+
+
+def _raise_if_newer(error: ValidationError) -> None:
+    for problem in error.errors():
+        version = problem["input"]
+        if problem["loc"] == ("schema_version",) and type(version) is int and version > SCHEMA:
+            raise NewerCheckpointError(
+                f"{MANIFEST} is of schema {version}, this version of aae_dist reads up to "
+                f"{SCHEMA}; install the version that wrote it"
+            ) from error
+
+
+# The metadata, checked when a run resumes: a file that verifies may still hold impossible values.
+
+
+class _BadEntry(_Strict):
+    shard: str
+    sample: int | None = Field(ge=0, lt=_INT64)
+    key: str | None
+    reason: str
+    detail: str
+    samples: int = Field(ge=0, lt=_INT64)
+    step: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+
+
+class _BadSamplesMetadata(_Strict):
+    entries: list[_BadEntry] = Field(default_factory=list)
+    num_holes: int = Field(default=0, ge=0, lt=_INT64)
+    in_a_row: int = Field(default=0, ge=0, lt=_INT64)
+
+
+class StateMetadata(_Strict):
+    """The value of `TrainState.metadata`; fields that older versions lack have a default."""
+
+    step: int = Field(ge=0, lt=_INT64)
+    position: int = Field(ge=0, lt=_INT64)
+    best: float | None = None
+    samples_shift: int = Field(default=0, gt=-_INT64, lt=_INT64)
+    bad_samples: _BadSamplesMetadata = Field(default_factory=_BadSamplesMetadata)
+    lr_factor: float = Field(default=1.0, gt=0, le=1)
+    micro_batch: list[Annotated[int, Field(gt=0, lt=_INT64)]] = Field(
+        default_factory=list, max_length=3
+    )
+    best_of: str = ""
+    best_num_samples: float | None = Field(default=None, ge=0, lt=_INT64)
+    average_is_inherited: bool = False
+
+
+class DataMetadata(_Strict):
+    """The value of `RunData.metadata`."""
+
+    manifest: str
+    num_samples: int = Field(gt=0, lt=_INT64)
+    lanes: int = Field(gt=0, lt=_INT64)
+    shuffle_window: Literal["full"] | Annotated[int, Field(gt=0, lt=_INT64)]
+    image_shape: Annotated[list[Annotated[int, Field(gt=0, lt=_INT64)]], Field(max_length=3)]
+
+
+def check_metadata(checkpoint: Checkpoint) -> None:
+    """Check state and data of a checkpoint that a run resumes from.
+
+    Raises:
+        CheckpointError: A number is missing, of another type, or outside of its range.
+    """
+    step = checkpoint.step
+    for name, kind in (("state", StateMetadata), ("data", DataMetadata)):
+        try:
+            found = kind.model_validate(checkpoint.metadata.get(name))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, (name, *first["loc"])))
+            raise CheckpointError(
+                f"checkpoint {step} holds what no run saves: {where}: {first['msg']}"
+            ) from None
+        if isinstance(found, StateMetadata) and found.step != step:
+            raise CheckpointError(f"checkpoint {step} holds the state of step {found.step}")

@@ -1,30 +1,50 @@
-"""Checkpoints of a run: saved in the background, complete or ignored, verified to the last bit."""
+"""Checkpoints of a run: saved in the background, complete or ignored, verified to the last bit.
 
+A checkpoint is a folder `checkpoints/step-000000123/`, completed by its MANIFEST.json; a folder
+without one is an unfinished save.
+"""
+
+import json
+import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from aae_dist.checkpoints.folder import CheckpointFolder, finished, key_of
 from aae_dist.checkpoints.format import (
-    Documents,
-    Saved,
+    DAMAGED,
+    MANIFEST,
+    Checkpoint,
+    FileRecord,
+    Manifest,
+    Metadata,
+    NewerCheckpointError,
     Tensors,
-    encode_documents,
+    check_size,
+    decode,
+    encode_metadata,
     encode_tensors,
     snapshot,
 )
-from aae_dist.checkpoints.manifest import MANIFEST, FileRecord, Manifest
-from aae_dist.errors import CheckpointError
-from aae_dist.storage import Storage
+from aae_dist.errors import CheckpointError, LaunchError
+from aae_dist.storage import Storage, read_or_none
 
-__all__ = ["CheckpointStore", "Saved"]
+logger = logging.getLogger(__name__)
+_STEP = re.compile(r"^step-(\d{9,})$")
+_NUM_LISTINGS = 10
+"""A live writer may delete the checkpoint being read; a fresh listing then has a newer one."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class CheckpointStore:
     """Saves and loads the checkpoints of one run.
 
     Attributes:
+        check_fencing: raises if a newer writer holds the run lock.
         seconds_blocked: seconds that callers of `save` and `wait` have spent in them so far.
         last_bytes: bytes of the newest finished save.
         last_seconds: seconds it took in the background.
@@ -34,54 +54,66 @@ class CheckpointStore:
         self,
         run: Storage,
         keep: int,
-        fence: Callable[[], None] = lambda: None,
+        check_fencing: Callable[[], None] = _nothing,
         attempt: int = 0,
-        report: Callable[[str], None] | None = None,
+        report: Callable[[str], None] = logger.warning,
     ) -> None:
         """Name the run's folder; nothing is read or written yet.
 
         Args:
             run: the run's folder.
-            keep: newest checkpoints to keep; the best one is kept beside them.
-            fence: raises when another writer took the run over; asked before anything is changed.
-            attempt: fencing number of this writer, noted in every manifest.
-            report: shows a line about a damaged checkpoint; by default it is logged.
+            keep: newest checkpoints to keep; the best one is kept in addition.
+            check_fencing: raises if a newer writer holds the run lock; called before each change.
+            attempt: fencing number of this writer, stored in every manifest.
+            report: shows a line about a damaged checkpoint.
         """
-        self._folder = CheckpointFolder(run, report) if report else CheckpointFolder(run)
-        self._keep, self._fence, self._attempt = keep, fence, attempt
+        self._folder = _CheckpointFolder(run, report)
+        self._keep, self._attempt = keep, attempt
+        self.check_fencing = check_fencing
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._current: Manifest | None = None
         self._copies: Tensors | None = None
-        self._began = 0.0
+        self._save_started = 0.0
         self.seconds_blocked = 0.0
         self.last_bytes = 0
         self.last_seconds = 0.0
 
-    def save(self, step: int, tensors: Tensors, documents: Documents, best: bool = False) -> None:
-        """Save in the background; return once the tensors are copied, so training may go on.
+    def save(
+        self,
+        step: int,
+        tensors: Tensors,
+        metadata: Metadata,
+        best: bool = False,
+        before_commit: Callable[[], None] = _nothing,
+    ) -> None:
+        """Save in the background; return once the tensors are copied, so training may continue.
 
         At most one save is under way: a call waits for the one before. The step that this store
         loaded or saved last is the same state, so it is not written again.
 
         Args:
             step: steps done since the start of the run.
-            tensors: by file name without ending, then by tensor name; of any device.
-            documents: what JSON holds, by file name without ending; NaN is refused.
+            tensors: by file name without suffix, then by tensor name; of any device.
+            metadata: JSON values, by file name without suffix; NaN is refused.
             best: whether this is the best checkpoint so far; it outlives `keep`.
+            before_commit: called in the background before the manifest is written; must not raise
+                unless the save is to fail.
 
         Raises:
-            AaeDistError, OSError: why the save before this one failed; this one is not begun.
+            AaeDistError, OSError: why the save before this one failed; this one is not started.
         """
         with self._blocked():
             self._finish_pending()
-            self._began = time.monotonic()
-            files = encode_documents(documents)
+            self._save_started = time.monotonic()
+            files = encode_metadata(metadata)
             self._copies = snapshot(tensors, into=self._copies)  # no save reads it any more
-            self._pending = self._worker.submit(self._save, step, self._copies, files, best)
+            self._pending = self._worker.submit(
+                self._save, step, self._copies, files, best, before_commit
+            )
 
     def wait(self) -> None:
-        """Return when no save is under way; raise what made it fail."""
+        """Return when no save is under way; raise the error of one that failed."""
         with self._blocked():
             self._finish_pending()
 
@@ -92,28 +124,10 @@ class CheckpointStore:
 
     @property
     def seconds_saving(self) -> float:
-        """Seconds since the newest save began."""
-        return time.monotonic() - self._began
+        """Seconds since the newest save started."""
+        return time.monotonic() - self._save_started
 
-    def last_good(self, is_good: Callable[[Saved], bool]) -> int | None:
-        """Return the newest step whose checkpoint verifies and is good, None when none is.
-
-        The checkpoints after it are removed: a later start must not take one of them.
-        """
-        steps = self._folder.steps()
-        for step in reversed(steps):
-            try:
-                saved = self.load(step)
-            except CheckpointError:
-                continue
-            if is_good(saved):
-                self._fence()
-                for newer in (s for s in steps if s > step):
-                    self._folder.remove(newer)
-                return step
-        return None
-
-    def newest(self) -> Saved | None:
+    def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that verifies, None when there is none.
 
         A damaged one is reported and marked with DAMAGED.json; an unfinished one is ignored.
@@ -121,13 +135,31 @@ class CheckpointStore:
         found = self._folder.newest()
         if found is None:
             return None
-        saved, self._current = found
-        return saved
+        checkpoint, self._current = found
+        return checkpoint
 
-    def load(self, step: int) -> Saved:
-        """Return the checkpoint of `step`; raise CheckpointError when it is absent or damaged."""
-        saved, self._current = self._folder.load(step)
-        return saved
+    def newest_healthy(self, is_healthy: Callable[[Checkpoint], bool]) -> int | None:
+        """Return the newest step whose checkpoint verifies and is healthy, None without any.
+
+        The checkpoints after it are removed: a later start must not use one of them.
+        """
+        steps = self._folder.steps()
+        for step in reversed(steps):
+            try:
+                checkpoint = self.load(step)
+            except CheckpointError:
+                continue
+            if is_healthy(checkpoint):
+                self.check_fencing()
+                for newer in (s for s in steps if s > step):
+                    self._folder.remove(newer)
+                return step
+        return None
+
+    def load(self, step: int) -> Checkpoint:
+        """Load the checkpoint of `step`; raise CheckpointError when it is absent or damaged."""
+        checkpoint, self._current = self._folder.load(step)
+        return checkpoint
 
     def steps(self) -> list[int]:
         """Return the steps of all finished checkpoints not known to be damaged, ascending."""
@@ -146,38 +178,52 @@ class CheckpointStore:
         if pending is not None:
             pending.result()
 
-    # What follows runs in the background thread.
+    # The methods below run in the background thread.
 
-    def _save(self, step: int, tensors: Tensors, files: dict[str, bytes], best: bool) -> None:
+    def _save(
+        self,
+        step: int,
+        tensors: Tensors,
+        files: dict[str, bytes],
+        best: bool,
+        before_commit: Callable[[], None],
+    ) -> None:
         started = time.monotonic()
         current = self._current
         if current is None or current.step != step:
             files = {**encode_tensors(tensors), **files}
-            self._current = self._write(step, files, best)
+            self._current = self._write(step, files, best, before_commit)
             self.last_bytes = sum(map(len, files.values()))
         elif best and not current.best:
-            self._current = self._praise(current)
+            self._current = self._mark_best(current, before_commit)
         self._delete_old(step)
         self.last_seconds = time.monotonic() - started
 
-    def _write(self, step: int, files: Mapping[str, bytes], best: bool) -> Manifest:
+    def _write(
+        self, step: int, files: Mapping[str, bytes], best: bool, before_commit: Callable[[], None]
+    ) -> Manifest:
         records = {name: FileRecord.of(data) for name, data in files.items()}
         manifest = Manifest(attempt=self._attempt, best=best, files=records, step=step)
-        self._fence()
+        # An earlier save of this step may be unfinished or damaged.
+        self.check_fencing()
         self._folder.remove(step)
+        # The files. Checked for each: a writer that slept through its replacement must not spoil
+        # the files of the new one.
         for name, data in files.items():
-            # Asked each time: a writer that slept through its replacement must not spoil files.
-            self._fence()
-            self._folder.storage.write(key_of(step, name), data)
-        self._fence()
-        if not self._folder.storage.create(key_of(step, MANIFEST), manifest.sealed()):
+            self.check_fencing()
+            self._folder.storage.write(_key(step, name), data)
+        # The commit.
+        self.check_fencing()
+        before_commit()
+        if not self._folder.storage.create(_key(step, MANIFEST), manifest.serialize()):
             self._check_manifest(manifest)  # a repeated request finds what the first one stored
         return self._read_back(manifest)
 
-    def _praise(self, manifest: Manifest) -> Manifest:
+    def _mark_best(self, manifest: Manifest, before_commit: Callable[[], None]) -> Manifest:
         best = manifest.model_copy(update={"best": True})
-        self._fence()
-        self._folder.storage.write(key_of(best.step, MANIFEST), best.sealed())
+        self.check_fencing()
+        before_commit()
+        self._folder.storage.write(_key(best.step, MANIFEST), best.serialize())
         return self._read_back(best)
 
     def _read_back(self, manifest: Manifest) -> Manifest:
@@ -186,8 +232,8 @@ class CheckpointStore:
         return manifest
 
     def _check_manifest(self, manifest: Manifest) -> None:
-        key = key_of(manifest.step, MANIFEST)
-        if self._folder.storage.read(key) != manifest.sealed():
+        key = _key(manifest.step, MANIFEST)
+        if self._folder.storage.read(key) != manifest.serialize():
             raise CheckpointError(
                 f"{self._folder.storage.uri}/{key} does not read back as it was written. "
                 "Check the storage, and that no other run uses this folder."
@@ -195,10 +241,124 @@ class CheckpointStore:
 
     def _delete_old(self, step: int) -> None:
         listing = self._folder.listing()
-        good = finished(listing)
-        newest = good[-self._keep :]
-        best = next((s for s in reversed(good) if self._folder.is_best(s)), step)
+        finished = _finished(listing)
+        newest = finished[-self._keep :]
+        best = next((s for s in reversed(finished) if self._folder.is_best(s)), step)
         for old, names in listing.items():
             unfinished = MANIFEST not in names
             if old < step and old != best and (unfinished or old < newest[0]):
                 self._folder.remove(old)
+
+
+class _VanishedError(Exception):
+    """The checkpoint was deleted or rewritten while it was read."""
+
+
+class _CheckpointFolder:
+    """The folder `checkpoints/` of a run: finds, reads, verifies and removes checkpoints."""
+
+    def __init__(self, run: Storage, report: Callable[[str], None]) -> None:
+        self.storage, self._report = run.child("checkpoints"), report
+
+    def listing(self) -> dict[int, set[str]]:
+        """Return the names of the files of every step, finished or not."""
+        found: dict[int, set[str]] = {}
+        for entry in self.storage.list():
+            folder, _, name = entry.key.partition("/")
+            if step := _STEP.match(folder):
+                found.setdefault(int(step.group(1)), set()).add(name)
+        return found
+
+    def steps(self) -> list[int]:
+        return _finished(self.listing())
+
+    def newest(self) -> tuple[Checkpoint, Manifest] | None:
+        for _ in range(_NUM_LISTINGS):
+            try:
+                return self._newest()
+            except _VanishedError:
+                continue
+        raise CheckpointError(
+            f"{self.storage.uri}: the checkpoints change faster than they can be read. "
+            "Try again, or raise checkpoint.keep of the run that writes them."
+        )
+
+    def load(self, step: int) -> tuple[Checkpoint, Manifest]:
+        try:
+            return self._load(step, self.storage.read(_key(step, MANIFEST)))
+        except (FileNotFoundError, _VanishedError) as error:
+            raise CheckpointError(
+                f"{self.storage.uri}: no checkpoint of step {step}. There are {self.steps()}."
+            ) from error
+
+    def is_best(self, step: int) -> bool:
+        """Return whether the finished checkpoint of `step` was the best so far when written."""
+        try:
+            return Manifest.verify(self.storage.read(_key(step, MANIFEST))).best
+        except CheckpointError:
+            return False
+
+    def verified_files(self, manifest: Manifest) -> dict[str, bytes]:
+        """Return the files of a checkpoint, each read once; CheckpointError if one differs."""
+        files = {}
+        for name, record in manifest.files.items():
+            key = _key(manifest.step, name)
+            # The size comes first: a file blown up to fill the memory is never read.
+            size = self.storage.size(key)
+            check_size(name, record.size)
+            data = read_or_none(self.storage, key) if size == record.size else None
+            if data is None or FileRecord.of(data) != record:
+                state = "is missing" if size is None else "does not match its size and SHA-256"
+                raise CheckpointError(f"{name} {state}")
+            files[name] = data
+        return files
+
+    def remove(self, step: int) -> None:
+        """Remove the checkpoint of `step`, finished or not."""
+        # Without its manifest a half-deleted checkpoint counts as unfinished, not as damaged.
+        self.storage.delete(_key(step, MANIFEST))
+        self.storage.clear(_folder_name(step))
+
+    def _newest(self) -> tuple[Checkpoint, Manifest] | None:
+        for step in reversed(self.steps()):
+            try:
+                return self._load(step, self.storage.read(_key(step, MANIFEST)))
+            except FileNotFoundError as error:
+                raise _VanishedError from error
+            except NewerCheckpointError:
+                raise  # not damaged: falling back would lose the progress of a newer version
+            except CheckpointError as error:
+                self._mark_damaged(step, str(error))
+        return None
+
+    def _load(self, step: int, serialized: bytes) -> tuple[Checkpoint, Manifest]:
+        try:
+            manifest = Manifest.verify(serialized)
+            if manifest.step != step:
+                raise CheckpointError(f"{MANIFEST} is of step {manifest.step}")
+            return decode(step, self.verified_files(manifest)), manifest
+        except CheckpointError as error:
+            if read_or_none(self.storage, _key(step, MANIFEST)) != serialized:
+                raise _VanishedError from error
+            raise type(error)(f"{self.storage.uri}/{_folder_name(step)}: {error}") from error
+
+    def _mark_damaged(self, step: int, reason: str) -> None:
+        self._report(f"damaged checkpoint, falling back to an older one: {reason}")
+        try:
+            mark = json.dumps({"reason": reason, "step": step}, sort_keys=True)
+            self.storage.write(_key(step, DAMAGED), mark.encode())
+        except (LaunchError, OSError) as error:
+            # A reader without write access, say to draw samples, can still use the older one.
+            self._report(f"the damaged checkpoint could not be marked: {error}")
+
+
+def _finished(listing: dict[int, set[str]]) -> list[int]:
+    return sorted(s for s, names in listing.items() if MANIFEST in names and DAMAGED not in names)
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
+def _key(step: int, name: str) -> str:
+    return f"{_folder_name(step)}/{name}"

@@ -1,4 +1,4 @@
-"""An exponential moving average of the autoencoder's weights."""
+"""Weights in a checkpoint: those in training, and their exponential moving average."""
 
 import copy
 from collections.abc import Mapping
@@ -13,18 +13,19 @@ AVERAGED = ("encoder", "decoder")
 
 
 class WeightAverage:
-    """The mean of encoder and decoder over the last steps, each `decay` times the one after it.
+    """An exponential moving average of encoder and decoder.
 
-    It starts quicker, at (1 + step) / (10 + step), so that the first weights are soon forgotten.
+    Its decay starts lower, at (1 + step) / (10 + step), so that the first weights are soon
+    forgotten.
 
     Attributes:
-        networks: averaged encoder and decoder, beside the discriminator in training.
-        is_inherited: whether it began as another run's average, which is worth keeping from the
-            first step on.
+        networks: averaged encoder and decoder, with the discriminator in training.
+        is_inherited: whether it started as the average of another run, which is worth keeping from
+            the first step on.
     """
 
     def __init__(self, networks: Networks, decay: float) -> None:
-        """Start at the weights of `networks`, which are in training."""
+        """Start at the weights of `networks`, those in training."""
         self._live, self._decay = networks, decay
         encoder, decoder = copy.deepcopy(networks.encoder), copy.deepcopy(networks.decoder)
         self.networks = Networks(encoder, decoder, networks.discriminator)
@@ -34,14 +35,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps."""
+        """Update the average with the weights after `step` steps."""
         early = 1.0 if self.is_inherited else (1 + step) / (10 + step)
         share = 1 - min(self._decay, early)
         torch._foreach_lerp_(_tensors(self.networks), _tensors(self._live), share)
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Forget the past: take over the weights in training, and buffers of a user's networks."""
+        """Set the average to the weights in training; also buffers, of a user's networks."""
         torch._foreach_copy_(_tensors(self.networks), _tensors(self._live))
         for name in AVERAGED:
             pairs = (networks.named()[name].buffers() for networks in (self.networks, self._live))
@@ -49,7 +50,7 @@ class WeightAverage:
                 mine.copy_(live)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the averages by the names that the weights have in a checkpoint."""
+        """Return the averages by the names of the weights in a checkpoint."""
         networks = self.networks.named()
         return {
             f"{name}.{key}": tensor
@@ -59,7 +60,7 @@ class WeightAverage:
 
 
 def weights_to_use(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint that one would use: averages where there are any."""
+    """Return the weights to evaluate in a checkpoint: averages where there are any."""
     return {**tensors["model"], **tensors.get("ema", {})}
 
 

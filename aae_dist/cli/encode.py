@@ -16,7 +16,7 @@ from aae_dist.cli.options import (
 
 if TYPE_CHECKING:
     from aae_dist.config import RunConfig
-    from aae_dist.inference.dataset_job import Job
+    from aae_dist.inference.dataset_job import DatasetJob
     from aae_dist.inference.trained_run import TrainedRun
 
 EXAMPLES = """\
@@ -85,7 +85,7 @@ def write_dataset(
     from aae_dist.config.paths import absolute_storage
     from aae_dist.data import open_manifest
     from aae_dist.distributed.world import from_environment
-    from aae_dist.inference.dataset_job import Job, plan_of
+    from aae_dist.inference.dataset_job import DatasetJob, output_fingerprint
     from aae_dist.inference.outputs import check_format
     from aae_dist.launch.shards import write_shards
 
@@ -94,7 +94,7 @@ def write_dataset(
     run = load_run(absolute_storage(uri), step=step)
     config = _configure(run, overrides)
     manifest = open_manifest(run.shards(data))
-    job = Job(
+    job = DatasetJob(
         run=run.uri,
         step=run.step,
         data=config.data.model_copy(update={"decoded": "none"}).model_dump_json(),
@@ -103,7 +103,7 @@ def write_dataset(
         out=absolute_storage(out),
         format=format,
     )
-    before = write_shards(config, job, manifest, plan_of(run, manifest, job))
+    before = write_shards(config, job, manifest, output_fingerprint(run, manifest, job))
     if from_environment("cpu").is_main:
         _report(job, len(manifest.shards), manifest.num_samples, before)
     return 0
@@ -117,7 +117,7 @@ def _configure(run: "TrainedRun", overrides: Sequence[str]) -> "RunConfig":
     return with_overrides(run.config, [own, *overrides])
 
 
-def _report(job: "Job", num_shards: int, num_samples: int, before: int) -> None:
+def _report(job: "DatasetJob", num_shards: int, num_samples: int, before: int) -> None:
     if before == num_shards:
         print(f"{job.out} was complete already: nothing was written.")
     elif before:

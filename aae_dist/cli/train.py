@@ -8,7 +8,7 @@ import click
 from aae_dist.cli.options import EXIT_CODES, RawHelp, items_argument, read_items
 
 if TYPE_CHECKING:
-    from aae_dist.training.outcome import Outcome
+    from aae_dist.training.reporter import Outcome
 
 EXAMPLES = """\
 examples:

@@ -1,4 +1,4 @@
-"""A trained run's encoder and decoder as programs that run without aae_dist, each one checked."""
+"""Encoder and decoder exported as programs that run without aae_dist; each one is checked."""
 
 import json
 import tempfile
@@ -17,36 +17,36 @@ from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.storage import Storage
 
 TOLERANCE = 1e-5
-"""Largest difference, of codes relative to the largest one above 1, that is let pass."""
+"""Tolerance of the check; for codes above 1 relative to the largest one."""
 BATCHES = (1, 7, 64)
-"""Batch sizes that a program is checked with; it was traced with another."""
-TRACED = 3
+"""Batch sizes for the check; the program is traced with another."""
+TRACED_BATCH = 3
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-ABOUT = "export.json"
+METADATA_FILE = "export.json"
 
 Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Encoder or decoder, and what it takes and gives."""
+    """Encoder or decoder, with names and examples of its input."""
 
     name: str
     module: nn.Module
-    truth: Run
-    """What the run itself makes of an input."""
+    reference: Run
+    """The same computation by the run itself."""
     input_name: str
     output_name: str
     example: Callable[[int], Tensor]
-    """Makes an input of so many rows."""
+    """Returns an input with this number of rows."""
 
 
 class ExportError(AaeDistError):
-    """A network cannot become a program, or the program gives other numbers than the run."""
+    """A network cannot be exported, or the exported program computes other values than the run."""
 
 
 def check_format(name: str) -> None:
-    """Raise ConfigError when what the format needs is not installed."""
+    """Raise ConfigError when a package of the format is not installed."""
     absent = [p for p in ONNX_PACKAGES if find_spec(p) is None] if name == "onnx" else []
     if absent:
         raise ConfigError(
@@ -58,40 +58,41 @@ def check_format(name: str) -> None:
 def export(
     run: TrainedRun, out: Storage, format: str, images: Tensor | None = None
 ) -> dict[str, float]:
-    """Write encoder and decoder, and export.json, which says what they take and give.
+    """Write encoder and decoder, and export.json, which describes their inputs and outputs.
 
     Args:
         run: the run, on the CPU.
         out: folder to write.
         format: torch (.pt2, for `torch.export.load`) or onnx.
-        images: uint8 or float images to check with; by default noise.
+        images: uint8 or float images for the check; by default noise.
 
     Returns:
-        Largest absolute difference of each program to the run, over batches of several sizes.
+        Largest absolute difference between each program and the run, over several batch sizes.
 
     Raises:
         ConfigError: the format's packages are not installed.
-        ExportError: a network cannot be exported, or a program gives other numbers than the run.
+        ExportError: a network cannot be exported, or a program computes other values.
     """
     check_format(format)
     write, suffix = WRITERS[format]
     differences = {}
-    made: list[Path] = []
+    files: list[Path] = []
     with tempfile.TemporaryDirectory(prefix="aae_dist-export-") as folder:
         for part in parts(run, images):
             path = Path(folder, f"{part.name}.{suffix}")
             with torch.no_grad():
                 differences[part.name] = _difference(part, _traced(write, part, path))
-            made += sorted(Path(folder).glob(f"{part.name}.*"))  # ONNX may keep weights apart
-        # Only when both are right: half of an export beside half of an older one fits nothing.
-        for file in made:
+            files += sorted(Path(folder).glob(f"{part.name}.*"))  # ONNX may store weights apart
+        # Only when both are right: half of an export and half of an older one do not fit.
+        for file in files:
             out.upload(file.name, file)
-    out.write(ABOUT, json.dumps(_about(run, format, suffix, differences), indent=1).encode())
+    metadata = export_metadata(run, format, suffix, differences)
+    out.write(METADATA_FILE, json.dumps(metadata, indent=1).encode())
     return differences
 
 
 def parts(run: TrainedRun, images: Tensor | None = None) -> tuple[Part, Part]:
-    """Return encoder and decoder with inputs to trace and check them with."""
+    """Return encoder and decoder with example inputs for tracing and the check."""
     encoder, decoder = run.as_modules()
     generator = torch.Generator().manual_seed(0)
 
@@ -125,7 +126,7 @@ def _difference(part: Part, run: Run) -> float:
     largest = 0.0
     for num in BATCHES:
         x = part.example(num)
-        wanted, got = part.truth(x).float(), run(x)
+        wanted, got = part.reference(x).float(), run(x)
         error = (wanted - got).abs().max().item() if wanted.shape == got.shape else float("inf")
         largest = max(largest, error)
         if not error <= TOLERANCE * max(1.0, wanted.abs().max().item()):
@@ -137,7 +138,7 @@ def _difference(part: Part, run: Run) -> float:
 
 def _write_torch(part: Part, path: Path) -> Run:
     program = torch.export.export(
-        part.module, (part.example(TRACED),), dynamic_shapes=({0: Dim("batch")},)
+        part.module, (part.example(TRACED_BATCH),), dynamic_shapes=({0: Dim("batch")},)
     )
     torch.export.save(program, path)
     loaded: Run = torch.export.load(path).module()
@@ -149,7 +150,7 @@ def _write_onnx(part: Part, path: Path) -> Run:
 
     torch.onnx.export(
         part.module,
-        (part.example(TRACED),),
+        (part.example(TRACED_BATCH),),
         str(path),
         dynamo=True,
         input_names=[part.input_name],
@@ -162,11 +163,12 @@ def _write_onnx(part: Part, path: Path) -> Run:
     return lambda x: torch.from_numpy(session.run(None, {part.input_name: x.numpy()})[0])
 
 
-def _about(
+def export_metadata(
     run: TrainedRun, format: str, suffix: str, differences: Mapping[str, float]
 ) -> dict[str, Any]:
+    """Return the contents of export.json: inputs and outputs of the programs."""
     channels, height, width = run.image_shape
-    # Of a linear decoder, the data's own range: nobody has bounded it.
+    # A linear decoder has the range of its data, which is not bounded.
     bounds = [0, 1] if run.config.model.decoder_output == "sigmoid" else None
     images = {"shape": ["batch", channels, height, width], "dtype": "float32", "range": bounds}
     codes = {"shape": ["batch", run.config.model.latent_dim], "dtype": "float32"}

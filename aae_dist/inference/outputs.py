@@ -1,11 +1,13 @@
-"""Files that one input shard becomes: codes as parquet or npy, images as a WebDataset tar.
+"""Output files of one input shard: codes as parquet or npy, images as a WebDataset tar.
 
-Rows come in order and a chunk at a time, so no file is ever held in memory. The bytes are a
-function of the rows alone: no times, no host, no chunking that depends on who writes.
+Rows come in order and in chunks, so no file is ever held in memory. The bytes are a function of the
+rows alone: no times, no host, no chunking that depends on the writer.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,56 +23,78 @@ Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 GROUP_BYTES = 8 << 20
-"""Codes of one parquet row group, which is what a reader loads at a time."""
+"""Size of the codes in one parquet row group, which a reader loads at once."""
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """Properties of the output of one shard that are known before its first row."""
+
+    name: str
+    """File name without suffix."""
+    num_rows: int
+    width: int
+    """Latent dimension, for codes."""
+    as_arrays: bool = False
+    """Whether images are stored as float32 arrays instead of PNG."""
 
 
 class ShardOutput(Protocol):
-    """Takes the rows of one shard, in order."""
+    """Writes the rows of one shard, in order."""
+
+    paths: list[Path]
+    """The files; the last one marks the shard as complete."""
 
     def add(self, keys: Sequence[str], labels: Labels, rows: Rows) -> None:
-        """Take the next rows; a label of -1 is none."""
+        """Append rows; a label of -1 means none."""
 
-    def close(self) -> list[Path]:
-        """Finish the files and return them, the one whose presence says 'done' last."""
+    def close(self) -> None:
+        """Finish the files."""
+
+
+@contextmanager
+def open_output(format: str, folder: Path, spec: OutputSpec) -> Iterator[ShardOutput]:
+    """Open the output of one shard in a local folder; its files are complete after the `with`."""
+    output = FORMATS[format](folder, spec)
+    try:
+        yield output
+    finally:
+        output.close()
 
 
 class ParquetOutput:
     """`NAME.parquet`: key (string), label (int64 or null), code (fixed-size list of float32)."""
 
-    def __init__(self, folder: Path, name: str, num_rows: int, width: int) -> None:
-        """Open the file; `width` is the latent dimension."""
+    def __init__(self, folder: Path, spec: OutputSpec) -> None:
         import pyarrow
         from pyarrow import parquet
 
         self._arrow: Any = pyarrow
-        self._path, self._width = folder / f"{name}.parquet", width
+        self.paths, self._width = [folder / f"{spec.name}.parquet"], spec.width
         self._schema = pyarrow.schema(
             [
                 pyarrow.field("key", pyarrow.string(), nullable=False),
                 pyarrow.field("label", pyarrow.int64()),
-                pyarrow.field("code", pyarrow.list_(pyarrow.float32(), width), nullable=False),
+                pyarrow.field("code", pyarrow.list_(pyarrow.float32(), spec.width), nullable=False),
             ]
         )
-        self._writer: Any = parquet.ParquetWriter(self._path, self._schema, compression="zstd")
-        self._group_rows = max(1, GROUP_BYTES // (4 * width))
+        self._writer: Any = parquet.ParquetWriter(self.paths[0], self._schema, compression="zstd")
+        self._group_rows = max(1, GROUP_BYTES // (4 * spec.width))
         self._keys: list[str] = []
         self._labels: list[Labels] = []
         self._rows: list[Rows] = []
 
     def add(self, keys: Sequence[str], labels: Labels, rows: Rows) -> None:
-        """Keep the rows until they fill a row group."""
         self._keys += keys
         self._labels.append(labels)
         self._rows.append(rows)
         if len(self._keys) >= self._group_rows:
             self._write_group()
 
-    def close(self) -> list[Path]:
-        """Write the last row group."""
+    def close(self) -> None:
         if self._keys:
             self._write_group()
         self._writer.close()
-        return [self._path]
 
     def _write_group(self) -> None:
         labels, rows = np.concatenate(self._labels), np.concatenate(self._rows)
@@ -88,51 +112,42 @@ class ParquetOutput:
 class NpyOutput:
     """`NAME.codes.npy` float32 [n, Z], `NAME.labels.npy` int64 [n], `NAME.keys.npy` text [n]."""
 
-    def __init__(self, folder: Path, name: str, num_rows: int, width: int) -> None:
-        """Open the files for `num_rows` rows; the codes are mapped, not held."""
-        self._paths = [folder / f"{name}.{part}.npy" for part in ("keys", "labels", "codes")]
+    def __init__(self, folder: Path, spec: OutputSpec) -> None:
+        self.paths = [folder / f"{spec.name}.{part}.npy" for part in ("keys", "labels", "codes")]
         self._keys: list[str] = []
-        self._labels = np.empty(num_rows, np.int64)
-        self._file = self._paths[-1].open("wb")
-        header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
+        self._labels = np.empty(spec.num_rows, np.int64)
+        self._file = self.paths[-1].open("wb")  # written as the rows come, not held in memory
+        header = {"descr": "<f4", "fortran_order": False, "shape": (spec.num_rows, spec.width)}
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def add(self, keys: Sequence[str], labels: Labels, rows: Rows) -> None:
-        """Append the rows."""
         start = len(self._keys)
         self._keys += keys
         self._labels[start : start + len(labels)] = labels
         self._file.write(np.ascontiguousarray(rows, "<f4").tobytes())
 
-    def close(self) -> list[Path]:
-        """Write keys and labels."""
+    def close(self) -> None:
         self._file.close()
-        np.save(self._paths[0], np.array(self._keys, dtype=np.str_), allow_pickle=False)
-        np.save(self._paths[1], self._labels, allow_pickle=False)
-        return self._paths
+        np.save(self.paths[0], np.array(self._keys, dtype=np.str_), allow_pickle=False)
+        np.save(self.paths[1], self._labels, allow_pickle=False)
 
 
 class TarOutput:
-    """`NAME.tar`: a WebDataset shard of PNG images with their labels, under the input's keys.
+    """`NAME.tar`: a WebDataset shard of images in [0, 1] with their labels and the input's keys.
 
-    With `as_arrays` float32 arrays in the field npy stand in place of the images, for data of
-    floats, or of channels that no PNG has.
+    Images are in the field png, or as float32 arrays in the field npy.
     """
 
-    as_arrays = False
-
-    def __init__(self, folder: Path, name: str, num_rows: int, width: int) -> None:
-        """Open the file; the images say their size themselves."""
+    def __init__(self, folder: Path, spec: OutputSpec) -> None:
         from webdataset import TarWriter
 
-        self._path = folder / f"{name}.tar"
-        self._writer: Any = TarWriter(str(self._path), mtime=0)
+        self.paths, self._as_arrays = [folder / f"{spec.name}.tar"], spec.as_arrays
+        self._writer: Any = TarWriter(str(self.paths[0]), mtime=0)
 
     def add(self, keys: Sequence[str], labels: Labels, rows: Rows) -> None:
-        """Append images [n, C, H, W] with pixels in [0, 1]."""
         for key, label, image in zip(keys, labels.tolist(), rows, strict=True):
             fields: dict[str, str | bytes] = {"__key__": key}
-            if self.as_arrays:
+            if self._as_arrays:
                 fields["npy"] = npy_bytes(image)
             else:
                 fields["png"] = png_bytes(image)
@@ -140,10 +155,8 @@ class TarOutput:
                 fields["cls"] = str(label).encode()
             self._writer.write(fields)
 
-    def close(self) -> list[Path]:
-        """Write the end of the archive."""
+    def close(self) -> None:
         self._writer.close()
-        return [self._path]
 
 
 def npy_bytes(array: NDArray[np.float32]) -> bytes:
@@ -161,16 +174,16 @@ def png_bytes(image: NDArray[np.float32]) -> bytes:
     return buffer.getvalue()
 
 
-FORMATS: dict[str, Callable[[Path, str, int, int], ShardOutput]] = {
+FORMATS: dict[str, Callable[[Path, OutputSpec], ShardOutput]] = {
     "parquet": ParquetOutput,
     "npy": NpyOutput,
     "tar": TarOutput,
 }
 LAST_FILES = {"parquet": "{}.parquet", "npy": "{}.codes.npy", "tar": "{}.tar"}
-"""The file of a shard that is stored last: where it is, the shard is whole."""
+"""The file of a shard that is stored last: if it exists, the shard is complete."""
 
 
 def check_format(name: str) -> None:
-    """Raise ConfigError when what the format needs is not installed."""
+    """Raise ConfigError when a package of the format is not installed."""
     if name == "parquet" and find_spec("pyarrow") is None:
         raise ConfigError("--format parquet needs pyarrow: pip install pyarrow, or --format npy")

@@ -1,4 +1,4 @@
-"""A run's newest checkpoint, ready to use: what `aae_dist.load_run` returns."""
+"""A trained run, loaded from a checkpoint: the result of `aae_dist.load_run`."""
 
 import copy
 import hashlib
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aae_dist.checkpoints.store import CheckpointStore, Saved
+from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.checkpoints.weights import load_weights, weights_to_use
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Dataset, open_dataset
@@ -27,21 +28,21 @@ class TrainedRun:
 
     Attributes:
         step: steps that the checkpoint had been trained for.
-        config: the run's configuration, with everything filled in that the data decided.
+        config: the run's configuration, including the values inferred from the data.
         prior: p(z).
     """
 
-    def __init__(self, saved: Saved, uri: str, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, uri: str, device: torch.device) -> None:
         """Build the networks and copy the checkpoint's weights; use `load_run` instead."""
         self.uri, self.device = uri, device
-        self.step: int = saved.step
-        self.config: RunConfig = config_from_stored(saved.documents["config"])
-        channels, height, width = saved.documents["data"]["image_shape"]
+        self.step: int = checkpoint.step
+        self.config: RunConfig = config_from_stored(checkpoint.metadata["config"])
+        channels, height, width = checkpoint.metadata["data"]["image_shape"]
         self.image_shape: tuple[int, int, int] = (channels, height, width)
-        vectors = saved.tensors.get("prior", {}).get("vectors")
+        vectors = checkpoint.tensors.get("prior", {}).get("vectors")
         self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)
         networks = build_networks(self.config, self.image_shape, device, trains=False)
-        load_weights(networks, weights_to_use(saved.tensors))
+        load_weights(networks, weights_to_use(checkpoint.tensors))
         self._autoencoder = Autoencoder(networks, build_posterior(self.config.posterior))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ class TrainedRun:
         return open_dataset(self.shards(data), self.config.data, self.image_shape)
 
     def shards(self, data: str | Sequence[str] | None = None) -> str | Sequence[str]:
-        """Return `data`, or the run's validation shards; ConfigError when there are neither."""
+        """Return `data`, or the run's validation shards; ConfigError without either."""
         found = data or self.config.data.validation
         if not found:
             raise ConfigError(f"{self.uri} was trained without data.validation; name the shards")
@@ -158,7 +159,7 @@ class TrainedRun:
         encoder = copy.deepcopy(Encoding(networks.encoder, posterior)).float().eval()
         decoder = copy.deepcopy(networks.decoder).float().eval()
         for parameter in [*encoder.parameters(), *decoder.parameters()]:
-            # One plain block of memory each: what writes programs warns of any other layout.
+            # Contiguous memory: exporters warn about any other layout.
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         return encoder, decoder
 
@@ -188,7 +189,7 @@ def load_run(uri: str, device: str | torch.device = "cpu", step: int | None = No
 
     Args:
         uri: the run's folder: a local path, s3://, gs:// or az://.
-        device: where the networks shall live.
+        device: the device of the networks.
         step: the checkpoint's step; by default the newest.
 
     Raises:
@@ -200,13 +201,13 @@ def load_run(uri: str, device: str | torch.device = "cpu", step: int | None = No
     if where.type == "cuda":
         check_cuda(str(device))
     store = CheckpointStore(open_storage(uri), keep=1)
-    saved = store.newest() if step is None else store.load(step)
-    if saved is None:
+    checkpoint = store.newest() if step is None else store.load(step)
+    if checkpoint is None:
         raise CheckpointError(
             f"{uri} holds no checkpoint that verifies; give the folder of a run, as printed when "
             "training ended"
         )
-    return TrainedRun(saved, uri, where)
+    return TrainedRun(checkpoint, uri, where)
 
 
 def _check_shape(name: str, values: Tensor, wanted: tuple[int, ...]) -> None:
@@ -223,7 +224,7 @@ def _check_pixels(images: Tensor, unbounded: bool) -> None:
     if unbounded:
         return
     low, high = images.min().item(), images.max().item()
-    # Floats up to 255 would be encoded without a word, into codes that mean nothing.
+    # Floats up to 255 would silently be encoded into meaningless codes.
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"images must be uint8, or floats in [0, 1]; got floats from {low:g} to {high:g}"

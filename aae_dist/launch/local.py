@@ -14,7 +14,7 @@ from aae_dist.distributed.world import World, from_environment
 from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.log import echo
 from aae_dist.launch.stop import StopReason, StopSignals, StopToken
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 from aae_dist.training.trainer import train
 
 

@@ -11,15 +11,24 @@ from aae_dist.data import Manifest, Shard
 from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, Interrupted, LaunchError
-from aae_dist.inference.dataset_job import Job, begin, complete, give_up, missing, write_shard
+from aae_dist.inference.dataset_job import (
+    DatasetJob,
+    claim_output,
+    complete,
+    missing,
+    release_claim,
+    write_shard,
+)
 from aae_dist.launch.local import process_group
 from aae_dist.storage import open_storage
 from aae_dist.utils.progress import progress
 
-Call = tuple[Job, int, Shard]
+Call = tuple[DatasetJob, int, Shard]
 
 
-def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str, Any]) -> int:
+def write_shards(
+    config: RunConfig, job: DatasetJob, manifest: Manifest, fingerprint: dict[str, Any]
+) -> int:
     """Write every output shard that is not there yet; return how many were there before.
 
     `launch.kind` ray with `launch.workers` > 1 goes through Ray; else this process does it all,
@@ -29,7 +38,7 @@ def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str
         config: `launch` says with how many workers.
         job: what to write.
         manifest: the input shards.
-        plan: `plan_of` of the job.
+        fingerprint: `output_fingerprint` of the job.
 
     Raises:
         ConfigError: the output folder holds something else.
@@ -43,7 +52,7 @@ def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str
     out = open_storage(job.out)
     with process_group(world):
         todo = run_on_rank_zero(
-            world, lambda: [] if begin(out, plan) else missing(out, manifest, job)
+            world, lambda: [] if claim_output(out, fingerprint) else missing(out, manifest, job)
         )
         calls = [(job, number, manifest.shards[number]) for number in todo]
         try:
@@ -54,14 +63,14 @@ def write_shards(config: RunConfig, job: Job, manifest: Manifest, plan: dict[str
             nobody_writes = not through_ray and (world.size == 1 or isinstance(error, AaeDistError))
             if world.is_main and nobody_writes:
                 with suppress(LaunchError):  # what went wrong first is told
-                    give_up(out)
+                    release_claim(out)
             if not isinstance(error, KeyboardInterrupt):
                 raise
             raise Interrupted(
                 f"{job.out}: stopped from the keyboard; the shards that are written stay. "
                 "The same command goes on from there."
             ) from None
-        run_on_rank_zero(world, lambda: complete(out, plan, manifest))
+        run_on_rank_zero(world, lambda: complete(out, fingerprint, manifest))
     return len(manifest.shards) - len(todo)
 
 
@@ -100,7 +109,7 @@ def _through_ray(config: RunConfig, calls: Sequence[Call]) -> Iterator[int]:
     yield from run_tasks(config, _write_in_task, calls)
 
 
-def _write_in_task(job: Job, number: int, shard: Shard) -> int:
+def _write_in_task(job: DatasetJob, number: int, shard: Shard) -> int:
     from aae_dist.launch.ray.resources import own_device
 
     return write_shard(replace(job, device=own_device(job.device)), number, shard)

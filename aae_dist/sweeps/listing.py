@@ -17,8 +17,8 @@ from aae_dist.config.loading.yaml import YamlProblem, parse
 from aae_dist.storage import Entry, Storage
 from aae_dist.tracking.sinks import parse_records
 from aae_dist.training.run.folder import CONFIG, METRICS, SUMMARY
-from aae_dist.training.run.lock_owner import KEY as LOCK
-from aae_dist.training.run.lock_owner import Holder
+from aae_dist.training.run.lock import KEY as LOCK
+from aae_dist.training.run.lock import LockOwner
 
 THREADS = 32
 TAIL_BYTES = 256 << 10
@@ -87,7 +87,7 @@ def _look(run: Storage, name: str) -> RunRow | None:
     return RunRow(name, state, step, total, max(modified.values(), default=0.0), metrics, config)
 
 
-def _state(lock: Holder | None, summary: Mapping[str, Any], heartbeat: float) -> str:
+def _state(lock: LockOwner | None, summary: Mapping[str, Any], heartbeat: float) -> str:
     if lock is not None and not lock.released:
         if lock.is_of_this_kernel():
             return "running" if lock.is_alive() else "stopped"
@@ -113,9 +113,9 @@ def _sweep(run: Storage, name: str) -> RunRow | None:
     return RunRow(name, "sweep", modified=entry.modified, num_trials=len(run.folders(TRIALS)))
 
 
-def _holder(run: Storage) -> Holder | None:
+def _holder(run: Storage) -> LockOwner | None:
     try:
-        return Holder.model_validate_json(run.read(LOCK))
+        return LockOwner.model_validate_json(run.read(LOCK))
     except (FileNotFoundError, ValidationError):
         return None
 

@@ -1,4 +1,4 @@
-"""How many samples a forward pass may have on this device: `train.micro_batch_size: auto`.
+"""The largest micro-batch that fits the device: `train.micro_batch_size: auto`.
 
 Not run on a GPU so far: the search is tested with networks that run out of memory on purpose.
 """
@@ -35,7 +35,7 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
 
 
 def measure(share: int, fits: Callable[[int], bool], world: World) -> int:
-    """Return the size that fits on every rank; a collective, of which each measures by itself.
+    """Return the size that fits on every rank; a collective.
 
     Raises:
         LaunchError: on every rank, if one cannot hold a single sample.
@@ -48,13 +48,13 @@ def measure(share: int, fits: Callable[[int], bool], world: World) -> int:
 
 
 class Trial:
-    """Tries the memory of a step, without a collective and without any trace in the networks."""
+    """Tries whether a step fits the memory, without a collective and without changing networks."""
 
     def __init__(self, modules: Modules, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """Try the networks as training calls them, in bfloat16 or compiled.
+        """Call the networks as training does, in bfloat16 or compiled.
 
         Args:
-            modules: of the method; its optimizers have allocated what they keep.
+            modules: of the method; its optimizers have allocated their state.
             shape: of this rank's share of the global batch, (B, C, H, W).
             dtype: of pixels and codes.
         """
@@ -67,11 +67,11 @@ class Trial:
         """Return whether forward and backward of `size` samples fit."""
         buffers = [(b, b.clone()) for module in self._networks() for b in module.buffers()]
         try:
-            self._work(size)
+            self._step(size)
             fits = True
         except torch.OutOfMemoryError:
             fits = False
-        for buffer, before in buffers:  # of a user's own network that has some
+        for buffer, before in buffers:  # a network of the user may have some
             buffer.copy_(before)
         torch.cuda.empty_cache()  # does nothing where CUDA was not used
         return fits
@@ -80,10 +80,10 @@ class Trial:
         networks = (self._encoder, self._decoder, self._discriminator)
         return [network for network in networks if network is not None]
 
-    def _work(self, size: int) -> None:
+    def _step(self, size: int) -> None:
         parameters = [p for m in self._networks() for p in trainable_parameters(m).values()]
-        # The whole share lies on the device during a step, and with several parts so does the sum
-        # of the gradients of those before.
+        # The whole share is on the device during a step, and with several micro-batches so is the
+        # sum of the gradients of those before.
         share_BCHW = torch.zeros(self._shape, dtype=self._dtype, device=parameters[0].device)
         summed = [torch.empty_like(p) for p in parameters] if size < len(share_BCHW) else []
         x_BCHW = share_BCHW[:size]

@@ -1,4 +1,4 @@
-"""Rank 0's records of a run: console, metrics.jsonl, pictures, W&B."""
+"""The records of a run, written by rank 0: console, metrics.jsonl, pictures, W&B."""
 
 import math
 import tempfile
@@ -27,7 +27,7 @@ class Recorder:
         more: Sequence[MetricSink] = (),
         console: OpenConsole | None = None,
     ) -> None:
-        """Open the sinks, beside `more`; metrics past `resumed_step` are cut and come again."""
+        """Open the sinks in addition to `more`; metrics past `resumed_step` are truncated."""
         self._folder, self._line, self._name = folder, line, config.run.name
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
@@ -50,11 +50,11 @@ class Recorder:
             self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
 
     def show(self, shown: EvaluationImages) -> None:
-        """Draw an evaluation's pictures together with the next record, which holds its metrics."""
+        """Draw an evaluation's pictures together with the next record, which has its metrics."""
         self._images = shown
 
     def record(self, metrics: Metrics) -> None:
-        """Pass one log point on."""
+        """Log one log point to all sinks."""
         self.latest |= metrics
         for sink in self.sinks:
             sink.log(metrics)
@@ -63,15 +63,15 @@ class Recorder:
             self._images = None
 
     def on_step(self, step: int) -> None:
-        """Show, where log points are far apart, that `step` is done."""
+        """Show progress between log points."""
         self._console.on_step(step)
 
     def _draw(self, shown: EvaluationImages | None) -> None:
-        """Draw the losses, and an evaluation's pictures if there is one."""
+        """Draw the losses, and the pictures of an evaluation if there is one."""
         self._has_drawn, step = True, int(self.latest["step"])
         caption = f"{self._name}, step {step:,}"
         try:
-            # Imported here: matplotlib takes seconds, which the first step need not wait for.
+            # Imported here: matplotlib takes seconds, and the first step must not wait for it.
             from aae_dist.evaluation.pictures.curves import loss_curves
             from aae_dist.evaluation.pictures.images import draw_all
             from aae_dist.utils.figures import figure_to_png
@@ -82,19 +82,19 @@ class Recorder:
                 self._folder.write_picture(name, image)
                 for sink in self.sinks:
                     sink.picture(name, image, step)
-        except Exception as error:  # whatever matplotlib or the storage raises costs a line only
+        except Exception as error:  # errors of matplotlib or the storage must not end training
             self._line(f"pictures of step {step} failed: {type(error).__name__}: {error}")
 
-    def list_bad(self, lines: bytes) -> None:
-        """Take the whole content of bad_samples.jsonl, for the next upload."""
+    def set_bad_samples(self, lines: bytes) -> None:
+        """Set the contents of bad_samples.jsonl for the next upload."""
         self._bad_lines = [lines]
 
-    def list_more_bad(self, lines: bytes) -> None:
-        """Take the lines that bad_samples.jsonl has more than at the last call."""
+    def add_bad_samples(self, lines: bytes) -> None:
+        """Append lines to bad_samples.jsonl for the next upload."""
         self._bad_lines.append(lines)
 
     def truncate(self, step: int) -> None:
-        """Forget the metrics past `step`: the run goes back there."""
+        """Drop the metrics past `step`, which the run rolls back to."""
         self.json_lines.truncate(step)
 
     def alarms(self) -> dict[str, int]:
@@ -107,8 +107,9 @@ class Recorder:
         return first
 
     def upload(self) -> None:
-        """Write metrics.jsonl and bad_samples.jsonl to the run's folder, where they changed."""
-        bad_lines = b"".join(self._bad_lines)  # appended to and replaced, so this thread may read
+        """Write metrics.jsonl and bad_samples.jsonl to the run's folder if they changed."""
+        # Only appended to or replaced, so this thread may read it.
+        bad_lines = b"".join(self._bad_lines)
         if bad_lines != self._bad_uploaded:
             self._folder.write_bad_samples(bad_lines)
             self._bad_uploaded = bad_lines
@@ -120,8 +121,8 @@ class Recorder:
     def close(self, state: str) -> None:
         """Upload the metrics and close the sinks.
 
-        Without validation data nothing has drawn the losses yet; a run that shall stop soon leaves
-        that to the one that goes on.
+        Without validation data the losses are drawn here; an interrupted run, which has to exit
+        soon, leaves that to the run that resumes it.
         """
         if not self._has_drawn and self.latest and state in ("finished", "diverged"):
             self._draw(None)
@@ -131,7 +132,7 @@ class Recorder:
         self._local.cleanup()
 
     def abandon(self) -> None:
-        """Close the sinks of a run that failed; its folder keeps what was uploaded before."""
+        """Close the sinks of a run that failed, without an upload."""
         for sink in self.sinks:
             sink.close(self.latest, "failed")
         self._local.cleanup()

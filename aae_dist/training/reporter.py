@@ -1,23 +1,40 @@
-"""The seam between training and whatever launched it."""
+"""The interface between training and its launcher: callbacks during a run, and its result."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+RunState = Literal["finished", "already_finished", "interrupted", "pruned", "diverged"]
+"""How a run ended; pruned by a sweep."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a training run; one that diverged raises an error instead."""
+
+    state: str
+    """A `RunState`."""
+    step: int
+    """Steps done since the start of the run."""
+    metrics: dict[str, float]
+    """Newest value of every metric."""
+    run_uri: str
 
 
 class Reporter(Protocol):
-    """What a launcher does for a running training; `RecordingReporter` in the tests is the fake."""
+    """The launcher's callbacks: progress out, stop and save requests in."""
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Pass metrics of a log point on; every rank calls it at the same steps."""
+        """Report the metrics of a log point; every rank calls it at the same steps."""
 
     def stop_requested(self) -> bool:
-        """Return whether somebody asked this process to stop; cheap, local, never blocks."""
+        """Return whether this process was asked to stop; cheap, local, never blocks."""
 
     def stopped_as(self) -> str:
-        """Return what a run that was asked to stop ends as: interrupted, or pruned by a sweep."""
+        """Return the state of a run that was asked to stop: interrupted, or pruned by a sweep."""
 
     def save_requested(self) -> bool:
-        """Return whether somebody wants a checkpoint soon, once a request; cheap, local."""
+        """Return whether a checkpoint was requested, once per request; cheap, local."""
 
     def line(self, text: str) -> None:
         """Show one line of progress; called on rank 0 only."""

@@ -1,90 +1,224 @@
-"""The parts of a run, each made from the parts before it."""
+"""Everything a run trains with, each part made from the parts before it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 
+from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.checkpoints.weights import WeightAverage
+from aae_dist.config import RunConfig
+from aae_dist.config.redaction import redacted
 from aae_dist.config.sections.data import Augment
-from aae_dist.data import (
-    Augmenter,
-    Batch,
-    BatchLoader,
-    rank_rows,
-)
+from aae_dist.data import Augmenter, Batch, BatchLoader, SampleOrder, rank_rows
 from aae_dist.data.cache.prefetch import ShardPrefetcher
-from aae_dist.distributed.collectives import Exchange, run_on_all_ranks
+from aae_dist.distributed.collectives import Exchange, run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.world import World
 from aae_dist.distributed.wrappers import reset_compiler
-from aae_dist.methods import Method, StepInputs, build_method
-from aae_dist.models import Autoencoder, Networks, build_networks, build_posterior
+from aae_dist.errors import CheckpointError
+from aae_dist.methods import StepInputs, build_method
+from aae_dist.models import Autoencoder, build_networks, build_posterior
 from aae_dist.models.build import DTYPES
+from aae_dist.models.posterior import Posterior
+from aae_dist.priors import EmpiricalPrior
+from aae_dist.storage import Storage, open_storage
+from aae_dist.training.data import TrainingData, open_data
+from aae_dist.training.goodput import Goodput
+from aae_dist.training.health.watchdog import Watchdog
 from aae_dist.training.micro_batch import Trial, measure
-from aae_dist.training.run_data import RunData
+from aae_dist.training.reporter import Reporter
+from aae_dist.training.run.checkpointer import newest_checkpoint
+from aae_dist.training.run.folder import RunFolder
+from aae_dist.training.run.lock import RunLock
 from aae_dist.training.state import TrainState
+from aae_dist.utils.progress import Advance, no_progress, progress
 
 
-@dataclass(frozen=True)
-class Engine:
-    """What a run trains."""
+@contextmanager
+def run_lock(run: Storage, world: World, launch_id: str) -> Iterator[RunLock | None]:
+    """Hold the run's lock on rank 0; its LaunchError is raised on every rank."""
+    held: list[RunLock] = []
 
-    networks: Networks
-    method: Method
-    inputs: StepInputs
-    autoencoder: Autoencoder
-    """What is evaluated: the averaged weights if there is an average."""
-    average: WeightAverage | None
+    def acquire() -> None:
+        run.check_writable()
+        held.append(RunLock.acquire(run, launch_id))
 
-
-def build_engine(data: RunData, world: World) -> Engine:
-    """Return networks, method and inputs; a collective, as networks are made data parallel."""
-    config = data.config
-    set_precision(config.train.precision)
-    if config.train.compile:
-        reset_compiler()
-    networks = build_networks(config, data.train.image_shape, world.device)
-    posterior = build_posterior(config.posterior)
-    micro_batch = config.train.micro_batch_size
-    inputs = StepInputs(
-        seed=config.run.seed,
-        prior=data.prior,
-        posterior=posterior,
-        rows=_rows(data, world),
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=None if micro_batch == "auto" else micro_batch,
-        world=world,
-        dtype=DTYPES[config.train.precision],
-    )
-    method = build_method(config, networks, data.prior, data.train.image_shape, world)
-    decay = config.train.ema_decay
-    average = WeightAverage(networks, decay) if decay is not None else None
-    evaluated = average.networks if average else networks
-    return Engine(networks, method, inputs, Autoencoder(evaluated, posterior), average)
+    run_on_rank_zero(world, acquire)
+    try:
+        yield held[0] if held else None
+    finally:
+        for lock in held:
+            lock.release()
 
 
-def fit_memory(engine: Engine, state: TrainState, data: RunData, world: World) -> Engine:
-    """Return the engine with the micro-batches that `train.micro_batch_size: auto` finds on CUDA.
+class TrainingSetup:
+    """The parts of a run on one rank, with the state of the newest checkpoint loaded.
 
-    Measured once: as many ranks that go on from a checkpoint add up gradients as those before.
+    Attributes:
+        config: the configuration, including the values inferred from the data.
+        autoencoder: the networks to evaluate: the averaged weights if there is an average.
+        last_step: number of steps of the whole run.
+        total_samples: samples seen after the last step; learning rates are functions of the samples
+            seen over these.
     """
-    train = data.config.train
-    if train.micro_batch_size != "auto" or world.device.type != "cuda":
-        return engine
-    ranks = [world.size, train.global_batch_size]
-    if not state.micro_batch or state.micro_batch[1:] != ranks:
-        rows = engine.inputs.rows
-        share = rows.stop - rows.start
-        shape = (share, *data.train.image_shape)
-        trial = Trial(engine.method.modules, shape, engine.inputs.dtype)
-        state.micro_batch = [measure(share, trial, world), *ranks]
-        if train.compile:
-            reset_compiler()  # the sizes that were tried count among the versions that torch makes
-    return replace(engine, inputs=replace(engine.inputs, micro_batch_size=state.micro_batch[0]))
+
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        reporter: Reporter,
+        folder: RunFolder,
+        lock: RunLock | None,
+        watchdog: Watchdog,
+    ) -> None:
+        """Build the parts and load the newest checkpoint; a collective.
+
+        Raises:
+            AaeDistError: the same on every rank, whichever rank met the problem.
+        """
+        self.world, self.reporter, self.folder, self.watchdog = world, reporter, folder, watchdog
+        # Checkpoint.
+        self.store = _open_store(config, reporter, folder, lock)
+        checkpoint = newest_checkpoint(self.store, config, folder, world)
+        self.goodput = Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
+        # Data.
+        with watchdog.section("opening the data"):
+            show = partial(_show_counting, world, reporter, watchdog)
+            self.data = open_data(config, world, checkpoint, folder.uri, show)
+        self.config = config = self.data.config
+        # Networks and method.
+        _set_precision(config.train.precision)
+        if config.train.compile:
+            reset_compiler()
+        image_shape, prior = self.data.train.image_shape, self.data.prior
+        self.networks = networks = build_networks(config, image_shape, world.device)
+        posterior = build_posterior(config.posterior)
+        self.inputs = _step_inputs(self.data, posterior, world)
+        self.method = build_method(config, networks, prior, image_shape, world)
+        # State.
+        decay = config.train.ema_decay
+        average = WeightAverage(networks, decay) if decay is not None else None
+        self.autoencoder = Autoencoder(average.networks if average else networks, posterior)
+        vectors = prior.vectors_MZ if isinstance(prior, EmpiricalPrior) else None
+        self.state = TrainState(networks, self.method.optimizers, average, vectors)
+        run_on_all_ranks(world, lambda: self._load(checkpoint))
+        self._fit_micro_batch()
+        self.last_step, self.total_samples = end_of_run(config, self.data.order, self.state)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The configuration and the data, for checkpoints."""
+        config = redacted(self.config.model_dump(mode="json"))
+        return {"config": config, "data": self.data.metadata}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint of this run into the live networks and optimizers."""
+        self.state.load(checkpoint.tensors, checkpoint.metadata["state"])
+        other_shards = checkpoint.metadata["data"]["manifest"] != self.data.train.manifest.id
+        if self.data.new_shards is not None and other_shards:
+            self.data.new_shards.move(self.state, self.data.order)
+
+    @contextmanager
+    def open_batches(self) -> Iterator[Iterable[Batch]]:
+        """Open this rank's batches from the state's position to the last step; a collective.
+
+        Raises:
+            ConfigError: the cache of remote shards is too small; on every rank, if on one.
+        """
+        data, world, position = self.data, self.world, self.state.position
+        rows, node_rows = rows_of_rank(data, world, world.rank), _rows_of_node(data, world)
+        # Memory of the cache of remote shards that ranks take during an evaluation.
+        spare = world.local_size * (0 if data.validation is None else data.validation.copy_bytes)
+        shards = run_on_all_ranks(
+            world,
+            lambda: ShardPrefetcher.start(data.train, data.order, rows, node_rows, position, spare),
+        )
+        loader = BatchLoader(
+            data.train,
+            data.order,
+            rows=rows,
+            position=position,
+            num_steps=self.last_step - self.state.step,
+            threads=self.config.decoding_threads,
+            exchange=Exchange(world),
+            shards=shards,
+            device=world.device if world.device.type == "cuda" else torch.device("cpu"),
+        )
+        augment = self.config.data.augment
+        with loader as batches:
+            if augment == Augment():
+                yield batches
+            else:
+                yield Augmenter(augment, self.config.run.seed, rows).batches(batches)
+
+    def log(self, text: str) -> None:
+        """Show a line of text on rank 0."""
+        if self.world.is_main:
+            self.reporter.line(text)
+
+    def _load(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            self.restore(checkpoint)
+            self.log(f"resuming {self.folder.uri} at step {checkpoint.step} with {self.world}")
+            return
+        source = self.config.run.init_from
+        weights = f" from weights of {source}" if source else ""
+        self.log(f"starting {self.folder.uri} with {self.world}{weights}")
+        if source:
+            other = CheckpointStore(open_storage(source), keep=1).newest()
+            if other is None:
+                raise CheckpointError(f"run.init_from={source} has no checkpoint that verifies")
+            self.state.start_from(other.tensors)
+
+    def _fit_micro_batch(self) -> None:
+        """Set the micro-batch size for `train.micro_batch_size: auto`, which is for CUDA.
+
+        Measured once: a run that resumes on as many ranks sums gradients in the same parts.
+        """
+        train, state = self.config.train, self.state
+        if train.micro_batch_size != "auto" or self.world.device.type != "cuda":
+            return
+        ranks = [self.world.size, train.global_batch_size]
+        if not state.micro_batch or state.micro_batch[1:] != ranks:
+            share = self.inputs.rows.stop - self.inputs.rows.start
+            shape = (share, *self.data.train.image_shape)
+            trial = Trial(self.method.modules, shape, self.inputs.dtype)
+            state.micro_batch = [measure(share, trial, self.world), *ranks]
+            if train.compile:
+                reset_compiler()  # the sizes that were tried count as versions of compiled code
+        self.inputs = replace(self.inputs, micro_batch_size=state.micro_batch[0])
 
 
-def set_precision(precision: str) -> None:
-    """Let fp32 products on CUDA keep their 23 bits, or 10 of them where tf32 is wanted."""
+def _open_store(
+    config: RunConfig, reporter: Reporter, folder: RunFolder, lock: RunLock | None
+) -> CheckpointStore:
+    keep, report = config.checkpoint.keep, reporter.line
+    if lock is None:  # not rank 0: reads only
+        return CheckpointStore(folder.storage, keep, report=report)
+    return CheckpointStore(folder.storage, keep, lock.check, lock.attempt, report)
+
+
+@contextmanager
+def _show_counting(
+    world: World, reporter: Reporter, watchdog: Watchdog, label: str, total: int, unit: str
+) -> Iterator[Advance]:
+    """Show progress of counting shards on rank 0; on every rank, keep the watchdog quiet."""
+    show = partial(progress, write=reporter.line) if world.is_main else no_progress
+    with show(label, total, unit) as advance:
+
+        def on_count(count: int) -> None:
+            watchdog.alive()
+            advance(count)
+
+        yield on_count
+
+
+def _set_precision(precision: str) -> None:
+    """Let fp32 products on CUDA keep their 23 bits, or 10 of them with tf32."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # cuDNN's fastest sums of a convolution's gradients differ from run to run, and so would resumed
@@ -92,51 +226,65 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def open_loader(data: RunData, world: World, position: int, num_steps: int) -> BatchLoader:
-    """Return this rank's batches from `position` on; a collective.
-
-    Raises:
-        ConfigError: the cache of remote shards is too small; on every rank, if on one.
-    """
-    rows, node_rows = _rows(data, world), _node_rows(data, world)
-    # What ranks take of the cache of remote shards while they evaluate.
-    spare = world.local_size * (0 if data.validation is None else data.validation.copy_bytes)
-    shards = run_on_all_ranks(
-        world,
-        lambda: ShardPrefetcher.start(data.train, data.order, rows, node_rows, position, spare),
-    )
-    return BatchLoader(
-        data.train,
-        data.order,
-        rows=rows,
-        position=position,
-        num_steps=num_steps,
-        threads=data.config.decoding_threads,
-        exchange=Exchange(world),
-        shards=shards,
-        device=world.device if world.device.type == "cuda" else torch.device("cpu"),
+def _step_inputs(data: TrainingData, posterior: Posterior, world: World) -> StepInputs:
+    train = data.config.train
+    return StepInputs(
+        seed=data.config.run.seed,
+        prior=data.prior,
+        posterior=posterior,
+        rows=rows_of_rank(data, world, world.rank),
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=None if train.micro_batch_size == "auto" else train.micro_batch_size,
+        world=world,
+        dtype=DTYPES[train.precision],
     )
 
 
-def augmented(data: RunData, world: World, batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Return the batches with their images changed as `data.augment` says."""
-    augment = data.config.data.augment
-    if augment == Augment():
-        return batches
-    return Augmenter(augment, data.config.run.seed, _rows(data, world)).batches(batches)
-
-
-def _rows(data: RunData, world: World) -> slice:
-    return _rows_of(data, world, world.rank)
-
-
-def _node_rows(data: RunData, world: World) -> slice:
-    """Return the rows of all ranks of this node."""
-    first = world.rank - world.local_rank
-    last = _rows_of(data, world, first + world.local_size - 1)
-    return slice(_rows_of(data, world, first).start, last.stop)
-
-
-def _rows_of(data: RunData, world: World, rank: int) -> slice:
+def rows_of_rank(data: TrainingData, world: World, rank: int) -> slice:
+    """Return the rows of a rank in the global batch."""
     batch = data.config.train.global_batch_size
     return rank_rows(rank, world.size, data.order.lanes, batch)
+
+
+def _rows_of_node(data: TrainingData, world: World) -> slice:
+    """Return the rows of all ranks of this node."""
+    first = world.rank - world.local_rank
+    last = first + world.local_size - 1
+    return slice(rows_of_rank(data, world, first).start, rows_of_rank(data, world, last).stop)
+
+
+def end_of_run(config: RunConfig, order: SampleOrder, state: TrainState) -> tuple[int, int]:
+    """Return the last step of the run, and the samples seen after it.
+
+    With `train.epochs` the position determines the end, with `train.steps` the number of steps;
+    they differ only if the global batch size has changed during the run.
+    """
+    step, position = state.step, state.position
+    if config.train.epochs is not None:
+        end = config.train.epochs * order.lane_length
+        return step + _steps_between(order, position, end), order.samples_seen(end)
+    assert config.train.steps is not None
+    end = _position_after(order, position, config.train.steps - step)
+    return config.train.steps, order.samples_seen(end)
+
+
+def _slots(order: SampleOrder) -> int:
+    return order.global_batch_size // order.lanes
+
+
+def _steps_between(order: SampleOrder, position: int, end: int) -> int:
+    """Return the steps from `position` to the epoch border `end`; a step never spans two epochs."""
+    if position >= end:
+        return 0
+    epoch, offset = divmod(position, order.lane_length)
+    first = -(-(order.lane_length - offset) // _slots(order))
+    return first + (end // order.lane_length - epoch - 1) * order.steps_per_epoch
+
+
+def _position_after(order: SampleOrder, position: int, num_steps: int) -> int:
+    epoch, offset = divmod(position, order.lane_length)
+    first = -(-(order.lane_length - offset) // _slots(order))
+    if num_steps < first:
+        return position + max(0, num_steps) * _slots(order)
+    more_epochs, rest = divmod(num_steps - first, order.steps_per_epoch)
+    return (epoch + 1 + more_epochs) * order.lane_length + rest * _slots(order)

@@ -1,4 +1,4 @@
-"""Everything that a resumed run needs, listed in one place."""
+"""The training state: everything that a resumed run needs, in one place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class TrainState:
     optimizers: Mapping[str, SynchronizedOptimizer]
     average: WeightAverage | None = None
     prior_vectors: Tensor | None = None
-    """What a prior that is a set of vectors draws from; never changes."""
+    """Vectors of a prior that is a set of them; constant."""
     step: int = 0
     """Steps done, one global batch each."""
     position: int = 0
@@ -34,20 +34,19 @@ class TrainState:
     best: float | None = None
     """Lowest value of `train.best_metric` so far."""
     micro_batch: list[int] = field(default_factory=list)
-    """Samples of a forward pass that were found to fit, and for which ranks and global batch."""
-    best_of: str = ""
-    """Metric and validation shards that `best` is of; empty in checkpoints of older versions."""
+    """Samples per forward pass that fit, with the number of ranks and global batch they are for."""
+    best_metric_id: str = ""
+    """Metric and validation shards of `best`; empty in checkpoints of older versions."""
     best_num_samples: float | None = None
-    """Samples that this run's scores of the match are of; those of other numbers are not compared.
-    """
+    """Samples of this run's prior-match scores; scores of other numbers are not comparable."""
     samples_shift: int = 0
-    """Samples seen beyond what the position tells: earlier epochs may have had other shards."""
+    """Samples seen in addition to the position: earlier epochs may have had other shards."""
     bad: BadSamples = field(default_factory=BadSamples)
     lr_factor: float = 1.0
-    """Factor on all learning rates: halved by roll backs (see `train.max_rollbacks`)."""
+    """Factor on all learning rates: halved by rollbacks (see `train.max_rollbacks`)."""
 
     def tensors(self) -> Tensors:
-        """Return the tensors of a checkpoint by file name; they are the live ones, not copies."""
+        """Return the tensors of a checkpoint by file name: the live ones, not copies."""
         model = {
             f"{name}.{key}": tensor
             for name, network in self.networks.named().items()
@@ -61,8 +60,8 @@ class TrainState:
             tensors["prior"] = {"vectors": self.prior_vectors}
         return tensors
 
-    def document(self) -> dict[str, Any]:
-        """Return the numbers of a checkpoint."""
+    def metadata(self) -> dict[str, Any]:
+        """Return the metadata of a checkpoint."""
         return {
             "step": self.step,
             "position": self.position,
@@ -71,34 +70,34 @@ class TrainState:
             "bad_samples": self.bad.document(),
             "lr_factor": self.lr_factor,
             "micro_batch": self.micro_batch,
-            "best_of": self.best_of,
+            "best_of": self.best_metric_id,
             "best_num_samples": self.best_num_samples,
             "average_is_inherited": self.average is not None and self.average.is_inherited,
         }
 
     def load(
-        self, tensors: Mapping[str, Mapping[str, Tensor]], document: Mapping[str, Any]
+        self, tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]
     ) -> None:
-        """Continue from what `tensors` and `document` returned when they were saved."""
+        """Continue from the saved values of `tensors` and `metadata`."""
         self.load_weights(tensors["model"])
         if self.average is not None:
             load_weights(self.average.networks, weights_to_use(tensors))
-            self.average.is_inherited = document.get("average_is_inherited", False)
+            self.average.is_inherited = metadata.get("average_is_inherited", False)
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(tensors[f"optimizer-{name}"])
-        self.step, self.position = document["step"], document["position"]
-        self.best, self.samples_shift = document["best"], document.get("samples_shift", 0)
-        self.micro_batch = document.get("micro_batch", [])
-        self.best_of = document.get("best_of", "")
-        self.best_num_samples = document.get("best_num_samples")
-        self.bad = BadSamples(**document.get("bad_samples", {}))
-        self.scale_lr(document.get("lr_factor", 1.0))
+        self.step, self.position = metadata["step"], metadata["position"]
+        self.best, self.samples_shift = metadata["best"], metadata.get("samples_shift", 0)
+        self.micro_batch = metadata.get("micro_batch", [])
+        self.best_metric_id = metadata.get("best_of", "")
+        self.best_num_samples = metadata.get("best_num_samples")
+        self.bad = BadSamples(**metadata.get("bad_samples", {}))
+        self.scale_lr(metadata.get("lr_factor", 1.0))
 
-    def judge_by(self, what: str) -> None:
-        """Forget the best value if it was of another metric, or of other validation shards."""
-        if self.best_of not in ("", what):
+    def set_best_metric(self, metric_id: str) -> None:
+        """Reset the best value if it is of another metric, or of other validation shards."""
+        if self.best_metric_id not in ("", metric_id):
             self.best = self.best_num_samples = None
-        self.best_of = what
+        self.best_metric_id = metric_id
 
     def scale_lr(self, factor: float) -> None:
         """Multiply the configured learning rates of all phases by `factor`."""
@@ -107,7 +106,7 @@ class TrainState:
             optimizer.lr_factor = factor
 
     def start_from(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take another run's weights, and its average of them where both runs have one.
+        """Load the weights of another run, and their average where both runs have one.
 
         Raises:
             CheckpointError: names what does not fit.

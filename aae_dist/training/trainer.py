@@ -1,38 +1,47 @@
-"""One run from start to end, on every rank: the same for every launcher."""
+"""The life of a run, the same on every rank and for every launcher.
+
+`train` takes the run's lock, opens the `TrainingSetup` and calls `Trainer.fit`. The training loop
+is `Trainer._run_to_end`; the methods that it calls follow in its order.
+"""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-from aae_dist.checkpoints.store import CheckpointStore, Saved
+import torch
+
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import redacted
-from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
+from aae_dist.config.metric_names import NUM_SAMPLES, is_comparable
+from aae_dist.data import Batch
+from aae_dist.data.bad_samples import Limits
+from aae_dist.distributed.collectives import mean_over_ranks, run_on_rank_zero
 from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
-from aae_dist.priors import EmpiricalPrior
+from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
-from aae_dist.training.goodput import Goodput
-from aae_dist.training.health.gan_diagnostics import GameAlarms
-from aae_dist.training.health.heartbeats import open_board
-from aae_dist.training.health.rollback import GuardError, Rollbacks, good_checkpoint
-from aae_dist.training.health.watchdog import RANK_0_SECONDS, Watchdog
-from aae_dist.training.loop import Metrics, TrainLoop
-from aae_dist.training.outcome import Outcome
-from aae_dist.training.plan import Plan
+from aae_dist.training.health.consensus import StopConsensus
+from aae_dist.training.health.gan_diagnostics import GanDiagnostics
+from aae_dist.training.health.heartbeats import open_heartbeat_store
+from aae_dist.training.health.rollback import (
+    RanksDriftedError,
+    RollbackNeeded,
+    RollbackPolicy,
+    UpdatesSkippedError,
+    healthy_checkpoint,
+)
+from aae_dist.training.health.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
 from aae_dist.training.recorder import Recorder
-from aae_dist.training.reporter import Reporter
-from aae_dist.training.run.checkpointer import Saver, newest_checkpoint
+from aae_dist.training.reporter import Outcome, Reporter, RunState
+from aae_dist.training.run.checkpointer import Checkpointer
 from aae_dist.training.run.folder import RunFolder
-from aae_dist.training.run.lock import RunLock, locked
-from aae_dist.training.run.resume import finished_before, load_initial_weights
-from aae_dist.training.run_data import open_data
-from aae_dist.training.setup import augmented, build_engine, fit_memory, open_loader
-from aae_dist.training.state import TrainState
-from aae_dist.utils.progress import Advance, no_progress, progress
+from aae_dist.training.run.resume import finished_before
+from aae_dist.training.setup import TrainingSetup, run_lock
+
+Metrics = dict[str, float]
 
 
 def train(
@@ -43,253 +52,387 @@ def train(
     sinks: Sequence[MetricSink] = (),
     console: OpenConsole | None = None,
 ) -> Outcome:
-    """Train the run that `config` describes, from its newest checkpoint if there is one.
+    """Train a run to its end, from its newest checkpoint if there is one.
 
     Every rank calls this, with the thread count and the process group already set.
 
     Args:
         config: the run's configuration; `run.storage` is absolute.
         world: this process's place among the ranks.
-        reporter: the launcher's ear and mouth.
+        reporter: the launcher's callbacks: progress out, stop and save requests in.
         launch_id: the same for all ranks and restarts of one launch; it may take over its own lock.
-        sinks: where rank 0's records go beside the console, the run's folder and W&B.
-        console: makes what people watch; by default a bar on a terminal, lines anywhere else.
+        sinks: where rank 0 logs in addition to the console, the run's folder and W&B.
+        console: opens the progress display; by default a bar on a terminal, lines elsewhere.
 
     Returns:
-        How the run ended, alike on every rank.
+        The result, the same on every rank; that of an earlier launch if the run has finished.
 
     Raises:
         AaeDistError: the same on every rank, whichever rank met the problem.
     """
     folder = RunFolder(config)
-    done = run_on_rank_zero(world, lambda: _as_json(finished_before(config)))
-    if done:
+    if done := run_on_rank_zero(world, lambda: _as_json(finished_before(config))):
         return Outcome(**done)
     limit = config.launch.hang_timeout_seconds
     with (
-        Watchdog(world, limit, reporter.line, open_board(world, limit)) as watchdog,
-        locked(folder.storage, world, launch_id) as lock,
+        Watchdog(world, limit, reporter.line, open_heartbeat_store(world, limit)) as watchdog,
+        run_lock(folder.storage, world, launch_id) as lock,
     ):
-        run = _Run(config, world, reporter, folder, lock, watchdog)
-        run.sinks, run.console = sinks, console
-        return run.run()
+        setup = TrainingSetup(config, world, reporter, folder, lock, watchdog)
+        return Trainer(setup, sinks, console).fit()
 
 
-class _Run:
-    """The stages of `train`, between taking the lock and giving it back."""
-
-    sinks: Sequence[MetricSink] = ()
-    console: OpenConsole | None = None
+class Trainer:
+    """Trains one run. Every rank has one, and they take all decisions together."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        world: World,
-        reporter: Reporter,
-        folder: RunFolder,
-        lock: RunLock | None,
-        watchdog: Watchdog,
+        self, setup: TrainingSetup, sinks: Sequence[MetricSink], console: OpenConsole | None
     ) -> None:
-        adversary = config.method.adversary if config.method.kind == "adversarial" else "bce"
-        self.watchdog, self.alarms = watchdog, GameAlarms(adversary)
-        self.world, self.reporter, self.folder, self.lock = world, reporter, folder, lock
-        self.recorder: Recorder | None = None
-        self._bad_said = 0
-        attempt = lock.attempt if lock else 0
-        self.store = CheckpointStore(
-            folder.storage, config.checkpoint.keep, self._before_commit, attempt, self._say
+        self.setup, self.config, self.world = setup, setup.config, setup.world
+        self.state, self.method, self.inputs = setup.state, setup.method, setup.inputs
+        self.order, self.log = setup.data.order, setup.log
+        self.watchdog, self.goodput = setup.watchdog, setup.goodput
+        # Health.
+        method = self.config.method
+        self.rollbacks = RollbackPolicy(self.config, self.log)
+        self.diagnostics = GanDiagnostics(
+            method.adversary if method.kind == "adversarial" else "bce"
         )
-        saved = newest_checkpoint(self.store, config, folder, world)
-        self.goodput = Goodput(saved.documents.get("goodput") if saved else None)
-        with watchdog.section("opening the data"):
-            self.data = open_data(config, world, saved, folder.uri, self._counting)
-        self.config = self.data.config
-        self.engine = build_engine(self.data, world)
-        prior = self.data.prior
-        self.state = TrainState(
-            self.engine.networks,
-            self.engine.method.optimizers,
-            self.engine.average,
-            prior.vectors_MZ if isinstance(prior, EmpiricalPrior) else None,
+        self._bad_samples_reported = 0
+        # Records and checkpoints.
+        self.recorder = self._open_recorder(sinks, console)
+        self.checkpointer = Checkpointer(
+            setup.store,
+            self.world,
+            self.log,
+            setup.metadata,
+            self.goodput,
+            setup.last_step,
+            # A resumed run would miss the metrics that are not stored before its checkpoint.
+            self.recorder.upload if self.recorder else lambda: None,
         )
-        run_on_all_ranks(world, lambda: self._load(saved))
-        self.engine = fit_memory(self.engine, self.state, self.data, world)
-        self.plan = Plan.of(self.config, self.data.order, self.state.step, self.state.position)
 
-    def run(self) -> Outcome:
-        """Train, save, and write down how it ended."""
-        run_on_rank_zero(self.world, self._open_records)
-        saver = self._saver()
-        try:
-            state = self._train(saver)
+    def fit(self) -> Outcome:
+        """Train to the end and record how the run ended."""
+        with self._recording_failures():
+            while True:
+                try:
+                    ending = self._run_to_end()
+                    break
+                except RollbackNeeded as error:  # non-finite updates, or ranks drifted apart
+                    self._roll_back(error)
             with self.watchdog.section("saving", RANK_0_SECONDS):
-                saver.finish()
+                self.checkpointer.finish()
+        return self._finish(ending)
+
+    def _run_to_end(self) -> RunState:
+        """Train until the last step or a stop request."""
+        self._start_interval()
+        with self.setup.open_batches() as batches:
+            for batch in self._timed(batches):
+                # Train on one global batch.
+                losses = self.train_step(batch)
+                self._step_done()
+                # Check health; either may raise RollbackNeeded.
+                self._check_skipped_updates()
+                self._compare_ranks()
+                # Log and evaluate where due.
+                is_best = self._log_and_evaluate(losses)
+                # Save or stop, decided by all ranks together.
+                if self._save_or_stop(is_best):
+                    return "interrupted"
+        return "finished"
+
+    def _start_interval(self) -> None:
+        """Reset everything that counts from the first step, after a start or a rollback."""
+        best_metric = self.config.train.best_metric
+        self.state.set_best_metric(f"{best_metric} of {self.setup.data.validation_id}")
+        self.comparison = RankComparison(self.setup.networks.named(), self.world)
+        self.consensus = StopConsensus(self.world, self.state.step)
+        self._saved_at = self._logged_at = time.monotonic()
+        self._samples_logged = self.samples_seen
+
+    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches; the time that reading takes is no time of training."""
+        iterator = iter(batches)
+        while True:
+            with self.goodput.part("data_wait"), self.watchdog.section("reading data"):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
+    # One step.
+
+    def train_step(self, batch: Batch) -> Losses:
+        """Run every phase on one global batch and advance the state.
+
+        A batch without one good sample on any rank has no losses, and networks, moments and average
+        stay as they are: with gradients of zero, Adam's momentum would still move the weights.
+        """
+        # Counted in samples of the plan, so that bad samples do not shift the learning rates.
+        done = self.order.samples_seen(self.state.position)
+        self.method.set_progress(done / self.setup.total_samples)
+        self._note_bad_samples(batch)
+        losses: Losses = {}
+        if batch.num_valid:
+            parts = self.inputs.parts(batch.images, batch.valid, batch.num_valid, self.state.step)
+            losses = self.method.step(parts)
+        self.state.step += 1
+        if losses and self.state.average is not None:
+            self.state.average.update(self.state.step)
+        self.state.position = batch.plan.next_position
+        return losses
+
+    def _note_bad_samples(self, batch: Batch) -> None:
+        """List the batch's bad samples; every rank has all of them, so all stop at this step."""
+        bad, data = self.state.bad, self.config.data
+        num_new = bad.add(batch.bad, batch.plan.valid, self.state.step + 1, batch.plan.epoch)
+        if num_new:
+            self._report_bad_samples(num_new)
+        if batch.bad:
+            bad.check(
+                Limits(
+                    num_samples=self.order.num_samples,
+                    max_samples=data.max_bad_samples,
+                    max_fraction=data.max_bad_fraction,
+                    max_consecutive=data.max_consecutive_bad_samples,
+                )
+            )
+
+    def _report_bad_samples(self, num_new: int) -> None:
+        bad = self.state.bad
+        if self.recorder:
+            self.recorder.add_bad_samples(bad.lines(num_new))
+        if bad.num_samples >= 2 * self._bad_samples_reported:  # one line per sample is too many
+            self._bad_samples_reported = bad.num_samples
+            self.log(f"warning: {bad.num_samples} bad samples are skipped: {bad.summary()}")
+
+    def _step_done(self) -> None:
+        self.goodput.step_done()
+        self.watchdog.beat(self.state.step)
+        if self.recorder:
+            self.recorder.on_step(self.state.step)
+
+    # Health.
+
+    def _check_skipped_updates(self) -> None:
+        # Reading a counter waits for the device: free on the CPU, at log points only elsewhere.
+        limit, step = self.config.train.max_skipped_updates, self.state.step
+        if self.world.device.type != "cpu" and step % self.config.train.log_every_steps:
+            return
+        for phase, optimizer in self.method.optimizers.items():
+            if int(optimizer.skipped_in_a_row) >= limit:
+                raise UpdatesSkippedError(
+                    f"the {phase} phase skipped {limit} consecutive updates up to step {step} "
+                    "because its gradients were not finite; lower "
+                    f"phases.{phase}.optimizer.lr or set phases.{phase}.clip_norm"
+                )
+
+    def _compare_ranks(self) -> None:
+        if self.state.step % self.config.train.compare_ranks_every_steps == 0:
+            self.comparison.ask(self.state.step)
+            if self.world.device.type == "cpu":
+                self._raise_if_drifted()  # elsewhere the answer is read at the next log point
+
+    def _raise_if_drifted(self) -> None:
+        if problem := self.comparison.answer():
+            raise RanksDriftedError(problem)
+
+    # Logging and evaluation.
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples trained on so far, over all ranks, without padding and bad samples."""
+        seen = self.order.samples_seen(self.state.position) + self.state.samples_shift
+        return seen - self.state.bad.num_holes
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the plan ends with the step that was just done."""
+        return self.state.step == self.setup.last_step
+
+    def _log_and_evaluate(self, losses: Losses) -> bool:
+        """Record metrics where due; return whether an evaluation is the best so far."""
+        metrics: Metrics = {}
+        if self.is_last_step or self.state.step % self.config.train.log_every_steps == 0:
+            metrics |= self._log_point(losses)
+        evaluated = self._evaluate_if_due()
+        if metrics | evaluated:
+            epoch = round(self.state.position / self.order.lane_length, 4)
+            progress = {"step": self.state.step, "epoch": epoch, "samples_seen": self.samples_seen}
+            self._record({**progress, **metrics, **evaluated})
+        return self._is_best(evaluated)
+
+    def _log_point(self, losses: Losses) -> Metrics:
+        self._raise_if_drifted()
+        metrics: Metrics = {}
+        # Losses and optimizers.
+        if losses:
+            values = mean_over_ranks(torch.stack(list(losses.values())), self.world)
+            metrics = dict(zip(losses, values.tolist(), strict=True))
+        for phase, optimizer in self.method.optimizers.items():
+            metrics[f"lr/{phase}"] = optimizer.lr
+            if losses:
+                metrics[f"gradient_norm/{phase}"] = float(optimizer.gradient_norm)
+            metrics[f"skipped_updates/{phase}"] = int(optimizer.skipped)
+            metrics[f"step_seconds/{phase}"] = round(optimizer.take_seconds(), 6)
+        # Speed.
+        now, samples = time.monotonic(), self.samples_seen
+        speed = (samples - self._samples_logged) / max(now - self._logged_at, 1e-9)
+        self._logged_at, self._samples_logged = now, samples
+        metrics["data/bad_samples"] = self.state.bad.num_samples
+        metrics["throughput/samples_per_second"] = round(speed, 1)
+        return metrics | self.goodput.metrics() | self.checkpointer.metrics()
+
+    def _evaluate_if_due(self) -> Metrics:
+        every, evaluator = self.config.train.evaluate_every_steps, self.setup.data.evaluator
+        is_due = self.is_last_step or (every and self.state.step % every == 0)
+        if evaluator is None or not is_due:
+            return {}
+        started = time.monotonic()
+        with self.goodput.part("evaluation"), self.watchdog.section("evaluating", RANK_0_SECONDS):
+            evaluation = evaluator.evaluate(self.setup.autoencoder)
+            if self.recorder and evaluation.images:
+                self.recorder.show(evaluation.images)
+            if bad := int(evaluation.metrics["data/bad_validation_samples"]):
+                self.log(f"warning: {bad} bad validation samples are left out of the scores")
+        self._logged_at += time.monotonic() - started  # samples/s is the speed of training
+        return evaluation.metrics
+
+    def _record(self, record: Metrics) -> None:
+        alarms, lines = self.diagnostics.update(record)
+        for line in lines:
+            self.log(f"alarm at step {self.state.step}: {line}")
+        with self.goodput.part("record"), self.watchdog.section("recording"):
+            if self.recorder:
+                self.recorder.record(record | alarms)
+            self.setup.reporter.report(record | alarms)
+
+    def _is_best(self, evaluated: Metrics) -> bool:
+        name, state = self.config.train.best_metric, self.state
+        value = evaluated.get(name)
+        if value is None or not math.isfinite(value):
+            return False
+        if state.best_num_samples is None:
+            state.best_num_samples = evaluated.get(NUM_SAMPLES)
+        if not is_comparable((name,), evaluated, state.best_num_samples):
+            self.log(
+                f"{name} at step {state.step} is of {evaluated[NUM_SAMPLES]:g} samples, not of "
+                f"{state.best_num_samples:g} as before, so it is not compared with the best"
+            )
+            return False
+        if state.best is not None and value >= state.best:
+            return False
+        state.best = value
+        return True
+
+    # Saving, stopping and rolling back.
+
+    def _save_or_stop(self, is_best: bool) -> bool:
+        """Save where due; return whether to stop before the last step."""
+        reporter, step = self.setup.reporter, self.state.step
+        decision = self.consensus.after(step, reporter.stop_requested, self._wants_save)
+        is_end = self.is_last_step or decision.stop
+        every = self.config.checkpoint.every_steps
+        on_step = every is not None and step % every == 0
+        if is_end or ((is_best or on_step or decision.save) and not self._is_skipping()):
+            self._save(must=is_best or is_end, is_best=is_best, is_end=is_end)
+        return decision.stop and not self.is_last_step
+
+    def _save(self, must: bool, is_best: bool, is_end: bool) -> None:
+        # At the end the other ranks have nothing left to do, and can wait for a slow storage.
+        seconds = RANK_0_SECONDS if is_end else SECTION_SECONDS
+        with self.goodput.part("checkpoint"), self.watchdog.section("saving", seconds):
+            # A checkpoint must be healthy: rollbacks and restarts rely on it.
+            self.comparison.ask(self.state.step)
+            self._raise_if_drifted()
+            self.checkpointer.save(self.state, is_best, must)
+        self._saved_at = time.monotonic()
+
+    def _wants_save(self) -> bool:
+        # Evaluate both: `save_requested()` clears its flag.
+        return self.setup.reporter.save_requested() | self._save_is_due()
+
+    def _save_is_due(self) -> bool:
+        seconds = self.config.checkpoint.every_seconds
+        return seconds is not None and time.monotonic() - self._saved_at >= seconds
+
+    def _is_skipping(self) -> bool:
+        """Return whether updates are being skipped: no state to restart from."""
+        return any(int(o.skipped_in_a_row) for o in self.method.optimizers.values())
+
+    def _roll_back(self, error: RollbackNeeded) -> None:
+        """Load the newest healthy checkpoint into the live networks; the process group stays."""
+        factor = self.rollbacks.lr_factor(error)
+        self.goodput.restart()
+        with self.watchdog.section("rolling back to a checkpoint"):
+            checkpoint = healthy_checkpoint(self.setup.store, self.world, error)
+            factor *= self.state.lr_factor
+            self.setup.restore(checkpoint)
+            self.state.scale_lr(factor)
+        if self.recorder:
+            self.recorder.truncate(checkpoint.step)
+            self.recorder.set_bad_samples(self.state.bad.lines())
+
+    # The records of the run, and its end.
+
+    def _open_recorder(
+        self, sinks: Sequence[MetricSink], console: OpenConsole | None
+    ) -> Recorder | None:
+        """Open the records on rank 0."""
+        setup, opened = self.setup, list[Recorder]()
+
+        def work() -> None:
+            setup.folder.write_config(self.config)
+            steps, line = (self.state.step, setup.last_step), setup.reporter.line
+            recorder = Recorder(self.config, setup.folder, *steps, line, sinks, console)
+            recorder.set_bad_samples(self.state.bad.lines())
+            opened.append(recorder)
+
+        run_on_rank_zero(self.world, work)
+        return opened[0] if opened else None
+
+    @contextmanager
+    def _recording_failures(self) -> Iterator[None]:
+        """Close the records of a run that fails."""
+        try:
+            yield
         except TrainingDivergedError:
-            self._close("diverged", saver)
+            self._finish("diverged")
             raise
         except BaseException as error:
             error.add_note(f"after step {self.state.step}")
             if self.recorder:
                 if isinstance(error, DataError):
-                    self._upload_last()
+                    self._upload_bad_samples(self.recorder)
                 self.recorder.abandon()
             raise
-        return self._close(state, saver)
 
-    @contextmanager
-    def _counting(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """Show on rank 0 how far counting is; on every rank, each count is a sign of life."""
-        show = partial(progress, write=self.reporter.line) if self.world.is_main else no_progress
-        with show(label, total, unit) as advance:
+    def _upload_bad_samples(self, recorder: Recorder) -> None:
+        """Upload the list of bad samples, although no checkpoint follows."""
+        try:
+            self.setup.store.check_fencing()
+            recorder.upload()
+        except (AaeDistError, OSError) as error:
+            self.log(f"bad_samples.jsonl was not written: {error}")
 
-            def counted(count: int) -> None:
-                self.watchdog.alive()
-                advance(count)
-
-            yield counted
-
-    def _load(self, saved: Saved | None) -> None:
-        if saved is not None:
-            self._restore(saved)
-            self._say(f"resuming {self.folder.uri} at step {saved.step} with {self.world}")
-            return
-        source = self.config.run.init_from
-        weights = f" from weights of {source}" if source else ""
-        self._say(f"starting {self.folder.uri} with {self.world}{weights}")
-        if source:
-            load_initial_weights(self.state, source)
-
-    def _restore(self, saved: Saved) -> None:
-        self.state.load(saved.tensors, saved.documents["state"])
-        other_shards = saved.documents["data"]["manifest"] != self.data.train.manifest.id
-        if self.data.restart is not None and other_shards:
-            self.data.restart.move(self.state, self.data.order)
-
-    def _open_records(self) -> None:
-        self.folder.write_config(self.config)
-        self.recorder = Recorder(
-            self.config,
-            self.folder,
-            self.state.step,
-            self.plan.last_step,
-            self.reporter.line,
-            self.sinks,
-            self.console,
-        )
-        self.recorder.list_bad(self.state.bad.lines())
-
-    def _saver(self) -> Saver:
-        config = redacted(self.config.model_dump(mode="json"))
-        documents = {"config": config, "data": self.data.document}
-
-        def goodput() -> dict[str, Any]:
-            return self.goodput.document(finished=self.state.step == self.plan.last_step)
-
-        return Saver(self.store, self.world, documents, self._still_ours, self._say, goodput)
-
-    def _train(self, saver: Saver) -> str:
-        """Train to the end, going back to a good checkpoint where a guard says so."""
-        rollbacks = Rollbacks(self.config, self._say)
-        while True:
-            try:
-                return self._loop(saver)
-            except GuardError as error:
-                self._go_back(error, rollbacks.allow(error))
-
-    def _go_back(self, error: GuardError, factor: float) -> None:
-        """Load the newest good checkpoint into the live networks; the process group stays."""
-        self.goodput.start_again()
-        with self.watchdog.section("going back to a checkpoint"):
-            saved = good_checkpoint(self.store, self.world, error)
-            factor *= self.state.lr_factor
-            self._restore(saved)
-            self.state.scale_lr(factor)
-        if self.recorder:
-            self.recorder.truncate(saved.step)
-            self.recorder.list_bad(self.state.bad.lines())
-
-    def _loop(self, saver: Saver) -> str:
-        data, engine, state = self.data, self.engine, self.state
-        state.judge_by(f"{self.config.train.best_metric} of {data.validation_id}")
-        loop = TrainLoop(
-            config=self.config,
-            world=self.world,
-            state=state,
-            method=engine.method,
-            inputs=engine.inputs,
-            order=data.order,
-            last_step=self.plan.last_step,
-            planned_samples=self.plan.samples,
-            evaluate=self._evaluate if data.evaluator else None,
-            record=self.recorder.record if self.recorder else lambda record: None,
-            checkpoints=saver,
-            reporter=self.reporter,
-            on_step=self.recorder.on_step if self.recorder else lambda step: None,
-            bad_found=self._bad_found,
-            goodput=self.goodput,
-            watchdog=self.watchdog,
-            comparison=RankComparison(engine.networks.named(), self.world),
-            alarms=self.alarms,
-        )
-        num_steps = self.plan.last_step - state.step
-        with open_loader(data, self.world, state.position, num_steps) as batches:
-            return loop.run(augmented(data, self.world, batches))
-
-    def _bad_found(self, num_new: int) -> None:
-        bad = self.state.bad
-        if self.recorder:
-            self.recorder.list_more_bad(bad.lines(num_new))
-        if bad.num_samples >= 2 * self._bad_said:  # a line a sample would bury everything else
-            self._bad_said = bad.num_samples
-            self._say(f"warning: {bad.num_samples} bad samples are left out: {bad.summary()}")
-
-    def _evaluate(self) -> Metrics:
-        assert self.data.evaluator is not None
-        evaluation = self.data.evaluator.evaluate(self.engine.autoencoder)
-        if self.recorder and evaluation.images:
-            self.recorder.show(evaluation.images)
-        if bad := int(evaluation.metrics["data/bad_validation_samples"]):
-            self._say(f"warning: {bad} bad validation samples are left out of the scores")
-        return evaluation.metrics
-
-    def _close(self, state: str, saver: Saver) -> Outcome:
+    def _finish(self, ending: RunState) -> Outcome:
         """Write the last records; every rank returns rank 0's outcome."""
 
         def close() -> dict[str, Any]:
             assert self.recorder is not None
-            how = self.reporter.stopped_as() if state == "interrupted" else state
+            state = self.setup.reporter.stopped_as() if ending == "interrupted" else ending
             # The last evaluation and the last save came after the last log point.
-            metrics = self.recorder.latest | self.goodput.metrics() | saver.costs()
-            outcome = Outcome(how, self.state.step, metrics, self.folder.uri)
+            metrics = self.recorder.latest | self.goodput.metrics() | self.checkpointer.metrics()
+            outcome = Outcome(state, self.state.step, metrics, self.setup.folder.uri)
             alarms = self.recorder.alarms()
-            self.recorder.close(how)
-            self.folder.write_summary(outcome, self.config, alarms)
+            self.recorder.close(state)
+            self.setup.folder.write_summary(outcome, self.config, alarms)
             return dataclasses.asdict(outcome)
 
         with self.watchdog.section("writing the summary", RANK_0_SECONDS):
             return Outcome(**run_on_rank_zero(self.world, close))
-
-    def _before_commit(self) -> None:
-        # In the thread that saves, before each write of a checkpoint: its metrics must be there
-        # when its manifest is, or a resumed run would miss lines.
-        self._still_ours()
-        if self.recorder:
-            self.recorder.upload()
-
-    def _upload_last(self) -> None:
-        """Let the folder tell which samples were bad, although no checkpoint follows."""
-        try:
-            self._before_commit()
-        except (AaeDistError, OSError) as error:
-            self._say(f"bad_samples.jsonl was not written: {error}")
-
-    def _still_ours(self) -> None:
-        if self.lock:
-            self.lock.check()
-
-    def _say(self, text: str) -> None:
-        if self.world.is_main:
-            self.reporter.line(text)
 
 
 def _as_json(outcome: Outcome | None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from aae_dist.config import RunConfig
 from aae_dist.errors import AaeDistError, RunBusyError
 from aae_dist.launch.stop import StopReason, StopToken
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 
 REPORT_SECONDS = 1.0
 """Least time between two reports of progress that hold no score."""

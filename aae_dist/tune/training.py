@@ -15,7 +15,7 @@ from aae_dist.launch.ray.resources import own_device
 from aae_dist.launch.shared_storage import write_marker
 from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 from aae_dist.training.trainer import train
 from aae_dist.tune.session import Channel
 

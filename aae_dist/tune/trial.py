@@ -17,7 +17,7 @@ from aae_dist.launch.shared_storage import check_marker
 from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.objective import Objective
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 from aae_dist.tune.session import Channel, Ended, Session
 
 SWEEP = "sweep"

@@ -22,7 +22,7 @@ def save(store: CheckpointStore, step: int) -> None:
 def newest_step(run: Storage) -> int:
     saved = CheckpointStore(run, keep=1).newest()
     assert saved is not None
-    assert saved.tensors["model"]["x"].item() == saved.step == saved.documents["state"]["step"]
+    assert saved.tensors["model"]["x"].item() == saved.step == saved.metadata["state"]["step"]
     return saved.step
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aae_dist.checkpoints.manifest import MAX_BYTES, Manifest, unseal
+from aae_dist.checkpoints.format import MAX_MANIFEST_BYTES, Manifest
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.errors import CheckpointError
 from aae_dist.storage import Storage, open_storage
@@ -38,7 +38,7 @@ def newest(run: Storage) -> Path:
 def falls_back(run: Storage) -> bool:
     saved = CheckpointStore(run, keep=2).newest()
     assert saved is not None
-    assert saved.tensors["model"]["x"].item() == saved.step == saved.documents["state"]["step"]
+    assert saved.tensors["model"]["x"].item() == saved.step == saved.metadata["state"]["step"]
     noticed = run.size("checkpoints/step-000000400/DAMAGED.json") is not None
     run.delete("checkpoints/step-000000400/DAMAGED.json")
     return saved.step == 200 and noticed
@@ -75,12 +75,12 @@ def test_every_cut_or_lengthened_file_is_noticed(run: Storage, newest: Path) -> 
 
 def test_every_flipped_bit_of_a_manifest_is_noticed(newest: Path) -> None:
     good = (newest / "MANIFEST.json").read_bytes()
-    assert unseal(good).sealed() == good
+    assert Manifest.verify(good).serialize() == good
     for position in range(len(good)):
         for bit in range(8):
             bad = good[:position] + bytes([good[position] ^ (1 << bit)]) + good[position + 1 :]
             with pytest.raises(CheckpointError):
-                unseal(bad)
+                Manifest.verify(bad)
 
 
 def reseal(text: str) -> bytes:
@@ -105,14 +105,17 @@ def reseal(text: str) -> bytes:
 )
 def test_another_spelling_does_not_verify_even_with_a_hash_that_fits(change: object) -> None:
     manifest = Manifest(attempt=0, best=False, files={}, step=400)
-    assert unseal(reseal(json.dumps(manifest.model_dump(), separators=(",", ":")))) == manifest
+    assert (
+        Manifest.verify(reseal(json.dumps(manifest.model_dump(), separators=(",", ":"))))
+        == manifest
+    )
     with pytest.raises(CheckpointError):
-        unseal(reseal(change(manifest.model_dump())))  # type: ignore[operator]
+        Manifest.verify(reseal(change(manifest.model_dump())))  # type: ignore[operator]
 
 
 def test_an_oversized_manifest_is_not_parsed() -> None:
     with pytest.raises(CheckpointError, match="more than"):
-        unseal(b" " * (MAX_BYTES + 1))
+        Manifest.verify(b" " * (MAX_MANIFEST_BYTES + 1))
 
 
 def test_a_missing_or_swapped_file_is_noticed(run: Storage, newest: Path) -> None:

@@ -1,10 +1,10 @@
-"""Tensors and documents keep every bit on their way through the files of a checkpoint."""
+"""Tensors and metadata keep every bit on their way through the files of a checkpoint."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from aae_dist.checkpoints.format import decode, encode_documents, encode_tensors, snapshot
+from aae_dist.checkpoints.format import decode, encode_metadata, encode_tensors, snapshot
 from aae_dist.errors import CheckpointError
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -54,12 +54,12 @@ def test_a_sparse_tensor_is_refused() -> None:
 
 def test_a_number_that_json_cannot_hold_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        encode_documents({"state": {"loss": float("nan")}})
+        encode_metadata({"state": {"loss": float("nan")}})
 
 
-def test_documents_keep_the_order_of_their_keys() -> None:
-    files = encode_documents({"config": {"b": 1, "a": {"z": None, "y": 0.1}}})
-    document = decode(0, files).documents["config"]
+def test_metadata_keeps_the_order_of_its_keys() -> None:
+    files = encode_metadata({"config": {"b": 1, "a": {"z": None, "y": 0.1}}})
+    document = decode(0, files).metadata["config"]
     assert list(document) == ["b", "a"]
     assert document == {"b": 1, "a": {"z": None, "y": 0.1}}
 

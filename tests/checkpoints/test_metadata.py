@@ -1,4 +1,4 @@
-"""State and data of a checkpoint that verifies and yet says what no run saves."""
+"""Metadata that no run saves is refused, even in a checkpoint that verifies."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aae_dist.checkpoints.metadata import check_documents
+from aae_dist.checkpoints.format import Checkpoint, check_metadata
 from aae_dist.errors import CheckpointError
 
 SCHEMA_1 = Path(__file__).parents[1] / "training" / "checkpoints" / "schema-1"
@@ -23,17 +23,17 @@ ENTRY = {
 }
 
 
-def documents(name: str = "state", **changed: Any) -> dict[str, Any]:
+def metadata(name: str = "state", **changed: Any) -> dict[str, Any]:
     found = {n: json.loads((FROZEN / f"{n}.json").read_text()) for n in ("state", "data")}
     found[name] |= changed
     return found
 
 
 def test_what_runs_save_passes() -> None:
-    check_documents(8, documents())
+    check_metadata(Checkpoint(8, {}, metadata()))
     bad = {"entries": [ENTRY, ENTRY | {"sample": None, "key": None}], "num_holes": 4, "in_a_row": 0}
-    check_documents(8, documents(bad_samples=bad, best=0.25, lr_factor=0.5))
-    check_documents(8, documents("data", shuffle_window=500))
+    check_metadata(Checkpoint(8, {}, metadata(bad_samples=bad, best=0.25, lr_factor=0.5)))
+    check_metadata(Checkpoint(8, {}, metadata("data", shuffle_window=500)))
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_what_runs_save_passes() -> None:
 )
 def test_what_no_run_saves_is_refused(name: str, changed: dict[str, Any], words: str) -> None:
     with pytest.raises(CheckpointError, match=words.replace(".", r"\.")):
-        check_documents(8, documents(name, **changed))
+        check_metadata(Checkpoint(8, {}, metadata(name, **changed)))
 
 
-def test_a_document_that_is_missing_or_no_object_is_refused() -> None:
+def test_metadata_that_is_missing_or_no_object_is_refused() -> None:
     with pytest.raises(CheckpointError, match="holds what no run saves: state"):
-        check_documents(8, {})
+        check_metadata(Checkpoint(8, {}, {}))
     with pytest.raises(CheckpointError, match="holds what no run saves: data"):
-        check_documents(8, documents() | {"data": [1]})
+        check_metadata(Checkpoint(8, {}, metadata() | {"data": [1]}))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aae_dist.checkpoints.store import CheckpointStore, Saved
+from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.data.bad_samples import BadSample, BadSamples, Limits
 from aae_dist.errors import CheckpointError, DataError, LaunchError
 from aae_dist.storage import Storage, open_storage
@@ -43,11 +44,11 @@ def save(store: CheckpointStore, step: int, best: bool = False) -> None:
     store.wait()
 
 
-def assert_is_of_step(saved: Saved | None, step: int) -> None:
+def assert_is_of_step(saved: Checkpoint | None, step: int) -> None:
     assert saved is not None
-    tensors, documents = state(step)
+    tensors, metadata = state(step)
     assert saved.step == step
-    assert saved.documents == documents
+    assert saved.metadata == metadata
     assert saved.tensors.keys() == tensors.keys()
     for name, group in tensors.items():
         assert saved.tensors[name].keys() == group.keys()
@@ -79,21 +80,21 @@ def test_the_folder_has_the_promised_layout(run: Storage) -> None:
 
 
 def held_up_until(opened: threading.Event) -> Callable[[], None]:
-    """Return a fence that holds the save up, as a slow bucket would."""
+    """Return a check of the fencing that holds the save up, as a slow bucket would."""
 
-    def fence() -> None:
+    def check() -> None:
         assert opened.wait(30)
 
-    return fence
+    return check
 
 
 def test_saving_does_not_wait_and_does_not_see_later_changes(local: Storage) -> None:
     opened = threading.Event()
-    store = CheckpointStore(local, keep=2, fence=held_up_until(opened))
-    tensors, documents = state(200)
-    store.save(200, tensors, documents)
+    store = CheckpointStore(local, keep=2, check_fencing=held_up_until(opened))
+    tensors, metadata = state(200)
+    store.save(200, tensors, metadata)
     tensors["model"]["weight"].fill_(-1.0)
-    documents["state"]["step"] = -1
+    metadata["state"]["step"] = -1
     assert store.seconds_blocked < 5
     assert store.steps() == []
     opened.set()
@@ -105,7 +106,7 @@ def test_saving_does_not_wait_and_does_not_see_later_changes(local: Storage) -> 
 
 def test_a_second_save_waits_for_the_first_and_the_wait_is_measured(local: Storage) -> None:
     opened = threading.Event()
-    store = CheckpointStore(local, keep=2, fence=held_up_until(opened))
+    store = CheckpointStore(local, keep=2, check_fencing=held_up_until(opened))
     store.save(200, *state(200))
     threading.Timer(0.3, opened.set).start()
     started = time.monotonic()
@@ -136,12 +137,12 @@ def test_a_failed_save_surfaces_at_the_next_call_and_only_once(tmp_path: Path) -
 def test_a_writer_that_was_replaced_commits_nothing(run: Storage, num_passes: int) -> None:
     passes = iter(range(100))
 
-    def fence() -> None:
+    def check() -> None:
         if next(passes) == num_passes:
             raise LaunchError("taken over")
 
     save(CheckpointStore(run, keep=2), 200)
-    store = CheckpointStore(run, keep=2, fence=fence)
+    store = CheckpointStore(run, keep=2, check_fencing=check)
     store.save(400, *state(400))
     with pytest.raises(LaunchError, match="taken over"):
         store.wait()
@@ -197,10 +198,10 @@ def test_a_document_that_could_not_be_read_is_not_written(
 ) -> None:
     store = CheckpointStore(local, keep=2)
     save(store, 200)
-    monkeypatch.setattr("aae_dist.checkpoints.format.LARGEST_DOCUMENT", 1000)
-    tensors, documents = state(400)
+    monkeypatch.setattr("aae_dist.checkpoints.format.MAX_METADATA_BYTES", 1000)
+    tensors, metadata = state(400)
     with pytest.raises(CheckpointError, match="state.json is larger than 1000 bytes"):
-        store.save(400, tensors, {"state": {**documents["state"], "long": " " * 1000}})
+        store.save(400, tensors, {"state": {**metadata["state"], "long": " " * 1000}})
     assert list(store._folder.listing()) == [200]
     save(store, 600)
     assert store.steps() == [200, 600]
@@ -235,4 +236,4 @@ def test_the_longest_list_of_bad_samples_is_saved_and_read_back(
     store.wait()
     saved = store.newest()
     assert saved is not None
-    assert saved.documents["state"]["bad_samples"] == document
+    assert saved.metadata["state"]["bad_samples"] == document

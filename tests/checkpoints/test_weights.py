@@ -57,7 +57,7 @@ def test_a_checkpoint_holds_it_and_the_weights_to_use_are_the_averaged_ones() ->
     assert not torch.equal(used[name], saved["model"][name])
     assert any(key.startswith("discriminator") for key in used)
     other, again, *_ = parts()
-    again.load(saved, state.document())
+    again.load(saved, state.metadata())
     assert torch.equal(weight(again.average.networks), weight(state.average.networks))
     assert torch.equal(weight(other), weight(networks))
 
@@ -79,7 +79,7 @@ def test_an_average_from_elsewhere_goes_on_and_keeps_what_it_holds() -> None:
     state.average.update(1)  # decay 0.5 at once: an early step of a new average would forget it
     assert float(weight(state.average.networks).unique()) == 0.5
     _, again, *_ = parts()
-    again.load(state.tensors(), state.document())
+    again.load(state.tensors(), state.metadata())
     again.average.update(2)
     assert float(weight(again.average.networks).unique()) == 0.375
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from aae_dist.checkpoints.metadata import StateDocument
+from aae_dist.checkpoints.format import StateMetadata
 from aae_dist.data import bad_samples
 from aae_dist.data.bad_samples import BadSample, BadSamples, Limits
 from aae_dist.errors import DataError
@@ -48,7 +48,7 @@ def test_a_lost_shard_whose_samples_are_all_listed_is_nothing_new_to_count() -> 
     found.add([bad(2, 0, 2)], VALID, 2, 0)
     assert found.num_samples == 2
     state = {"step": 2, "position": 4, "bad_samples": found.document()}
-    assert StateDocument.model_validate(state).bad_samples.entries[2].samples == 0
+    assert StateMetadata.model_validate(state).bad_samples.entries[2].samples == 0
 
 
 def test_what_a_checkpoint_keeps_continues_the_count_and_stays_as_it_is() -> None:

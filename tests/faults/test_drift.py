@@ -38,7 +38,7 @@ def test_a_flipped_bit_is_found_and_undone(tmp_path: Path, row) -> None:
     log = hit.text()
     assert "after step 35 the ranks no longer hold the same numbers: the " in log
     assert "differs between rank 0 and rank 1 (no majority says which one is right)" in log
-    assert "going back to the newest checkpoint" in log
+    assert "rolling back to the newest checkpoint" in log
     line.seen.append("found after 4 steps")
     assert_bit_equal(f"{tmp_path}/run", f"{tmp_path}/whole", STEPS)
     assert_ledger_exact(f"{tmp_path}/run", BATCH, 10, STEPS)

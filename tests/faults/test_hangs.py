@@ -39,8 +39,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("number", "action", "what", "words", "code"),
     [
         ("5b", "hang", "rank 1 sleeps for ever in a step", "rank 1: no progress for", 1),
-        ("5c", "stop", "SIGSTOP of rank 1 for ever", "rank 1: no sign of life", -9),
-        ("6", "gil", "rank 1 never gives the interpreter back", "rank 1: no sign of life", 1),
+        ("5c", "stop", "SIGSTOP of rank 1 for ever", "rank 1: no heartbeat", -9),
+        ("6", "gil", "rank 1 never gives the interpreter back", "rank 1: no heartbeat", 1),
     ],
 )
 def test_a_hung_rank_is_named_and_ended(
@@ -63,7 +63,7 @@ def test_a_hung_rank_is_named_and_ended(
     assert codes[0] == 1, log[-3000:]
     assert codes[1] == code
     assert words in log
-    assert "ends, to start again from the newest checkpoint" in log
+    assert "exits, to restart from the newest checkpoint" in log
     assert "most recent call first" in log
     line.seen.append(f"all ranks ended after {took:.0f} s")
     assert took < 4 * LIMIT + 15

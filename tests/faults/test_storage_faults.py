@@ -13,7 +13,7 @@ from helpers.faulty import PACE
 from helpers.faulty_proxy import FaultyProxy, Rule, proxying
 from helpers.fleet import finish, fleet
 
-from aae_dist.checkpoints.manifest import MANIFEST
+from aae_dist.checkpoints.format import MANIFEST
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.storage import open_storage
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 from aae_dist.distributed.world import World
-from aae_dist.training.health.consensus import Agreement
+from aae_dist.training.health.consensus import StopConsensus
 
 
 def decisions(world: World, first: int, num_steps: int) -> dict[str, Any]:
     """Take `num_steps` steps after step `first`; the wish to stop comes 30 steps after it."""
     now = 0.0
-    agreement = Agreement(world, first, clock=lambda: now)
+    agreement = StopConsensus(world, first, clock=lambda: now)
     asked: list[int] = []
     for step in range(first + 1, first + num_steps + 1):
         now += 0.12 if world.rank else 0.1

@@ -15,7 +15,7 @@ from aae_dist.distributed.collectives import (
     run_on_rank_zero,
 )
 from aae_dist.distributed.world import World
-from aae_dist.training.health.consensus import Agreement
+from aae_dist.training.health.consensus import StopConsensus
 
 LIMIT, WORK = 0.3, 1.0
 """Seconds: what the process group allows, and how long one rank makes the others wait."""
@@ -36,7 +36,7 @@ def waits_for_slow_ranks(world: World) -> list[Any]:
         time.sleep(WORK)
         return value
 
-    exchange, agreement = Exchange(world), Agreement(world, 0)
+    exchange, agreement = Exchange(world), StopConsensus(world, 0)
     found = [
         run_on_rank_zero(world, lambda: slowly("of rank 0")),
         run_on_all_ranks(world, lambda: slowly("own") if world.rank else "own"),

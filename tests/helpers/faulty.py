@@ -40,13 +40,13 @@ class Fault:
         action, point, step, rank, mark = text.split("|")
         return cls(action, point, int(step), int(rank), mark)
 
-    def strike(self, loop: Any = None) -> None:
+    def strike(self, trainer: Any = None) -> None:
         try:
             os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             return
         if self.action in NUMERIC:
-            NUMERIC[self.action](loop)
+            NUMERIC[self.action](trainer)
         else:
             ACTIONS[self.action]()
 
@@ -88,18 +88,18 @@ ACTIONS: dict[str, Callable[[], None]] = {
 }
 
 
-def _flip(loop: Any) -> None:
+def _flip(trainer: Any) -> None:
     """Flip one bit of the decoder's first number."""
     import torch
 
     with torch.no_grad():
-        number = next(loop.state.networks.decoder.parameters()).view(-1)[:1]
+        number = next(trainer.state.networks.decoder.parameters()).view(-1)[:1]
         number.view(torch.uint8)[2] ^= 1
 
 
-def _nan(loop: Any) -> None:
+def _nan(trainer: Any) -> None:
     """Make the next discriminator loss nan."""
-    method, original = loop.method, loop.method.discriminator_loss
+    method, original = trainer.method, trainer.method.discriminator_loss
 
     def loss(coded: Any) -> Any:
         method.discriminator_loss = original
@@ -114,9 +114,9 @@ NUMERIC: dict[str, Callable[[Any], None]] = {"flip": _flip, "nan": _nan}
 def install() -> None:
     """Wrap what the fault of the environment is about; nothing without one."""
     if pace := float(os.environ.get(PACE, "0")):
-        from aae_dist.training.loop import TrainLoop
+        from aae_dist.training.trainer import Trainer
 
-        _after(TrainLoop, "train_step", lambda: time.sleep(pace))
+        _after(Trainer, "train_step", lambda: time.sleep(pace))
     text = os.environ.get(VARIABLE)
     if not text:
         return
@@ -130,10 +130,10 @@ def install() -> None:
 
 
 def _install_in_step(fault: Fault) -> None:
-    from aae_dist.training.loop import TrainLoop
+    from aae_dist.training.trainer import Trainer
 
     phase, _, when = fault.point.partition(".")
-    original = TrainLoop.train_step
+    original = Trainer.train_step
 
     def train_step(self: Any, batch: Any) -> Any:
         if self.state.step == fault.step:
@@ -149,7 +149,7 @@ def _install_in_step(fault: Fault) -> None:
                 _after(optimizer, "update", strike)
         return original(self, batch)
 
-    TrainLoop.train_step = train_step  # type: ignore[method-assign]
+    Trainer.train_step = train_step  # type: ignore[method-assign]
 
 
 def _install_in_save(fault: Fault) -> None:

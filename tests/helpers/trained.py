@@ -33,12 +33,12 @@ def save_run(
     config = config_from_tree(tree)
     networks = build_networks(config, shape, single_world().device)
     document = {"step": step, "position": 0, "best": None}
-    documents = {
+    metadata = {
         "config": config.model_dump(mode="json"),
         "data": {"image_shape": shape, "lanes": config.lanes},
         "state": document,
     }
     store = CheckpointStore(open_storage(str(uri)), keep=3)
-    store.save(step, TrainState(networks, {}).tensors(), documents)
+    store.save(step, TrainState(networks, {}).tensors(), metadata)
     store.wait()
     return config

@@ -47,7 +47,7 @@ def test_exported_programs_give_the_codes_and_images_of_the_run(
     assert about["decoder"]["pixels"]["range"] == [0, 1]
     linear = run.config.model.model_copy(update={"decoder_output": "linear"})
     run.config = run.config.model_copy(update={"model": linear})
-    assert exporting._about(run, "torch", "pt2", {})["decoder"]["pixels"]["range"] is None
+    assert exporting.export_metadata(run, "torch", "pt2", {})["decoder"]["pixels"]["range"] is None
     assert max(about["largest_difference"].values()) <= 1e-5
 
 

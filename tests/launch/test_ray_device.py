@@ -13,7 +13,7 @@ import torch
 
 from aae_dist.config import load_config
 from aae_dist.data import Manifest
-from aae_dist.inference.dataset_job import Job
+from aae_dist.inference.dataset_job import DatasetJob
 from aae_dist.launch import shards
 from aae_dist.launch.ray import worker as ray_worker
 from aae_dist.launch.ray.resources import own_device
@@ -60,7 +60,7 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
     channel, stop = Channel(config, (), StopToken()), StopToken()
     for gpus in ([], [0]):
         owned[:] = gpus
-        shards._write_in_task(Job("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
+        shards._write_in_task(DatasetJob("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
         trial_training.train_here(lambda: config, "id", None, channel, stop)
     assert used == ["cpu", "cpu", "auto", "cuda"]
 
@@ -89,6 +89,6 @@ def test_who_asks_workers_to_encode_needs_no_gpu(
     monkeypatch.setattr(shards, "complete", lambda *_: None)
     items = ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
     config = load_config([], [*items, "launch.workers=2"]).config
-    job = Job("run", 1, "{}", 1, "cuda", str(tmp_path), "npy")
+    job = DatasetJob("run", 1, "{}", 1, "cuda", str(tmp_path), "npy")
     assert shards.write_shards(config, job, Manifest(()), {}) == 0
     assert done == [[]]

@@ -17,7 +17,8 @@ from helpers.steps import MODELS, global_batch, tiny_config
 from torch import Tensor
 
 import aae_dist
-from aae_dist.checkpoints.store import CheckpointStore, Saved
+from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.checkpoints.weights import WeightAverage
 from aae_dist.config import RunConfig
 from aae_dist.errors import ConfigError
@@ -193,15 +194,15 @@ class Run:
             if self.state.average:
                 self.state.average.update(self.state.step)
 
-    def saved(self, folder: Path) -> Saved:
+    def saved(self, folder: Path) -> Checkpoint:
         """Return the state as it comes back from a checkpoint on disk."""
-        documents = {
-            "state": self.state.document(),
+        metadata = {
+            "state": self.state.metadata(),
             "config": self.config.model_dump(mode="json"),
             "data": {"image_shape": self.extras.shape},
         }
         store = CheckpointStore(open_storage(str(folder)), keep=3)
-        store.save(self.state.step, self.state.tensors(), documents)
+        store.save(self.state.step, self.state.tensors(), metadata)
         store.wait()
         return store.load(self.state.step)
 
@@ -219,10 +220,10 @@ def check(combination: Combination, folder: Path) -> None:
     unbroken.train(STEPS // 2)
     halfway = unbroken.saved(folder)
     unbroken.train(STEPS)
-    resumed.state.load(halfway.tensors, halfway.documents["state"])
+    resumed.state.load(halfway.tensors, halfway.metadata["state"])
     resumed.train(STEPS)
     wanted, got = unbroken.saved(folder), resumed.saved(folder / "resumed")
-    assert wanted.documents["state"] == got.documents["state"]
+    assert wanted.metadata["state"] == got.metadata["state"]
     for file, tensors in wanted.tensors.items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, got.tensors[file][name]), (file, name)

@@ -103,7 +103,7 @@ def test_a_file_that_lies_about_itself_is_refused(name: str, data: bytes, run: P
 
 
 def test_a_document_too_large_to_be_one_is_never_read(run: Path, monkeypatch) -> None:
-    monkeypatch.setattr("aae_dist.checkpoints.format.LARGEST_DOCUMENT", 1000)
+    monkeypatch.setattr("aae_dist.checkpoints.format.MAX_METADATA_BYTES", 1000)
     put(run, "state.json", b" " * 2000)
     with pytest.raises(CheckpointError, match="larger than 1000 bytes"):
         load(run)

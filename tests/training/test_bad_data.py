@@ -54,7 +54,7 @@ ALL_LISTED = {
 def test_bad_samples_are_left_out_listed_and_counted(shards: Path, tmp_path: Path) -> None:
     ended = train_rank(single_world(), shards, tmp_path, EPOCHS)
     assert (ended["state"], ended["step"]) == ("finished", STEPS)
-    assert any(re.match(r"warning: \d bad samples are left out", li) for li in ended["lines"])
+    assert any(re.match(r"warning: \d bad samples are skipped", li) for li in ended["lines"])
     assert listed(tmp_path) == ALL_LISTED
     last = metrics(str(tmp_path / "run"))[-1]
     assert last["data/bad_samples"] == 5

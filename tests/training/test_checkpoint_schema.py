@@ -39,7 +39,7 @@ def test_a_frozen_checkpoint_loads_and_computes_what_it_did(
     saved = CheckpointStore(open_storage(str(run)), keep=1).newest()
     assert saved is not None
     assert {name: sorted(group) for name, group in saved.tensors.items()} == expected["tensors"]
-    assert saved.documents["state"] == expected["state"]
+    assert saved.metadata["state"] == expected["state"]
 
 
 @pytest.mark.run

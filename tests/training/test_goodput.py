@@ -52,7 +52,7 @@ def test_an_attempt_counts_on_from_its_checkpoint_and_the_lost_time_as_restart()
     first = meter(clock)
     first.step_done()
     clock.now += 10
-    saved = first.document(finished=False)
+    saved = first.metadata(finished=False)
     clock.now += 50  # steps that are lost, and nobody there
     second = meter(clock, saved)
     clock.now += 5
@@ -69,7 +69,7 @@ def test_a_run_that_had_finished_lost_no_time_until_it_was_prolonged() -> None:
     clock = Clock()
     first = meter(clock)
     first.step_done()
-    saved = first.document(finished=True)
+    saved = first.metadata(finished=True)
     clock.now += 1000
     assert meter(clock, saved).metrics()["goodput/wall_seconds"] == 0
 
@@ -95,7 +95,7 @@ def test_the_way_back_to_a_checkpoint_is_restart() -> None:
     goodput = meter(clock)
     goodput.step_done()
     clock.now += 1
-    goodput.start_again()
+    goodput.restart()
     clock.now += 7
     goodput.step_done()
     clock.now += 1

@@ -16,8 +16,8 @@ import aae_dist
 from aae_dist.config import load_config
 from aae_dist.config.sections.prior import DataPrior
 from aae_dist.errors import ConfigError, DataError
-from aae_dist.training.outcome import Outcome
-from aae_dist.training.prior_vectors import prior_vectors
+from aae_dist.training.data import prior_vectors
+from aae_dist.training.reporter import Outcome
 from aae_dist.training.trainer import train
 from aae_dist.utils.progress import Advance
 

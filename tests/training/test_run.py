@@ -17,7 +17,7 @@ import aae_dist
 from aae_dist.config import RunConfig, load_config, metric_names
 from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
 from aae_dist.storage import open_storage
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 from aae_dist.training.run.lock import RunLock
 from aae_dist.training.trainer import train
 
@@ -183,7 +183,7 @@ def test_init_from_takes_weights_and_starts_at_step_0(tmp_path: Path) -> None:
 
 def test_a_diverged_run_ends_with_its_own_error_after_the_configured_number(tmp_path: Path) -> None:
     items = ["phases.reconstruction.optimizer={kind: sgd, lr: 1e30}", "train.max_skipped_updates=4"]
-    with pytest.raises(TrainingDivergedError, match="skipped 4 updates in a row"):
+    with pytest.raises(TrainingDivergedError, match="skipped 4 consecutive updates"):
         go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "diverged"
 
@@ -249,7 +249,7 @@ def test_a_diverged_run_is_not_tried_again_unless_something_changed(tmp_path: Pa
     with pytest.raises(TrainingDivergedError, match="diverged at step 4 and would again"):
         go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
     items[1] = "train.max_skipped_updates=6"
-    with pytest.raises(TrainingDivergedError, match="skipped 6 updates in a row"):
+    with pytest.raises(TrainingDivergedError, match="skipped 6 consecutive updates"):
         go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
 
 

@@ -21,7 +21,7 @@ from aae_dist.launch.shared_storage import write_marker
 from aae_dist.launch.stop import StopSignals, StopToken
 from aae_dist.storage import Storage, is_remote, join, open_storage
 from aae_dist.tracking.console import LiveBarSink
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 from aae_dist.training.run.resume import finished_before
 
 POLL_SECONDS = 0.25

@@ -16,7 +16,7 @@ from aae_dist.errors import AaeDistError, LaunchError
 from aae_dist.launch.failures import WorkerResult, root_cause
 from aae_dist.launch.ray.cluster import start_seconds
 from aae_dist.launch.ray.resources import ResourceRequest
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 
 UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 """Each starts an actor of its own, which imports Ray Train or Ray Data: 8 s of CPU each.

@@ -26,7 +26,7 @@ from aae_dist.launch.shared_storage import check_marker
 from aae_dist.launch.stop import StopReason
 from aae_dist.storage import join, open_storage
 from aae_dist.tracking.sinks import Record
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 from aae_dist.training.trainer import train
 
 REPORT_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""Ends a rank that hangs: says which one and where, and leaves the stacks of all its threads."""
+"""Ends a rank that hangs: reports which one and where, and prints the stacks of its threads."""
 
 import faulthandler
 import os
@@ -11,23 +11,28 @@ from types import FrameType
 from typing import Self
 
 from aae_dist.distributed.world import World
-from aae_dist.training.health.heartbeats import Board, Heartbeat, culprit, is_declared
+from aae_dist.training.health.heartbeats import (
+    Heartbeat,
+    HeartbeatStore,
+    find_straggler,
+    is_in_section,
+)
 
 SECTION_SECONDS = 600.0
-"""Longest time in a declared long section. Where ranks exchange gradients, torch waits as long."""
+"""Time limit of a declared long section; torch waits as long for an exchange of gradients."""
 RANK_0_SECONDS = 3600.0
-"""Longest time in one where all wait for what rank 0 does alone, evaluation and the last uploads;
-the time-out of the group over which they wait, `CONTROL_SECONDS`, is longer."""
-READING_PART = 0.125
-"""Of the limit on hanging: so long without progress, a rank begins to read the others' heartbeats.
+"""Time limit of a section in which all ranks wait for rank 0: evaluation and the last uploads. The
+timeout of the process group that they wait in, `CONTROL_SECONDS`, is longer."""
+READING_FRACTION = 0.125
+"""Of the hang timeout: after so long without progress a rank starts to read other heartbeats.
 
-No step comes near it, and at half the limit it has seen enough of them to tell who is gone."""
+No step comes near it, and at half the timeout it has seen enough of them to tell which are lost."""
 TICK_SECONDS = 1.0
 BACKSTOP_SECONDS = 10.0
 EXIT_CODE = 1
-_STDERR = 2  # the descriptor: Python's own sys.stderr may be a pipe that nobody reads any more
+_STDERR = 2  # the descriptor: Python's own sys.stderr may be a pipe without a reader
 _LINE_SECONDS = 1.0  # time for the last line to reach the driver
-_WAITS = (f"{os.sep}torch{os.sep}", f"{os.sep}threading.py", "<frozen", "contextlib.py")
+_LIBRARIES = (f"{os.sep}torch{os.sep}", f"{os.sep}threading.py", "<frozen", "contextlib.py")
 
 
 class Watchdog:
@@ -35,9 +40,9 @@ class Watchdog:
 
     A rank that finishes no step for `limit` seconds, outside of a declared section, hangs. Ranks
     that wait for another one in a collective look the same, so they compare their heartbeats and
-    name the one that holds the others up. Then the process ends: its launcher starts the ranks
-    again from the newest checkpoint. A step may always take ten times as long as the longest so
-    far, for models whose steps take minutes.
+    name the one that blocks the others. Then the process exits, and its launcher restarts the ranks
+    from the newest checkpoint. A step may always take ten times as long as the longest so far, for
+    models whose steps take minutes.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class Watchdog:
         world: World,
         limit: float | None,
         line: Callable[[str], None],
-        board: Board,
+        heartbeats: HeartbeatStore,
         end: Callable[[int], None] = os._exit,
         tick: float = TICK_SECONDS,
         backstop: float = BACKSTOP_SECONDS,
@@ -56,13 +61,13 @@ class Watchdog:
             world: this process's place among the ranks.
             limit: seconds; None to watch nothing.
             line: shows one line.
-            board: where ranks leave their heartbeats for each other.
+            heartbeats: the heartbeats of all ranks.
             end: ends the process with this exit code.
-            tick: seconds between two looks.
-            backstop: seconds after `limit` at which a thread without Python ends the process.
+            tick: seconds between two checks.
+            backstop: seconds after `limit` at which a thread in C ends the process.
         """
         self._world, self._limit, self._line = world, limit, line
-        self._board, self._end, self._tick = board, end, tick
+        self._heartbeats, self._end, self._tick = heartbeats, end, tick
         self._backstop = backstop
         self._step, self._longest = 0, 0.0
         self._beat_at = self._section_since = time.monotonic()
@@ -97,15 +102,15 @@ class Watchdog:
             self._section, self._section_seconds = outer[:2]
 
     def alive(self) -> None:
-        """Note that the section goes forward: its time begins anew."""
+        """Note progress within the section: its time limit restarts."""
         self._section_since = self._beat_at = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Start to watch."""
+        """Start watching."""
         if self._limit is not None:
             self._wind_backstop(self._limit)
-            # Whoever is stopped before the first tick must be known to the others, too.
-            self._board.leave(self._heartbeat())
+            # A rank that is stopped before its first tick must be known to the others, too.
+            self._heartbeats.publish(self._heartbeat())
             self._thread.start()
         return self
 
@@ -120,31 +125,31 @@ class Watchdog:
         try:
             while not self._closed.wait(self._tick):
                 self._wind_backstop(self._limit)
-                self._look(max(self._limit, 10 * self._longest))
+                self._check(max(self._limit, 10 * self._longest))
         finally:
             faulthandler.cancel_dump_traceback_later()
 
     def _wind_backstop(self, limit: float) -> None:
-        # Should this thread itself not run any more, say because another one never gives the
-        # interpreter back, a thread without Python prints the stacks and ends the process.
+        # Backstop in C, in case another thread never releases the GIL: prints the stacks and exits.
         faulthandler.dump_traceback_later(limit + self._backstop, exit=True, file=_STDERR)
 
-    def _look(self, limit: float) -> None:
+    def _check(self, limit: float) -> None:
         mine = self._heartbeat()
-        self._board.leave(mine)
-        if mine.quiet < limit * READING_PART:
+        self._heartbeats.publish(mine)
+        if mine.stalled_seconds < limit * READING_FRACTION:
             return
-        ranks = self._board.read(mine)
-        if mine.quiet < limit / 2 or any(map(is_declared, ranks.values())):
+        ranks = self._heartbeats.read(mine)
+        if mine.stalled_seconds < limit / 2 or any(map(is_in_section, ranks.values())):
             return
-        held_up_by = culprit(ranks)
-        who = f"rank {held_up_by.rank}: {held_up_by}"
-        if mine.quiet < limit:
+        straggler = find_straggler(ranks)
+        problem = f"rank {straggler.rank}: {straggler}"
+        if mine.stalled_seconds < limit:
             if not self._warned:
                 self._warned = True
-                self._say(f"{who}; rank {mine.rank} ends itself in {limit - mine.quiet:.0f} s")
+                left = limit - mine.stalled_seconds
+                self._log(f"{problem}; rank {mine.rank} exits in {left:.0f} s")
             return
-        self._say(f"{who}; rank {mine.rank} ends, to start again from the newest checkpoint")
+        self._log(f"{problem}; rank {mine.rank} exits, to restart from the newest checkpoint")
         faulthandler.dump_traceback(_STDERR, all_threads=True)
         time.sleep(_LINE_SECONDS)
         self._end(EXIT_CODE)
@@ -157,32 +162,32 @@ class Watchdog:
         return Heartbeat(
             rank=self._world.rank,
             step=self._step,
-            quiet=now - self._beat_at,
+            stalled_seconds=now - self._beat_at,
             section=section,
             section_left=left,
-            place=_place(frame) if now - self._beat_at > self._tick else "",
-            waits=_waits(frame),
+            location=_location(frame) if now - self._beat_at > self._tick else "",
+            in_collective=_in_torch(frame),
         )
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         try:
             self._line(text)
         except Exception as error:  # noqa: BLE001 - a broken pipe must not keep a hung rank alive
             os.write(_STDERR, f"{text} ({error})\n".encode())
 
 
-def _waits(frame: FrameType | None) -> bool:
+def _in_torch(frame: FrameType | None) -> bool:
     """Return whether the innermost Python code is torch's: a collective, or a backward pass."""
     return frame is not None and f"{os.sep}torch{os.sep}" in frame.f_code.co_filename
 
 
-def _place(frame: FrameType | None) -> str:
+def _location(frame: FrameType | None) -> str:
     """Return file, line and function of the innermost frame that is not of torch or Python."""
     inner = frame
-    while frame is not None and any(w in frame.f_code.co_filename for w in _WAITS):
+    while frame is not None and any(w in frame.f_code.co_filename for w in _LIBRARIES):
         frame = frame.f_back
     frame = frame or inner
     if frame is None:
-        return "an unknown place"
+        return "an unknown location"
     code = frame.f_code
     return f"{os.sep.join(code.co_filename.split(os.sep)[-3:])}:{frame.f_lineno} in {code.co_name}"

@@ -8,14 +8,14 @@ from typing import Any
 from aae_dist.config import RunConfig, dump_yaml
 from aae_dist.config.redaction import redacted
 from aae_dist.storage import Storage, join, open_storage, read_or_none
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
 
 
 class RunFolder:
-    """Reads and writes what a run leaves behind, but for its checkpoints."""
+    """Reads and writes the files of a run, except for its checkpoints."""
 
     def __init__(self, config: RunConfig, probe: bool = False) -> None:
         """Open the folder that `config.run` names; nothing is created or checked yet.
@@ -30,7 +30,7 @@ class RunFolder:
         self.storage.write(CONFIG, dump_yaml(config, without_secrets=True).encode())
 
     def write_metrics(self, lines: bytes) -> None:
-        """Write all metrics so far, one JSON object a line."""
+        """Write all metrics so far, one JSON object per line."""
         self.storage.write(METRICS, lines)
 
     def read_metrics(self) -> bytes:
@@ -38,11 +38,11 @@ class RunFolder:
         return read_or_none(self.storage, METRICS) or b""
 
     def write_bad_samples(self, lines: bytes) -> None:
-        """Write the list of all bad samples so far, one JSON object a line."""
+        """Write the list of all bad samples so far, one JSON object per line."""
         self.storage.write(BAD_SAMPLES, lines)
 
     def write_picture(self, name: str, png: bytes) -> None:
-        """Write one picture, replacing the one of that name."""
+        """Write a picture, replacing an older one of that name."""
         self.storage.write(f"pictures/{name}.png", png)
 
     def write_summary(
@@ -51,9 +51,9 @@ class RunFolder:
         """Write how the run ended; a metric that is not finite becomes null.
 
         Args:
-            outcome: how it ended.
+            outcome: the result.
             config: of the run.
-            alarms: the step at which each alarm of the game was first raised.
+            alarms: the step at which each alarm was first raised.
         """
         summary = {
             "state": outcome.state,
@@ -65,6 +65,6 @@ class RunFolder:
         self.storage.write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False).encode())
 
     def read_summary(self) -> Mapping[str, Any] | None:
-        """Return the summary, or None while the run has not ended."""
+        """Return the summary; None while the run has not ended."""
         text = read_or_none(self.storage, SUMMARY)
         return json.loads(text) if text else None

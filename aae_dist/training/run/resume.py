@@ -1,13 +1,14 @@
-"""What a resumed run may change, and what makes it another run."""
+"""Resuming a run: the changes that it allows, of configuration and shards, and those it refuses."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from aae_dist.checkpoints.store import CheckpointStore
+from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.config import RunConfig, config_from_stored
+from aae_dist.data import Manifest, SampleOrder
 from aae_dist.errors import CheckpointError, ConfigError, TrainingDivergedError
-from aae_dist.storage import open_storage
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
 from aae_dist.training.run.folder import RunFolder
 from aae_dist.training.state import TrainState
 
@@ -15,7 +16,7 @@ CHANGEABLE = (
     "run.storage",  # a moved folder is the same run
     "run.resume",
     "run.init_from",
-    "data.train",  # the manifest's id tells whether the data is the same
+    "data.train",  # the manifest's id identifies the data
     "data.validation",
     "data.cache",
     "data.decoded",
@@ -26,7 +27,7 @@ CHANGEABLE = (
     "data.accept_new_shards",
     "train.steps",
     "train.epochs",
-    "train.global_batch_size",  # to a multiple of the lanes, checked apart
+    "train.global_batch_size",  # to a multiple of the lanes, see `check_lanes`
     "train.micro_batch_size",
     "train.log_every_steps",
     "train.evaluate_every_steps",
@@ -40,8 +41,8 @@ CHANGEABLE = (
     "wandb",
 )
 """Keys, or whole sections, that do not change what the steps so far computed."""
-FOUND = ("lanes", "shuffle_window", "channels", "image_size", "resize")
-"""Keys of `data` whose null means what the run found out from its data when it began."""
+INFERRED = ("lanes", "shuffle_window", "channels", "image_size", "resize")
+"""Keys of `data` that are inferred from the data when a run starts, where they are null."""
 
 
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
@@ -49,7 +50,7 @@ def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) ->
     wanted = config.model_dump(mode="json")
     lines = [
         f"  {path}: saved {old!r}, now {new!r}"
-        for path, old, new in _changes(_completed(saved), wanted)
+        for path, old, new in _changes(_with_defaults(saved), wanted)
         if not _may_change(path)
     ]
     if lines:
@@ -62,11 +63,11 @@ def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) ->
         )
 
 
-def as_found(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
-    """Return `config` with what the run of the configuration `saved` had found in its data."""
+def with_inferred(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
+    """Return `config` with the values that the run of `saved` had inferred from its data."""
     data = config.data
-    found = {key: saved["data"].get(key) for key in FOUND if getattr(data, key) is None}
-    return config.model_copy(update={"data": data.model_copy(update=found)})
+    inferred = {key: saved["data"].get(key) for key in INFERRED if getattr(data, key) is None}
+    return config.model_copy(update={"data": data.model_copy(update=inferred)})
 
 
 def check_lanes(saved_lanes: int, config: RunConfig, run_uri: str) -> None:
@@ -80,16 +81,56 @@ def check_lanes(saved_lanes: int, config: RunConfig, run_uri: str) -> None:
         )
 
 
-def load_initial_weights(state: TrainState, source: str) -> None:
-    """Copy the newest weights of the run `source`, and their average; CheckpointError without."""
-    other = CheckpointStore(open_storage(source), keep=1).newest()
-    if other is None:
-        raise CheckpointError(f"run.init_from={source} has no checkpoint that verifies")
-    state.start_from(other.tensors)
+@dataclass(frozen=True)
+class NewShards:
+    """An epoch that starts on other shards than those before it."""
+
+    epoch: int
+    samples_before: int
+    """Samples of each epoch before."""
+
+    def move(self, state: TrainState, order: SampleOrder) -> None:
+        """Move `state`, as it was saved, to the start of the epoch in the new order."""
+        state.position = self.epoch * order.lane_length
+        state.samples_shift += self.epoch * (self.samples_before - order.num_samples)
+
+
+def find_new_shards(
+    checkpoint: Checkpoint | None, manifest: Manifest, config: RunConfig, run_uri: str
+) -> NewShards | None:
+    """Return where to start on new shards; None when they are those of the checkpoint.
+
+    Shards can change only between epochs, and on request: within an epoch it is not known which of
+    the new samples have been seen already.
+
+    Raises:
+        CheckpointError: the shards changed within an epoch, or without `data.accept_new_shards`.
+    """
+    if checkpoint is None or checkpoint.metadata["data"]["manifest"] == manifest.id:
+        return None
+    before: dict[str, Any] = checkpoint.metadata["data"]
+    lane_length = -(-before["num_samples"] // before["lanes"])
+    epoch, offset = divmod(checkpoint.metadata["state"]["position"], lane_length)
+    problem = (
+        f"{run_uri} was trained on other shards: {before['num_samples']} samples then, "
+        f"{manifest.num_samples} in data.train now, and its checkpoint of step {checkpoint.step} "
+    )
+    if offset:
+        raise CheckpointError(
+            f"{problem}is at {offset / lane_length:.0%} of epoch {epoch}, where they cannot "
+            f"change. Restore the old shards, for instance to finish the epoch with "
+            f"train.epochs={epoch + 1}, or take a new run.name with run.init_from={run_uri}"
+        )
+    if not config.data.accept_new_shards:
+        raise CheckpointError(
+            f"{problem}ends epoch {epoch - 1}. Set data.accept_new_shards=true to resume with the "
+            "new ones from the next epoch, restore the old ones, or take a new run.name"
+        )
+    return NewShards(epoch, before["num_samples"])
 
 
 def finished_before(config: RunConfig) -> Outcome | None:
-    """Return the outcome of a run that this same plan has already finished; else None.
+    """Return the outcome of a run that has already finished with these steps; else None.
 
     Cheap: reads one small file, before any worker starts.
 
@@ -101,7 +142,7 @@ def finished_before(config: RunConfig) -> Outcome | None:
     if summary is None:
         return None
     if summary["state"] == "diverged":
-        _refuse_to_diverge_again(summary, config, folder.uri)
+        _raise_if_it_diverges_again(summary, config, folder.uri)
     if summary["state"] != "finished":
         return None
     plan = summary["config"]["train"]
@@ -115,21 +156,23 @@ def finished_before(config: RunConfig) -> Outcome | None:
     return Outcome("already_finished", summary["step"], summary["metrics"], folder.uri)
 
 
-def _refuse_to_diverge_again(summary: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
-    # The steps are the same each time, so trying again costs a cluster and ends at the same step.
-    if not list(_changes(_completed(summary["config"]), config.model_dump(mode="json"))):
+def _raise_if_it_diverges_again(
+    summary: Mapping[str, Any], config: RunConfig, run_uri: str
+) -> None:
+    # Steps are deterministic: another try occupies a cluster and ends at the same step.
+    if not list(_changes(_with_defaults(summary["config"]), config.model_dump(mode="json"))):
         raise TrainingDivergedError(
             f"{run_uri} diverged at step {summary['step']} and would again: nothing in its "
             "configuration has changed. Take a new run.name with other rates, or delete "
-            f"{run_uri}/summary.json to try all the same."
+            f"{run_uri}/summary.json to try anyway."
         )
 
 
-def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a saved configuration with the defaults of keys that are younger than the run."""
+def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a saved configuration with the defaults of keys that are newer than the run."""
     try:
         return config_from_stored(saved).model_dump(mode="json")
-    except ConfigError:  # it has keys that are gone: they will stand in the diff
+    except ConfigError:  # keys that no longer exist appear in the diff
         return saved
 
 
@@ -137,7 +180,7 @@ def _changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[s
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*old, *new]):
             yield from _changes(old.get(key), new.get(key), (*path, key))
-    elif old != new and not (new is None and path[:1] == ("data",) and path[-1] in FOUND):
+    elif old != new and not (new is None and path[:1] == ("data",) and path[-1] in INFERRED):
         yield ".".join(path), old, new
 
 

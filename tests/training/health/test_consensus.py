@@ -4,11 +4,11 @@ import pytest
 from helpers.agreeing import decisions
 from helpers.ranks import run_ranks, single_world
 
-from aae_dist.training.health.consensus import Agreement
+from aae_dist.training.health.consensus import StopConsensus
 
 
 def test_one_rank_acts_at_once() -> None:
-    agreement = Agreement(single_world(), 0)
+    agreement = StopConsensus(single_world(), 0)
     assert not agreement.after(1, lambda: False, wants_save=lambda: False).stop
     assert agreement.after(2, lambda: True, wants_save=lambda: False).stop
     assert agreement.after(3, lambda: False, wants_save=lambda: True).save

@@ -5,16 +5,16 @@ import torch
 
 from aae_dist.evaluation.evaluator import smallest_spread
 from aae_dist.losses import ADVERSARIES
-from aae_dist.training.health import gan_diagnostics as alarms
-from aae_dist.training.health.gan_diagnostics import GameAlarms
+from aae_dist.training.health import gan_diagnostics
+from aae_dist.training.health.gan_diagnostics import GanDiagnostics
 
 
 def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
-    game = GameAlarms()
+    game = GanDiagnostics()
     seen, lines = [], []
     for loss in (0.05, 0.05, 1.0, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 1.2):
         metrics, new = game.update({"loss/discriminator": loss})
-        seen.append(metrics[alarms.DISCRIMINATOR_WINS])
+        seen.append(metrics[gan_diagnostics.DISCRIMINATOR_WINS])
         lines += new
     assert seen == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0]
     assert len(lines) == 1
@@ -29,12 +29,12 @@ def test_no_adversary_wins_at_its_equilibrium_and_each_by_a_wide_margin(name: st
     }[name]  # fmt: skip
     equal = float(loss_of(torch.tensor([even]), torch.tensor([even])))
     won = float(loss_of(torch.tensor([prior]), torch.tensor([codes])))
-    assert equal == pytest.approx(alarms.EQUILIBRIUM[name])
+    assert equal == pytest.approx(gan_diagnostics.EQUILIBRIUM[name])
     for loss, wins in ((equal, 0), (0.2 * equal, 0), (won, 1)):
-        game = GameAlarms(name)
-        for _ in range(alarms.POINTS_IN_A_ROW):
+        game = GanDiagnostics(name)
+        for _ in range(gan_diagnostics.CONSECUTIVE_POINTS):
             metrics, _ = game.update({"loss/discriminator": loss})
-        assert metrics[alarms.DISCRIMINATOR_WINS] == wins
+        assert metrics[gan_diagnostics.DISCRIMINATOR_WINS] == wins
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,15 @@ def test_no_adversary_wins_at_its_equilibrium_and_each_by_a_wide_margin(name: st
 def test_an_evaluation_tells_who_wins_and_who_is_dead(
     codes: float, prior: float, c2st: float, wins: int, dead: int
 ) -> None:
-    metrics, _ = GameAlarms().update(
+    metrics, _ = GanDiagnostics().update(
         {
             "discriminator/accuracy_codes": codes,
             "discriminator/accuracy_prior": prior,
             "prior_match/c2st": c2st,
         }
     )
-    assert metrics.get(alarms.DISCRIMINATOR_WINS, 0) == wins
-    assert metrics[alarms.DISCRIMINATOR_DEAD] == dead
+    assert metrics.get(gan_diagnostics.DISCRIMINATOR_WINS, 0) == wins
+    assert metrics[gan_diagnostics.DISCRIMINATOR_DEAD] == dead
 
 
 def test_codes_that_lie_in_a_plane_are_collapsed() -> None:
@@ -69,9 +69,11 @@ def test_codes_that_lie_in_a_plane_are_collapsed() -> None:
     assert 0.6 < smallest_spread(full, prior) < 1.0
     assert smallest_spread(flat, prior) < 1e-6
     for codes, alarm in ((full, 0), (flat, 1)):
-        metrics, _ = GameAlarms().update({"codes/smallest_spread": smallest_spread(codes, prior)})
-        assert metrics[alarms.COLLAPSED_CODES] == alarm
+        metrics, _ = GanDiagnostics().update(
+            {"codes/smallest_spread": smallest_spread(codes, prior)}
+        )
+        assert metrics[gan_diagnostics.COLLAPSED_CODES] == alarm
 
 
 def test_nothing_is_said_of_methods_without_a_discriminator() -> None:
-    assert GameAlarms().update({"loss/reconstruction": 1.0}) == ({}, [])
+    assert GanDiagnostics().update({"loss/reconstruction": 1.0}) == ({}, [])

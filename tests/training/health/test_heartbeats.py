@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from aae_dist.distributed.world import World
 from aae_dist.training.health import heartbeats
-from aae_dist.training.health.heartbeats import Heartbeat, StoreBoard
+from aae_dist.training.health.heartbeats import Heartbeat, TcpHeartbeatStore
 from aae_dist.training.health.watchdog import Watchdog
 
 RANKS = 5
@@ -49,7 +49,7 @@ def world(rank: int) -> World:
 
 
 def beat(rank: int, step: int = 1) -> Heartbeat:
-    return Heartbeat(rank=rank, step=step, quiet=0.0)
+    return Heartbeat(rank=rank, step=step, stalled_seconds=0.0)
 
 
 @pytest.mark.parametrize(("extended", "how"), [(True, {"multi_get": 1}), (False, {"get": 4})])
@@ -57,13 +57,13 @@ def test_all_others_are_read_at_once_where_the_store_can(
     extended: bool, how: dict[str, int]
 ) -> None:
     store = CountingStore(extended)
-    boards = [StoreBoard(world(rank), 60.0, store) for rank in range(RANKS)]
-    assert boards[0].read(beat(0)) == {0: beat(0)}  # nobody has left one: nothing to wait for
-    for rank, board in enumerate(boards):
-        board.leave(beat(rank, step=10 + rank))
-    boards[0].read(beat(0))
+    stores = [TcpHeartbeatStore(world(rank), 60.0, store) for rank in range(RANKS)]
+    assert stores[0].read(beat(0)) == {0: beat(0)}  # nobody has left one: nothing to wait for
+    for rank, heartbeat_store in enumerate(stores):
+        heartbeat_store.publish(beat(rank, step=10 + rank))
+    stores[0].read(beat(0))
     store.asked.clear()
-    found = boards[0].read(beat(0))
+    found = stores[0].read(beat(0))
     assert {rank: each.step for rank, each in found.items()} == {0: 1, 1: 11, 2: 12, 3: 13, 4: 14}
     assert dict(store.asked) == how
 
@@ -72,23 +72,23 @@ def test_who_says_nothing_new_while_others_look_is_gone(monkeypatch: pytest.Monk
     now = 0.0
     monkeypatch.setattr(heartbeats.time, "monotonic", lambda: now)
     store = dist.HashStore()
-    boards = [StoreBoard(world(rank), 8.0, store) for rank in range(3)]
+    stores = [TcpHeartbeatStore(world(rank), 8.0, store) for rank in range(3)]
     for second in range(4):
         now = float(second)
-        boards[1].leave(beat(1, step=second))
+        stores[1].publish(beat(1, step=second))
         if second == 0:
-            boards[2].leave(beat(2))
-        found = boards[0].read(beat(0))
-    assert [found[rank].gone for rank in range(3)] == [False, False, True]
-    assert "no sign of life for 3 s" in str(found[2])
-    assert asdict(found[1])["silent"] == 0.0
+            stores[2].publish(beat(2))
+        found = stores[0].read(beat(0))
+    assert [found[rank].is_lost for rank in range(3)] == [False, False, True]
+    assert "no heartbeat for 3 s" in str(found[2])
+    assert asdict(found[1])["age_seconds"] == 0.0
 
 
 @pytest.mark.run
 def test_ranks_that_go_forward_read_nothing() -> None:
     store = CountingStore()
-    board = StoreBoard(world(0), 60.0, store)
-    with Watchdog(world(0), 60.0, print, board, lambda code: None, tick=0.01) as dog:
+    heartbeat_store = TcpHeartbeatStore(world(0), 60.0, store)
+    with Watchdog(world(0), 60.0, print, heartbeat_store, lambda code: None, tick=0.01) as dog:
         for step in range(20):
             dog.beat(step)
             time.sleep(0.02)
@@ -98,5 +98,6 @@ def test_ranks_that_go_forward_read_nothing() -> None:
 
 def test_a_rank_that_is_stopped_before_its_first_tick_is_known() -> None:
     store = dist.HashStore()
-    with Watchdog(world(1), 60.0, print, StoreBoard(world(1), 60.0, store), lambda code: None):
-        assert 1 in StoreBoard(world(0), 60.0, store).read(beat(0))
+    mine = TcpHeartbeatStore(world(1), 60.0, store)
+    with Watchdog(world(1), 60.0, print, mine, lambda code: None):
+        assert 1 in TcpHeartbeatStore(world(0), 60.0, store).read(beat(0))

@@ -1,6 +1,7 @@
-"""A run that is not good any more goes back to its last good checkpoint."""
+"""A run that is not healthy any more rolls back to its last healthy checkpoint."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from helpers.runs import TINY, final_tensors, metrics
 
 from aae_dist.config import load_config
+from aae_dist.data import Batch
+from aae_dist.distributed.fingerprint import RankComparison
 from aae_dist.distributed.world import single
 from aae_dist.errors import RanksDifferError, TrainingDivergedError
+from aae_dist.methods import Losses
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.training import trainer as train_module
-from aae_dist.training.health.rollback import RanksDriftedError
-from aae_dist.training.loop import TrainLoop
-from aae_dist.training.outcome import Outcome
+from aae_dist.training.reporter import Outcome
+from aae_dist.training.state import TrainState
+from aae_dist.training.trainer import Trainer, train
 
 pytestmark = pytest.mark.run
 
@@ -46,7 +49,7 @@ def go(storage: Path, *items: str) -> tuple[Outcome, list[str]]:
     base += ["data.validation=null", "checkpoint.every_steps=5", "checkpoint.keep=10"]
     config = load_config([], [*base, "train.steps=30", "train.log_every_steps=5", *items]).config
     reporter = Lines()
-    return train_module.train(config, single(), reporter, "launch"), reporter.lines
+    return train(config, single(), reporter, "launch"), reporter.lines
 
 
 def without(tensors: dict[str, Any], *words: str) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def test_a_fault_that_passes_leaves_no_trace(
     poison(monkeypatch, lambda rate: next(calls) in (17, 18, 19))
     limits = ["train.max_skipped_updates=3", "train.max_rollbacks=1"]
     broken, lines = go(tmp_path / "broken", *limits)
-    assert any("going back to the last good checkpoint, as it was" in line for line in lines)
+    assert any("rolling back to the last good checkpoint, unchanged" in line for line in lines)
     assert broken.state == "finished"
     assert_bit_equal(final_tensors(broken.run_uri, 30), final_tensors(whole.run_uri, 30))
     assert [r["step"] for r in metrics(broken.run_uri)] == [5, 10, 15, 20, 25, 30]
@@ -97,8 +100,8 @@ def test_what_comes_again_is_met_with_half_the_learning_rate(
     limits = ["train.max_skipped_updates=2", "train.max_rollbacks=2", schedule]
     outcome, lines = go(tmp_path, *limits)
     assert outcome.state == "finished"
-    assert [line.rpartition(", ")[2] for line in lines if "going back" in line] == [
-        "as it was",
+    assert [line.rpartition(", ")[2] for line in lines if "rolling back" in line] == [
+        "unchanged",
         "with learning rates halved",
     ]
     assert len(rates) == 4
@@ -108,49 +111,61 @@ def test_what_comes_again_is_met_with_half_the_learning_rate(
     assert outcome.metrics["lr/discriminator"] < 0.0001
 
 
-def test_without_roll_backs_left_the_run_has_diverged(
+def test_without_rollbacks_left_the_run_has_diverged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(1000))
     poison(monkeypatch, lambda rate: next(calls) > 16)
     limits = ["train.max_skipped_updates=7", "train.max_rollbacks=2"]
-    with pytest.raises(TrainingDivergedError, match="skipped 7 updates in a row"):
+    with pytest.raises(TrainingDivergedError, match="skipped 7 consecutive updates"):
         go(tmp_path, *limits)
     # Step 20 came while updates were skipped: that is no place to start from.
     assert not (tmp_path / "run/checkpoints/step-000000020").exists()
 
 
-def test_drifted_ranks_go_back_and_end_as_if_nothing_had_happened(
+def drift(monkeypatch: pytest.MonkeyPatch, is_due: Callable[[TrainState], bool]) -> None:
+    """Let the comparison of ranks report a drift where `is_due(state)`."""
+    states: list[TrainState] = []
+    train_step, answer = Trainer.train_step, RankComparison.answer
+
+    def noting_step(self: Trainer, batch: Batch) -> Losses:
+        states.append(self.state)
+        return train_step(self, batch)
+
+    def drifted(self: RankComparison) -> str:
+        return "the decoder of rank 1 differs" if is_due(states[-1]) else answer(self)
+
+    monkeypatch.setattr(Trainer, "train_step", noting_step)
+    monkeypatch.setattr(RankComparison, "answer", drifted)
+
+
+def test_drifted_ranks_roll_back_and_end_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = go(tmp_path / "whole")
-    original, hits = TrainLoop._raise_if_drifted, []
+    hits: list[int] = []
 
-    def drifted(self: TrainLoop) -> None:
-        if self.state.step == 18 and not hits:
-            hits.append(18)
-            next(self.state.networks.decoder.parameters()).data.mul_(1.5)
-            raise RanksDriftedError("the decoder of rank 1 differs")
-        original(self)
+    def once(state: TrainState) -> bool:
+        if state.step != 18 or hits:
+            return False
+        hits.append(18)
+        next(state.networks.decoder.parameters()).data.mul_(1.5)
+        return True
 
-    monkeypatch.setattr(TrainLoop, "_raise_if_drifted", drifted)
+    drift(monkeypatch, once)
     broken, lines = go(tmp_path / "broken", "train.compare_ranks_every_steps=2")
-    assert "the decoder of rank 1 differs; going back to the newest checkpoint" in lines
+    assert "the decoder of rank 1 differs; rolling back to the newest checkpoint" in lines
     assert_bit_equal(final_tensors(broken.run_uri, 30), final_tensors(whole.run_uri, 30))
 
 
 @pytest.mark.parametrize(
     ("first", "words"),
-    [(2, "differs, and there is no checkpoint to go back to"), (18, "going back 3 times")],
+    [(2, "differs, and there is no checkpoint to roll back to"), (18, "after 3 rollbacks")],
 )
-def test_ranks_that_cannot_be_mended_are_no_fault_of_ours(
+def test_ranks_that_keep_drifting_are_a_matter_of_the_hardware(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, words: str
 ) -> None:
-    def drifted(self: TrainLoop) -> None:
-        if self.state.step == first:
-            raise RanksDriftedError("the decoder of rank 1 differs")
-
-    monkeypatch.setattr(TrainLoop, "_raise_if_drifted", drifted)
+    drift(monkeypatch, lambda state: state.step == first)
     with pytest.raises(RanksDifferError, match=words) as raised:
         go(tmp_path, "train.compare_ranks_every_steps=2")
     assert raised.value.exit_code == 1

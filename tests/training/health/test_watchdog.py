@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from aae_dist.distributed.world import World
-from aae_dist.training.health.heartbeats import Heartbeat, NoBoard, culprit, is_declared
+from aae_dist.training.health.heartbeats import (
+    Heartbeat,
+    NullHeartbeatStore,
+    find_straggler,
+    is_in_section,
+)
 from aae_dist.training.health.watchdog import EXIT_CODE, Watchdog
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
@@ -24,7 +29,12 @@ class Watched:
         self.lines: list[str] = []
         self.ended = threading.Event()
         self.dog = Watchdog(
-            ALONE, limit, self.lines.append, NoBoard(), lambda code: self.ended.set(), tick=0.02
+            ALONE,
+            limit,
+            self.lines.append,
+            NullHeartbeatStore(),
+            lambda code: self.ended.set(),
+            tick=0.02,
         )
 
 
@@ -35,7 +45,7 @@ def test_a_rank_without_progress_is_told_of_and_ended(capfd: pytest.CaptureFixtu
         assert watched.ended.wait(10)
     assert "no progress for 0 s after step 17" in watched.lines[0]
     assert "test_watchdog.py" in watched.lines[0]
-    assert "ends, to start again from the newest checkpoint" in watched.lines[-1]
+    assert "exits, to restart from the newest checkpoint" in watched.lines[-1]
     assert "most recent call first" in capfd.readouterr().err
 
 
@@ -97,11 +107,11 @@ def test_a_model_of_slow_steps_may_take_ten_times_its_longest() -> None:
 
 HOLDS_THE_INTERPRETER = """
 import re, sys, torch
-from aae_dist.training.health.heartbeats import NoBoard
+from aae_dist.training.health.heartbeats import NullHeartbeatStore
 from aae_dist.training.health.watchdog import Watchdog
 from aae_dist.distributed.world import World
 world = World(0, 1, 0, torch.device("cpu"))
-with Watchdog(world, 1.0, print, NoBoard(), tick=0.1, backstop=0.5) as dog:
+with Watchdog(world, 1.0, print, NullHeartbeatStore(), tick=0.1, backstop=0.5) as dog:
     dog.beat(1)
     re.match(r"(a+)+$", "a" * 60 + "b")  # hours in C, without ever letting another thread run
 """
@@ -116,26 +126,33 @@ def test_a_thread_that_never_gives_the_interpreter_back_is_ended_too() -> None:
 
 
 def beat(rank: int, **fields: object) -> Heartbeat:
-    return Heartbeat(**{"rank": rank, "step": 5, "quiet": 60.0, "place": "x.py:1", **fields})
+    stalled = {"step": 5, "stalled_seconds": 60.0, "location": "x.py:1"}
+    return Heartbeat(**{"rank": rank, **stalled, **fields})
+
+
+def waiting(rank: int, **fields: object) -> Heartbeat:
+    return beat(rank, in_collective=True, **fields)
+
+
+def lost(rank: int, **fields: object) -> Heartbeat:
+    return beat(rank, age_seconds=20.0, is_lost=True, **fields)
 
 
 @pytest.mark.parametrize(
     ("ranks", "expected"),
     [
-        ([beat(0, waits=True), beat(1, silent=20.0, gone=True)], 1),  # a stopped process
-        ([beat(0, waits=True, step=6), beat(1, waits=True)], 1),  # a step behind
-        ([beat(0, waits=True), beat(1)], 1),  # hangs outside of torch
-        ([beat(0), beat(1, waits=True)], 0),
-        ([beat(0, waits=True), beat(1, waits=True, section="saving", section_left=-1.0)], 1),
+        ([waiting(0), lost(1)], 1),  # a stopped process
+        ([waiting(0, step=6), waiting(1)], 1),  # a step behind
+        ([waiting(0), beat(1)], 1),  # hangs outside of torch
+        ([beat(0), waiting(1)], 0),
+        ([waiting(0), waiting(1, section="saving", section_left=-1.0)], 1),
     ],
 )
-def test_of_waiting_ranks_the_one_that_holds_them_up_is_named(
-    ranks: list[Heartbeat], expected: int
-) -> None:
-    assert culprit({b.rank: b for b in ranks}).rank == expected
+def test_of_waiting_ranks_the_straggler_is_named(ranks: list[Heartbeat], expected: int) -> None:
+    assert find_straggler({b.rank: b for b in ranks}).rank == expected
 
 
-def test_a_rank_that_is_gone_is_in_no_section() -> None:
-    assert is_declared(beat(0, section="saving", section_left=100.0))
-    assert not is_declared(beat(0, section="saving", section_left=-1.0))
-    assert not is_declared(beat(0, section="saving", section_left=100.0, silent=20.0, gone=True))
+def test_a_lost_rank_is_in_no_section() -> None:
+    assert is_in_section(beat(0, section="saving", section_left=100.0))
+    assert not is_in_section(beat(0, section="saving", section_left=-1.0))
+    assert not is_in_section(lost(0, section="saving", section_left=100.0))

@@ -14,8 +14,7 @@ import pytest
 
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage, open_storage
-from aae_dist.training.run.lock import KEY, RunLock
-from aae_dist.training.run.lock_owner import Holder, this_process
+from aae_dist.training.run.lock import KEY, LockOwner, RunLock, this_process
 
 pytestmark = pytest.mark.run
 
@@ -63,8 +62,8 @@ def acquire(storage: Storage, launch_id: str = "ours", stale_seconds: float = 0.
     return RunLock.acquire(storage, launch_id, 0.05, stale_seconds)
 
 
-def holder_in(storage: Storage) -> Holder:
-    return Holder.model_validate_json(storage.read(KEY))
+def holder_in(storage: Storage) -> LockOwner:
+    return LockOwner.model_validate_json(storage.read(KEY))
 
 
 def test_attempts_grow_from_one_holder_to_the_next(storage: Storage) -> None:
@@ -118,7 +117,7 @@ def test_a_live_writer_on_another_host_is_noticed(
         with caplog.at_level(logging.WARNING), pytest.raises(LaunchError, match=expected):
             acquire(local, stale_seconds=20)
     assert "is locked by process" in caplog.text
-    assert "waiting up to 20 s for a sign of life" in caplog.text
+    assert "waiting up to 20 s for a heartbeat" in caplog.text
 
 
 def test_a_silent_writer_on_another_host_is_replaced_after_a_while(storage: Storage) -> None:
@@ -133,7 +132,7 @@ def test_a_silent_writer_on_another_host_is_replaced_after_a_while(storage: Stor
 
 def test_a_writer_that_slept_through_its_replacement_is_fenced_off(local: Storage) -> None:
     lock = acquire(local)
-    lock._stop.set()  # asleep, as under SIGSTOP: no sign of life, and it does not know
+    lock._stop.set()  # asleep, as under SIGSTOP: no heartbeat, and it does not know
     silent = holder_in(local).model_copy(update={"host": "node-7"})
     local.write(KEY, silent.encoded())
     with acquire(local, "newcomer"), pytest.raises(LaunchError, match="taken over by process"):
@@ -199,7 +198,7 @@ def test_a_failing_heartbeat_is_reported_once_and_survived(
         folder.rename(tmp_path / "away")
         folder.write_text("a file where the folder was")
         time.sleep(0.3)
-        assert caplog.text.count("no sign of life was left") == 1
+        assert caplog.text.count("no heartbeat was written") == 1
         folder.unlink()
         (tmp_path / "away").rename(folder)
         before = holder_in(open_storage(str(folder))).heartbeat

@@ -49,7 +49,7 @@ def test_new_shards_are_refused_in_mid_epoch_whatever_is_asked_for(folder: Path)
     assert go(folder, "old", "train.epochs=2", stop_at=4)["state"] == "interrupted"
     refused = go(folder, "new", "train.epochs=2", "data.accept_new_shards=true")
     assert refused["state"] == "CheckpointError"
-    assert "stands at 33% of epoch 1, where they cannot change" in refused["message"]
+    assert "is at 33% of epoch 1, where they cannot change" in refused["message"]
     assert "train.epochs=2" in refused["message"]
     assert go(folder, "old", "train.epochs=2")["state"] == "finished"
 

@@ -13,7 +13,7 @@ from helpers.shards import write_shards
 from helpers.steps import tiny_config
 
 from aae_dist.errors import CheckpointError
-from aae_dist.training.run.resume import as_found, check_same_run
+from aae_dist.training.run.resume import check_same_run, with_inferred
 
 
 def test_keys_younger_than_the_run_count_as_their_defaults() -> None:
@@ -54,7 +54,7 @@ def test_null_of_what_the_data_decides_means_as_it_was() -> None:
     found = {"lanes": 12, "shuffle_window": 40, "channels": 3, "image_size": 6, "resize": "crop"}
     saved = tiny_config(data=found).model_dump(mode="json")
     check_same_run(saved, tiny_config(), "the run")
-    data = as_found(tiny_config(), saved).data
+    data = with_inferred(tiny_config(), saved).data
     assert {name: getattr(data, name) for name in found} == found
     for name, other in {"channels": 1, "image_size": 7, "resize": "none", "lanes": 6}.items():
         with pytest.raises(CheckpointError, match=f"data.{name}: saved"):

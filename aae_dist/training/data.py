@@ -1,0 +1,272 @@
+"""The data of a run: shards, their order, the evaluation and the prior, opened on all ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.config import RunConfig
+from aae_dist.config.sections.data import Augment
+from aae_dist.config.sections.prior import DataPrior, RunPrior
+from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
+from aae_dist.data.decode.resize import Resize
+from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
+from aae_dist.distributed.world import World
+from aae_dist.errors import ConfigError
+from aae_dist.evaluation import Evaluator
+from aae_dist.inference.trained_run import load_run
+from aae_dist.priors import Prior, build_prior
+from aae_dist.storage import is_remote
+from aae_dist.training.run.resume import NewShards, find_new_shards, with_inferred
+from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.progress import Show, progress
+
+NUM_PROBED = 256
+"""Samples whose range is checked; of the first shard alone where shards have to be fetched."""
+PRIOR_CHUNK = 256
+"""Samples read at once for a prior that is a set of vectors."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Training and validation samples, and the prior."""
+
+    config: RunConfig
+    """The configuration, including the values inferred from the data."""
+    train: Dataset
+    order: SampleOrder
+    validation: Dataset | None
+    evaluator: Evaluator | None
+    prior: Prior
+    new_shards: NewShards | None = None
+    """Where to start when the shards are not those of the checkpoint."""
+
+    @property
+    def validation_id(self) -> str:
+        """The id of the validation shards; empty without any."""
+        return "" if self.validation is None else self.validation.manifest.id
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The data and its order, for a checkpoint."""
+        return {
+            "manifest": self.train.manifest.id,
+            "num_samples": self.train.manifest.num_samples,
+            "lanes": self.order.lanes,
+            "shuffle_window": self.order.window,
+            "image_shape": list(self.train.image_shape),
+        }
+
+
+def open_data(
+    config: RunConfig, world: World, checkpoint: Checkpoint | None, run_uri: str, show: Show
+) -> TrainingData:
+    """Open shards, order, evaluation and prior, on every rank or on none.
+
+    Args:
+        config: the run's configuration.
+        world: this process's place among the ranks.
+        checkpoint: the checkpoint that the run resumes from.
+        run_uri: the run's folder, for messages.
+        show: shows how many shards are counted.
+
+    Raises:
+        AaeDistError: the data cannot be read, or is not that of the checkpoint.
+    """
+    if checkpoint:
+        config = with_inferred(config, checkpoint.metadata["config"])
+    vectors = prior_vectors(config, checkpoint, world, show)
+
+    def work() -> TrainingData:
+        # Shards.
+        dataset = open_dataset(config.data.train, config.data, device=world.device, show=show)
+        _check_settings(config, dataset)
+        new_shards = find_new_shards(checkpoint, dataset.manifest, config, run_uri)
+        # SampleOrder and prior.
+        order = _order(config, dataset, world, checkpoint)
+        prior = build_prior(config.prior, config.model.latent_dim, vectors)
+        # Evaluation.
+        validation, evaluator = _validation(config, dataset, show), None
+        if validation is not None:
+            seed, threads = config.run.seed, config.decoding_threads
+            evaluator = Evaluator(validation, prior, world, seed, threads=threads)
+        inferred = _infer(config, dataset, order)
+        return TrainingData(inferred, dataset, order, validation, evaluator, prior, new_shards)
+
+    return run_on_all_ranks(world, work)
+
+
+def _order(
+    config: RunConfig, dataset: Dataset, world: World, checkpoint: Checkpoint | None
+) -> SampleOrder:
+    """Return the training order; a checkpoint's lanes and window take precedence.
+
+    Raises:
+        ConfigError: there are more ranks than lanes.
+    """
+    before = checkpoint.metadata["data"] if checkpoint else None
+    lanes = before["lanes"] if before else config.lanes
+    if world.size > lanes:
+        raise ConfigError(
+            f"{world.size} ranks for {lanes} lanes of data, so some had none; use at most "
+            f"{lanes} ranks" + ("" if before else " or a larger train.global_batch_size")
+        )
+    manifest = dataset.manifest
+    return SampleOrder(
+        manifest.counts,
+        seed=config.run.seed,
+        global_batch_size=config.train.global_batch_size,
+        lanes=lanes,
+        window=before["shuffle_window"] if before else resolve_window(config.data, manifest),
+    )
+
+
+def _validation(config: RunConfig, dataset: Dataset, show: Show) -> Dataset | None:
+    """Return the validation samples, of the shape of the training samples, if there are any."""
+    if config.data.validation is None:
+        return None
+    return open_dataset(config.data.validation, config.data, dataset.image_shape, show=show)
+
+
+def _infer(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig:
+    """Return the configuration with the values inferred from the data."""
+    channels, height, width = dataset.image_shape
+    inferred: dict[str, Any] = {"lanes": order.lanes, "shuffle_window": order.window}
+    inferred |= {"channels": channels, "resize": Resize.of(config.data).how}
+    if height == width:
+        inferred["image_size"] = height
+    return config.model_copy(update={"data": config.data.model_copy(update=inferred)})
+
+
+# Settings that do not suit the samples.
+
+
+def _check_settings(config: RunConfig, data: Dataset) -> None:
+    """Raise ConfigError, with all reasons, when settings do not suit the samples."""
+    problems = [*_augment_problems(config, data), *_range_problems(config, data)]
+    if problems:
+        raise ConfigError("\n  ".join(problems))
+
+
+def _augment_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
+    augment = config.data.augment
+    if augment == Augment():
+        return
+    unbounded = data.dtype.is_floating_point and config.model.decoder_output == "linear"
+    if data.image_shape[:2] == (1, 1):
+        yield (
+            f"data.augment: is for images; these samples are vectors of {data.image_shape[2]} "
+            "numbers; leave it out"
+        )
+    elif unbounded and (augment.brightness, augment.contrast) != (0.0, 0.0):
+        yield (
+            "data.augment: brightness and contrast clip to [0, 1], and data of floats for a linear "
+            "decoder may lie outside; leave them out, or use model.decoder_output=sigmoid"
+        )
+
+
+def _range_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
+    bce = config.method.reconstruction_loss == "bce"
+    sigmoid = config.model.decoder_output == "sigmoid" and config.model.decoder is None
+    if data.dtype == torch.uint8 or not (bce or sigmoid):
+        return
+    first = data.manifest.shards[0]
+    total = first.samples if is_remote(first.folder) else len(data)
+    images = data.load(evenly_spaced(NUM_PROBED, total)).images
+    low, high = images.min().item(), images.max().item()
+    if low < 0 or high > 1:
+        key = "method.reconstruction_loss: bce" if bce else "model.decoder_output: sigmoid"
+        yield (
+            f"{key} is for numbers in [0, 1]; data.train has numbers from {low:g} to {high:g}; use "
+            "model.decoder_output=linear with another loss than bce, or scale the data"
+        )
+
+
+# A prior that is a set of vectors. They become part of the run's checkpoints: a resumed run draws
+# from the same ones, and a trained run needs neither the data set nor the other run.
+
+
+def prior_vectors(
+    config: RunConfig, checkpoint: Checkpoint | None, world: World, show: Show = progress
+) -> Tensor | None:
+    """Return float32 (M, latent_dim), equal on all ranks; None for priors of other kinds.
+
+    Raises:
+        AaeDistError: the vectors cannot be read, or are of another length.
+    """
+    if not isinstance(config.prior, DataPrior | RunPrior):
+        return None
+    if checkpoint is not None:
+        return checkpoint.tensors["prior"]["vectors"]
+    found: list[Tensor] = []
+
+    def read() -> list[int]:
+        found.append(_read_vectors(config, show))
+        return list(found[0].shape)
+
+    # Only rank 0 reads: other machines may round codes differently.
+    shape = run_on_rank_zero(world, read)
+    vectors = found[0] if found else torch.empty(shape)
+    if world.size > 1:
+        vectors = vectors.to(world.device)
+        dist.broadcast(vectors, 0)
+    return vectors.cpu()
+
+
+def _read_vectors(config: RunConfig, show: Show) -> Tensor:
+    match config.prior:
+        case DataPrior():
+            key, vectors = "prior.vectors", _vectors_of_data(config.prior, config, show)
+        case RunPrior():
+            key, vectors = "prior.uri", _codes_of_run(config.prior, show)
+        case _:
+            raise AssertionError
+    latent_dim = config.model.latent_dim
+    if vectors.shape[1] != latent_dim:
+        raise ConfigError(
+            f"{key}: needs vectors of model.latent_dim={latent_dim} numbers (got "
+            f"{vectors.shape[1]}); set model.latent_dim={vectors.shape[1]}"
+        )
+    return vectors.float().contiguous()
+
+
+def _vectors_of_data(prior: DataPrior, config: RunConfig, show: Show) -> Tensor:
+    settings = config.data.model_copy(
+        update={"image_keys": (prior.key,), "label_key": None, "image_size": None, "channels": None}
+    )
+    dataset = open_dataset(prior.vectors, settings, show=show)
+    chunks = _good_samples(dataset, prior.max_vectors, settings.max_bad_fraction, show)
+    return torch.cat([vectors.flatten(1) for vectors in chunks])
+
+
+def _codes_of_run(prior: RunPrior, show: Show) -> Tensor:
+    run = load_run(prior.uri)
+    dataset = open_dataset(run.config.data.train, run.config.data, run.image_shape, show=show)
+    chunks = _good_samples(dataset, prior.max_vectors, run.config.data.max_bad_fraction, show)
+    return torch.cat([run.encode(images) for images in chunks])
+
+
+def _good_samples(
+    dataset: Dataset, most: int, max_bad_fraction: float, show: Show
+) -> Iterator[Tensor]:
+    """Yield the good ones of at most `most` evenly spaced samples, in chunks.
+
+    Raises:
+        DataError: more than `max_bad_fraction` of them are bad; the message names one.
+    """
+    indices, num_bad = evenly_spaced(most, len(dataset)), 0
+    with show("reading the prior", len(indices), "vectors") as advance:
+        for start in range(0, len(indices), PRIOR_CHUNK):
+            chunk = indices[start : start + PRIOR_CHUNK]
+            samples = dataset.load(chunk)
+            num_bad += len(samples.bad)
+            if num_bad > max_bad_fraction * len(indices):
+                dataset.read(chunk)  # raises
+            good = torch.ones(len(chunk), dtype=torch.bool)
+            good[list(samples.bad)] = False
+            yield samples.images[good]
+            advance(len(chunk))
