@@ -30,6 +30,16 @@ def test_values_of_secrets_are_hidden_and_others_are_not() -> None:
     assert redact("short", {"MY_TOKEN": "short"}) == "short"
 
 
+def test_a_secret_that_is_set_after_the_first_line_is_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert redact("abcdefgh1234") == "abcdefgh1234"
+    monkeypatch.setenv("MY_TOKEN", "abcdefgh1234")
+    assert redact("abcdefgh1234") == "***"
+    monkeypatch.setenv("MY_TOKEN", "other-value")
+    assert redact("abcdefgh1234 other-value") == "abcdefgh1234 ***"
+
+
 def test_trees_are_redacted_in_every_corner() -> None:
     tree = {"a": ["https://u:p@h/x", {"b": "https://h/y?sig=1"}], "c": 3, "d": None}
     assert redacted(tree) == {"a": ["https://h/x", {"b": "https://h/y"}], "c": 3, "d": None}

@@ -1,5 +1,6 @@
 """Merge layers of configuration: later layers win, maps are merged, lists are replaced."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aae_dist.config.loading import schema
@@ -58,7 +59,7 @@ class Merge:
         return self._node(below, nodes, join(path, key))
 
     def _choose_kind(
-        self, variants: dict[str, type[Section]], maps: list[tuple[int, Tree]], path: str
+        self, variants: Mapping[str, type[Section]], maps: list[tuple[int, Tree]], path: str
     ) -> tuple[Classes, list[tuple[int, Tree]]]:
         """Keep the fields of the final kind; drop what earlier layers set for another kind."""
         # The last layer that sets `kind` decides.

@@ -1,7 +1,8 @@
 """The keys, kinds and defaults of the sections, read from the pydantic models."""
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import to_jsonable_python
@@ -36,6 +37,7 @@ def allows_none(annotation: Any) -> bool:
     return type(None) in get_args(annotation)
 
 
+@cache
 def children(classes: Classes, key: str) -> Classes:
     """Return the section classes possible at `key` of any of `classes`."""
     found = (cls.model_fields[key].annotation for cls in classes if key in cls.model_fields)
@@ -52,7 +54,8 @@ def may_be_list(classes: Classes, path: str) -> bool:
     return not found or len(plain) < len(found)
 
 
-def by_kind(classes: Classes) -> dict[str, type[Section]]:
+@cache
+def by_kind(classes: Classes) -> Mapping[str, type[Section]]:
     """Return the classes of a union by `kind`; empty for sections without kinds."""
     return {
         kind: cls
