@@ -78,11 +78,12 @@ def _show_plan(plan: "SweepPlan") -> None:
 
 
 def _show_end(ledger: "Ledger") -> None:
+    from aae_dist.sweeps.folder import TrialState
     from aae_dist.sweeps.plan import describe
 
     counts = {state: count for state, count in ledger.counts().items() if count}
     print(f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
-    for entry in ledger.in_state("failed"):
+    for entry in ledger.in_state(TrialState.FAILED):
         print(f"  failed: {describe(entry.plan.parameters)}: {entry.cause}")
     print(f"Best by {ledger.objective}:")
     for entry in ledger.ranked()[:BEST]:

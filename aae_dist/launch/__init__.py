@@ -14,15 +14,15 @@ def launch(config: RunConfig) -> Outcome:
     """Train the run that `config` describes and return how it ended.
 
     Raises:
-        Interrupted: somebody asked the run to stop, and it has saved a checkpoint.
-        AaeDistError: any other mistake of the user's, in one clear line.
+        Interrupted: the run was asked to stop and has saved a checkpoint.
+        AaeDistError: any other user error, in one clear line.
     """
     check_storage(config)
     outcome = _launch_local(config) if config.launch.kind == "local" else _launch_ray(config)
     if outcome.state == "interrupted":
         raise Interrupted(
             f"{outcome.run_uri}: stopped at step {outcome.step} as asked, with a checkpoint of "
-            "that step. The same command goes on from there."
+            "that step. The same command resumes from there."
         )
     return outcome
 

@@ -32,7 +32,7 @@ def write_shards(
     """Write every output shard that is not there yet; return how many were there before.
 
     `launch.kind` ray with `launch.workers` > 1 goes through Ray; else this process does it all,
-    or shares it with the ranks that torchrun started. Whoever writes, the bytes are the same.
+    or shares it with the ranks that torchrun started. The bytes are the same in both cases.
 
     Args:
         config: `launch` says with how many workers.
@@ -59,16 +59,16 @@ def write_shards(
             through = _through_ray(config, calls) if through_ray else _written(world, calls)
             _show(through, calls, world)
         except BaseException as error:
-            # Workers and peers that nobody waited for may still be at their first shard.
-            nobody_writes = not through_ray and (world.size == 1 or isinstance(error, AaeDistError))
-            if world.is_main and nobody_writes:
-                with suppress(LaunchError):  # what went wrong first is told
+            # Workers and peers that were not waited for may still write their first shard.
+            writers_ended = not through_ray and (world.size == 1 or isinstance(error, AaeDistError))
+            if world.is_main and writers_ended:
+                with suppress(LaunchError):  # the first error is the one to raise
                     release_claim(out)
             if not isinstance(error, KeyboardInterrupt):
                 raise
             raise Interrupted(
                 f"{job.out}: stopped from the keyboard; the shards that are written stay. "
-                "The same command goes on from there."
+                "The same command resumes from there."
             ) from None
         run_on_rank_zero(world, lambda: complete(out, fingerprint, manifest))
     return len(manifest.shards) - len(todo)
@@ -88,7 +88,7 @@ def _show(written: Iterator[int], calls: Sequence[Call], world: World) -> None:
 def _written(world: World, calls: Sequence[Call]) -> Iterator[int]:
     """Write the shards, each rank its own; yield the samples of each round."""
     for start in range(0, len(calls), world.size):
-        # A round at a time: a rank that cannot go on is heard of before the next.
+        # In rounds: a rank that fails is noticed before the next round.
         part = calls[start : start + world.size]
         own = part[world.rank : world.rank + 1]
         run_on_all_ranks(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]

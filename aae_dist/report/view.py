@@ -107,7 +107,7 @@ class ReportView:
 
 def make_view(sweep: SweepRecord) -> ReportView:
     """Return the view of a sweep in any state."""
-    objective = Objective.of(sweep.metric, sweep.mode)
+    objective = Objective.from_config(sweep.metric, sweep.mode)
     rows = _ranked(sweep.trials, objective, _whole(sweep))
     varied = _varied(rows)
     groups = [key for key in GROUPS if key in varied]

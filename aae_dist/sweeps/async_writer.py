@@ -1,4 +1,4 @@
-"""Files of a folder, written in a thread of its own: who changes them never waits for storage."""
+"""Files of a folder, written by a thread of its own, so that callers never wait for storage."""
 
 import threading
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from aae_dist.storage import Storage
 
 
 class AsyncWriter:
-    """Writes what is owed in the order in which it became due, the newest content of each file.
+    """Writes dirty files in the order in which they were marked, each with its newest content.
 
-    Methods may be called from any thread. The end of the process waits for what is owed.
+    Methods may be called from any thread. The end of the process waits for dirty files.
     """
 
     def __init__(self, folder: Storage, content: Callable[[str], bytes | None]) -> None:
@@ -23,8 +23,8 @@ class AsyncWriter:
         """
         self._folder, self._content = folder, content
         self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="late-writer")
-        self._owed: dict[str, None] = {}  # a set that keeps its order
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="async-writer")
+        self._dirty: dict[str, None] = {}  # a set that keeps its order
         self._failed: dict[str, LaunchError | OSError] = {}
         self._pending: Future[None] | None = None
         self._is_writing = False
@@ -32,10 +32,10 @@ class AsyncWriter:
         self._fault: Exception | None = None
 
     def mark_dirty(self, *keys: str) -> None:
-        """Note that these files are older than what is known; one that waits keeps its place."""
+        """Mark files dirty. A file that is already queued keeps its position."""
         with self._lock:
-            self._owed |= dict.fromkeys(keys)
-            if self._owed and not self._is_writing:
+            self._dirty |= dict.fromkeys(keys)
+            if self._dirty and not self._is_writing:
                 self._is_writing = True
                 self._pending = self._thread.submit(self._write_all)
 
@@ -48,7 +48,7 @@ class AsyncWriter:
         self.mark_dirty(*failed)
 
     def flush(self) -> None:
-        """Return when all that is owed is written, or could not be; raise what `content` raised."""
+        """Return when no file is dirty: written or failed; raise what `content` raised."""
         if self._pending is not None:
             self._pending.result()
         if self._fault is not None:
@@ -73,11 +73,11 @@ class AsyncWriter:
 
     def _next(self) -> str | None:
         with self._lock:
-            key = next(iter(self._owed), None)
+            key = next(iter(self._dirty), None)
             if key is None:
                 self._is_writing = False
             else:
-                del self._owed[key]
+                del self._dirty[key]
             return key
 
     def _write(self, key: str) -> None:

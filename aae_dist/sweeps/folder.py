@@ -13,20 +13,37 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal
 
 from aae_dist.errors import DataError
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.tracking.sinks import parse_records
 
 SWEEP, TRIAL, TRIALS, BEST = "sweep.json", "trial.json", "trials", "best.yaml"
-STATES = ("waiting", "running", "finished", "pruned", "failed", "interrupted")
-"""waiting: never started. pruned: stopped by the scheduler. failed: ended by an error (diverged, a
-wrong configuration, crashed too often). interrupted: neither running nor ended; it will resume."""
+
+
+class TrialState(StrEnum):
+    """State of a trial; its value is what files and tables hold."""
+
+    WAITING = "waiting"
+    """Never started."""
+    RUNNING = "running"
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    """Stopped by the scheduler."""
+    FAILED = "failed"
+    """Ended by an error: diverged, a wrong configuration, crashed too often."""
+    INTERRUPTED = "interrupted"
+    """Neither running nor ended; it will resume."""
+
+
+SweepState = Literal["running", "finished", "interrupted"]
+STATES = tuple(TrialState)
 SILENT_SECONDS = 120.0
 """A driver writes sweep.json at least every 10 s; one that was silent for so long is gone."""
 READERS = 16
-TOLD = [
+COPIED_KEYS = [
     "name",
     "metric",
     "mode",
@@ -55,7 +72,7 @@ class TrialRecord:
     """What the search chose, by dotted key; a structural value is a map."""
     values: Mapping[str, Any]
     """The same as they are now: PBT changes them while the trial runs."""
-    state: str = "waiting"
+    state: TrialState = TrialState.WAITING
     cause: str | None = None
     """Why it failed or was pruned, in one line."""
     step: int = 0
@@ -63,7 +80,7 @@ class TrialRecord:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """Newest value of every metric; None for one that was not finite."""
     history: tuple[Mapping[str, Any], ...] = ()
-    """Its metrics.jsonl: one map a log point."""
+    """Its metrics.jsonl: one map per log point."""
     seconds: float = 0.0
     """Wall seconds in which it held its workers, over all attempts."""
     workers: int = 1
@@ -84,8 +101,7 @@ class SweepRecord:
 
     name: str
     uri: str
-    state: str
-    """running, finished or interrupted."""
+    state: SweepState
     metric: Any
     """As in the configuration: a name, a list of names (Pareto), or a map of weights."""
     mode: Any
@@ -129,9 +145,10 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
             lambda planned: _trial(storage, planned, live, histories), document["trials"]
         )
         found = tuple(sorted(trials, key=lambda trial: trial.number))
-    state = "interrupted" if document["state"] == "running" and not live else document["state"]
-    told = {name: document[name] for name in TOLD}
-    return SweepRecord(uri=uri, state=state, trials=found, **told)
+    written: SweepState = document["state"]
+    state: SweepState = "interrupted" if written == "running" and not live else written
+    copied = {name: document[name] for name in COPIED_KEYS}
+    return SweepRecord(uri=uri, state=state, trials=found, **copied)
 
 
 def read_json(storage: Storage, key: str) -> dict[str, Any] | None:
@@ -159,7 +176,7 @@ def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bo
         uri=folder.uri,
         parameters=planned["parameters"],
         values=own["values"],
-        state="interrupted" if own["state"] == "running" and not live else own["state"],
+        state=_state_now(own["state"], live),
         cause=own["cause"],
         step=max(int(own["step"]), int(metrics.get("step") or 0)),
         metrics=metrics or own["metrics"],
@@ -169,6 +186,12 @@ def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bo
         lineage=tuple(own["lineage"]),
         restarts=own.get("restarts", 0),
     )
+
+
+def _state_now(written: str, live: bool) -> TrialState:
+    """Return a trial's state; without a live driver none runs."""
+    state = TrialState(written)
+    return TrialState.INTERRUPTED if state == TrialState.RUNNING and not live else state
 
 
 def _age(moment: str) -> float:

@@ -1,6 +1,6 @@
-"""The driver's book of a sweep: the state of every trial, written to the folder as it changes.
+"""In-memory state of all trials of a sweep, persisted asynchronously.
 
-Changes are only noted: a thread writes them, so that neither Tune nor the screen waits for storage.
+A thread writes changes to the folder, so that neither Tune nor the terminal waits for storage.
 """
 
 import json
@@ -16,23 +16,33 @@ from aae_dist.config import dump_yaml
 from aae_dist.config.metric_names import is_comparable
 from aae_dist.storage import Storage
 from aae_dist.sweeps.async_writer import AsyncWriter
-from aae_dist.sweeps.folder import BEST, READERS, STATES, SWEEP, TRIAL, TRIALS, read_json
+from aae_dist.sweeps.folder import (
+    BEST,
+    READERS,
+    STATES,
+    SWEEP,
+    TRIAL,
+    TRIALS,
+    SweepState,
+    TrialState,
+    read_json,
+)
 from aae_dist.sweeps.objective import Objective, ranking, usual_num_samples
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.tracking.sinks import finite
 
 WRITE_SECONDS = 10.0
 """Longest time that a running trial's progress stays unwritten."""
-FINAL = ("finished", "pruned", "failed")
+FINAL = (TrialState.FINISHED, TrialState.PRUNED, TrialState.FAILED)
 DIVERGED = "TrainingDivergedError"
 
 
 @dataclass
 class Entry:
-    """One trial in the book; its fields but `plan` and `started` are those of trial.json."""
+    """One trial in the ledger; its fields but `plan` and `started` are those of trial.json."""
 
     plan: TrialPlan
-    state: str = "waiting"
+    state: TrialState = TrialState.WAITING
     cause: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
     draws: dict[str, Any] | None = None
@@ -48,7 +58,7 @@ class Entry:
 
     @property
     def step(self) -> int:
-        """Steps done, as far as the driver was told."""
+        """Steps done, as last reported."""
         return int(self.metrics.get("step") or 0)
 
     def cost(self) -> float:
@@ -56,7 +66,7 @@ class Entry:
         return self.seconds + (time.monotonic() - self.started if self.started else 0.0)
 
     def document(self) -> dict[str, Any]:
-        """Return what trial.json holds."""
+        """Return the content of trial.json."""
         plan = self.plan
         return {
             **{"id": plan.id, "number": plan.number, "parameters": plan.parameters},
@@ -71,13 +81,14 @@ class Ledger:
     """All trials of a sweep; methods may be called from any thread."""
 
     def __init__(self, plan: SweepPlan, folder: Storage) -> None:
-        """Open the book of an earlier start, or a new one; the caller holds the sweep's lock."""
+        """Load the trials of an earlier start, or none; the caller holds the sweep's lock."""
         self.plan, self.folder = plan, folder
-        self.objective = Objective.of(plan.sweep.metric, plan.sweep.mode)
+        self.objective = Objective.from_config(plan.sweep.metric, plan.sweep.mode)
         self.entries: dict[str, Entry] = {}
         self._guard = threading.RLock()
         self._began, self._written = time.monotonic(), 0.0
-        self._writer, self._state = AsyncWriter(folder, self._content), "running"
+        self._state: SweepState = "running"
+        self._writer = AsyncWriter(folder, self._content)
         before = read_json(folder, SWEEP) or {}
         self._started_at = before.get("started_at") or _now()
         self._seconds_before = float(before.get("seconds", 0.0))
@@ -94,14 +105,15 @@ class Ledger:
         own, summary = read_json(folder, TRIAL), read_json(folder, "summary.json")
         if own is not None:
             entry.values, entry.draws, entry.lineage = own["values"], own["draws"], own["lineage"]
-            entry.state, entry.cause = own["state"], own["cause"]
+            entry.state, entry.cause = TrialState(own["state"]), own["cause"]
             entry.seconds, entry.metrics = own["seconds"], own["metrics"]
             entry.restarts = own.get("restarts", 0)
         if summary is not None and summary["state"] == "finished" and _same_end(summary, trial):
-            # The driver may have died before it heard of it.
-            entry.state, entry.cause, entry.metrics = "finished", None, summary["metrics"]
-        elif entry.state != "waiting" and not _stays(entry):
-            entry.state, entry.cause = "interrupted", None
+            # The driver may have died before it received the result.
+            entry.state, entry.cause = TrialState.FINISHED, None
+            entry.metrics = summary["metrics"]
+        elif entry.state != TrialState.WAITING and not _stays(entry):
+            entry.state, entry.cause = TrialState.INTERRUPTED, None
         return entry
 
     def add(self, trial: TrialPlan, draws: dict[str, Any] | None = None) -> Entry:
@@ -116,7 +128,8 @@ class Ledger:
         with self._guard:
             entry = self.entries[name]
             entry.seconds = entry.cost()
-            entry.state, entry.cause, entry.started = "running", None, time.monotonic()
+            entry.state, entry.cause = TrialState.RUNNING, None
+            entry.started = time.monotonic()
             self._mark_dirty(entry)
 
     def update(self, name: str, metrics: Mapping[str, float], values: Mapping[str, Any]) -> None:
@@ -130,19 +143,19 @@ class Ledger:
                 self._mark_dirty(entry)
 
     def exploit(self, name: str, event: dict[str, Any]) -> None:
-        """Note that a trial goes on from another one's state (PBT)."""
+        """Note that a trial continues from another one's state (PBT)."""
         with self._guard:
             self.entries[name].lineage.append(event)
             self._mark_dirty(self.entries[name])
 
-    def finish(self, name: str, state: str, cause: str | None = None) -> None:
+    def finish(self, name: str, state: TrialState, cause: str | None = None) -> None:
         """Note how a trial ended, and that it holds no workers any more."""
         with self._guard:
             entry = self.entries[name]
             entry.seconds, entry.started = entry.cost(), None
             entry.state, entry.cause = state, cause
             self._mark_dirty(entry)
-            if state == "finished":
+            if state == TrialState.FINISHED:
                 self._writer.mark_dirty(BEST)
 
     def crashed(self, name: str, cause: str) -> None:
@@ -154,18 +167,18 @@ class Ledger:
             self._mark_dirty(entry)
 
     def pause(self, name: str) -> None:
-        """Note that a running trial has given up its workers for a while."""
+        """Note that a running trial has released its workers for a while."""
         with self._guard:
             entry = self.entries[name]
-            if entry.state == "running":
+            if entry.state == TrialState.RUNNING:
                 entry.seconds, entry.started = entry.cost(), None
-                entry.state = "waiting"
+                entry.state = TrialState.WAITING
                 self._mark_dirty(entry)
 
     def ranked(self) -> list[Entry]:
         """Return the finished trials that have a score, best first."""
         with self._guard:
-            finished = [e for e in self.entries.values() if e.state == "finished"]
+            finished = [e for e in self.entries.values() if e.state == TrialState.FINISHED]
         return [finished[i] for i in ranking(self.objective, [e.metrics for e in finished])]
 
     def is_comparable(self, metrics: Mapping[str, float | None]) -> bool:
@@ -174,7 +187,7 @@ class Ledger:
             usual = usual_num_samples(e.metrics for e in self.entries.values())
         return is_comparable(self.objective.metrics, metrics, usual)
 
-    def in_state(self, *states: str) -> list[Entry]:
+    def in_state(self, *states: TrialState) -> list[Entry]:
         """Return the trials in any of these states, by number."""
         with self._guard:
             found = [e for e in self.entries.values() if e.state in states]
@@ -184,13 +197,13 @@ class Ledger:
         """Return the known trials that have not come to an end."""
         return self.in_state(*(state for state in STATES if state not in FINAL))
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[TrialState, int]:
         """Return how many trials are in each state; those not yet proposed are waiting."""
         counts = {state: len(self.in_state(state)) for state in STATES}
-        counts["waiting"] += max(0, self.plan.num_trials - len(self.entries))
+        counts[TrialState.WAITING] += max(0, self.plan.num_trials - len(self.entries))
         return counts
 
-    def write(self, state: str = "running", force: bool = True) -> None:
+    def write(self, state: SweepState = "running", force: bool = True) -> None:
         """Write sweep.json, at most every few seconds unless forced to.
 
         Forced, it returns when that and all trials are written; else it waits for nothing.
@@ -236,11 +249,11 @@ class Ledger:
         sweep, entries = self.plan.sweep, self.entries.values()
         ranked = self.ranked()
         best = ranked[0] if ranked else None
-        told = sweep.model_dump(mode="json", include={"name", "metric", "mode", "space"})
-        told |= sweep.model_dump(mode="json", include={"search", "scheduler", "max_concurrent"})
+        section = sweep.model_dump(mode="json", include={"name", "metric", "mode", "space"})
+        section |= sweep.model_dump(mode="json", include={"search", "scheduler", "max_concurrent"})
         seconds = self._seconds_before + time.monotonic() - self._began
         return {
-            **{"version": 1, "state": self._state, **told, "num_trials": self.plan.num_trials},
+            **{"version": 1, "state": self._state, **section, "num_trials": self.plan.num_trials},
             **{"started_at": self._started_at, "updated_at": _now(), "seconds": round(seconds, 3)},
             **{"counts": self.counts(), "restarts": sum(entry.restarts for entry in entries)},
             "best": best and {"id": best.plan.id, "values": self.objective.values(best.metrics)},
@@ -267,9 +280,9 @@ def _listed(plan: TrialPlan) -> dict[str, Any]:
 
 def _stays(entry: Entry) -> bool:
     """Return whether an ended trial is not tried again: what diverged would diverge again."""
-    if entry.state == "failed":
+    if entry.state == TrialState.FAILED:
         return (entry.cause or "").startswith(DIVERGED)
-    return entry.state == "pruned"
+    return entry.state == TrialState.PRUNED
 
 
 def _same_end(summary: Mapping[str, Any], trial: TrialPlan) -> bool:

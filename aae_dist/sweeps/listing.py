@@ -58,19 +58,19 @@ def list_runs(storage: Storage) -> list[RunRow]:
     Raises:
         LaunchError: the storage cannot be read.
     """
-    own = _look(storage, storage.uri.rsplit("/", 1)[-1])
+    own = _read_row(storage, storage.uri.rsplit("/", 1)[-1])
     if own is not None:
         return [own]
     names = storage.folders()
     with ThreadPoolExecutor(THREADS) as pool:
-        rows = pool.map(lambda name: _look(storage.child(name), name), names)
+        rows = pool.map(lambda name: _read_row(storage.child(name), name), names)
         return [row for row in rows if row is not None]
 
 
-def _look(run: Storage, name: str) -> RunRow | None:
-    """Return what the folder holds, None when it is no run."""
+def _read_row(run: Storage, name: str) -> RunRow | None:
+    """Return the run or sweep of a folder, None for any other folder."""
     lock, summary = _holder(run), _json(run, SUMMARY)
-    # The summary has it as JSON: YAML takes 10 ms a run.
+    # The summary has it as JSON: YAML takes 10 ms per run.
     config = summary.get("config") or _config(run)
     if lock is None and not summary and not config:
         return _sweep(run, name)
@@ -98,7 +98,7 @@ def _state(lock: LockOwner | None, summary: Mapping[str, Any], heartbeat: float)
 def _total_steps(
     config: Mapping[str, Any], metrics: Mapping[str, Any], step: int | None
 ) -> int | None:
-    """Return the planned steps; of a plan in epochs, from how many steps an epoch has taken."""
+    """Return the planned steps; of a plan in epochs, from the steps per epoch so far."""
     train = config.get("train", {})
     steps, epochs, done = train.get("steps"), train.get("epochs"), metrics.get("epoch")
     if isinstance(steps, int):

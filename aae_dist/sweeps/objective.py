@@ -12,7 +12,7 @@ from aae_dist.errors import ConfigError
 Mode = Literal["min", "max"]
 Metrics = Mapping[str, float | None]
 Point = tuple[float, ...]
-"""One value a direction of the objective."""
+"""One value per direction of the objective."""
 
 WEIGHTED_SUM = "objective/weighted_sum"
 
@@ -24,12 +24,12 @@ class Objective:
     metrics: tuple[str, ...]
     """Names read from a trial's metrics."""
     modes: tuple[Mode, ...]
-    """One a direction: one in all for a single metric or a weighted sum, one a metric otherwise."""
+    """One per direction: one for a single metric or a weighted sum, else one per metric."""
     weights: tuple[float, ...] | None = None
-    """One a metric, for a weighted sum only."""
+    """One per metric, for a weighted sum only."""
 
     @classmethod
-    def of(
+    def from_config(
         cls, metric: str | Mapping[str, float] | Sequence[str], mode: str | Sequence[str]
     ) -> "Objective":
         """Read `sweep.metric` and `sweep.mode`.
@@ -37,7 +37,7 @@ class Objective:
         Args:
             metric: one name; a map of names and weights (their weighted sum); or a list of names
                 (a Pareto front).
-            mode: min or max; for a list of names also a list, one a name.
+            mode: min or max; for a list of names also a list, one per name.
 
         Raises:
             ConfigError: no metric is named, a mode is neither min nor max, or there is another
@@ -69,7 +69,7 @@ class Objective:
         return (WEIGHTED_SUM,) if self.weights and len(self.metrics) > 1 else self.metrics
 
     def values(self, metrics: Metrics) -> Point | None:
-        """Return one value a direction; None when a metric is missing or not finite."""
+        """Return one value per direction; None when a metric is missing or not finite."""
         found = [metrics.get(name) for name in self.metrics]
         values = [float(v) for v in found if v is not None and math.isfinite(v)]
         if len(values) < len(self.metrics):

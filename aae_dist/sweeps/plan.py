@@ -129,7 +129,7 @@ def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Sw
     wrong = {n: trial for n, trial in enumerate(found) if isinstance(trial, list)}
     problems = list(checks(sweep, [trial.config for trial in trials]))
     if wrong and (sweep.invalid == "refuse" or not trials):
-        problems += told(wrong, points)
+        problems += counted_problems(wrong, points)
     if problems:
         raise config_error(title, problems)
     notes += [f"trial {describe(points[n])} is skipped: {'; '.join(p)}" for n, p in wrong.items()]
@@ -217,14 +217,14 @@ def _storage(base: Tree) -> str:
 
 
 def _base_problems(layers: Sequence[Tree]) -> list[str]:
-    """Return what is wrong with the run's part of the files, whatever the sweep may set."""
+    """Return problems of the run's part of the files that no sweep can cure."""
     placed = layer_of({"run.name": "trial"})
     tree = Merge(RunConfig).run([*deepcopy(list(layers)), placed])
     found = problems_of(tree)
     return found if isinstance(found, list) else []
 
 
-def told(wrong: dict[int, list[str]], points: Sequence[dict[str, Any]]) -> list[str]:
+def counted_problems(wrong: dict[int, list[str]], points: Sequence[dict[str, Any]]) -> list[str]:
     """Return each problem of the trials once, with how many trials have it."""
     where: dict[str, list[int]] = {}
     for number, problems in wrong.items():

@@ -40,7 +40,7 @@ def term_of(node: Any) -> str | None:
 
 
 def misspelt_term(node: Any) -> tuple[str, str] | None:
-    """Return what stands where a term's name should, and that name; None for any other value."""
+    """Return a misspelt name of a term and the right one; None for any other value."""
     if isinstance(node, Mapping) and len(node) == 1 and term_of(node) is None:
         [(name, options)] = node.items()
         # No key of a section is as near to a term as 0.7.
@@ -92,7 +92,7 @@ def _listed_problems(name: str, options: Any, path: str, inside_choice: bool) ->
 
 
 def _range_problem(name: str, bounds: Any) -> str | None:
-    """Return what more the bounds of a range must be if they are not right, None if they are."""
+    """Return the requirement that the bounds of a range do not meet, None if they meet all."""
     kind, text = (int, ", both whole numbers") if name == "randint" else (int | float, "")
     if name == "loguniform":
         text = ", both above 0"

@@ -1,4 +1,4 @@
-"""What Ray Tune tells of its trials goes into the sweep's book."""
+"""Events of Ray Tune's trials, recorded in the sweep's ledger."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from ray import cloudpickle, tune
 
 from aae_dist.launch.failures import condensed, last_line
+from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import Entry, Ledger
 from aae_dist.tune.trial import CAUSE, LINEAGE, STATE, SWEEP
 
@@ -18,14 +19,14 @@ def point_of(entry: Entry) -> dict[str, Any]:
 
 
 class LedgerCallback(tune.Callback):
-    """Keeps the book; runs in the thread of `Tuner.fit`."""
+    """Records trials in the ledger; runs in the thread of `Tuner.fit`."""
 
     def __init__(self, ledger: Ledger, scheduler: str) -> None:
-        """Write to `ledger`; a trial that ends without a word was stopped by `scheduler`."""
+        """Write to `ledger`; a trial that ends without a state was stopped by `scheduler`."""
         self._ledger, self._scheduler = ledger, scheduler
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune stores its callbacks, which nobody reads again."""
+        """Return nothing: Tune stores its callbacks, which are never read again."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -33,7 +34,7 @@ class LedgerCallback(tune.Callback):
         self._ledger.start(name_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Note which trials have given up their places for others (PBT); Tune does not tell."""
+        """Note which trials have released their places (PBT); Tune has no event for it."""
         for trial in trials:
             if trial.status == "PAUSED":
                 self._ledger.pause(name_of(trial))
@@ -53,12 +54,14 @@ class LedgerCallback(tune.Callback):
         last = trial.last_result or {}
         step = last.get("step", 0)
         pruned = f"stopped by {self._scheduler} at step {step}"
-        state = last.get(STATE, "pruned")
-        self._ledger.finish(name_of(trial), state, pruned if state == "pruned" else last.get(CAUSE))
+        state = TrialState(last.get(STATE, TrialState.PRUNED))
+        self._ledger.finish(
+            name_of(trial), state, pruned if state == TrialState.PRUNED else last.get(CAUSE)
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note a trial whose process failed too often."""
-        self._ledger.finish(name_of(trial), "failed", f"crashed: {cause_of(trial)}")
+        self._ledger.finish(name_of(trial), TrialState.FAILED, f"crashed: {cause_of(trial)}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial's process failed and will be started again."""

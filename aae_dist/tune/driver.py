@@ -1,4 +1,4 @@
-"""What the driver of a sweep does while Ray Tune runs."""
+"""The driver of a sweep while Ray Tune runs: progress, stops, capacity of the cluster."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from aae_dist.launch.ray.monitor import start_monitor
 from aae_dist.launch.ray.resources import ResourceRequest, Resources
 from aae_dist.launch.shared_storage import write_marker
 from aae_dist.launch.stop import StopToken
-from aae_dist.sweeps.folder import read_sweep
+from aae_dist.sweeps.folder import TrialState, read_sweep
 from aae_dist.sweeps.ledger import FINAL, Ledger
 from aae_dist.tune.callbacks import LedgerCallback, name_of, point_of
 from aae_dist.tune.progress import SweepProgress
@@ -76,7 +76,7 @@ class SweepDriver:
         self._concurrent = max(1, min(wanted, capacity))
         # Ask for no more places at once: another sweep may want them.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self._concurrent)
-        waiting = sum(ledger.counts()[s] for s in ("waiting", "interrupted"))
+        waiting = sum(ledger.counts()[s] for s in (TrialState.WAITING, TrialState.INTERRUPTED))
         echo(
             f"sweep {ledger.plan.uri}: {waiting} of {ledger.plan.num_trials} trials to run, "
             f"{self._concurrent} at once, each {' or '.join(map(str, requests))}"
@@ -87,7 +87,7 @@ class SweepDriver:
     def run(self) -> None:
         """Return when every trial has ended, or all have stopped after a signal."""
         tuner = self._tuner()
-        # Tune's tracebacks of trials and complaints of missing result files; the book tells causes.
+        # Tune's tracebacks of trials and complaints of missing result files; the ledger has causes.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         fit = Fit(tuner.fit)
         ended, stop_by, saving = 0, 0.0, set[str]()
@@ -102,7 +102,7 @@ class SweepDriver:
                     ended = now_ended
                     self._changed()
                 if self._stop.requested:
-                    running = {entry.plan.id for entry in self._ledger.in_state("running")}
+                    running = {entry.plan.id for entry in self._ledger.in_state(TrialState.RUNNING)}
                     if not stop_by:
                         stop_by, saving = self._ask_to_stop(), running
                     # Those that get a free place from now on have nothing to save.
@@ -146,7 +146,7 @@ class SweepDriver:
                 num_samples=count,
                 # A population takes turns: all of it must be known to be compared.
                 max_concurrent_trials=None if pause else self._concurrent,
-                # A Ray Train run that was given up lives as long as the process that began it.
+                # A Ray Train run that was aborted lives as long as the process that started it.
                 reuse_actors=all(config.launch.most_workers == 1 for config in plan.configs),
                 trial_name_creator=name_of,
                 trial_dirname_creator=name_of,
@@ -232,7 +232,7 @@ def all_nodes(most: int = 1000) -> list[Resources]:
 
 
 def placement_of(request: ResourceRequest, has_drivers: bool) -> tune.PlacementGroupFactory:
-    """Return what Tune reserves for a trial.
+    """Return the resources that Tune reserves for a trial.
 
     A trial of one worker trains in Tune's own process. Several workers are Ray Train's, which
     reserves their places itself, all or none; the trial's process must not take a CPU from them.

@@ -7,13 +7,14 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import Trial as OptunaTrial
-from optuna.trial import TrialState
+from optuna.trial import TrialState as OptunaState
 from ray.tune.search import Searcher
 
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.config.sections.sweep import OptunaSearch
 from aae_dist.errors import ConfigError
 from aae_dist.sweeps import space
+from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import trial_id
 from aae_dist.tune.callbacks import point_of
@@ -21,7 +22,7 @@ from aae_dist.tune.trial import OBJECTIVE, STATE
 
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 TRIES = 50
-"""Proposals in a row that repeat earlier trials after which the search is over."""
+"""Consecutive proposals that repeat earlier trials after which the search is over."""
 
 
 class OptunaDraw:
@@ -47,10 +48,10 @@ class OptunaSearcher(Searcher):
     """Asks Optuna for trials and tells it how they ended."""
 
     def __init__(self, ledger: Ledger, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Go on from the trials in the book: ended ones are told, others come first again.
+        """Continue from the ledger: ended trials are added to the study, others come first again.
 
         Args:
-            ledger: the book.
+            ledger: trials of this and of earlier starts.
             stopping: whether no more trials are wanted.
         """
         super().__init__()
@@ -78,7 +79,7 @@ class OptunaSearcher(Searcher):
                 self._asked[entry.plan.id] = self._recall(entry)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune stores its searcher, which nobody reads again."""
+        """Return nothing: Tune stores its searcher, which is never read again."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -107,13 +108,13 @@ class OptunaSearcher(Searcher):
         if name is None or trial is None:
             return
         result = result or {}
-        state = "failed" if error else str(result.get(STATE, "pruned"))
+        state = TrialState.FAILED if error else TrialState(result.get(STATE, TrialState.PRUNED))
         compares = self._ledger.is_comparable({NUM_SAMPLES: result.get(NUM_SAMPLES)})
-        if state == "finished" and f"{OBJECTIVE}0" in result and compares:
+        if state == TrialState.FINISHED and f"{OBJECTIVE}0" in result and compares:
             count = len(self._ledger.objective.modes)
             self._study.tell(trial, [result[f"{OBJECTIVE}{n}"] for n in range(count)])
-        elif state != "interrupted":
-            self._study.tell(trial, state=TrialState.FAIL)
+        elif state != TrialState.INTERRUPTED:
+            self._study.tell(trial, state=OptunaState.FAIL)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the sweep's folder holds all there is to know."""
@@ -137,7 +138,7 @@ class OptunaSearcher(Searcher):
                 trial = plan.trial(parameters, len(self._ledger.entries))
             except ConfigError:
                 # Known beforehand to be possible: sweep.invalid=skip.
-                self._study.tell(asked, state=TrialState.FAIL)
+                self._study.tell(asked, state=OptunaState.FAIL)
                 continue
             self._asked[name] = asked
             return self._ledger.add(trial, dict(asked.params))
@@ -157,15 +158,15 @@ class OptunaSearcher(Searcher):
         return trial
 
     def _tell(
-        self, name: str, trial: OptunaTrial, metrics: Mapping[str, float | None], state: str
+        self, name: str, trial: OptunaTrial, metrics: Mapping[str, float | None], state: TrialState
     ) -> None:
-        values = self._ledger.objective.values(metrics) if state == "finished" else None
+        values = self._ledger.objective.values(metrics) if state == TrialState.FINISHED else None
         if not self._ledger.is_comparable(metrics):
             values = None
         if values is not None and trial_id(self._drawn(trial)) == name:
             self._study.tell(trial, list(values))
         else:
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._study.tell(trial, state=OptunaState.FAIL)
 
     def _tell_again(self, trial: OptunaTrial, entry: Entry) -> None:
         self._tell(entry.plan.id, trial, entry.metrics, entry.state)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.launch.log import echo
+from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import describe
 from aae_dist.tracking.console import duration
@@ -71,14 +72,20 @@ class SweepProgress:
     def seconds_left(self) -> float | None:
         """Return an estimate from the mean cost of ended trials, None before the first one."""
         ended = [
-            entry for entry in self._ledger.in_state("finished", "pruned") if entry.seconds > 0
+            entry
+            for entry in self._ledger.in_state(TrialState.FINISHED, TrialState.PRUNED)
+            if entry.seconds > 0
         ]
         counts = self._ledger.counts()
-        if not ended or not (counts["waiting"] + counts["running"] + counts["interrupted"]):
+        if not ended or not (
+            counts[TrialState.WAITING] + counts[TrialState.RUNNING] + counts[TrialState.INTERRUPTED]
+        ):
             return None
         mean = sum(entry.seconds for entry in ended) / len(ended)
-        running = sum(max(mean - entry.cost(), 0.0) for entry in self._ledger.in_state("running"))
-        to_start = (counts["waiting"] + counts["interrupted"]) * mean
+        running = sum(
+            max(mean - entry.cost(), 0.0) for entry in self._ledger.in_state(TrialState.RUNNING)
+        )
+        to_start = (counts[TrialState.WAITING] + counts[TrialState.INTERRUPTED]) * mean
         return (running + to_start) / self._concurrent
 
     def score(self, entry: Entry) -> str:
@@ -88,7 +95,7 @@ class SweepProgress:
 
     def _new_lines(self) -> list[str]:
         lines = []
-        for entry in self._ledger.in_state("running", "interrupted", *FINAL):
+        for entry in self._ledger.in_state(TrialState.RUNNING, TrialState.INTERRUPTED, *FINAL):
             name = entry.plan.id
             if entry.restarts > self._restarts.get(name, 0):
                 self._restarts[name] = entry.restarts
@@ -105,7 +112,7 @@ class SweepProgress:
 
     def _end_line(self, entry: Entry) -> str:
         took = duration(entry.seconds)
-        if entry.state == "finished":
+        if entry.state == TrialState.FINISHED:
             cause = f"; {entry.cause}" if entry.cause else ""
             if not self._ledger.is_comparable(entry.metrics):
                 n = entry.metrics[NUM_SAMPLES]
@@ -115,7 +122,7 @@ class SweepProgress:
 
     def _table(self) -> Table:
         table = Table("trial", "parameters", "step", str(self._ledger.objective), "time")
-        for entry in self._ledger.in_state("running")[:SHOWN]:
+        for entry in self._ledger.in_state(TrialState.RUNNING)[:SHOWN]:
             table.add_row(
                 f"{entry.plan.number + 1}",
                 describe(entry.values or entry.plan.parameters),

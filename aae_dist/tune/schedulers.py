@@ -1,4 +1,4 @@
-"""Ray Tune's schedulers, told of what earlier starts of the sweep have seen."""
+"""Ray Tune's schedulers, given the scores of earlier starts of the sweep."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from aae_dist.sweeps.objective import Objective
 from aae_dist.tune.trial import OBJECTIVE, SWEEP
 
 UNITS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
-"""Keys of a result that count a unit; Tune's own training_iteration starts anew after a crash."""
+"""Keys of a result that count a unit; Tune's own training_iteration restarts at 0 after a crash."""
 
 
 Compares = Callable[[Mapping[str, Any]], bool]
@@ -112,19 +112,19 @@ class ComparableScoresMixin:
     compares: Compares
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but who compares, the driver's book: Tune stores what nobody reads again."""
+        """Return all but `compares`, the driver's ledger: what Tune stores is never read again."""
         return {key: value for key, value in vars(self).items() if key != "compares"}
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Take a result; one without a score leaves the trial as it is."""
-        decision: str = super().on_trial_result(controller, trial, self._counted(result))  # type: ignore[misc]
+        decision: str = super().on_trial_result(controller, trial, self._comparable(result))  # type: ignore[misc]
         return decision
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Take a last result."""
-        super().on_trial_complete(controller, trial, self._counted(result))  # type: ignore[misc]
+        super().on_trial_complete(controller, trial, self._comparable(result))  # type: ignore[misc]
 
-    def _counted(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _comparable(self, result: dict[str, Any]) -> dict[str, Any]:
         if self.compares(result):
             return result
         return {key: value for key, value in result.items() if key != OBJECTIVE}

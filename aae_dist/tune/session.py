@@ -52,7 +52,7 @@ class Channel:
                 self._events.put(dict(metrics), timeout=POLL_SECONDS)
                 return
 
-    def end(self, ended: Ended) -> None:
+    def finish(self, ended: Ended) -> None:
         """Pass the end on."""
         self._events.put(ended)
 
@@ -98,7 +98,7 @@ class Session:
         return self._channel.drain()
 
     def _run(self) -> None:
-        self._channel.end(self._ended())
+        self._channel.finish(self._ended())
 
     def _ended(self) -> Ended:
         """Train; a run that a process on its way out still holds is tried again."""

@@ -1,4 +1,4 @@
-"""Runs a sweep with Ray Tune: what its folder says is finished stays so, all else runs or resumes.
+"""Runs a sweep with Ray Tune: finished trials of its folder stay so, all others run or resume.
 
 Tune's own record of an experiment is not used: it is a pickle, it knows nothing of trials that
 started since its last save, and it would not let the space grow.
@@ -24,7 +24,7 @@ from aae_dist.launch.log import echo
 from aae_dist.launch.ray import cluster
 from aae_dist.launch.stop import StopSignals
 from aae_dist.storage import open_storage
-from aae_dist.sweeps.folder import READERS
+from aae_dist.sweeps.folder import READERS, SweepState, TrialState
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan
 from aae_dist.training.run.lock import RunLock
@@ -47,15 +47,15 @@ ENVIRONMENT = {
 
 
 def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = None) -> Ledger:
-    """Run the trials that are not finished yet; return the book of all.
+    """Run the trials that are not finished yet; return the ledger of all.
 
     Args:
         plan: the sweep, checked.
         write_report: called with the sweep's folder now and then, and at the end.
 
     Raises:
-        Interrupted: somebody asked to stop; running trials have saved.
-        AaeDistError: the sweep cannot start, or no trial came to an end.
+        Interrupted: the sweep was asked to stop; running trials have saved.
+        AaeDistError: the sweep cannot start, or no trial has finished.
     """
     configs = plan.configs
     cluster.check_storage(configs[0])
@@ -83,7 +83,7 @@ def _check_same(trials: Sequence[TrialPlan]) -> None:
     """Raise CheckpointError when a trial's folder holds another configuration's run."""
 
     def check(trial: TrialPlan) -> None:
-        # One that diverged stays as the book has it.
+        # One that diverged stays as the ledger has it.
         with contextlib.suppress(TrainingDivergedError):
             finished_before(trial.config)
 
@@ -93,7 +93,7 @@ def _check_same(trials: Sequence[TrialPlan]) -> None:
 
 
 def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
-    state = "interrupted"
+    state: SweepState = "interrupted"
     ledger.write()
     try:
         os.environ.update(ENVIRONMENT)
@@ -113,20 +113,20 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
         if stop.requested:
             raise Interrupted(
                 f"{ledger.plan.uri}: stopped as asked, each running trial with a checkpoint. "
-                "The same command goes on from there."
+                "The same command resumes from there."
             )
         state = "finished"
     finally:
-        for entry in ledger.in_state("running"):
-            ledger.finish(entry.plan.id, "interrupted")
+        for entry in ledger.in_state(TrialState.RUNNING):
+            ledger.finish(entry.plan.id, TrialState.INTERRUPTED)
         ledger.write(state)
     _check_any_finished(ledger)
 
 
 def _check_any_finished(ledger: Ledger) -> None:
-    if ledger.in_state("finished", "pruned"):
+    if ledger.in_state(TrialState.FINISHED, TrialState.PRUNED):
         return
-    causes = [entry.cause or "" for entry in ledger.in_state("failed")]
+    causes = [entry.cause or "" for entry in ledger.in_state(TrialState.FAILED)]
     kinds = {_kind_of(cause) for cause in causes}
     error = kinds.pop() if len(kinds) == 1 else LaunchError
     cause = causes[0] if causes else "no trial was started"

@@ -16,6 +16,7 @@ from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.launch.shared_storage import check_marker
 from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
+from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
 from aae_dist.training.reporter import Outcome
 from aae_dist.tune.session import Channel, Ended, Session
@@ -36,7 +37,7 @@ class Pointer(tune.Checkpoint):
     """
 
     def __init__(self, uri: str, step: int) -> None:
-        super().__init__(uri, filesystem=LocalFileSystem())  # nobody opens it
+        super().__init__(uri, filesystem=LocalFileSystem())  # never opened
         self.uri, self.step = uri, step
 
 
@@ -88,18 +89,18 @@ class Trial(tune.Trainable):
         if event.crash is not None:
             raise event.crash
         if event.outcome is None:
-            return {"done": True, STATE: "failed", CAUSE: event.mistake}
+            return {"done": True, STATE: TrialState.FAILED, CAUSE: event.mistake}
         return self._ended(event.outcome)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another trial; one that Tune has stopped is ended properly first."""
-        self._leave()
+        self._end_session()
         self._take(new_config)
         return True
 
     def cleanup(self) -> None:
         """End what Tune has stopped, and this process's part in the sweep."""
-        self._leave()
+        self._end_session()
         self._listener.close()
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
@@ -146,7 +147,7 @@ class Trial(tune.Trainable):
             self._parent = None
         return resumed_config(self._config, self._task.launch_id)
 
-    def _leave(self) -> None:
+    def _end_session(self) -> None:
         if self._session is not None:
             self._session.stop(StopReason.PRUNED)
             self._session = None
@@ -155,7 +156,7 @@ class Trial(tune.Trainable):
         result = self._result(outcome.metrics)
         self._at_step = outcome.step
         if outcome.state in ("finished", "already_finished"):
-            end = {"done": True, STATE: "finished", CAUSE: self._no_score(outcome.metrics)}
+            end = {"done": True, STATE: TrialState.FINISHED, CAUSE: self._no_score(outcome.metrics)}
             return result | end
         if self._task.pause_every and not self._listener.token.requested:
             return result

@@ -133,7 +133,7 @@ def test_a_stop_saves_and_the_same_command_goes_on(cluster, tmp_path):
     stopped = read_sweep(f"{tmp_path}/sweep")
     assert stopped.state == "interrupted"
     assert not stopped.counts()["running"]
-    assert "The same command goes on from there" in log.read_text()
+    assert "The same command resumes from there" in log.read_text()
     finish(start(tmp_path, log, cluster.environment, *items), log)
     assert read_sweep(f"{tmp_path}/sweep").counts()["finished"] == 4
 

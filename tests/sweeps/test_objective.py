@@ -13,22 +13,28 @@ C2ST, MSE = "prior_match/c2st", "reconstruction/mse"
 
 def test_one_metric_is_read_in_its_direction():
     trials = [{C2ST: 0.7}, {C2ST: 0.5}, {C2ST: 0.6}]
-    assert ranking(Objective.of(C2ST, "min"), trials) == [1, 2, 0]
-    assert ranking(Objective.of(C2ST, "max"), trials) == [0, 2, 1]
-    assert ranking(Objective.of([C2ST], ["max"]), trials)[0] == 0
-    assert Objective.of(C2ST, "min").names == (C2ST,)
+    assert ranking(Objective.from_config(C2ST, "min"), trials) == [1, 2, 0]
+    assert ranking(Objective.from_config(C2ST, "max"), trials) == [0, 2, 1]
+    assert ranking(Objective.from_config([C2ST], ["max"]), trials)[0] == 0
+    assert Objective.from_config(C2ST, "min").names == (C2ST,)
 
 
 def test_scores_of_another_number_of_samples_than_most_have_no_rank():
     trials = [{C2ST: s, MSE: s, NUM_SAMPLES: n} for s, n in [(0.5, 499), (0.7, 500), (0.6, 500)]]
-    assert ranking(Objective.of(C2ST, "min"), trials) == [2, 1]
-    assert ranking(Objective.of([MSE, C2ST], "min"), trials) == [2, 1]
-    assert ranking(Objective.of(MSE, "min"), trials) == [0, 2, 1]  # an error a pixel compares
-    assert ranking(Objective.of(C2ST, "min"), trials[:2]) == [1]  # of two, the more samples
+    assert ranking(Objective.from_config(C2ST, "min"), trials) == [2, 1]
+    assert ranking(Objective.from_config([MSE, C2ST], "min"), trials) == [2, 1]
+    assert ranking(Objective.from_config(MSE, "min"), trials) == [
+        0,
+        2,
+        1,
+    ]  # an error a pixel compares
+    assert ranking(Objective.from_config(C2ST, "min"), trials[:2]) == [
+        1
+    ]  # of two, the more samples
 
 
 def test_a_weighted_sum_adds_metrics_up():
-    objective = Objective.of({MSE: 10, C2ST: 1}, "min")
+    objective = Objective.from_config({MSE: 10, C2ST: 1}, "min")
     assert objective.value({MSE: 0.02, C2ST: 0.6}) == pytest.approx(0.8)
     assert objective.names == ("objective/weighted_sum",)
     assert not objective.is_pareto
@@ -38,13 +44,13 @@ def test_a_weighted_sum_adds_metrics_up():
 
 @pytest.mark.parametrize("missing", [{}, {C2ST: None}, {C2ST: math.nan}, {C2ST: math.inf}])
 def test_a_trial_without_a_finite_score_is_not_ranked(missing):
-    assert Objective.of(C2ST, "min").value(missing) is None
-    assert ranking(Objective.of(C2ST, "min"), [missing, {C2ST: 0.9}]) == [1]
-    assert ranking(Objective.of([C2ST, MSE], "min"), [{MSE: 0.1, **missing}]) == []
+    assert Objective.from_config(C2ST, "min").value(missing) is None
+    assert ranking(Objective.from_config(C2ST, "min"), [missing, {C2ST: 0.9}]) == [1]
+    assert ranking(Objective.from_config([C2ST, MSE], "min"), [{MSE: 0.1, **missing}]) == []
 
 
 def test_equal_trials_keep_their_order():
-    assert ranking(Objective.of(C2ST, "min"), [{C2ST: 0.5}] * 3) == [0, 1, 2]
+    assert ranking(Objective.from_config(C2ST, "min"), [{C2ST: 0.5}] * 3) == [0, 1, 2]
 
 
 def test_a_pareto_front_holds_what_nobody_dominates():
@@ -58,7 +64,7 @@ def test_a_pareto_front_holds_what_nobody_dominates():
 def test_several_directions_rank_front_by_front_and_balanced_trials_first():
     pairs = [(1, 9), (4, 4), (9, 1), (5, 5), (10, 10)]
     trials = [{MSE: float(a), C2ST: float(b)} for a, b in pairs]
-    objective = Objective.of([MSE, C2ST], "min")
+    objective = Objective.from_config([MSE, C2ST], "min")
     assert objective.is_pareto
     assert ranking(objective, trials) == [1, 0, 2, 3, 4]
     with pytest.raises(ValueError, match="no single value"):
@@ -66,7 +72,7 @@ def test_several_directions_rank_front_by_front_and_balanced_trials_first():
 
 
 def test_each_direction_may_have_its_own_mode():
-    objective = Objective.of([MSE, "accuracy"], ["min", "max"])
+    objective = Objective.from_config([MSE, "accuracy"], ["min", "max"])
     assert ranking(objective, [{MSE: 1.0, "accuracy": 0.1}, {MSE: 0.5, "accuracy": 0.9}])[0] == 1
     assert str(objective) == "lowest reconstruction/mse and highest accuracy"
 
@@ -84,14 +90,14 @@ def test_each_direction_may_have_its_own_mode():
 )
 def test_an_objective_that_makes_no_sense_is_refused(metric, mode, words):
     with pytest.raises(ConfigError, match=words):
-        Objective.of(metric, mode)
+        Objective.from_config(metric, mode)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), max_size=12))
 def test_ranking_is_a_permutation_whose_head_is_the_front(points):
     names = ["a", "b", "c"]
     trials = [dict(zip(names, map(float, point), strict=True)) for point in points]
-    order = ranking(Objective.of(names, ["min", "max", "min"]), trials)
+    order = ranking(Objective.from_config(names, ["min", "max", "min"]), trials)
     front = pareto_front([tuple(map(float, p)) for p in points], ("min", "max", "min"))
     assert sorted(order) == list(range(len(points)))
     assert set(order[: len(front)]) == set(front)

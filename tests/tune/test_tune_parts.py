@@ -135,7 +135,7 @@ def test_earlier_trials_fill_the_rungs_of_asha(tmp_path):
         "sweep.space.run.seed={grid: [0, 1]}",
         "sweep.scheduler={kind: asha, grace: 100, reduction_factor: 3}",
     )
-    objective = Objective.of("loss/reconstruction", "min")
+    objective = Objective.from_config("loss/reconstruction", "min")
     ended = [
         TrialRecord(f"t{n}", n, "", {}, {}, history=({"step": 100, "loss/reconstruction": n},))
         for n in range(6)
@@ -156,7 +156,7 @@ def test_pbt_changes_rates_and_leaves_each_trial_its_folder(tmp_path):
         "sweep.scheduler={kind: pbt, every_steps: 50, resample_probability: 0}",
     )
     scheduler = build_scheduler(
-        plan.sweep, Objective.of("loss/reconstruction", "min"), plan.configs, []
+        plan.sweep, Objective.from_config("loss/reconstruction", "min"), plan.configs, []
     )
     assert isinstance(scheduler, RunFolderPbt)
     bad, good = Tried("bad"), Tried("good")
@@ -175,7 +175,7 @@ def test_asha_leaves_out_scores_that_do_not_compare(tmp_path, compares):
         "sweep.space.run.seed={grid: [0, 1]}",
         "sweep.scheduler={kind: asha, grace: 100, reduction_factor: 3}",
     )
-    objective = Objective.of("loss/reconstruction", "min")
+    objective = Objective.from_config("loss/reconstruction", "min")
     scheduler = build_scheduler(plan.sweep, objective, plan.configs, [], lambda result: compares)
     decisions = [judge(scheduler, f"t{n}", 100, float(n)) for n in range(6)]
     assert (TrialScheduler.STOP in decisions) == compares

@@ -30,7 +30,7 @@ _MIN_ELASTIC_SECONDS = 60.0
 
 
 def is_local() -> bool:
-    """Return whether this process starts a Ray of its own: nobody named a cluster."""
+    """Return whether this process starts a Ray of its own, since RAY_ADDRESS is not set."""
     return not os.environ.get(ADDRESS)
 
 
@@ -87,7 +87,7 @@ def connected(config: RunConfig | None = None) -> Iterator[None]:
     A program that is connected to Ray already stays so.
 
     Args:
-        config: of a run whose workers Ray Train shall start.
+        config: of a run whose workers Ray Train starts.
 
     Raises:
         LaunchError: no Ray answers at RAY_ADDRESS.
@@ -197,7 +197,7 @@ def start_seconds(launch: Launch) -> float:
         # How many there is room for is decided before this wait, and at once after a node's death
         # the dead node still counts: the next decision, after it, is right.
         return max(launch.resize_seconds, _MIN_ELASTIC_SECONDS)
-    # The driver, which can say why, gives up before.
+    # The driver, which can name the cause, aborts before.
     return launch.max_wait_minutes * 60 + 60
 
 

@@ -151,7 +151,7 @@ class Driver:
         self._error_since: float | None = None
 
     def watch(self) -> WorkerResult[Outcome]:
-        """Return what the workers returned, after printing all their lines."""
+        """Return the result of rank 0, after printing all lines of the workers."""
         while self._fit.is_alive():
             self._fit.join(POLL_SECONDS)
             failed = self._poll()

@@ -73,7 +73,7 @@ class Monitor:
         return self._failures.setdefault(cause, self._attempt) != self._attempt
 
     def poll(self) -> DriverUpdate:
-        """Return what is new; lines and metrics are returned once."""
+        """Return the news since the last call; lines and metrics are returned once."""
         update = self._update
         self._update = replace(update, lines=[], metrics=[])
         return update

@@ -86,7 +86,7 @@ class ResourceWait:
         self._next_line = 0.0
 
     def check(self) -> None:
-        """Check the cluster once; to be called about once a second while no worker runs.
+        """Check the cluster once; to be called about once per second while no worker runs.
 
         Raises:
             LaunchError: the wait took longer than `launch.max_wait_minutes`.

@@ -70,7 +70,7 @@ def _call(search_path: str, function: Callable[..., T], args: Any, kwargs: Any) 
 
 
 def result_of(inner: "Future[WorkerResult[T]]") -> T:
-    """Return what a task returned, or raise what it raised.
+    """Return the value of a task, or raise its error.
 
     Raises:
         WorkersFailedError: its process died more often than it may be started again.

@@ -211,5 +211,5 @@ class PrometheusSink:
 
 
 def gauge_name(metric: str) -> str:
-    """Return the name that Ray is told: letters, digits and underscores."""
+    """Return the gauge's name for Ray: letters, digits and underscores."""
     return PREFIX + re.sub(r"[^a-zA-Z0-9_]", "_", metric)
