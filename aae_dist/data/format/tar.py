@@ -1,7 +1,12 @@
-"""Members of a tar file, from its headers: ustar, pax and GNU long names.
+"""Samples of a tar file, from its headers: ustar, pax and GNU long names.
 
-What Python's tarfile takes for the end of a damaged archive in streaming mode (a cut, a wrong
-checksum, a zeroed header) is an error here, so no sample gets lost.
+A cut, a wrong checksum and a zeroed header, which Python's tarfile takes for the end of an archive
+in streaming mode, are errors here, so no sample gets lost.
+
+`read_members` walks any archive header by header. `plain_members` finds the headers of the
+archives that webdataset, tarfile and GNU tar write for short names all at once, in a third of the
+time: 7 us less per sample, a tenth of a first pass over small JPEG. It returns None on anything
+else and on any damage, which `read_members` then handles or reports.
 """
 
 import re
@@ -93,7 +98,7 @@ def read_members(buffer: Buffer) -> Iterator[Member]:
 
 
 class _Headers:
-    """Header blocks whose checksums have yet to be looked at."""
+    """Header blocks whose checksums are not verified yet."""
 
     def __init__(self) -> None:
         self._offsets: Numbers = array("q")
@@ -249,7 +254,7 @@ def _differs(field_bytes: bytes, header: NDArray[np.uint8], unsigned: int) -> bo
 
 
 def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
-    """Return what `read_members` yields of a whole archive; None if it is not plain.
+    """Return the members of a whole plain archive, as `read_members`; None if it is not plain.
 
     Plain: regular files and folders with names of up to 100 bytes and octal sizes, and pax headers
     that say no more than a time.
@@ -301,7 +306,7 @@ def _say_only_a_time(records: Bytes, sizes: NDArray[np.int64]) -> Bools:
 
 @dataclass
 class TarIndex:
-    """The samples of one shard; some 130 bytes a sample."""
+    """The samples of one shard; some 130 bytes per sample."""
 
     keys: list[str] = field(default_factory=list)
     """WebDataset key of every sample."""

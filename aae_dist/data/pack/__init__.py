@@ -43,15 +43,15 @@ def pack(
     options: PackOptions = DEFAULTS,
     write: Callable[[str], None] = to_stderr,
 ) -> dict[str, int]:
-    """Write OUT/train and OUT/validation: tar shards with a manifest.json each.
+    """Write OUT/train and OUT/validation: tar shards with a manifest.json in each.
 
     Args:
         name: one of `NAMES`.
         out: Folder to make, local or in a bucket; it must be empty or absent.
-        root: Folder of images with a sub-folder for each class, CSV or .npy file, or the folder
-            that torchvision keeps its data sets in (downloaded to when absent; default
+        root: Folder of images with a sub-folder per class, CSV or .npy file, or the folder of
+            torchvision's data sets (downloaded when absent; default
             ~/.cache/aae_dist/datasets).
-        options: Shard size, split, and what is done to the images.
+        options: Shard size, split, and changes of the images.
         write: Takes progress lines where there is no terminal.
 
     Returns:
@@ -113,7 +113,7 @@ def _write(
     options: PackOptions,
     write: Callable[[str], None],
 ) -> None:
-    """Write beside the target and move, or upload, when all is complete."""
+    """Write next to the target and move, or upload, when all is complete."""
     parent = None if is_remote(target.uri) else Path(target.uri).parent
     if parent:
         parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _write_set(
 
 
 def _upload(folder: Path, target: Storage, write: Callable[[str], None]) -> None:
-    # Manifests last: shards that one of them lists are there.
+    # Manifests last: the shards that they list are there.
     paths = sorted(folder.rglob("*.tar")) + sorted(folder.rglob("*.json"))
     with progress("uploading", len(paths), "files", write) as advance:
         for path in paths:

@@ -12,14 +12,14 @@ from aae_dist.errors import DataError
 
 Array = NDArray[Any]
 MAGIC = b"\x93NUMPY"
-"""What a .npy file begins with."""
+"""First bytes of a .npy file."""
 
 
 def npy_source(file: Path, options: PackOptions) -> PackSource:
-    """Return the rows of an array, which is mapped, not read whole.
+    """Return the rows of an array, which is memory-mapped.
 
-    uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 are images, written as PNG. All
-    else, [N, D] above all, is written as float32 arrays in the field `npy`.
+    uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 are images, written as PNG.
+    Other arrays, such as [N, D], are written as float32 in the field `npy`.
 
     Raises:
         DataError: There is no such array, or it does not fit its labels.
@@ -57,7 +57,7 @@ def _load(file: Path) -> Array:
 
 
 def _why_not(file: Path) -> str:
-    """Return what keeps NumPy from reading a file; its own words advise to unpickle it."""
+    """Return why NumPy cannot read a file; its own message advises to unpickle it."""
     with file.open("rb") as opened:
         is_array = opened.read(len(MAGIC)) == MAGIC
     return "damaged, or an array of objects, not of numbers" if is_array else "not a .npy file"

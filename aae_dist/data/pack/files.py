@@ -1,4 +1,4 @@
-"""Image files to pack: a folder with a sub-folder for each class, or a CSV of paths and labels."""
+"""Image files to pack: a folder with a sub-folder per class, or a CSV of paths and labels."""
 
 import csv
 import os
@@ -24,11 +24,12 @@ COLUMNS = ("path", "label")
 def folder_source(root: Path, options: PackOptions) -> PackSource:
     """Return the images in the sub-folders of `root`, labelled by the sorted names of these.
 
-    Images that lie in `root` itself, where no sub-folder has any, have no labels. What is hidden
-    (.ipynb_checkpoints, ._photo.jpg) is not looked at, and a folder without images is no class.
+    Images in `root` itself have no labels, if no sub-folder has images. Hidden files and folders
+    (.ipynb_checkpoints, ._photo.jpg) are ignored, and a folder without images is no class.
 
     Raises:
-        DataError: There are no images, or some lie deeper, or beside sub-folders that have some.
+        DataError: There are no images, some lie deeper, or some lie next to sub-folders with
+            images.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give a folder with a sub-folder for each class.")
@@ -49,7 +50,7 @@ def folder_source(root: Path, options: PackOptions) -> PackSource:
     loose = [path.name for path in images if len(path.parts) == 1]
     if loose and classes:
         raise DataError(
-            f"{root}: {loose[0]} and {len(loose) - 1} more lie beside the folders of the classes; "
+            f"{root}: {loose[0]} and {len(loose) - 1} more lie next to the folders of the classes; "
             "move them into one, or remove them."
         )
     numbers = {name: number for number, name in enumerate(classes)}
@@ -72,8 +73,8 @@ def _images(root: Path) -> Iterator[Path]:
 def csv_source(file: Path, options: PackOptions) -> PackSource:
     """Return the images that a CSV file with the columns path and label lists.
 
-    Paths count from the CSV file's folder. Whole numbers are labels as they are; of any other
-    labels, the place among their sorted names is. Without a column label there are none.
+    Paths are relative to the CSV file's folder. Whole numbers are labels as they are; other labels
+    are numbered in the order of their sorted names. Without a column label there are none.
 
     Raises:
         DataError: There is no such file or column, or a path is listed twice.

@@ -1,17 +1,18 @@
 """Known data sets from the files that torchvision keeps, downloaded where they are absent."""
 
+import io
 import json
 import pickletools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.data.pack.mat import read_mat_arrays
 from aae_dist.data.pack.sources import (
     Fields,
     PackOptions,
@@ -22,7 +23,7 @@ from aae_dist.data.pack.sources import (
     image_fields,
     read_file,
 )
-from aae_dist.errors import DataError
+from aae_dist.errors import ConfigError, DataError
 
 MNIST_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 _MNIST_SETS = {"train": "train", "validation": "t10k"}
@@ -59,7 +60,7 @@ def mnist_source(name: str, root: Path, options: PackOptions) -> PackSource:
     """
     raw = root / MNIST_FOLDERS[name] / "raw"
     if not (raw / "t10k-labels-idx1-ubyte").exists():
-        download(name, root, lambda datasets: _make(datasets, MNIST_FOLDERS[name], root))
+        download(name, root, lambda datasets: _load_class(datasets, MNIST_FOLDERS[name], root))
     sets = {}
     for set_name, prefix in _MNIST_SETS.items():
         images = _read_idx(raw / f"{prefix}-images-idx3-ubyte", 3)
@@ -90,19 +91,44 @@ def svhn_source(root: Path, options: PackOptions) -> PackSource:
     """Return the 73,257 training digits, and the 26,032 of the test set as validation.
 
     Raises:
+        ConfigError: SciPy, which reads the files, is not installed.
         DataError: The files are not there and cannot be downloaded, or are damaged.
     """
+    if find_spec("scipy") is None:
+        raise ConfigError("pack svhn reads MATLAB files with SciPy: pip install 'aae_dist[pack]'")
     sets = {}
     for set_name, split in _SVHN_SETS.items():
         file = root / f"{split}_32x32.mat"
         if not file.exists():
             download("svhn", root, partial(_download_svhn, root, split))
-        arrays = read_mat_arrays(file)
-        if not {"X", "y"} <= set(arrays) or arrays["X"].ndim != 4 or arrays["X"].dtype != np.uint8:
+        arrays = _read_mat(file)
+        images, numbers = arrays.get("X", np.empty(0)), arrays.get("y", np.empty(0))
+        if images.ndim != 4 or images.dtype != np.uint8 or numbers.dtype.kind not in "uif":
             raise DataError(f"{file}: has no arrays X and y of digits; delete it.")
-        labels = arrays["y"].reshape(-1).astype(np.int64) % 10  # SVHN calls the zero 10
-        sets[set_name] = _image_set(arrays["X"].transpose(3, 0, 1, 2), labels, file, options)
+        labels = numbers.reshape(-1).astype(np.int64) % 10  # SVHN calls the zero 10
+        sets[set_name] = _image_set(images.transpose(3, 0, 1, 2), labels, file, options)
     return PackSource(sets)
+
+
+def _read_mat(file: Path) -> dict[str, Any]:
+    """Return the arrays X and y, as far as the file has them.
+
+    Raises:
+        DataError: The file is absent, damaged, or not of MATLAB 5 (7.3 is HDF5).
+    """
+    from scipy.io import loadmat
+
+    data = read_file(file)
+    if data[124:128] != b"\x00\x01IM":
+        raise DataError(f"{file}: not a MATLAB 5 file of little-endian numbers; delete it.")
+    try:
+        arrays: dict[str, Any] = loadmat(io.BytesIO(data), variable_names=("X", "y"))
+    except Exception as error:  # noqa: BLE001 - SciPy's parser raises what the bytes make it
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{file}: damaged ({reason:.300}); delete it to download it again."
+        ) from None
+    return arrays
 
 
 def download(name: str, root: Path, run: Callable[[object], object]) -> None:
@@ -139,7 +165,7 @@ def _remove_empty(root: Path, before: Collection[Path], made: Sequence[Path]) ->
             folder.rmdir()
 
 
-def _make(datasets: object, name: str, root: Path) -> object:
+def _load_class(datasets: object, name: str, root: Path) -> object:
     return getattr(datasets, name)(str(root), download=True)
 
 

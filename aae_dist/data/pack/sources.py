@@ -1,4 +1,4 @@
-"""What can be packed, as sets of samples: the shapes that all sources share."""
+"""Types and helpers that all packed sources share."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -24,20 +24,20 @@ FIELDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What `pack` does beside copying."""
+    """Options of `pack`."""
 
     shard_samples: int = 5000
-    """Most samples in one shard."""
+    """Maximum samples per shard."""
     image_size: int | None = None
-    """Height and width that images are brought to, as by `data.image_size`; None keeps them."""
+    """Height and width of the written images, as by `data.image_size`; None keeps them."""
     crop_size: int | None = None
-    """Centre square that is cut out before, in pixels."""
+    """Centre square that is cropped before, in pixels."""
     validation_fraction: float = 0.1
-    """folder, csv and npy: part of the samples that goes to the validation set."""
+    """folder, csv and npy: fraction of the samples in the validation set."""
     seed: int = 0
-    """folder, csv and npy: another one makes another split, and another order."""
+    """folder, csv and npy: seed of the split and of the order."""
     labels: Path | None = None
-    """npy: array of integers, one for each row."""
+    """npy: array of integers, one per row."""
 
     @property
     def resize(self) -> Resize:
@@ -46,13 +46,13 @@ class PackOptions:
 
     @property
     def changes_images(self) -> bool:
-        """Whether images are scaled or cut, so that files are written anew."""
+        """Whether images are scaled or cropped, so that files are written again."""
         return self.image_size is not None or self.crop_size is not None
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Samples to write, to be gone through once."""
+    """Samples to write; they can be iterated once."""
 
     num_samples: int
     samples: Iterator[Fields]
@@ -60,12 +60,12 @@ class SampleSet:
 
 @dataclass(frozen=True)
 class PackSource:
-    """The sets of a source by name, and what its labels are called, if anything."""
+    """The sets of a source by name, and the names of its classes, if any."""
 
     sets: dict[str, SampleSet]
     classes: Sequence[str] = field(default=())
     advice: Callable[[], str] = str
-    """Says, when all samples are written, what the user should know of them, if anything."""
+    """Returns advice for the user once all samples are written, or an empty text."""
 
 
 def split(names: Sequence[str], options: PackOptions) -> dict[str, list[int]]:

@@ -207,7 +207,7 @@ def test_bad_sources_are_one_clear_line_and_leave_nothing_behind(tmp_path: Path)
     (tmp_path / "flat").mkdir()
     for name, root, problem in (
         ("mnist", "short", "damaged or not an IDX file"),
-        ("folder", "loose", "odd.png and 0 more lie beside the folders of the classes"),
+        ("folder", "loose", "odd.png and 0 more lie next to the folders of the classes"),
         ("folder", "sets", r"train/class 0/0.png lies in .* pack \S+sets/train by itself"),
         ("folder", "broken", "bad.png: not a readable image"),
         ("folder", "flat", "file in it or its sub-folders"),

@@ -1,6 +1,7 @@
 """Packing from CSV and npy files, and from files in the formats of CIFAR-10, SVHN and CelebA."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from aae_dist.config.sections.data import Data
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.pack import NAMES, PackOptions, pack
 from aae_dist.data.pack.known import download
-from aae_dist.errors import DataError
+from aae_dist.errors import ConfigError, DataError
 
 
 def opened(folder: Path, **settings: object) -> Dataset:
@@ -223,6 +224,16 @@ def test_vectors_come_back_exactly(tmp_path: Path) -> None:
     assert {row.tobytes() for row in rows} == {row.numpy().tobytes() for row in found}
 
 
+def test_svhn_without_scipy_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_svhn(tmp_path / "svhn")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ConfigError, match=r"pip install 'aae_dist\[pack\]'"):
+        pack("svhn", str(tmp_path / "out"), str(tmp_path / "svhn"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
     write_cifar(tmp_path / "cifar")
     batch = tmp_path / "cifar/cifar-10-batches-py/data_batch_1"
@@ -235,6 +246,11 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
     write_svhn(tmp_path / "other")
     (tmp_path / "other/train_32x32.mat").write_bytes(
         mat_file(mat_matrix("Z", np.ones((9, 9), np.uint8), 9))
+    )
+    write_svhn(tmp_path / "text")
+    pixels = mat_matrix("X", np.ones((32, 32, 3, 2), np.uint8), 9)
+    (tmp_path / "text/train_32x32.mat").write_bytes(
+        mat_file(pixels, mat_matrix("y", np.full((2, 1), 49, np.uint8), 4))
     )
     write_celeba(tmp_path / "celeba")
     with (tmp_path / "celeba/celeba/identity_CelebA.txt").open("a") as file:
@@ -260,6 +276,7 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
         ("svhn", "svhn", PackOptions(), "train_32x32.mat: damaged"),
         ("svhn", "hdf5", PackOptions(), "not a MATLAB 5 file"),
         ("svhn", "other", PackOptions(), "no arrays X and y"),
+        ("svhn", "text", PackOptions(), "no arrays X and y"),
         ("celeba", "celeba", PackOptions(), "do not name the same images"),
         ("npy", "nan.npy", PackOptions(), "row .: has numbers that are not finite"),
         ("npy", "flat.npy", PackOptions(), "2 to 4 dimensions"),
