@@ -2,7 +2,6 @@
 
 import json
 import time
-import urllib.request
 
 import pytest
 from helpers.hosts import wait_for
@@ -21,13 +20,6 @@ def train(name, steps):
     return {**SMALL, **own, "train": {**SMALL["train"], "steps": steps}}
 
 
-def upload(cluster, bucket, folder):
-    cluster.make_bucket(bucket)
-    for path in folder.iterdir():
-        url = f"{cluster.s3}/{bucket}/{path.name}"
-        urllib.request.urlopen(urllib.request.Request(url, method="PUT", data=path.read_bytes()))
-
-
 def test_train_encode_and_index_end_well(make_cluster, tmp_path):
     """Two workers on two nodes train and encode; tasks on both count the samples of shards."""
     cluster = make_cluster("kind-cpu-train")
@@ -40,7 +32,9 @@ def test_train_encode_and_index_end_well(make_cluster, tmp_path):
     cluster.run_job(tmp_path / "encode", {}, f"{encode} launch.workers=2")
     assert any(key.startswith("codes/") for key in cluster.objects("runs"))
     write_shards(tmp_path / "shards", [3, 0, 5] * 7)
-    upload(cluster, "shards", tmp_path / "shards")
+    cluster.make_bucket("shards")
+    for path in (tmp_path / "shards").iterdir():
+        open_storage("s3://shards").write(path.name, path.read_bytes())
     cluster.run_job(tmp_path / "index", {}, "exec aae-dist data index s3://shards --ray")
     assert open_manifest("s3://shards").counts.tolist() == [3, 0, 5] * 7
 

@@ -49,18 +49,17 @@ def test_schedulers_and_trials_of_two_workers_need_no_shared_folder_either(make_
     """PBT moves states from node to node, ASHA stops trials, and a trial takes both nodes."""
     cluster = make_cluster("kind-cpu-sweep")
     cluster.start()
-    pbt = {"kind": "pbt", "every_steps": 20, "resample_probability": 0}
+    # Halves: with less, the worst trial may be another one each time that one of them is compared.
+    pbt = {"kind": "pbt", "every_steps": 20, "quantile": 0.5, "resample_probability": 0}
     text = cluster.run_job(tmp_path / "pbt", sweep("pbt", 1, LR, scheduler=pbt))
     record = finished("pbt", text)
     assert record.counts()["finished"] == 4
     assert [event for trial in record.trials for event in trial.lineage]
-    asha = {"kind": "asha", "grace": 20, "reduction_factor": 2}
-    for name, workers, more in (
-        ("asha", 1, {"scheduler": asha}),
-        ("grid2", 2, {}),
-        ("asha2", 2, {"scheduler": asha}),
-    ):
+    asha = {"scheduler": {"kind": "asha", "grace": 20, "reduction_factor": 2}}
+    for name, workers, more in (("grid2", 2, {}), ("asha", 1, asha), ("asha2", 2, asha)):
         text = cluster.run_job(tmp_path / name, sweep(name, workers, LR, **more), seconds=400)
         record = finished(name, text)
         assert {attempts(trial) for trial in record.trials} == {1}, name
-        assert bool(record.counts()["pruned"]) == bool(more), name
+        # Of several workers, all may have ended before the word to stop has reached them.
+        assert name != "asha" or record.counts()["pruned"]
+        assert name != "grid2" or not record.counts()["pruned"]
