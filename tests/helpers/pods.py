@@ -80,11 +80,15 @@ def template_environment(name: str, group: str) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in container["env"]}
 
 
-def without_gpus(found: Manifest) -> Manifest:
-    """Take the GPUs off all pods, for a machine that has none."""
+def fitted(found: Manifest) -> Manifest:
+    """Take the GPUs off all workers and leave them one CPU, for a machine that has no more.
+
+    A Ray node starts a process per CPU, even before there is anything to do.
+    """
     for group in cluster_of(found)["workerGroupSpecs"]:
         for amounts in group["template"]["spec"]["containers"][0]["resources"].values():
             amounts.pop("nvidia.com/gpu", None)
+            amounts["cpu"] = "1"
     return found
 
 

@@ -46,7 +46,7 @@ class PlayedCluster:
             token: whether Ray's APIs want one, as all overlays have it.
             workers: number of hosts for the first group of workers.
         """
-        self.manifest = pods.without_gpus(pods.manifest(rendering))
+        self.manifest = pods.fitted(pods.manifest(rendering))
         is_job = self.manifest["kind"] == "RayJob"
         self.job = self.manifest if is_job else pods.manifest("kind-cpu-train")
         self.token = secrets.token_hex(32) if token else None

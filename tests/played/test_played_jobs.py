@@ -40,7 +40,7 @@ def test_train_encode_and_index_end_well(make_cluster, tmp_path):
 
 
 def test_a_job_that_is_stopped_ends_soon_after_its_save(make_cluster, tmp_path):
-    """`ray job stop` gives a run 60 s; it takes a few. The pods are GKE's, without their GPUs."""
+    """`ray job stop` gives a run 60 s; it takes a few. The pods are GKE's, of one CPU."""
     cluster = make_cluster("gke-train")
     cluster.start()
     job = cluster.start_job(tmp_path / "log", train("x", 1_000_000))
