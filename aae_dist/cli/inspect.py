@@ -1,7 +1,6 @@
 """What a run is worth, and what there is: evaluate, export, runs, report."""
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from aae_dist.cli.options import (
     step_option,
 )
 from aae_dist.errors import AaeDistError, ConfigError
+from aae_dist.utils import formatting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,6 @@ COLUMNS = {
 }
 MIN_WIDTH = 100
 """Columns of a table that goes into a file or a pipe."""
-UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 @click.command(cls=RawHelp, short_help="measure a trained run on data", epilog=EVALUATE_EXAMPLES)
@@ -126,15 +125,8 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("meaning")
     for name in sorted(metrics, key=lambda n: (order.index(n) if n in order else len(order), n)):
-        table.add_row(name, number(metrics[name]), MEANINGS.get(name, ""))
+        table.add_row(name, formatting.number(metrics[name]), MEANINGS.get(name, ""))
     Console(markup=False, highlight=False).print(table)
-
-
-def number(value: float) -> str:
-    """Return a number with four significant digits, whole ones with their thousands marked."""
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:.4g}"
 
 
 @click.command(
@@ -251,7 +243,7 @@ def _print(rows: Sequence["RunRow"], uri: str) -> None:
         scores = [_score(row.metrics.get(metric)) for metric in COLUMNS.values()]
         kind = _section(row.config, "prior").get("kind", "")
         latent_dim = _section(row.config, "model").get("latent_dim", "")
-        age = age_text(row.age_seconds)
+        age = formatting.age(row.age_seconds)
         table.add_row(row.name, row.state, _step(row), str(kind), str(latent_dim), *scores, age)
     console = Console(markup=False, highlight=False)
     console.width = max(console.width, 0 if console.is_terminal else MIN_WIDTH)
@@ -271,13 +263,7 @@ def _step(row: "RunRow") -> str:
 
 
 def _score(value: float | None) -> str:
-    return "" if value is None else number(value)
-
-
-def age_text(seconds: float) -> str:
-    """Return a length of time by its largest unit, say `3 min`."""
-    size, unit = next(((s, u) for s, u in UNITS if seconds >= s), UNITS[-1])
-    return f"{seconds / size:.0f} {unit}"
+    return "" if value is None else formatting.number(value)
 
 
 @click.command(cls=RawHelp, short_help="write the report of a sweep", epilog=REPORT_EXAMPLE)

@@ -4,7 +4,6 @@ Rows come in order and in chunks, so no file is ever held in memory. The bytes a
 rows alone: no times, no host, no chunking that depends on the writer.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.errors import ConfigError
+from aae_dist.utils.arrays import npy_bytes, png_bytes
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -150,7 +149,7 @@ class TarOutput:
             if self._as_arrays:
                 fields["npy"] = npy_bytes(image)
             else:
-                fields["png"] = png_bytes(image)
+                fields["png"] = png_bytes(_pixels(image))
             if label != NO_LABEL:
                 fields["cls"] = str(label).encode()
             self._writer.write(fields)
@@ -159,19 +158,10 @@ class TarOutput:
         self._writer.close()
 
 
-def npy_bytes(array: NDArray[np.float32]) -> bytes:
-    """Return the array as a .npy file, little-endian."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def png_bytes(image: NDArray[np.float32]) -> bytes:
-    """Return the PNG of an image [C, H, W] with one or three channels, clipped to [0, 1]."""
+def _pixels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return an image [C, H, W], clipped to [0, 1], as bytes [H, W] or [H, W, 3]."""
     pixels = (image.clip(0.0, 1.0) * 255).round().astype(np.uint8).transpose(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
 FORMATS: dict[str, Callable[[Path, OutputSpec], ShardOutput]] = {

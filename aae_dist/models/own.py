@@ -57,40 +57,8 @@ def check_network(
         shape: of the outputs.
         trains: whether it will be trained, not only used.
     """
-
-    @torch.no_grad()
-    def problem_of_results() -> str | None:
-        buffers = {name: b.clone() for name, b in network.named_buffers()}
-        first = network(*inputs)
-        if not isinstance(first, Tensor) or tuple(first.shape) != shape:
-            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-            shapes = " and ".join(str(tuple(i.shape)) for i in inputs)
-            return f"must map a batch of shape {shapes} to {shape}; got {got}"
-        if not bool(first.isfinite().all()):
-            return "gives numbers that are not finite, for inputs in [0, 1]"
-        for name, buffer in network.named_buffers():
-            if not torch.equal(buffers[name], buffer):
-                return (
-                    f"changes its buffer {name} when it runs, so that ranks would drift apart; "
-                    "use GroupNorm or LayerNorm instead of BatchNorm"
-                )
-        if not torch.equal(first, network(*inputs)):
-            return (
-                "gives another result each time (dropout?), so that a resumed run would not "
-                "repeat; random numbers come from posterior.kind=gaussian or universal"
-            )
-        half = len(first) // 2
-        alone = network(*(values[:half] for values in inputs))
-        scale = float(first.abs().max())
-        if not torch.allclose(alone, first[:half], rtol=1e-3, atol=1e-4 * scale):
-            return (
-                "makes a sample's result depend on the other samples of its batch, so that runs "
-                "would depend on the number of ranks; use GroupNorm or LayerNorm, not BatchNorm"
-            )
-        return None
-
     try:
-        text = problem_of_results()
+        text = _problem_of_results(network, inputs, shape)
         if trains and not text:
             # Codes that reach decoder and discriminator have gradients, images have none.
             with_graph = [i.clone().requires_grad_(key != "encoder") for i in inputs]
@@ -99,6 +67,41 @@ def check_network(
         text = f"failed with {type(error).__name__}: {error}"
     if text:
         raise ConfigError(f"model.{key}: {type(network).__name__} {text}")
+
+
+@torch.no_grad()
+def _problem_of_results(
+    network: nn.Module, inputs: tuple[Tensor, ...], shape: tuple[int, ...]
+) -> str | None:
+    """Return what is wrong with a network's outputs, None if nothing is."""
+    buffers = {name: b.clone() for name, b in network.named_buffers()}
+    first = network(*inputs)
+    if not isinstance(first, Tensor) or tuple(first.shape) != shape:
+        got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        shapes = " and ".join(str(tuple(i.shape)) for i in inputs)
+        return f"must map a batch of shape {shapes} to {shape}; got {got}"
+    if not bool(first.isfinite().all()):
+        return "gives numbers that are not finite, for inputs in [0, 1]"
+    for name, buffer in network.named_buffers():
+        if not torch.equal(buffers[name], buffer):
+            return (
+                f"changes its buffer {name} when it runs, so that ranks would drift apart; "
+                "use GroupNorm or LayerNorm instead of BatchNorm"
+            )
+    if not torch.equal(first, network(*inputs)):
+        return (
+            "gives another result each time (dropout?), so that a resumed run would not "
+            "repeat; random numbers come from posterior.kind=gaussian or universal"
+        )
+    half = len(first) // 2
+    alone = network(*(values[:half] for values in inputs))
+    scale = float(first.abs().max())
+    if not torch.allclose(alone, first[:half], rtol=1e-3, atol=1e-4 * scale):
+        return (
+            "makes a sample's result depend on the other samples of its batch, so that runs "
+            "would depend on the number of ranks; use GroupNorm or LayerNorm, not BatchNorm"
+        )
+    return None
 
 
 def _problem_of_gradients(network: nn.Module, inputs: Sequence[Tensor]) -> str | None:

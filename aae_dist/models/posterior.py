@@ -34,15 +34,12 @@ class DeterministicPosterior:
     encoder_noise_dim = 0
 
     def noise_dim(self, latent_dim: int) -> int:
-        """Return 0: nothing is drawn."""
         return 0
 
     def sample(self, outputs_BP: Tensor, noise_BN: Tensor) -> Tensor:
-        """Return the outputs themselves."""
         return outputs_BP
 
     def mean(self, outputs_BP: Tensor) -> Tensor:
-        """Return the outputs themselves."""
         return outputs_BP
 
 
@@ -58,7 +55,6 @@ class UniversalPosterior(DeterministicPosterior):
         self.encoder_noise_dim = noise_dim
 
     def noise_dim(self, latent_dim: int) -> int:
-        """Return N."""
         return self.encoder_noise_dim
 
 
@@ -70,11 +66,9 @@ class CategoricalPosterior(DeterministicPosterior):
         self.straight_through = straight_through
 
     def sample(self, outputs_BP: Tensor, noise_BN: Tensor) -> Tensor:
-        """Return probabilities, or one-hot vectors, of shape (B, Z)."""
         return self.mean(outputs_BP)
 
     def mean(self, outputs_BP: Tensor) -> Tensor:
-        """Return probabilities, or one-hot vectors, of shape (B, Z)."""
         soft_BZ = outputs_BP.softmax(1)
         if not self.straight_through:
             return soft_BZ
@@ -92,16 +86,13 @@ class GaussianPosterior:
     encoder_noise_dim = 0
 
     def noise_dim(self, latent_dim: int) -> int:
-        """Return one number per dimension."""
         return latent_dim
 
     def sample(self, outputs_BP: Tensor, noise_BN: Tensor) -> Tensor:
-        """Return mean + std * noise."""
         mean_BZ, log_std_BZ = self.parameters(outputs_BP)
         return mean_BZ + log_std_BZ.exp() * noise_BN
 
     def mean(self, outputs_BP: Tensor) -> Tensor:
-        """Return the mean."""
         return self.parameters(outputs_BP)[0]
 
     def parameters(self, outputs_BP: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,17 @@
 """Priors p(z). For your own, derive from `Prior` and name it with `prior.kind=custom`."""
 
 from aae_dist.priors.build import build_prior
-from aae_dist.priors.prior import Prior
-from aae_dist.priors.with_density import (
+from aae_dist.priors.distributions import (
+    CategoricalPrior,
+    EmpiricalPrior,
     GaussianPrior,
     LaplacePrior,
     MixturePrior,
-    StudentTPrior,
-    UniformPrior,
-)
-from aae_dist.priors.without_density import (
-    CategoricalPrior,
-    EmpiricalPrior,
+    Prior,
     SpherePrior,
+    StudentTPrior,
     SwissRollPrior,
+    UniformPrior,
 )
 
 __all__ = [

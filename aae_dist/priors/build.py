@@ -7,19 +7,17 @@ from torch import Tensor
 
 from aae_dist.config.sections import prior as sections
 from aae_dist.errors import ConfigError
-from aae_dist.priors.prior import Prior
-from aae_dist.priors.with_density import (
+from aae_dist.priors.distributions import (
+    CategoricalPrior,
+    EmpiricalPrior,
     GaussianPrior,
     LaplacePrior,
     MixturePrior,
-    StudentTPrior,
-    UniformPrior,
-)
-from aae_dist.priors.without_density import (
-    CategoricalPrior,
-    EmpiricalPrior,
+    Prior,
     SpherePrior,
+    StudentTPrior,
     SwissRollPrior,
+    UniformPrior,
 )
 
 PRIORS: dict[str, type[Prior]] = {

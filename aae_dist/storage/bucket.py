@@ -220,20 +220,16 @@ class BucketStorage:
 
     @property
     def uri(self) -> str:
-        """The folder's address."""
         return join(self._root, self._prefix) if self._prefix else self._root
 
     def child(self, name: str) -> "BucketStorage":
-        """Return the folder `name` below this one."""
         return BucketStorage(self._root, self._path(name), self._store)
 
     def read(self, key: str) -> bytes:
-        """Return the whole file."""
         with bucket_errors(join(self.uri, key)):
             return bytes(self._store.get(self._path(key)).bytes())
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Return up to `length` bytes from byte `start` on."""
         with bucket_errors(join(self.uri, key)):
             try:
                 return bytes(self._store.get_range(self._path(key), start=start, length=length))
@@ -243,13 +239,11 @@ class BucketStorage:
                 raise
 
     def write(self, key: str, data: bytes) -> None:
-        """Store the file."""
         self._check_not_web()
         with bucket_errors(join(self.uri, key)):
             self._store.put(self._path(key), data, chunk_size=CHUNK_BYTES)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Store the file unless the key exists."""
         self._check_not_web()
         with bucket_errors(join(self.uri, key)):
             try:
@@ -259,7 +253,6 @@ class BucketStorage:
             return True
 
     def replace(self, key: str, data: bytes, expected: bytes) -> bool:
-        """Store the file if its bytes are `expected` until then."""
         self._check_not_web()
         with bucket_errors(join(self.uri, key)):
             try:
@@ -277,13 +270,11 @@ class BucketStorage:
             return True
 
     def upload(self, key: str, path: Path) -> None:
-        """Store a copy of the local file `path`, in parts where it is large."""
         self._check_not_web()
         with bucket_errors(join(self.uri, key)):
             self._store.put(self._path(key), path, chunk_size=CHUNK_BYTES)
 
     def list(self, prefix: str = "") -> list[Entry]:
-        """Return the files in folder `prefix` and below, sorted by key."""
         top = self._path(prefix) if prefix else self._prefix
         cut = len(self._prefix) + 1 if self._prefix else 0
         self._check_can_list()
@@ -293,7 +284,6 @@ class BucketStorage:
         return sorted(found, key=lambda entry: entry.key)
 
     def folders(self, prefix: str = "") -> Names:
-        """Return the names of the folders directly in folder `prefix`, sorted."""
         top = self._path(prefix) if prefix else self._prefix
         self._check_can_list()
         with bucket_errors(self.uri):
@@ -301,7 +291,6 @@ class BucketStorage:
         return sorted(path.rsplit("/", 1)[-1] for path in found)
 
     def is_empty(self) -> bool:
-        """Return whether the first page of a listing is empty."""
         self._check_can_list()
         with bucket_errors(self.uri):
             try:
@@ -312,7 +301,6 @@ class BucketStorage:
                 raise
 
     def delete(self, key: str) -> None:
-        """Remove the file."""
         self._check_not_web()
         with bucket_errors(join(self.uri, key)):
             try:
@@ -321,12 +309,10 @@ class BucketStorage:
                 return
 
     def clear(self, prefix: str) -> None:
-        """Remove all that lies below the folder `prefix`."""
         for entry in self.list(prefix):
             self.delete(entry.key)
 
     def size(self, key: str) -> int | None:
-        """Return the number of bytes of the file, None when it is absent."""
         with bucket_errors(join(self.uri, key)):
             try:
                 return int(self._store.head(self._path(key))["size"])
@@ -334,7 +320,6 @@ class BucketStorage:
                 return None
 
     def stat(self, key: str) -> Entry | None:
-        """Return the file's size, tag and time, None when it is absent."""
         with bucket_errors(join(self.uri, key)):
             try:
                 found = self._store.head(self._path(key))

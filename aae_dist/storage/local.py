@@ -104,31 +104,25 @@ class LocalStorage:
 
     @property
     def uri(self) -> str:
-        """The folder's absolute path."""
         return str(self._folder)
 
     def child(self, name: str) -> "LocalStorage":
-        """Return the folder `name` below this one."""
         return LocalStorage(self._path(name))
 
     def read(self, key: str) -> bytes:
-        """Return the whole file."""
         with file_errors(self.uri):
             return self._path(key).read_bytes()
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Return up to `length` bytes from byte `start` on."""
         with file_errors(self.uri), self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
     def write(self, key: str, data: bytes) -> None:
-        """Store the file."""
         with file_errors(self.uri):
             write_file(self._prepared(key), lambda file: file.write(data))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Store the file unless the key exists."""
         with file_errors(self.uri):
             try:
                 write_file(self._prepared(key), lambda file: file.write(data), place=os.link)
@@ -137,7 +131,6 @@ class LocalStorage:
             return True
 
     def replace(self, key: str, data: bytes, expected: bytes) -> bool:
-        """Store the file if its bytes are `expected` until then."""
         path = self._path(key)
         if not path.exists():
             return False
@@ -148,12 +141,10 @@ class LocalStorage:
             return True
 
     def upload(self, key: str, path: Path) -> None:
-        """Store a copy of the local file `path`."""
         with file_errors(self.uri), path.open("rb") as source:
             write_file(self._prepared(key), lambda file: shutil.copyfileobj(source, file, 1 << 20))
 
     def list(self, prefix: str = "") -> list[Entry]:
-        """Return the files in folder `prefix` and below, sorted by key."""
         top = self._path(prefix) if prefix else self._folder
         found = []
         for folder, _, names in os.walk(top):
@@ -166,26 +157,22 @@ class LocalStorage:
         return sorted(found, key=lambda entry: entry.key)
 
     def folders(self, prefix: str = "") -> Names:
-        """Return the names of the folders directly in folder `prefix`, sorted."""
         top = self._path(prefix) if prefix else self._folder
         if not top.is_dir():
             return []
         return sorted(path.name for path in top.iterdir() if path.is_dir())
 
     def is_empty(self) -> bool:
-        """Return whether the folder has no entry."""
         if not self._folder.is_dir():
             return True
         with file_errors(self.uri), os.scandir(self._folder) as entries:
             return next(entries, None) is None
 
     def delete(self, key: str) -> None:
-        """Remove the file."""
         with file_errors(self.uri):
             self._path(key).unlink(missing_ok=True)
 
     def clear(self, prefix: str) -> None:
-        """Remove the folder `prefix` with all that lies below it."""
         path = self._path(prefix)
         with file_errors(self.uri):
             if path.is_dir():
@@ -193,11 +180,9 @@ class LocalStorage:
                 sync_folder(path.parent)
 
     def size(self, key: str) -> int | None:
-        """Return the number of bytes of the file, None when it is absent."""
         return _size(self._path(key))
 
     def stat(self, key: str) -> Entry | None:
-        """Return the file's size and time, None when it is absent."""
         path = self._path(key)
         try:
             found = path.stat()
@@ -208,7 +193,6 @@ class LocalStorage:
     def stream(
         self, key: str, start: int, end: int, version: Entry | None = None
     ) -> Iterator[Piece]:
-        """Yield the bytes [start, end) in pieces; of local files any version."""
         with file_errors(self.uri), self._path(key).open("rb") as file:
             file.seek(start)
             while piece := file.read(min(_PIECE_BYTES, end - file.tell())):

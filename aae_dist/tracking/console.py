@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from aae_dist.tracking import sinks
 from aae_dist.tracking.sinks import Console, Record
+from aae_dist.utils.formatting import clock, four_digits
 
 if TYPE_CHECKING:
     from rich.console import Console as Terminal
@@ -60,7 +61,6 @@ class ConsoleSink:
         self._started_at = clock()
 
     def log(self, record: Record) -> None:
-        """Write progress if it is time for it, and an evaluation always."""
         step = int(record[sinks.STEP])
         if losses_of(record) and (step >= self._progress.total_steps or self._is_time()):
             self._show(record)
@@ -68,7 +68,6 @@ class ConsoleSink:
             self._write(f"evaluation at step {step}: {scores}")
 
     def on_step(self, step: int) -> None:
-        """Write progress if nothing was written for long."""
         if self._clock() - (self._written_at or self._started_at) >= QUIET_SECONDS:
             self._show({sinks.STEP: step})
 
@@ -99,11 +98,11 @@ def progress_line(record: Record, progress: Progress) -> str:
     parts = [f"step {step:>{len(str(total))}}/{total} ({100 * step // max(total, 1)} %)"]
     if sinks.EPOCH in record:
         parts.append(f"epoch {record[sinks.EPOCH]:.2f}")
-    parts += [f"{name} {number(value)}" for name, value in losses_of(record).items()]
+    parts += [f"{name} {four_digits(value)}" for name, value in losses_of(record).items()]
     if sinks.SAMPLES_PER_SECOND in record:
         parts.append(f"{record[sinks.SAMPLES_PER_SECOND]:,.0f} samples/s")
     if (left := progress.seconds_left(step)) is not None:
-        parts.append(f"{duration(left)} left")
+        parts.append(f"{clock(left)} left")
     return " | ".join(parts)
 
 
@@ -116,19 +115,7 @@ def losses_of(record: Record) -> dict[str, float]:
 def evaluation_text(record: Record) -> str:
     """Return the main scores; empty if the record holds no evaluation."""
     present = {label: record[name] for name, label in sinks.LABELS.items() if name in record}
-    return ", ".join(f"{label} {number(value)}" for label, value in present.items())
-
-
-def number(value: float) -> str:
-    """Return four significant digits."""
-    return f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Return m:ss, or h:mm:ss from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return ", ".join(f"{label} {four_digits(value)}" for label, value in present.items())
 
 
 MOVE_SECONDS = 0.25
@@ -164,7 +151,6 @@ class LiveBarSink:
         self._bar.start()
 
     def log(self, record: Record) -> None:
-        """Move the bar; print an evaluation above it."""
         step = int(record[sinks.STEP])
         if losses_of(record):
             text = self._description(record, step)
@@ -173,7 +159,6 @@ class LiveBarSink:
             self._bar.console.print(f"evaluation at step {step}: {scores}", highlight=False)
 
     def on_step(self, step: int) -> None:
-        """Move the bar, at most a few times per second."""
         if time.monotonic() - self._moved_at >= MOVE_SECONDS:
             self._moved_at = time.monotonic()
             self._bar.update(self._task, completed=step)
@@ -182,13 +167,12 @@ class LiveBarSink:
         pass
 
     def close(self, summary: Record, state: str) -> None:
-        """Stop the bar and leave it on the terminal."""
         self._bar.stop()
 
     def _description(self, record: Record, step: int) -> str:
-        parts = [f"{name} {number(value)}" for name, value in losses_of(record).items()]
+        parts = [f"{name} {four_digits(value)}" for name, value in losses_of(record).items()]
         if sinks.SAMPLES_PER_SECOND in record:
             parts.append(f"{record[sinks.SAMPLES_PER_SECOND]:,.0f} samples/s")
         if (left := self._progress.seconds_left(step)) is not None:
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{clock(left)} left")
         return "  ".join(parts)

@@ -67,14 +67,12 @@ class JsonLinesSink:
             self._append(record)
 
     def log(self, record: Record) -> None:
-        """Append one line and flush it; a value that is not finite is written as null."""
         self._append(record)
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         pass
 
     def close(self, summary: Record, state: str) -> None:
-        """Close the file; the summary is a file of its own."""
         self._file.close()
 
     def truncate(self, step: int) -> None:

@@ -67,15 +67,12 @@ class WandbSink:
         self._sender.start()
 
     def log(self, record: Record) -> None:
-        """Queue one log point."""
         self._put({"record": finite(record)})
 
     def picture(self, name: str, png: bytes, step: int) -> None:
-        """Queue one picture."""
         self._put({"picture": name, "png": png, "step": step})
 
     def close(self, summary: Record, state: str) -> None:
-        """Send the summary, wait a bounded time for the server, copy the files."""
         if self._closed:
             return
         self._closed = True

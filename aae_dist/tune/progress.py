@@ -14,7 +14,7 @@ from aae_dist.launch.log import echo
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import describe
-from aae_dist.tracking.console import duration
+from aae_dist.utils.formatting import clock
 
 LINE_SECONDS = 30.0
 """Time between two lines on how far the sweep is; ends of trials are shown at once."""
@@ -66,7 +66,7 @@ class SweepProgress:
             )
         left = self.seconds_left()
         if left is not None:
-            parts.append(f"about {duration(left)} left")
+            parts.append(f"about {clock(left)} left")
         return f"sweep {self._ledger.plan.sweep.name}: " + " | ".join(parts)
 
     def seconds_left(self) -> float | None:
@@ -111,7 +111,7 @@ class SweepProgress:
         return f"trial {entry.plan.number + 1}/{plan.num_trials} ({parameters})"
 
     def _end_line(self, entry: Entry) -> str:
-        took = duration(entry.seconds)
+        took = clock(entry.seconds)
         if entry.state == TrialState.FINISHED:
             cause = f"; {entry.cause}" if entry.cause else ""
             if not self._ledger.is_comparable(entry.metrics):
@@ -128,7 +128,7 @@ class SweepProgress:
                 describe(entry.values or entry.plan.parameters),
                 f"{entry.step:,}",
                 self.score(entry),
-                duration(entry.cost()),
+                clock(entry.cost()),
             )
         return table
 

@@ -1,10 +1,29 @@
-"""Small helpers for arrays."""
+"""Small helpers for NumPy arrays: evenly spaced numbers, and arrays and images as files."""
+
+import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def evenly_spaced(most: int, total: int) -> NDArray[np.int64]:
-    """Return at most `most` of the numbers 0 to `total` - 1, ascending, spread evenly over them."""
+    """Return at most `most` of the numbers 0 to `total` - 1, ascending, evenly spaced."""
     count = min(most, total)
     return np.arange(count, dtype=np.int64) * total // max(count, 1)
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """Return the array as a .npy file of little-endian float32."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """Return the PNG of a grey image [H, W] or a colour image [H, W, 3]."""
+    from PIL import Image  # most users of this module need no images
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()

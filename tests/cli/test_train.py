@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from aae_dist.cli import main
-from aae_dist.cli.inspect import number
 from aae_dist.cli.options import read_items
 from aae_dist.config import load_config
 from aae_dist.config.loading.yaml import LARGEST_BYTES
 from aae_dist.storage import open_storage
+from aae_dist.utils.formatting import number
 
 BASE = ["run.name=a", "data.train=s3://b/x.tar", "train.steps=5"]
 

@@ -17,7 +17,7 @@ import aae_dist
 from aae_dist.cli import main
 from aae_dist.config.sections.data import Data
 from aae_dist.data import open_dataset
-from aae_dist.inference.outputs import npy_bytes
+from aae_dist.utils.arrays import npy_bytes
 
 MIXTURE = {"kind": "mixture", "num_modes": 3}
 

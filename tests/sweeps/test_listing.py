@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from aae_dist.cli import main
-from aae_dist.cli.inspect import age_text
 from aae_dist.config import dump_yaml, load_config
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.listing import list_runs
 from aae_dist.training.run.lock import this_process
+from aae_dist.utils.formatting import age
 
 METRICS = {"reconstruction/mse": 0.0123, "prior_match/c2st": 0.55, "epoch": 2.0}
 
@@ -125,7 +125,7 @@ def test_the_table_is_readable_at_a_glance(
     ("seconds", "text"), [(0, "0 s"), (59, "59 s"), (60, "1 min"), (7300, "2 h"), (2e5, "2 d")]
 )
 def test_an_age_has_one_unit(seconds: float, text: str) -> None:
-    assert age_text(seconds) == text
+    assert age(seconds) == text
 
 
 def test_damaged_files_cost_a_cell_and_not_the_table(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from aae_dist.tracking.console import ConsoleSink, LiveBarSink, duration, open_console
+from aae_dist.tracking.console import ConsoleSink, LiveBarSink, open_console
+from aae_dist.utils.formatting import clock
 
 
 class Clock:
@@ -85,7 +86,7 @@ def test_an_evaluation_is_always_written():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
 def test_durations_are_readable(seconds, text):
-    assert duration(seconds) == text
+    assert clock(seconds) == text
 
 
 def test_without_a_terminal_lines_are_written():

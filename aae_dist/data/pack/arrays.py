@@ -1,6 +1,5 @@
 """NumPy arrays to pack: images, vectors or volumes of numbers, with labels."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from aae_dist.data.pack.sources import Fields, PackOptions, PackSource, image_fields, sets_of, split
 from aae_dist.errors import DataError
+from aae_dist.utils.arrays import npy_bytes
 
 Array = NDArray[Any]
 MAGIC = b"\x93NUMPY"
@@ -91,7 +91,5 @@ def _array_fields(place: int, row: Array, label: int | None, name: str) -> Field
     numbers = np.asarray(row, "<f4")
     if not np.isfinite(numbers).all():
         raise DataError(f"{name}: has numbers that are not finite; remove them.")
-    buffer = io.BytesIO()
-    np.save(buffer, numbers, allow_pickle=False)
-    fields: Fields = {"__key__": f"{place:08d}", "npy": buffer.getvalue()}
+    fields: Fields = {"__key__": f"{place:08d}", "npy": npy_bytes(numbers)}
     return fields if label is None else {**fields, "cls": str(label).encode()}

@@ -1,6 +1,5 @@
 """Types and helpers that all packed sources share."""
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from aae_dist.data.decode.images import checked_header, decode_image
 from aae_dist.data.decode.resize import Resize
 from aae_dist.errors import DataError, SampleError
+from aae_dist.utils.arrays import png_bytes
 
 Fields = dict[str, str | bytes]
 """A sample as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}."""
@@ -118,7 +117,7 @@ def image_fields(place: int, image: Pixels, label: int | None, options: PackOpti
         label: its class, if it has one.
         options: the size that it is brought to.
     """
-    fields: Fields = {"__key__": f"{place:08d}", "png": png(resized(image, options))}
+    fields: Fields = {"__key__": f"{place:08d}", "png": png_bytes(resized(image, options))}
     if label is not None:
         fields["cls"] = str(label).encode()
     return fields
@@ -171,14 +170,7 @@ def file_fields(
     if not options.changes_images:
         return {"__key__": key, FIELDS[header.format]: data}, size
     plain = image[0] if header.channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-    return {"__key__": key, "png": png(plain)}, size
-
-
-def png(image: Pixels) -> bytes:
-    """Return the image as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+    return {"__key__": key, "png": png_bytes(plain)}, size
 
 
 def read_file(path: Path) -> bytes:

@@ -1,29 +1,55 @@
-"""Priors with a density: Gaussian, Laplace, Student t, uniform, and a ring of Gaussians."""
+"""The base of priors p(z), and the built-in ones; `build.py` lists them by kind.
+
+Shapes: N samples, Z latent_dim, K modes or classes.
+"""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aae_dist.losses import gaussian_log_density
-from aae_dist.priors.prior import Prior
 from aae_dist.utils.device import to_device
+
+
+class Prior(ABC):
+    """A distribution over latent codes that can be sampled.
+
+    Shapes: N samples, Z latent_dim. Samples are float32 on the CPU; the caller moves them.
+    """
+
+    num_classes: int | None = None
+    """Number of classes that `sample_class` knows; None when the prior has none."""
+
+    def __init__(self, latent_dim: int) -> None:
+        self.latent_dim = latent_dim
+
+    @abstractmethod
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Draw samples of shape (N, Z), from `generator` alone."""
+
+    def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one sample, shape (N, Z), of each given class; int64 labels in [0, num_classes)."""
+        raise TypeError(f"{type(self).__name__} has no classes to sample from")
+
+    def log_prob(self, z_NZ: Tensor) -> Tensor | None:
+        """Return log p(z) in nats, shape (N), or None where the density is not known."""
+        return None
 
 
 class GaussianPrior(Prior):
     """p(z) = N(0, std^2 I)."""
 
     def __init__(self, latent_dim: int, std: float = 1.0) -> None:
-        """Take the number of dimensions and the standard deviation of each."""
         super().__init__(latent_dim)
         self.std = std
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw samples of shape (N, Z)."""
         return self.std * torch.randn(num_samples, self.latent_dim, generator=generator)
 
     def log_prob(self, z_NZ: Tensor) -> Tensor:
-        """Return log p(z) in nats, shape (N)."""
         zero = torch.zeros_like(z_NZ)
         return gaussian_log_density(z_NZ, zero, zero + torch.tensor(self.std).log())
 
@@ -32,17 +58,15 @@ class LaplacePrior(Prior):
     """p(z) = prod exp(-|z_i| / scale) / (2 scale)."""
 
     def __init__(self, latent_dim: int, scale: float = 1.0) -> None:
-        """Take the number of dimensions and the scale of each."""
         super().__init__(latent_dim)
         self.scale = scale
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw samples of shape (N, Z): the difference of two exponential variables."""
+        # The difference of two exponential variables.
         pair = torch.empty(2, num_samples, self.latent_dim).exponential_(generator=generator)
         return self.scale * (pair[0] - pair[1])
 
     def log_prob(self, z_NZ: Tensor) -> Tensor:
-        """Return log p(z) in nats, shape (N)."""
         return (-z_NZ.abs() / self.scale - math.log(2 * self.scale)).sum(1)
 
 
@@ -50,20 +74,17 @@ class StudentTPrior(Prior):
     """z = scale * g / sqrt(c / k), with g ~ N(0, I) and c chi-squared with k degrees of freedom."""
 
     def __init__(self, latent_dim: int, degrees_of_freedom: int = 5, scale: float = 1.0) -> None:
-        """Take the number of dimensions, k and the scale of each dimension."""
         super().__init__(latent_dim)
         self.degrees_of_freedom = degrees_of_freedom
         self.scale = scale
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw samples of shape (N, Z)."""
         k = self.degrees_of_freedom
         g_NZ = torch.randn(num_samples, self.latent_dim, generator=generator)
         c_N = torch.randn(num_samples, k, generator=generator).square().sum(1)
         return self.scale * g_NZ / (c_N / k).sqrt()[:, None]
 
     def log_prob(self, z_NZ: Tensor) -> Tensor:
-        """Return log p(z) in nats, shape (N)."""
         k, dim = self.degrees_of_freedom, self.latent_dim
         constant = math.lgamma((k + dim) / 2) - math.lgamma(k / 2)
         constant -= dim / 2 * math.log(k * math.pi) + dim * math.log(self.scale)
@@ -75,17 +96,14 @@ class UniformPrior(Prior):
     """p(z) is constant in the cube [-half_width, half_width]^Z."""
 
     def __init__(self, latent_dim: int, half_width: float = 1.0) -> None:
-        """Take the number of dimensions and half the cube's side."""
         super().__init__(latent_dim)
         self.half_width = half_width
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw samples of shape (N, Z)."""
         u_NZ = torch.rand(num_samples, self.latent_dim, generator=generator)
         return self.half_width * (2 * u_NZ - 1)
 
     def log_prob(self, z_NZ: Tensor) -> Tensor:
-        """Return log p(z) in nats, shape (N); minus infinity outside the cube."""
         inside_N = (z_NZ.abs() <= self.half_width).all(1)
         log_density = -self.latent_dim * math.log(2 * self.half_width)
         return torch.where(inside_N, log_density, -math.inf)
@@ -106,7 +124,6 @@ class MixturePrior(Prior):
         std_radial: float = 0.5,
         std_tangential: float = 0.1,
     ) -> None:
-        """Take an even number of dimensions and the shape of the ring."""
         super().__init__(latent_dim)
         self.num_classes: int = num_modes
         self.radius = radius
@@ -117,12 +134,10 @@ class MixturePrior(Prior):
         self.axes_K22 = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw samples of shape (N, Z) from all modes with equal probability."""
         labels_N = torch.randint(self.num_classes, (num_samples,), generator=generator)
         return self.sample_class(labels_N, generator)
 
     def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one sample, shape (N, Z), of each given mode."""
         pairs = self.latent_dim // 2
         local_NP2 = torch.randn(len(labels_N), pairs, 2, generator=generator) * self.stds
         local_NP2[..., 0] += self.radius
@@ -130,7 +145,6 @@ class MixturePrior(Prior):
         return torch.flatten(z_NP2, 1)
 
     def log_prob(self, z_NZ: Tensor) -> Tensor:
-        """Return log p(z) in nats, shape (N)."""
         centre = torch.tensor([self.radius, 0.0])
         axes_K22, stds, centre = (
             to_device(t, z_NZ.device, z_NZ.dtype) for t in (self.axes_K22, self.stds, centre)
@@ -143,3 +157,75 @@ class MixturePrior(Prior):
             local_NKZ.flatten(0, 1), mean.flatten(0, 1), log_std.flatten(0, 1)
         ).unflatten(0, local_NKZ.shape[:2])
         return log_density_NK.logsumexp(1) - math.log(self.num_classes)
+
+
+class SwissRollPrior(Prior):
+    """Points of a 2-D spiral: angle and radius both grow with sqrt(u), u uniform in [0, 1].
+
+    The spiral is a curve, so it has no density in the plane. Class k of K is u in [k/K, (k+1)/K).
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 2,
+        radius: float = 3.0,
+        num_turns: float = 2.0,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__(latent_dim)
+        self.num_classes: int = num_classes
+        self.radius = radius
+        self.num_turns = num_turns
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        return self._points(torch.rand(num_samples, generator=generator))
+
+    def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
+        u_N = torch.rand(len(labels_N), generator=generator)
+        return self._points((labels_N + u_N) / self.num_classes)
+
+    def _points(self, u_N: Tensor) -> Tensor:
+        r_N = u_N.sqrt()
+        angle_N = 2 * math.pi * self.num_turns * r_N
+        return self.radius * r_N[:, None] * torch.stack([angle_N.cos(), angle_N.sin()], 1)
+
+
+class SpherePrior(Prior):
+    """Uniform on the surface |z| = radius, which has no volume, hence no density."""
+
+    def __init__(self, latent_dim: int, radius: float = 1.0) -> None:
+        super().__init__(latent_dim)
+        self.radius = radius
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        g_NZ = torch.randn(num_samples, self.latent_dim, generator=generator)
+        samples: Tensor = self.radius * g_NZ / g_NZ.norm(dim=1, keepdim=True)
+        return samples
+
+
+class CategoricalPrior(Prior):
+    """One-hot vectors; every dimension is a class, all equally likely."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.num_classes: int = latent_dim
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        labels_N = torch.randint(self.latent_dim, (num_samples,), generator=generator)
+        return self.sample_class(labels_N, generator)
+
+    def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
+        return F.one_hot(labels_N, self.latent_dim).float()
+
+
+class EmpiricalPrior(Prior):
+    """Vectors drawn with replacement from a table, each equally likely."""
+
+    def __init__(self, vectors_MZ: Tensor) -> None:
+        super().__init__(vectors_MZ.shape[1])
+        self.vectors_MZ = vectors_MZ
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        return self.vectors_MZ[
+            torch.randint(len(self.vectors_MZ), (num_samples,), generator=generator)
+        ]
