@@ -86,8 +86,8 @@ def cluster() -> Iterator[Cluster]:
         wait_for_jobs_api(
             found, stack.enter_context(node("head", *others[:2], **head, temp_dir=folder))
         )
-        stack.enter_context(node(WORKERS, *others[2:], address=address, num_cpus=2))
-        wait_for_cpus(found, 2)
+        worker = stack.enter_context(node(WORKERS, *others[2:], address=address, num_cpus=2))
+        wait_for_cpus(found, 2, worker)
         yield found
 
 
