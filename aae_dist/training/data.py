@@ -136,7 +136,7 @@ def _infer(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig
     """Return the configuration with the values inferred from the data."""
     channels, height, width = dataset.image_shape
     inferred: dict[str, Any] = {"lanes": order.lanes, "shuffle_window": order.window}
-    inferred |= {"channels": channels, "resize": Resize.of(config.data).how}
+    inferred |= {"channels": channels, "resize": Resize.from_settings(config.data).how}
     if height == width:
         inferred["image_size"] = height
     return config.model_copy(update={"data": config.data.model_copy(update=inferred)})

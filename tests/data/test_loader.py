@@ -1,4 +1,5 @@
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from aae_dist.data import (
     open_manifest,
     rank_rows,
 )
+from aae_dist.data.decode import images
 from aae_dist.data.index.build import index_folder
 from aae_dist.data.order.order import resolve_window
 from aae_dist.errors import DataError
@@ -224,6 +226,24 @@ def test_packed_shards_count_as_what_they_unpack_to() -> None:
     for suffix, window in ((".tar", "full"), (".tar.gz", 200)):
         shards = tuple(Shard("/", f"{n}{suffix}", 50, (2 << 30) // 10) for n in range(10))
         assert resolve_window(settings, Manifest(shards)) == window
+
+
+def test_a_batch_passes_few_frames_from_the_loader_to_the_decoder(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: list[str] = []
+    decode_pngs = images.decode_pngs
+
+    def recorded(*arguments: object) -> object:
+        stack = traceback.extract_stack()[:-1]
+        frames[:] = [frame.name for frame in stack if "aae_dist/data/" in frame.filename]
+        return decode_pngs(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(images, "decode_pngs", recorded)
+    with BatchLoader(dataset, order_of(dataset), slice(0, 16), num_steps=1) as loader:
+        next(loader)
+    assert {"read_batch", "load", "decode_rows", "decode_images"} <= set(frames)
+    assert len(frames) <= 9
 
 
 @pytest.mark.gpu

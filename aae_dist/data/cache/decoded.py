@@ -181,7 +181,7 @@ def content_id(manifest: Manifest, settings: Data) -> str:
     For local shards it includes inodes and times: names do not change when a file is written
     again.
     """
-    resize = Resize.of(settings)
+    resize = Resize.from_settings(settings)
     facts: list[object] = [settings.image_keys, settings.label_key, resize.how, resize.crop_size]
     for shard in manifest.shards:
         facts.append([shard.url, shard.samples, shard.bytes, shard.etag])

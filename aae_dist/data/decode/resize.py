@@ -5,6 +5,7 @@ with any number of threads, and equal to what `aae-dist data pack --image-size` 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,13 @@ FILTER = Image.Resampling.LANCZOS
 class Resize:
     """How images are brought to the size of a run (see `data.resize` and `data.crop_size`)."""
 
-    how: str
+    how: Literal["cover", "stretch", "crop", "none"]
     crop_size: int | None
     is_settled: bool = False
     """Whether `none` is configured, or comes from a trained run: a size then changes nothing."""
 
     @classmethod
-    def of(cls, settings: Data) -> "Resize":
+    def from_settings(cls, settings: Data) -> "Resize":
         """Return the resizing that the run's `data` section describes."""
         how = settings.resize or ("cover" if settings.image_size else "none")
         return cls(how, settings.crop_size, is_settled=settings.resize == "none")

@@ -46,7 +46,7 @@ class SampleDecoder:
     def __init__(self, settings: Data) -> None:
         self._image_keys = settings.image_keys
         self._only_images = not any(map(is_array, settings.image_keys))
-        self._resize = Resize.of(settings)
+        self._resize = Resize.from_settings(settings)
         # "json:label" is the entry `label` of the object in the field `json`.
         self._label_key, _, self._label_entry = (settings.label_key or "").partition(":")
         # Nearly all samples have the same few names.

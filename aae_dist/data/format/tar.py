@@ -318,7 +318,6 @@ class TarIndex:
     sizes: Numbers = field(default_factory=lambda: array("q"))
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.keys)
 
     def fields(self, sample: int) -> dict[str, ByteRange]:
