@@ -1,4 +1,4 @@
-"""Starts a run here or on a Ray cluster; the only package that imports ray."""
+"""Starts a run here or on a Ray cluster."""
 
 from importlib.util import find_spec
 
@@ -18,28 +18,20 @@ def launch(config: RunConfig) -> Outcome:
         AaeDistError: any other user error, in one clear line.
     """
     check_storage(config)
-    outcome = _launch_local(config) if config.launch.kind == "local" else _launch_ray(config)
+    # Imported when called: `aae-dist --help` or a wrong configuration must not load torch or Ray.
+    if config.launch.kind == "local":
+        from aae_dist.launch.local import launch_local as start
+    elif find_spec("ray") is not None:
+        from aae_dist.launch.ray.driver import launch_ray as start
+    else:
+        raise LaunchError(
+            "launch.kind=ray needs Ray, which is not installed. Run pip install 'aae_dist[ray]', "
+            "or use launch.kind=local."
+        )
+    outcome = start(config)
     if outcome.state == "interrupted":
         raise Interrupted(
             f"{outcome.run_uri}: stopped at step {outcome.step} as asked, with a checkpoint of "
             "that step. The same command resumes from there."
         )
     return outcome
-
-
-# Imported when called: `aae-dist --help` or a wrong configuration must not pay for torch or Ray.
-def _launch_local(config: RunConfig) -> Outcome:
-    from aae_dist.launch.local import launch_local
-
-    return launch_local(config)
-
-
-def _launch_ray(config: RunConfig) -> Outcome:
-    if find_spec("ray") is None:
-        raise LaunchError(
-            "launch.kind=ray needs Ray, which is not installed. Run pip install 'aae_dist[ray]', "
-            "or use launch.kind=local."
-        )
-    from aae_dist.launch.ray.driver import launch_ray
-
-    return launch_ray(config)

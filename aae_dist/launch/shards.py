@@ -106,10 +106,11 @@ def _through_ray(config: RunConfig, calls: Sequence[Call]) -> Iterator[int]:
         )
     from aae_dist.launch.ray.tasks import run_tasks
 
-    yield from run_tasks(config, _write_in_task, calls)
+    yield from run_tasks(config, write_in_task, calls)
 
 
-def _write_in_task(job: DatasetJob, number: int, shard: Shard) -> int:
+def write_in_task(job: DatasetJob, number: int, shard: Shard) -> int:
+    """Write one shard in a worker of Ray, on the device that Ray gave it."""
     from aae_dist.launch.ray.resources import own_device
 
     return write_shard(replace(job, device=own_device(job.device)), number, shard)

@@ -67,7 +67,7 @@ def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = N
     folder.check_writable()
     launch_id = secrets.token_hex(8)
     with RunLock.acquire(folder, launch_id):
-        _check_same(plan.trials)
+        check_same(plan.trials)
         ledger = Ledger(plan, folder)
         if len(ledger.entries) >= plan.num_trials and not ledger.pending():
             echo(f"This sweep had already finished: {plan.uri}")
@@ -79,7 +79,7 @@ def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = N
     return ledger
 
 
-def _check_same(trials: Sequence[TrialPlan]) -> None:
+def check_same(trials: Sequence[TrialPlan]) -> None:
     """Raise CheckpointError when a trial's folder holds another configuration's run."""
 
     def check(trial: TrialPlan) -> None:
@@ -120,10 +120,11 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
         for entry in ledger.in_state(TrialState.RUNNING):
             ledger.finish(entry.plan.id, TrialState.INTERRUPTED)
         ledger.write(state)
-    _check_any_finished(ledger)
+    check_any_finished(ledger)
 
 
-def _check_any_finished(ledger: Ledger) -> None:
+def check_any_finished(ledger: Ledger) -> None:
+    """Raise an error of the trials' own class when none has finished: it decides the exit code."""
     if ledger.in_state(TrialState.FINISHED, TrialState.PRUNED):
         return
     causes = [entry.cause or "" for entry in ledger.in_state(TrialState.FAILED)]

@@ -60,7 +60,7 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
     channel, stop = Channel(config, (), StopToken()), StopToken()
     for gpus in ([], [0]):
         owned[:] = gpus
-        shards._write_in_task(DatasetJob("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
+        shards.write_in_task(DatasetJob("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
         trial_training.train_here(lambda: config, "id", None, channel, stop)
     assert used == ["cpu", "cpu", "auto", "cuda"]
 

@@ -79,3 +79,21 @@ def test_elastic_workers_start_with_as_few_as_are_enough():
     assert demand.fits([{"CPU": 1.0}, {"CPU": 1.0}])
     assert not demand.fits([{"CPU": 1.0}])
     assert demand.capacity_on({"CPU": 9.0}) == 4
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, False),
+        ({"RAY_enable_autoscaler_v2": "1"}, True),
+        # What `ray start` sets on a head of KubeRay's, and what KubeRay sets with an autoscaler.
+        ({"RAY_enable_autoscaler_v2": "1", "RAY_USAGE_STATS_KUBERAY_IN_USE": "1"}, False),
+        ({"RAY_enable_autoscaler_v2": "true", "RAY_USAGE_STATS_KUBERAY_IN_USE": "1"}, True),
+    ],
+)
+def test_a_cluster_of_kuberay_without_an_autoscaler_has_none(monkeypatch, variables, expected):
+    for name in ("RAY_enable_autoscaler_v2", "RAY_USAGE_STATS_KUBERAY_IN_USE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cluster.has_autoscaler() == expected

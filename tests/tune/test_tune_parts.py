@@ -31,7 +31,7 @@ from aae_dist.tune.driver import max_concurrent_trials, placement_of
 from aae_dist.tune.optuna import OptunaSearcher
 from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import RunFolderPbt, build_scheduler
-from aae_dist.tune.sweep import _check_any_finished
+from aae_dist.tune.sweep import check_any_finished
 from aae_dist.tune.trial import OBJECTIVE, SWEEP, Trial
 
 pytestmark = pytest.mark.ray
@@ -216,7 +216,7 @@ def test_a_sweep_without_a_finished_trial_exits_as_its_trials_died(tmp_path, cau
     for entry, cause in zip(ledger.in_state("waiting"), causes, strict=False):
         ledger.finish(entry.plan.id, "failed", cause)
     with pytest.raises(AaeDistError, match="no trial has finished") as raised:
-        _check_any_finished(ledger)
+        check_any_finished(ledger)
     assert raised.value.exit_code == code
 
 
@@ -233,7 +233,7 @@ def test_what_trials_left_is_read_of_many_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tune_sweep, "finished_before", finished_before)
     with pytest.raises(CheckpointError, match="seed 2 was"):
-        tune_sweep._check_same(plan.trials)
+        tune_sweep.check_same(plan.trials)
 
 
 def leave_summary(ledger, name):

@@ -21,6 +21,7 @@ from aae_dist.launch.ray.resources import ResourceRequest, Resources, show, tota
 
 ADDRESS = "RAY_ADDRESS"
 AUTOSCALER = "RAY_enable_autoscaler_v2"
+KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 POLL_SECONDS = 1
 """How often Ray Train's controller looks at its workers; its default is 2."""
 MOST_ADDRESSES = 16
@@ -235,8 +236,12 @@ def check_request(request: ResourceRequest) -> None:
 
 
 def has_autoscaler() -> bool:
-    """Return whether nodes may come by themselves (KubeRay tells the head node so)."""
-    return os.environ.get(AUTOSCALER, "0").lower() in ("1", "true")
+    """Return whether an autoscaler may add nodes.
+
+    KubeRay sets "true" where it runs one; `ray start` sets "1" on every head node of KubeRay's.
+    """
+    value = os.environ.get(AUTOSCALER, "0").lower()
+    return value == "true" or (value == "1" and KUBERAY not in os.environ)
 
 
 def refuse_if_impossible(request: ResourceRequest, nodes: list[Resources], place: str) -> None:
