@@ -1,4 +1,4 @@
-"""Losses as pure functions, one value a sample, so that callers can weight and mask samples.
+"""Losses as pure functions, one value per sample, so that callers can weight and mask samples.
 
 Shapes: B samples on this rank, C H W image, Z latent_dim.
 Source: Makhzani et al., Adversarial Autoencoders, arXiv 1511.05644 (AAE).
@@ -77,7 +77,7 @@ def hinge_generator_loss(logits_codes_B: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Adversary:
-    """The two sides of one game on logits, one value a sample."""
+    """The losses of discriminator and generator on logits, one value per sample."""
 
     discriminator_loss: Callable[[Tensor, Tensor], Tensor]
     generator_loss: Callable[[Tensor], Tensor]
@@ -160,7 +160,7 @@ def sliced_wasserstein(
         directions_ZP: P directions of any length.
     """
     unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
-    # Masked rows go to the end of both orders, where they differ by nothing.
+    # Masked rows go to the end of both orders, where their difference is 0.
     end = torch.finfo(z_NZ.dtype).max / 4
     masked_N1 = weights_N[:, None] == 0
     z_NP, prior_NP = ((x @ unit_ZP).masked_fill(masked_N1, end) for x in (z_NZ, prior_NZ))

@@ -17,8 +17,8 @@ from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.order.order import BatchPlan, Mask, SampleOrder
-from aae_dist.distributed.collectives import Exchange
-from aae_dist.distributed.world import single
+from aae_dist.distributed.collectives import gather_json, start_sum
+from aae_dist.distributed.world import World, single
 from aae_dist.errors import AaeDistError, packed, unpacked
 
 Item = TypeVar("Item")
@@ -78,7 +78,7 @@ class BatchLoader:
         prefetch: Batches prepared ahead, at least 1.
         threads: Decoding threads; 0 to decode in the caller's thread when a batch is wanted.
         device: Where the images, labels and validity go.
-        exchange: To the other ranks; by default there are none.
+        world: This process among the ranks; by default it is the only one.
         shards: Downloads remote shards ahead of this loader, which advances and closes it.
 
     Raises:
@@ -97,13 +97,13 @@ class BatchLoader:
         prefetch: int = 2,
         threads: int = 1,
         device: torch.device | str = "cpu",
-        exchange: Exchange | None = None,
+        world: World | None = None,
         shards: ShardPrefetcher | None = None,
     ) -> None:
         self._dataset, self._order, self._rows = dataset, order, rows
         self._position, self._num_steps = position, num_steps
         self._transfer = Transfer(torch.device(device))
-        self._exchange = exchange or Exchange(single())
+        self._world = world or single()
         self._shards = shards
         self._workers = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
         self._ready = BatchPrefetcher(self._batches, prefetch if threads else 0, "batches")
@@ -128,12 +128,12 @@ class BatchLoader:
             self._raise_on_all_ranks(pending.problem)
         assert pending.batch is not None
         # Send the counts of the next batch. A single rank takes it when it is wanted.
-        if self._exchange.size > 1:
+        if self._world.size > 1:
             self._ahead.append(self._take())
         if not num_bad:
             return self._received(pending.batch)
         # Gather the bad samples of all ranks.
-        bad = from_json(self._exchange.gather(to_json(pending.batch.bad)))
+        bad = from_json(gather_json(to_json(pending.batch.bad), self._world))
         return self._received(replace(pending.batch, bad=bad))
 
     def __enter__(self) -> Self:
@@ -161,11 +161,11 @@ class BatchLoader:
         if batch is None and problem is None:
             return None
         counts = [len(batch.bad) if batch else 0, int(batch is None)]
-        return _Pending(batch, problem, self._exchange.start_sum(counts))
+        return _Pending(batch, problem, start_sum(counts, self._world))
 
     def _raise_on_all_ranks(self, problem: BaseException | None) -> NoReturn:
         mine = None if problem is None else packed(problem)
-        errors = [each for each in self._exchange.gather(mine) if each is not None]
+        errors = [each for each in gather_json(mine, self._world) if each is not None]
         if problem is not None and not isinstance(problem, AaeDistError):
             raise problem
         error = unpacked(errors[0])

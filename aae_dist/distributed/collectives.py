@@ -142,33 +142,17 @@ def _attempt(work: Callable[[], T]) -> tuple[tuple[T] | None, list[str] | None]:
         return None, packed(error)
 
 
-class Exchange:
-    """Collectives of the data loaders; every rank makes the same calls in the same order."""
+def start_sum(counts: Sequence[int], world: World) -> Callable[[], list[int]]:
+    """Start to sum `counts` over ranks; the returned function waits for the sums."""
+    totals = torch.tensor(counts, dtype=torch.int64)
+    if world.size == 1:
+        return totals.tolist
+    work = dist.all_reduce(totals, group=control_group(), async_op=True)
+    assert work is not None
 
-    def __init__(self, world: World) -> None:
-        """Join as this rank."""
-        self._world = world
+    def wait() -> list[int]:
+        work.wait()
+        sums: list[int] = totals.tolist()
+        return sums
 
-    @property
-    def size(self) -> int:
-        """Number of ranks."""
-        return self._world.size
-
-    def start_sum(self, counts: Sequence[int]) -> Callable[[], list[int]]:
-        """Start to sum `counts` over ranks; the returned function waits for the sums."""
-        totals = torch.tensor(counts, dtype=torch.int64)
-        if self._world.size == 1:
-            return totals.tolist
-        work = dist.all_reduce(totals, group=control_group(), async_op=True)
-        assert work is not None
-
-        def wait() -> list[int]:
-            work.wait()
-            sums: list[int] = totals.tolist()
-            return sums
-
-        return wait
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's JSON value, in rank order, on every rank."""
-        return gather_json(value, self._world)
+    return wait

@@ -147,6 +147,7 @@ class SynchronizedOptimizer:
         if self.clip_norm is not None:
             factor = (self.clip_norm / (self.gradient_norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)
+
         # Skip on the device, as torch.amp.GradScaler does: fused kernels read the flag and return.
         self.optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.step()

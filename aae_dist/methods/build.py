@@ -1,4 +1,4 @@
-"""From the configuration to a method with its optimizers."""
+"""Methods with their optimizers, from the configuration."""
 
 from collections.abc import Iterable
 
@@ -37,6 +37,7 @@ def build_method(
     config: RunConfig, networks: Networks, prior: Prior, shape: SampleShape, world: World
 ) -> Method:
     """Return the run's method, its networks wrapped for data parallel training."""
+    # Wrap each network, and let DDP rebuild its buckets before the first step.
     wrapped = {
         name: data_parallel(_wrap_compute(name, module, config), world)
         for name, module in networks.named().items()
@@ -51,6 +52,8 @@ def build_method(
     like = next(networks.encoder.parameters())
     for name, network in wrapped.items():
         warm_up_buckets(network, *(like.new_zeros(1, *example) for example in examples[name]))
+
+    # Build the method with one optimizer per phase.
     modules = Modules(
         encoder=wrapped["encoder"],
         decoder=wrapped["decoder"],

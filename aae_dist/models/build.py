@@ -76,6 +76,7 @@ def build_networks(
         ConfigError: the kind of network does not fit the samples, or a user's network does not
             work.
     """
+    # What each role's network is called with.
     model, posterior = config.model, build_posterior(config.posterior)
     num_outputs = posterior.outputs_per_dim * model.latent_dim
     noise = {"noise_dim": posterior.encoder_noise_dim} if posterior.encoder_noise_dim else {}
@@ -88,6 +89,7 @@ def build_networks(
         del roles["discriminator"]
     built = _built_in(model)
 
+    # Draw weights from a generator of the network's own, without moving torch's global one.
     def make(name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.run.seed, f"weights of {name}"))

@@ -73,7 +73,7 @@ def check_network(
 def _problem_of_results(
     network: nn.Module, inputs: tuple[Tensor, ...], shape: tuple[int, ...]
 ) -> str | None:
-    """Return what is wrong with a network's outputs, None if nothing is."""
+    """Return a problem with the network's outputs, None without one."""
     buffers = {name: b.clone() for name, b in network.named_buffers()}
     first = network(*inputs)
     if not isinstance(first, Tensor) or tuple(first.shape) != shape:

@@ -16,7 +16,7 @@ from aae_dist.config.redaction import redacted
 from aae_dist.config.sections.data import Augment
 from aae_dist.data import Augmenter, Batch, BatchLoader, SampleOrder, rank_rows
 from aae_dist.data.cache.prefetch import ShardPrefetcher
-from aae_dist.distributed.collectives import Exchange, run_on_all_ranks, run_on_rank_zero
+from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.world import World
 from aae_dist.distributed.wrappers import reset_compiler
 from aae_dist.errors import CheckpointError
@@ -144,7 +144,7 @@ class TrainingSetup:
             position=position,
             num_steps=self.last_step - self.state.step,
             threads=self.config.decoding_threads,
-            exchange=Exchange(world),
+            world=world,
             shards=shards,
             device=world.device if world.device.type == "cuda" else torch.device("cpu"),
         )

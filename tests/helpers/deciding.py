@@ -9,10 +9,11 @@ import torch.distributed as dist
 
 from aae_dist.distributed.collectives import (
     CONTROL_SECONDS,
-    Exchange,
     control_group,
+    gather_json,
     run_on_all_ranks,
     run_on_rank_zero,
+    start_sum,
 )
 from aae_dist.distributed.world import World
 from aae_dist.training.health.consensus import StopConsensus
@@ -36,18 +37,18 @@ def waits_for_slow_ranks(world: World) -> list[Any]:
         time.sleep(WORK)
         return value
 
-    exchange, agreement = Exchange(world), StopConsensus(world, 0)
+    agreement = StopConsensus(world, 0)
     found = [
         run_on_rank_zero(world, lambda: slowly("of rank 0")),
         run_on_all_ranks(world, lambda: slowly("own") if world.rank else "own"),
     ]
     if world.is_main:
         time.sleep(WORK)
-    found.append(exchange.start_sum([world.rank, 1])())
+    found.append(start_sum([world.rank, 1], world)())
     if world.is_main:
         time.sleep(WORK)
     decision = agreement.after(1, lambda: world.rank == 1, lambda: False)
-    return [*found, exchange.gather({"rank": world.rank}), decision.stop]
+    return [*found, gather_json({"rank": world.rank}, world), decision.stop]
 
 
 def groups(world: World) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def groups(world: World) -> dict[str, Any]:
     seconds = backend.options._timeout.total_seconds()
     num_groups = dist.get_pg_count()
     for _ in range(3):
-        Exchange(world).gather(world.rank)
+        gather_json(world.rank, world)
     return {
         "again": again,
         "seconds": seconds == CONTROL_SECONDS,

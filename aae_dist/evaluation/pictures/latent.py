@@ -40,11 +40,14 @@ def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: 
         prior_mZ: Prior samples, float.
         caption: What the codes are of, for the title.
     """
+    # Project codes and prior to two dimensions.
     finite = codes_nZ.isfinite().all(1)
     if not bool(finite.any()):
         return _message("no latent code is finite")
     labels = labels_n[finite].numpy()
     codes, prior, names = _in_plane(codes_nZ[finite].double(), prior_mZ.double())
+
+    # Lay out the main plot and its two marginals.
     figure = Figure(figsize=(7.6, 6.6))
     grid = figure.add_gridspec(
         2, 2, width_ratios=(6, 1), height_ratios=(1, 6), wspace=0.04, hspace=0.04,
@@ -54,6 +57,8 @@ def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: 
     top = figure.add_subplot(grid[0, 0], sharex=main)
     right = figure.add_subplot(grid[1, 1], sharey=main)
     limits = _equal_spans([_limits(codes[:, axis], prior[:, axis]) for axis in range(2)])
+
+    # Draw the prior's density, the codes over it, and the marginals.
     density = _density(prior, limits)
     extent = (*limits[0], *limits[1])
     main.imshow(density, cmap=GREYS, extent=extent, origin="lower", aspect="auto")
