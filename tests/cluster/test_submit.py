@@ -45,16 +45,19 @@ def test_a_dry_run_prints_what_kuberay_takes(kubectl, capsys):
 
 def test_it_creates_a_job_that_owns_its_configuration_and_says_how_to_watch(kubectl, capsys):
     assert main(["submit", QUICK, BUCKET, "--cluster", GKE, "--context", "there"]) == 0
-    job, settings = read((kubectl / "created").read_text())
+    settings, job = read((kubectl / "created").read_text())
     out = capsys.readouterr().out
     assert f"aae-dist submit --follow --cluster {GKE} --context there {QUICK} {BUCKET}" in out
     assert f"aae-dist submit --stop --cluster {GKE} --context there {QUICK} {BUCKET}" in out
     assert "gs://bucket/runs/quickstart" in out
     assert settings["metadata"]["namespace"] == "aae-dist"
-    assert settings["metadata"]["ownerReferences"] == [
-        {"apiVersion": "ray.io/v1", "kind": "RayJob", "name": job["metadata"]["name"], "uid": "u-1"}
-    ]
-    assert manifest.settings_of(job) == settings["metadata"]["name"]
+    name = settings["metadata"]["name"]
+    volumes = {v["name"]: v for v in pod_specs(job)["head"]["volumes"]}
+    assert volumes["config"]["configMap"] == {"name": name}
+    assert f"patch configmap {name}" in (kubectl / "calls").read_text()
+    [owner] = json.loads((kubectl / "patch").read_text())["metadata"]["ownerReferences"]
+    assert (owner["apiVersion"], owner["kind"]) == ("ray.io/v1", "RayJob")
+    assert (owner["name"], owner["uid"]) == (job["metadata"]["name"], "u-1")
 
 
 @pytest.mark.parametrize(
@@ -86,14 +89,26 @@ def test_of_two_submissions_at_the_same_moment_one_wins_and_the_other_leaves_not
     (kubectl / "refuse-RayJob").write_text(refusal + "already exists")
     assert main(["submit", QUICK, BUCKET, "--cluster", GKE]) == 2
     assert "another submission was first" in capsys.readouterr().err
+    [settings] = read((kubectl / "created").read_text())
+    removal = f"delete configmap {settings['metadata']['name']}"
+    assert removal in (kubectl / "calls").read_text()
+
+
+def test_a_job_that_another_submission_has_replaced_is_not_removed(kubectl, capsys):
+    job = {"metadata": {"name": "x", "uid": "u-0"}, "status": {"jobDeploymentStatus": "Complete"}}
+    (kubectl / "existing").write_text(json.dumps(job))
+    refusal = "Error from server (Conflict): Precondition failed: UID in precondition: u-0, UID in "
+    (kubectl / "refuse-delete").write_text(refusal + "object meta: u-1")
+    assert main(["submit", QUICK, BUCKET, "--cluster", GKE]) == 2
+    assert "another submission was first" in capsys.readouterr().err
     assert not (kubectl / "created").exists()
 
 
-def test_a_job_whose_configuration_is_refused_is_removed(kubectl, capsys):
+def test_a_configuration_that_is_refused_starts_no_job(kubectl, capsys):
     (kubectl / "refuse-ConfigMap").write_text("Error from server (Forbidden): exceeded quota")
     assert main(["submit", QUICK, BUCKET, "--cluster", GKE]) == 2
     assert "exceeded quota" in capsys.readouterr().err
-    assert json.loads((kubectl / "deletion").read_text())["preconditions"] == {"uid": "u-1"}
+    assert not (kubectl / "created").exists()
 
 
 @pytest.mark.parametrize(

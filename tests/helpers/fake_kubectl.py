@@ -23,7 +23,9 @@ def main(words: list[str]) -> int:
     if (HOME / "refusal").exists():
         print((HOME / "refusal").read_text(), file=sys.stderr)
         return 1
-    verb = next(word for word in words if word in ("get", "create", "delete", "logs", "exec"))
+    verb = next(
+        word for word in words if word in ("get", "create", "delete", "patch", "logs", "exec")
+    )
     return globals()[verb](words)
 
 
@@ -65,8 +67,18 @@ def create(words: list[str]) -> int:
 
 
 def delete(words: list[str]) -> int:
-    (HOME / "deletion").write_text(sys.stdin.read())
-    (HOME / "existing").unlink(missing_ok=True)
+    refused = HOME / "refuse-delete"
+    if refused.exists():
+        print(refused.read_text(), file=sys.stderr)
+        return 1
+    if "--raw" in words:
+        (HOME / "deletion").write_text(sys.stdin.read())
+        (HOME / "existing").unlink(missing_ok=True)
+    return 0
+
+
+def patch(words: list[str]) -> int:
+    (HOME / "patch").write_text(words[-1])
     return 0
 
 

@@ -84,27 +84,28 @@ def connect(work: Work, cluster: Path, context: str | None = None) -> "Kubectl":
 
 
 def create(api: "Kubectl", settings: Object, job: Object) -> None:
-    """Create a job, in place of an ended one, and then its configuration.
+    """Create a configuration and its job, in place of an ended one.
 
-    The job decides between two submissions at the same moment: the second one leaves nothing
-    behind. The head's pod waits for the ConfigMap, which in this order can name its owner.
+    The job decides between two submissions at the same moment, and the second one takes its
+    configuration back. The job becomes the owner of its own, which is removed together with it.
 
     Raises:
         LaunchError: the run's job has not ended, or the cluster refuses.
     """
     name = job["metadata"]["name"]
-    _remove_ended(api, name)
     try:
-        created = api.create(job)
+        _remove_ended(api, name)
+        api.create(settings)
+        try:
+            created = api.create(job)
+        except BaseException:
+            api.delete_settings(settings)
+            raise
     except ExistsError:
         raise LaunchError(
             f"another submission was first: rayjob/{name} works on this now"
         ) from None
-    try:
-        api.create(manifest.owned(settings, created))
-    except BaseException:
-        api.delete(created)
-        raise
+    api.set_owner(settings, created)
 
 
 def _remove_ended(api: "Kubectl", name: str) -> None:
@@ -154,7 +155,7 @@ def _template(work: Work, cluster: Path) -> Object:
 
 
 class ExistsError(LaunchError):
-    """An object of the name is there already."""
+    """An object of the name exists, or another one than expected."""
 
 
 class Kubectl:
@@ -198,12 +199,29 @@ class Kubectl:
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
         path = f"/apis/ray.io/v1/namespaces/{self._namespace}/rayjobs/{name}"
         options = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}}
-        self._run("delete", "--raw", path, "--filename", "-", stdin=json.dumps(options))
+        try:
+            self._run("delete", "--raw", path, "--filename", "-", stdin=json.dumps(options))
+        except LaunchError as error:
+            if "(NotFound)" not in str(error):
+                raise
         until = time.monotonic() + SECONDS
         while (found := self.job(name)) is not None and found["metadata"]["uid"] == uid:
             if time.monotonic() > until:
                 raise LaunchError(f"rayjob/{name} is still being removed after {SECONDS} s")
             time.sleep(1.0)
+
+    def delete_settings(self, settings: Object) -> None:
+        """Remove a ConfigMap."""
+        name = settings["metadata"]["name"]
+        self._run("delete", "configmap", name, "--ignore-not-found", "--wait=false")
+
+    def set_owner(self, settings: Object, job: Object) -> None:
+        """Make a RayJob the owner of a ConfigMap: the cluster removes both together."""
+        owner = {key: job["metadata"][key] for key in ("name", "uid")}
+        owner |= {"apiVersion": job["apiVersion"], "kind": job["kind"]}
+        patch = json.dumps({"metadata": {"ownerReferences": [owner]}})
+        name = settings["metadata"]["name"]
+        self._run("patch", "configmap", name, "--type", "merge", "--patch", patch)
 
     def follow_log(self, pod: str) -> "subprocess.Popen[str]":
         """Start to read a pod's log from its beginning; the process ends with the pod."""
@@ -227,7 +245,7 @@ class Kubectl:
 
     def _with_advice(self, message: str) -> LaunchError:
         """Return the error with the step of cluster/README.md that was left out."""
-        if re.search(r"AlreadyExists|already exists", message):
+        if re.search(r"AlreadyExists|already exists|UID in precondition", message):
             return ExistsError(message)
         if re.search(r'resource type "rayjobs?"|no matches for kind "RayJob"', message):
             return LaunchError(

@@ -89,24 +89,6 @@ def fill(template: Object, name: str, address: str, config: str) -> list[Object]
     return [settings, job]
 
 
-def owned(settings: Object, job: Object) -> Object:
-    """Return the ConfigMap with a created RayJob as its owner: both are removed together."""
-    owner = {
-        "apiVersion": job["apiVersion"],
-        "kind": job["kind"],
-        "name": job["metadata"]["name"],
-        "uid": job["metadata"]["uid"],
-    }
-    return {**settings, "metadata": {**settings["metadata"], "ownerReferences": [owner]}}
-
-
-def settings_of(job: Object) -> str:
-    """Return the name of the ConfigMap that the head of a RayJob mounts."""
-    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    [volume] = [found for found in pod["volumes"] if found["name"] == CONFIG_VOLUME]
-    return str(volume["configMap"]["name"])
-
-
 def examine(job: Object) -> None:
     """Turn a job into one check of its cluster: `aae-dist doctor` with the same configuration.
 
