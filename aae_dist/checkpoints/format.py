@@ -140,7 +140,7 @@ class FileRecord(_Strict):
     size: Annotated[int, Field(ge=0)]
 
     @classmethod
-    def of(cls, data: bytes) -> "FileRecord":
+    def describe(cls, data: bytes) -> "FileRecord":
         """Describe these bytes."""
         return cls(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
@@ -229,7 +229,7 @@ class StateMetadata(_Strict):
     micro_batch: list[Annotated[int, Field(gt=0, lt=_INT64)]] = Field(
         default_factory=list, max_length=3
     )
-    best_of: str = ""
+    best_metric_id: str = Field(default="", alias="best_of")
     best_num_samples: float | None = Field(default=None, ge=0, lt=_INT64)
     average_is_inherited: bool = False
 

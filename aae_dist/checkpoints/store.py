@@ -202,7 +202,7 @@ class CheckpointStore:
     def _write(
         self, step: int, files: Mapping[str, bytes], best: bool, before_commit: Callable[[], None]
     ) -> Manifest:
-        records = {name: FileRecord.of(data) for name, data in files.items()}
+        records = {name: FileRecord.describe(data) for name, data in files.items()}
         manifest = Manifest(attempt=self._attempt, best=best, files=records, step=step)
         # An earlier save of this step may be unfinished or damaged.
         self.check_fencing()
@@ -307,7 +307,7 @@ class _CheckpointFolder:
             size = self.storage.size(key)
             check_size(name, record.size)
             data = read_or_none(self.storage, key) if size == record.size else None
-            if data is None or FileRecord.of(data) != record:
+            if data is None or FileRecord.describe(data) != record:
                 state = "is missing" if size is None else "does not match its size and SHA-256"
                 raise CheckpointError(f"{name} {state}")
             files[name] = data

@@ -9,6 +9,7 @@ from pathlib import Path
 from aae_dist.config import RunConfig
 from aae_dist.evaluation import EvaluationImages
 from aae_dist.tracking import JsonLinesSink, MetricSink, OpenConsole, open_console, open_wandb
+from aae_dist.training.reporter import RunState
 from aae_dist.training.run.folder import RunFolder
 
 Metrics = Mapping[str, float]
@@ -118,17 +119,17 @@ class Recorder:
             self._folder.write_metrics(content)
             self._uploaded = content
 
-    def close(self, state: str) -> None:
+    def close(self, state: RunState) -> None:
         """Upload the metrics and close the sinks.
 
         Without validation data the losses are drawn here; an interrupted run, which has to exit
         soon, leaves that to the run that resumes it.
         """
-        if not self._has_drawn and self.latest and state in ("finished", "diverged"):
+        if not self._has_drawn and self.latest and state in (RunState.FINISHED, RunState.DIVERGED):
             self._draw(None)
         self.upload()
         for sink in self.sinks:
-            sink.close(self.latest, state)
+            sink.close(self.latest, state.value)
         self._local.cleanup()
 
     def abandon(self) -> None:

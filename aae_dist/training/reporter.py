@@ -2,23 +2,35 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from enum import StrEnum
+from typing import Protocol
 
-RunState = Literal["finished", "already_finished", "interrupted", "pruned", "diverged"]
-"""How a run ended; pruned by a sweep."""
+
+class RunState(StrEnum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    ALREADY_FINISHED = "already_finished"
+    """In an earlier launch."""
+    INTERRUPTED = "interrupted"
+    PRUNED = "pruned"
+    """Interrupted by a sweep."""
+    DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The result of a training run; one that diverged raises an error instead."""
 
-    state: str
-    """A `RunState`."""
+    state: RunState
     step: int
     """Steps done since the start of the run."""
     metrics: dict[str, float]
     """Newest value of every metric."""
     run_uri: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", RunState(self.state))  # text, where it comes from JSON
 
 
 class Reporter(Protocol):
@@ -31,7 +43,7 @@ class Reporter(Protocol):
         """Return whether this process was asked to stop; cheap, local, never blocks."""
 
     def stopped_as(self) -> str:
-        """Return the state of a run that was asked to stop: interrupted, or pruned by a sweep."""
+        """Return the `RunState` of a run that was asked to stop: interrupted or pruned."""
 
     def save_requested(self) -> bool:
         """Return whether a checkpoint was requested, once per request; cheap, local."""

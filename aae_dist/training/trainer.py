@@ -140,8 +140,8 @@ class Trainer:
                 is_best = self._log_and_evaluate(losses)
                 # Save or stop, decided by all ranks together.
                 if self._save_or_stop(is_best):
-                    return "interrupted"
-        return "finished"
+                    return RunState.INTERRUPTED
+        return RunState.FINISHED
 
     def _start_interval(self) -> None:
         """Reset everything that counts from the first step, after a start or a rollback."""
@@ -399,7 +399,7 @@ class Trainer:
         try:
             yield
         except TrainingDivergedError:
-            self._finish("diverged")
+            self._finish(RunState.DIVERGED)
             raise
         except BaseException as error:
             error.add_note(f"after step {self.state.step}")
@@ -422,7 +422,8 @@ class Trainer:
 
         def close() -> dict[str, Any]:
             assert self.recorder is not None
-            state = self.setup.reporter.stopped_as() if ending == "interrupted" else ending
+            stopped = ending == RunState.INTERRUPTED
+            state = RunState(self.setup.reporter.stopped_as()) if stopped else ending
             # The last evaluation and the last save came after the last log point.
             metrics = self.recorder.latest | self.goodput.metrics() | self.checkpointer.metrics()
             outcome = Outcome(state, self.state.step, metrics, self.setup.folder.uri)

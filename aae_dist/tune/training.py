@@ -15,7 +15,7 @@ from aae_dist.launch.ray.resources import own_device
 from aae_dist.launch.shared_storage import write_marker
 from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
-from aae_dist.training.reporter import Outcome
+from aae_dist.training.reporter import Outcome, RunState
 from aae_dist.training.trainer import train
 from aae_dist.tune.session import Channel
 
@@ -70,7 +70,8 @@ def train_on_ray(config: RunConfig, channel: Channel, stop: StopToken) -> Outcom
         with ray_storage(folder) as storage:
             return run_on_ray(config, token, storage, stop, on_update).unwrap()
     except Interrupted:  # before any worker had started
-        return Outcome(stop.reason or StopReason.INTERRUPTED, 0, {}, folder.uri)
+        state = RunState(stop.reason or StopReason.INTERRUPTED)
+        return Outcome(state, 0, {}, folder.uri)
 
 
 class SessionReporter:

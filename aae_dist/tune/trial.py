@@ -18,7 +18,7 @@ from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
-from aae_dist.training.reporter import Outcome
+from aae_dist.training.reporter import Outcome, RunState
 from aae_dist.tune.session import Channel, Ended, Session
 
 SWEEP = "sweep"
@@ -155,7 +155,7 @@ class Trial(tune.Trainable):
     def _ended(self, outcome: Outcome) -> dict[str, Any]:
         result = self._result(outcome.metrics)
         self._at_step = outcome.step
-        if outcome.state in ("finished", "already_finished"):
+        if outcome.state in (RunState.FINISHED, RunState.ALREADY_FINISHED):
             end = {"done": True, STATE: TrialState.FINISHED, CAUSE: self._no_score(outcome.metrics)}
             return result | end
         if self._task.pause_every and not self._listener.token.requested:

@@ -18,7 +18,7 @@ from aae_dist.cli import main
 from aae_dist.methods import Method
 
 PACKAGE = str(Path(aae_dist.__file__).parent)
-MAX_TO_STEP = 16
+MAX_TO_STEP = 10
 MAX_TO_DECODER = 14
 
 

@@ -8,7 +8,7 @@ from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Manifest, SampleOrder
 from aae_dist.errors import CheckpointError, ConfigError, TrainingDivergedError
-from aae_dist.training.reporter import Outcome
+from aae_dist.training.reporter import Outcome, RunState
 from aae_dist.training.run.folder import RunFolder
 from aae_dist.training.state import TrainState
 
@@ -141,9 +141,9 @@ def finished_before(config: RunConfig) -> Outcome | None:
     summary = folder.read_summary()
     if summary is None:
         return None
-    if summary["state"] == "diverged":
+    if summary["state"] == RunState.DIVERGED:
         _raise_if_it_diverges_again(summary, config, folder.uri)
-    if summary["state"] != "finished":
+    if summary["state"] != RunState.FINISHED:
         return None
     plan = summary["config"]["train"]
     if (plan["steps"], plan["epochs"]) != (config.train.steps, config.train.epochs):
@@ -153,7 +153,7 @@ def finished_before(config: RunConfig) -> Outcome | None:
         raise CheckpointError(
             f"run.resume=never, but {folder.uri} has finished already; take a new run.name"
         )
-    return Outcome("already_finished", summary["step"], summary["metrics"], folder.uri)
+    return Outcome(RunState.ALREADY_FINISHED, summary["step"], summary["metrics"], folder.uri)
 
 
 def _raise_if_it_diverges_again(

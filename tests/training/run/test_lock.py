@@ -62,7 +62,7 @@ def acquire(storage: Storage, launch_id: str = "ours", stale_seconds: float = 0.
     return RunLock.acquire(storage, launch_id, 0.05, stale_seconds)
 
 
-def holder_in(storage: Storage) -> LockOwner:
+def owner_in(storage: Storage) -> LockOwner:
     return LockOwner.model_validate_json(storage.read(KEY))
 
 
@@ -106,7 +106,7 @@ def test_a_restart_of_the_same_launch_takes_over_and_fences_the_old_one(storage:
             old.check()
         old.release()
         new.check()
-        assert holder_in(storage).released is False
+        assert owner_in(storage).released is False
 
 
 def test_a_live_writer_on_another_host_is_noticed(
@@ -131,9 +131,9 @@ def test_a_silent_writer_on_another_host_is_replaced_after_a_while(storage: Stor
 
 
 def test_a_writer_that_slept_through_its_replacement_is_fenced_off(local: Storage) -> None:
-    lock = acquire(local)
-    lock._stop.set()  # asleep, as under SIGSTOP: no heartbeat, and it does not know
-    silent = holder_in(local).model_copy(update={"host": "node-7"})
+    # Asleep, as under SIGSTOP: no heartbeat, and it does not know.
+    lock = RunLock.acquire(local, "launch", heartbeat_seconds=3600.0)
+    silent = owner_in(local).model_copy(update={"host": "node-7"})
     local.write(KEY, silent.encoded())
     with acquire(local, "newcomer"), pytest.raises(LaunchError, match="taken over by process"):
         lock.check()
@@ -164,7 +164,7 @@ def test_a_damaged_lock_is_waited_for_and_replaced(local: Storage) -> None:
 
 def test_a_lock_released_while_one_waits_is_taken(local: Storage) -> None:
     with another_process(local, host="node-7"):
-        last = holder_in(local)
+        last = owner_in(local)
     released = last.model_copy(update={"heartbeat": 99, "released": True})
     local.write(KEY, released.encoded())
     with acquire(local) as lock:
@@ -180,9 +180,9 @@ def test_a_removed_lock_is_noticed_by_the_fence(local: Storage) -> None:
 
 def test_the_heartbeat_grows_while_the_lock_is_held_and_stops_after(local: Storage) -> None:
     with acquire(local):
-        first = holder_in(local).heartbeat
+        first = owner_in(local).heartbeat
         give_up = time.monotonic() + 10
-        while holder_in(local).heartbeat < first + 2:
+        while owner_in(local).heartbeat < first + 2:
             assert time.monotonic() < give_up
             time.sleep(0.02)
     last = local.read(KEY)
@@ -201,7 +201,7 @@ def test_a_failing_heartbeat_is_reported_once_and_survived(
         assert caplog.text.count("no heartbeat was written") == 1
         folder.unlink()
         (tmp_path / "away").rename(folder)
-        before = holder_in(open_storage(str(folder))).heartbeat
+        before = owner_in(open_storage(str(folder))).heartbeat
         time.sleep(0.3)
-        assert holder_in(open_storage(str(folder))).heartbeat > before
+        assert owner_in(open_storage(str(folder))).heartbeat > before
         lock.check()
