@@ -1,4 +1,4 @@
-"""Text of numbers, durations and swept values."""
+"""Text of numbers and swept values in the report."""
 
 import math
 from collections.abc import Mapping
@@ -23,19 +23,6 @@ def measured(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     return f"{value:#.4g}".rstrip(".")
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in its two largest units, such as `3 min 20 s`."""
-    whole = round(seconds)
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    parts = []
-    for name, size in units:
-        count, whole = divmod(whole, size)
-        parts.append((count, name))
-    first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
-    shown = [f"{count} {name}" for count, name in parts[first : first + 2] if count]
-    return " ".join(shown) or f"{seconds:.1f} s"
 
 
 def label(metric: str) -> str:

@@ -19,12 +19,13 @@ from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.report import formatting
 from aae_dist.report.charts import parallel, parameters, pareto
 from aae_dist.report.charts.style import DOTS_PER_INCH
-from aae_dist.report.formatting import duration, format_value, label, measured, number
+from aae_dist.report.formatting import format_value, label, measured, number
 from aae_dist.report.view import PERFECT, RankedTrial, ReportView, make_view
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
 from aae_dist.utils.figures import figure_to_png
+from aae_dist.utils.formatting import duration
 
 REPORT = "report.html"
 CHARTS = {"pareto": pareto, "parameters": parameters, "parallel": parallel}

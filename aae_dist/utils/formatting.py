@@ -28,3 +28,15 @@ def age(seconds: float) -> str:
     """Return a duration in its largest unit, for example `3 min`."""
     size, unit = next(((s, u) for s, u in UNITS if seconds >= s), UNITS[-1])
     return f"{seconds / size:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units, for example `3 min 20 s`."""
+    whole = round(seconds)
+    parts = []
+    for size, unit in UNITS:
+        count, whole = divmod(whole, size)
+        parts.append((count, unit))
+    first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    shown = [f"{count} {unit}" for count, unit in parts[first : first + 2] if count]
+    return " ".join(shown) or f"{seconds:.1f} s"

@@ -1,6 +1,7 @@
 import pytest
 
-from aae_dist.report.formatting import duration, format_value, number
+from aae_dist.report.formatting import format_value, number
+from aae_dist.utils.formatting import duration
 
 
 @pytest.mark.parametrize(

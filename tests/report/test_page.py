@@ -143,6 +143,13 @@ def test_three_hundred_trials_of_a_search_take_seconds(tmp_path):
     assert "on the front" in page.text
 
 
+def test_a_trial_that_copied_another_one_says_from_where(tmp_path):
+    event = {"parent": "/sweep/trials/abc", "step": 40, "values": {"method.weight": 2.0}}
+    trials = [Trial({"run.seed": 0}, told={**scored(0.6, 0.1), "lineage": [event]})]
+    page = report(write_sweep(tmp_path / "s", trials))
+    assert "resumed from /sweep/trials/abc, step 40" in page.rows[1][2]
+
+
 @pytest.mark.parametrize("trials", [some_trials(1), some_trials(2), []], ids=["1", "2", "0"])
 def test_a_sweep_that_has_hardly_begun_has_a_report(tmp_path, trials):
     page = report(write_sweep(tmp_path / "s", trials, state="running", num_trials=9))
