@@ -38,9 +38,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("number", "action", "what", "words", "code"),
     [
-        ("5b", "hang", "rank 1 sleeps for ever in a step", "rank 1: no progress for", 1),
-        ("5c", "stop", "SIGSTOP of rank 1 for ever", "rank 1: no heartbeat", -9),
-        ("6", "gil", "rank 1 never gives the interpreter back", "rank 1: no heartbeat", 1),
+        ("5b", "hang", "rank 1 sleeps forever in a step", "rank 1: no progress for", 1),
+        ("5c", "stop", "SIGSTOP of rank 1 forever", "rank 1: no heartbeat", -9),
+        ("6", "gil", "rank 1 never releases the GIL", "rank 1: no heartbeat", 1),
     ],
 )
 def test_a_hung_rank_is_named_and_ended(
@@ -49,7 +49,8 @@ def test_a_hung_rank_is_named_and_ended(
     line = row(
         number,
         what,
-        f"told of at {LIMIT / 2:.0f} s, ended at {LIMIT:.0f} s, all stacks in the log; bit-equal",
+        f"reported after {LIMIT / 2:.0f} s, terminated after {LIMIT:.0f} s, all stacks in the log; "
+        "bit-equal",
     )
     fault = Fault(action, "discriminator.before", 30, 1, str(tmp_path / "mark"))
     with fleet(tmp_path, *items(tmp_path, "run"), fault=fault) as broken:

@@ -21,7 +21,11 @@ def items(folder: Path, name: str, *more: str) -> list[str]:
 
 
 def test_two_commands_start_the_same_run(tmp_path: Path, row) -> None:
-    row("17", "a second command starts a live run", "the second ends with code 2 and says who runs")
+    row(
+        "17",
+        "a second command starts a live run",
+        "the second ends with code 2 and names the owner",
+    )
     with fleet(tmp_path, *items(tmp_path, "run"), ranks=1, **{PACE: "0.2"}) as first:
         first.wait_for("starting ")
         with fleet(tmp_path, *items(tmp_path, "run"), ranks=1) as second:

@@ -105,7 +105,7 @@ def test_a_bucket_that_forbids_writes_for_a_while(
     row(
         "13c",
         "S3: 403 to all writes of two checkpoints",
-        "not retried, told in one line, training goes on; bit-equal",
+        "not retried, reported in one line, training continues; bit-equal",
     )
     bucket = s3()
     proxy.rules = [Rule("status", "PUT .*step-0000000[23]0", status=403)]
@@ -124,7 +124,7 @@ def test_an_upload_that_stalls(
     line = row(
         "13d",
         "S3: an upload that stalls for 20 s",
-        "training does not wait: saves at intervals are left out meanwhile; bit-equal",
+        "training does not wait: saves at intervals are skipped meanwhile; bit-equal",
     )
     bucket = s3()
     proxy.rules = [Rule("stall", r"PUT .*step-000000010/model", 1, seconds=20)]
@@ -161,7 +161,7 @@ def test_a_full_disk(tmp_path: Path, small_disk: Path, whole: str, row) -> None:
     row(
         "12",
         "ENOSPC: the disk is full while checkpoints are written, then has room again",
-        "told in one line, training goes on, older checkpoints stay; bit-equal",
+        "reported in one line, training continues, older checkpoints stay; bit-equal",
     )
     ballast = small_disk / "ballast"
     more = ["checkpoint.keep=2"]

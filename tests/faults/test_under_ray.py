@@ -118,7 +118,7 @@ def test_nodes_that_go_and_come(tmp_path: Path, row) -> None:
     line = row(
         "3",
         "SIGKILL of a whole node; launch.workers=[1, 2]; later a new node",
-        "goes on with one worker from the newest checkpoint, then grows to two again",
+        "continues with one worker from the newest checkpoint, then grows to two again",
     )
     more = ["launch.workers=[1, 2]", "launch.resize_seconds=5", "train.steps=1000000"]
     with nodes() as cluster:
@@ -147,7 +147,7 @@ def test_a_node_that_drains(tmp_path: Path, row) -> None:
     line = row(
         "9",
         "a node drains (`ray drain-node`, as spot notices and Kubernetes do)",
-        "a checkpoint at once, training goes on until the node is gone, then elsewhere",
+        "a checkpoint at once, training continues until the node is gone, then elsewhere",
     )
     more = ["train.steps=1000000", "checkpoint.every_steps=1000000", "launch.workers=[1, 2]"]
     with nodes() as cluster:

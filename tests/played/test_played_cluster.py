@@ -97,7 +97,8 @@ def test_a_host_lost_in_mid_training_costs_nothing_and_ctrl_c_saves(make_cluster
     line = row(
         "10",
         "a host loses its link for 5 s, then for good with its processes, then comes back (veth)",
-        "5 s are sat out; after the loss the job goes on when the host is back; bit-equal",
+        "a loss of 5 s is tolerated; after the second one the job continues when the host is back; "
+        "bit-equal",
     )
     cluster, log = make_cluster(), tmp_path / "log.txt"
     job = begin(cluster, log, "train.steps=100000", "--stop-on-interrupt")

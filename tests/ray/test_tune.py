@@ -143,7 +143,7 @@ def test_crashes_and_divergence_are_told_and_end_no_other_trial(tmp_path, row):
     row(
         "26b",
         "a trial's process dies; another trial diverges",
-        "the first starts again and finishes, the second is told of as failed, others go on",
+        "the first restarts and finishes, the second is reported as failed, others continue",
     )
     (tmp_path / "faulty.py").write_text(FAULTY)
     log = tmp_path / "log.txt"
@@ -203,7 +203,7 @@ def test_trials_of_two_workers_run_one_after_another(cluster, tmp_path, row):
     row(
         "26c",
         "SIGKILL of a worker of a trial of two workers",
-        "the trial's workers start again, all trials finish",
+        "the trial's workers restart, all trials finish",
     )
     log = tmp_path / "log.txt"
     items = ("sweep.space.run.seed={grid: [0, 1]}", "launch.workers=2", "launch.kind=ray")

@@ -79,7 +79,7 @@ def test_losses_are_those_of_one_rank_also_where_samples_are_bad(
     row(
         f"20{'ab'[size > 2]}",
         f"bad images and a lost shard, {size} ranks",
-        "left out, listed and counted once; losses are those of one rank",
+        "skipped, listed and counted once; losses are those of one rank",
     )
     train_rank(single_world(), shards, tmp_path / "one", EPOCHS)
     ended = run_ranks(train_rank, size, shards, tmp_path / "many", EPOCHS)
