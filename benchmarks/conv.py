@@ -32,7 +32,7 @@ from aae_dist.distributed.world import single
 from aae_dist.methods import StepInputs, build_method
 from aae_dist.models import build_networks, build_posterior
 from aae_dist.priors import build_prior
-from aae_dist.utils.seeds import generator
+from aae_dist.utils.tensors import keyed_generator
 
 SIDE, BATCH, TURN_SECONDS = 32, 64, 2.0
 MODELS: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def pack_colour_digits(folder: Path, count: int) -> tuple[Dataset, Dataset]:
 
 def coloured(grey_B1HW: Tensor) -> Tensor:
     """Return uint8 images (B, 3, 32, 32) of digits (B, 1, 28, 28)."""
-    count, draw = len(grey_B1HW), generator(0, "colours")
+    count, draw = len(grey_B1HW), keyed_generator(0, "colours")
     angle = (torch.rand(count, generator=draw) - 0.5) * torch.pi
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(count)
     turn = torch.stack([cos, -sin, zero, sin, cos, zero], 1).reshape(count, 2, 3)
@@ -118,7 +118,7 @@ class Side:
         """Train for some time by the clock."""
         valid, started = torch.ones(BATCH, dtype=torch.bool), clock()
         while clock() - started < seconds:
-            draw = generator(0, "batch", self.steps)
+            draw = keyed_generator(0, "batch", self.steps)
             images, _ = data.read(torch.randint(len(data), (BATCH,), generator=draw).numpy())
             self.method.set_progress(0.0)
             self.method.step(self.inputs.parts(images, valid, BATCH, self.steps))

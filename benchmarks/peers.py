@@ -40,7 +40,7 @@ from aae_dist.config.sections.prior import GaussianPrior
 from aae_dist.data.pack import pack
 from aae_dist.evaluation.prior_match import c2st
 from aae_dist.priors import build_prior
-from aae_dist.utils.seeds import generator
+from aae_dist.utils.tensors import keyed_generator
 
 HERE = Path(__file__).parent
 BATCH = 128
@@ -176,8 +176,8 @@ def c2st_values(codes: np.ndarray) -> list[float]:
     return [
         c2st(
             z,
-            prior.sample(len(z), generator(seed, "peers/prior")),
-            generator(seed, "peers/c2st"),
+            prior.sample(len(z), keyed_generator(seed, "peers/prior")),
+            keyed_generator(seed, "peers/c2st"),
         ).value
         for seed in C2ST_SEEDS
     ]

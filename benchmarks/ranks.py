@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aae_dist.distributed.world import World
-from aae_dist.utils.seeds import generator
+from aae_dist.utils.tensors import keyed_generator
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ class Bare:
         """Reconstruct, teach the discriminator, fool it."""
         x = self.engine.images[self.steps % NUM_BATCHES].float() / 255
         size = len(x) * dist.get_world_size()
-        z_prior = self.engine.prior.sample(size, generator(0, "prior", self.steps))
+        z_prior = self.engine.prior.sample(size, keyed_generator(0, "prior", self.steps))
         loss = (self.d(self.e(x)) - x).square().sum() / 2 / len(x)
         self._update(self.o1, loss)
         z = self.e(x)

@@ -21,7 +21,7 @@ from timing import median_ratio, paired_seconds, print_header
 from torch import Tensor, nn
 
 from aae_dist.distributed.world import World
-from aae_dist.utils.seeds import generator
+from aae_dist.utils.tensors import keyed_generator
 
 
 class TextbookLoop:
@@ -151,7 +151,7 @@ def main() -> None:
 
     def theirs() -> None:
         nonlocal textbook_steps
-        z_prior = engine.prior.sample(batch, generator(0, "prior", textbook_steps)).to(device)
+        z_prior = engine.prior.sample(batch, keyed_generator(0, "prior", textbook_steps)).to(device)
         textbook.step(engine.images[textbook_steps % NUM_BATCHES].to(device), z_prior)
         textbook_steps += 1
         wait()

@@ -222,7 +222,7 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.
         from aae_dist.evaluation.pictures.images import reconstructions
-        from aae_dist.utils.figures import figure_to_png
+        from aae_dist.utils.arrays import figure_to_png
 
         caption = f"{run.config.run.name}, step {run.step:,}"
         picture = figure_to_png(reconstructions(originals, images.float().cpu(), caption))

@@ -15,8 +15,7 @@ from torch import Tensor
 from aae_dist.config.sections.data import Augment
 from aae_dist.data.loader import Batch
 from aae_dist.data.order.permutation import Indices, mixed
-from aae_dist.utils.device import to_device
-from aae_dist.utils.seeds import derived_seed
+from aae_dist.utils.tensors import derived_seed, to_device
 
 NUM_DRAWS = 6
 _FLIP, _DOWN, _RIGHT, _BRIGHTNESS, _CONTRAST, _SATURATION = range(NUM_DRAWS)

@@ -23,8 +23,8 @@ from aae_dist.errors import DataError
 from aae_dist.evaluation.null_baseline import PriorBaseline, build_baseline, score
 from aae_dist.models import Autoencoder
 from aae_dist.priors import Prior
-from aae_dist.utils import seeds
 from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.tensors import keyed_generator
 
 CHUNK = 256
 MAX_SAMPLES = 10_000
@@ -151,7 +151,7 @@ class Evaluator:
         Raises:
             DataError: too few validation samples could be read.
         """
-        draw = seeds.generator(self._seed, "evaluation/prior")
+        draw = keyed_generator(self._seed, "evaluation/prior")
         prior_nZ = self._prior.sample(self.num_samples, draw)
 
         # Encode this rank's chunks, then gather all rows on rank 0.
@@ -197,7 +197,7 @@ class Evaluator:
         images = samples.images.to(self._world.device)
         readable = torch.ones(len(images), dtype=torch.bool)
         readable[list(samples.bad)] = False
-        z_BZ = networks.encode(images, seeds.generator(self._seed, "evaluation/posterior", chunk))
+        z_BZ = networks.encode(images, keyed_generator(self._seed, "evaluation/posterior", chunk))
         errors = squared_errors(networks.decode(z_BZ), images)
         code_logits = networks.discriminate(z_BZ)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
@@ -240,7 +240,7 @@ class Evaluator:
     ) -> EvaluationImages:
         """Return the contents of the pictures; `shown_kZ` are the codes of `originals`."""
         device = self._world.device
-        prior_mZ = self._prior.sample(PRIOR_PICTURED, seeds.generator(self._seed, "pictures/prior"))
+        prior_mZ = self._prior.sample(PRIOR_PICTURED, keyed_generator(self._seed, "pictures/prior"))
         return EvaluationImages(
             codes=rows.codes.float(),
             labels=rows.labels,

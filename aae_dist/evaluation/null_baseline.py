@@ -20,7 +20,7 @@ from torch import Tensor
 
 from aae_dist.evaluation import prior_match
 from aae_dist.priors import Prior
-from aae_dist.utils import seeds
+from aae_dist.utils.tensors import keyed_generator
 
 NUM_SAMPLES = 64
 """Prior samples of n rows that the sliced Wasserstein distance is taken to, and its null among."""
@@ -107,7 +107,7 @@ def build_baseline(prior: Prior, num_samples: int, seed: int) -> PriorBaseline:
         num_samples: n, the number of codes that will be scored.
         seed: The run's seed; every draw is keyed by it.
     """
-    draw = seeds.generator(seed, "evaluation/prior")
+    draw = keyed_generator(seed, "evaluation/prior")
     return PriorBaseline(
         prior_samples=prior.sample(num_samples, draw).float(),
         sliced_wasserstein=_sliced_wasserstein(prior, num_samples, seed),
@@ -123,7 +123,7 @@ def score(codes_nZ: Tensor, baseline: PriorBaseline, seed: int) -> dict[str, flo
     codes = codes_nZ.float()
     if not bool(codes.isfinite().all()):
         return dict.fromkeys(_NAMES, math.nan) | {"prior_match/num_samples": float(len(codes))}
-    draw = seeds.generator(seed, "evaluation/c2st")
+    draw = keyed_generator(seed, "evaluation/c2st")
     accuracy = prior_match.c2st(codes, baseline.prior_samples, draw)
     values = (
         accuracy.value,
@@ -150,8 +150,8 @@ def _ratio(value: float, null: float) -> float:
 
 
 def _sliced_wasserstein(prior: Prior, num_samples: int, seed: int) -> SlicedWasserstein:
-    directions_ZP = prior_match.projections(prior.latent_dim, seeds.generator(seed, "projections"))
-    draw = seeds.generator(seed, "evaluation/null")
+    directions_ZP = prior_match.projections(prior.latent_dim, keyed_generator(seed, "projections"))
+    draw = keyed_generator(seed, "evaluation/null")
     total = np.zeros((directions_ZP.shape[1], num_samples), dtype=np.float64)
     mean_square = 0.0
     for _ in range(NUM_SAMPLES):
@@ -165,8 +165,8 @@ def _sliced_wasserstein(prior: Prior, num_samples: int, seed: int) -> SlicedWass
 
 
 def _mmd(prior: Prior, num_samples: int, seed: int) -> Mmd:
-    kernel_rows = prior.sample(BANDWIDTH_ROWS, seeds.generator(seed, "evaluation/bandwidth"))
+    kernel_rows = prior.sample(BANDWIDTH_ROWS, keyed_generator(seed, "evaluation/bandwidth"))
     bandwidth = prior_match.median_distance(kernel_rows.float())
-    pool = prior.sample(POOL * num_samples, seeds.generator(seed, "evaluation/pool")).float()
+    pool = prior.sample(POOL * num_samples, keyed_generator(seed, "evaluation/pool")).float()
     within = prior_match.mean_kernel_within(pool, bandwidth)
     return Mmd(pool, bandwidth, within, num_samples)

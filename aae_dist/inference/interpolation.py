@@ -1,14 +1,15 @@
-"""Codes along interpolation paths through the latent space of a trained run."""
+"""Interpolation through the latent space: between codes, along one dimension, over a plane."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aae_dist.evaluation import interpolation as paths
 from aae_dist.inference.trained_run import TrainedRun
 
+Path = Literal["linear", "spherical"]
 PRIOR_SAMPLES = 10_000
 INNER = (0.02, 0.98)
 """Quantiles of the prior between which a plane and a traversal move."""
@@ -35,7 +36,7 @@ class InterpolationOptions:
     seed: int = 0
 
 
-def fitting_path(run: TrainedRun, path: str) -> paths.Path:
+def fitting_path(run: TrainedRun, path: str) -> Path:
     """Return `path`, or for `auto` the one that stays where the prior has its mass."""
     if path in ("linear", "spherical"):
         return "linear" if path == "linear" else "spherical"
@@ -48,14 +49,14 @@ def codes_of(run: TrainedRun, options: InterpolationOptions) -> Tensor:
     path = fitting_path(run, options.path)
     if options.kind == "pairs":
         ends = _ends(run, options, 2 * options.num)
-        return paths.between(ends[0::2], ends[1::2], options.steps, path)
+        return between(ends[0::2], ends[1::2], options.steps, path)
     low, high = _range(run, options.seed)
     if options.kind == "traverse":
-        return paths.traversal(_ends(run, options, 1)[0], low, high, options.steps)
+        return traversal(_ends(run, options, 1)[0], low, high, options.steps)
     if len(low) == 2:
         corners = [(low[0], high[1]), (high[0], high[1]), (low[0], low[1]), (high[0], low[1])]
-        return paths.plane(torch.tensor(corners), options.steps, "linear")
-    return paths.plane(_ends(run, options, 4), options.steps, path)
+        return plane(torch.tensor(corners), options.steps, "linear")
+    return plane(_ends(run, options, 4), options.steps, path)
 
 
 def _ends(run: TrainedRun, options: InterpolationOptions, num: int) -> Tensor:
@@ -72,3 +73,58 @@ def _range(run: TrainedRun, seed: int) -> tuple[Tensor, Tensor]:
     drawn = run.prior.sample(PRIOR_SAMPLES, torch.Generator().manual_seed(seed))
     low, high = drawn.quantile(torch.tensor(INNER), dim=0)
     return low, high
+
+
+def between(start_NZ: Tensor, end_NZ: Tensor, num_steps: int, path: Path) -> Tensor:
+    """Return codes on the way from each start to its end, shape (N, num_steps, Z), ends included.
+
+    Args:
+        start_NZ: codes, floats (N, Z).
+        end_NZ: codes, floats (N, Z).
+        num_steps: codes on each way, at least 2.
+        path: linear, or spherical: along the great circle, the length growing evenly. A Gaussian
+            in many dimensions lies in a shell, which a straight line leaves (White 2016,
+            arXiv 1609.04468).
+    """
+    share_S1 = torch.linspace(0, 1, num_steps, dtype=start_NZ.dtype)[:, None]
+    start_N1Z, end_N1Z = start_NZ[:, None], end_NZ[:, None]
+    if path == "linear":
+        return start_N1Z + share_S1 * (end_N1Z - start_N1Z)
+    lengths = [codes.norm(dim=-1, keepdim=True) for codes in (start_N1Z, end_N1Z)]
+    unit_a, unit_b = start_N1Z / lengths[0].clamp_min(1e-12), end_N1Z / lengths[1].clamp_min(1e-12)
+    angle = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1).acos()
+    # Parallel codes have no plane to turn in, and opposite ones no single one: go straight.
+    flat = angle.sin().abs() < 1e-6
+    sin = torch.where(flat, torch.ones_like(angle), angle.sin())
+    turned = (((1 - share_S1) * angle).sin() * unit_a + (share_S1 * angle).sin() * unit_b) / sin
+    straight = (1 - share_S1) * unit_a + share_S1 * unit_b
+    length = (1 - share_S1) * lengths[0] + share_S1 * lengths[1]
+    codes_NSZ: Tensor = torch.where(flat, straight, turned) * length
+    return codes_NSZ
+
+
+def traversal(code_Z: Tensor, low_Z: Tensor, high_Z: Tensor, num_steps: int) -> Tensor:
+    """Return copies of a code with one dimension at a time moved from low to high.
+
+    Returns:
+        Codes of shape (Z, num_steps, Z): row i moves dimension i.
+    """
+    size = len(code_Z)
+    share_S = torch.linspace(0, 1, num_steps, dtype=code_Z.dtype)
+    codes = code_Z.expand(size, num_steps, size).clone()
+    every = torch.arange(size)
+    codes[every, :, every] = low_Z[:, None] + (high_Z - low_Z)[:, None] * share_S
+    return codes
+
+
+def plane(corners_4Z: Tensor, num_steps: int, path: Path) -> Tensor:
+    """Return codes over the patch between four corners, shape (num_steps, num_steps, Z).
+
+    Args:
+        corners_4Z: top left, top right, bottom left, bottom right.
+        num_steps: rows and columns.
+        path: as for `between`.
+    """
+    left_1SZ = between(corners_4Z[0:1], corners_4Z[2:3], num_steps, path)
+    right_1SZ = between(corners_4Z[1:2], corners_4Z[3:4], num_steps, path)
+    return between(left_1SZ[0], right_1SZ[0], num_steps, path)

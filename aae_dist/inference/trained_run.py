@@ -18,7 +18,7 @@ from aae_dist.evaluation import Evaluation, Evaluator
 from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
-from aae_dist.utils.seeds import generator as keyed_generator
+from aae_dist.utils.tensors import keyed_generator
 
 
 class TrainedRun:

@@ -21,7 +21,7 @@ from aae_dist.inference.dataset_job import (
 )
 from aae_dist.launch.local import process_group
 from aae_dist.storage import open_storage
-from aae_dist.utils.progress import progress
+from aae_dist.utils.jobs import progress
 
 Call = tuple[DatasetJob, int, Shard]
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from aae_dist.distributed.world import World
 from aae_dist.models import Posterior
 from aae_dist.priors import Prior
-from aae_dist.utils.device import to_device
-from aae_dist.utils.seeds import generator
+from aae_dist.utils.tensors import keyed_generator, to_device
 
 _ROWS_AT_ONCE = 1024
 """Rows of the global batch that are drawn from one generator."""
@@ -36,7 +35,7 @@ class Draws:
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the generator, on the CPU, of one purpose."""
-        return generator(self.seed, purpose, self.step)
+        return keyed_generator(self.seed, purpose, self.step)
 
     def of_rows(
         self, purpose: str, rows: range, draw: Callable[[int, torch.Generator], Tensor]
@@ -54,7 +53,9 @@ class Draws:
             keys = (start // _ROWS_AT_ONCE,) if start else ()
             num_rows = min(_ROWS_AT_ONCE, self.global_batch_size - start)
             # Copied: an own prior may return the same tensor each time.
-            blocks.append(draw(num_rows, generator(self.seed, purpose, self.step, *keys)).clone())
+            blocks.append(
+                draw(num_rows, keyed_generator(self.seed, purpose, self.step, *keys)).clone()
+            )
         drawn = torch.cat(blocks)[rows.start - first : rows.stop - first]
         return to_device(drawn, self.device, self.dtype)
 

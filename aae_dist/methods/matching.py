@@ -21,8 +21,7 @@ from aae_dist.errors import ConfigError
 from aae_dist.losses import maximum_mean_discrepancy, sliced_wasserstein
 from aae_dist.methods.inputs import Draws, MicroBatch
 from aae_dist.methods.method import Encoded, Losses, Method, Modules
-from aae_dist.utils import seeds
-from aae_dist.utils.device import to_device
+from aae_dist.utils.tensors import keyed_generator, to_device
 
 
 class MatchingMethod(Method):
@@ -100,7 +99,7 @@ class MmdMethod(MatchingMethod):
     ) -> None:
         """Estimate the prior's width, once."""
         super().__init__(modules, optimizers, weight)
-        draw = seeds.generator(0, "width of the prior")
+        draw = keyed_generator(0, "width of the prior")
         samples = modules.prior.sample(NUM_SAMPLES_OF_SCALE, draw).double()
         self.mean_square_distance = 2 * float(samples.var(0).sum())
         if self.mean_square_distance == 0:

@@ -1,7 +1,6 @@
 """Networks from the configuration; the only file of this package that reads it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,17 +9,18 @@ from torch import nn
 from aae_dist.config import RunConfig
 from aae_dist.config.sections import model as sections
 from aae_dist.errors import ConfigError
-from aae_dist.models.conv import ConvDecoder, ConvEncoder
-from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder, SampleShape
-from aae_dist.models.own import check_network, check_unit_range, import_network
-from aae_dist.models.posterior import (
+from aae_dist.models.autoencoder import (
     CategoricalPosterior,
     DeterministicPosterior,
     GaussianPosterior,
+    Networks,
     Posterior,
     UniversalPosterior,
 )
-from aae_dist.utils.seeds import derived_seed
+from aae_dist.models.conv import ConvDecoder, ConvEncoder
+from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder, SampleShape
+from aae_dist.models.own import check_network, check_unit_range, import_network
+from aae_dist.utils.tensors import derived_seed
 
 DTYPES = {
     "fp32": torch.float32,
@@ -32,20 +32,6 @@ DTYPES = {
 
 SAMPLES = 4
 """Rows that a user's network is tried on."""
-
-
-@dataclass(frozen=True)
-class Networks:
-    """The networks of one run, by name; a run without an adversary has no discriminator."""
-
-    encoder: nn.Module
-    decoder: nn.Module
-    discriminator: nn.Module | None
-
-    def named(self) -> dict[str, nn.Module]:
-        """Return the networks that exist, by name."""
-        all_networks = vars(self).items()
-        return {name: network for name, network in all_networks if network is not None}
 
 
 def build_posterior(config: sections.Posterior) -> Posterior:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aae_dist.losses import gaussian_log_density
-from aae_dist.utils.device import to_device
+from aae_dist.utils.tensors import to_device
 
 
 class Prior(ABC):

@@ -24,7 +24,7 @@ from aae_dist.report.view import PERFECT, RankedTrial, ReportView, make_view
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
-from aae_dist.utils.figures import figure_to_png
+from aae_dist.utils.arrays import figure_to_png
 from aae_dist.utils.formatting import duration
 
 REPORT = "report.html"

@@ -23,7 +23,7 @@ from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import is_remote
 from aae_dist.training.run.resume import NewShards, find_new_shards, with_inferred
 from aae_dist.utils.arrays import evenly_spaced
-from aae_dist.utils.progress import Show, progress
+from aae_dist.utils.jobs import Show, progress
 
 NUM_PROBED = 256
 """Samples whose range is checked; of the first shard alone where shards have to be fetched."""

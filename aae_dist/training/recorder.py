@@ -75,7 +75,7 @@ class Recorder:
             # Imported here: matplotlib takes seconds, and the first step must not wait for it.
             from aae_dist.evaluation.pictures.curves import loss_curves
             from aae_dist.evaluation.pictures.images import draw_all
-            from aae_dist.utils.figures import figure_to_png
+            from aae_dist.utils.arrays import figure_to_png
 
             images = draw_all(shown, caption) if shown is not None else {}
             images["losses"] = figure_to_png(loss_curves(self.json_lines.records(), caption))

@@ -22,8 +22,8 @@ from aae_dist.distributed.wrappers import reset_compiler
 from aae_dist.errors import CheckpointError
 from aae_dist.methods import StepInputs, build_method
 from aae_dist.models import Autoencoder, build_networks, build_posterior
+from aae_dist.models.autoencoder import Posterior
 from aae_dist.models.build import DTYPES
-from aae_dist.models.posterior import Posterior
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import Storage, open_storage
 from aae_dist.training.data import TrainingData, open_data
@@ -35,7 +35,7 @@ from aae_dist.training.run.checkpointer import newest_checkpoint
 from aae_dist.training.run.folder import RunFolder
 from aae_dist.training.run.lock import RunLock
 from aae_dist.training.state import TrainState
-from aae_dist.utils.progress import Advance, no_progress, progress
+from aae_dist.utils.jobs import Advance, no_progress, progress
 
 
 @contextmanager

@@ -1,10 +1,16 @@
-"""Small helpers for NumPy arrays: evenly spaced numbers, and arrays and images as files."""
+"""NumPy arrays and figures: evenly spaced numbers, and files as bytes.
+
+Figures are rendered without pyplot: nothing is global, and any thread may draw.
+"""
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def evenly_spaced(most: int, total: int) -> NDArray[np.int64]:
@@ -26,4 +32,17 @@ def png_bytes(image: NDArray[np.uint8]) -> bytes:
 
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+DOTS_PER_INCH = 150
+
+
+def figure_to_png(figure: "Figure", dots_per_inch: int = DOTS_PER_INCH) -> bytes:
+    """Render a figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes seconds
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=dots_per_inch)
     return buffer.getvalue()

@@ -13,7 +13,7 @@ from aae_dist.evaluation import EvaluationImages
 from aae_dist.evaluation.pictures import images as pictures
 from aae_dist.evaluation.pictures.curves import loss_curves
 from aae_dist.evaluation.pictures.latent import latent_codes, principal_axes
-from aae_dist.utils.figures import figure_to_png
+from aae_dist.utils.arrays import figure_to_png
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
 

@@ -12,7 +12,7 @@ from helpers.steps import SHAPE, build, global_batch, run_step, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from aae_dist.models import Networks
-from aae_dist.utils.seeds import generator
+from aae_dist.utils.tensors import keyed_generator
 
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999)}
 PLAIN_ADAM = {
@@ -59,7 +59,7 @@ def test_twenty_steps_equal_the_textbook_loop_in_float64() -> None:
     textbook = TextbookLoop(networks)
     for step in range(20):
         images, valid = global_batch(config, step)
-        z_prior = inputs.prior.sample(len(images), generator(0, "prior", step))
+        z_prior = inputs.prior.sample(len(images), keyed_generator(0, "prior", step))
         x = images[valid].double() / 255
         expected = textbook.step(x, z_prior[valid].double())
         got = run_step(method, inputs, config, step)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from aae_dist.methods import inputs
 from aae_dist.methods.inputs import Draws
-from aae_dist.utils.seeds import generator
+from aae_dist.utils.tensors import keyed_generator
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def test_any_split_of_the_rows_draws_the_same(size: int) -> None:
 
 
 def test_up_to_1024_rows_are_one_draw() -> None:
-    expected = torch.randn(1000, 3, generator=generator(3, "noise", 7))
+    expected = torch.randn(1000, 3, generator=keyed_generator(3, "noise", 7))
     assert torch.equal(draws(1000).normal("noise", range(1000), 3), expected)
 
 

@@ -19,7 +19,7 @@ from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.data import prior_vectors
 from aae_dist.training.reporter import Outcome
 from aae_dist.training.trainer import train
-from aae_dist.utils.progress import Advance
+from aae_dist.utils.jobs import Advance
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
 

@@ -15,8 +15,7 @@ from aae_dist.data.index.counting import try_count_shard
 from aae_dist.data.index.journal import Journal
 from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import is_remote, open_storage
-from aae_dist.utils.parallel import ordered_map
-from aae_dist.utils.progress import Show, progress
+from aae_dist.utils.jobs import Show, ordered_map, progress
 
 _THREADS = 8
 """Shards downloaded at once when they must be counted."""

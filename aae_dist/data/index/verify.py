@@ -16,8 +16,7 @@ from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.index.build import listed_shards
 from aae_dist.data.index.counting import try_count_shard
 from aae_dist.errors import DataError, ShardError
-from aae_dist.utils.parallel import ordered_map
-from aae_dist.utils.progress import progress
+from aae_dist.utils.jobs import ordered_map, progress
 
 _ROWS_PER_READ = 256
 _NUM_LISTED = 20

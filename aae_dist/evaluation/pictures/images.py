@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aae_dist.evaluation.evaluator import EvaluationImages
 from aae_dist.evaluation.pictures.latent import latent_codes
-from aae_dist.utils.figures import figure_to_png
+from aae_dist.utils.arrays import figure_to_png
 
 PAIRS_PER_ROW = 8
 GAP = 2

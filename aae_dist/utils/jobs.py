@@ -1,9 +1,13 @@
-"""Progress of long jobs: a bar on a terminal, a line every few seconds elsewhere."""
+"""Long jobs: their progress, and many small tasks at once with results in order."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
+from typing import Any, TypeVar
 
 LINE_SECONDS = 5.0
 
@@ -74,3 +78,27 @@ def _line(label: str, done: int, total: int, unit: str, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
     left = (total - done) / max(rate, 1e-9)
     return f"{label}: {done}/{total} {unit}, {rate:.0f} {unit}/s, {left:.0f} s left"
+
+
+Result = TypeVar("Result")
+
+_UNDER_WAY = 256
+
+
+def ordered_map(
+    pool: Executor, job: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+) -> Iterator[Result]:
+    """Yield `job(*arguments)` for each of many arguments, in their order.
+
+    The first error is raised in place of its result; jobs that have not started are cancelled.
+    """
+    waiting: deque[Future[Result]] = deque()
+    rest = iter(arguments)
+    try:
+        waiting.extend(pool.submit(job, *each) for each in islice(rest, _UNDER_WAY))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(job, *each) for each in islice(rest, 1))
+    finally:
+        for future in waiting:
+            future.cancel()
