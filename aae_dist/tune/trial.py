@@ -19,7 +19,7 @@ from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
 from aae_dist.training.reporter import Outcome, RunState
-from aae_dist.tune.session import Channel, Ended, Session
+from aae_dist.tune.session import Channel, Ended, Session, train_here, train_on_ray
 
 SWEEP = "sweep"
 """Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
@@ -122,9 +122,6 @@ class Trial(tune.Trainable):
         self._at_step = 0
 
     def _start(self) -> Session:
-        # Imports torch, of which the driver, who sends this class, has no use.
-        from aae_dist.tune.training import train_here, train_on_ray
-
         task, config = self._task, self._config
         stop = StopToken(parent=self._listener.token)
         channel = Channel(config, task.objective.metrics, stop)

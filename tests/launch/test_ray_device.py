@@ -18,7 +18,7 @@ from aae_dist.launch import shards
 from aae_dist.launch.ray import worker as ray_worker
 from aae_dist.launch.ray.resources import own_device
 from aae_dist.launch.stop import StopToken
-from aae_dist.tune import training as trial_training
+from aae_dist.tune import session
 from aae_dist.tune.session import Channel
 
 pytestmark = pytest.mark.ray
@@ -51,9 +51,7 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
 ) -> None:
     used: list[str] = []
     monkeypatch.setattr(shards, "write_shard", lambda job, *_: used.append(job.device) or 1)
-    monkeypatch.setattr(
-        trial_training, "train", lambda config, world, *_: used.append(world.device.type)
-    )
+    monkeypatch.setattr(session, "train", lambda config, world, *_: used.append(world.device.type))
     config = load_config(
         [], ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
     ).config
@@ -61,7 +59,7 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
     for gpus in ([], [0]):
         owned[:] = gpus
         shards.write_in_task(DatasetJob("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
-        trial_training.train_here(lambda: config, "id", None, channel, stop)
+        session.train_here(lambda: config, "id", None, channel, stop)
     assert used == ["cpu", "cpu", "auto", "cuda"]
 
 
@@ -84,7 +82,7 @@ def test_who_asks_workers_to_encode_needs_no_gpu(
 ) -> None:
     done: list[object] = []
     monkeypatch.setattr(shards, "_through_ray", lambda config, calls: done.append(calls) or [])
-    monkeypatch.setattr(shards, "begin", lambda *_: False)
+    monkeypatch.setattr(shards, "claim_output", lambda *_: False)
     monkeypatch.setattr(shards, "missing", lambda *_: [])
     monkeypatch.setattr(shards, "complete", lambda *_: None)
     items = ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
