@@ -9,12 +9,11 @@ from pydantic_core import PydanticCustomError
 
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.data import Data
-from aae_dist.config.sections.launch import Launch
 from aae_dist.config.sections.method import AdversarialMethod, Method
 from aae_dist.config.sections.model import DeterministicPosterior, MlpModel, Model, Posterior
 from aae_dist.config.sections.phases import Phases
 from aae_dist.config.sections.prior import GaussianPrior, Prior
-from aae_dist.config.sections.run import Checkpoint, Run, Train, Wandb
+from aae_dist.config.sections.run import Checkpoint, Launch, Run, Train, Wandb
 
 CROSS_CHECKS = "cross_checks"
 """Type of the validation error for contradictions between sections."""

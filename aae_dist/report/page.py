@@ -16,11 +16,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aae_dist.config.metric_names import NUM_SAMPLES
-from aae_dist.report import formatting
 from aae_dist.report.charts import parallel, parameters, pareto
 from aae_dist.report.charts.style import DOTS_PER_INCH
-from aae_dist.report.formatting import format_value, label, measured, number
-from aae_dist.report.view import PERFECT, RankedTrial, ReportView, make_view
+from aae_dist.report.view import (
+    NONE,
+    PERFECT,
+    RankedTrial,
+    ReportView,
+    format_value,
+    label,
+    make_view,
+    measured,
+    number,
+)
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
@@ -106,7 +114,7 @@ def _environment() -> Environment:
     )
     for function in (number, measured, duration, label, format_value, _breakable, _data_url, _time):
         environment.filters[function.__name__.strip("_")] = function
-    environment.globals["NONE"] = formatting.NONE
+    environment.globals["NONE"] = NONE
     return environment
 
 

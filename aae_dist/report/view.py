@@ -1,4 +1,4 @@
-"""The data of a report: ranked trials, swept parameters, metrics."""
+"""The data of a report: ranked trials, swept parameters, metrics, and how values are written."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from aae_dist.report.formatting import format_value
 from aae_dist.sweeps import SweepRecord, TrialRecord
 from aae_dist.sweeps.objective import Objective, Point, pareto_front, ranking
+from aae_dist.tracking.sinks import LABELS
 
 Value = str | float
+NONE = "–"
+"""Shown for a missing number."""
 Interval = tuple[float, float]
 
 RECONSTRUCTION = ("reconstruction/mse", "loss/reconstruction")
@@ -200,3 +202,36 @@ def _table_metrics(rows: Sequence[RankedTrial], objective: Objective) -> tuple[s
     named = [name for name in dict.fromkeys(known) if name in found]
     # Without validation data there are no scores: the losses are all that there is to see.
     return tuple(named or sorted(name for name in found if name.startswith("loss/")))
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with so many significant digits, a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    return f"{value:.{digits}g}"
+
+
+def measured(value: float | None) -> str:
+    """Return a measurement with four significant digits, zeros among them: columns line up."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:#.4g}".rstrip(".")
+
+
+def label(metric: str) -> str:
+    """Return the display name of a metric."""
+    return LABELS.get(metric, metric)
+
+
+def format_value(value: Any) -> str:
+    """Return a swept value on one line: `mixture, num_modes 5` for a structural one."""
+    if isinstance(value, Mapping):
+        rest = [f"{k} {format_value(v)}" for k, v in value.items() if k != "kind"]
+        return ", ".join([*([str(value["kind"])] if "kind" in value else []), *rest])
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(format_value, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return number(value) if isinstance(value, int | float) else str(value)

@@ -1,6 +1,6 @@
 import pytest
 
-from aae_dist.report.formatting import format_value, number
+from aae_dist.report.view import format_value, number
 from aae_dist.utils.formatting import duration
 
 

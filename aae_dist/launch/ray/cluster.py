@@ -12,7 +12,7 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.config.paths import inside_ray_job
-from aae_dist.config.sections.launch import Launch
+from aae_dist.config.sections.run import Launch
 from aae_dist.data.format.patterns import check_present
 from aae_dist.errors import ConfigError, DataError, LaunchError
 from aae_dist.launch.log import echo

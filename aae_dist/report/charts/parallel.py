@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aae_dist.report.charts.style import FAINT, INK, PAPER, new_figure, plain
-from aae_dist.report.formatting import format_value, label, number
-from aae_dist.report.view import RankedTrial, ReportView, Value
+from aae_dist.report.view import RankedTrial, ReportView, Value, format_value, label, number
 
 MAX_AXES = 10
 MAX_NAMED = 6

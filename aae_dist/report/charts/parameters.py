@@ -18,8 +18,7 @@ from aae_dist.report.charts.style import (
     plain,
     style_axes,
 )
-from aae_dist.report.formatting import format_value, label
-from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, Value
+from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, Value, format_value, label
 
 FIRST = "model.latent_dim"
 MAX_KEYS = 6

@@ -19,8 +19,7 @@ from aae_dist.report.charts.style import (
     plain,
     style_axes,
 )
-from aae_dist.report.formatting import format_value, label
-from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView
+from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, format_value, label
 from aae_dist.sweeps.objective import Mode, pareto_front
 
 MAX_ANNOTATED = 40
