@@ -30,6 +30,10 @@ def defined_names() -> set[str]:
     return found
 
 
+def test_both_walks_are_there() -> None:
+    assert set(walks()) == set(WALKS)
+
+
 @pytest.mark.parametrize(("title", "text"), walks().items(), ids=walks().keys())
 def test_files_and_functions_of_a_walk_exist(title: str, text: str) -> None:
     defined = defined_names()
