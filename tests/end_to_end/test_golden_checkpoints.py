@@ -31,6 +31,7 @@ def test_a_run_of_one_rank_ends_with_the_golden_bits(name: str, tmp_path: Path) 
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases(several_ranks=True))
 def test_a_run_of_several_ranks_ends_with_the_golden_bits(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)

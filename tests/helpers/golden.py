@@ -20,6 +20,8 @@ from helpers.shards import encoded
 from numpy.typing import NDArray
 from webdataset import TarWriter
 
+from aae_dist.cli.main import main
+
 GOLDEN = Path(__file__).parents[1] / "end_to_end" / "golden.json"
 STEPS = 24
 
@@ -151,12 +153,13 @@ def train_and_hash(name: str, folder: Path) -> dict[str, Any]:
     """Train a case to its end; return the SHA-256 of every tensor, and the state."""
     ranks, (data, *items) = CASES[name]
     shards = write_data(data.removeprefix("DATA="), folder)
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    log, module = folder / "log.txt", [*(torchrun if ranks > 1 else []), "aae_dist"]
-    overrides = [*COMMON, f"run.storage={folder}/runs", *shards, *items]
-    assert run([sys.executable, "-m", *module, "train", *overrides], log) == 0, log.read_text()[
-        -3000:
-    ]
+    arguments = ["train", *COMMON, f"run.storage={folder}/runs", *shards, *items]
+    if ranks == 1:
+        assert main(arguments) == 0  # in this process: importing torch takes longer than the run
+    else:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command, log = [sys.executable, *torchrun, "-m", "aae_dist", *arguments], folder / "log.txt"
+        assert run(command, log) == 0, log.read_text()[-3000:]
     found = final_tensors(f"{folder}/runs/golden", STEPS)
     return {key: _hash(value) for key, value in sorted(found.items())}
 
@@ -168,7 +171,7 @@ def _hash(value: Any) -> Any:
     return hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode() + content).hexdigest()
 
 
-def main() -> None:
+def add_hashes() -> None:
     """Add the hashes of this machine."""
     stored = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     hashes = {}
@@ -181,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    add_hashes()

@@ -18,8 +18,8 @@ from aae_dist.cli import main
 from aae_dist.methods import Method
 
 PACKAGE = str(Path(aae_dist.__file__).parent)
-MAX_TO_STEP = 10
-MAX_TO_DECODER = 14
+MAX_FRAMES = 10
+MAX_FRAMES = 14
 
 
 def package_frames(frame: FrameType | None) -> list[str]:
@@ -58,5 +58,5 @@ def test_a_step_and_a_decoder_are_few_frames_away(
     shards, items = write_data("grey", tmp_path), MLP[1:]
     assert main(["train", *COMMON, f"run.storage={tmp_path}/runs", *shards, *items]) == 0
     step, decoder = (max(stacks, key=len) for stacks in (to_step, to_decoder))
-    assert len(step) <= MAX_TO_STEP, "\n".join(step)
-    assert len(decoder) <= MAX_TO_DECODER, "\n".join(decoder)
+    assert len(step) <= MAX_FRAMES, "\n".join(step)
+    assert len(decoder) <= MAX_FRAMES, "\n".join(decoder)
