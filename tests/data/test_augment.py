@@ -24,7 +24,7 @@ def changed(settings: Augment, numbers: list[int], epoch: int = 0) -> torch.Tens
     return Augmenter(settings, 0, slice(0, len(numbers))).images(images(99)[numbers], u)
 
 
-def test_a_sample_changes_alike_in_any_batch_and_otherwise_in_another_epoch() -> None:
+def test_a_sample_changes_equally_in_any_batch_and_differently_in_another_epoch() -> None:
     together = changed(ALL, [5, 6, 7, 8])
     alone = torch.cat([changed(ALL, [n]) for n in (5, 6, 7, 8)])
     assert torch.equal(together, alone)

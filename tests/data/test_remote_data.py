@@ -206,7 +206,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_shards_are_fetched_in_the_order_of_need_before_anybody_asks(
+def test_shards_are_prefetched_in_the_order_of_need(
     server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prefetch, "_THREADS", 1)  # several overtake one another on their way
@@ -234,7 +234,7 @@ def test_shards_are_fetched_in_the_order_of_need_before_anybody_asks(
     assert sum(server.requests.values()) == before, "the loader finds all that it asks for"
 
 
-def test_what_ends_the_fetching_ahead_ends_the_run(
+def test_an_error_of_the_prefetcher_ends_the_run(
     server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = opened(server, tmp_path)

@@ -126,12 +126,14 @@ def _members(buffer: Buffer, headers: _Headers) -> Iterator[Member]:
     long_name: str | None = None
     long_size: int | None = None
     while True:
+        # Read a header, or find the end of the archive.
         header = buffer[offset : offset + BLOCK]
         if len(header) < BLOCK:
             raise DamagedTarError(f"cut off at byte {end}: the end-of-archive mark is missing")
         if header[0] == 0 and not any(header):
             return _check_only_zeros(buffer, offset)
         headers.add(offset, header)
+        # Locate its data; an extension header may have given another size.
         kind, size = header[156:157], _parse_number(header[124:136], offset)
         start, is_extension = offset + BLOCK, kind in _EXTENSIONS
         if long_size is not None and not is_extension:
@@ -141,12 +143,14 @@ def _members(buffer: Buffer, headers: _Headers) -> Iterator[Member]:
         if start + size > end:
             raise DamagedTarError(f"cut off at byte {end}: a member ends at byte {start + size}")
         offset = start + (size + BLOCK - 1) // BLOCK * BLOCK
+        # Parse an extension header: it describes the next member.
         if is_extension:
             if kind == b"x" and size < BLOCK and _says_only_a_time(buffer[start : start + size]):
                 continue
             name, override = _extension(kind, buffer, start, size)
             long_name, long_size = name or long_name, long_size if override is None else override
             continue
+        # Yield a regular file.
         name = long_name or _name(header)
         long_name = long_size = None
         if kind == b"S":
@@ -259,6 +263,7 @@ def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
     Plain: regular files and folders with names of up to 100 bytes and octal sizes, and pax headers
     that say no more than a time.
     """
+    # Find the blocks that look like headers, and their sizes.
     if len(data) % BLOCK:
         return None
     blocks = np.frombuffer(data, np.uint8).reshape(-1, BLOCK)
@@ -270,7 +275,7 @@ def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
     kinds = headers["kind"][numbers]
     is_file, is_time = kinds == b"0", kinds == b"x"
     sizes = np.where(kinds == b"5", 0, digits[:, :11] @ _SIZE_WEIGHTS)
-    # Each member ends where the next begins. So no header is missed, and none is a file's content.
+    # Each member must end where the next starts: no header is missed, and none is file content.
     ends = numbers + 1 + (sizes + BLOCK - 1) // BLOCK
     follows = numbers[0] == 0 and bool((numbers[1:] == ends[:-1]).all())
     if not follows or ends[-1] >= len(blocks) or blocks[ends[-1] :].any():
@@ -282,8 +287,8 @@ def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
     for first in range(0, len(numbers), _CHECKED_AT_ONCE):
         if wrong_checksums(blocks[numbers[first : first + _CHECKED_AT_ONCE]]).any():
             return None
+    # Decode the names all at once. A name ends at its first NUL: another one makes one name more.
     files = numbers[is_file]
-    # All at once: a file's name ends at its first NUL, so one that has another makes a name more.
     text = b"\0".join(headers["name"][files].tolist()).decode("utf-8", "surrogateescape")
     names = text.split("\0") if files.size else []
     if len(names) != len(files) or "" in names:

@@ -142,6 +142,7 @@ def _count(
         DataError: Some cannot be counted; all others have been, and are in the journal.
     """
     with contextlib.ExitStack() as stack:
+        # Count in parallel; shards that the journal has are not read again.
         pool = executor or stack.enter_context(ThreadPoolExecutor(_THREADS))
         advance = stack.enter_context(show("counting samples", len(shards), "shards"))
         before = journal.entries if journal else {}

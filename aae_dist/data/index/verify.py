@@ -81,6 +81,7 @@ def verify(
         ThreadPoolExecutor(threads) as pool,
         progress("verifying", len(shards), "shards") as advance,
     ):
+        # Count the shards that no manifest lists.
         sound: list[Shard] = []
         for shard, problem in ordered_map(pool, _with_count, [(each, cache) for each in shards]):
             if problem is None:
@@ -91,6 +92,7 @@ def verify(
         if not any(shard.samples for shard in sound):
             found.shards += len(sound)
             return found
+        # Read every sample of those that could be counted.
         dataset = Dataset(
             Manifest(tuple(sound)), settings.model_copy(update={"decoded": "none"}), try_all=True
         )

@@ -96,7 +96,7 @@ def test_without_room_each_process_keeps_its_own(
 
 
 @pytest.mark.parametrize("num_samples", [1 << 46, 1 << 61])
-def test_more_than_the_machine_has_is_said(tmp_path: Path, num_samples: int) -> None:
+def test_more_than_the_memory_of_the_machine_is_refused(tmp_path: Path, num_samples: int) -> None:
     with pytest.raises(
         DataError, match=r"data\.decoded=memory: the \d+ bytes .* Use data\.decoded=none"
     ):

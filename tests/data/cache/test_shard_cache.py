@@ -202,7 +202,7 @@ def test_a_killed_download_leaves_nothing(server: ObjectServer, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("fault", "reason"), [(Fault("status", 404), "missing"), (Fault("status", 403), "forbidden")]
 )
-def test_a_shard_that_cannot_be_had_is_told_apart(
+def test_reasons_of_unreachable_shards_differ(
     server: ObjectServer, tmp_path: Path, fault: Fault, reason: str
 ) -> None:
     cache = opened(tmp_path)
@@ -276,7 +276,7 @@ def test_folders_that_others_could_have_made(tmp_path: Path) -> None:
         cache_folder(str(tmp_path / "file"))
 
 
-def test_a_folder_that_goes_or_cannot_be_written_is_said(
+def test_a_folder_that_vanishes_or_is_not_writable_is_reported(
     server: ObjectServer, tmp_path: Path
 ) -> None:
     cache = opened(tmp_path)

@@ -131,7 +131,7 @@ def test_a_hint_for_a_bucket(s3: Callable[[], str]) -> None:
         open_manifest(bucket.uri)
 
 
-def test_the_packages_own_manifests_are_not_written_anew(tmp_path: Path) -> None:
+def test_the_packages_own_manifests_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is part of aae_dist and has its manifest; give --out"):
         build_index("builtin://digits/train")
     address, manifest = build_index("builtin://digits/train", tmp_path / "train.json")

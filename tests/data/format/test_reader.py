@@ -235,7 +235,7 @@ def test_a_file_cut_short_while_it_is_open_ends_no_process(tmp_path: Path) -> No
         shard.open()
 
 
-def test_fields_near_and_far_are_read_alike(
+def test_fields_near_and_far_are_read_equally(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = {"cls": b"3", "json": bytes(reader._READ_TOGETHER_BYTES), "png": b"image", "txt": b""}

@@ -16,7 +16,7 @@ from aae_dist.errors import DataError
 from aae_dist.storage import Entry, open_storage
 
 
-def test_a_manifest_beside_the_shards_is_used_by_itself(tmp_path: Path) -> None:
+def test_a_manifest_next_to_the_shards_is_used(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, [3, 2])
     counted = open_manifest(str(tmp_path))
     address, manifest = build_index(str(tmp_path))

@@ -113,7 +113,7 @@ def test_faults_do_not_change_counts(server: ObjectServer, tmp_path: Path) -> No
     assert build_index(pattern, tmp_path / "out.json")[1].counts.tolist() == [30, 20, 10]
 
 
-def test_a_stopped_index_goes_on_and_sees_what_changed(
+def test_a_stopped_index_resumes_and_sees_changes(
     server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pattern = serve(server, tmp_path / "a", [2] * 10)
@@ -235,7 +235,7 @@ build_index(sys.argv[1], sys.argv[2])
 """
 
 
-def test_a_killed_index_goes_on(server: ObjectServer, tmp_path: Path) -> None:
+def test_a_killed_index_resumes(server: ObjectServer, tmp_path: Path) -> None:
     pattern = serve(server, tmp_path / "a", [2] * 30)
     server.faults["/020.tar"] = [Fault("stall", 0)] * 9
     command = [sys.executable, "-c", COUNT, pattern, str(tmp_path / "out.json")]

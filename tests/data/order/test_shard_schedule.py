@@ -99,7 +99,7 @@ def test_positions_far_ahead_are_not_near() -> None:
     assert not schedule.is_near(3 * order.lane_length)
 
 
-def test_the_future_goes_on_into_the_next_epochs() -> None:
+def test_the_schedule_continues_into_the_next_epochs() -> None:
     order = order_of()
     schedule = Schedule(order, MANIFEST, range(4))
     schedule.position = order.lane_length - 1

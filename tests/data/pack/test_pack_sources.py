@@ -150,7 +150,7 @@ def test_the_seed_decides_the_split_and_nothing_else_does(tmp_path: Path) -> Non
     assert sets["a"] == sets["b"] != sets["c"]
 
 
-def test_too_few_validation_samples_to_score_are_said_so(tmp_path: Path) -> None:
+def test_too_few_validation_samples_to_score_are_reported(tmp_path: Path) -> None:
     file = write_csv(tmp_path, ["1"] * 30)
     warnings = {}
     for fraction in (0.0, 0.01, 0.1, 0.7):
