@@ -27,6 +27,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.loading.load import load_config
 
 START_SECONDS = 240.0
+STARTS = 4
 WORKERS = "on-demand"
 
 
@@ -65,7 +66,7 @@ def wait_for_jobs_api(cluster: Cluster, head: subprocess.Popen[bytes]) -> None:
 def cluster() -> Iterator[Cluster]:
     """Start nodes with ports, folders and process groups of their own; end exactly those groups."""
     job = next(found for found in rendered()["kind-cpu-train"] if found["kind"] == "RayJob")
-    gcs, dashboard, client, *others = free_ports(7)
+    gcs, dashboard, client, *others = free_ports(5)
     address, token = f"127.0.0.1:{gcs}", os.environ["RAY_AUTH_TOKEN"]  # Ray reads it once a process
     driver = pod_environment(job, "head", token=token) | job_environment(job)
     driver |= {"RAY_ADDRESS": address, "RAY_PORT": str(gcs)}
@@ -84,10 +85,16 @@ def cluster() -> Iterator[Cluster]:
         )
         head = {"port": gcs, "dashboard_port": dashboard, "ray_client_server_port": client}
         wait_for_jobs_api(
-            found, stack.enter_context(node("head", *others[:2], **head, temp_dir=folder))
+            found, stack.enter_context(node("head", *others, **head, temp_dir=folder))
         )
-        worker = stack.enter_context(node(WORKERS, *others[2:], address=address, num_cpus=2))
-        wait_for_cpus(found, 2, worker)
+        # Ray gives a node 30 s to start, too little on a busy machine; then it starts again, as a
+        # pod does.
+        for _ in range(STARTS):
+            worker = node(WORKERS, *free_ports(2), address=address, num_cpus=2)
+            if wait_for_cpus(found, 2, stack.enter_context(worker)):
+                break
+        else:
+            pytest.fail(f"the Ray worker node ended {STARTS} times")
         yield found
 
 
@@ -122,8 +129,8 @@ def ray_node(
             node.wait()
 
 
-def wait_for_cpus(cluster: Cluster, count: int, node: "subprocess.Popen[bytes]") -> None:
-    """Return when the cluster has so many CPUs."""
+def wait_for_cpus(cluster: Cluster, count: int, node: "subprocess.Popen[bytes]") -> bool:
+    """Return whether the cluster has so many CPUs, or False when `node` has ended."""
     request = urllib.request.Request(
         f"{cluster.dashboard}/api/v0/nodes",
         headers={"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"},
@@ -134,8 +141,10 @@ def wait_for_cpus(cluster: Cluster, count: int, node: "subprocess.Popen[bytes]")
         with urllib.request.urlopen(request, timeout=30) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]
         if sum(node["resources_total"].get("CPU", 0) for node in nodes) >= count:
-            return
+            return True
         time.sleep(0.3)
+    if time.monotonic() < give_up:
+        return False
     pytest.fail(f"the Ray cluster did not get {count} CPUs: {nodes}")
 
 
