@@ -1,4 +1,4 @@
-"""Convolutions against fully connected networks: error of reconstruction in equal time.
+"""Convolutions against fully connected networks: reconstruction error in equal time.
 
     python benchmarks/conv.py [--seconds 15 30 60] [--cpu-time] [--threads 1] [--images 5000]
         [--latent-dim 16]
@@ -49,7 +49,7 @@ class Row(NamedTuple):
     model: str
     steps: int
     error: float
-    """Mean squared error a pixel value, on images that were held out."""
+    """Mean squared error per pixel value, on held-out images."""
 
 
 def pack_colour_digits(folder: Path, count: int) -> tuple[Dataset, Dataset]:
@@ -127,7 +127,7 @@ class Side:
 
     @torch.no_grad()
     def error(self, images: Tensor) -> float:
-        """Return the mean squared error a pixel value."""
+        """Return the mean squared error per pixel value."""
         x = images.float() / 255
         return float((self.networks.decoder(self.networks.encoder(x)) - x).square().mean())
 
@@ -177,7 +177,9 @@ def main() -> None:
     pixels = data[1].read(np.arange(len(data[1])))[0].float() / 255
     print(f"{len(data[0])} images for training, {len(data[1])} held out,")
     print(f"whose pixels have variance {float(pixels.var()):.4f}\n")
-    print("| seconds of training | networks | steps | held-out error a pixel |\n|---|---|---|---|")
+    print(
+        "| seconds of training | networks | steps | held-out error per pixel |\n|---|---|---|---|"
+    )
     for row in rows:
         print(f"| {row.seconds:.0f} | {row.model} | {row.steps} | {row.error:.5f} |")
 

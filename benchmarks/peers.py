@@ -209,7 +209,9 @@ def print_table(title: str, job: Job, sides: dict[str, Results], pace: dict[str,
         print(results["versions"])
     if job.overrides:
         print("Overrides of ours: " + " ".join(job.overrides))
-    print("\n| side | steps | s at its pace | s as it ran | mse a pixel | C2ST, 3 seeds |")
+    print(
+        "\n| side | steps | s at the measured speed | s as it ran | mse per pixel | C2ST, 3 seeds |"
+    )
     print("|---|---|---|---|---|---|")
     for name, results in sides.items():
         steps, mse = int(results["steps"]), float(results["mse"])

@@ -3,7 +3,7 @@
     python benchmarks/ranks.py [--ranks 2] [--rounds 8] [--batches 64 256 1024]
 
 Each rank is a process with one thread and gloo. In turns, all ranks together take some steps of
-each side, at the same number of samples a rank:
+each side, at the same number of samples per rank:
 
 - ours: one run over all ranks, gradients averaged;
 - apart: as many runs of one rank each, which share nothing but the machine;
@@ -79,7 +79,7 @@ def run_rank(rank: int, ranks: int, port: int, batches: list[int], rounds: int) 
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
     if rank == 0:
         print_header(f"{ranks} ranks on this machine, 784-1000-1000-16, one thread a rank")
-        print("| samples a rank | ours, samples/s | ours / apart | ours / bare DDP |")
+        print("| samples per rank | ours, samples/s | ours / apart | ours / bare DDP |")
         print("|---|---|---|---|")
     for batch in batches:
         measure(World(rank, ranks, rank, CPU), batch, rounds)
@@ -87,7 +87,7 @@ def run_rank(rank: int, ranks: int, port: int, batches: list[int], rounds: int) 
 
 
 def measure(world: World, batch: int, rounds: int) -> None:
-    """Time all sides at `batch` samples a rank."""
+    """Time all sides at `batch` samples per rank."""
     ours = build_engine(world, batch * world.size)
     apart = build_engine(World(0, 1, 0, CPU), batch)
     bare = Bare(build_engine(World(0, 1, 0, CPU), batch), ours.inputs.rows)

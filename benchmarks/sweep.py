@@ -1,4 +1,4 @@
-"""Trials an hour under `aae-dist tune`, against the same trials one after another.
+"""Trials per hour under `aae-dist tune`, against the same trials one after another.
 
     python benchmarks/sweep.py [--trials 8] [--steps 600]
 
@@ -74,7 +74,7 @@ def one_by_one(folder: Path, items: Sequence[str]) -> float:
 
 
 def speed(num_trials: int, steps: int) -> None:
-    """Print trials an hour of both."""
+    """Print trials per hour of both."""
     with tempfile.TemporaryDirectory() as folder:
         space = {"run.seed": {"grid": list(range(num_trials))}}
         items = overrides(folder, "speed", space, steps)
@@ -82,7 +82,7 @@ def speed(num_trials: int, steps: int) -> None:
         plain = one_by_one(Path(folder), items)
     assert sweep.counts()["finished"] == num_trials
     print(f"{num_trials} trials of {steps} steps, one thread each, {os.cpu_count()} cores\n")
-    print("| side | seconds | trials an hour |\n|---|---|---|")
+    print("| side | seconds | trials per hour |\n|---|---|---|")
     for name, seconds in (("aae-dist tune", in_tune), ("one after another", plain)):
         print(f"| {name} | {seconds:.0f} | {3600 * num_trials / seconds:.0f} |")
     print(f"\nratio {plain / in_tune:.2f}, Ray's start included (goal {GOAL})")
