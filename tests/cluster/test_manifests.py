@@ -64,15 +64,18 @@ def test_pods_are_restricted_and_write_only_to_volumes(manifest):
         assert pod["securityContext"]["runAsUser"] >= 10000
 
 
-@pytest.mark.parametrize("manifest", named(RAY))
-def test_containers_ask_for_what_they_may_use(manifest):
-    for name, pod in pod_specs(manifest).items():
+@pytest.mark.parametrize(("name", "manifest"), RAY, ids=[name for name, _ in RAY])
+def test_containers_ask_for_what_they_may_use(name, manifest):
+    for role, pod in pod_specs(manifest).items():
         for container in pod["containers"]:
-            resources = container["resources"]
-            assert set(resources["limits"]) == set(resources["requests"])
-            assert {"cpu", "memory"} <= set(resources["limits"])
-            if name != "submitter":
-                assert resources["limits"] == resources["requests"], "else Ray counts too much"
+            limits, requests = (container["resources"][key] for key in ("limits", "requests"))
+            assert set(limits) == set(requests)
+            assert {"cpu", "memory"} <= set(limits)
+            if role != "submitter":
+                # Ray counts limits. On one machine pods share CPUs that others do not use.
+                shared = {"cpu"} if name.startswith("kind") else set()
+                kept = set(limits) - shared
+                assert {k: limits[k] for k in kept} == {k: requests[k] for k in kept}
 
 
 @pytest.mark.parametrize("manifest", named(RAY))
@@ -272,7 +275,7 @@ def test_kinds_pods_fit_a_laptop_with_four_cores_and_eight_gib():
     assert f"ask for {totals['cpu']:g} CPUs and {gib:g} GiB" in " ".join(README.split())
     # The operator's limits, which are its requests, and the requests of kind's pods: API server
     # 250m, controllers 200m, scheduler, etcd, network and two DNS pods 100m each; 290 MiB.
-    assert totals["cpu"] + 0.1 + 0.95 <= 4 * 0.9
+    assert totals["cpu"] + 0.1 + 0.95 <= 4 * 0.75, "the laptop has other work, too"
     assert gib + 0.5 + 0.3 <= 8 * 0.92, "an 8 GiB machine has some 7.5 GiB for pods"
 
 
