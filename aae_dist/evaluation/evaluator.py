@@ -35,7 +35,7 @@ PRIOR_PICTURED = 5000
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """What one evaluation's pictures show, on the CPU; n samples are scored, k at most pictured."""
+    """Contents of an evaluation's pictures, on the CPU: n scored samples, k of them shown."""
 
     codes: Tensor
     """Float32 [n, Z]."""
@@ -63,7 +63,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """What ranks compute per validation sample, as columns of equal length n."""
+    """The results per validation sample, as columns of equal length n."""
 
     readable: Tensor
     """Bool [n]."""

@@ -156,7 +156,7 @@ class FlatAdam:
     """Adam with torch's defaults on one flat vector of parameters.
 
     Creating a `torch.optim` optimizer imports `torch._dynamo`, which takes seconds; one vector also
-    needs five kernels a step instead of five per tensor.
+    needs five kernels per step instead of five per tensor.
     """
 
     def __init__(self, parameters: Tensor, lr: float) -> None:

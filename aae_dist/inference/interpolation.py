@@ -17,7 +17,7 @@ INNER = (0.02, 0.98)
 
 @dataclass(frozen=True)
 class InterpolationOptions:
-    """What to draw."""
+    """Options of an interpolation picture."""
 
     kind: str = "pairs"
     """pairs: from one code to another, one row per pair. plane: a patch between four codes, or, of
@@ -104,7 +104,7 @@ def between(start_NZ: Tensor, end_NZ: Tensor, num_steps: int, path: Path) -> Ten
 
 
 def traversal(code_Z: Tensor, low_Z: Tensor, high_Z: Tensor, num_steps: int) -> Tensor:
-    """Return copies of a code with one dimension at a time moved from low to high.
+    """Return copies of a code in which one dimension moves from low to high.
 
     Returns:
         Codes of shape (Z, num_steps, Z): row i moves dimension i.

@@ -54,7 +54,6 @@ class UniversalPosterior(DeterministicPosterior):
     """
 
     def __init__(self, noise_dim: int) -> None:
-        """Take N."""
         self.encoder_noise_dim = noise_dim
 
     def noise_dim(self, latent_dim: int) -> int:
@@ -139,7 +138,7 @@ class Autoencoder:
 
     @property
     def like(self) -> Tensor:
-        """Return a parameter, for the device and number type of the networks."""
+        """Return a parameter, for the device and dtype of the networks."""
         return next(self.networks.encoder.parameters())
 
     @torch.no_grad()
@@ -185,7 +184,6 @@ class Encoding(nn.Module):
     """The encoder with its posterior's mean: one module from pixels to codes."""
 
     def __init__(self, encoder: nn.Module, posterior: Posterior) -> None:
-        """Take the encoder and what makes codes of its outputs."""
         super().__init__()
         self.encoder, self._posterior = encoder, posterior
 

@@ -48,7 +48,7 @@ def same(channels: int) -> nn.Conv2d:
 
 
 class Block(nn.Module):
-    """What happens at one resolution: a convolution, or two with a shortcut around them."""
+    """The layers at one resolution: a convolution, or two with a shortcut around them."""
 
     def __init__(self, channels: int, residual: bool) -> None:
         """Take the number of channels, and whether the input is added to the output."""

@@ -23,7 +23,7 @@ def fully_connected(sizes: Sequence[int], linear: type[nn.Linear] = nn.Linear) -
 
 
 def exact(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return layer(x) in the numbers `dtype` of its weights, also where autocast says bfloat16.
+    """Return layer(x) in the `dtype` of its weights, also under bfloat16 autocast.
 
     For codes: bfloat16 has 8 bits, so that between 1 and 2 they would come in steps of 1/128.
     """

@@ -35,7 +35,7 @@ class Storage(Protocol):
     """A folder: local or in a bucket. Keys are relative, '/'-separated and may not leave it.
 
     Every write is atomic: a reader sees the old bytes or the new ones, never a part.
-    An absent file is FileNotFoundError; a place that cannot be used is LaunchError, in one line.
+    An absent file is FileNotFoundError; unusable storage is LaunchError, in one line.
     """
 
     @property
@@ -89,8 +89,8 @@ class Storage(Protocol):
     ) -> Iterator[Piece]:
         """Yield the bytes [start, end) in pieces of a few MiB, perhaps fewer bytes in all.
 
-        A body that breaks off is taken up where it broke. With `version`, from `stat`, only
-        that one is read: StorageError with the reason "changed" when there is another one by now.
+        An interrupted body is resumed where it stopped. With `version`, from `stat`, only that
+        version is read: StorageError with the reason "changed" if it was replaced.
         """
 
     def check_writable(self) -> None:
@@ -142,11 +142,11 @@ def check_web_address(uri: str) -> None:
     """Raise LaunchError for an address with credentials in it, or of a metadata server.
 
     A name that resolves to such an address, or a redirect to one, is not found here: those fail
-    because https is all that is spoken to other machines, and metadata servers do not speak it.
+    because other machines are reached over https only, which metadata servers do not offer.
     """
     parts = urlsplit(uri)
     if parts.username is not None or parts.password is not None:
-        # Not repeated in full: what stands before the @ is a secret.
+        # Not repeated in full: the part before the @ is a secret.
         raise LaunchError(
             f"{parts.scheme}://...@{parts.hostname}: no user or password in an address, as "
             "addresses end up in logs and manifests. Use a public file or a bucket."

@@ -82,7 +82,7 @@ def names_no_bucket(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> StorageReason:
-    """Return which kind of refusal it was, as `StorageError` has it."""
+    """Classify the error, for `StorageError`."""
     what = advice(error)
     if what in (_LOG_IN, _FORBIDDEN):
         return "forbidden"
@@ -95,7 +95,7 @@ def reason(error: Exception) -> StorageReason:
 def check_version(uri: str, wanted: Entry | None, found: "ObjectMeta") -> None:
     """Raise StorageError when an answer is visibly of another version than `wanted`.
 
-    Tags decide, a weak one being as good as a strong one; of a server without tags, the time.
+    Tags decide, weak or strong; without tags, the modification time.
     """
     if wanted is None:
         return
@@ -122,14 +122,14 @@ def bucket_errors(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {text}.", reason(error)) from error
 
 
-# obstore's default is 10 retries over 3 minutes: too long a silence for a mistyped name.
+# obstore's default is 10 retries over 3 minutes: too long a wait for a mistyped name.
 PROBE: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
 DATA: "RetryConfig" = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 CONNECT_SECONDS = 5
 PROBE_SECONDS = 15
 # A request moves at most one object of a checkpoint or one range of a shard.
 REQUEST_SECONDS = 120
-# A connection that is silent for so long is broken off, and the request made again.
+# A connection without data for so long is closed, and the request repeated.
 STALL_SECONDS = 20
 _MOST_CLIENTS = 16
 
@@ -158,12 +158,12 @@ def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "Objec
 
 
 def probe_client(root: str) -> "ObjectStore":
-    """Return a client for what a start waits for: few retries, 15 s in all."""
+    """Return a client for checks at the start of a run: few retries, 15 s in all."""
     return _shared(root, None, True, frozenset(os.environ.items()))
 
 
 def data_client(root: str, patience_seconds: float | None) -> "ObjectStore":
-    """Return a client whose every request ends in `patience_seconds`, retries and all."""
+    """Return a client whose requests end within `patience_seconds`, retries included."""
     return _shared(root, patience_seconds, False, frozenset(os.environ.items()))
 
 

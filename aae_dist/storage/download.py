@@ -1,7 +1,7 @@
-"""Whole files from a bucket or a web server: ranges in parallel, written straight to their place.
+"""Whole files from a bucket or a web server: ranges in parallel, written directly to the file.
 
-Retries, and taking up a body where it broke off, are obstore's. What it cannot see is checked here:
-that each range arrived in full, and that the whole ends in time.
+obstore retries and resumes interrupted bodies. This module checks that each range is complete and
+that the download ends in time.
 """
 
 import os
@@ -23,7 +23,7 @@ _MAX_EMPTY = 6
 
 @dataclass
 class Download:
-    """One file on its way to an open descriptor of `size` bytes.
+    """The download of one file to an open descriptor of `size` bytes.
 
     Args:
         storage: The folder it lies in.
