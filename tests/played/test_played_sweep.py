@@ -11,6 +11,7 @@ from aae_dist.sweeps import read_sweep
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 
 LR = {"phases": {"reconstruction": {"optimizer": {"lr": {"grid": [1e-3, 9e-4, 1e-7, 2e-7]}}}}}
+ASHA = {"kind": "asha", "grace": 20, "reduction_factor": 2}
 SEEDS = {"run": {"seed": {"grid": [0, 1, 2, 3]}}}
 
 
@@ -45,21 +46,34 @@ def test_a_sweep_on_two_nodes_starts_each_trial_once(make_cluster, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_schedulers_and_trials_of_two_workers_need_no_shared_folder_either(make_cluster, tmp_path):
-    """PBT moves states from node to node, ASHA stops trials, and a trial takes both nodes."""
+def test_a_population_takes_states_over_from_another_node(make_cluster, tmp_path):
+    """PBT moves states between trials of both nodes; ASHA stops trials of both."""
     cluster = make_cluster("kind-cpu-sweep")
     cluster.start()
     # Halves: with less, the worst trial may be another one each time that one of them is compared.
     pbt = {"kind": "pbt", "every_steps": 20, "quantile": 0.5, "resample_probability": 0}
-    text = cluster.run_job(tmp_path / "pbt", sweep("pbt", 1, LR, scheduler=pbt))
-    record = finished("pbt", text)
+    record = run_sweep(cluster, tmp_path, "pbt", 1, scheduler=pbt)
     assert record.counts()["finished"] == 4
     assert [event for trial in record.trials for event in trial.lineage]
-    asha = {"scheduler": {"kind": "asha", "grace": 20, "reduction_factor": 2}}
-    for name, workers, more in (("grid2", 2, {}), ("asha", 1, asha), ("asha2", 2, asha)):
-        text = cluster.run_job(tmp_path / name, sweep(name, workers, LR, **more), seconds=400)
-        record = finished(name, text)
-        assert {attempts(trial) for trial in record.trials} == {1}, name
-        # Of several workers, all may have ended before the word to stop has reached them.
-        assert name != "asha" or record.counts()["pruned"]
-        assert name != "grid2" or not record.counts()["pruned"]
+    record = run_sweep(cluster, tmp_path, "asha", 1, scheduler=ASHA)
+    assert record.counts()["pruned"]
+    assert {attempts(trial) for trial in record.trials} == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_of_two_workers_takes_both_nodes(make_cluster, tmp_path):
+    """With ASHA, too; all workers may have ended before the request to stop reaches them."""
+    cluster = make_cluster("kind-cpu-sweep")
+    cluster.start()
+    record = run_sweep(cluster, tmp_path, "grid", 2)
+    assert record.counts()["finished"] == 4
+    assert {attempts(trial) for trial in record.trials} == {1}
+    record = run_sweep(cluster, tmp_path, "asha", 2, scheduler=ASHA)
+    assert {attempts(trial) for trial in record.trials} == {1}
+
+
+def run_sweep(cluster, folder, name, workers, **more):
+    """Run a sweep over learning rates, two of them far too low; return its record."""
+    text = cluster.run_job(folder / name, sweep(name, workers, LR, **more), seconds=400)
+    return finished(name, text)
