@@ -43,7 +43,7 @@ def test_memory_serves_later_reads_without_the_files(tmp_path: Path) -> None:
     paths[0].unlink()
     for dataset in (kept, not_kept):
         for number in range(1):
-            dataset._shards.get(number).release()
+            dataset.shards.get(number).release()
     assert torch.equal(kept.read(range(5))[0], first)
     with pytest.raises(DataError, match="cannot read the shard"):
         not_kept.read(range(5))
@@ -158,7 +158,7 @@ def test_one_file_above_the_bound_is_held_at_a_time(
 def test_an_index_replaced_while_a_sample_is_looked_up_is_used_whole(tmp_path: Path) -> None:
     write(tmp_path, {**sample(3), "a": b"", "b": b""})
     dataset = opened(tmp_path)
-    reader = dataset._shards.get(0)
+    reader = dataset.shards.get(0)
     first = reader.index
     names = type(first).names
 
