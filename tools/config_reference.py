@@ -4,6 +4,7 @@ python tools/config_reference.py > docs/configuration.md
 """
 
 import json
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -58,7 +59,8 @@ def table(
         kind = None  # a choice within this section, not the tag of a union
     title = f"`{path}.kind={kind.default}`" if kind else f"`{path}`"
     names = f" (`*` is {', '.join(defaults)})" if len(defaults) > 1 else ""
-    yield f"\n{title}{names}: " + " ".join((section.__doc__ or "").split())
+    about = f"{title}{names}: " + " ".join((section.__doc__ or "").split())
+    yield "\n" + textwrap.fill(about, 100, break_long_words=False, break_on_hyphens=False)
     rows: list[str] = []
     inner: dict[str, list[tuple[str, FieldInfo, dict[str, Any]]]] = {}
     for name, field in section.model_fields.items():
