@@ -18,9 +18,13 @@ from aae_dist.distributed.wrappers import (
 )
 from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.likelihood import AutoencoderMethod, VariationalMethod
-from aae_dist.methods.matching import MmdMethod, SlicedWassersteinMethod
 from aae_dist.methods.method import Method, Modules
+from aae_dist.methods.without_adversary import (
+    AutoencoderMethod,
+    MmdMethod,
+    SlicedWassersteinMethod,
+    VariationalMethod,
+)
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 

@@ -1,10 +1,10 @@
-"""Methods without a discriminator: reconstruction plus a distance of codes and prior samples.
+"""Methods without a discriminator: plain, variational, WAE-MMD and sliced Wasserstein.
 
-WAE-MMD and the sliced Wasserstein autoencoder. The distance is a statistic of the whole global
-batch, not a mean of what ranks or micro-batches could compute on their own. Every rank gathers all
-codes, computes the distance and its gradient with respect to them, which are small compared with
-the networks, and moves its own codes along that gradient: exact for any number of ranks and
-micro-batches.
+The last two match batches of codes and prior samples. Their distance is a statistic of the whole
+global batch, not a mean of what ranks or micro-batches could compute on their own. Every rank
+gathers all codes, computes the distance and its gradient with respect to them, which are small
+compared with the networks, and moves its own codes along that gradient: exact for any number of
+ranks and micro-batches.
 
 Shapes: G rows of the global batch, B of this part, Z latent_dim.
 """
@@ -18,10 +18,75 @@ from torch import Tensor
 from aae_dist.distributed.collectives import rows_of_all_ranks
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.errors import ConfigError
-from aae_dist.losses import maximum_mean_discrepancy, sliced_wasserstein
+from aae_dist.losses import (
+    gaussian_kl,
+    gaussian_log_density,
+    maximum_mean_discrepancy,
+    sliced_wasserstein,
+)
 from aae_dist.methods.inputs import Draws, MicroBatch
 from aae_dist.methods.method import Encoded, Losses, Method, Modules
+from aae_dist.models import GaussianPosterior
+from aae_dist.priors import GaussianPrior
 from aae_dist.utils.tensors import keyed_generator, to_device
+
+
+class VariationalMethod(Method):
+    """Minimises reconstruction error + beta * KL(q(z|x) || p(z)), in one phase.
+
+    Kingma and Welling, arXiv 1312.6114, with any prior that has a density.
+    """
+
+    phases = {"reconstruction": ("encoder", "decoder")}
+
+    def __init__(
+        self,
+        modules: Modules,
+        optimizers: Mapping[str, SynchronizedOptimizer],
+        beta: float = 1.0,
+    ) -> None:
+        """Check that the prior has a density; `beta` is the weight of the KL term."""
+        super().__init__(modules, optimizers)
+        if modules.prior.log_prob(torch.zeros(1, modules.prior.latent_dim)) is None:
+            raise ConfigError(
+                f"method.kind=variational needs a prior with a density (got "
+                f"{type(modules.prior).__name__} without log_prob); use method.kind=adversarial"
+            )
+        self.beta = beta
+
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
+        """Maximise the evidence lower bound (equation 10, one draw of z per sample)."""
+        return self.optimizers["reconstruction"].update_terms(self.negative_elbo, parts)
+
+    def negative_elbo(self, part: MicroBatch) -> tuple[Tensor, Losses]:
+        """Return the weighted reconstruction error + beta * KL, a scalar, and its two terms."""
+        outputs_BP = self.modules.encoder(part.x_BCHW)
+        z_BZ = self.modules.posterior.sample(outputs_BP, part.noise_reconstruction_BN)
+        kl = part.weights_B @ self.kl(outputs_BP, z_BZ)
+        error = self.reconstruction_error(part, z_BZ)
+        terms = {"loss/reconstruction": error.detach(), "loss/kl": kl.detach()}
+        return error + self.beta * kl, terms
+
+    def kl(self, outputs_BP: Tensor, z_BZ: Tensor) -> Tensor:
+        """Return KL(q(z|x) || p(z)) in nats, shape (B): exact for Gaussians, else from `z`."""
+        assert isinstance(self.modules.posterior, GaussianPosterior)
+        mean_BZ, log_std_BZ = self.modules.posterior.parameters(outputs_BP)
+        prior = self.modules.prior
+        if isinstance(prior, GaussianPrior):
+            return gaussian_kl(mean_BZ, log_std_BZ, prior.std)
+        log_prior_B = prior.log_prob(z_BZ)
+        assert log_prior_B is not None
+        return gaussian_log_density(z_BZ, mean_BZ, log_std_BZ) - log_prior_B
+
+
+class AutoencoderMethod(Method):
+    """The reconstruction phase alone: nothing shapes the codes."""
+
+    phases = {"reconstruction": ("encoder", "decoder")}
+
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
+        loss = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
+        return {"loss/reconstruction": loss}
 
 
 class MatchingMethod(Method):
