@@ -26,14 +26,20 @@ class SweepProgress:
     """Shows how far a sweep is; `update` is called about twice per second."""
 
     def __init__(
-        self, ledger: Ledger, concurrent: int, clock: Callable[[], float] = time.monotonic
+        self,
+        ledger: Ledger,
+        concurrent: int,
+        clock: Callable[[], float] = time.monotonic,
+        terminal: Console | None = None,
     ) -> None:
-        """Show `ledger`, of which `concurrent` trials run at once."""
+        """Show `ledger`, with `concurrent` trials at once, by default on standard output."""
         self._ledger, self._concurrent, self._clock = ledger, concurrent, clock
         self._reported = {entry.plan.id for entry in ledger.in_state(*FINAL)}
         self._restarts = {entry.plan.id: entry.restarts for entry in ledger.entries.values()}
         self._next_line = clock() + LINE_SECONDS
-        self._live = Live(console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
+        if terminal is None and sys.stdout.isatty():
+            terminal = Console()
+        self._live = Live(console=terminal, auto_refresh=False) if terminal else None
 
     def __enter__(self) -> "SweepProgress":
         if self._live is not None:

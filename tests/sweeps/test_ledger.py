@@ -103,7 +103,7 @@ def test_a_storage_that_is_away_for_a_while_loses_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(LocalStorage, "write", failing)
     finish(ledger, 0, 0.5)
     assert ledger.pop_error() == "the bucket cannot be reached"
-    ledger._written = -math.inf
+    monkeypatch.setattr("aae_dist.sweeps.ledger.WRITE_SECONDS", -1.0)
     ledger.write(force=False)
     ledger.flush()
     assert ledger.pop_error()
@@ -247,7 +247,7 @@ def test_nobody_waits_for_a_storage_that_does_not_answer(tmp_path, monkeypatch):
         ledger.start(name)
     for step in range(50):
         ledger.update(names[0], {"step": step}, {"model.latent_dim": step})
-    ledger._written = -math.inf
+    monkeypatch.setattr("aae_dist.sweeps.ledger.WRITE_SECONDS", -1.0)
     ledger.write(force=False)
     assert ledger.counts()["running"] == 4
     assert time.monotonic() - started < 5

@@ -3,7 +3,6 @@
 import io
 
 from rich.console import Console
-from rich.live import Live
 
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.ledger import Ledger
@@ -11,7 +10,7 @@ from aae_dist.sweeps.plan import load_sweep
 from aae_dist.tune.progress import SweepProgress
 
 
-def open_view(tmp_path, clock):
+def open_view(tmp_path, clock, terminal=None):
     items = [
         f"run.storage={tmp_path}",
         "data.train=builtin://digits/train",
@@ -23,7 +22,7 @@ def open_view(tmp_path, clock):
     ]
     plan = load_sweep([], items)
     ledger = Ledger(plan, open_storage(plan.uri))
-    return ledger, SweepProgress(ledger, 2, clock)
+    return ledger, SweepProgress(ledger, 2, clock, terminal)
 
 
 def run(ledger, number, seconds, state="finished", cause=None, score=1.0):
@@ -61,10 +60,9 @@ def test_trials_of_earlier_starts_are_not_told_again(tmp_path, capsys):
 
 
 def test_a_terminal_shows_the_running_trials(tmp_path):
-    ledger, view = open_view(tmp_path, lambda: 0.0)
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100)
-    view._live = Live(console=console, auto_refresh=False)
+    ledger, view = open_view(tmp_path, lambda: 0.0, console)
     run(ledger, 2, 5, state="")
     with view:
         view.update()
