@@ -13,6 +13,7 @@ _DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError")
 _FRAME = re.compile(r"[\s|]+File ")
 _LINK = "For further information visit"
 MAX_CHARS = 300
+PROCESS_DIED = "its process died"
 T = TypeVar("T")
 
 
@@ -53,7 +54,7 @@ def last_line(error: BaseException) -> str:
     inner = getattr(error, "health_check_failure", error)
     text, name = str(inner), type(inner).__name__
     if name in _DEATHS and _last_frame(text.splitlines()) is None:
-        return "its process died"
+        return PROCESS_DIED
     # torch has an error of this name for a GPU's memory, whose own words are the better ones.
     if name == "OutOfMemoryError" and type(inner).__module__ == "ray.exceptions":
         return "its process was ended, since its node ran out of memory"

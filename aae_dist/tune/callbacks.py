@@ -3,12 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle, tune
+from ray import tune
+from ray.exceptions import ActorDiedError, RayActorError
 
-from aae_dist.launch.failures import condensed, last_line
+from aae_dist.launch.failures import PROCESS_DIED, condensed
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import Entry, Ledger
 from aae_dist.tune.trial import CAUSE, LINEAGE, STATE, SWEEP
+
+_DEATHS = (ActorDiedError.BASE_ERROR_MSG, RayActorError.BASE_ERROR_MSG)
+"""First words of Ray's errors about a process that died without an exception."""
 
 
 def point_of(entry: Entry) -> dict[str, Any]:
@@ -71,18 +75,14 @@ class LedgerCallback(tune.Callback):
 def cause_of(trial: Any) -> str:
     """Return in one line why a trial's process failed last.
 
-    Tune keeps that in the driver's own folder, the error as a pickle only if it is one of Ray's.
+    Tune keeps the text of each failure in the driver's own folder, and a pickle that is left alone.
     `Trial.get_error` looks in Tune's storage, where a copy may come an hour later.
     """
     if not trial.error_file:
         return condensed("")
     newest = Path(trial.error_file).read_text().rpartition("Failure # ")[2]
     text = newest.partition("\n")[2].strip()
-    if trial.pickled_error_file:
-        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-        if str(error).strip() == text:
-            return last_line(error)
-    return condensed(text)
+    return PROCESS_DIED if text.startswith(_DEATHS) else condensed(text)
 
 
 def name_of(trial: Any) -> str:
