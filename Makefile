@@ -64,6 +64,7 @@ check: dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
+	$(BIN)/python tools/check_words.py
 
 faults: dev
 	FAULTS_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/faults

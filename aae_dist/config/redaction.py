@@ -59,3 +59,8 @@ def log_redacted() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(_Formatter("%(message)s"))
         logger.addHandler(handler)
+
+
+def echo(line: str) -> None:
+    """Print one line at once, also into a pipe, without secrets."""
+    print(redact(line), flush=True)

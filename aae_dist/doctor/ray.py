@@ -94,7 +94,7 @@ class Probe:
         return time.time()
 
     def storage(self, uri: str) -> str:
-        """Use the folder `uri`; return what failed, or ''."""
+        """Use the folder `uri`; return the failure, or ''."""
         return probes.storage(uri, socket.gethostname())
 
     def wandb(self, url: str) -> list[Finding]:

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import echo
 from aae_dist.distributed.collectives import COLLECTIVE_SECONDS, control_group
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
-from aae_dist.launch.log import echo
 from aae_dist.launch.stop import StopReason, StopSignals, StopToken
 from aae_dist.training.reporter import Outcome
 from aae_dist.training.trainer import train

@@ -9,17 +9,17 @@ from typing import Any
 from ray import tune
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import echo
 from aae_dist.config.sections.sweep import PbtScheduler
 from aae_dist.launch.failures import WorkersFailedError, last_line
-from aae_dist.launch.log import echo
 from aae_dist.launch.ray import cluster
 from aae_dist.launch.ray.driver import Fit
 from aae_dist.launch.ray.monitor import start_monitor
 from aae_dist.launch.ray.resources import ResourceRequest, Resources
-from aae_dist.launch.shared_storage import write_marker
 from aae_dist.launch.stop import StopToken
 from aae_dist.sweeps.folder import TrialState, read_sweep
 from aae_dist.sweeps.ledger import FINAL, Ledger
+from aae_dist.training.run.folder import write_marker
 from aae_dist.tune.callbacks import LedgerCallback, name_of, point_of
 from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import build_scheduler

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aae_dist.config.metric_names import NUM_SAMPLES
-from aae_dist.launch.log import echo
+from aae_dist.config.redaction import echo
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import describe

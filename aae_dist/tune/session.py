@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import echo
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import AaeDistError, Interrupted, RunBusyError
-from aae_dist.launch.log import echo
 from aae_dist.launch.ray.driver import ray_storage, run_on_ray
 from aae_dist.launch.ray.monitor import DriverUpdate, print_lines
 from aae_dist.launch.ray.resources import own_device
-from aae_dist.launch.shared_storage import write_marker
 from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
 from aae_dist.training.reporter import Outcome, RunState
+from aae_dist.training.run.folder import write_marker
 from aae_dist.training.trainer import train
 
 REPORT_SECONDS = 1.0

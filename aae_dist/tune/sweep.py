@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from aae_dist.config.redaction import echo
 from aae_dist.errors import (
     AaeDistError,
     Interrupted,
@@ -20,7 +21,6 @@ from aae_dist.errors import (
     by_name,
 )
 from aae_dist.launch.failures import WorkersFailedError
-from aae_dist.launch.log import echo
 from aae_dist.launch.ray import cluster
 from aae_dist.launch.stop import StopSignals
 from aae_dist.storage import open_storage

@@ -13,12 +13,12 @@ from ray.train._internal.checkpoint_manager import _TrainingResult as TrainingRe
 from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.launch.ray.monitor import StopListener
-from aae_dist.launch.shared_storage import check_marker
 from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
 from aae_dist.training.reporter import Outcome, RunState
+from aae_dist.training.run.folder import check_marker
 from aae_dist.tune.session import Channel, Ended, Session, train_here, train_on_ray
 
 SWEEP = "sweep"

@@ -12,10 +12,10 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.config.paths import inside_ray_job
+from aae_dist.config.redaction import echo
 from aae_dist.config.sections.run import Launch
 from aae_dist.data.format.patterns import check_present
 from aae_dist.errors import ConfigError, DataError, LaunchError
-from aae_dist.launch.log import echo
 from aae_dist.launch.ray import resources as arithmetic
 from aae_dist.launch.ray.resources import ResourceRequest, Resources, show, total
 

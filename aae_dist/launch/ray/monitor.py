@@ -4,8 +4,8 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from aae_dist.config.redaction import echo
 from aae_dist.launch.failures import WorkerResult
-from aae_dist.launch.log import echo
 from aae_dist.launch.stop import StopReason, StopToken
 
 POLL_SECONDS = 0.5

@@ -8,9 +8,9 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, TypeVar
 
 from aae_dist.config import RunConfig
+from aae_dist.config.redaction import echo
 from aae_dist.errors import AaeDistError, ConfigError
 from aae_dist.launch.failures import WorkerResult, WorkersFailedError, last_line
-from aae_dist.launch.log import echo
 from aae_dist.launch.ray import cluster
 from aae_dist.launch.ray.resources import ResourceRequest, ResourceWait
 

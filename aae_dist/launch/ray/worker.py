@@ -22,11 +22,11 @@ from aae_dist.errors import AaeDistError, RanksDifferError
 from aae_dist.launch.failures import WorkerResult, WorkersFailedError, is_collateral, last_line
 from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.launch.ray.train import WorkerSpec, report_fatal
-from aae_dist.launch.shared_storage import check_marker
 from aae_dist.launch.stop import StopReason
 from aae_dist.storage import join, open_storage
 from aae_dist.tracking.sinks import Record
 from aae_dist.training.reporter import Outcome
+from aae_dist.training.run.folder import check_marker
 from aae_dist.training.trainer import train
 
 REPORT_SECONDS = 5.0

@@ -8,8 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from aae_dist.config.redaction import echo
 from aae_dist.errors import LaunchError
-from aae_dist.launch.log import echo
 from aae_dist.launch.submit.kubernetes import ENDED, Kubectl
 from aae_dist.launch.submit.manifest import Object
 from aae_dist.launch.submit.ray_jobs import SAVED, exit_code

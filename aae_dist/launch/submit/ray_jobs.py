@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aae_dist.config.redaction import echo
 from aae_dist.errors import ConfigError, LaunchError
-from aae_dist.launch.log import echo
 from aae_dist.launch.submit.work import LOCAL, Work, follow_or_stop, local_paths
 
 STOP_WAIT_SECONDS = 60

@@ -2,16 +2,20 @@
 
 import json
 import math
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from aae_dist.config import RunConfig, dump_yaml
 from aae_dist.config.redaction import redacted
+from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage, join, open_storage, read_or_none
 from aae_dist.training.reporter import Outcome
 
 CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
+MARKER = ".nonce"
+"""Shows workers that they see the folder that the driver sees."""
 
 
 class RunFolder:
@@ -68,3 +72,20 @@ class RunFolder:
         """Return the summary; None while the run has not ended."""
         text = read_or_none(self.storage, SUMMARY)
         return json.loads(text) if text else None
+
+
+def write_marker(folder: Storage) -> str:
+    """Return the folder's marker token, creating it on first launch."""
+    token = secrets.token_hex(16)
+    if folder.create(MARKER, token.encode()):
+        return token
+    return folder.read(MARKER).decode()
+
+
+def check_marker(folder: Storage, token: str) -> None:
+    """Raise LaunchError unless `folder` holds the driver's token: then it is another folder."""
+    if read_or_none(folder, MARKER) != token.encode():
+        raise LaunchError(
+            f"{folder.uri}: this folder is not shared between nodes: a worker does not see what "
+            "the driver wrote there. Set run.storage to s3:// (gs://, az://) or to a shared mount."
+        )
