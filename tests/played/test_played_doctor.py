@@ -45,7 +45,7 @@ def test_a_healthy_cluster_is_green(make_cluster, tmp_path):
     assert "RED" not in text
     for subject in (
         *("versions", "gpus", "/dev/shm", "disk", "clocks", "network", "dashboard"),
-        *("resources", "storage", "wandb"),
+        *("submission", "train page", "resources", "storage", "wandb"),
     ):
         assert f"ok   {subject}" in text, subject
     assert "all-reduce over 2 machines (gloo)" in text
