@@ -207,4 +207,4 @@ def test_local_paths_count_only_on_the_machine_that_reads_them(
 def test_a_builtin_data_set_is_known_by_name() -> None:
     patterns.check_present(["builtin://digits/train"], look_here=False)
     with pytest.raises(DataError, match="not a built-in"):
-        patterns.check_present(["builtin://digits/trian"], look_here=False)
+        patterns.check_present(["builtin://digits/testing"], look_here=False)
