@@ -1,6 +1,7 @@
 """`aae-dist doctor` on a Ray cluster with the variables and the token of the manifests."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def test_the_ways_of_runs_and_sweeps_are_tried(cluster, tmp_path):
     assert done.returncode == 0
     assert "ok   sweeps       Ray Tune ran and saved a trial on " in done.stdout
     assert "ok   train page   Ray's state tracking accepts the configuration" in done.stdout
-    assert f"ok   submission   {cluster.dashboard} takes a job and runs it" in done.stdout
+    # By the node's own address, which need not be the one that this test uses.
+    assert re.search(r"^ok   submission   http://\S+ takes a job and runs it$", done.stdout, re.M)
     assert not done.stderr.strip()
 
 
