@@ -43,3 +43,11 @@ def test_files_and_functions_of_a_walk_exist(title: str, text: str) -> None:
     assert paths
     assert [p for p in paths if not (ROOT / p).exists()] == []
     assert [n for n in names if n not in defined] == []
+
+
+def test_places_for_new_things_exist() -> None:
+    """The table names files and folders below the package or the repository."""
+    page = dict(SECTION.findall((ROOT / "CONTRIBUTING.md").read_text()))["Where does X go?"]
+    paths = [q for q in re.findall(r"`([^`\n ]+)`", page) if "/" in q]
+    assert len(paths) > 20
+    assert [p for p in paths if not any((r / p).exists() for r in (ROOT, ROOT / "aae_dist"))] == []
