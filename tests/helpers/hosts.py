@@ -218,16 +218,6 @@ class Host:
                 yield f"mkdir -p {root}{path.parent}; ln -s {os.readlink(path)} {root}{path}"
             elif path.exists():
                 yield from _see(root, path, path)
-        package = Path(aae_dist.__file__).parent
-        for path in {
-            Path(sys.prefix),
-            Path(sys.base_prefix),
-            Path(sys.base_prefix).resolve(),
-            package,
-        }:
-            if not path.is_relative_to("/usr"):
-                yield from _see(root, path, path)
-        yield from _see(root, PYTHON, Path(sys.prefix))
         for name, text in self._names(container).items():
             yield f"printf %s {shlex.quote(text)} > {root}/etc/{name}"
         yield f"mkdir {root}/proc {root}/dev {root}/sys; mount -t proc proc {root}/proc"
@@ -245,6 +235,18 @@ class Host:
                 os.chown(disk, 0, container.group)
                 disk.chmod(0o2777)
                 yield f"mkdir -p {place}; mount --bind {disk} {place}"
+        # After the volumes, since a checkout may lie below /tmp, which is one of them.
+        package = Path(aae_dist.__file__).parent
+        prefixes = {
+            Path(sys.prefix),
+            Path(sys.base_prefix),
+            Path(sys.base_prefix).resolve(),
+            package,
+        }
+        for path in sorted(prefixes):
+            if not path.is_relative_to("/usr"):
+                yield from _see(root, path, path)
+        yield from _see(root, PYTHON, Path(sys.prefix))
         yield f"mkdir -p {root}{container.directory}"
         if container.read_only:
             yield f"mount -o remount,ro {root}"
