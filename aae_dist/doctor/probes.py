@@ -1,6 +1,7 @@
 """Checks of this machine, and probes of storage, web servers and the network."""
 
 import os
+import secrets
 import time
 import urllib.error
 import urllib.request
@@ -56,7 +57,8 @@ def storage(uri: str, host: str) -> str:
 
 def _use(folder: Storage, host: str) -> str:
     folder.check_writable()
-    key = f"{host}-probe"
+    # Two nodes of one host may probe at the same moment.
+    key = f"{host}-{secrets.token_hex(4)}-probe"
     folder.delete(key)
     if not folder.create(key, b"one"):
         return "a file that was deleted is still there"

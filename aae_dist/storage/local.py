@@ -1,5 +1,6 @@
 """Folders of this machine, or of a shared mount: plain os calls with fsync, rename and flock."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -205,8 +206,10 @@ class LocalStorage:
             self.write(probe, b"")
             self.delete(probe)
             for path in self._folder.glob(f".*{TEMPORARY}"):
-                if time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
-                    path.unlink(missing_ok=True)
+                # Another writer's file may get its final name between the listing and here.
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
+                        path.unlink()
 
     def _path(self, key: str) -> Path:
         return self._folder / check_key(key)

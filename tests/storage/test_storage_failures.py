@@ -16,7 +16,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 
 from aae_dist.config import load_config
 from aae_dist.errors import LaunchError, StorageError
-from aae_dist.storage import Storage, open_storage
+from aae_dist.storage import Storage, local, open_storage
 from aae_dist.storage.bucket import bucket_errors
 from aae_dist.training.run.resume import finished_before
 
@@ -220,3 +220,10 @@ def test_of_many_who_race_one_wins(tmp_path: Path) -> None:
         now = storage.read(key)
         wins = _count_wins(lambda n, key=key, now=now: storage.replace(key, b"r%d" % n, now), 8)
         assert wins == 1
+
+
+def test_a_file_that_another_writer_renames_meanwhile_is_no_failure(tmp_path, monkeypatch):
+    # What a listing may still show: two nodes that probe one new folder at the same moment.
+    gone = tmp_path / f".other.1-1{local.TEMPORARY}"
+    monkeypatch.setattr(local.Path, "glob", lambda folder, pattern: iter([gone]))
+    open_storage(str(tmp_path)).check_writable()
