@@ -10,6 +10,8 @@ from aae_dist.launch.submit import follow as job_follower
 from aae_dist.launch.submit import manifest
 from aae_dist.launch.submit.follow import JobLog, report_end, waiting_for
 
+pytestmark = pytest.mark.run  # kubectl is another program here, too
+
 ITEMS = [str(ROOT / "configs/quickstart.yaml"), "run.storage=gs://bucket/runs"]
 WHERE = ["--cluster", str(ROOT / "cluster/overlays/gke"), *ITEMS]
 NAME = manifest.job_name("quickstart", "gs://bucket/runs")
