@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import shell_complete
 
-from aae_dist.cli import data, doctor, encode, images, inspect, submit, train, tune
+from aae_dist.cli import data, images, inspect, submit, train
 from aae_dist.cli.options import EXIT_CODES, Verbs, explain
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__
@@ -18,11 +18,11 @@ COMPLETION = "_AAE_DIST_COMPLETE"
 
 HELP = {"-h", "--help", "--version"}
 SECTIONS = {
-    "train": (train.train, tune.tune),
+    "train": (train.train, train.tune),
     "prepare data": (data.data,),
-    "use clusters": (submit.submit, doctor.doctor),
+    "use clusters": (submit.submit, submit.doctor),
     "use a trained run": (
-        encode.encode,
+        images.encode,
         inspect.evaluate,
         inspect.export,
         images.interpolate,

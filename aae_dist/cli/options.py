@@ -211,10 +211,7 @@ def data_argument(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 run_argument = click.argument(
-    "uri",
-    metavar="RUN",
-    type=Item(),
-    help="a run's folder: a local path, s3://, gs:// or az://",
+    "uri", metavar="RUN", type=Item(), help="a run's folder: a local path, s3://, gs:// or az://"
 )
 step_option = click.option(
     "--step", type=WholeNumber(1), help="the checkpoint of step N (default: newest)"

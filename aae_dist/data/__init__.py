@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aae_dist.data.format.manifest import Manifest, Shard
     from aae_dist.data.index.build import build_index, open_manifest
     from aae_dist.data.loader import Batch, BatchLoader
-    from aae_dist.data.order.order import BatchPlan, SampleOrder, rank_rows, resolve_window
+    from aae_dist.data.order import BatchPlan, SampleOrder, rank_rows, resolve_window
 
 __all__ = [
     "Augmenter",
@@ -36,7 +36,7 @@ _MODULES = {
     "index.build": ("build_index", "open_manifest"),
     "loader": ("Batch", "BatchLoader"),
     "format.manifest": ("Manifest", "Shard"),
-    "order.order": ("BatchPlan", "SampleOrder", "rank_rows", "resolve_window"),
+    "order": ("BatchPlan", "SampleOrder", "rank_rows", "resolve_window"),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aae_dist.config.sections.data import Augment
 from aae_dist.data.loader import Batch
-from aae_dist.data.order.permutation import Indices, mixed
+from aae_dist.data.order import Indices, mixed
 from aae_dist.utils.tensors import derived_seed, to_device
 
 NUM_DRAWS = 6

@@ -13,13 +13,12 @@ from aae_dist.config.sections.data import Data
 from aae_dist.data.bad_samples import BadSample, printable
 from aae_dist.data.cache.decoded import DecodedStore, DeviceStore, SharedStore, content_id
 from aae_dist.data.cache.shard_cache import cache_for, copy_bytes
-from aae_dist.data.decode.arrays import Shape, is_array
-from aae_dist.data.decode.images import Bad, map_collecting_errors
-from aae_dist.data.decode.sample import NO_LABEL, SampleDecoder
+from aae_dist.data.decode.images import Bad, Shape, map_collecting_errors
+from aae_dist.data.decode.sample import NO_LABEL, SampleDecoder, is_array
 from aae_dist.data.format.manifest import Manifest
 from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
-from aae_dist.data.order.permutation import Indices
+from aae_dist.data.order import Indices
 from aae_dist.errors import DataError, SampleError, ShardError
 from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.jobs import Show, progress

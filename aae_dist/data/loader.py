@@ -16,7 +16,7 @@ from aae_dist.data.bad_samples import BadSample, from_json, to_json
 from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.sample import NO_LABEL
-from aae_dist.data.order.order import BatchPlan, Mask, SampleOrder
+from aae_dist.data.order import BatchPlan, Mask, SampleOrder
 from aae_dist.distributed.collectives import gather_json, start_sum
 from aae_dist.distributed.world import World, single
 from aae_dist.errors import AaeDistError, packed, unpacked

@@ -87,10 +87,7 @@ class TrainedRun:
         return self.decode(self.encode(images))
 
     def sample(
-        self,
-        num: int,
-        generator: torch.Generator | None = None,
-        labels: Tensor | None = None,
+        self, num: int, generator: torch.Generator | None = None, labels: Tensor | None = None
     ) -> Tensor:
         """Return `num` decoded samples of the prior, floats of shape (num, C, H, W).
 

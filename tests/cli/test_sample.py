@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from aae_dist.cli import main
-from aae_dist.inference.image_files import WRITERS, grid
+from aae_dist.inference.images import WRITERS, grid
 
 
 def test_the_grid_holds_every_image_in_reading_order():

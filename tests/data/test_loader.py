@@ -21,7 +21,7 @@ from aae_dist.data import (
 )
 from aae_dist.data.decode import images
 from aae_dist.data.index.build import index_folder
-from aae_dist.data.order.order import resolve_window
+from aae_dist.data.order import resolve_window
 from aae_dist.errors import DataError
 
 GIB = 1 << 30

@@ -17,9 +17,8 @@ from helpers.shards import write_shards
 from aae_dist.config.sections.data import Data
 from aae_dist.data import BatchLoader, Dataset, SampleOrder, build_index, open_dataset
 from aae_dist.data.cache import prefetch
-from aae_dist.data.cache.prefetch import ShardPrefetcher
+from aae_dist.data.cache.prefetch import Schedule, ShardPrefetcher
 from aae_dist.data.cache.shard_cache import ShardCache
-from aae_dist.data.order.shard_schedule import Schedule
 from aae_dist.errors import ConfigError
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aae_dist.inference.interpolation import between, plane, traversal
+from aae_dist.inference.images import between, plane, traversal
 
 
 @pytest.mark.parametrize("path", ["linear", "spherical"])

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from aae_dist.config.sections.data import Data
 from aae_dist.data.cache.directory import checked_folder
-from aae_dist.data.decode.arrays import Shape
-from aae_dist.data.decode.resize import Resize
+from aae_dist.data.decode.images import Resize, Shape
 from aae_dist.data.format.manifest import Manifest
-from aae_dist.data.order.permutation import Indices
+from aae_dist.data.order import Indices
 from aae_dist.errors import DataError
 from aae_dist.storage import is_remote
 

@@ -13,8 +13,7 @@ from aae_dist.data.bad_samples import printable
 from aae_dist.data.cache.shard_cache import ShardCache, cache_of
 from aae_dist.data.dataset import Dataset
 from aae_dist.data.format.manifest import Manifest, Shard
-from aae_dist.data.index.build import listed_shards
-from aae_dist.data.index.counting import try_count_shard
+from aae_dist.data.index.build import listed_shards, try_count_shard
 from aae_dist.errors import DataError, ShardError
 from aae_dist.utils.jobs import ordered_map, progress
 
@@ -59,11 +58,7 @@ class Findings:
         self.examples = (self.examples + other.examples)[:_NUM_LISTED]
 
 
-def verify(
-    urls: str | Sequence[str],
-    settings: Data,
-    threads: int,
-) -> Findings:
+def verify(urls: str | Sequence[str], settings: Data, threads: int) -> Findings:
     """Read and decode every sample that `urls` name, against its manifest where there is one.
 
     Args:

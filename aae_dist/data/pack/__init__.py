@@ -7,8 +7,7 @@ from pathlib import Path
 
 from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.index.build import index_folder
-from aae_dist.data.pack.arrays import npy_source
-from aae_dist.data.pack.files import csv_source, folder_source
+from aae_dist.data.pack.files import csv_source, folder_source, npy_source
 from aae_dist.data.pack.known import KNOWN, celeba_source
 from aae_dist.data.pack.sources import PackOptions, PackSource, SampleSet
 from aae_dist.errors import DataError, LaunchError
@@ -108,10 +107,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def _write(
-    target: Storage,
-    source: PackSource,
-    options: PackOptions,
-    write: Callable[[str], None],
+    target: Storage, source: PackSource, options: PackOptions, write: Callable[[str], None]
 ) -> None:
     """Write next to the target and move, or upload, when all is complete."""
     parent = None if is_remote(target.uri) else Path(target.uri).parent

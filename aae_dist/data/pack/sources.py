@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.data.decode.images import checked_header, decode_image
-from aae_dist.data.decode.resize import Resize
+from aae_dist.data.decode.images import Resize, checked_header, decode_image
 from aae_dist.errors import DataError, SampleError
 from aae_dist.utils.arrays import png_bytes
 

@@ -11,7 +11,7 @@ from webdataset import TarWriter
 
 from aae_dist.config.sections.data import Data
 from aae_dist.data import Dataset, open_dataset
-from aae_dist.data.decode.arrays import decode_array
+from aae_dist.data.decode.sample import decode_array
 from aae_dist.errors import DataError, SampleError
 
 

@@ -9,9 +9,8 @@ from helpers.shards import write_shards
 
 from aae_dist.data.cache.shard_cache import ShardCache
 from aae_dist.data.format.manifest import Shard
-from aae_dist.data.index import counting
-from aae_dist.data.index.build import build_index, open_manifest
-from aae_dist.data.index.journal import Journal
+from aae_dist.data.index import build as building
+from aae_dist.data.index.build import Journal, build_index, open_manifest
 from aae_dist.errors import DataError
 from aae_dist.storage import Entry, open_storage
 
@@ -79,13 +78,13 @@ def test_all_damaged_shards_are_named_and_the_others_counted_once(
     assert "the same command then counts no other shard again" in lines[3]
     assert not (tmp_path / "a" / "manifest.json").exists()
     read: list[str] = []
-    plain = counting._num_samples
+    plain = building._num_samples
 
     def noted(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
         read.append(shard.name)
         return plain(shard, found, cache)
 
-    monkeypatch.setattr(counting, "_num_samples", noted)
+    monkeypatch.setattr(building, "_num_samples", noted)
     paths[1].write_bytes(whole)
     paths[3].unlink()
     assert build_index(str(tmp_path / "a"))[1].num_samples == 9

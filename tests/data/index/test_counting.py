@@ -18,8 +18,7 @@ from aae_dist.cli import main
 from aae_dist.data.format.manifest import Shard
 from aae_dist.data.format.tar import index_tar
 from aae_dist.data.index import build
-from aae_dist.data.index.build import build_index, open_manifest
-from aae_dist.data.index.counting import RemoteBuffer, count_shard
+from aae_dist.data.index.build import RemoteBuffer, build_index, count_shard, open_manifest
 from aae_dist.errors import DataError, ShardError
 from aae_dist.storage import Entry, open_storage
 

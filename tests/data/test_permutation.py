@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aae_dist.data.order.permutation import permute, round_keys
+from aae_dist.data.order import permute, round_keys
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 65, 1000, 4097])

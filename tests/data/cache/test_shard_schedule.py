@@ -6,10 +6,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from aae_dist.data.cache.prefetch import Schedule, check_cache, open_bytes, uses_in_epoch
 from aae_dist.data.cache.shard_cache import copy_bytes, url_digest
 from aae_dist.data.format.manifest import Manifest, Shard
-from aae_dist.data.order.order import SampleOrder
-from aae_dist.data.order.shard_schedule import Schedule, check_cache, open_bytes, uses_in_epoch
+from aae_dist.data.order import SampleOrder
 from aae_dist.errors import ConfigError
 
 COUNTS = [20, 0, 13, 1, 9, 31, 2, 17, 5, 40, 11]

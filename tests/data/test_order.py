@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aae_dist.data.order.order import SampleOrder, Window, rank_rows
+from aae_dist.data.order import SampleOrder, Window, rank_rows
 from aae_dist.errors import DataError
 
 RANKS = (1, 2, 3, 5, 7, 8, 24)
