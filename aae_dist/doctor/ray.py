@@ -143,9 +143,7 @@ def start_probes() -> list[NodeProbe]:
     return found
 
 
-def collect(
-    found: Sequence[NodeProbe],
-) -> tuple[list[tuple[NodeProbe, Machine]], list[Finding]]:
+def collect(found: Sequence[NodeProbe]) -> tuple[list[tuple[NodeProbe, Machine]], list[Finding]]:
     """Return the machines that answered, and a finding for each that did not."""
     asked = [(node, node.probe.facts.remote()) for node in found]
     ends = time.monotonic() + START_SECONDS

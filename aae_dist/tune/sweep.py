@@ -13,13 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from aae_dist.config.redaction import echo
-from aae_dist.errors import (
-    AaeDistError,
-    Interrupted,
-    LaunchError,
-    TrainingDivergedError,
-    by_name,
-)
+from aae_dist.errors import AaeDistError, Interrupted, LaunchError, TrainingDivergedError, by_name
 from aae_dist.launch.failures import WorkersFailedError
 from aae_dist.launch.ray import cluster
 from aae_dist.launch.stop import StopSignals

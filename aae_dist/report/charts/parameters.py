@@ -38,10 +38,7 @@ def draw(view: ReportView) -> Figure | None:
         for metric, axes in zip(view.plane, pair, strict=True):
             _panel(axes, view, rows, key, metric)
     entries = [
-        (
-            Line2D([], [], color=colour_of(view.groups, g), marker=marker_of(view.groups, g)),
-            g,
-        )
+        (Line2D([], [], color=colour_of(view.groups, g), marker=marker_of(view.groups, g)), g)
         for g in view.groups
         if g
     ]
