@@ -299,7 +299,7 @@ def write_dataset(
     from aae_dist.data import open_manifest
     from aae_dist.distributed.world import from_environment
     from aae_dist.inference.dataset_job import DatasetJob, check_format, output_fingerprint
-    from aae_dist.launch.shards import write_shards
+    from aae_dist.launch.local import write_shards
 
     check_format(format)
     data, overrides = data_and_overrides(items)

@@ -14,7 +14,7 @@ from aae_dist.cli.options import GroupedOption, RawHelp, items_argument, read_it
 
 if TYPE_CHECKING:
     from aae_dist.doctor.rules import Finding
-    from aae_dist.launch.submit.work import Work
+    from aae_dist.launch.submit.jobs import Work
 
 SUBMIT_EXAMPLES = """\
 examples:
@@ -159,7 +159,7 @@ def _to_kubernetes(
     """Create a RayJob made from an overlay's template, or follow one to its end."""
     from aae_dist.launch.submit import follow as following
     from aae_dist.launch.submit import kubernetes
-    from aae_dist.launch.submit.work import follow_or_stop, read_work
+    from aae_dist.launch.submit.jobs import follow_or_stop, read_work
 
     work = read_work(*read_items(items))
     if follow or stop:
@@ -204,21 +204,21 @@ def _to_ray(
     **_: object,
 ) -> int:
     """Submit a job to a running Ray cluster, or follow one to its end."""
-    from aae_dist.launch.submit import ray_jobs
-    from aae_dist.launch.submit.work import read_work
+    from aae_dist.launch.submit import jobs
+    from aae_dist.launch.submit.jobs import read_work
 
     if follow or stop:
-        return ray_jobs.follow(items[0], address, stop, stop_on_interrupt)
-    ray_jobs.check_address(address)
+        return jobs.follow(items[0], address, stop, stop_on_interrupt)
+    jobs.check_address(address)
     work = read_work(*read_items(items))
-    ray_jobs.check(work)
+    jobs.check(work)
     if dry_run:
-        print(f"# to {address}: {ray_jobs.entrypoint('doctor' if doctor else work.verb)}")
+        print(f"# to {address}: {jobs.entrypoint('doctor' if doctor else work.verb)}")
         for name, _value in env:
             print(f"# with the variable {name}")
         print(work.text, end="")
         return 0
-    return ray_jobs.submit(
+    return jobs.submit(
         work, address, dict(env), working_dir, not no_wait, stop_on_interrupt, doctor
     )
 
@@ -243,7 +243,7 @@ def doctor(items: tuple[str, ...]) -> int:
     red; each says what to do.
     """
     from aae_dist.doctor.rules import count, lines
-    from aae_dist.launch.submit.work import read_work
+    from aae_dist.launch.submit.jobs import read_work
 
     work = read_work(*read_items(items)) if items else None
     red = 0

@@ -14,8 +14,7 @@ import torch.distributed as dist
 
 from aae_dist.config import RunConfig
 from aae_dist.doctor import rules
-from aae_dist.doctor.facts import collect_facts
-from aae_dist.doctor.rules import Finding, bad, good
+from aae_dist.doctor.rules import Finding, bad, collect_facts, good
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage, open_storage
 from aae_dist.tracking.wandb_sink import DEFAULT_SERVER, decide_mode

@@ -15,10 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aae_dist.config import RunConfig
 from aae_dist.doctor import probes, rules
-from aae_dist.doctor.facts import Machine, collect_facts
-from aae_dist.doctor.rules import Finding, bad, good
+from aae_dist.doctor.rules import Finding, Machine, bad, collect_facts, good
 from aae_dist.errors import LaunchError
-from aae_dist.launch.failures import last_line
+from aae_dist.launch.ending import last_line
 from aae_dist.launch.ray import cluster
 
 START_SECONDS = 180.0
@@ -258,7 +257,7 @@ def state_tracking(config: RunConfig) -> Finding:
 
 def submission(url: str) -> Finding:
     """Submit a job that does nothing, as the submitter pod does: over HTTP, with the token."""
-    from aae_dist.launch.submit.ray_jobs import Jobs
+    from aae_dist.launch.submit.jobs import Jobs
 
     try:
         state = Jobs(url).run_nothing(START_SECONDS)
@@ -272,7 +271,7 @@ def submission(url: str) -> Finding:
 
 def empty_trial(config: RunConfig) -> Finding:
     """Run and save a trial that trains nothing."""
-    from aae_dist.tune.probe import run_empty_trial
+    from aae_dist.tune.trial import run_empty_trial
 
     host, failure = run_empty_trial(config)
     if failure:

@@ -1,21 +1,47 @@
-"""The launcher without a cluster: this process, or every process that torchrun started."""
+"""Without a cluster, this process or torchrun's: training, and a trained run on all shards."""
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import echo
-from aae_dist.distributed.collectives import COLLECTIVE_SECONDS, control_group
+from aae_dist.data import Manifest, Shard
+from aae_dist.distributed.collectives import (
+    COLLECTIVE_SECONDS,
+    control_group,
+    run_on_all_ranks,
+    run_on_rank_zero,
+)
 from aae_dist.distributed.world import World, from_environment
-from aae_dist.launch.failures import WorkersFailedError, is_collateral, last_line
-from aae_dist.launch.stop import StopReason, StopSignals, StopToken
+from aae_dist.errors import AaeDistError, Interrupted, LaunchError
+from aae_dist.inference.dataset_job import (
+    DatasetJob,
+    claim_output,
+    complete,
+    missing,
+    release_claim,
+    write_shard,
+)
+from aae_dist.launch.ending import (
+    StopReason,
+    StopSignals,
+    StopToken,
+    WorkersFailedError,
+    is_collateral,
+    last_line,
+)
+from aae_dist.storage import open_storage
 from aae_dist.training.reporter import Outcome
 from aae_dist.training.trainer import train
+from aae_dist.utils.jobs import progress
 
 
 class LocalReporter:
@@ -78,3 +104,96 @@ def process_group(world: World) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+Call = tuple[DatasetJob, int, Shard]
+
+
+def write_shards(
+    config: RunConfig, job: DatasetJob, manifest: Manifest, fingerprint: dict[str, Any]
+) -> int:
+    """Write every output shard that is not there yet; return how many were there before.
+
+    `launch.kind` ray with `launch.workers` > 1 goes through Ray; else this process does it all,
+    or shares it with the ranks that torchrun started. The bytes are the same in both cases.
+
+    Args:
+        config: `launch` says with how many workers.
+        job: what to write.
+        manifest: the input shards.
+        fingerprint: `output_fingerprint` of the job.
+
+    Raises:
+        ConfigError: the output folder holds something else.
+        DataError: an input shard is missing or damaged.
+        LaunchError: the output cannot be written, or the cluster has no room.
+        Interrupted: stopped from the keyboard; what is written stays.
+    """
+    through_ray = config.launch.kind != "local" and config.launch.workers != 1
+    # The device is the workers': the machine that asks them may have none.
+    world = from_environment("cpu" if through_ray else job.device)
+    out = open_storage(job.out)
+    with process_group(world):
+        todo = run_on_rank_zero(
+            world, lambda: [] if claim_output(out, fingerprint) else missing(out, manifest, job)
+        )
+        calls = [(job, number, manifest.shards[number]) for number in todo]
+        try:
+            through = _through_ray(config, calls) if through_ray else _written(world, calls)
+            _show(through, calls, world)
+        except BaseException as error:
+            # Workers and peers that were not waited for may still write their first shard.
+            writers_ended = not through_ray and (world.size == 1 or isinstance(error, AaeDistError))
+            if world.is_main and writers_ended:
+                with contextlib.suppress(LaunchError):  # the first error is the one to raise
+                    release_claim(out)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            raise Interrupted(
+                f"{job.out}: stopped from the keyboard; the shards that are written stay. "
+                "The same command resumes from there."
+            ) from None
+        run_on_rank_zero(world, lambda: complete(out, fingerprint, manifest))
+    return len(manifest.shards) - len(todo)
+
+
+def _show(written: Iterator[int], calls: Sequence[Call], world: World) -> None:
+    total = sum(shard.samples for _, _, shard in calls)
+    if not world.is_main or not calls:
+        for _ in written:
+            pass
+        return
+    with progress("writing", total, "samples") as advance:
+        for samples in written:
+            advance(samples)
+
+
+def _written(world: World, calls: Sequence[Call]) -> Iterator[int]:
+    """Write the shards, each rank its own; yield the samples of each round."""
+    for start in range(0, len(calls), world.size):
+        # In rounds: a rank that fails is noticed before the next round.
+        part = calls[start : start + world.size]
+        own = part[world.rank : world.rank + 1]
+        run_on_all_ranks(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]
+        yield sum(shard.samples for _, _, shard in part)
+
+
+def _through_ray(config: RunConfig, calls: Sequence[Call]) -> Iterator[int]:
+    """Let Ray's workers write the shards; yield the samples of each that is done."""
+    if not calls:
+        return
+    if find_spec("ray") is None:
+        raise LaunchError(
+            "launch.workers > 1 needs Ray, which is not installed. Run pip install "
+            "'aae_dist[ray]', or do without it: launch.workers=1"
+        )
+    from aae_dist.launch.ray.tasks import run_tasks
+
+    yield from run_tasks(config, write_in_task, calls)
+
+
+def write_in_task(job: DatasetJob, number: int, shard: Shard) -> int:
+    """Write one shard in a worker of Ray, on the device that Ray gave it."""
+    from aae_dist.launch.ray.cluster import own_device
+
+    return write_shard(replace(job, device=own_device(job.device)), number, shard)

@@ -16,8 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aae_dist.config.metric_names import NUM_SAMPLES
-from aae_dist.report.charts import parallel, parameters, pareto
-from aae_dist.report.charts.style import DOTS_PER_INCH
+from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto
 from aae_dist.report.view import (
     NONE,
     PERFECT,
@@ -36,8 +35,12 @@ from aae_dist.utils.arrays import figure_to_png
 from aae_dist.utils.formatting import duration
 
 REPORT = "report.html"
-CHARTS = {"pareto": pareto, "parameters": parameters, "parallel": parallel}
-"""By the name of the picture's file; a module that has `draw` and `caption`."""
+CHARTS = {
+    "pareto": (pareto.draw, pareto.caption),
+    "parameters": (parameters.draw, parameters.caption),
+    "parallel": (parameters.draw_parallel, parameters.parallel_caption),
+}
+"""By the name of the picture's file; the functions that return the figure and its caption."""
 GALLERY = ("reconstructions", "prior_samples", "latent_codes")
 """Pictures of a trial that the report shows."""
 MAX_GALLERY_TRIALS = 4
@@ -69,12 +72,12 @@ def make_report(uri: str) -> str:
     view = make_view(read_sweep(uri, histories=False))
     storage = open_storage(uri)
     charts = []
-    for name, chart in CHARTS.items():
-        figure = chart.draw(view)
+    for name, (draw, caption) in CHARTS.items():
+        figure = draw(view)
         if figure is not None:
             picture = figure_to_png(figure, DOTS_PER_INCH)
             storage.write(f"pictures/{name}.png", picture)
-            charts.append({"caption": chart.caption(view), "png": picture})
+            charts.append({"caption": caption(view), "png": picture})
     has_best = storage.size(BEST) is not None
     storage.write(REPORT, _render(view, charts, has_best).encode())
     return f"{storage.uri}/{REPORT}"

@@ -17,7 +17,7 @@ from aae_dist.sweeps import space
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import trial_id
-from aae_dist.tune.callbacks import point_of
+from aae_dist.tune.driver import point_of
 from aae_dist.tune.trial import OBJECTIVE, STATE
 
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}

@@ -1,29 +1,31 @@
-"""The training of one trial in a thread of its own, reported point by point.
-
-It trains in this process, or with several workers of Ray Train.
-"""
+"""The training of one trial in a thread of its own, reported point by point."""
 
 import contextlib
 import gc
+import json
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from aae_dist.config import RunConfig
+from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.store import CheckpointStore
+from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.config.redaction import echo
 from aae_dist.distributed.world import from_environment
-from aae_dist.errors import AaeDistError, Interrupted, RunBusyError
+from aae_dist.errors import AaeDistError, CheckpointError, Interrupted, RunBusyError
+from aae_dist.launch.ending import StopReason, StopToken
+from aae_dist.launch.ray.cluster import own_device
 from aae_dist.launch.ray.driver import ray_storage, run_on_ray
 from aae_dist.launch.ray.monitor import DriverUpdate, print_lines
-from aae_dist.launch.ray.resources import own_device
-from aae_dist.launch.stop import StopReason, StopToken
-from aae_dist.storage import join, open_storage
+from aae_dist.storage import Storage, join, open_storage, read_or_none
 from aae_dist.training.reporter import Outcome, RunState
 from aae_dist.training.run.folder import write_marker
+from aae_dist.training.run.lock import RunLock
 from aae_dist.training.trainer import train
 
 REPORT_SECONDS = 1.0
@@ -207,3 +209,98 @@ class SessionReporter:
 
     def line(self, text: str) -> None:
         echo(text)  # to the worker's log, which Ray keeps on its node
+
+
+PENDING = "takeover.json"
+"""In a run's folder while a parent's state is copied into it."""
+OWN = ("run", "launch", "checkpoint", "wandb")
+"""Sections that a run keeps when it exploits another one's state; of `run` not the seed."""
+
+
+def exploit(
+    config: RunConfig, parent: Mapping[str, Any], values: Mapping[str, Any], launch_id: str
+) -> dict[str, Any]:
+    """Replace a run's checkpoints by those of a parent, with other rates.
+
+    Everything that decides the next steps is the parent's: networks, optimizers, their schedules,
+    data position and seed. The copy is bit for bit; only the configuration next to it is changed.
+
+    Args:
+        config: the run that exploits; no other process writes it now.
+        parent: {uri, step} of the checkpoint to resume from.
+        values: new values of dotted keys under phases or method.
+        launch_id: of the lock that is held meanwhile.
+
+    Returns:
+        The event for the ledger: parent, its step and the values.
+
+    Raises:
+        CheckpointError: the parent has no checkpoint that verifies.
+    """
+    folder = open_storage(join(config.run.storage, config.run.name))
+    event = {"parent": parent["uri"], "step": parent["step"], "values": dict(values)}
+    with RunLock.acquire(folder, launch_id) as lock:
+        folder.write(PENDING, json.dumps(event).encode())
+        return _copy(config, folder, event, lock)
+
+
+def resumed_config(config: RunConfig, launch_id: str) -> RunConfig:
+    """Return the configuration to resume with: that of the newest checkpoint, if there is one.
+
+    An exploit step that was interrupted is repeated first.
+    """
+    folder = open_storage(join(config.run.storage, config.run.name))
+    event = read_or_none(folder, PENDING)
+    if event is not None:
+        with RunLock.acquire(folder, launch_id) as lock:
+            _copy(config, folder, json.loads(event), lock)
+    saved = CheckpointStore(folder, keep=1).newest()
+    return config if saved is None else _with_values(config, saved.metadata["config"], {})
+
+
+def _copy(
+    config: RunConfig, folder: Storage, event: dict[str, Any], lock: RunLock
+) -> dict[str, Any]:
+    saved = _state_of(event["parent"], event["step"])
+    rates = {key: v for key, v in event["values"].items() if key != "run.seed"}
+    merged = _with_values(config, saved.metadata["config"], rates)
+    documents = {**saved.metadata, "config": merged.model_dump(mode="json")}
+    store = CheckpointStore(folder, config.checkpoint.keep, lock.check, lock.attempt)
+    # Newer ones of its own would be found first.
+    lock.check()
+    folder.clear("checkpoints")
+    store.save(saved.step, saved.tensors, documents)
+    store.wait()
+    folder.delete(PENDING)
+    return {**event, "step": saved.step}
+
+
+def _state_of(uri: str, step: int) -> Checkpoint:
+    store = CheckpointStore(open_storage(uri), keep=1)
+    try:
+        return store.load(step)
+    except CheckpointError:
+        # The parent has continued and no longer keeps that step.
+        saved = store.newest()
+    if saved is None:
+        raise CheckpointError(f"{uri} has no checkpoint to exploit")
+    return saved
+
+
+def _with_values(
+    config: RunConfig, other: Mapping[str, Any], values: Mapping[str, Any]
+) -> RunConfig:
+    """Return the configuration `other`, a resolved one, in place of `config`."""
+    own = config.model_dump(mode="json")
+    tree: dict[str, Any] = json.loads(json.dumps(other))
+    seed = tree["run"]["seed"]
+    tree |= {section: own[section] for section in OWN}
+    tree["run"]["seed"] = seed
+    tree["train"] |= {key: own["train"][key] for key in ("steps", "epochs")}
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        node = tree
+        for key in parents:
+            node = node[key]
+        node[last] = value
+    return config_from_stored(tree)

@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aae_dist.config.redaction import echo
 from aae_dist.errors import AaeDistError, Interrupted, LaunchError, TrainingDivergedError, by_name
-from aae_dist.launch.failures import WorkersFailedError
+from aae_dist.launch.ending import StopSignals, WorkersFailedError
 from aae_dist.launch.ray import cluster
-from aae_dist.launch.stop import StopSignals
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.folder import READERS, SweepState, TrialState
 from aae_dist.sweeps.ledger import Ledger

@@ -1,7 +1,11 @@
 """One trial of a sweep, as Ray Tune sees it: a process that trains one run after another."""
 
+import logging
 import math
+import os
+import socket
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,14 +16,23 @@ from ray.train._internal.checkpoint_manager import _TrainingResult as TrainingRe
 
 from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.launch.ending import StopReason, StopToken, last_line
 from aae_dist.launch.ray.monitor import StopListener
-from aae_dist.launch.stop import StopReason, StopToken
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
 from aae_dist.training.reporter import Outcome, RunState
 from aae_dist.training.run.folder import check_marker
-from aae_dist.tune.session import Channel, Ended, Session, train_here, train_on_ray
+from aae_dist.tune.session import (
+    Channel,
+    Ended,
+    Session,
+    exploit,
+    resumed_config,
+    train_here,
+    train_on_ray,
+)
+from aae_dist.tune.sweep import ENVIRONMENT
 
 SWEEP = "sweep"
 """Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
@@ -132,8 +145,6 @@ class Trial(tune.Trainable):
 
     def _prepare(self) -> RunConfig:
         """Return the run's configuration; with PBT, with its changes and a parent's state."""
-        from aae_dist.tune.exploit import exploit, resumed_config
-
         # A folder that only looks the same would take the results with it.
         check_marker(open_storage(self._task.uri), self._task.token)
         if not self._task.pause_every:
@@ -181,3 +192,53 @@ class Trial(tune.Trainable):
             result[LINEAGE] = self._lineage
             self._lineage = None
         return result
+
+
+EMPTY_SECONDS = 120.0
+HOST = "host"
+
+
+class EmptyTrial(Trial):
+    """Ends at its first step, and answers when Tune saves it as a trial does."""
+
+    def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+        self._uri, self._at_step = "none", 0
+
+    def step(self) -> dict[str, Any]:
+        return {"done": True, HOST: socket.gethostname()}
+
+    def cleanup(self) -> None:
+        return None
+
+
+def run_empty_trial(config: RunConfig) -> tuple[str, str]:
+    """Run a trial on a node that trains, save and end it.
+
+    As in a sweep, Tune's own folder is the driver's, which other nodes do not see. The doctor holds
+    the GPUs, so the trial takes CPUs only.
+
+    Returns:
+        (host it ran on, '') or ('', what failed).
+    """
+    os.environ.update(ENVIRONMENT)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    place_on = tune.PlacementGroupFactory([{"CPU": float(config.launch.cpus_per_worker)}])
+    with tempfile.TemporaryDirectory(prefix="aae_dist-tune-", ignore_cleanup_errors=True) as place:
+        tuner = tune.Tuner(
+            tune.with_resources(EmptyTrial, place_on),
+            tune_config=tune.TuneConfig(time_budget_s=EMPTY_SECONDS),
+            run_config=tune.RunConfig(
+                name="doctor",
+                storage_path=place,
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+            ),
+        )
+        try:
+            result = tuner.fit()[0]
+        except Exception as error:  # Tune and Ray raise many kinds
+            return "", last_line(error)
+    if result.error is not None:
+        return "", last_line(result.error)
+    host = (result.metrics or {}).get(HOST, "")
+    return host, "" if host else f"no trial started within {EMPTY_SECONDS:.0f} s"

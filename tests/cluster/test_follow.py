@@ -7,14 +7,14 @@ from helpers.manifests import ROOT
 
 from aae_dist.cli import main
 from aae_dist.launch.submit import follow as job_follower
-from aae_dist.launch.submit import manifest
+from aae_dist.launch.submit import kubernetes
 from aae_dist.launch.submit.follow import JobLog, report_end, waiting_for
 
 pytestmark = pytest.mark.run  # kubectl is another program here, too
 
 ITEMS = [str(ROOT / "configs/quickstart.yaml"), "run.storage=gs://bucket/runs"]
 WHERE = ["--cluster", str(ROOT / "cluster/overlays/gke"), *ITEMS]
-NAME = manifest.job_name("quickstart", "gs://bucket/runs")
+NAME = kubernetes.legal_name("quickstart", "gs://bucket/runs")
 SUBMITTED = "Job 'j-1' submitted successfully\n"
 NO_ROOM = "0/3 nodes are available: 3 Insufficient cpu."
 TRACEBACK = """\

@@ -20,7 +20,7 @@ from helpers.manifests import (
     submitter_environment,
 )
 
-from aae_dist.launch.submit.manifest import quantity
+from aae_dist.launch.submit.kubernetes import quantity
 
 FILES = rendered()
 OBJECTS = [(name, found) for name, objects in FILES.items() for found in objects]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.manifests import rendered
 
-from aae_dist.launch.submit.ray_jobs import entrypoint
+from aae_dist.launch.submit.jobs import entrypoint
 
 pytestmark = pytest.mark.ray
 

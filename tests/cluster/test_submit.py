@@ -19,7 +19,7 @@ from helpers.manifests import (
 
 from aae_dist.cli import main
 from aae_dist.config import config_from_tree
-from aae_dist.launch.submit import manifest
+from aae_dist.launch.submit import kubernetes
 from aae_dist.sweeps.plan import load_sweep
 
 GKE, KIND = str(ROOT / "cluster/overlays/gke"), str(ROOT / "cluster/overlays/kind-cpu")
@@ -178,7 +178,7 @@ def test_an_overlay_that_nobody_edited_is_refused(kubectl, capsys):
 def test_images_that_nobody_filled_in(image, is_possible):
     pod = {"template": {"spec": {"containers": [{"image": image}]}}}
     job = {"spec": {"rayClusterSpec": {"headGroupSpec": pod, "workerGroupSpecs": []}}}
-    assert manifest.unedited_images(job) == ([] if is_possible else [image])
+    assert kubernetes.unedited_images(job) == ([] if is_possible else [image])
 
 
 def test_a_ray_cluster_is_told_no_nonsense_either(capsys):
@@ -257,16 +257,16 @@ def test_what_it_prints_kubectl_can_read(tmp_path, capsys):
     ["a", "Faces.Z32", "x" * 120, "9-lives", "___", "über".encode("ascii", "ignore").decode()],
 )
 def test_names_are_legal_and_tell_runs_apart(name):
-    found = manifest.job_name(name, "s3://b/runs")
+    found = kubernetes.legal_name(name, "s3://b/runs")
     assert len(found) <= 47
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", found)
-    assert found == manifest.job_name(name, "s3://b/runs")
-    assert found != manifest.job_name(name, "s3://other/runs")
-    assert found != manifest.job_name(name + "-", "s3://b/runs")
+    assert found == kubernetes.legal_name(name, "s3://b/runs")
+    assert found != kubernetes.legal_name(name, "s3://other/runs")
+    assert found != kubernetes.legal_name(name + "-", "s3://b/runs")
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("500m", 0.5), ("4", 4), ("16Gi", 2**34), (2, 2), ("1.5", 1.5)]
 )
 def test_quantities(text, value):
-    assert manifest.quantity(text) == value
+    assert kubernetes.quantity(text) == value

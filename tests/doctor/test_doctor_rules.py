@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from aae_dist.doctor import rules
-from aae_dist.doctor.facts import PACKAGES, Machine, Space
-from aae_dist.doctor.rules import bad, good, lines
+from aae_dist.doctor.rules import PACKAGES, Machine, Space, bad, good, lines
 
 GIB = 2**30
 

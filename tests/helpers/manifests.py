@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from aae_dist.launch.submit.manifest import quantity
+from aae_dist.launch.submit.kubernetes import quantity
 
 ROOT = Path(__file__).parents[2]
 RENDERED = ROOT / "tests/cluster/rendered"

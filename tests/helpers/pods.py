@@ -25,7 +25,7 @@ from helpers.manifests import (
     submitter_environment,
 )
 
-from aae_dist.launch.submit.manifest import quantity
+from aae_dist.launch.submit.kubernetes import quantity
 
 # What python:3.11-slim sets: the Dockerfile's PATH refers to it.
 BASE_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"}

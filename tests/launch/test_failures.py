@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from aae_dist.errors import StorageError
-from aae_dist.launch.failures import (
+from aae_dist.launch.ending import (
     MAX_CHARS,
     WorkerResult,
     WorkersFailedError,

@@ -14,10 +14,10 @@ import torch
 from aae_dist.config import load_config
 from aae_dist.data import Manifest
 from aae_dist.inference.dataset_job import DatasetJob
-from aae_dist.launch import shards
+from aae_dist.launch import local
+from aae_dist.launch.ending import StopToken
 from aae_dist.launch.ray import worker as ray_worker
-from aae_dist.launch.ray.resources import own_device
-from aae_dist.launch.stop import StopToken
+from aae_dist.launch.ray.cluster import own_device
 from aae_dist.tune import session
 from aae_dist.tune.session import Channel
 
@@ -50,7 +50,7 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
     owned: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
-    monkeypatch.setattr(shards, "write_shard", lambda job, *_: used.append(job.device) or 1)
+    monkeypatch.setattr(local, "write_shard", lambda job, *_: used.append(job.device) or 1)
     monkeypatch.setattr(session, "train", lambda config, world, *_: used.append(world.device.type))
     config = load_config(
         [], ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
@@ -58,7 +58,7 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
     channel, stop = Channel(config, (), StopToken()), StopToken()
     for gpus in ([], [0]):
         owned[:] = gpus
-        shards.write_in_task(DatasetJob("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
+        local.write_in_task(DatasetJob("run", 1, "{}", 1, "auto", "out", "npy"), 0, None)  # type: ignore[arg-type]
         session.train_here(lambda: config, "id", None, channel, stop)
     assert used == ["cpu", "cpu", "auto", "cuda"]
 
@@ -81,12 +81,12 @@ def test_who_asks_workers_to_encode_needs_no_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[object] = []
-    monkeypatch.setattr(shards, "_through_ray", lambda config, calls: done.append(calls) or [])
-    monkeypatch.setattr(shards, "claim_output", lambda *_: False)
-    monkeypatch.setattr(shards, "missing", lambda *_: [])
-    monkeypatch.setattr(shards, "complete", lambda *_: None)
+    monkeypatch.setattr(local, "_through_ray", lambda config, calls: done.append(calls) or [])
+    monkeypatch.setattr(local, "claim_output", lambda *_: False)
+    monkeypatch.setattr(local, "missing", lambda *_: [])
+    monkeypatch.setattr(local, "complete", lambda *_: None)
     items = ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
     config = load_config([], [*items, "launch.workers=2"]).config
     job = DatasetJob("run", 1, "{}", 1, "cuda", str(tmp_path), "npy")
-    assert shards.write_shards(config, job, Manifest(()), {}) == 0
+    assert local.write_shards(config, job, Manifest(()), {}) == 0
     assert done == [[]]

@@ -5,8 +5,7 @@ import pytest
 from aae_dist.config import load_config
 from aae_dist.errors import LaunchError
 from aae_dist.launch.ray import cluster
-from aae_dist.launch.ray.cluster import refuse_if_impossible
-from aae_dist.launch.ray.resources import ResourceRequest
+from aae_dist.launch.ray.cluster import ResourceRequest, refuse_if_impossible
 
 
 def test_a_worker_lies_on_one_node_only():

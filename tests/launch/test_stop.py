@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from aae_dist.launch import stop as signals
-from aae_dist.launch.stop import StopReason, StopSignals, StopToken
+from aae_dist.launch import ending as signals
+from aae_dist.launch.ending import StopReason, StopSignals, StopToken
 
 STUBBORN = """
 import time
-from aae_dist.launch.stop import StopSignals
+from aae_dist.launch.ending import StopSignals
 with StopSignals():
     print("ready", flush=True)
     time.sleep(60)
@@ -70,7 +70,7 @@ def test_other_threads_leave_the_handlers_alone():
 
 IN_C = """
 import ctypes
-from aae_dist.launch.stop import StopSignals
+from aae_dist.launch.ending import StopSignals
 library = ctypes.CDLL(None)
 with StopSignals():
     print("ready", flush=True)

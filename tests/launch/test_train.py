@@ -12,7 +12,7 @@ from ray.train.v2._internal.state.schema import RunSettings
 from ray.train.v2._internal.util import count_required_parameters
 
 from aae_dist.config import load_config
-from aae_dist.launch.ray.resources import ResourceRequest
+from aae_dist.launch.ray.cluster import ResourceRequest
 from aae_dist.launch.ray.train import WorkerSpec, build_trainer
 
 pytestmark = pytest.mark.ray

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from aae_dist.cli import main
-from aae_dist.launch.submit.ray_jobs import Log, exit_code
+from aae_dist.launch.submit.jobs import Log, exit_code
 
 pytestmark = pytest.mark.ray
 

@@ -1,6 +1,6 @@
 import pytest
 
-from aae_dist.report.charts.parallel import BELOW, heights
+from aae_dist.report.charts.parameters import BELOW, heights
 from aae_dist.report.view import flatten, make_view
 from aae_dist.sweeps import SweepRecord, TrialRecord
 

@@ -272,7 +272,7 @@ def test_all_that_is_owed_is_written_before_the_process_ends(tmp_path):
     code = (
         "import time\n"
         "from aae_dist.storage import open_storage\n"
-        "from aae_dist.sweeps.async_writer import AsyncWriter\n"
+        "from aae_dist.sweeps.ledger import AsyncWriter\n"
         f"folder = open_storage({str(tmp_path)!r})\n"
         "writer = AsyncWriter(folder, lambda key: time.sleep(0.1) or key.encode())\n"
         "writer.mark_dirty('a', 'b', 'c')\n"

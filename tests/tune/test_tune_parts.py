@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.errors import AaeDistError, CheckpointError, TrainingDivergedError
-from aae_dist.launch.ray.resources import ResourceRequest
+from aae_dist.launch.ray.cluster import ResourceRequest
 from aae_dist.storage import open_storage
 from aae_dist.sweeps import TrialRecord
 from aae_dist.sweeps.folder import TRIALS
@@ -26,8 +26,7 @@ from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.objective import Objective
 from aae_dist.sweeps.plan import load_sweep
 from aae_dist.tune import sweep as tune_sweep
-from aae_dist.tune.callbacks import cause_of
-from aae_dist.tune.driver import max_concurrent_trials, placement_of
+from aae_dist.tune.driver import cause_of, max_concurrent_trials, placement_of
 from aae_dist.tune.optuna import OptunaSearcher
 from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import RunFolderPbt, build_scheduler

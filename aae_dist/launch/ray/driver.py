@@ -13,11 +13,10 @@ from typing import Any
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import echo
 from aae_dist.errors import Interrupted
-from aae_dist.launch.failures import WorkerResult, WorkersFailedError, explain
+from aae_dist.launch.ending import StopSignals, StopToken, WorkerResult, WorkersFailedError, explain
 from aae_dist.launch.ray import cluster
+from aae_dist.launch.ray.cluster import ResourceRequest, ResourceWait, is_queued
 from aae_dist.launch.ray.monitor import DriverUpdate, print_lines, start_monitor
-from aae_dist.launch.ray.resources import ResourceRequest, ResourceWait, is_queued
-from aae_dist.launch.stop import StopSignals, StopToken
 from aae_dist.storage import Storage, is_remote, join, open_storage
 from aae_dist.tracking.console import LiveBarSink
 from aae_dist.training.reporter import Outcome

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aae_dist.config.redaction import echo
-from aae_dist.launch.failures import WorkerResult
-from aae_dist.launch.stop import StopReason, StopToken
+from aae_dist.launch.ending import StopReason, StopToken, WorkerResult
 
 POLL_SECONDS = 0.5
 """How often rank 0 asks for requests to stop."""

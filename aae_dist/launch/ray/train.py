@@ -13,9 +13,8 @@ from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redacted
 from aae_dist.distributed.collectives import COLLECTIVE_SECONDS
 from aae_dist.errors import AaeDistError, LaunchError
-from aae_dist.launch.failures import WorkerResult, root_cause
-from aae_dist.launch.ray.cluster import start_seconds
-from aae_dist.launch.ray.resources import ResourceRequest
+from aae_dist.launch.ending import WorkerResult, root_cause
+from aae_dist.launch.ray.cluster import ResourceRequest, start_seconds
 from aae_dist.training.reporter import Outcome
 
 UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")

@@ -19,10 +19,15 @@ from aae_dist.config.redaction import redact
 from aae_dist.distributed.collectives import broadcast_json, control_group, run_on_all_ranks
 from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, RanksDifferError
-from aae_dist.launch.failures import WorkerResult, WorkersFailedError, is_collateral, last_line
+from aae_dist.launch.ending import (
+    StopReason,
+    WorkerResult,
+    WorkersFailedError,
+    is_collateral,
+    last_line,
+)
 from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.launch.ray.train import WorkerSpec, report_fatal
-from aae_dist.launch.stop import StopReason
 from aae_dist.storage import join, open_storage
 from aae_dist.tracking.sinks import Record
 from aae_dist.training.reporter import Outcome

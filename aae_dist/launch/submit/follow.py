@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from aae_dist.config.redaction import echo
 from aae_dist.errors import LaunchError
-from aae_dist.launch.submit.kubernetes import ENDED, Kubectl
-from aae_dist.launch.submit.manifest import Object
-from aae_dist.launch.submit.ray_jobs import SAVED, exit_code
+from aae_dist.launch.submit.jobs import SAVED, exit_code
+from aae_dist.launch.submit.kubernetes import ENDED, Kubectl, Object
 
 POLL_SECONDS = 3.0
 LOST_SECONDS = 600.0

@@ -1,23 +1,160 @@
 """A RayJob on Kubernetes, made from a kustomize overlay, through the program kubectl."""
 
+import copy
+import hashlib
 import json
+import math
 import re
+import secrets
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redact
 from aae_dist.errors import ConfigError, LaunchError
-from aae_dist.launch.ray.cluster import refuse_if_impossible
-from aae_dist.launch.ray.resources import request_of
-from aae_dist.launch.submit import manifest
-from aae_dist.launch.submit.manifest import Object
-from aae_dist.launch.submit.work import LOCAL, Work, local_paths
+from aae_dist.launch.ray.cluster import Resources, refuse_if_impossible, request_on
+from aae_dist.launch.submit.jobs import LOCAL, Work, local_paths
+
+Object = dict[str, Any]
+MAX_NAME = 47
+"""KubeRay adds six characters for the cluster's name, and as much for that of its service."""
+MAX_CONFIG_BYTES = 1_000_000
+"""A ConfigMap may hold 1 MiB."""
+CONFIG_VOLUME = "config"
+OF_THE_POD = {"emptyDir", "configMap", "secret", "projected", "downwardAPI"}
+"""Kinds of volumes that other pods do not see."""
+PLACEHOLDERS = {"ACCOUNT", "PROJECT", "REGION", "REGISTRY"}
+"""Placeholders of the shipped overlays for names of the user."""
+_FACTORS = {
+    **{"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
+    **{"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40},
+}
+
+
+def legal_name(name: str, storage: str) -> str:
+    """Return the name of the RayJob of one run or sweep: legal, and always the same for it.
+
+    A hash of the whole address keeps apart what letters and length alone would confuse.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    tail = hashlib.sha256(f"{storage}/{name}".encode()).hexdigest()[:6]
+    head = f"aae-{slug}"[: MAX_NAME - 1 - len(tail)].rstrip("-")
+    return f"{head}-{tail}"
+
+
+def job_of(rendered: list[Object], place: str) -> Object:
+    """Return the one RayJob among rendered objects; LaunchError when there is not one."""
+    jobs = [found for found in rendered if found.get("kind") == "RayJob"]
+    if len(jobs) != 1:
+        raise LaunchError(
+            f"{place} renders {len(jobs)} RayJobs, and submit fills in exactly one; copy one of "
+            "cluster/overlays"
+        )
+    return jobs[0]
+
+
+def fill(template: Object, name: str, address: str, config: str) -> list[Object]:
+    """Return the ConfigMap and the RayJob to apply.
+
+    Args:
+        template: a rendered RayJob.
+        name: of the job; that of the ConfigMap starts with it.
+        address: of the run's or sweep's folder, for people who look at the job.
+        config: YAML text.
+
+    Raises:
+        LaunchError: the configuration is too large, or the template has no place for it.
+    """
+    size = len(config.encode())
+    if size > MAX_CONFIG_BYTES:
+        raise LaunchError(
+            f"the configuration has {size:,} bytes, and a ConfigMap {MAX_CONFIG_BYTES:,}; name "
+            "data by a pattern or a manifest instead of a list"
+        )
+    job = copy.deepcopy(template)
+    metadata = job["metadata"]
+    metadata["name"] = name
+    metadata.setdefault("annotations", {})["aae-dist/address"] = address
+    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    volumes = [v for v in pod.get("volumes", []) if v["name"] == CONFIG_VOLUME]
+    if not volumes:
+        raise LaunchError(f"the head's template has no volume called {CONFIG_VOLUME!r}")
+    # A unique name: the ConfigMap of an earlier submission may still be about to be removed.
+    settings_name = f"{name}-{secrets.token_hex(3)}"
+    volumes[0]["configMap"] = {"name": settings_name}
+    kept = {key: metadata[key] for key in ("namespace", "annotations") if key in metadata}
+    settings = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": settings_name, **kept},
+        "data": {"config.yaml": config},
+    }
+    return [settings, job]
+
+
+def examine(job: Object) -> None:
+    """Turn a job into one check of its cluster: `aae-dist doctor` with the same configuration.
+
+    Each group of workers gets a pod; one that scales from zero would not be checked otherwise.
+    """
+    *_, config = job["spec"]["entrypoint"].split()
+    job["spec"] |= {"entrypoint": f"exec aae-dist doctor {config}", "backoffLimit": 0}
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        group["replicas"] = group["minReplicas"] = max(1, group["minReplicas"])
+
+
+def groups(job: Object) -> Iterator[tuple[Resources, int]]:
+    """Yield (what Ray counts on a pod, most pods) of each group of workers."""
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"].get("limits", {})
+        gpus = sum(int(value) for key, value in limits.items() if key.endswith("gpu"))
+        yield (
+            {"CPU": math.ceil(quantity(limits.get("cpu", "0"))), "GPU": gpus},
+            group["maxReplicas"],
+        )
+
+
+def unedited_images(job: Object) -> list[str]:
+    """Return images that still have a placeholder of the overlays in their name."""
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    containers = [c for pod in pods for c in pod["template"]["spec"]["containers"]]
+    images = {str(container.get("image", "")) for container in containers}
+    return sorted(image for image in images if PLACEHOLDERS & set(re.split("[^A-Z]+", image)))
+
+
+def quantity(text: str | float) -> float:
+    """Return a Kubernetes quantity, say '500m' or '16Gi', as a number."""
+    found = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(text))
+    if found is None or found[2] not in _FACTORS:
+        raise LaunchError(f"{text!r} is not a quantity such as 500m, 4 or 16Gi")
+    return float(found[1]) * _FACTORS[found[2]]
+
+
+def shared_folders(job: Object) -> list[str]:
+    """Return the paths at which the head and all workers see a volume that outlives them."""
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    seen = [_lasting_mounts(pod["template"]["spec"]) for pod in pods]
+    return sorted(set.intersection(*seen))
+
+
+def _lasting_mounts(pod: Object) -> set[str]:
+    lasting = {v["name"] for v in pod.get("volumes", []) if not OF_THE_POD & set(v)}
+    mounts = pod["containers"][0].get("volumeMounts", [])
+    return {mount["mountPath"] for mount in mounts if mount["name"] in lasting}
+
+
+def is_below(path: str, folders: list[str]) -> bool:
+    """Return whether a local path lies in one of the folders, or is one."""
+    return any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
+
 
 ENDED = ("Complete", "Failed", "ValidationFailed")
 """Final values of a RayJob's `status.jobDeploymentStatus`."""
@@ -66,15 +203,15 @@ def manifests(work: Work, cluster: Path, doctor: bool = False) -> tuple[Object, 
         )
     template = _template(work, cluster)
     check(work, template, cluster)
-    settings, job = manifest.fill(template, job_name(work, doctor), work.address, work.text)
+    settings, job = fill(template, job_name(work, doctor), work.address, work.text)
     if doctor:
-        manifest.examine(job)
+        examine(job)
     return settings, job
 
 
 def job_name(work: Work, doctor: bool = False) -> str:
     """Return the name of the RayJob of a run or sweep, or of the one that checks its cluster."""
-    return manifest.job_name(work.name + "-doctor" * doctor, work.storage)
+    return legal_name(work.name + "-doctor" * doctor, work.storage)
 
 
 def connect(work: Work, cluster: Path, context: str | None = None) -> "Kubectl":
@@ -128,15 +265,15 @@ def check(work: Work, job: Object, cluster: Path) -> None:
     problems = [
         *(
             f"image: {image} is a name to be filled in; edit site/site.yaml of the overlay"
-            for image in manifest.unedited_images(job)
+            for image in unedited_images(job)
         ),
-        *_problems(work.config, manifest.shared_folders(job)),
+        *_problems(work.config, shared_folders(job)),
     ]
     if problems:
         raise ConfigError("\n  ".join([f"this cannot run on {cluster}:", *problems]))
-    groups = list(manifest.groups(job))
-    demand = request_of(work.config, [resources for resources, _ in groups])
-    pods = [node for node, most in groups for _ in range(min(most, demand.workers))]
+    kinds = list(groups(job))
+    demand = request_on(work.config, [resources for resources, _ in kinds])
+    pods = [node for node, most in kinds for _ in range(min(most, demand.workers))]
     refuse_if_impossible(demand, pods, f"with `most` in its site.yaml, {cluster} has")
 
 
@@ -145,13 +282,13 @@ def _problems(config: RunConfig, shared: Sequence[str]) -> Iterator[str]:
         yield LOCAL
     there = f"one of {', '.join(shared)}" if shared else "a mount that the overlay does not have"
     for key, path in local_paths(config):
-        if not manifest.is_below(path, list(shared)):
+        if not is_below(path, list(shared)):
             yield f"{key}: no pod sees the folder {path}; use s3:// (gs://, az://) or {there}"
 
 
 def _template(work: Work, cluster: Path) -> Object:
     folder = cluster / {"train": "train", "tune": "sweep"}[work.verb]
-    return manifest.job_of(render(folder), str(folder))
+    return job_of(render(folder), str(folder))
 
 
 class ExistsError(LaunchError):

@@ -6,19 +6,8 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from aae_dist.report.charts.style import (
-    FAINT,
-    INK,
-    PAPER,
-    colour_of,
-    legend,
-    marker_of,
-    new_figure,
-    plain,
-    style_axes,
-)
+from aae_dist.report import charts
 from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, format_value, label
 from aae_dist.sweeps.objective import Mode, pareto_front
 
@@ -26,8 +15,6 @@ MAX_ANNOTATED = 40
 """Largest number of trials whose points are annotated with a parameter."""
 DRAWN = {"finished": 1.0, "running": 0.55, "interrupted": 0.55, "pruned": 0.75}
 """Opacity of a point by the trial's state; other states are not drawn."""
-LOGARITHMIC_FROM = 8.0
-"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 
 def draw(view: ReportView) -> Figure | None:
@@ -40,9 +27,9 @@ def draw(view: ReportView) -> Figure | None:
     ]
     if not rows:
         return None
-    figure = new_figure(8.6, 5.6)
+    figure = charts.new_figure(8.6, 5.6)
     axes = figure.add_subplot()
-    style_axes(axes, x=label(x), y=label(y))
+    charts.style_axes(axes, x=label(x), y=label(y))
     kinds: dict[tuple[str, str, bool], list[RankedTrial]] = {}
     for row in rows:
         kinds.setdefault((view.group(row), row.trial.state, row.is_best), []).append(row)
@@ -52,10 +39,10 @@ def draw(view: ReportView) -> Figure | None:
     _front(axes, view, rows)
     for name, line in ((y, axes.axhline), (x, axes.axvline)):
         if name in PERFECT:
-            line(PERFECT[name], color=FAINT, linewidth=1, linestyle="--", zorder=1)
-    scale(axes, "x", [row.metric(x) or 0.0 for row in rows])
-    scale(axes, "y", [row.metric(y) or 0.0 for row in rows])
-    legend(figure, _entries(view, rows))
+            line(PERFECT[name], color=charts.FAINT, linewidth=1, linestyle="--", zorder=1)
+    charts.scale(axes, "x", [row.metric(x) or 0.0 for row in rows])
+    charts.scale(axes, "y", [row.metric(y) or 0.0 for row in rows])
+    charts.legend(figure, _entries(view, rows))
     return figure
 
 
@@ -70,32 +57,20 @@ def caption(view: ReportView) -> str:
     )
 
 
-def scale(axes: Axes, which: str, values: Sequence[float]) -> None:
-    """Make an axis logarithmic where its values call for it, with ticks in plain numbers."""
-    low, high = min(values), max(values)
-    if low <= 0 or high < LOGARITHMIC_FROM * low:
-        return
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _points(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     """Draw all trials of one group and state together: 300 single calls take seconds."""
     x, y = view.plane or ("", "")
     at = [[row.metric(name) or 0.0 for row in rows] for name in (x, y)]
     group, state, best = view.group(rows[0]), rows[0].trial.state, rows[0].is_best
-    colour, alpha = colour_of(view.groups, group), DRAWN[state]
+    colour, alpha = charts.colour_of(view.groups, group), DRAWN[state]
     axes.errorbar(
         at[0], at[1], xerr=_bars(rows, x), yerr=_bars(rows, y), fmt="none", ecolor=colour,
         alpha=0.35 * alpha, elinewidth=1.1,
     )  # fmt: skip
     axes.plot(
-        *at, marker_of(view.groups, group), markersize=8.5 if best else 7, alpha=alpha,
-        color=PAPER if state == "pruned" else colour, zorder=3 if best else 2,
-        markeredgecolor=INK if best else colour, markeredgewidth=1.6 if best else 1.2,
+        *at, charts.marker_of(view.groups, group), markersize=8.5 if best else 7, alpha=alpha,
+        color=charts.PAPER if state == "pruned" else colour, zorder=3 if best else 2,
+        markeredgecolor=charts.INK if best else colour, markeredgewidth=1.6 if best else 1.2,
     )  # fmt: skip
 
 
@@ -114,11 +89,11 @@ def _bars(rows: Sequence[RankedTrial], metric: str) -> list[list[float]] | None:
 def _annotate(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     x, y = view.plane or ("", "")
     key = annotated_key(view)
-    style = {"fontsize": 8, "color": INK, "alpha": 0.85, "parse_math": False}
+    style = {"fontsize": 8, "color": charts.INK, "alpha": 0.85, "parse_math": False}
     for row in rows:
         if key and key in row.parameters:
             at = (row.metric(x) or 0.0, row.metric(y) or 0.0)
-            note = plain(format_value(row.parameters[key]), 16)
+            note = charts.plain(format_value(row.parameters[key]), 16)
             axes.annotate(note, at, xytext=(6, 4), textcoords="offset points", **style)  # type: ignore[arg-type]
 
 
@@ -148,7 +123,7 @@ def _front(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
         # Steps, because between two trials of the front nothing better than both is known.
         xs, ys = zip(*front, strict=True)
         where: Literal["post", "pre"] = "post" if modes[0] == "min" else "pre"
-        axes.step(xs, ys, where=where, color=INK, linewidth=1, alpha=0.5, zorder=1)
+        axes.step(xs, ys, where=where, color=charts.INK, linewidth=1, alpha=0.5, zorder=1)
 
 
 def _entries(view: ReportView, rows: Sequence[RankedTrial]) -> list[tuple[Line2D, str]]:
@@ -158,15 +133,15 @@ def _entries(view: ReportView, rows: Sequence[RankedTrial]) -> list[tuple[Line2D
         return Line2D([], [], color=colour, marker=marker, linestyle="none", **style)  # type: ignore[arg-type]
 
     entries = [
-        (mark(colour_of(view.groups, g), marker_of(view.groups, g)), g)
+        (mark(charts.colour_of(view.groups, g), charts.marker_of(view.groups, g)), g)
         for g in view.groups
         if g and any(view.group(row) == g for row in rows)
     ]
     states = {row.trial.state for row in rows}
     if "pruned" in states:
-        entries.append((mark(PAPER, "o", markeredgecolor=INK), "pruned"))
+        entries.append((mark(charts.PAPER, "o", markeredgecolor=charts.INK), "pruned"))
     if states & {"running", "interrupted"}:
-        entries.append((mark(INK, "o", alpha=0.55), "not finished"))
-    best = mark(PAPER, "o", markeredgecolor=INK, markeredgewidth=1.8, markersize=9)
+        entries.append((mark(charts.INK, "o", alpha=0.55), "not finished"))
+    best = mark(charts.PAPER, "o", markeredgecolor=charts.INK, markeredgewidth=1.8, markersize=9)
     entries.append((best, "Pareto front" if view.objective.is_pareto else "best"))
     return entries
