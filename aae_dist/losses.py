@@ -120,12 +120,8 @@ def maximum_mean_discrepancy(
 
     Inverse multiquadratic kernels c / (c + |a - b|^2), summed over c = s * E|z - z'|^2 for the
     scales s of Tolstikhin et al., arXiv 1711.01558, section 4 (there 2 Z std^2 for a Gaussian).
-
-    Args:
-        z_NZ: one sample.
-        prior_NZ: the other one, as large.
-        weights_N: 1 / n for n unmasked rows, of both samples; 0 for masked ones.
-        mean_square_distance: E|z - z'|^2 of two independent samples of the prior.
+    `weights_N` are 1 / n for n unmasked rows, of both samples, and 0 for masked ones;
+    `mean_square_distance` is E|z - z'|^2 of two independent samples of the prior.
     """
     n = 1 / weights_N.square().sum().clamp(min=1e-12)  # a batch may have no unmasked row
 
@@ -151,13 +147,9 @@ def sliced_wasserstein(
 ) -> Tensor:
     """Return the mean squared Wasserstein-2 distance along directions, a scalar.
 
-    Kolouri et al., arXiv 1804.01947, equation 14: in one dimension, sort and compare.
-
-    Args:
-        z_NZ: one sample.
-        prior_NZ: the other one, as large.
-        weights_N: 1 / n for n unmasked rows, of both samples; 0 for masked ones.
-        directions_ZP: P directions of any length.
+    Kolouri et al., arXiv 1804.01947, equation 14: in one dimension, sort and compare. `weights_N`
+    are 1 / n for n unmasked rows, of both samples, and 0 for masked ones; the P directions may have
+    any length.
     """
     unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
     # Masked rows go to the end of both orders, where their difference is 0.

@@ -25,7 +25,7 @@ from timing import print_header
 from torch import Tensor
 
 from aae_dist.config import RunConfig, config_from_tree
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.pack import PackOptions, pack
 from aae_dist.distributed.world import single

@@ -32,7 +32,7 @@ from PIL import Image
 from timing import print_header
 from webdataset import ShardWriter
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import BatchLoader, Dataset, SampleOrder, open_dataset, open_manifest
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.index.build import index_folder

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from timing import median_ratio, print_header
 
-from aae_dist.config.sections.prior import GaussianPrior
+from aae_dist.config.sections.model import GaussianPrior
 from aae_dist.data.pack import pack
 from aae_dist.evaluation.prior_match import c2st
 from aae_dist.priors import build_prior

@@ -11,8 +11,7 @@ from aae_dist.config.loading.tree import from_plain, plain
 from aae_dist.config.loading.yaml import read_overrides
 from aae_dist.config.run_config import RunConfig
 from aae_dist.config.sections import Section
-from aae_dist.config.sections.data import Data
-from aae_dist.config.sections.run import Device, Launch
+from aae_dist.config.sections.run import Data, Device, Launch
 from aae_dist.errors import ConfigError
 
 

@@ -8,12 +8,16 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from aae_dist.config.sections import Section
-from aae_dist.config.sections.data import Data
-from aae_dist.config.sections.method import AdversarialMethod, Method
-from aae_dist.config.sections.model import DeterministicPosterior, MlpModel, Model, Posterior
-from aae_dist.config.sections.phases import Phases
-from aae_dist.config.sections.prior import GaussianPrior, Prior
-from aae_dist.config.sections.run import Checkpoint, Launch, Run, Train, Wandb
+from aae_dist.config.sections.method import AdversarialMethod, Method, Phases
+from aae_dist.config.sections.model import (
+    DeterministicPosterior,
+    GaussianPrior,
+    MlpModel,
+    Model,
+    Posterior,
+    Prior,
+)
+from aae_dist.config.sections.run import Checkpoint, Data, Launch, Run, Train, Wandb
 
 CROSS_CHECKS = "cross_checks"
 """Type of the validation error for contradictions between sections."""

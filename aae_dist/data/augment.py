@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.config.sections.data import Augment
+from aae_dist.config.sections.run import Augment
 from aae_dist.data.loader import Batch
 from aae_dist.data.order import Indices, mixed
 from aae_dist.utils.tensors import derived_seed, to_device

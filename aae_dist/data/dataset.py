@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data.bad_samples import BadSample, printable
 from aae_dist.data.cache.decoded import DecodedStore, DeviceStore, SharedStore, content_id
 from aae_dist.data.cache.shard_cache import cache_for, copy_bytes

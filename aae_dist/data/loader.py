@@ -17,8 +17,7 @@ from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.order import BatchPlan, Mask, SampleOrder
-from aae_dist.distributed.collectives import gather_json, start_sum
-from aae_dist.distributed.world import World, single
+from aae_dist.distributed.world import World, gather_json, single, start_sum
 from aae_dist.errors import AaeDistError, packed, unpacked
 
 Item = TypeVar("Item")

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from aae_dist.config.sections import phases
+from aae_dist.config.sections import method as sections
 from aae_dist.distributed.wrappers import trainable_parameters, without_sync
 
 Part = TypeVar("Part")
@@ -38,13 +38,9 @@ class SynchronizedOptimizer:
         schedule: Schedule,
         clip_norm: float | None = None,
     ) -> None:
-        """Wrap `optimizer`, which must hold exactly the trainable parameters of `networks`.
+        """Wrap a fused `optimizer` of exactly the trainable parameters of `networks`, in one group.
 
-        Args:
-            networks: the phase's networks by name, DistributedDataParallel or plain.
-            optimizer: a fused torch optimizer with one parameter group.
-            schedule: factor on the learning rate as a function of progress in [0, 1].
-            clip_norm: largest L2 norm of the averaged gradient over all of the phase's parameters.
+        `clip_norm` is the largest L2 norm of the averaged gradient over all these parameters.
         """
         self.networks = dict(networks)
         self.named_parameters = {
@@ -87,15 +83,9 @@ class SynchronizedOptimizer:
     ) -> Tensor:
         """Minimise the sum of `loss_of(part)`, averaged over ranks, by one step.
 
-        Gradients of the micro-batches add up locally; ranks exchange them once, with the last.
-
-        Args:
-            loss_of: this rank's loss of a part, a scalar.
-            parts: this rank's micro-batches.
-            norm: L2 norm to scale the averaged gradient to, a scalar; by default it stays.
-
-        Returns:
-            The loss of this rank, a detached scalar: the sum over its parts.
+        Gradients of the micro-batches add up locally; ranks exchange them once, with the last. The
+        averaged gradient is scaled to the L2 norm `norm`, a scalar, if given. Returns the loss of
+        this rank, a detached scalar: the sum over its parts.
         """
         started = time.perf_counter()
         total = torch.zeros((), device=self.skipped.device, dtype=self.parameters[0].dtype)
@@ -182,7 +172,7 @@ class SynchronizedOptimizer:
             tensor.copy_(state[key])
 
 
-def build_schedule(config: phases.Schedule) -> Schedule:
+def build_schedule(config: sections.Schedule) -> Schedule:
     """Return the factor on the learning rate as a function of progress."""
 
     def factor(progress: float) -> float:
@@ -192,17 +182,17 @@ def build_schedule(config: phases.Schedule) -> Schedule:
     return factor
 
 
-def _decay(config: phases.Schedule, progress: float) -> float:
+def _decay(config: sections.Schedule, progress: float) -> float:
     match config:
-        case phases.LinearSchedule():
+        case sections.LinearSchedule():
             if progress <= config.decay_from:
                 return 1.0
             part = (progress - config.decay_from) / (1.0 - config.decay_from)
             return 1.0 + (config.final - 1.0) * min(1.0, part)
-        case phases.CosineSchedule():
+        case sections.CosineSchedule():
             half = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
             return config.final + (1.0 - config.final) * half
-        case phases.StepSchedule():
+        case sections.StepSchedule():
             return float(config.factor ** sum(progress >= m for m in config.milestones))
-        case phases.ConstantSchedule():
+        case sections.ConstantSchedule():
             return 1.0

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.dataset import Dataset, Samples
-from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
 from aae_dist.evaluation.null_baseline import PriorBaseline, build_baseline, score
 from aae_dist.models import Autoencoder

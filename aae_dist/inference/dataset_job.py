@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, Manifest, Shard
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.format.manifest import FILE_NAME as MANIFEST

@@ -14,13 +14,14 @@ import torch.distributed as dist
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import echo
 from aae_dist.data import Manifest, Shard
-from aae_dist.distributed.collectives import (
+from aae_dist.distributed.world import (
     COLLECTIVE_SECONDS,
+    World,
     control_group,
+    from_environment,
     run_on_all_ranks,
     run_on_rank_zero,
 )
-from aae_dist.distributed.world import World, from_environment
 from aae_dist.errors import AaeDistError, Interrupted, LaunchError
 from aae_dist.inference.dataset_job import (
     DatasetJob,

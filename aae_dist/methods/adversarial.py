@@ -8,8 +8,7 @@ from torch import Tensor
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.distributed.wrappers import frozen_view
 from aae_dist.losses import ADVERSARIES
-from aae_dist.methods.inputs import MicroBatch
-from aae_dist.methods.method import Encoded, Losses, Method, Modules
+from aae_dist.methods.method import Encoded, Losses, Method, MicroBatch, Modules
 
 
 class AdversarialMethod(Method):
@@ -32,7 +31,6 @@ class AdversarialMethod(Method):
         weight: float = 1.0,
         gradient_ratio: float | None = None,
     ) -> None:
-        """Store the fields of the method's section."""
         super().__init__(modules, optimizers)
         assert modules.discriminator is not None
         self.discriminator = modules.discriminator
@@ -101,21 +99,13 @@ class LazyR1:
     """
 
     def __init__(self, weight: float, every: int) -> None:
-        """Set the weight, 0 for no penalty, and the number of steps per penalty."""
         self.weight, self.every = weight, every
 
     def is_due(self, part: MicroBatch) -> bool:
-        """Return whether this step has a penalty."""
         return self.weight > 0 and part.draws.step % self.every == 0
 
     def penalty(self, part: MicroBatch, both: Tensor, logits_prior_B: Tensor) -> Tensor:
-        """Return the penalty, a scalar.
-
-        Args:
-            part: the rows.
-            both: the discriminator's input, (2B, Z), prior samples first.
-            logits_prior_B: its logits of the prior samples.
-        """
+        """Return the penalty, a scalar; `both` are the inputs, (2B, Z), prior samples first."""
         (gradient,) = torch.autograd.grad(logits_prior_B.sum(), both, create_graph=True)
         square_B = gradient[: len(logits_prior_B)].square().sum(1)
         return 0.5 * self.weight * self.every * (part.weights_B @ square_B)

@@ -7,7 +7,6 @@ from torch import nn
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections import method as sections
-from aae_dist.config.sections import phases
 from aae_dist.distributed.optimizer import SynchronizedOptimizer, build_schedule
 from aae_dist.distributed.world import World
 from aae_dist.distributed.wrappers import (
@@ -79,7 +78,6 @@ def build_method(
 
 
 def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
-    """Return the network as training calls it: in bfloat16 or compiled where wanted."""
     method = config.method
     penalised = isinstance(method, sections.AdversarialMethod) and method.r1_weight > 0
     return wrap_compute(
@@ -91,8 +89,10 @@ def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module
     )
 
 
-def build_optimizer(config: phases.Phase, networks: dict[str, nn.Module]) -> SynchronizedOptimizer:
-    """Return the synchronized optimizer of one phase over its networks."""
+def build_optimizer(
+    config: sections.Phase, networks: dict[str, nn.Module]
+) -> SynchronizedOptimizer:
+    """Return the optimizer of one phase over its networks."""
     parameters = [
         p for network in networks.values() for p in trainable_parameters(network).values()
     ]
@@ -105,15 +105,15 @@ def build_optimizer(config: phases.Phase, networks: dict[str, nn.Module]) -> Syn
 
 
 def _torch_optimizer(
-    config: phases.Optimizer, parameters: Iterable[nn.Parameter]
+    config: sections.Optimizer, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
     # fused: 7 ms instead of 47 for the 6.4 M parameters that a step of the default model updates.
     match config:
-        case phases.Adam():
+        case sections.Adam():
             return torch.optim.Adam(
                 parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
             )
-        case phases.AdamW():
+        case sections.AdamW():
             return torch.optim.AdamW(
                 parameters,
                 lr=config.lr,
@@ -122,5 +122,5 @@ def _torch_optimizer(
                 weight_decay=config.weight_decay,
                 fused=True,
             )
-        case phases.Sgd():
+        case sections.Sgd():
             return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, fused=True)

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aae_dist.distributed.collectives import rows_of_all_ranks
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
+from aae_dist.distributed.world import rows_of_all_ranks
 from aae_dist.errors import ConfigError
 from aae_dist.losses import (
     gaussian_kl,
@@ -24,8 +24,7 @@ from aae_dist.losses import (
     maximum_mean_discrepancy,
     sliced_wasserstein,
 )
-from aae_dist.methods.inputs import Draws, MicroBatch
-from aae_dist.methods.method import Encoded, Losses, Method, Modules
+from aae_dist.methods.method import Draws, Encoded, Losses, Method, MicroBatch, Modules
 from aae_dist.models import GaussianPosterior
 from aae_dist.priors import GaussianPrior
 from aae_dist.utils.tensors import keyed_generator, to_device
@@ -40,12 +39,8 @@ class VariationalMethod(Method):
     phases = {"reconstruction": ("encoder", "decoder")}
 
     def __init__(
-        self,
-        modules: Modules,
-        optimizers: Mapping[str, SynchronizedOptimizer],
-        beta: float = 1.0,
+        self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], beta: float = 1.0
     ) -> None:
-        """Check that the prior has a density; `beta` is the weight of the KL term."""
         super().__init__(modules, optimizers)
         if modules.prior.log_prob(torch.zeros(1, modules.prior.latent_dim)) is None:
             raise ConfigError(
@@ -97,19 +92,14 @@ class MatchingMethod(Method):
     def __init__(
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
     ) -> None:
-        """Store the weight of the distance."""
         super().__init__(modules, optimizers)
         self.weight = weight
 
     @abstractmethod
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        """Return the distance of codes and prior samples, a scalar with gradient.
+        """Return the distance of codes and as many prior samples, a scalar with gradient.
 
-        Args:
-            z_GZ: codes.
-            prior_GZ: as many prior samples.
-            weights_G: 1 / unmasked rows, 0 for masked ones.
-            draws: the step's randomness, the same on every rank.
+        `weights_G` are 1 / unmasked rows, 0 for masked ones; `draws` are the same on every rank.
         """
 
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
@@ -162,7 +152,6 @@ class MmdMethod(MatchingMethod):
     def __init__(
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
     ) -> None:
-        """Estimate the prior's width, once."""
         super().__init__(modules, optimizers, weight)
         draw = keyed_generator(0, "width of the prior")
         samples = modules.prior.sample(NUM_SAMPLES_OF_SCALE, draw).double()
@@ -188,7 +177,6 @@ class SlicedWassersteinMethod(MatchingMethod):
         weight: float,
         num_projections: int,
     ) -> None:
-        """Store the number of directions."""
         super().__init__(modules, optimizers, weight)
         self.num_projections = num_projections
 

@@ -64,7 +64,7 @@ class CategoricalPosterior(DeterministicPosterior):
     """The code is a class: softmax of the outputs, as q(y|x) in the AAE paper (section 4)."""
 
     def __init__(self, straight_through: bool = False) -> None:
-        """Take whether codes are rounded to one-hot vectors, with the gradients of the softmax."""
+        """With `straight_through`, codes are one-hot, with the gradients of the softmax."""
         self.straight_through = straight_through
 
     def sample(self, outputs_BP: Tensor, noise_BN: Tensor) -> Tensor:
@@ -128,10 +128,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """Encoder, decoder and posterior on one device.
-
-    Shapes: B samples, C H W image, Z latent_dim.
-    """
+    """Encoder, decoder and posterior on one device."""
 
     networks: Networks
     posterior: Posterior

@@ -51,7 +51,6 @@ class Block(nn.Module):
     """The layers at one resolution: a convolution, or two with a shortcut around them."""
 
     def __init__(self, channels: int, residual: bool) -> None:
-        """Take the number of channels, and whether the input is added to the output."""
         super().__init__()
         self.residual = residual
         layers: list[nn.Module] = [norm(channels), nn.SiLU(), same(channels)]
@@ -60,7 +59,6 @@ class Block(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
         y_BCHW: Tensor = self.layers(x_BCHW)
         return x_BCHW + y_BCHW if self.residual else y_BCHW
 
@@ -82,7 +80,6 @@ class ConvEncoder(nn.Module):
         residual: bool = False,
         noise_dim: int = 0,
     ) -> None:
-        """Take the image shape (C, H, W), the number of outputs P and the size; see config."""
         super().__init__()
         channels, *size = sample_shape
         sizes = sizes_of((size[0], size[1]))
@@ -113,7 +110,6 @@ class Doubling(nn.Module):
     """A transposed convolution to twice the size, cropped to the one wanted."""
 
     def __init__(self, channels: int, out: int, size: Size) -> None:
-        """Take channels in and out, and the height and width wanted."""
         super().__init__()
         self.size = size
         self.layer = nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1)
@@ -136,7 +132,6 @@ class ConvDecoder(nn.Module):
         residual: bool = False,
         sigmoid: bool = True,
     ) -> None:
-        """Take latent_dim, the image shape (C, H, W), the size, and whether pixels are squashed."""
         super().__init__()
         channels, *size = sample_shape
         *larger, smallest = sizes_of((size[0], size[1]))

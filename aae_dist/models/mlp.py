@@ -43,7 +43,6 @@ class MlpEncoder(nn.Module):
         widths: Sequence[int] = (1000, 1000),
         noise_dim: int = 0,
     ) -> None:
-        """Take the shape of a sample, the number of outputs P, hidden sizes and noise inputs N."""
         super().__init__()
         num_inputs = math.prod(sample_shape) + noise_dim
         self.layers = fully_connected([num_inputs, *widths, num_outputs])
@@ -68,7 +67,6 @@ class MlpDecoder(nn.Module):
         widths: Sequence[int] = (1000, 1000),
         sigmoid: bool = True,
     ) -> None:
-        """Take latent_dim, the shape of a sample, hidden sizes, and whether pixels are squashed."""
         super().__init__()
         self.sample_shape = sample_shape
         self.layers = fully_connected([latent_dim, *widths, math.prod(sample_shape)])
@@ -88,7 +86,6 @@ class MlpDiscriminator(nn.Module):
     def __init__(
         self, latent_dim: int, widths: Sequence[int] = (1000, 1000), spectral_norm: bool = False
     ) -> None:
-        """Take latent_dim, hidden layer sizes, and whether layers are spectrally normalised."""
         super().__init__()
         linear = SpectralLinear if spectral_norm else nn.Linear
         self.layers = fully_connected([latent_dim, *widths, 1], linear)

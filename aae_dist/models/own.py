@@ -15,15 +15,9 @@ NAMED = 5
 
 
 def import_network(key: str, config: sections.OwnNetwork, roles: Mapping[str, Any]) -> nn.Module:
-    """Return an instance of the class that `config` names.
+    """Return an instance of the class that `config` names; ConfigError when that fails.
 
-    Args:
-        key: encoder, decoder or discriminator, for messages.
-        config: import path and arguments.
-        roles: keyword arguments that the network's role gives it, such as latent_dim.
-
-    Raises:
-        ConfigError: the class cannot be imported or called.
+    `roles` are the keyword arguments that the network's role gives it, such as latent_dim.
     """
     module, name = config.path.split(":")
     wanted = ", ".join([*roles, *config.arguments])
@@ -42,20 +36,11 @@ def import_network(key: str, config: sections.OwnNetwork, roles: Mapping[str, An
 
 
 def check_network(
-    key: str,
-    network: nn.Module,
-    inputs: tuple[Tensor, ...],
-    shape: tuple[int, ...],
-    trains: bool,
+    key: str, network: nn.Module, inputs: tuple[Tensor, ...], shape: tuple[int, ...], trains: bool
 ) -> None:
-    """Raise ConfigError unless the network trains, and maps `inputs` to `shape`, each by itself.
+    """Raise ConfigError unless the network maps `inputs` to `shape`, each row by itself.
 
-    Args:
-        key: encoder, decoder or discriminator, for messages.
-        network: as it will be trained.
-        inputs: several samples, on the CPU.
-        shape: of the outputs.
-        trains: whether it will be trained, not only used.
+    If it `trains`, gradients must reach all of its parameters.
     """
     try:
         text = _problem_of_results(network, inputs, shape)
@@ -73,7 +58,6 @@ def check_network(
 def _problem_of_results(
     network: nn.Module, inputs: tuple[Tensor, ...], shape: tuple[int, ...]
 ) -> str | None:
-    """Return a problem with the network's outputs, None without one."""
     buffers = {name: b.clone() for name, b in network.named_buffers()}
     first = network(*inputs)
     if not isinstance(first, Tensor) or tuple(first.shape) != shape:

@@ -171,10 +171,7 @@ def data_client(root: str, patience_seconds: float | None) -> "ObjectStore":
 # provider for a token each time. All threads share one; the environment is what configures it.
 @lru_cache(_MOST_CLIENTS)
 def _shared(
-    root: str,
-    patience_seconds: float | None,
-    probe: bool,
-    environment: Iterable[tuple[str, str]],
+    root: str, patience_seconds: float | None, probe: bool, environment: Iterable[tuple[str, str]]
 ) -> "ObjectStore":
     if probe:
         return connect(root, PROBE, PROBE_SECONDS)

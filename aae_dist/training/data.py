@@ -10,12 +10,11 @@ from torch import Tensor
 
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.config import RunConfig
-from aae_dist.config.sections.data import Augment
-from aae_dist.config.sections.prior import DataPrior, RunPrior
+from aae_dist.config.sections.model import DataPrior, RunPrior
+from aae_dist.config.sections.run import Augment
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
 from aae_dist.data.decode.images import Resize
-from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator
 from aae_dist.inference.trained_run import load_run

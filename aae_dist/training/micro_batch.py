@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from aae_dist.distributed.collectives import run_on_all_ranks
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import World, run_on_all_ranks
 from aae_dist.distributed.wrappers import trainable_parameters, unwrap_ddp
 from aae_dist.errors import LaunchError
 from aae_dist.methods.method import Modules

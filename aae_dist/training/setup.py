@@ -13,17 +13,15 @@ from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.checkpoints.weights import WeightAverage
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redacted
-from aae_dist.config.sections.data import Augment
+from aae_dist.config.sections.run import Augment
 from aae_dist.data import Augmenter, Batch, BatchLoader, SampleOrder, rank_rows
 from aae_dist.data.cache.prefetch import ShardPrefetcher
-from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.wrappers import reset_compiler
 from aae_dist.errors import CheckpointError
 from aae_dist.methods import StepInputs, build_method
-from aae_dist.models import Autoencoder, build_networks, build_posterior
+from aae_dist.models import DTYPES, Autoencoder, build_networks, build_posterior
 from aae_dist.models.autoencoder import Posterior
-from aae_dist.models.build import DTYPES
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import Storage, open_storage
 from aae_dist.training.data import TrainingData, open_data

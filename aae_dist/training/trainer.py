@@ -17,9 +17,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES, is_comparable
 from aae_dist.data import Batch
 from aae_dist.data.bad_samples import Limits
-from aae_dist.distributed.collectives import mean_over_ranks, run_on_rank_zero
-from aae_dist.distributed.fingerprint import RankComparison
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import RankComparison, World, mean_over_ranks, run_on_rank_zero
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole

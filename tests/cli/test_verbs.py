@@ -15,7 +15,7 @@ from webdataset import TarWriter
 
 import aae_dist
 from aae_dist.cli import main
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
 from aae_dist.utils.arrays import npy_bytes
 

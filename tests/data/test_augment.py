@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aae_dist.config.sections.data import Augment
+from aae_dist.config.sections.run import Augment
 from aae_dist.data.augment import NUM_DRAWS, Augmenter, uniforms
 from aae_dist.data.loader import Batch
 

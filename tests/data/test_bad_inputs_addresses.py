@@ -9,7 +9,7 @@ import pytest
 from helpers.shards import write_shards
 from helpers.watch import nothing_but
 
-from aae_dist.config.sections.data import Cache, Data
+from aae_dist.config.sections.run import Cache, Data
 from aae_dist.data import open_dataset, open_manifest
 from aae_dist.errors import DataError
 

@@ -19,7 +19,7 @@ from helpers.watch import nothing_but
 from PIL import Image
 from webdataset import TarWriter
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import BatchLoader, Dataset, SampleOrder, open_dataset
 
 

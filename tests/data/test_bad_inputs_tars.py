@@ -16,7 +16,7 @@ from helpers.shards import image_of, sample, write_shards
 from helpers.watch import nothing_but
 from webdataset import TarWriter
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import BatchLoader, SampleOrder, open_dataset
 from aae_dist.data.format import reader
 from aae_dist.data.format import tar as tar_module

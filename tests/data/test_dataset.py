@@ -8,7 +8,7 @@ import torch
 from helpers.shards import encoded, image_of, sample, write_shards
 from webdataset import TarWriter
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.decode import sample as sample_module
 from aae_dist.errors import DataError

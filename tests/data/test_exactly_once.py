@@ -9,7 +9,7 @@ from helpers.shards import write_shards
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import Batch, BatchLoader, Dataset, SampleOrder, open_dataset, rank_rows
 
 RANKS = (1, 2, 3, 5, 7, 8, 24)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.shards import write_shards
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import (
     BatchLoader,
     Dataset,

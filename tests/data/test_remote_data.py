@@ -14,7 +14,7 @@ import torch
 from helpers.object_server import Fault, ObjectServer, serving
 from helpers.shards import write_shards
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import BatchLoader, Dataset, SampleOrder, build_index, open_dataset
 from aae_dist.data.cache import prefetch
 from aae_dist.data.cache.prefetch import Schedule, ShardPrefetcher
@@ -124,7 +124,7 @@ def test_faults_change_neither_order_nor_counts(
 READ_AS_A_RANK = """
 import json, sys
 from hashlib import sha256
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import BatchLoader, SampleOrder, open_dataset, rank_rows
 from aae_dist.data.cache.prefetch import ShardPrefetcher
 rank, settings = int(sys.argv[1]), Data.model_validate_json(sys.argv[2])

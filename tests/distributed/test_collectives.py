@@ -7,7 +7,7 @@ import torch.distributed as dist
 from helpers.deciding import groups, waits_for_slow_ranks
 from helpers.ranks import run_ranks, single_world
 
-from aae_dist.distributed.collectives import broadcast_json, control_group, gather_json
+from aae_dist.distributed.world import broadcast_json, control_group, gather_json
 
 pytestmark = pytest.mark.distributed
 

@@ -8,7 +8,7 @@ from helpers.drifting import answer_after_a_flip
 from helpers.ranks import run_ranks
 from torch import nn
 
-from aae_dist.distributed.fingerprint import differing, fingerprint
+from aae_dist.distributed.world import differing, fingerprint
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

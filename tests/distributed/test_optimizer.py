@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aae_dist.config.sections import phases
+from aae_dist.config.sections import method as sections
 from aae_dist.distributed.optimizer import SynchronizedOptimizer, build_schedule
 from aae_dist.methods import build_optimizer
 
-ADAM = phases.Phase(optimizer=phases.Adam(lr=1e-2), schedule=phases.ConstantSchedule())
-SGD = phases.Phase(optimizer=phases.Sgd(lr=1e-2, momentum=0.9), schedule=phases.ConstantSchedule())
+ADAM = sections.Phase(optimizer=sections.Adam(lr=1e-2), schedule=sections.ConstantSchedule())
+SGD = sections.Phase(
+    optimizer=sections.Sgd(lr=1e-2, momentum=0.9), schedule=sections.ConstantSchedule()
+)
 
 
-def make(config: phases.Phase, seed: int = 0) -> tuple[nn.Module, SynchronizedOptimizer]:
+def make(config: sections.Phase, seed: int = 0) -> tuple[nn.Module, SynchronizedOptimizer]:
     torch.manual_seed(seed)
     network = nn.Linear(3, 2)
     return network, build_optimizer(config, {"network": network})
@@ -31,7 +33,7 @@ def batch(step: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("config", [ADAM, SGD])
 @pytest.mark.run
-def test_ten_updates_equal_plain_torch(config: phases.Phase) -> None:
+def test_ten_updates_equal_plain_torch(config: sections.Phase) -> None:
     network, optimizer = make(config)
     other = copy.deepcopy(network)
     plain = (
@@ -50,7 +52,7 @@ def test_ten_updates_equal_plain_torch(config: phases.Phase) -> None:
 
 @pytest.mark.parametrize("config", [ADAM, SGD])
 @pytest.mark.parametrize("bad_step", [0, 2])
-def test_a_skipped_update_leaves_no_trace(config: phases.Phase, bad_step: int) -> None:
+def test_a_skipped_update_leaves_no_trace(config: sections.Phase, bad_step: int) -> None:
     network, optimizer = make(config)
     twin, twin_optimizer = make(config)
     for step in range(5):
@@ -66,7 +68,7 @@ def test_a_skipped_update_leaves_no_trace(config: phases.Phase, bad_step: int) -
 
 
 @pytest.mark.parametrize("config", [ADAM, SGD])
-def test_resume_continues_bit_for_bit(config: phases.Phase) -> None:
+def test_resume_continues_bit_for_bit(config: sections.Phase) -> None:
     network, optimizer = make(config)
     for step in range(3):
         optimizer.update(loss_on(network), batch(step))
@@ -83,9 +85,9 @@ def test_resume_continues_bit_for_bit(config: phases.Phase) -> None:
 
 
 def test_clipping_bounds_the_gradient_of_the_whole_phase() -> None:
-    config = phases.Phase(
-        optimizer=phases.Sgd(lr=1.0, momentum=0.0),
-        schedule=phases.ConstantSchedule(),
+    config = sections.Phase(
+        optimizer=sections.Sgd(lr=1.0, momentum=0.0),
+        schedule=sections.ConstantSchedule(),
         clip_norm=0.5,
     )
     network, optimizer = make(config)
@@ -99,15 +101,15 @@ def test_clipping_bounds_the_gradient_of_the_whole_phase() -> None:
 @pytest.mark.parametrize(
     ("schedule", "points"),
     [
-        (phases.ConstantSchedule(), {0.0: 1.0, 1.0: 1.0}),
-        (phases.LinearSchedule(), {0.0: 1.0, 0.5: 1.0, 0.75: 0.5, 1.0: 0.0}),
-        (phases.CosineSchedule(final=0.1), {0.0: 1.0, 0.5: 0.55, 1.0: 0.1}),
-        (phases.StepSchedule(milestones=(0.1, 0.5)), {0.05: 1.0, 0.1: 0.1, 0.9: 0.01}),
-        (phases.ConstantSchedule(warmup=0.2), {0.0: 0.0, 0.1: 0.5, 0.2: 1.0}),
+        (sections.ConstantSchedule(), {0.0: 1.0, 1.0: 1.0}),
+        (sections.LinearSchedule(), {0.0: 1.0, 0.5: 1.0, 0.75: 0.5, 1.0: 0.0}),
+        (sections.CosineSchedule(final=0.1), {0.0: 1.0, 0.5: 0.55, 1.0: 0.1}),
+        (sections.StepSchedule(milestones=(0.1, 0.5)), {0.05: 1.0, 0.1: 0.1, 0.9: 0.01}),
+        (sections.ConstantSchedule(warmup=0.2), {0.0: 0.0, 0.1: 0.5, 0.2: 1.0}),
     ],
 )
 def test_schedules_are_functions_of_progress(
-    schedule: phases.Schedule, points: dict[float, float]
+    schedule: sections.Schedule, points: dict[float, float]
 ) -> None:
     factor = build_schedule(schedule)
     for progress, expected in points.items():

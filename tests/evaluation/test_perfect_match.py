@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 import torch
 
-from aae_dist.config.sections import prior as sections
+from aae_dist.config.sections import model as sections
 from aae_dist.evaluation import null_baseline as null
 from aae_dist.priors import build_prior
 from aae_dist.sweeps.plan import load_sweep

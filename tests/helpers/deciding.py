@@ -7,15 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from aae_dist.distributed.collectives import (
+from aae_dist.distributed.world import (
     CONTROL_SECONDS,
+    World,
     control_group,
     gather_json,
     run_on_all_ranks,
     run_on_rank_zero,
     start_sum,
 )
-from aae_dist.distributed.world import World
 from aae_dist.training.health.consensus import StopConsensus
 
 LIMIT, WORK = 0.3, 1.0

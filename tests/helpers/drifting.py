@@ -3,8 +3,7 @@
 import torch
 from helpers.steps import build, run_step, tiny_config
 
-from aae_dist.distributed.fingerprint import RankComparison
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import RankComparison, World
 
 
 @torch.no_grad()

@@ -9,8 +9,7 @@ from torch import Tensor
 from aae_dist.config import RunConfig
 from aae_dist.distributed.world import World
 from aae_dist.methods import Method, StepInputs, build_method
-from aae_dist.models import Networks, build_networks, build_posterior
-from aae_dist.models.build import DTYPES
+from aae_dist.models import DTYPES, Networks, build_networks, build_posterior
 from aae_dist.priors import build_prior
 
 SHAPE = (1, 6, 6)

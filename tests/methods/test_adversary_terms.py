@@ -9,8 +9,7 @@ from helpers.steps import build, global_batch, run_step, tiny_config
 from torch import Tensor, nn
 
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.inputs import MicroBatch
-from aae_dist.methods.method import Encoded
+from aae_dist.methods.method import Encoded, MicroBatch
 
 SGD = {"optimizer": {"kind": "sgd", "lr": 1e-2, "momentum": 0.0}, "schedule": {"kind": "constant"}}
 ADAM = {"optimizer": {"kind": "adam", "lr": 1e-3, "eps": 1e-12}, "schedule": {"kind": "constant"}}

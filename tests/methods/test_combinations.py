@@ -23,8 +23,7 @@ from aae_dist.checkpoints.weights import WeightAverage
 from aae_dist.config import RunConfig
 from aae_dist.errors import ConfigError
 from aae_dist.methods import Method, StepInputs, build_method
-from aae_dist.models import build_networks, build_posterior
-from aae_dist.models.build import DTYPES
+from aae_dist.models import DTYPES, build_networks, build_posterior
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
 from aae_dist.training.state import TrainState

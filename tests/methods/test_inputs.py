@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aae_dist.methods import inputs
-from aae_dist.methods.inputs import Draws
+from aae_dist.methods import method
+from aae_dist.methods.method import Draws
 from aae_dist.utils.tensors import keyed_generator
 
 CPU = torch.device("cpu")
@@ -52,4 +52,4 @@ def test_a_rank_draws_only_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (len(rows), asked) == (256, [1024, 1024])
     asked.clear()
     draws(1500).of_rows("prior", range(1400, 1500), draw)
-    assert asked == [1500 - inputs._ROWS_AT_ONCE]
+    assert asked == [1500 - method._ROWS_AT_ONCE]

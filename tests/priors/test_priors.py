@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aae_dist.config.sections import prior as sections
+from aae_dist.config.sections import model as sections
 from aae_dist.errors import ConfigError
 from aae_dist.priors import (
     CategoricalPrior,

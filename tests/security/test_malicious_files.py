@@ -129,9 +129,8 @@ def test_a_manifest_cannot_name_files_elsewhere(name: str, run: Path, tmp_path: 
 
 @pytest.mark.parametrize("path", ["os:system", "builtins:exec", "subprocess:Popen", "pathlib:Path"])
 def test_a_saved_configuration_cannot_call_what_it_names(path: str, tmp_path: Path) -> None:
-    from aae_dist.config.sections.model import OwnNetwork
-    from aae_dist.config.sections.prior import CustomPrior
-    from aae_dist.priors.build import build_prior
+    from aae_dist.config.sections.model import CustomPrior, OwnNetwork
+    from aae_dist.priors import build_prior
 
     arguments = {"args": ["touch", str(tmp_path / "canary")]}
     custom = CustomPrior(path=path, arguments=arguments)

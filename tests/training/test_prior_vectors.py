@@ -14,7 +14,7 @@ from webdataset import TarWriter
 
 import aae_dist
 from aae_dist.config import load_config
-from aae_dist.config.sections.prior import DataPrior
+from aae_dist.config.sections.model import DataPrior
 from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.data import prior_vectors
 from aae_dist.training.reporter import Outcome

@@ -93,11 +93,7 @@ class Merge:
         return {key: node for key, node in tree.items() if key not in keys}
 
     def _note_defaults(
-        self,
-        maps: list[tuple[int, Tree]],
-        old: type[Section],
-        new: type[Section],
-        path: str,
+        self, maps: list[tuple[int, Tree]], old: type[Section], new: type[Section], path: str
     ) -> None:
         """Note defaults specific to this path that the new kind's own defaults replace."""
         changes = []

@@ -12,9 +12,8 @@ from aae_dist.config.loading.schema import Classes
 from aae_dist.config.loading.tree import Node, Value, find, join, leaves, short_json
 from aae_dist.config.run_config import CROSS_CHECKS
 from aae_dist.config.sections import Section
-from aae_dist.config.sections.data import ROOTED
 from aae_dist.config.sections.model import IMPORT_PATH
-from aae_dist.config.sections.run import NAME
+from aae_dist.config.sections.run import NAME, ROOTED
 
 EXAMPLES = {"run.name": "run.name=my-first-run", "data.train": "data.train=builtin://digits/train"}
 

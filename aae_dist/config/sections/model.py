@@ -1,8 +1,8 @@
-"""Sections model and posterior: networks, custom networks, and the encoder's distribution."""
+"""Sections model, posterior and prior: networks, the encoder's distribution, what codes match."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aae_dist.config.sections import Section
 
@@ -106,5 +106,134 @@ class CategoricalPosterior(Section):
 Model = Annotated[MlpModel | ConvModel | ResnetModel, Field(discriminator="kind")]
 Posterior = Annotated[
     DeterministicPosterior | GaussianPosterior | UniversalPosterior | CategoricalPosterior,
+    Field(discriminator="kind"),
+]
+
+
+class GaussianPrior(Section):
+    """p(z) = N(0, std^2 I)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    std: PositiveFloat = 1.0
+    """Standard deviation per latent dimension (the paper's likelihood runs on MNIST use 5)."""
+
+
+class MixturePrior(Section):
+    """Gaussians on a circle, elongated along the radius; needs an even latent_dim."""
+
+    kind: Literal["mixture"] = "mixture"
+    num_modes: PositiveInt = 10
+    """Number of Gaussians, placed evenly on a circle in every pair of dimensions."""
+    radius: PositiveFloat = 1.4
+    """Distance of each mode's mean from the origin, in every pair of dimensions."""
+    std_radial: PositiveFloat = 0.5
+    """Standard deviation along the radius."""
+    std_tangential: PositiveFloat = 0.1
+    """Standard deviation across the radius."""
+
+
+class SwissRollPrior(Section):
+    """Points on a spiral; for two dimensions only, without a density."""
+
+    kind: Literal["swiss_roll"] = "swiss_roll"
+    radius: PositiveFloat = 3.0
+    """Radius at the outer end of the roll."""
+    num_turns: PositiveFloat = 2.0
+    """Number of turns from the centre to the outer end."""
+    num_classes: PositiveInt = 10
+    """Number of pieces of equal probability, one per class, from the centre outwards."""
+
+
+class UniformPrior(Section):
+    """Uniform in a cube around the origin."""
+
+    kind: Literal["uniform"] = "uniform"
+    half_width: PositiveFloat = 1.0
+    """Every dimension ranges from minus this to this."""
+
+
+class LaplacePrior(Section):
+    """Independent Laplace distributions: a sharper peak and heavier tails than a Gaussian."""
+
+    kind: Literal["laplace"] = "laplace"
+    scale: PositiveFloat = 1.0
+    """Mean absolute value per dimension; the standard deviation is 1.41 times this."""
+
+
+class StudentTPrior(Section):
+    """Multivariate Student t distribution, whose tails follow a power law."""
+
+    kind: Literal["student_t"] = "student_t"
+    degrees_of_freedom: Annotated[int, Field(ge=3, le=1000)] = 5
+    """3 gives the heaviest tails with finite variance; large numbers approach a Gaussian."""
+    scale: PositiveFloat = 1.0
+    """Scale per dimension."""
+
+
+class SpherePrior(Section):
+    """Uniform on the surface of a sphere; without a density in the surrounding space."""
+
+    kind: Literal["sphere"] = "sphere"
+    radius: PositiveFloat = 1.0
+    """Distance of every sample from the origin."""
+
+
+class CategoricalPrior(Section):
+    """One-hot vectors of latent_dim equally likely classes; see posterior.kind=categorical."""
+
+    kind: Literal["categorical"] = "categorical"
+
+
+class DataPrior(Section):
+    """Vectors of a WebDataset, drawn with replacement; checkpoints keep a copy of them.
+
+    Bad samples are skipped, up to a fraction of `data.max_bad_fraction`.
+    """
+
+    kind: Literal["data"] = "data"
+    vectors: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    """Shards, as in data.train; each sample has a vector of model.latent_dim numbers."""
+    key: str = "npy"
+    """Field of the vector."""
+    max_vectors: PositiveInt = 10_000
+    """Number of vectors to read, spread evenly over the data set."""
+
+
+class RunPrior(Section):
+    """Codes of another run's training data, drawn with replacement; checkpoints keep a copy.
+
+    The codes are means of q(z|x): for a run with posterior.kind=gaussian or universal they spread
+    less than its aggregated posterior. Bad samples are skipped, as for `data`.
+    """
+
+    kind: Literal["run"] = "run"
+    uri: str
+    """URI of that run, which must have the same model.latent_dim."""
+    max_vectors: PositiveInt = 10_000
+    """Number of samples to encode, spread evenly over the data set."""
+
+
+class CustomPrior(Section):
+    """A custom prior, by import path."""
+
+    kind: Literal["custom"] = "custom"
+    path: str = Field(pattern=IMPORT_PATH)
+    """`package.module:Class`; the class is called with latent_dim and `arguments`."""
+    arguments: dict[str, Any] = {}
+    """Further keyword arguments of the class."""
+
+
+Prior = Annotated[
+    GaussianPrior
+    | MixturePrior
+    | SwissRollPrior
+    | UniformPrior
+    | LaplacePrior
+    | StudentTPrior
+    | SpherePrior
+    | CategoricalPrior
+    | DataPrior
+    | RunPrior
+    | CustomPrior,
     Field(discriminator="kind"),
 ]

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data.cache.directory import checked_folder
 from aae_dist.data.decode.images import Resize, Shape
 from aae_dist.data.format.manifest import Manifest

@@ -26,7 +26,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from aae_dist.config.sections.data import Cache, Data
+from aae_dist.config.sections.run import Cache, Data
 from aae_dist.data.cache.directory import (
     BLOCK,
     cache_folder,

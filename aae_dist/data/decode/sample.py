@@ -16,7 +16,7 @@ import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data.decode.images import (
     NO_RESIZE,
     Bad,

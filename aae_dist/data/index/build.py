@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-from aae_dist.config.sections.data import Cache
+from aae_dist.config.sections.run import Cache
 from aae_dist.data.cache.directory import own_folder
 from aae_dist.data.cache.shard_cache import ShardCache, cache_of, storage_errors
 from aae_dist.data.format.manifest import FILE_NAME, Manifest, Shard, dump

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data.bad_samples import printable
 from aae_dist.data.cache.shard_cache import ShardCache, cache_of
 from aae_dist.data.dataset import Dataset

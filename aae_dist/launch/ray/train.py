@@ -11,7 +11,7 @@ import ray.train.torch
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redacted
-from aae_dist.distributed.collectives import COLLECTIVE_SECONDS
+from aae_dist.distributed.world import COLLECTIVE_SECONDS
 from aae_dist.errors import AaeDistError, LaunchError
 from aae_dist.launch.ending import WorkerResult, root_cause
 from aae_dist.launch.ray.cluster import ResourceRequest, start_seconds

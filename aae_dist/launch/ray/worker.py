@@ -16,8 +16,13 @@ from ray.train.torch import get_device
 
 from aae_dist.config import RunConfig
 from aae_dist.config.redaction import redact
-from aae_dist.distributed.collectives import broadcast_json, control_group, run_on_all_ranks
-from aae_dist.distributed.world import World, from_environment
+from aae_dist.distributed.world import (
+    World,
+    broadcast_json,
+    control_group,
+    from_environment,
+    run_on_all_ranks,
+)
 from aae_dist.errors import AaeDistError, RanksDifferError
 from aae_dist.launch.ending import (
     StopReason,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from aae_dist.distributed.collectives import control_group
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import World, control_group
 
 INTERVAL_SECONDS = 1.0
 """A stop request takes effect after about this long; each round costs one tiny all-reduce."""

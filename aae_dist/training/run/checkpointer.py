@@ -6,8 +6,7 @@ from typing import Any
 from aae_dist.checkpoints.format import Checkpoint, check_metadata
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig
-from aae_dist.distributed.collectives import run_on_all_ranks, run_on_rank_zero
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.training.goodput import Goodput
 from aae_dist.training.run.folder import RunFolder

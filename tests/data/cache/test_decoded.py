@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.shards import write_shards
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
 from aae_dist.data.cache.decoded import DeviceStore, SharedStore, content_id
 from aae_dist.errors import DataError

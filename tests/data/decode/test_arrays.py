@@ -9,7 +9,7 @@ import torch
 from helpers.shards import encoded, image_of
 from webdataset import TarWriter
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.decode.sample import decode_array
 from aae_dist.errors import DataError, SampleError

@@ -9,7 +9,7 @@ import torch
 from helpers.shards import encoded
 from PIL import Image, ImageOps
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
 from aae_dist.data.decode import images
 from aae_dist.data.decode.headers import PREFIX, orientation, read_header

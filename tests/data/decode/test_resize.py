@@ -8,7 +8,7 @@ from helpers.shards import encoded
 from PIL import Image
 from webdataset import TarWriter
 
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
 from aae_dist.data.decode import images
 from aae_dist.data.pack import PackOptions, pack

@@ -12,7 +12,7 @@ import pytest
 from helpers.shards import write_shards
 from webdataset import TarWriter, tariterators
 
-from aae_dist.config.sections.data import Cache
+from aae_dist.config.sections.run import Cache
 from aae_dist.data.format import reader
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.format.reader import OpenShards, ShardReader

@@ -11,7 +11,7 @@ import webdataset
 from helpers.shards import encoded
 
 from aae_dist.cli import main
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset, open_manifest
 from aae_dist.data.pack import PackOptions, pack
 from aae_dist.errors import DataError

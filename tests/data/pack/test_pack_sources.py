@@ -19,7 +19,7 @@ from helpers.shards import encoded
 
 from aae_dist.cli import main
 from aae_dist.cli.data import PACKED
-from aae_dist.config.sections.data import Data
+from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.pack import NAMES, PackOptions, pack
 from aae_dist.data.pack.known import download

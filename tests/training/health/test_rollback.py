@@ -11,8 +11,7 @@ from helpers.runs import TINY, final_tensors, metrics
 
 from aae_dist.config import load_config
 from aae_dist.data import Batch
-from aae_dist.distributed.fingerprint import RankComparison
-from aae_dist.distributed.world import single
+from aae_dist.distributed.world import RankComparison, single
 from aae_dist.errors import RanksDifferError, TrainingDivergedError
 from aae_dist.methods import Losses
 from aae_dist.methods.adversarial import AdversarialMethod
