@@ -31,12 +31,7 @@ STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 
 
 def check_cluster(config: RunConfig | None, is_sweep: bool) -> Iterator[Finding]:
-    """Yield the findings about all machines of the cluster of RAY_ADDRESS, as they come.
-
-    Args:
-        config: of the run, or of a sweep's first trial; without it less is checked.
-        is_sweep: whether Ray Tune must run it.
-    """
+    """Yield findings on all machines of RAY_ADDRESS's cluster; fewer without a configuration."""
     with cluster.connected():
         pairs, findings = collect(start_probes())
         yield from findings
@@ -85,7 +80,6 @@ class Probe:
     """A process on one machine."""
 
     def facts(self) -> Machine:
-        """Return the facts about this machine."""
         return collect_facts()
 
     def now(self) -> float:
@@ -93,11 +87,9 @@ class Probe:
         return time.time()
 
     def storage(self, uri: str) -> str:
-        """Use the folder `uri`; return the failure, or ''."""
         return probes.storage(uri, socket.gethostname())
 
     def wandb(self, url: str) -> list[Finding]:
-        """Ask the W&B server."""
         return list(probes.wandb(url))
 
     def address(self) -> str:

@@ -40,7 +40,6 @@ class StopToken:
         self._lock = threading.RLock()  # a signal's handler may interrupt `request` itself
 
     def request(self, reason: StopReason = StopReason.INTERRUPTED) -> None:
-        """Ask to stop."""
         with self._lock:
             if self.reason is None:
                 self._reason = reason
@@ -54,7 +53,6 @@ class StopToken:
 
     @property
     def requested(self) -> bool:
-        """Whether to stop."""
         return self.reason is not None
 
 
@@ -142,7 +140,6 @@ class WorkerResult(Generic[T]):
     error: AaeDistError | None = None
 
     def unwrap(self) -> T:
-        """Return the value, or raise the error."""
         if self.error is not None:
             raise self.error
         return cast(T, self.value)

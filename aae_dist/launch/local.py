@@ -68,11 +68,7 @@ class LocalReporter:
 
 
 def launch_local(config: RunConfig) -> Outcome:
-    """Train in this process: alone, or as the rank that torchrun's environment names.
-
-    Raises:
-        AaeDistError: the user's mistake, in one line.
-    """
+    """Train in this process: alone, or as the rank that torchrun's environment names."""
     torch.set_num_threads(config.launch.cpus_per_worker)
     world = from_environment(config.train.device)
     with StopSignals() as stop, process_group(world):
@@ -81,11 +77,7 @@ def launch_local(config: RunConfig) -> Outcome:
 
 @contextlib.contextmanager
 def process_group(world: World) -> Iterator[None]:
-    """Join the process group of torchrun's world; a process that is alone needs none.
-
-    Raises:
-        WorkersFailedError: another rank ended.
-    """
+    """Join the process group of torchrun's world; a process that is alone needs none."""
     if world.size == 1:
         yield
         return
@@ -115,17 +107,11 @@ def write_shards(
 ) -> int:
     """Write every output shard that is not there yet; return how many were there before.
 
-    `launch.kind` ray with `launch.workers` > 1 goes through Ray; else this process does it all,
-    or shares it with the ranks that torchrun started. The bytes are the same in both cases.
-
-    Args:
-        config: `launch` says with how many workers.
-        job: what to write.
-        manifest: the input shards.
-        fingerprint: `output_fingerprint` of the job.
+    `launch.kind` ray with `launch.workers` > 1 goes through Ray; else this process does it all, or
+    shares it with the ranks that torchrun started. The bytes are the same in both cases.
 
     Raises:
-        ConfigError: the output folder holds something else.
+        ConfigError: the output folder holds something else than `fingerprint`.
         DataError: an input shard is missing or damaged.
         LaunchError: the output cannot be written, or the cluster has no room.
         Interrupted: stopped from the keyboard; what is written stays.

@@ -142,7 +142,6 @@ def _content_security_policy(script: str) -> str:
 
 
 def _counts(view: ReportView) -> str:
-    """Return how many trials are in each state."""
     sweep = view.sweep
     counts = [f"{n} {state}" for state, n in sweep.counts().items() if n]
     waiting = sweep.num_trials - len(sweep.trials)
@@ -152,7 +151,6 @@ def _counts(view: ReportView) -> str:
 
 
 def _search(view: ReportView) -> str:
-    """Return the kinds of the sweep's search and scheduler."""
     sections = (view.sweep.search, view.sweep.scheduler)
     kinds = [str(section.get("kind", "")) for section in sections if section]
     return ", ".join(kind for kind in kinds if kind and kind != "none")

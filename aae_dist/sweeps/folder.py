@@ -120,7 +120,6 @@ class SweepRecord:
     """By number."""
 
     def counts(self) -> dict[str, int]:
-        """Return how many trials are in each state."""
         return {state: sum(t.state == state for t in self.trials) for state in STATES}
 
 
@@ -195,5 +194,4 @@ def _state_now(written: str, live: bool) -> TrialState:
 
 
 def _age(moment: str) -> float:
-    """Return the seconds since a UTC moment."""
     return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()

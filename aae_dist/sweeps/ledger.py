@@ -36,12 +36,7 @@ class AsyncWriter:
     """
 
     def __init__(self, folder: Storage, content: Callable[[str], bytes | None]) -> None:
-        """Write to `folder`; nothing is written yet.
-
-        Args:
-            folder: where the files go.
-            content: returns the bytes of a key when its turn has come; None for nothing to write.
-        """
+        """Write to `folder` what `content` returns for a key in its turn; None for nothing."""
         self._folder, self._content = folder, content
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="async-writer")
@@ -76,7 +71,6 @@ class AsyncWriter:
             raise self._fault
 
     def failure(self, key: str) -> LaunchError | OSError | None:
-        """Return why a file could not be written when its turn came last."""
         return self._failed.get(key)
 
     def pop_error(self) -> str:
@@ -149,7 +143,6 @@ class Entry:
         return self.seconds + (time.monotonic() - self.started if self.started else 0.0)
 
     def document(self) -> dict[str, Any]:
-        """Return the content of trial.json."""
         plan = self.plan
         return {
             **{"id": plan.id, "number": plan.number, "parameters": plan.parameters},
@@ -200,14 +193,12 @@ class Ledger:
         return entry
 
     def add(self, trial: TrialPlan, draws: dict[str, Any] | None = None) -> Entry:
-        """Add a trial that the search has just proposed."""
         with self._guard:
             self.entries[trial.id] = Entry(trial, draws=draws)
             self._mark_dirty(self.entries[trial.id])  # its draws must outlive this driver
             return self.entries[trial.id]
 
     def start(self, name: str) -> None:
-        """Note that a trial holds its workers from now on."""
         with self._guard:
             entry = self.entries[name]
             entry.seconds = entry.cost()
@@ -216,7 +207,6 @@ class Ledger:
             self._mark_dirty(entry)
 
     def update(self, name: str, metrics: Mapping[str, float], values: Mapping[str, Any]) -> None:
-        """Take the newest metrics of a running trial, and its parameters as they are now."""
         with self._guard:
             entry = self.entries[name]
             entry.metrics |= finite(metrics)
@@ -289,10 +279,8 @@ class Ledger:
     def write(self, state: SweepState = "running", force: bool = True) -> None:
         """Write sweep.json, at most every few seconds unless forced to.
 
-        Forced, it returns when that and all trials are written; else it waits for nothing.
-
-        Raises:
-            LaunchError: nothing can be written and `force` is set; without, `pop_error` tells.
+        Forced, it returns when that and all trials are written, or raises LaunchError if nothing
+        can be; else it waits for nothing, and `pop_error` tells.
         """
         with self._guard:
             if not force and time.monotonic() - self._written < WRITE_SECONDS:
@@ -308,11 +296,9 @@ class Ledger:
                 raise failure
 
     def flush(self) -> None:
-        """Return when all that has changed is written, or could not be."""
         self._writer.flush()
 
     def pop_error(self) -> str:
-        """Return why something could not be written since the last call, or nothing."""
         return self._writer.pop_error()
 
     def _mark_dirty(self, entry: Entry) -> None:

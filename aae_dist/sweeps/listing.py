@@ -48,16 +48,11 @@ class RunRow:
 
     @property
     def age_seconds(self) -> float:
-        """Return the seconds since it last wrote."""
         return max(0.0, time.time() - self.modified)
 
 
 def list_runs(storage: Storage) -> list[RunRow]:
-    """Return the runs and sweeps directly in a folder, or the one that the folder is, by name.
-
-    Raises:
-        LaunchError: the storage cannot be read.
-    """
+    """Return the runs and sweeps directly in a folder, or the one that the folder is, by name."""
     own = _read_row(storage, storage.uri.rsplit("/", 1)[-1])
     if own is not None:
         return [own]

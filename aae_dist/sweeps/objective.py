@@ -32,16 +32,10 @@ class Objective:
     def from_config(
         cls, metric: str | Mapping[str, float] | Sequence[str], mode: str | Sequence[str]
     ) -> "Objective":
-        """Read `sweep.metric` and `sweep.mode`.
+        """Read `sweep.metric` and `sweep.mode`; ConfigError where they contradict each other.
 
-        Args:
-            metric: one name; a map of names and weights (their weighted sum); or a list of names
-                (a Pareto front).
-            mode: min or max; for a list of names also a list, one per name.
-
-        Raises:
-            ConfigError: no metric is named, a mode is neither min nor max, or there is another
-                number of modes than of metrics.
+        `metric` is one name, a map of names and weights (their weighted sum), or a list of names (a
+        Pareto front); `mode` is min or max, for a list of names also a list, one per name.
         """
         metrics = (metric,) if isinstance(metric, str) else tuple(metric)
         weights = tuple(map(float, metric.values())) if isinstance(metric, Mapping) else None
@@ -65,7 +59,6 @@ class Objective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of each direction's value."""
         return (WEIGHTED_SUM,) if self.weights and len(self.metrics) > 1 else self.metrics
 
     def values(self, metrics: Metrics) -> Point | None:

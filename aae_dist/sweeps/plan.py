@@ -69,7 +69,6 @@ class SweepPlan:
 
     @property
     def num_trials(self) -> int:
-        """Trials in all."""
         return len(self.trials) or self.sweep.num_trials or 0
 
     def trial(self, parameters: dict[str, Any], number: int) -> TrialPlan:
@@ -93,26 +92,22 @@ class RandomDraw:
         self._random = random.Random(" ".join(map(str, key)))
 
     def index(self, name: str, count: int) -> int:
-        """Return a number from 0 to count - 1."""
         return self._random.randrange(count)
 
     def real(self, name: str, low: float, high: float, log: bool) -> float:
-        """Return a number from low to high."""
         if not log:
             return self._random.uniform(low, high)
         ratio: float = (high / low) ** self._random.random()
         return min(high, low * ratio)
 
     def whole(self, name: str, low: int, high: int) -> int:
-        """Return a whole number from low to high."""
         return self._random.randint(low, high)
 
 
 def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> SweepPlan:
     """Return the sweep that files and overrides describe, all its known trials checked.
 
-    Raises:
-        ConfigError: names every problem at once, those of trials with the trials they are in.
+    ConfigError names every problem at once, those of trials with the trials they are in.
     """
     layers, title = read_layers(files, overrides)
     sweep, problems = read_sweep_section(layers)
@@ -182,7 +177,6 @@ def trial_id(parameters: dict[str, Any]) -> str:
 def _checked(
     layers: Sequence[Tree], uri: str, sweep: Sweep, parameters: dict[str, Any], number: int
 ) -> TrialPlan | list[str]:
-    """Return the trial of `parameters`, or its problems."""
     name = trial_id(parameters)
     fixed: dict[str, Any] = {
         "run.name": name,

@@ -58,15 +58,7 @@ class SweepDriver:
         stop: StopToken,
         changed: Callable[[], None],
     ) -> None:
-        """Run the trials of `ledger` that are not done.
-
-        Args:
-            ledger: the sweep's trials.
-            launch_id: of this start.
-            place: folder for Tune's own files.
-            stop: when to stop.
-            changed: called when a trial has ended.
-        """
+        """Run the trials that are not done; Tune's own files go to the folder `place`."""
         self._ledger, self._stop, self._changed = ledger, stop, changed
         self._launch_id, self._place = launch_id, place
         self._stopper, self._monitor = EndExperiment(), start_monitor()
@@ -195,11 +187,7 @@ class SweepDriver:
 
 
 def requests_of(configs: Iterable[RunConfig]) -> list[ResourceRequest]:
-    """Return the different requests of the trials on the connected cluster, each checked.
-
-    Raises:
-        LaunchError: one that this cluster can never hold.
-    """
+    """Return the different requests of the trials; LaunchError if one can never fit."""
     requests: list[ResourceRequest] = []
     for config in configs:
         if (request := cluster.request_of(config)) not in requests:
@@ -265,7 +253,6 @@ class LedgerCallback(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note that the trial has its place."""
         self._ledger.start(name_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -277,7 +264,6 @@ class LedgerCallback(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Note how far the trial is."""
         if LINEAGE in result:
             self._ledger.exploit(name_of(trial), result[LINEAGE])
         if "metrics" in result:
@@ -285,7 +271,6 @@ class LedgerCallback(tune.Callback):
             self._ledger.update(name_of(trial), result["metrics"], values)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note how the trial ended."""
         last = trial.last_result or {}
         step = last.get("step", 0)
         pruned = f"stopped by {self._scheduler} at step {step}"
@@ -295,11 +280,9 @@ class LedgerCallback(tune.Callback):
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note a trial whose process failed too often."""
         self._ledger.finish(name_of(trial), TrialState.FAILED, f"crashed: {cause_of(trial)}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note that a trial's process failed and will be started again."""
         self._ledger.crashed(name_of(trial), cause_of(trial))
 
 

@@ -36,11 +36,9 @@ class OptunaDraw:
         return int(self._trial.suggest_categorical(name, list(range(count))))
 
     def real(self, name: str, low: float, high: float, log: bool) -> float:
-        """Return a number from low to high."""
         return float(self._trial.suggest_float(name, low, high, log=log))
 
     def whole(self, name: str, low: int, high: int) -> int:
-        """Return a whole number from low to high."""
         return int(self._trial.suggest_int(name, low, high))
 
 
@@ -48,12 +46,7 @@ class OptunaSearcher(Searcher):
     """Asks Optuna for trials and tells it how they ended."""
 
     def __init__(self, ledger: Ledger, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Continue from the ledger: ended trials are added to the study, others come first again.
-
-        Args:
-            ledger: trials of this and of earlier starts.
-            stopping: whether no more trials are wanted.
-        """
+        """Continue from the ledger: ended trials enter the study, others come first again."""
         super().__init__()
         self._stopping = stopping
         search = ledger.plan.sweep.search
@@ -83,7 +76,6 @@ class OptunaSearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial's config, or that there are no more."""
         if self._stopping():
             return None  # what is proposed now would be drawn without the results to come
         if self._unfinished:
@@ -102,7 +94,6 @@ class OptunaSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how a trial ended."""
         name = self._running.pop(trial_id, None)
         trial = self._asked.pop(name, None) if name else None
         if name is None or trial is None:

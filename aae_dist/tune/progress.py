@@ -52,7 +52,6 @@ class SweepProgress:
             self._live.stop()
 
     def update(self) -> None:
-        """Show what is new."""
         for line in self._new_lines():
             self._print(line)
         if self._live is not None:
@@ -95,7 +94,6 @@ class SweepProgress:
         return (running + to_start) / self._concurrent
 
     def score(self, entry: Entry) -> str:
-        """Return a trial's objective as text."""
         values = self._ledger.objective.values(entry.metrics)
         return "no score" if values is None else ", ".join(f"{value:.4g}" for value in values)
 

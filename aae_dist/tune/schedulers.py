@@ -37,12 +37,7 @@ def build_scheduler(
 ) -> TrialScheduler:
     """Return the scheduler of a sweep.
 
-    Args:
-        sweep: its section.
-        objective: of one direction, unless nothing is scheduled.
-        configs: the trials' runs, or probes of them.
-        ended: trials of earlier starts; their scores fill the rungs again.
-        compares: tells which scores count.
+    The scores of `ended`, the trials of earlier starts, fill the rungs again.
     """
     match sweep.scheduler:
         case AshaScheduler():
@@ -121,7 +116,6 @@ class ComparableScoresMixin:
         return decision
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Take a last result."""
         super().on_trial_complete(controller, trial, self._comparable(result))  # type: ignore[misc]
 
     def _comparable(self, result: dict[str, Any]) -> dict[str, Any]:

@@ -69,11 +69,9 @@ class Channel:
                 return
 
     def finish(self, ended: Ended) -> None:
-        """Pass the end on."""
         self._events.put(ended)
 
     def next(self) -> Metrics | Ended:
-        """Wait for what comes next."""
         return self._events.get()
 
     def drain(self) -> Ended:
@@ -105,7 +103,6 @@ class Session:
         self._thread.start()
 
     def next(self) -> Metrics | Ended:
-        """Wait for the next log point that is worth a report, or for the end."""
         return self._channel.next()
 
     def stop(self, reason: StopReason) -> Ended:
@@ -139,12 +136,9 @@ def train_here(
 ) -> Outcome:
     """Train a run with one worker, this process.
 
-    Args:
-        prepare: makes the trial's run ready and returns its configuration.
-        launch_id: one per sweep's start: restarts of its trials take over their locks.
-        pause_every: steps after which the training ends, interrupted, to be resumed.
-        channel: where log points go.
-        stop: when to stop.
+    `prepare` makes the trial's run ready and returns its configuration. Restarts of a sweep's
+    trials take over their locks by `launch_id`. After `pause_every` steps the training ends,
+    interrupted, to be resumed.
     """
     _free_memory()  # of a trial that failed: its error held it until now
     config = prepare()
@@ -220,22 +214,12 @@ OWN = ("run", "launch", "checkpoint", "wandb")
 def exploit(
     config: RunConfig, parent: Mapping[str, Any], values: Mapping[str, Any], launch_id: str
 ) -> dict[str, Any]:
-    """Replace a run's checkpoints by those of a parent, with other rates.
+    """Replace a run's checkpoints by those of a parent, with other rates; return the event.
 
     Everything that decides the next steps is the parent's: networks, optimizers, their schedules,
     data position and seed. The copy is bit for bit; only the configuration next to it is changed.
-
-    Args:
-        config: the run that exploits; no other process writes it now.
-        parent: {uri, step} of the checkpoint to resume from.
-        values: new values of dotted keys under phases or method.
-        launch_id: of the lock that is held meanwhile.
-
-    Returns:
-        The event for the ledger: parent, its step and the values.
-
-    Raises:
-        CheckpointError: the parent has no checkpoint that verifies.
+    No other process may write the run now. `parent` is {uri, step} of a checkpoint, and `values`
+    are by dotted key under phases or method. CheckpointError when no checkpoint of it verifies.
     """
     folder = open_storage(join(config.run.storage, config.run.name))
     event = {"parent": parent["uri"], "step": parent["step"], "values": dict(values)}

@@ -42,9 +42,7 @@ ENVIRONMENT = {
 def launch_sweep(plan: SweepPlan, write_report: Callable[[str], None] | None = None) -> Ledger:
     """Run the trials that are not finished yet; return the ledger of all.
 
-    Args:
-        plan: the sweep, checked.
-        write_report: called with the sweep's folder now and then, and at the end.
+    `write_report` is called with the sweep's folder now and then, and at the end.
 
     Raises:
         Interrupted: the sweep was asked to stop; running trials have saved.

@@ -90,7 +90,6 @@ class Trial(tune.Trainable):
         self._take(config)
 
     def step(self) -> dict[str, Any]:
-        """Return the next log point, or how the training ended."""
         if self._session is None and self._listener.token.requested:
             return {"done": True, STATE: StopReason.INTERRUPTED}
         if self._session is None:
@@ -212,13 +211,10 @@ class EmptyTrial(Trial):
 
 
 def run_empty_trial(config: RunConfig) -> tuple[str, str]:
-    """Run a trial on a node that trains, save and end it.
+    """Run a trial on a node that trains, save and end it; return (host, '') or ('', failure).
 
     As in a sweep, Tune's own folder is the driver's, which other nodes do not see. The doctor holds
     the GPUs, so the trial takes CPUs only.
-
-    Returns:
-        (host it ran on, '') or ('', what failed).
     """
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

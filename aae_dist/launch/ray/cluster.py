@@ -98,11 +98,7 @@ class ResourceWait:
         self._next_line = 0.0
 
     def check(self) -> None:
-        """Check the cluster once; to be called about once per second while no worker runs.
-
-        Raises:
-            LaunchError: the wait took longer than `launch.max_wait_minutes`.
-        """
+        """Check once; about once per second while no worker runs. LaunchError after the wait."""
         now = time.monotonic()
         if not is_queued():
             self._since = None
@@ -208,13 +204,8 @@ def advice(config: RunConfig) -> list[str]:
 def connected(config: RunConfig | None = None) -> Iterator[None]:
     """Join the cluster of RAY_ADDRESS, or start one on this machine; leave it at the end.
 
-    A program that is connected to Ray already stays so.
-
-    Args:
-        config: of a run whose workers Ray Train starts.
-
-    Raises:
-        LaunchError: no Ray answers at RAY_ADDRESS.
+    A program that is connected to Ray already stays so. `config` is that of a run whose workers Ray
+    Train starts. LaunchError when no Ray answers at RAY_ADDRESS.
     """
     _set_environment()
     if config is not None:

@@ -36,7 +36,6 @@ def launch_ray(config: RunConfig) -> Outcome:
 
     Raises:
         Interrupted: the stop came before any worker had started.
-        AaeDistError: the user's mistake, in one line.
         WorkersFailedError: workers failed more often than `launch.max_failures` allows.
     """
     done = finished_before(config)
@@ -66,13 +65,9 @@ def run_on_ray(
 ) -> WorkerResult[Outcome]:
     """Run the training on the connected cluster; return the result of rank 0.
 
-    Args:
-        config: the run's configuration.
-        token: the marker that the driver wrote into the run folder.
-        storage: folder for Ray Train's own files.
-        stop: when to stop.
-        on_update: called about four times per second with what is new.
-        shows_progress: whether `on_update` shows progress, so that no lines of it are wanted.
+    `token` is the marker that the driver wrote into the run folder, `storage` the folder of Ray
+    Train's own files. `on_update` is called about four times per second with what is new; if it
+    `shows_progress`, no lines of it are wanted.
     """
     # Imported when Ray runs: it takes seconds.
     from aae_dist.launch.ray.train import WorkerSpec, build_trainer, warm_up
@@ -112,7 +107,6 @@ class Fit(threading.Thread):
     """
 
     def __init__(self, fit: Callable[[], Any]) -> None:
-        """Run `fit`; start at once."""
         super().__init__(name="ray-fit", daemon=True)
         self._fit = fit
         self.result: Any = None
@@ -120,7 +114,6 @@ class Fit(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Run to the end and keep the result or the exception."""
         try:
             self.result = self._fit()
         except BaseException as error:  # noqa: BLE001  # It is raised again in the main thread.
@@ -210,7 +203,6 @@ class DriverProgressBar:
     """Shows a live bar on the driver's terminal, in the place of `print_lines`."""
 
     def __init__(self) -> None:
-        """Show the bar as soon as the length of the run is known."""
         self._bar: LiveBarSink | None = None
         self._plan: tuple[int, int] | None = None
 
@@ -227,7 +219,6 @@ class DriverProgressBar:
                 self._bar.log(metrics)
 
     def close(self) -> None:
-        """Release the terminal."""
         if self._bar is not None:
             self._bar.close({}, "")
 

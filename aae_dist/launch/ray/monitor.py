@@ -43,7 +43,6 @@ class Monitor:
         self._failures: dict[str, int] = {}
 
     def add_line(self, text: str) -> None:
-        """Take one line for the driver to print."""
         self._update.lines.append(text)
 
     def add_metrics(self, metrics: dict[str, float]) -> None:
@@ -51,11 +50,9 @@ class Monitor:
         self._update.metrics.append(metrics)
 
     def set_plan(self, total_steps: int, first_step: int) -> None:
-        """Note the length of the run and its first step."""
         self._update.plan, self._update.step = (total_steps, first_step), first_step
 
     def set_step(self, step: int) -> None:
-        """Note the newest step."""
         self._update.step = step
 
     def set_workers_up(self, up: bool) -> None:
@@ -78,11 +75,9 @@ class Monitor:
         return update
 
     def request_stop(self, reason: StopReason = StopReason.INTERRUPTED) -> None:
-        """Ask the training to save a checkpoint and end."""
         self._stop = self._stop or reason
 
     def stop_requested(self) -> StopReason | None:
-        """Return why to stop, None while there is no request."""
         return self._stop
 
 
@@ -103,7 +98,6 @@ class StopListener:
     """
 
     def __init__(self, monitor: Any) -> None:
-        """Start to poll the actor `monitor` in a background thread."""
         self.token = StopToken()
         self.save_requested = False
         """Set once for each node that starts to drain; its reader clears it."""
@@ -114,7 +108,6 @@ class StopListener:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
         self._closed.set()
         self._thread.join()
 

@@ -34,7 +34,6 @@ class RayExecutor(Executor):
         self._running: dict[Future[Any], Any] = {}
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
-        """Start `function(*args, **kwargs)` somewhere in the cluster."""
         done: Future[T] = Future()
         done.set_running_or_notify_cancel()
         reference = self._task.remote(os.getcwd(), function, args, kwargs)
@@ -57,10 +56,7 @@ class RayExecutor(Executor):
 
 
 def _call(search_path: str, function: Callable[..., T], args: Any, kwargs: Any) -> WorkerResult[T]:
-    """Run one call in a worker; `search_path` is the driver's working directory.
-
-    It may hold a prior of the user's own.
-    """
+    """Run one call in a worker; the driver's directory may hold a prior of the user's own."""
     if search_path not in sys.path:
         sys.path.append(search_path)
     try:
@@ -70,11 +66,7 @@ def _call(search_path: str, function: Callable[..., T], args: Any, kwargs: Any) 
 
 
 def result_of(inner: "Future[WorkerResult[T]]") -> T:
-    """Return the value of a task, or raise its error.
-
-    Raises:
-        WorkersFailedError: its process died more often than it may be started again.
-    """
+    """Return the value of a task, or raise its error; WorkersFailedError when it died too often."""
     from ray.exceptions import RayError, RayTaskError
 
     try:
@@ -91,12 +83,7 @@ def result_of(inner: "Future[WorkerResult[T]]") -> T:
 
 @contextlib.contextmanager
 def ray_executor() -> Iterator[Executor]:
-    """Yield an executor on the cluster of RAY_ADDRESS whose tasks take one CPU each.
-
-    Raises:
-        ConfigError: RAY_ADDRESS is not set: on one machine threads do the same.
-        LaunchError: no Ray answers there.
-    """
+    """Yield an executor on the cluster of RAY_ADDRESS, which must be set; one CPU per task."""
     if cluster.is_local():
         raise ConfigError(
             f"--ray needs a cluster: set {cluster.ADDRESS} (got "
@@ -112,18 +99,13 @@ def run_tasks(
 ) -> Iterator[T]:
     """Yield what `function(*call)` returns for each call, as they end; `launch.workers` at once.
 
-    A task whose process or node dies is started again, up to `launch.max_failures` times.
-
-    Args:
-        config: `launch` has the number of workers and the resources of each.
-        function: of a module that the workers can import.
-        calls: arguments of each task.
+    A task whose process or node dies is started again, up to `launch.max_failures` times. The
+    workers must be able to import the module of `function`.
 
     Raises:
         AaeDistError: what a task raised, as it raised it; the others are cancelled.
-        LaunchError: the cluster can never hold the workers, or has had no room for them for
-            `launch.max_wait_minutes`.
-        WorkersFailedError: a task's process died more often than `launch.max_failures` allows.
+        LaunchError: the cluster can never hold the workers, or had no room for them in time.
+        WorkersFailedError: a task's process died too often.
     """
     cluster.check_machine(config)
     with cluster.connected(config):

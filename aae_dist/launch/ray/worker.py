@@ -151,11 +151,9 @@ class RayReporter:
         return True
 
     def line(self, text: str) -> None:
-        """Send one line to the driver, without waiting."""
         self._monitor.add_line.remote(redact(text))
 
     def close(self) -> None:
-        """Stop listening."""
         if self._listener is not None:
             self._listener.close()
 
@@ -164,12 +162,10 @@ class RemoteConsole:
     """The console of rank 0: sends progress to the driver, which gets metrics anyway."""
 
     def __init__(self, monitor: Any, total_steps: int, first_step: int) -> None:
-        """Send the length of the run to the actor `monitor`."""
         self._monitor, self._sent_at = monitor, time.monotonic()
         monitor.set_plan.remote(total_steps, first_step)
 
     def on_step(self, step: int) -> None:
-        """Send the step now and then."""
         if time.monotonic() - self._sent_at >= PROGRESS_SECONDS:
             self._sent_at = time.monotonic()
             self._monitor.set_step.remote(step)
@@ -210,7 +206,6 @@ class PrometheusSink:
         pass
 
     def close(self, summary: Record, state: str) -> None:
-        """Report that the run no longer trains."""
         self._set("training", 0.0)
 
     def _set(self, name: str, value: float) -> None:

@@ -34,9 +34,8 @@ _TRACEBACK = "Traceback (most recent call last)"
 def follow(api: Kubectl, name: str) -> int:
     """Print the job's states and log until it ends; return the run's exit code.
 
-    Raises:
-        LaunchError: there is no such job, or the cluster is silent for `LOST_SECONDS`.
-        KeyboardInterrupt: Ctrl-C; the job continues.
+    LaunchError when there is no such job, or the cluster is silent for `LOST_SECONDS`. The job
+    continues after Ctrl-C.
     """
     log, states = JobLog(), StateReporter()
     logs = SubmitterLogs(api, log)
@@ -75,11 +74,7 @@ def _poll(api: Kubectl, name: str, states: "StateReporter", logs: "SubmitterLogs
 
 
 def stop(api: Kubectl, name: str) -> None:
-    """Request a checkpoint and the end of the run; do nothing for a job that has ended.
-
-    Raises:
-        LaunchError: there is no such job, or no running head that could forward the request.
-    """
+    """Request a checkpoint and the end of the run; do nothing for a job that has ended."""
     job = api.job(name)
     if job is None:
         raise GoneError(name)
@@ -134,7 +129,6 @@ class JobLog:
         self._position = self._starts.setdefault(pod, self._attempt)
 
     def take(self, line: str) -> None:
-        """Print a line, unless it was printed before."""
         if _NOISE in line:
             return
         if _SUBMITTED.search(line) and self._pod not in self._submitters:
@@ -183,7 +177,6 @@ class SubmitterLogs:
         self.complete = self._stream is None and over == {_name(pod) for pod in pods} <= self._done
 
     def close(self) -> None:
-        """End the process that reads."""
         if self._stream is not None:
             self._stream.close()
 
@@ -273,13 +266,11 @@ class StateReporter:
         self._started = time.monotonic()
 
     def report(self, line: str) -> None:
-        """Print a line that differs from the last one."""
         if line != self._last:
             echo(f"aae-dist: {line}")
         self._last = line
 
     def update(self, job: Object, pods: Sequence[Object]) -> None:
-        """Print what has changed."""
         status = _status(job)
         state = status.get("jobDeploymentStatus", "")
         failed = int(status.get("failed", 0))
@@ -363,7 +354,6 @@ def _missing(pod: Object) -> str:
 
 
 def _failure(status: Object) -> str:
-    """Return the cause of a failed try in a few words."""
     if (code := _EXIT_CODE.search(status.get("message", ""))) is not None:
         return f"failed with exit code {code[1]}"
     reason, message = status.get("reason", ""), status.get("message", "").strip()

@@ -42,16 +42,11 @@ class Work:
 
     @property
     def address(self) -> str:
-        """The folder of the run or sweep."""
         return f"{self.storage}/{self.name}"
 
 
 def read_work(files: Sequence[ConfigFile], overrides: Sequence[str]) -> Work:
-    """Return the run or sweep that files and overrides describe; notes go to stderr.
-
-    Raises:
-        ConfigError: something in them is wrong; all problems are named.
-    """
+    """Return the run or sweep that files and overrides describe; notes go to stderr."""
     if is_sweep(files, overrides):
         return _sweep(load_sweep(files, overrides))
     loaded = load_config(files, overrides)
@@ -95,11 +90,8 @@ def follow_or_stop(
 ) -> int:
     """Follow a job and return its exit code; Ctrl-C leaves it alone, or stops it.
 
-    Args:
-        follow: prints the job's log until it ends; returns its exit code.
-        stop: asks the job to save a checkpoint and end.
-        how: what continues after Ctrl-C, and how to stop it.
-        stop_on_interrupt: whether Ctrl-C stops the job.
+    `stop` asks the job to save a checkpoint and end; `how` says what continues after Ctrl-C, and
+    how to stop that.
     """
     try:
         return follow()
@@ -147,19 +139,10 @@ def submit(
     stop_on_interrupt: bool = False,
     doctor: bool = False,
 ) -> int:
-    """Start a job on a running Ray cluster, follow its log, return its exit code.
+    """Start a job on a running Ray cluster, follow its log to the end, return its exit code.
 
-    Args:
-        work: the run or sweep.
-        address: of the dashboard, http://HOST:8265.
-        env: more variables for the job.
-        folder: files of the user's own, such as a prior, for the job's working directory.
-        wait: follow the log to the job's end.
-        stop_on_interrupt: Ctrl-C stops the job, with a checkpoint; otherwise it continues.
-        doctor: the job checks the cluster and trains nothing.
-
-    Raises:
-        LaunchError: no cluster answers, or it refuses.
+    `env` are more variables for the job, and `folder` holds files of the user's own, such as a
+    prior, for its working directory. With `doctor` it checks the cluster and trains nothing.
     """
     for key, path in local_paths(work.config):
         print(f"note: {key}={path} means a folder of the cluster's nodes, not of this machine")
@@ -201,11 +184,6 @@ class Jobs:
     """The jobs API at one address, such as http://localhost:8265."""
 
     def __init__(self, address: str) -> None:
-        """Connect.
-
-        Raises:
-            LaunchError: there is no answer, or none without a token.
-        """
         from ray.job_submission import JobSubmissionClient
 
         check_address(address)
@@ -220,12 +198,7 @@ class Jobs:
     ) -> str:
         """Start `aae-dist VERB` on the cluster's head; return the job's id.
 
-        Args:
-            verb: train or tune.
-            name: of the run or sweep; part of the id.
-            config: YAML text, sent as a file.
-            env: variables of the job; the dashboard shows them.
-            folder: files of the user's own that the job finds in its working directory.
+        The configuration is sent as a file. The dashboard shows the variables `env`.
         """
         job = f"{name}-{secrets.token_hex(3)}"
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS), **env}
@@ -259,16 +232,14 @@ class Jobs:
         return str(status)
 
     def stop(self, job: str) -> None:
-        """Ask the job to save a checkpoint and end."""
         with api_errors(self.address):
             self._client.stop_job(job)
 
     def follow(self, job: str, log: "Log") -> int:
         """Print the job's log until it ends; return its exit code.
 
-        Raises:
-            LaunchError: the cluster was silent for `LOST_SECONDS`.
-            KeyboardInterrupt: Ctrl-C was pressed; another call continues.
+        LaunchError when the cluster was silent for `LOST_SECONDS`. After Ctrl-C another call
+        continues.
         """
         from aiohttp import ClientError
 
@@ -301,7 +272,6 @@ class Log:
     """The log of a job, printed once; each tail of it starts at the beginning."""
 
     def __init__(self) -> None:
-        """Start with nothing shown."""
         self._shown = 0
         self._position = 0
         self._end = ""
@@ -312,7 +282,6 @@ class Log:
         self._position = 0
 
     def take(self, part: str) -> None:
-        """Print what was not printed before."""
         start = max(0, self._shown - self._position)
         self._position += len(part)
         if new := part[start:]:

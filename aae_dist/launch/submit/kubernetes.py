@@ -60,16 +60,10 @@ def job_of(rendered: list[Object], place: str) -> Object:
 
 
 def fill(template: Object, name: str, address: str, config: str) -> list[Object]:
-    """Return the ConfigMap and the RayJob to apply.
+    """Return the ConfigMap and the RayJob `name` to apply, made from a rendered RayJob.
 
-    Args:
-        template: a rendered RayJob.
-        name: of the job; that of the ConfigMap starts with it.
-        address: of the run's or sweep's folder, for people who look at the job.
-        config: YAML text.
-
-    Raises:
-        LaunchError: the configuration is too large, or the template has no place for it.
+    People who look at the job see the `address` of the run's or sweep's folder. LaunchError when
+    the configuration (YAML) is too large, or the template has no place for it.
     """
     size = len(config.encode())
     if size > MAX_CONFIG_BYTES:
@@ -164,11 +158,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def render(folder: Path) -> list[Object]:
-    """Return the objects that a kustomize folder gives; no cluster is asked.
-
-    Raises:
-        LaunchError: neither kubectl nor kustomize is here, or the folder cannot be rendered.
-    """
+    """Return the objects that a kustomize folder gives; no cluster is asked."""
     if not (folder / "kustomization.yaml").is_file():
         raise LaunchError(
             f"{folder}: no kustomization.yaml there; name an overlay such as cluster/overlays/gke, "
@@ -186,10 +176,8 @@ def render(folder: Path) -> list[Object]:
 def manifests(work: Work, cluster: Path, doctor: bool = False) -> tuple[Object, Object]:
     """Return the ConfigMap and the RayJob of a run or sweep; no cluster is asked.
 
-    Args:
-        work: the run or sweep.
-        cluster: folder of an overlay, such as cluster/overlays/gke.
-        doctor: the job checks the cluster, once, and trains nothing.
+    `cluster` is the folder of an overlay, such as cluster/overlays/gke. With `doctor` the job
+    checks the cluster, once, and trains nothing.
 
     Raises:
         ConfigError: the configuration holds a secret, or names folders that no pod has.
@@ -225,9 +213,6 @@ def create(api: "Kubectl", settings: Object, job: Object) -> None:
 
     The job decides between two submissions at the same moment, and the second one takes its
     configuration back. The job becomes the owner of its own, which is removed together with it.
-
-    Raises:
-        LaunchError: the run's job has not ended, or the cluster refuses.
     """
     name = job["metadata"]["name"]
     try:
@@ -315,18 +300,12 @@ class Kubectl:
         return found
 
     def pods(self, selector: str) -> list[Object]:
-        """Return the pods that labels select."""
         text = self._run("get", "pods", "--selector", selector, "--output", "json")
         found: list[Object] = json.loads(text)["items"]
         return found
 
     def create(self, wanted: Object) -> Object:
-        """Create an object; return it as the cluster stored it.
-
-        Raises:
-            ExistsError: one of its kind and name is there already.
-            LaunchError: the cluster refuses it.
-        """
+        """Create an object; return it as the cluster stored it. ExistsError if there is one."""
         text = self._run("create", "--filename", "-", "--output", "json", stdin=dump([wanted]))
         found: Object = json.loads(text)
         return found
@@ -348,7 +327,6 @@ class Kubectl:
             time.sleep(1.0)
 
     def delete_settings(self, settings: Object) -> None:
-        """Remove a ConfigMap."""
         name = settings["metadata"]["name"]
         self._run("delete", "configmap", name, "--ignore-not-found", "--wait=false")
 
@@ -371,7 +349,6 @@ class Kubectl:
         )
 
     def execute(self, pod: str, command: Sequence[str]) -> str:
-        """Run a command in the first container of a pod; return its output."""
         return self._run("exec", pod, "--", *command)
 
     def _run(self, *arguments: str, stdin: str | None = None) -> str:

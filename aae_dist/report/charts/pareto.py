@@ -75,7 +75,6 @@ def _points(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
 
 
 def _bars(rows: Sequence[RankedTrial], metric: str) -> list[list[float]] | None:
-    """Return the lengths of the error bars below and above a metric's values."""
     reach = [
         (max(value - interval[0], 0.0), max(interval[1] - value, 0.0))
         if (value := row.metric(metric)) is not None and (interval := row.interval(metric))
