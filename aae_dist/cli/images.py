@@ -223,7 +223,7 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
     images = run.reconstruct(originals)
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.
-        from aae_dist.evaluation.pictures.images import reconstructions
+        from aae_dist.evaluation.pictures import reconstructions
         from aae_dist.utils.arrays import figure_to_png
 
         caption = f"{run.config.run.name}, step {run.step:,}"
@@ -295,7 +295,7 @@ def write_dataset(
         Interrupted: stopped from the keyboard; the same command resumes.
     """
     from aae_dist import load_run
-    from aae_dist.config.paths import absolute_storage
+    from aae_dist.config.loading.load import absolute_storage
     from aae_dist.data import open_manifest
     from aae_dist.distributed.world import from_environment
     from aae_dist.inference.dataset_job import DatasetJob, check_format, output_fingerprint
@@ -322,7 +322,7 @@ def write_dataset(
 
 
 def _configure(run: "TrainedRun", overrides: Sequence[str]) -> "RunConfig":
-    from aae_dist.config.inference import with_overrides
+    from aae_dist.config.loading.load import with_overrides
 
     asked = [item for item in overrides if item.startswith("launch.workers")]
     own = "launch.kind=ray" if asked else ALONE

@@ -20,7 +20,7 @@ from aae_dist.cli.options import (
     step_option,
 )
 from aae_dist.errors import AaeDistError, ConfigError
-from aae_dist.utils import formatting
+from aae_dist.utils import text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +125,7 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("meaning")
     for name in sorted(metrics, key=lambda n: (order.index(n) if n in order else len(order), n)):
-        table.add_row(name, formatting.number(metrics[name]), MEANINGS.get(name, ""))
+        table.add_row(name, text.number(metrics[name]), MEANINGS.get(name, ""))
     Console(markup=False, highlight=False).print(table)
 
 
@@ -151,7 +151,7 @@ def export(uri: str, step: int | None, out: str, format: str) -> int:
     pixels. Both take batches of any size, in float32. Each is loaded again and compared with the
     run; export.json says what they take and give.
     """
-    from aae_dist.config.paths import absolute_storage
+    from aae_dist.config.loading.load import absolute_storage
     from aae_dist.inference.export import TOLERANCE, WRITERS, check_format
     from aae_dist.inference.export import export as write_programs
     from aae_dist.storage import open_storage
@@ -198,7 +198,7 @@ def runs(uri: str, as_json: bool) -> int:
     nothing saved yet), step, prior, latent size z, squared error per pixel, scores of the match
     with the prior, and how long ago the run last wrote. Of a sweep, its number of trials.
     """
-    from aae_dist.config.paths import absolute_storage
+    from aae_dist.config.loading.load import absolute_storage
     from aae_dist.storage import is_remote, open_storage
     from aae_dist.sweeps.listing import list_runs
 
@@ -243,7 +243,7 @@ def _print(rows: Sequence["RunRow"], uri: str) -> None:
         scores = [_score(row.metrics.get(metric)) for metric in COLUMNS.values()]
         kind = _section(row.config, "prior").get("kind", "")
         latent_dim = _section(row.config, "model").get("latent_dim", "")
-        age = formatting.age(row.age_seconds)
+        age = text.age(row.age_seconds)
         table.add_row(row.name, row.state, _step(row), str(kind), str(latent_dim), *scores, age)
     console = Console(markup=False, highlight=False)
     console.width = max(console.width, 0 if console.is_terminal else MIN_WIDTH)
@@ -263,7 +263,7 @@ def _step(row: "RunRow") -> str:
 
 
 def _score(value: float | None) -> str:
-    return "" if value is None else formatting.number(value)
+    return "" if value is None else text.number(value)
 
 
 @click.command(cls=RawHelp, short_help="write the report of a sweep", epilog=REPORT_EXAMPLE)

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(arguments: Sequence[str]) -> None:
     if not HELP & set(arguments):  # help costs no import of the configuration
-        from aae_dist.config.redaction import log_redacted
+        from aae_dist.utils.text import log_redacted
 
         log_redacted()
     if os.getcwd() not in sys.path:  # priors and networks of the user's own are found there
@@ -106,6 +106,6 @@ def report_error(error: Exception, arguments: Sequence[str] = ()) -> int:
 
 
 def _complain(message: str, before: str = "") -> None:
-    from aae_dist.config.redaction import redact
+    from aae_dist.utils.text import redact
 
     print(redact(f"{before}aae-dist: {message}"), file=sys.stderr)

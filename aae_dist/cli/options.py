@@ -267,8 +267,7 @@ def _fetch(uri: str) -> "ConfigFile":
 
 def data_and_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return (absolute patterns of shards, overrides)."""
-    from aae_dist.config.inference import split_items
-    from aae_dist.config.paths import absolute_storage
+    from aae_dist.config.loading.load import absolute_storage, split_items
 
     patterns, overrides = split_items(items)
     return [absolute_storage(pattern) for pattern in patterns], overrides
@@ -302,8 +301,7 @@ def open_run(
     import torch
 
     import aae_dist
-    from aae_dist.config.inference import with_overrides
-    from aae_dist.config.paths import absolute_storage
+    from aae_dist.config.loading.load import absolute_storage, with_overrides
     from aae_dist.distributed.world import from_environment
 
     run = aae_dist.load_run(absolute_storage(uri), from_environment(device).device, step)

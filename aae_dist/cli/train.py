@@ -13,7 +13,7 @@ from aae_dist.errors import LaunchError
 if TYPE_CHECKING:
     from aae_dist.sweeps.ledger import Ledger
     from aae_dist.sweeps.plan import SweepPlan
-    from aae_dist.training.reporter import Outcome
+    from aae_dist.training.folder import Outcome
 
 TRAIN_EXAMPLES = """\
 examples:

@@ -21,7 +21,7 @@ from aae_dist.data.index.build import open_manifest
 from aae_dist.data.order import Indices
 from aae_dist.errors import DataError, SampleError, ShardError
 from aae_dist.utils.arrays import evenly_spaced
-from aae_dist.utils.jobs import Show, progress
+from aae_dist.utils.text import Show, progress
 
 _AUTO_MEMORY_BYTES = 2 << 30
 _NUM_PROBED = 16

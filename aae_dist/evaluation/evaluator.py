@@ -19,7 +19,7 @@ from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
-from aae_dist.evaluation.null_baseline import PriorBaseline, build_baseline, score
+from aae_dist.evaluation.prior_match import PriorBaseline, build_baseline, score
 from aae_dist.models import Autoencoder
 from aae_dist.priors import Prior
 from aae_dist.utils.arrays import evenly_spaced

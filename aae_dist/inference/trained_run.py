@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.format import Checkpoint, load_weights, weights_to_use
 from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.checkpoints.weights import load_weights, weights_to_use
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.world import World, check_cuda

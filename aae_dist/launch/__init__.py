@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from aae_dist.config import RunConfig
 from aae_dist.errors import Interrupted, LaunchError
 from aae_dist.launch.ray.cluster import check_storage
-from aae_dist.training.reporter import Outcome
+from aae_dist.training.folder import Outcome
 
 __all__ = ["launch"]
 

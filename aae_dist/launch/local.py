@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import echo
 from aae_dist.data import Manifest, Shard
 from aae_dist.distributed.world import (
     COLLECTIVE_SECONDS,
@@ -40,9 +39,9 @@ from aae_dist.launch.ending import (
     last_line,
 )
 from aae_dist.storage import open_storage
-from aae_dist.training.reporter import Outcome
+from aae_dist.training.folder import Outcome
 from aae_dist.training.trainer import train
-from aae_dist.utils.jobs import progress
+from aae_dist.utils.text import echo, progress
 
 
 class LocalReporter:

@@ -32,7 +32,7 @@ from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
 from aae_dist.utils.arrays import figure_to_png
-from aae_dist.utils.formatting import duration
+from aae_dist.utils.text import duration
 
 REPORT = "report.html"
 CHARTS = {

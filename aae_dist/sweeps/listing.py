@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config.loading.tree import plain
+from aae_dist.config.loading.schema import plain
 from aae_dist.config.loading.yaml import YamlProblem, parse
 from aae_dist.storage import Entry, Storage
 from aae_dist.tracking.sinks import parse_records
-from aae_dist.training.run.folder import CONFIG, METRICS, SUMMARY
-from aae_dist.training.run.lock import KEY as LOCK
-from aae_dist.training.run.lock import LockOwner
+from aae_dist.training.folder import CONFIG, METRICS, SUMMARY
+from aae_dist.training.lock import KEY as LOCK
+from aae_dist.training.lock import LockOwner
 
 THREADS = 32
 TAIL_BYTES = 256 << 10

@@ -20,7 +20,7 @@ from aae_dist.config.loading.load import (
     read_layers,
 )
 from aae_dist.config.loading.merge import Merge
-from aae_dist.config.loading.tree import Node, Tree, Value, from_plain, join, plain, short_json
+from aae_dist.config.loading.schema import Node, Tree, Value, from_plain, join, plain, short_json
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig
 from aae_dist.config.sections.sweep import GridSearch, Sweep, SweepFile

@@ -1,7 +1,14 @@
 """Where metrics go: console, metrics.jsonl, Weights & Biases."""
 
-from aae_dist.tracking.console import ConsoleSink, open_console
-from aae_dist.tracking.sinks import Console, JsonLinesSink, MetricSink, OpenConsole, Record
+from aae_dist.tracking.sinks import (
+    Console,
+    ConsoleSink,
+    JsonLinesSink,
+    MetricSink,
+    OpenConsole,
+    Record,
+    open_console,
+)
 from aae_dist.tracking.wandb_sink import WandbSink, open_wandb
 
 __all__ = [

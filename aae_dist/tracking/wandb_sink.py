@@ -23,10 +23,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import redacted
 from aae_dist.storage import Storage
 from aae_dist.tracking import wandb_process
 from aae_dist.tracking.sinks import Record, finite
+from aae_dist.utils.text import redacted
 
 QUEUE_LENGTH = 10_000
 CLOSE_SECONDS = 20.0

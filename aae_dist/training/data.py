@@ -20,9 +20,9 @@ from aae_dist.evaluation import Evaluator
 from aae_dist.inference.trained_run import load_run
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import is_remote
-from aae_dist.training.run.resume import NewShards, find_new_shards, with_inferred
+from aae_dist.training.checkpointer import NewShards, find_new_shards, with_inferred
 from aae_dist.utils.arrays import evenly_spaced
-from aae_dist.utils.jobs import Show, progress
+from aae_dist.utils.text import Show, progress
 
 NUM_PROBED = 256
 """Samples whose range is checked; of the first shard alone where shards have to be fetched."""

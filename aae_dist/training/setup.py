@@ -1,39 +1,38 @@
 """Everything a run trains with, each part made from the parts before it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
-from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.format import Checkpoint, WeightAverage
 from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.checkpoints.weights import WeightAverage
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import redacted
 from aae_dist.config.sections.run import Augment
 from aae_dist.data import Augmenter, Batch, BatchLoader, SampleOrder, rank_rows
 from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
-from aae_dist.distributed.wrappers import reset_compiler
-from aae_dist.errors import CheckpointError
+from aae_dist.distributed.wrappers import reset_compiler, trainable_parameters, unwrap_ddp
+from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.methods import StepInputs, build_method
-from aae_dist.models import DTYPES, Autoencoder, build_networks, build_posterior
+from aae_dist.methods.method import Modules
+from aae_dist.models import DTYPES, Autoencoder, build_networks, build_posterior, run_encoder
 from aae_dist.models.autoencoder import Posterior
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import Storage, open_storage
+from aae_dist.training.checkpointer import newest_checkpoint
 from aae_dist.training.data import TrainingData, open_data
-from aae_dist.training.goodput import Goodput
-from aae_dist.training.health.watchdog import Watchdog
-from aae_dist.training.micro_batch import Trial, measure
-from aae_dist.training.reporter import Reporter
-from aae_dist.training.run.checkpointer import newest_checkpoint
-from aae_dist.training.run.folder import RunFolder
-from aae_dist.training.run.lock import RunLock
+from aae_dist.training.folder import Reporter, RunFolder
+from aae_dist.training.lock import RunLock
+from aae_dist.training.recorder import Goodput
 from aae_dist.training.state import TrainState
-from aae_dist.utils.jobs import Advance, no_progress, progress
+from aae_dist.training.watchdog import Watchdog
+from aae_dist.utils.text import Advance, no_progress, progress, redacted
 
 
 @contextmanager
@@ -286,3 +285,83 @@ def _position_after(order: SampleOrder, position: int, num_steps: int) -> int:
         return position + max(0, num_steps) * _slots(order)
     more_epochs, rest = divmod(num_steps - first, order.steps_per_epoch)
     return (epoch + 1 + more_epochs) * order.lane_length + rest * _slots(order)
+
+
+def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
+    """Return the first of share, share / 2, ... 1 that fits.
+
+    Raises:
+        LaunchError: not even one sample fits.
+    """
+    size = share
+    while not fits(size):
+        if size == 1:
+            raise LaunchError(
+                "not even one sample fits the device's memory (train.micro_batch_size=auto); use a "
+                "smaller model, train.precision=bf16 or a larger GPU"
+            )
+        size = -(-size // 2)
+    return size
+
+
+def measure(share: int, fits: Callable[[int], bool], world: World) -> int:
+    """Return the size that fits on every rank; a collective.
+
+    Raises:
+        LaunchError: on every rank, if one cannot hold a single sample.
+    """
+    found = run_on_all_ranks(world, lambda: largest_that_fits(share, fits))
+    smallest = torch.tensor([found], device=world.device)
+    if world.size > 1:
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest)
+
+
+class Trial:
+    """Tries whether a step fits the memory, without a collective and without changing networks."""
+
+    def __init__(self, modules: Modules, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Call the networks as training does, in bfloat16 or compiled.
+
+        Args:
+            modules: of the method; its optimizers have allocated their state.
+            shape: of this rank's share of the global batch, (B, C, H, W).
+            dtype: of pixels and codes.
+        """
+        self._posterior, self._z_dim = modules.posterior, modules.prior.latent_dim
+        self._encoder, self._decoder = unwrap_ddp(modules.encoder), unwrap_ddp(modules.decoder)
+        self._discriminator = modules.discriminator and unwrap_ddp(modules.discriminator)
+        self._shape, self._dtype = shape, dtype
+
+    def __call__(self, size: int) -> bool:
+        """Return whether forward and backward of `size` samples fit."""
+        buffers = [(b, b.clone()) for module in self._networks() for b in module.buffers()]
+        try:
+            self._step(size)
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        for buffer, before in buffers:  # a network of the user may have some
+            buffer.copy_(before)
+        torch.cuda.empty_cache()  # does nothing where CUDA was not used
+        return fits
+
+    def _networks(self) -> list[nn.Module]:
+        networks = (self._encoder, self._decoder, self._discriminator)
+        return [network for network in networks if network is not None]
+
+    def _step(self, size: int) -> None:
+        parameters = [p for m in self._networks() for p in trainable_parameters(m).values()]
+        # The whole share is on the device during a step, and with several micro-batches so is the
+        # sum of the gradients of those before.
+        share_BCHW = torch.zeros(self._shape, dtype=self._dtype, device=parameters[0].device)
+        summed = [torch.empty_like(p) for p in parameters] if size < len(share_BCHW) else []
+        x_BCHW = share_BCHW[:size]
+        noise_BN = x_BCHW.new_zeros(len(x_BCHW), self._posterior.noise_dim(self._z_dim))
+        outputs_BP = run_encoder(self._encoder, self._posterior, x_BCHW, noise_BN)
+        z_BZ = self._posterior.sample(outputs_BP, noise_BN)
+        loss = (self._decoder(z_BZ) - x_BCHW).square().sum()
+        if self._discriminator is not None:
+            loss = loss + self._discriminator(torch.cat([z_BZ.detach(), z_BZ])).sum()
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+        del summed

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aae_dist.checkpoints.weights import WeightAverage, load_weights, weights_to_use
+from aae_dist.checkpoints.format import WeightAverage, load_weights, weights_to_use
 from aae_dist.data.bad_samples import BadSamples
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.models import Networks

@@ -21,23 +21,25 @@ from aae_dist.distributed.world import RankComparison, World, mean_over_ranks, r
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
-from aae_dist.training.health.consensus import StopConsensus
-from aae_dist.training.health.gan_diagnostics import GanDiagnostics
-from aae_dist.training.health.heartbeats import open_heartbeat_store
-from aae_dist.training.health.rollback import (
+from aae_dist.training.checkpointer import Checkpointer, finished_before
+from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState
+from aae_dist.training.health import (
+    GanDiagnostics,
     RanksDriftedError,
     RollbackNeeded,
     RollbackPolicy,
+    StopConsensus,
     UpdatesSkippedError,
     healthy_checkpoint,
 )
-from aae_dist.training.health.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
 from aae_dist.training.recorder import Recorder
-from aae_dist.training.reporter import Outcome, Reporter, RunState
-from aae_dist.training.run.checkpointer import Checkpointer
-from aae_dist.training.run.folder import RunFolder
-from aae_dist.training.run.resume import finished_before
 from aae_dist.training.setup import TrainingSetup, run_lock
+from aae_dist.training.watchdog import (
+    RANK_0_SECONDS,
+    SECTION_SECONDS,
+    Watchdog,
+    open_heartbeat_store,
+)
 
 Metrics = dict[str, float]
 

@@ -11,7 +11,6 @@ from ray import tune
 from ray.exceptions import ActorDiedError, RayActorError
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import echo
 from aae_dist.config.sections.sweep import PbtScheduler
 from aae_dist.launch.ending import PROCESS_DIED, StopToken, WorkersFailedError, condensed, last_line
 from aae_dist.launch.ray import cluster
@@ -20,10 +19,11 @@ from aae_dist.launch.ray.driver import Fit
 from aae_dist.launch.ray.monitor import start_monitor
 from aae_dist.sweeps.folder import TrialState, read_sweep
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
-from aae_dist.training.run.folder import write_marker
+from aae_dist.training.folder import write_marker
 from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import build_scheduler
 from aae_dist.tune.trial import CAUSE, LINEAGE, STATE, SWEEP, SweepTask, Trial
+from aae_dist.utils.text import echo
 
 DRIVER = "driver"
 """A custom resource that operators give to nodes that are not taken away (spot)."""

@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from aae_dist.config.metric_names import NUM_SAMPLES
-from aae_dist.config.redaction import echo
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import describe
-from aae_dist.utils.formatting import clock
+from aae_dist.utils.text import clock, echo
 
 LINE_SECONDS = 30.0
 """Time between two lines on how far the sweep is; ends of trials are shown at once."""

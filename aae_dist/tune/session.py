@@ -15,7 +15,6 @@ import torch
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
-from aae_dist.config.redaction import echo
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import AaeDistError, CheckpointError, Interrupted, RunBusyError
 from aae_dist.launch.ending import StopReason, StopToken
@@ -23,10 +22,10 @@ from aae_dist.launch.ray.cluster import own_device
 from aae_dist.launch.ray.driver import ray_storage, run_on_ray
 from aae_dist.launch.ray.monitor import DriverUpdate, print_lines
 from aae_dist.storage import Storage, join, open_storage, read_or_none
-from aae_dist.training.reporter import Outcome, RunState
-from aae_dist.training.run.folder import write_marker
-from aae_dist.training.run.lock import RunLock
+from aae_dist.training.folder import Outcome, RunState, write_marker
+from aae_dist.training.lock import RunLock
 from aae_dist.training.trainer import train
+from aae_dist.utils.text import echo
 
 REPORT_SECONDS = 1.0
 """Least time between two reports of progress that hold no score."""

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from aae_dist.config.redaction import echo
 from aae_dist.errors import AaeDistError, Interrupted, LaunchError, TrainingDivergedError, by_name
 from aae_dist.launch.ending import StopSignals, WorkersFailedError
 from aae_dist.launch.ray import cluster
@@ -20,8 +19,9 @@ from aae_dist.storage import open_storage
 from aae_dist.sweeps.folder import READERS, SweepState, TrialState
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan
-from aae_dist.training.run.lock import RunLock
-from aae_dist.training.run.resume import finished_before
+from aae_dist.training.checkpointer import finished_before
+from aae_dist.training.lock import RunLock
+from aae_dist.utils.text import echo
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 60.0

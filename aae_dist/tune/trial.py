@@ -21,8 +21,7 @@ from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
-from aae_dist.training.reporter import Outcome, RunState
-from aae_dist.training.run.folder import check_marker
+from aae_dist.training.folder import Outcome, RunState, check_marker
 from aae_dist.tune.session import (
     Channel,
     Ended,

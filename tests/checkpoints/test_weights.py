@@ -4,7 +4,7 @@ import torch
 from helpers.ranks import single_world
 from helpers.steps import build, run_step, tiny_config
 
-from aae_dist.checkpoints.weights import WeightAverage, weights_to_use
+from aae_dist.checkpoints.format import WeightAverage, weights_to_use
 from aae_dist.training.state import TrainState
 
 

@@ -9,7 +9,7 @@ from aae_dist.cli.options import read_items
 from aae_dist.config import load_config
 from aae_dist.config.loading.yaml import LARGEST_BYTES
 from aae_dist.storage import open_storage
-from aae_dist.utils.formatting import number
+from aae_dist.utils.text import number
 
 BASE = ["run.name=a", "data.train=s3://b/x.tar", "train.steps=5"]
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from aae_dist.config.loading.tree import plain
+from aae_dist.config.loading.schema import plain
 from aae_dist.config.loading.yaml import YamlProblem, dump, parse
 
 

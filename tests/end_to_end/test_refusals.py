@@ -11,7 +11,7 @@ from helpers.runs import TINY
 
 from aae_dist.cli import main
 from aae_dist.storage import open_storage
-from aae_dist.training.run.lock import RunLock
+from aae_dist.training.lock import RunLock
 
 Refused = Callable[..., str]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import distances
 
-from aae_dist.evaluation import null_baseline, prior_match
+from aae_dist.evaluation import prior_match
 from aae_dist.priors import Prior
 
 
@@ -26,9 +26,9 @@ NAMES = ("prior_match/c2st", "prior_match/sliced_wasserstein", "prior_match/mmd"
 
 @pytest.mark.parametrize("prior", [Normal(3), Ring(2)], ids=["normal", "ring"])
 def test_a_perfect_match_scores_a_half_and_one_and_one(prior):
-    baseline = null_baseline.build_baseline(prior, 400, seed=0)
+    baseline = prior_match.build_baseline(prior, 400, seed=0)
     scores = [
-        null_baseline.score(prior.sample(400, torch.Generator().manual_seed(seed)), baseline, seed)
+        prior_match.score(prior.sample(400, torch.Generator().manual_seed(seed)), baseline, seed)
         for seed in range(1, 9)
     ]
     c2st, wasserstein, mmd = (sum(s[name] for s in scores) / len(scores) for name in NAMES)
@@ -39,9 +39,9 @@ def test_a_perfect_match_scores_a_half_and_one_and_one(prior):
 
 @pytest.mark.parametrize("prior", [Normal(3), Ring(2)], ids=["normal", "ring"])
 def test_a_shifted_sample_scores_clearly_worse(prior):
-    baseline = null_baseline.build_baseline(prior, 400, seed=0)
+    baseline = prior_match.build_baseline(prior, 400, seed=0)
     shifted = prior.sample(400, torch.Generator().manual_seed(1)) + 1.0
-    score = null_baseline.score(shifted, baseline, 0)
+    score = prior_match.score(shifted, baseline, 0)
     assert score["prior_match/c2st_low"] > 0.55
     assert score["prior_match/sliced_wasserstein"] > 3
     assert score["prior_match/mmd"] > 2
@@ -55,7 +55,7 @@ def rms(values):
 
 def test_statistics_equal_the_slow_version_over_many_prior_samples():
     prior, num = Ring(2), 60
-    baseline = null_baseline.build_baseline(prior, num, seed=0)
+    baseline = prior_match.build_baseline(prior, num, seed=0)
     wasserstein, mmd = baseline.sliced_wasserstein, baseline.mmd
     draw = torch.Generator().manual_seed(2)
     codes = torch.randn(num, 2, generator=draw)
@@ -81,8 +81,8 @@ def test_the_null_of_the_wasserstein_distance_is_that_of_its_own_samples(monkeyp
             drawn.append(super().sample(num_samples, generator))
             return drawn[-1]
 
-    monkeypatch.setattr(null_baseline, "NUM_SAMPLES", 5)
-    fast = null_baseline.build_baseline(Kept(2), 40, seed=0).sliced_wasserstein
+    monkeypatch.setattr(prior_match, "NUM_SAMPLES", 5)
+    fast = prior_match.build_baseline(Kept(2), 40, seed=0).sliced_wasserstein
     samples = [s for s in drawn[1:] if len(s) == 40]
     pairs = itertools.combinations(samples, 2)
     slow = rms([distances.sliced_wasserstein(a, b, fast.directions) for a, b in pairs])
@@ -95,7 +95,7 @@ def test_a_prior_that_is_one_point_has_no_unit():
         def sample(self, num_samples, generator):
             return torch.zeros(num_samples, self.latent_dim)
 
-    score = null_baseline.score(torch.ones(16, 2), null_baseline.build_baseline(Point(2), 16, 0), 0)
+    score = prior_match.score(torch.ones(16, 2), prior_match.build_baseline(Point(2), 16, 0), 0)
     assert math.isnan(score["prior_match/sliced_wasserstein"])
     assert score["prior_match/c2st"] == 1.0
 
@@ -106,16 +106,16 @@ def test_scores_do_not_depend_on_the_units_of_the_prior():
             return 64 * super().sample(num_samples, generator)
 
     codes = 1.3 * torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
-    plain = null_baseline.score(codes, null_baseline.build_baseline(Normal(2), 200, 0), 0)
-    wide = null_baseline.score(64 * codes, null_baseline.build_baseline(Wide(2), 200, 0), 0)
+    plain = prior_match.score(codes, prior_match.build_baseline(Normal(2), 200, 0), 0)
+    wide = prior_match.score(64 * codes, prior_match.build_baseline(Wide(2), 200, 0), 0)
     assert wide == pytest.approx(plain, rel=1e-4)
 
 
 def test_codes_that_are_not_finite_have_no_score():
-    baseline = null_baseline.build_baseline(Normal(2), 16, seed=0)
+    baseline = prior_match.build_baseline(Normal(2), 16, seed=0)
     codes = torch.zeros(16, 2)
     codes[3, 1] = torch.inf
-    score = null_baseline.score(codes, baseline, 0)
+    score = prior_match.score(codes, baseline, 0)
     assert all(math.isnan(score[name]) for name in NAMES)
     assert score["prior_match/num_samples"] == 16
 

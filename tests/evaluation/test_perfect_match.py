@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aae_dist.config.sections import model as sections
-from aae_dist.evaluation import null_baseline as null
+from aae_dist.evaluation import prior_match as null
 from aae_dist.priors import build_prior
 from aae_dist.sweeps.plan import load_sweep
 

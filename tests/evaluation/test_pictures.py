@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from aae_dist.evaluation import EvaluationImages
-from aae_dist.evaluation.pictures import images as pictures
-from aae_dist.evaluation.pictures.curves import loss_curves
-from aae_dist.evaluation.pictures.latent import latent_codes, principal_axes
+from aae_dist.evaluation import pictures as pictures
+from aae_dist.evaluation.pictures import latent_codes, loss_curves, principal_axes
 from aae_dist.utils.arrays import figure_to_png
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures

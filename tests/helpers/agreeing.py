@@ -3,7 +3,7 @@
 from typing import Any
 
 from aae_dist.distributed.world import World
-from aae_dist.training.health.consensus import StopConsensus
+from aae_dist.training.health import StopConsensus
 
 
 def decisions(world: World, first: int, num_steps: int) -> dict[str, Any]:

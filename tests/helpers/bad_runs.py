@@ -9,7 +9,7 @@ from aae_dist.config import RunConfig, load_config
 from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError
 from aae_dist.training.trainer import train
-from aae_dist.utils import jobs as progress
+from aae_dist.utils import text as progress
 
 TINY = (
     "run.name=run",

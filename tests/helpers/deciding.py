@@ -16,7 +16,7 @@ from aae_dist.distributed.world import (
     run_on_rank_zero,
     start_sum,
 )
-from aae_dist.training.health.consensus import StopConsensus
+from aae_dist.training.health import StopConsensus
 
 LIMIT, WORK = 0.3, 1.0
 """Seconds: what the process group allows, and how long one rank makes the others wait."""

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aae_dist.distributed.world import World
 from aae_dist.distributed.wrappers import ComputeWrapper
-from aae_dist.training.micro_batch import Trial
+from aae_dist.training.setup import Trial
 
 
 def all_reduced_bytes(world: World, tree: dict[str, Any]) -> tuple[float, int]:

@@ -17,9 +17,8 @@ from helpers.steps import MODELS, global_batch, tiny_config
 from torch import Tensor
 
 import aae_dist
-from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.format import Checkpoint, WeightAverage
 from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.checkpoints.weights import WeightAverage
 from aae_dist.config import RunConfig
 from aae_dist.errors import ConfigError
 from aae_dist.methods import Method, StepInputs, build_method

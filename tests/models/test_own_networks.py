@@ -12,10 +12,10 @@ from helpers.steps import SHAPE, build, run_step, tiny_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from aae_dist.checkpoints.weights import WeightAverage
+from aae_dist.checkpoints.format import WeightAverage
 from aae_dist.errors import ConfigError
 from aae_dist.models import MlpDecoder, build_networks
-from aae_dist.training.micro_batch import Trial
+from aae_dist.training.setup import Trial
 from aae_dist.training.state import TrainState
 
 

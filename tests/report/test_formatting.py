@@ -1,7 +1,7 @@
 import pytest
 
 from aae_dist.report.view import format_value, number
-from aae_dist.utils.formatting import duration
+from aae_dist.utils.text import duration
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.runs import TINY
 
-from aae_dist.config.redaction import redact, redacted
+from aae_dist.utils.text import redact, redacted
 
 CANARY = "canary-7f3a9c51d2"
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "RAY_AUTH_TOKEN")

@@ -18,7 +18,7 @@ from aae_dist.config import load_config
 from aae_dist.errors import LaunchError, StorageError
 from aae_dist.storage import Storage, local, open_storage
 from aae_dist.storage.bucket import bucket_errors
-from aae_dist.training.run.resume import finished_before
+from aae_dist.training.checkpointer import finished_before
 
 Operation = Callable[[Storage], object]
 OPERATIONS: list[Operation] = [

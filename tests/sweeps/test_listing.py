@@ -12,8 +12,8 @@ from aae_dist.cli import main
 from aae_dist.config import dump_yaml, load_config
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.listing import list_runs
-from aae_dist.training.run.lock import this_process
-from aae_dist.utils.formatting import age
+from aae_dist.training.lock import this_process
+from aae_dist.utils.text import age
 
 METRICS = {"reconstruction/mse": 0.0123, "prior_match/c2st": 0.55, "epoch": 2.0}
 

@@ -4,8 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from aae_dist.tracking.console import ConsoleSink, LiveBarSink, open_console
-from aae_dist.utils.formatting import clock
+from aae_dist.tracking.sinks import ConsoleSink, LiveBarSink, open_console
+from aae_dist.utils.text import clock
 
 
 class Clock:

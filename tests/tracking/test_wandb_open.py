@@ -1,7 +1,6 @@
 import pytest
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import redacted
 from aae_dist.storage import open_storage
 from aae_dist.tracking import open_wandb
 from aae_dist.tracking.wandb_sink import (
@@ -11,6 +10,7 @@ from aae_dist.tracking.wandb_sink import (
     run_id,
     start_request,
 )
+from aae_dist.utils.text import redacted
 
 KEY = {"WANDB_API_KEY": "k" * 40}
 

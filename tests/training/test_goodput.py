@@ -2,7 +2,7 @@
 
 import pytest
 
-from aae_dist.training.goodput import PARTS, Goodput
+from aae_dist.training.recorder import PARTS, Goodput
 
 
 class Clock:

@@ -7,7 +7,7 @@ from helpers.steps import SHAPE, build, tiny_config
 
 from aae_dist.config import load_config
 from aae_dist.errors import LaunchError
-from aae_dist.training.micro_batch import Trial, largest_that_fits, measure
+from aae_dist.training.setup import Trial, largest_that_fits, measure
 
 
 @pytest.mark.parametrize(

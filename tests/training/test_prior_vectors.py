@@ -17,9 +17,9 @@ from aae_dist.config import load_config
 from aae_dist.config.sections.model import DataPrior
 from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.data import prior_vectors
-from aae_dist.training.reporter import Outcome
+from aae_dist.training.folder import Outcome
 from aae_dist.training.trainer import train
-from aae_dist.utils.jobs import Advance
+from aae_dist.utils.text import Advance
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
 

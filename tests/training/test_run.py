@@ -17,8 +17,8 @@ import aae_dist
 from aae_dist.config import RunConfig, load_config, metric_names
 from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
 from aae_dist.storage import open_storage
-from aae_dist.training.reporter import Outcome
-from aae_dist.training.run.lock import RunLock
+from aae_dist.training.folder import Outcome
+from aae_dist.training.lock import RunLock
 from aae_dist.training.trainer import train
 
 pytestmark = pytest.mark.run

@@ -1,6 +1,7 @@
 """From YAML files and overrides to a checked configuration; later layers win."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,52 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from aae_dist.config import paths
 from aae_dist.config.loading import messages
 from aae_dist.config.loading.merge import Merge
-from aae_dist.config.loading.schema import RENAMED
-from aae_dist.config.loading.tree import Node, Tree, Value, from_plain, leaves, plain
+from aae_dist.config.loading.schema import RENAMED, Node, Tree, Value, from_plain, leaves, plain
 from aae_dist.config.loading.yaml import YamlProblem, dump, parse, read_overrides
 from aae_dist.config.metric_names import best_metric_problems
-from aae_dist.config.redaction import redacted
 from aae_dist.config.run_config import RunConfig, cross_checks
-from aae_dist.config.sections.run import Run
+from aae_dist.config.sections import Section
+from aae_dist.config.sections.run import Data, Device, Launch, Run
 from aae_dist.errors import ConfigError
+from aae_dist.utils.text import redacted
+
+PATHS = (
+    ("run", "storage"),
+    ("run", "init_from"),
+    ("data", "train"),
+    ("data", "validation"),
+    ("prior", "uri"),
+    ("prior", "vectors"),
+)
+"""Keys whose value is a local path or a URL, or a list of them."""
+
+
+def inside_ray_job() -> bool:
+    """Return whether this process is the entrypoint of a submitted Ray job, or its child.
+
+    Its current directory is a copy unpacked by Ray, so relative paths have no meaning.
+    """
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def absolute_storage(path: str) -> str:
+    """Return a local path absolute, `~` expanded; URLs, and relative paths in a Ray job, stay."""
+    if "://" in path or not path:
+        return path
+    expanded = os.path.expanduser(path)
+    if inside_ray_job() and not os.path.isabs(expanded):
+        return path
+    return os.path.abspath(expanded)
+
+
+def absolute(value: Any) -> Any:
+    """Return a path, or each path of a list, absolute; anything else unchanged."""
+    if isinstance(value, list):
+        return [absolute(item) for item in value]
+    return absolute_storage(value) if isinstance(value, str) else value
+
 
 SWEEP = "sweep"
 """Name of the section that belongs to sweeps, not to a run's configuration."""
@@ -53,7 +89,7 @@ class Loaded:
 def load_config(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Loaded:
     """Load the configuration described by files and overrides.
 
-    Local paths are made absolute, relative to the current directory (see `config.paths`).
+    Local paths are made absolute, relative to the current directory.
 
     Args:
         files: YAML files; later ones win, maps are merged, lists are replaced.
@@ -206,11 +242,58 @@ def config_error(title: str, problems: list[str]) -> ConfigError:
 
 def make_absolute(tree: Tree) -> None:
     """Make local paths of the merged tree absolute, including the default of run.storage."""
-    for section, key in paths.PATHS:
+    for section, key in PATHS:
         part = tree.get(section)
         default = (
             Value(Run.model_fields["storage"].default, "default") if key == "storage" else None
         )
         leaf = part.get(key, default) if isinstance(part, dict) else None
         if isinstance(part, dict) and isinstance(leaf, Value):
-            part[key] = Value(paths.absolute(leaf.value), leaf.source)
+            part[key] = Value(absolute(leaf.value), leaf.source)
+
+
+class TrainDevice(Section):
+    """The one key of `train` that is not about training."""
+
+    device: Device
+
+
+class InferenceConfig(Section):
+    """The sections and keys that overrides may set."""
+
+    data: Data
+    launch: Launch
+    train: TrainDevice
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return `config` with `data.*`, `launch.*` and `train.device` overridden.
+
+    Checks that matter for training only, such as `launch.workers` against the lanes, are skipped.
+
+    Raises:
+        ConfigError: lists all problems of the overrides.
+    """
+    layer, problems = read_overrides(overrides)
+    if not problems:
+        own = config.model_dump(
+            mode="json", include={"data": True, "launch": True, "train": {"device"}}
+        )
+        given = {key: from_plain(value, "the run's config.yaml") for key, value in own.items()}
+        tree = Merge(InferenceConfig).run([given, layer])
+        try:
+            found = InferenceConfig.model_validate_json(json.dumps(plain(tree)))
+        except ValidationError as error:
+            problems = messages.lines(error, InferenceConfig, tree)
+        else:
+            train = config.train.model_copy(update={"device": found.train.device})
+            update = {"data": found.data, "launch": found.launch, "train": train}
+            return config.model_copy(update=update)
+    raise ConfigError("overrides: " + "\n  ".join(problems))
+
+
+def split_items(items: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (patterns, overrides); a pattern may contain `=`, as in s3://bucket/day=1/*.tar."""
+    sections = tuple(f"{name}." for name in InferenceConfig.model_fields)
+    overrides = [item for item in items if item.startswith(sections) and "=" in item]
+    return [item for item in items if item not in overrides], overrides

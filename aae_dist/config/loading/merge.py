@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aae_dist.config.loading import schema
-from aae_dist.config.loading.schema import Classes
-from aae_dist.config.loading.tree import (
+from aae_dist.config.loading.schema import (
+    Classes,
     Node,
     Tree,
     Value,

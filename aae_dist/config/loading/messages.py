@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aae_dist.config.loading import schema
-from aae_dist.config.loading.schema import Classes
-from aae_dist.config.loading.tree import Node, Value, find, join, leaves, short_json
+from aae_dist.config.loading.schema import Classes, Node, Value, find, join, leaves, short_json
 from aae_dist.config.run_config import CROSS_CHECKS
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.model import IMPORT_PATH

@@ -25,7 +25,7 @@ from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.format.tar import DamagedTarError, index_tar
 from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import Entry, Storage, is_remote, open_storage
-from aae_dist.utils.jobs import Show, ordered_map, progress
+from aae_dist.utils.text import Show, ordered_map, progress
 
 Counted = tuple[Shard, str]
 """A shard with its number of samples, and the tag or time of the counted version."""

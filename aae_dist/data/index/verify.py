@@ -15,7 +15,7 @@ from aae_dist.data.dataset import Dataset
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.index.build import listed_shards, try_count_shard
 from aae_dist.errors import DataError, ShardError
-from aae_dist.utils.jobs import ordered_map, progress
+from aae_dist.utils.text import ordered_map, progress
 
 _ROWS_PER_READ = 256
 _NUM_LISTED = 20

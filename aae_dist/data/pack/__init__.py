@@ -12,7 +12,7 @@ from aae_dist.data.pack.known import KNOWN, celeba_source
 from aae_dist.data.pack.sources import PackOptions, PackSource, SampleSet
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage, is_remote, open_storage
-from aae_dist.utils.jobs import progress, to_stderr
+from aae_dist.utils.text import progress, to_stderr
 
 __all__ = ["NAMES", "PackOptions", "pack"]
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from aae_dist.config import RunConfig
-from aae_dist.config.paths import inside_ray_job
-from aae_dist.config.redaction import echo
+from aae_dist.config.loading.load import inside_ray_job
 from aae_dist.config.sections.run import Launch
 from aae_dist.data.format.patterns import check_present
 from aae_dist.errors import ConfigError, DataError, LaunchError
+from aae_dist.utils.text import echo
 
 Resources = Mapping[str, float]
 SHOWN = ("CPU", "GPU")

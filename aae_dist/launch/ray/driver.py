@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import echo
 from aae_dist.errors import Interrupted
 from aae_dist.launch.ending import StopSignals, StopToken, WorkerResult, WorkersFailedError, explain
 from aae_dist.launch.ray import cluster
 from aae_dist.launch.ray.cluster import ResourceRequest, ResourceWait, is_queued
 from aae_dist.launch.ray.monitor import DriverUpdate, print_lines, start_monitor
 from aae_dist.storage import Storage, is_remote, join, open_storage
-from aae_dist.tracking.console import LiveBarSink
-from aae_dist.training.reporter import Outcome
-from aae_dist.training.run.folder import write_marker
-from aae_dist.training.run.resume import finished_before
+from aae_dist.tracking.sinks import LiveBarSink
+from aae_dist.training.checkpointer import finished_before
+from aae_dist.training.folder import Outcome, write_marker
+from aae_dist.utils.text import echo
 
 POLL_SECONDS = 0.25
 """How often the driver fetches lines; also the longest delay of one."""

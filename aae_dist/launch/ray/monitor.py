@@ -4,8 +4,8 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aae_dist.config.redaction import echo
 from aae_dist.launch.ending import StopReason, StopToken, WorkerResult
+from aae_dist.utils.text import echo
 
 POLL_SECONDS = 0.5
 """How often rank 0 asks for requests to stop."""

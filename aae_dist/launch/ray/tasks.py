@@ -8,11 +8,11 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, TypeVar
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import echo
 from aae_dist.errors import AaeDistError, ConfigError
 from aae_dist.launch.ending import WorkerResult, WorkersFailedError, last_line
 from aae_dist.launch.ray import cluster
 from aae_dist.launch.ray.cluster import ResourceRequest, ResourceWait
+from aae_dist.utils.text import echo
 
 POLL_SECONDS = 1.0
 NUM_RETRIES = 3

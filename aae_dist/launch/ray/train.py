@@ -10,12 +10,12 @@ import ray.train
 import ray.train.torch
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import redacted
 from aae_dist.distributed.world import COLLECTIVE_SECONDS
 from aae_dist.errors import AaeDistError, LaunchError
 from aae_dist.launch.ending import WorkerResult, root_cause
 from aae_dist.launch.ray.cluster import ResourceRequest, start_seconds
-from aae_dist.training.reporter import Outcome
+from aae_dist.training.folder import Outcome
+from aae_dist.utils.text import redacted
 
 UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 """Each starts an actor of its own, which imports Ray Train or Ray Data: 8 s of CPU each.

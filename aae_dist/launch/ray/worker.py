@@ -15,7 +15,6 @@ import torch
 from ray.train.torch import get_device
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import redact
 from aae_dist.distributed.world import (
     World,
     broadcast_json,
@@ -35,9 +34,9 @@ from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.launch.ray.train import WorkerSpec, report_fatal
 from aae_dist.storage import join, open_storage
 from aae_dist.tracking.sinks import Record
-from aae_dist.training.reporter import Outcome
-from aae_dist.training.run.folder import check_marker
+from aae_dist.training.folder import Outcome, check_marker
 from aae_dist.training.trainer import train
+from aae_dist.utils.text import redact
 
 REPORT_SECONDS = 5.0
 """Least time between reports: Ray takes one a poll (1 s), and the next one would wait for it."""

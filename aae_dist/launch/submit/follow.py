@@ -8,10 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from aae_dist.config.redaction import echo
 from aae_dist.errors import LaunchError
 from aae_dist.launch.submit.jobs import SAVED, exit_code
 from aae_dist.launch.submit.kubernetes import ENDED, Kubectl, Object
+from aae_dist.utils.text import echo
 
 POLL_SECONDS = 3.0
 LOST_SECONDS = 600.0

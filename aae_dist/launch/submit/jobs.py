@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from aae_dist.config import RunConfig, dump_yaml, load_config
-from aae_dist.config.loading.load import SWEEP, ConfigFile, make_absolute, read_layers
+from aae_dist.config.loading.load import PATHS, SWEEP, ConfigFile, make_absolute, read_layers
 from aae_dist.config.loading.merge import Merge
-from aae_dist.config.loading.tree import plain
+from aae_dist.config.loading.schema import plain
 from aae_dist.config.loading.yaml import dump
-from aae_dist.config.paths import PATHS
-from aae_dist.config.redaction import echo
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.sweeps.plan import SweepPlan, load_sweep
+from aae_dist.utils.text import echo
 
 LOCAL = "launch.kind=local trains on one machine; drop it (the default is ray)"
 

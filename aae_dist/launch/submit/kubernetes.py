@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from aae_dist.config import RunConfig
-from aae_dist.config.redaction import redact
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch.ray.cluster import Resources, refuse_if_impossible, request_on
 from aae_dist.launch.submit.jobs import LOCAL, Work, local_paths
+from aae_dist.utils.text import redact
 
 Object = dict[str, Any]
 MAX_NAME = 47

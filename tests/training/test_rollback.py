@@ -15,7 +15,7 @@ from aae_dist.distributed.world import RankComparison, single
 from aae_dist.errors import RanksDifferError, TrainingDivergedError
 from aae_dist.methods import Losses
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.training.reporter import Outcome
+from aae_dist.training.folder import Outcome
 from aae_dist.training.state import TrainState
 from aae_dist.training.trainer import Trainer, train
 

@@ -13,7 +13,7 @@ from helpers.shards import write_shards
 from helpers.steps import tiny_config
 
 from aae_dist.errors import CheckpointError
-from aae_dist.training.run.resume import check_same_run, with_inferred
+from aae_dist.training.checkpointer import check_same_run, with_inferred
 
 
 def test_keys_younger_than_the_run_count_as_their_defaults() -> None:

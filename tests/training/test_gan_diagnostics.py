@@ -5,8 +5,8 @@ import torch
 
 from aae_dist.evaluation.evaluator import smallest_spread
 from aae_dist.losses import ADVERSARIES
-from aae_dist.training.health import gan_diagnostics
-from aae_dist.training.health.gan_diagnostics import GanDiagnostics
+from aae_dist.training import health
+from aae_dist.training.health import GanDiagnostics
 
 
 def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
@@ -14,7 +14,7 @@ def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
     seen, lines = [], []
     for loss in (0.05, 0.05, 1.0, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 1.2):
         metrics, new = game.update({"loss/discriminator": loss})
-        seen.append(metrics[gan_diagnostics.DISCRIMINATOR_WINS])
+        seen.append(metrics[health.DISCRIMINATOR_WINS])
         lines += new
     assert seen == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0]
     assert len(lines) == 1
@@ -29,12 +29,12 @@ def test_no_adversary_wins_at_its_equilibrium_and_each_by_a_wide_margin(name: st
     }[name]  # fmt: skip
     equal = float(loss_of(torch.tensor([even]), torch.tensor([even])))
     won = float(loss_of(torch.tensor([prior]), torch.tensor([codes])))
-    assert equal == pytest.approx(gan_diagnostics.EQUILIBRIUM[name])
+    assert equal == pytest.approx(health.EQUILIBRIUM[name])
     for loss, wins in ((equal, 0), (0.2 * equal, 0), (won, 1)):
         game = GanDiagnostics(name)
-        for _ in range(gan_diagnostics.CONSECUTIVE_POINTS):
+        for _ in range(health.CONSECUTIVE_POINTS):
             metrics, _ = game.update({"loss/discriminator": loss})
-        assert metrics[gan_diagnostics.DISCRIMINATOR_WINS] == wins
+        assert metrics[health.DISCRIMINATOR_WINS] == wins
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_an_evaluation_tells_who_wins_and_who_is_dead(
             "prior_match/c2st": c2st,
         }
     )
-    assert metrics.get(gan_diagnostics.DISCRIMINATOR_WINS, 0) == wins
-    assert metrics[gan_diagnostics.DISCRIMINATOR_DEAD] == dead
+    assert metrics.get(health.DISCRIMINATOR_WINS, 0) == wins
+    assert metrics[health.DISCRIMINATOR_DEAD] == dead
 
 
 def test_codes_that_lie_in_a_plane_are_collapsed() -> None:
@@ -72,7 +72,7 @@ def test_codes_that_lie_in_a_plane_are_collapsed() -> None:
         metrics, _ = GanDiagnostics().update(
             {"codes/smallest_spread": smallest_spread(codes, prior)}
         )
-        assert metrics[gan_diagnostics.COLLAPSED_CODES] == alarm
+        assert metrics[health.COLLAPSED_CODES] == alarm
 
 
 def test_nothing_is_said_of_methods_without_a_discriminator() -> None:

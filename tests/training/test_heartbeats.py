@@ -9,9 +9,8 @@ import torch
 import torch.distributed as dist
 
 from aae_dist.distributed.world import World
-from aae_dist.training.health import heartbeats
-from aae_dist.training.health.heartbeats import Heartbeat, TcpHeartbeatStore
-from aae_dist.training.health.watchdog import Watchdog
+from aae_dist.training import watchdog
+from aae_dist.training.watchdog import Heartbeat, TcpHeartbeatStore, Watchdog
 
 RANKS = 5
 
@@ -70,7 +69,7 @@ def test_all_others_are_read_at_once_where_the_store_can(
 
 def test_who_says_nothing_new_while_others_look_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(heartbeats.time, "monotonic", lambda: now)
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now)
     store = dist.HashStore()
     stores = [TcpHeartbeatStore(world(rank), 8.0, store) for rank in range(3)]
     for second in range(4):

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from aae_dist.distributed.world import World
-from aae_dist.training.health.heartbeats import (
+from aae_dist.training.watchdog import (
+    EXIT_CODE,
     Heartbeat,
     NullHeartbeatStore,
+    Watchdog,
     find_straggler,
     is_in_section,
 )
-from aae_dist.training.health.watchdog import EXIT_CODE, Watchdog
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
 
@@ -107,8 +108,8 @@ def test_a_model_of_slow_steps_may_take_ten_times_its_longest() -> None:
 
 HOLDS_THE_INTERPRETER = """
 import re, sys, torch
-from aae_dist.training.health.heartbeats import NullHeartbeatStore
-from aae_dist.training.health.watchdog import Watchdog
+from aae_dist.training.watchdog import NullHeartbeatStore
+from aae_dist.training.watchdog import Watchdog
 from aae_dist.distributed.world import World
 world = World(0, 1, 0, torch.device("cpu"))
 with Watchdog(world, 1.0, print, NullHeartbeatStore(), tick=0.1, backstop=0.5) as dog:

@@ -14,7 +14,7 @@ import pytest
 
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage, open_storage
-from aae_dist.training.run.lock import KEY, LockOwner, RunLock, this_process
+from aae_dist.training.lock import KEY, LockOwner, RunLock, this_process
 
 pytestmark = pytest.mark.run
 
@@ -25,7 +25,7 @@ uri, launch_id, host = sys.argv[1:]
 if host:
     socket.gethostname = lambda: host
 from aae_dist.storage import open_storage
-from aae_dist.training.run.lock import RunLock
+from aae_dist.training.lock import RunLock
 lock = RunLock.acquire(open_storage(uri), launch_id, heartbeat_seconds=0.05)
 print(lock.attempt, flush=True)
 time.sleep(60)

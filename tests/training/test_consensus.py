@@ -4,7 +4,7 @@ import pytest
 from helpers.agreeing import decisions
 from helpers.ranks import run_ranks, single_world
 
-from aae_dist.training.health.consensus import StopConsensus
+from aae_dist.training.health import StopConsensus
 
 
 def test_one_rank_acts_at_once() -> None:

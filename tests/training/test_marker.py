@@ -4,7 +4,7 @@ import pytest
 
 from aae_dist.errors import LaunchError
 from aae_dist.storage import open_storage
-from aae_dist.training.run.folder import check_marker, write_marker
+from aae_dist.training.folder import check_marker, write_marker
 
 
 def test_the_word_stays_over_launches(tmp_path):

@@ -1,0 +1,444 @@
+"""Pictures of a run: images as a grid, vectors as lines, latent codes over the prior, curves.
+
+Figures are made without pyplot, so nothing is global and any thread may draw.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aae_dist.evaluation.evaluator import EvaluationImages
+from aae_dist.utils.arrays import figure_to_png
+
+PAIRS_PER_ROW = 8
+GAP = 2
+"""Pixels of margin around an image, before enlarging."""
+CELL_INCHES = 0.8
+PAPER = 1.0
+"""White, the colour of margins."""
+
+Array = NDArray[Any]
+Range = tuple[float, float]
+PIXELS: Range = (0.0, 1.0)
+
+
+def draw_all(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]:
+    """Return name -> PNG of every picture that one evaluation gives.
+
+    Args:
+        shown: What they show.
+        caption: What it is of, say "my-run, step 400"; it stands in every title.
+    """
+    pictures: dict[str, Callable[[], Figure]] = {
+        "reconstructions": lambda: reconstructions(shown.originals, shown.reconstructions, caption),
+        "prior_samples": lambda: decoded_samples(
+            shown.decoded_prior, caption, range_of(shown.originals)
+        ),
+        "latent_codes": lambda: latent_codes(
+            shown.codes, shown.labels, shown.prior_samples, caption
+        ),
+    }
+    return {name: figure_to_png(draw()) for name, draw in pictures.items()}
+
+
+def reconstructions(
+    originals_kCHW: Tensor, reconstructions_kCHW: Tensor, caption: str = ""
+) -> Figure:
+    """Show each original, uint8 or floats, with its reconstruction below it.
+
+    Bytes stand for pixels in [0, 1]. Floats are shown in their own range where that is larger, and
+    vectors as lines.
+    """
+    if is_vectors(originals_kCHW):
+        title = "originals (black), and over each its reconstruction"
+        return lines(originals_kCHW, reconstructions_kCHW, _title(title, caption))
+    shown = range_of(originals_kCHW)
+    is_bytes = originals_kCHW.dtype == torch.uint8
+    top = _as_pictures(originals_kCHW.float() / (255 if is_bytes else 1), shown)
+    bottom = _as_pictures(reconstructions_kCHW, shown)
+    rows = []
+    for start in range(0, len(top), PAIRS_PER_ROW):
+        rows.append(_strip(top[start : start + PAIRS_PER_ROW]))
+        rows.append(_strip(bottom[start : start + PAIRS_PER_ROW]))
+        rows.append(np.full((2 * GAP, *rows[0].shape[1:]), PAPER, dtype=np.float32))
+    title = "originals, and below each its reconstruction"
+    return _show(np.concatenate(rows[:-1]), title, caption)
+
+
+def decoded_samples(images_kCHW: Tensor, caption: str = "", shown: Range = PIXELS) -> Figure:
+    """Show images decoded from samples of the prior; `shown` are the values of black and white."""
+    if is_vectors(images_kCHW):
+        return lines(images_kCHW, None, _title("samples of the prior, decoded", caption))
+    images = _as_pictures(images_kCHW, shown)
+    starts = range(0, len(images), PAIRS_PER_ROW)
+    grid = np.concatenate([_strip(images[start : start + PAIRS_PER_ROW]) for start in starts])
+    return _show(grid, "samples of the prior, decoded", caption)
+
+
+def range_of(originals_kCHW: Tensor) -> Range:
+    """Return the values of black and white: 0 and 1, or wider where floats are outside these."""
+    if originals_kCHW.dtype == torch.uint8 or not originals_kCHW.numel():
+        return PIXELS
+    return min(0.0, float(originals_kCHW.min())), max(1.0, float(originals_kCHW.max()))
+
+
+def _as_pictures(images_kCHW: Tensor, shown: Range) -> Array:
+    """Return [k, H, W, 3] in [0, 1]; other than three channels are shown as grey, by the first."""
+    low, high = shown
+    channels = ((images_kCHW - low) / (high - low)).clamp(0, 1).nan_to_num(0.5).permute(0, 2, 3, 1)
+    colour = channels if channels.shape[-1] == 3 else channels[..., :1].expand(-1, -1, -1, 3)
+    pictures: Array = colour.float().numpy()
+    return pictures
+
+
+def _strip(images: Array) -> Array:
+    """Return up to PAIRS_PER_ROW images side by side, with margins, padded to a full row."""
+    missing = PAIRS_PER_ROW - len(images)
+    margins = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
+    framed = np.pad(images, margins, constant_values=PAPER)
+    framed = np.pad(framed, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=PAPER)
+    return np.concatenate(list(framed), axis=1)
+
+
+def _show(grid: Array, title: str, caption: str) -> Figure:
+    height, width = grid.shape[:2]
+    inches = PAIRS_PER_ROW * CELL_INCHES
+    title_inches = 0.4
+    picture_inches = inches * height / width
+    figure = Figure(figsize=(inches, picture_inches + title_inches))
+    share = picture_inches / (picture_inches + title_inches)
+    axes = figure.add_axes((0, 0, 1, share))
+    axes.imshow(grid, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
+    axes.set_axis_off()
+    text = _title(title, caption)
+    figure.text(0.5, (1 + share) / 2, text, ha="center", va="center", fontsize=11)
+    return figure
+
+
+def _title(title: str, caption: str) -> str:
+    return f"{caption}: {title}" if caption else title
+
+
+COLUMNS = 4
+PANEL_INCHES = (1.6, 0.9)
+TITLE_INCHES = 0.4
+ORIGINAL, OTHER = "#000000", "#d55e00"
+
+
+def is_vectors(samples_kCHW: Tensor) -> bool:
+    """Return whether samples are rows of numbers rather than images."""
+    return tuple(samples_kCHW.shape[1:3]) == (1, 1)
+
+
+def lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figure:
+    """Draw each sample, and over it what stands at the same place of `others_k11D`.
+
+    Args:
+        samples_k11D: vectors, floats or uint8.
+        others_k11D: as many, in another colour; None for none.
+        title: what the picture shows.
+    """
+    rows = -(-len(samples_k11D) // COLUMNS)
+    width, height = COLUMNS * PANEL_INCHES[0], rows * PANEL_INCHES[1] + TITLE_INCHES
+    figure = Figure(figsize=(width, height))
+    top = 1 - TITLE_INCHES / height
+    figure.subplots_adjust(0.05, 0.2 / rows, 0.99, top, wspace=0.25, hspace=0.35)
+    low, high = 0.0, 0.0
+    for place, vector in enumerate(samples_k11D):
+        axes = figure.add_subplot(rows, COLUMNS, place + 1)
+        axes.plot(vector.flatten().numpy(), color=ORIGINAL, linewidth=0.8)
+        if others_k11D is not None:
+            axes.plot(others_k11D[place].flatten().numpy(), color=OTHER, linewidth=0.8)
+        axes.tick_params(labelsize=5)
+        low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
+    for axes in figure.axes:
+        axes.set_ylim(low, high)  # one scale, so that panels can be compared
+    figure.text(0.5, (1 + top) / 2, title, ha="center", va="center", fontsize=9)
+    return figure
+
+
+MAX_POINTS = 4000
+"""Codes drawn; more hide each other."""
+BINS = 60
+INK = "#332288"
+SAFE = (
+    *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677"),
+    *("#aa4499", "#44aa99", "#999933", "#882255", "#ee7733"),
+)
+"""Colours that the colour-blind tell apart: Paul Tol's "muted", and one of his "vibrant"."""
+NAMED_LABELS = 20
+"""Up to this many labels are named one by one; more are shown by a colour scale."""
+GREYS = LinearSegmentedColormap.from_list("prior", ["#ffffff", "#7c7c7c"])
+
+Limits = tuple[float, float]
+
+
+def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: str = "") -> Figure:
+    """Draw codes as dots coloured by label over the prior's density in grey, with both marginals.
+
+    Above two dimensions both are projected on the first two principal axes of the codes.
+
+    Args:
+        codes_nZ: Latent codes, float.
+        labels_n: int64, -1 where absent.
+        prior_mZ: Prior samples, float.
+        caption: What the codes are of, for the title.
+    """
+    # Project codes and prior to two dimensions.
+    finite = codes_nZ.isfinite().all(1)
+    if not bool(finite.any()):
+        return _message("no latent code is finite")
+    labels = labels_n[finite].numpy()
+    codes, prior, names = _in_plane(codes_nZ[finite].double(), prior_mZ.double())
+
+    # Lay out the main plot and its two marginals.
+    figure = Figure(figsize=(7.6, 6.6))
+    grid = figure.add_gridspec(
+        2, 2, width_ratios=(6, 1), height_ratios=(1, 6), wspace=0.04, hspace=0.04,
+        left=0.1, right=0.86, top=0.92, bottom=0.08,
+    )  # fmt: skip
+    main = figure.add_subplot(grid[1, 0])
+    top = figure.add_subplot(grid[0, 0], sharex=main)
+    right = figure.add_subplot(grid[1, 1], sharey=main)
+    limits = _equal_spans([_limits(codes[:, axis], prior[:, axis]) for axis in range(2)])
+
+    # Draw the prior's density, the codes over it, and the marginals.
+    density = _density(prior, limits)
+    extent = (*limits[0], *limits[1])
+    main.imshow(density, cmap=GREYS, extent=extent, origin="lower", aspect="auto")
+    _scatter(main, codes, labels)
+    level = _level_holding(density, 0.9)
+    main.contour(density, levels=[level], extent=extent, colors="0.25", linewidths=0.9)
+    main.set(xlim=limits[0], ylim=limits[1], xlabel=names[0], ylabel=names[1])
+    _marginal(top, codes[:, 0], prior[:, 0], limits[0], "vertical")
+    _marginal(right, codes[:, 1], prior[:, 1], limits[1], "horizontal")
+    top.legend(loc="upper left", fontsize=7, frameon=False, borderpad=0)
+    place = f"{caption}: " if caption else ""
+    figure.suptitle(f"{place}latent codes over the prior", fontsize=12)
+    figure.text(
+        0.5, 0.94, "colour: label; grey: density of the prior; line: 90 % of it",
+        ha="center", va="center", fontsize=9, color="0.3",
+    )  # fmt: skip
+    return figure
+
+
+def principal_axes(codes_nZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the codes' mean [Z], first two principal axes [Z, 2] and their shares of variance [2].
+
+    The sign of an axis is chosen so that its largest component is positive: pictures of one run
+    do not flip from one evaluation to the next.
+    """
+    mean = codes_nZ.mean(0)
+    centred = codes_nZ - mean
+    variances, vectors = torch.linalg.eigh(centred.T @ centred / len(codes_nZ))
+    axes = vectors[:, [-1, -2]]
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    shares = variances[[-1, -2]] / variances.sum().clamp_min(1e-300)
+    return mean, axes * largest.sign(), shares
+
+
+def _in_plane(codes_nZ: Tensor, prior_mZ: Tensor) -> tuple[Array, Array, tuple[str, str]]:
+    """Return codes and prior samples in two dimensions, and names of the two axes."""
+    dim = codes_nZ.shape[1]
+    if dim == 1:
+        height = torch.linspace(-1, 1, len(codes_nZ), dtype=codes_nZ.dtype)[:, None]
+        flat = torch.linspace(-1, 1, len(prior_mZ), dtype=prior_mZ.dtype)[:, None]
+        spread = torch.cat([codes_nZ, height], 1), torch.cat([prior_mZ, flat], 1)
+        return spread[0].numpy(), spread[1].numpy(), ("z", "position in the data")
+    if dim == 2:
+        return codes_nZ.numpy(), prior_mZ.numpy(), ("$z_1$", "$z_2$")
+    mean, axes, shares = principal_axes(codes_nZ)
+    first, second = (
+        f"principal axis {i + 1} of the codes ({100 * share:.0f} % of variance, {dim} dimensions)"
+        for i, share in enumerate(shares.tolist())
+    )
+    return ((codes_nZ - mean) @ axes).numpy(), ((prior_mZ - mean) @ axes).numpy(), (first, second)
+
+
+def _limits(codes: Array, prior: Array) -> Limits:
+    """Return a range that holds all but stray points: one outlier does not shrink the rest."""
+    low = min(np.quantile(codes, 0.002), np.quantile(prior, 0.001))
+    high = max(np.quantile(codes, 0.998), np.quantile(prior, 0.999))
+    margin = 0.06 * max(high - low, 1e-6)
+    return float(low - margin), float(high + margin)
+
+
+def _equal_spans(limits: list[Limits]) -> list[Limits]:
+    """Return ranges of the same length around the same centres: a round prior looks round."""
+    half = max(high - low for low, high in limits) / 2
+    centres = [(low + high) / 2 for low, high in limits]
+    return [(centre - half, centre + half) for centre in centres]
+
+
+def _density(prior: Array, limits: list[Limits]) -> Array:
+    """Return the prior's histogram [BINS, BINS], rows along the second axis, lightly smoothed."""
+    counts, _, _ = np.histogram2d(prior[:, 1], prior[:, 0], bins=BINS, range=limits[::-1])
+    kernel = np.array([1, 4, 6, 4, 1]) / 16
+    for axis in range(2):
+        counts = np.apply_along_axis(np.convolve, axis, counts, kernel, mode="same")
+    return counts
+
+
+def _level_holding(density: Array, share: float) -> float:
+    """Return the density above which lies `share` of the prior."""
+    falling = np.sort(density.ravel())[::-1]
+    reached = np.searchsorted(falling.cumsum(), share * falling.sum())
+    return float(falling[min(reached, falling.size - 1)])
+
+
+def _message(text: str) -> Figure:
+    figure = Figure(figsize=(7.6, 6.6))
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
+
+
+def _scatter(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:
+    every = max(1, len(codes) // MAX_POINTS)
+    codes, labels = codes[::every], labels[::every]
+    known = sorted(set(labels.tolist()) - {-1})
+    size = 5.0 if len(codes) > 1500 else 12.0
+    style: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": True}
+    if not known:
+        axes.scatter(codes[:, 0], codes[:, 1], color=INK, **style)
+    elif len(known) > NAMED_LABELS:
+        drawn = axes.scatter(codes[:, 0], codes[:, 1], c=labels, cmap="cividis", **style)
+        axes.figure.colorbar(drawn, cax=axes.inset_axes((1.2, 0.1, 0.03, 0.8)), label="label")
+    else:
+        _scatter_named(axes, codes, labels, known, style)
+
+
+def _scatter_named(
+    axes: Axes, codes: Array, labels: NDArray[np.int64], known: list[int], style: dict[str, Any]
+) -> None:
+    """Draw each label in a colour of its own, with its number where its codes are."""
+    few = len(known) <= len(SAFE)
+    colours = SAFE if few else matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    shade = [colours[known.index(n)] if n >= 0 else (0, 0, 0, 0.4) for n in labels.tolist()]
+    # In an order of its own: drawn by label, the last ones would hide the first.
+    order = np.random.default_rng(0).permutation(len(codes))
+    axes.scatter(codes[order, 0], codes[order, 1], color=[shade[n] for n in order], **style)
+    for position, label in enumerate(known):
+        axes.scatter([], [], color=colours[position], s=30, label=str(label))
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.18, 1.0), fontsize=9, frameon=False, title="label"
+    )
+    if few:
+        for position, label in enumerate(known):
+            x, y = np.median(codes[labels == label], axis=0)
+            axes.text(
+                x, y, str(label), color=colours[position], fontsize=13, weight="bold",
+                ha="center", va="center", clip_on=True,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+            )  # fmt: skip
+
+
+def _marginal(
+    axes: Axes, codes: Array, prior: Array, limits: tuple[float, float], orientation: Any
+) -> None:
+    style: dict[str, Any] = {"bins": BINS, "range": limits, "density": True}
+    style["orientation"] = orientation
+    axes.hist(prior, histtype="stepfilled", color="0.8", label="prior", **style)
+    axes.hist(codes, histtype="step", color=INK, linewidth=1.2, label="codes", **style)
+    axes.set_axis_off()
+
+
+CURVE_COLUMNS = 3
+COLOURS = ("#0072b2", "#d55e00", "#009e73")
+"""Blue, vermilion and green of Okabe and Ito, which the colour-blind tell apart."""
+STYLES = ("-", "--", "-.")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: names and labels of its curves, and the value that a perfect match would have."""
+
+    title: str
+    curves: tuple[tuple[str, str], ...]
+    perfect: float | None = None
+    logarithmic: bool = False
+
+
+EVALUATION_PANELS = (
+    Panel("squared error per pixel (validation)", (("reconstruction/mse", ""),)),
+    Panel("accuracy of a two-sample test (C2ST)", (("prior_match/c2st", ""),), perfect=0.5),
+    Panel(
+        "distance to the prior / that of a perfect match",
+        (("prior_match/sliced_wasserstein", "sliced Wasserstein"), ("prior_match/mmd", "MMD")),
+        perfect=1.0,
+        logarithmic=True,
+    ),
+    Panel(
+        "discriminator accuracy",
+        (("discriminator/accuracy_prior", "prior"), ("discriminator/accuracy_codes", "codes")),
+        perfect=0.5,
+    ),
+)
+
+
+def loss_curves(records: Sequence[Mapping[str, Any]], caption: str = "") -> Figure:
+    """Draw every loss, and what evaluations measured, against the samples seen.
+
+    Args:
+        records: Log points as in metrics.jsonl; a record need not have every metric.
+        caption: What they are of, for the title.
+    """
+    present = {name: None for record in records for name in record if _has(record, name)}
+    losses = [name for name in present if name.startswith("loss/")]
+    panels = [Panel(f"{name.removeprefix('loss/')} loss", ((name, ""),)) for name in losses]
+    panels += [p for p in EVALUATION_PANELS if any(name in present for name, _ in p.curves)]
+    rows = max(1, -(-len(panels) // CURVE_COLUMNS))
+    figure = Figure(
+        figsize=(4.2 * CURVE_COLUMNS, 2.9 * rows),
+        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1),
+    )
+    axes = figure.subplots(rows, CURVE_COLUMNS, squeeze=False).ravel()
+    for place, panel in zip(axes, panels, strict=False):
+        _draw(place, panel, records)
+    for empty in axes[len(panels) :]:
+        empty.set_axis_off()
+    if caption:
+        figure.suptitle(caption, fontsize=12)
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) -> None:
+    for (name, label), colour, style in zip(panel.curves, COLOURS, STYLES, strict=False):
+        points = [(r.get("samples_seen", r["step"]), r[name]) for r in records if _has(r, name)]
+        if not points:
+            continue
+        x, y = np.array(points, dtype=float).T
+        # Few points are evaluations: shown one by one. Many are log points: a line says it all.
+        marker = "o" if len(x) <= 30 else None
+        axes.plot(x, y, style, color=colour, lw=1.4, marker=marker, ms=3.5, label=label)
+    if panel.perfect is not None:
+        axes.axhline(panel.perfect, color="0.5", linewidth=1, linestyle=":", label="perfect match")
+    if panel.logarithmic:
+        axes.set_yscale("log")
+        # 1, 2, 5, 10, ... instead of powers of ten, of which such a panel often has one at most.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    if panel.perfect is not None:
+        axes.legend(fontsize=8, frameon=False)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("samples seen", fontsize=9)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _has(record: Mapping[str, Any], name: str) -> bool:
+    return record.get(name) is not None

@@ -1,0 +1,228 @@
+"""The health of a run: stops by consensus, rollbacks, and diagnostics of adversarial training."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.store import CheckpointStore
+from aae_dist.config import RunConfig
+from aae_dist.distributed.world import World, control_group, run_on_all_ranks, run_on_rank_zero
+from aae_dist.errors import CheckpointError, LaunchError, RanksDifferError, TrainingDivergedError
+
+INTERVAL_SECONDS = 1.0
+"""A stop request takes effect after about this long; each round costs one tiny all-reduce."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Actions of all ranks after this step."""
+
+    stop: bool
+    save: bool
+
+
+class StopConsensus:
+    """All-reduces about once per second whether any rank has a request to stop or save.
+
+    The number of steps until the next round is part of the result, so that every rank takes part at
+    the same steps although their clocks differ.
+    """
+
+    def __init__(
+        self, world: World, step: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Hold the first round after the next step; `step` of them are done already."""
+        self._world = world
+        self._clock = clock
+        self._next_step = step
+        self._last = (step, clock())
+
+    def after(
+        self, step: int, wants_stop: Callable[[], bool], wants_save: Callable[[], bool]
+    ) -> Decision:
+        """Return the common decision after `step`; between rounds neither callback is called."""
+        if self._world.size == 1:
+            return Decision(stop=wants_stop(), save=wants_save())
+        if step < self._next_step:
+            return Decision(stop=False, save=False)
+        requests = [float(wants_stop()), float(wants_save()), float(self._steps_per_interval(step))]
+        result = torch.tensor(requests)
+        dist.all_reduce(result, dist.ReduceOp.MAX, group=control_group())
+        stop, save, interval = result.tolist()
+        self._next_step = step + int(interval)
+        return Decision(stop=bool(stop), save=bool(save))
+
+    def _steps_per_interval(self, step: int) -> int:
+        (last_step, last_time), now = self._last, self._clock()
+        self._last = (step, now)
+        seconds = max(now - last_time, 1e-6)
+        return min(1000, max(1, round((step - last_step) * INTERVAL_SECONDS / seconds)))
+
+
+MAX_DRIFT_ROLLBACKS = 3
+"""Rollbacks because ranks drifted apart: after that many, suspect hardware."""
+
+
+class RollbackNeeded(Exception):
+    """The training state is not healthy any more; raised on every rank."""
+
+
+class UpdatesSkippedError(RollbackNeeded):
+    """Too many consecutive updates had non-finite gradients."""
+
+
+class RanksDriftedError(RollbackNeeded):
+    """The ranks no longer hold the same networks: a bit flipped, or hardware computes wrongly."""
+
+
+class RollbackPolicy:
+    """Decides how to respond to `RollbackNeeded`.
+
+    Ranks that drifted apart roll back unchanged, so the run ends as if nothing had happened.
+    Non-finite updates are repeated once unchanged, in case hardware was at fault, and after that
+    with learning rates halved each time.
+    """
+
+    def __init__(self, config: RunConfig, line: Callable[[str], None]) -> None:
+        """Allow `train.max_rollbacks` for non-finite updates, and a few for drifted ranks."""
+        self._left = config.train.max_rollbacks
+        self._drifts_left = MAX_DRIFT_ROLLBACKS
+        self._line = line
+        self._repeated = False
+
+    def lr_factor(self, error: RollbackNeeded) -> float:
+        """Count a rollback; return the factor on all learning rates to resume with.
+
+        Raises:
+            TrainingDivergedError: no rollback is left.
+            RanksDifferError: the ranks keep drifting apart.
+        """
+        if isinstance(error, RanksDriftedError):
+            if self._drifts_left == 0:
+                raise RanksDifferError(
+                    f"{error}, and did so after {MAX_DRIFT_ROLLBACKS} rollbacks. Suspect hardware: "
+                    "leave that machine out and repeat the command."
+                ) from error
+            self._drifts_left -= 1
+            self._line(f"{error}; rolling back to the newest checkpoint")
+            return 1.0
+        if self._left == 0:
+            raise TrainingDivergedError(f"training diverged: {error}") from error
+        self._left -= 1
+        factor = 0.5 if self._repeated else 1.0
+        self._repeated = True
+        how = "with learning rates halved" if factor < 1.0 else "unchanged"
+        self._line(f"{error}; rolling back to the last good checkpoint, {how}")
+        return factor
+
+
+def healthy_checkpoint(store: CheckpointStore, world: World, error: RollbackNeeded) -> Checkpoint:
+    """Load the newest healthy checkpoint on every rank; without one raise what `error` means."""
+
+    def newest() -> int | None:
+        with contextlib.suppress(CheckpointError, LaunchError, OSError):
+            store.wait()  # a save that failed is no checkpoint to roll back to
+        return store.newest_healthy(is_healthy)
+
+    step = run_on_rank_zero(world, newest)
+    if step is None:
+        raise _without_checkpoint(error) from error
+    return run_on_all_ranks(world, lambda: store.load(step))
+
+
+def is_healthy(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint was not saved between skipped updates."""
+    counters = [group.get("skipped_in_a_row") for group in checkpoint.tensors.values()]
+    return not any(int(counter) for counter in counters if counter is not None)
+
+
+def _without_checkpoint(error: RollbackNeeded) -> Exception:
+    if isinstance(error, UpdatesSkippedError):
+        return TrainingDivergedError(
+            f"training diverged: {error} (there is no good checkpoint to roll back to)"
+        )
+    return RanksDifferError(
+        f"{error}, and there is no checkpoint to roll back to. A bit flipped or hardware computes "
+        "wrongly: repeat the command, and if it happens again leave that machine out."
+    )
+
+
+Metrics = Mapping[str, float]
+
+CONSECUTIVE_POINTS = 5
+EQUILIBRIUM = {"bce": 2 * math.log(2), "least_squares": 0.25, "hinge": 2.0}
+"""By adversary: the discriminator's loss when it cannot tell codes from prior samples."""
+WINNING_FRACTION = 0.07
+"""A winning discriminator's loss is below this fraction of it: 0.1 for bce."""
+WINNING_ACCURACY = 0.98
+DEAD_MARGIN = 0.02
+"""A discriminator whose two accuracies sum to 1 within this margin has no signal."""
+DISTINCT_C2ST = 0.6
+"""Codes and prior samples are distinct above this accuracy of a classifier trained from scratch."""
+COLLAPSED_SPREAD = 0.1
+"""Codes are collapsed when their spread over that of the prior is below this in any direction."""
+
+DISCRIMINATOR_WINS = "alarm/discriminator_wins"
+DISCRIMINATOR_DEAD = "alarm/discriminator_dead"
+COLLAPSED_CODES = "alarm/collapsed_codes"
+
+MEANING = {
+    DISCRIMINATOR_WINS: "the discriminator tells nearly all codes from prior samples, so the "
+    "encoder learns little from it; lower phases.discriminator.optimizer.lr",
+    DISCRIMINATOR_DEAD: "the discriminator tells nothing apart although codes and prior samples "
+    "differ; raise phases.discriminator.optimizer.lr or widen it",
+    COLLAPSED_CODES: "the codes hardly vary in some direction in which the prior does; lower "
+    "phases.generator.optimizer.lr",
+}
+
+
+class GanDiagnostics:
+    """Raises and clears alarms from the metrics of log points and evaluations.
+
+    Every rank passes the same numbers and gets the same alarms.
+
+    Args:
+        adversary: the adversarial loss, a key of `EQUILIBRIUM`.
+    """
+
+    def __init__(self, adversary: str = "bce") -> None:
+        self._winning_loss = WINNING_FRACTION * EQUILIBRIUM[adversary]
+        self._winning_points = 0
+        self._raised: dict[str, bool] = {}
+
+    def update(self, metrics: Metrics) -> tuple[dict[str, float], list[str]]:
+        """Return alarms as metrics, 1 or 0 each, and one line per new alarm."""
+        now = {**self._check_losses(metrics), **_check_evaluation(metrics)}
+        new = [MEANING[name] for name, on in now.items() if on and not self._raised.get(name)]
+        self._raised |= now
+        return {name: float(on) for name, on in now.items()}, new
+
+    def _check_losses(self, metrics: Metrics) -> dict[str, bool]:
+        loss = metrics.get("loss/discriminator", math.nan)
+        if math.isnan(loss):
+            return {}
+        self._winning_points = self._winning_points + 1 if loss < self._winning_loss else 0
+        return {DISCRIMINATOR_WINS: self._winning_points >= CONSECUTIVE_POINTS}
+
+
+def _check_evaluation(metrics: Metrics) -> dict[str, bool]:
+    found = {}
+    codes = metrics.get("discriminator/accuracy_codes")
+    prior = metrics.get("discriminator/accuracy_prior")
+    c2st = metrics.get("prior_match/c2st")
+    if codes is not None and prior is not None and c2st is not None:
+        wins = min(codes, prior) > WINNING_ACCURACY
+        if wins:
+            found[DISCRIMINATOR_WINS] = True
+        blind = abs(codes + prior - 1.0) < DEAD_MARGIN
+        found[DISCRIMINATOR_DEAD] = blind and c2st > DISTINCT_C2ST
+    spread = metrics.get("codes/smallest_spread")
+    if spread is not None:
+        found[COLLAPSED_CODES] = spread < COLLAPSED_SPREAD
+    return found
