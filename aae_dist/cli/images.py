@@ -280,19 +280,8 @@ def write_dataset(
 ) -> int:
     """Write what a run makes of every sample of a data set to a folder, in shards.
 
-    Args:
-        uri: the run's folder.
-        items: patterns of shards, by default the run's validation shards; and overrides of
-            `data.*`, `launch.*` and `train.device`.
-        out: folder to write, local or in a bucket; absent, empty, or begun by the same command.
-        format: parquet or npy for codes, tar for reconstructions.
-        step: the checkpoint's step; by default the newest.
-
-    Raises:
-        ConfigError: an override or the output folder is wrong.
-        CheckpointError: the run holds no checkpoint that verifies.
-        DataError: a shard is missing or damaged.
-        Interrupted: stopped from the keyboard; the same command resumes.
+    The folder, local or in a bucket, is absent, empty, or begun by the same command. Formats are
+    parquet and npy for codes, tar for reconstructions.
     """
     from aae_dist import load_run
     from aae_dist.config.loading.load import absolute_storage

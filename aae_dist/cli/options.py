@@ -233,10 +233,6 @@ def read_items(items: Sequence[str]) -> tuple[list["ConfigFile"], list[str]]:
     """Return (files, overrides): an override holds `=` and is not the name of a file.
 
     Files with an address, such as s3://bucket/sweep/best.yaml, are read here.
-
-    Raises:
-        ConfigError: an address holds no file, or one that is too large.
-        LaunchError: the address, or the place that it names, cannot be used.
     """
     files: list[ConfigFile] = []
     overrides = []
@@ -278,15 +274,7 @@ def open_run(
 ) -> "TrainedRun":
     """Load a run with the threads of its training, on the CPU unless `overrides` name a device.
 
-    Args:
-        uri: the run's folder.
-        step: the checkpoint's step; by default the newest.
-        overrides: of `data.*`, how the run's verbs read data, and of `train.device`.
-        reads_data: whether the verb reads any, so that `data.*` may be overridden.
-
-    Raises:
-        CheckpointError: the folder holds no checkpoint that verifies, or none of this step.
-        ConfigError: an override is wrong, or would do nothing here; there is no GPU for cuda.
+    `reads_data`: whether the verb reads any, so that `data.*` may be overridden.
     """
     device = "cpu"
     for item in overrides:

@@ -87,13 +87,9 @@ class BadSamples:
         """Different samples lost so far; a shard that cannot be used counts whole."""
 
     def add(self, bad: Sequence[BadSample], valid: NDArray[np.bool_], step: int, epoch: int) -> int:
-        """Add the holes of one global batch; return the number of new entries.
+        """Add the holes of one global batch, of all ranks; return the number of new entries.
 
-        Args:
-            bad: All holes of the batch, over all ranks.
-            valid: Slots that have a sample, bool [G].
-            step: The step that trains on the batch, counted from 1.
-            epoch: The batch's epoch.
+        `valid` are the slots that have a sample, bool [G]; steps are counted from 1.
         """
         self.num_holes += len(bad)
         self._count_consecutive({one.slot for one in bad}, valid)

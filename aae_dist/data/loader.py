@@ -221,13 +221,7 @@ def _scatter(samples: Samples, valid: Mask) -> Samples:
 
 
 class BatchPrefetcher(Generic[Item]):
-    """Items of an iterator, some of which a thread prepares ahead.
-
-    Args:
-        items: Makes the iterator; `get` raises its errors.
-        depth: Items prepared ahead; 0 for no thread: each item is made when it is wanted.
-        name: The thread's.
-    """
+    """Items of an iterator; a thread prepares `depth` ahead. 0: each is made when it is wanted."""
 
     def __init__(self, items: Callable[[], Iterator[Item]], depth: int, name: str) -> None:
         self._items, self._depth = items, depth

@@ -39,12 +39,9 @@ def round_keys(*parts: int | str) -> tuple[np.uint64, ...]:
 
 
 def permute(positions: Indices, size: int, keys: tuple[np.uint64, ...]) -> Indices:
-    """Return the images of `positions` under the permutation of 0..size-1 that `keys` choose.
+    """Return the images of `positions`, int64 in [0, size), under a permutation of 0..size-1.
 
-    Args:
-        positions: Any number of integers in [0, size), int64, any shape.
-        size: Length of the permuted range, at least 1.
-        keys: From `round_keys`.
+    `keys`, from `round_keys`, choose it; `size` is at least 1.
     """
     if size == 1:
         return np.zeros_like(positions)

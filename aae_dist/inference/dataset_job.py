@@ -240,8 +240,7 @@ def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> 
 def claim_output(out: Storage, fingerprint: dict[str, Any]) -> bool:
     """Claim the output folder for a job; return whether it is complete already.
 
-    Raises:
-        ConfigError: the folder holds other files, or the output of another job.
+    Raises ConfigError if the folder holds other files, or the output of another job.
     """
     text = json.dumps({**fingerprint, "complete": False}, indent=1).encode()
     try:
@@ -319,10 +318,7 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
     """Write the output of one input shard and return its number of samples.
 
     Files appear complete, and the one that marks the shard as complete appears last, so a killed
-    worker leaves no half-written shard.
-
-    Raises:
-        DataError: the shard is missing or damaged; nothing is written.
+    worker leaves no half-written shard. A missing or damaged shard is a DataError.
     """
     run = _load_once(job)
     data = _open_shard(job, shard, run) if shard.samples else None

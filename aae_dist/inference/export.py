@@ -60,18 +60,12 @@ def export(
 ) -> dict[str, float]:
     """Write encoder and decoder, and export.json, which describes their inputs and outputs.
 
-    Args:
-        run: the run, on the CPU.
-        out: folder to write.
-        format: torch (.pt2, for `torch.export.load`) or onnx.
-        images: uint8 or float images for the check; by default noise.
+    The run must be on the CPU. Formats are torch (.pt2, for `torch.export.load`) and onnx. The
+    check takes uint8 or float images, by default noise.
 
-    Returns:
-        Largest absolute difference between each program and the run, over several batch sizes.
-
-    Raises:
-        ConfigError: the format's packages are not installed.
-        ExportError: a network cannot be exported, or a program computes other values.
+    Returns the largest absolute difference between each program and the run, over several batch
+    sizes. Raises ConfigError if the format's packages are not installed, and ExportError if a
+    network cannot be exported or a program computes other values.
     """
     check_format(format)
     write, suffix = WRITERS[format]

@@ -37,15 +37,10 @@ def checked_path(out: str) -> Path:
 
 
 def write_images(path: Path, images: Tensor, columns: int | None = None) -> None:
-    """Write images [N, C, H, W] with pixels in [0, 1].
+    """Write images [N, C, H, W], of any device and float type, with pixels in [0, 1].
 
-    Args:
-        path: where to; its folder is made.
-        images: of any device and float type.
-        columns: of the grid in a .png; by default it is square.
-
-    Raises:
-        ConfigError: the file cannot be written.
+    A .png has a grid of so many columns, by default a square one. Raises ConfigError if the file
+    cannot be written.
     """
     array: Images = images.detach().to("cpu").float().numpy()
     if path.suffix.lower() == ".png":
@@ -176,13 +171,8 @@ def _range(run: TrainedRun, seed: int) -> tuple[Tensor, Tensor]:
 def between(start_NZ: Tensor, end_NZ: Tensor, num_steps: int, path: PathKind) -> Tensor:
     """Return codes on the way from each start to its end, shape (N, num_steps, Z), ends included.
 
-    Args:
-        start_NZ: codes, floats (N, Z).
-        end_NZ: codes, floats (N, Z).
-        num_steps: codes on each way, at least 2.
-        path: linear, or spherical: along the great circle, the length growing evenly. A Gaussian
-            in many dimensions lies in a shell, which a straight line leaves (White 2016,
-            arXiv 1609.04468).
+    Spherical: along the great circle, the length growing evenly. A Gaussian in many dimensions lies
+    in a shell, which a straight line leaves (White 2016, arXiv 1609.04468).
     """
     share_S1 = torch.linspace(0, 1, num_steps, dtype=start_NZ.dtype)[:, None]
     start_N1Z, end_N1Z = start_NZ[:, None], end_NZ[:, None]
@@ -202,11 +192,7 @@ def between(start_NZ: Tensor, end_NZ: Tensor, num_steps: int, path: PathKind) ->
 
 
 def traversal(code_Z: Tensor, low_Z: Tensor, high_Z: Tensor, num_steps: int) -> Tensor:
-    """Return copies of a code in which one dimension moves from low to high.
-
-    Returns:
-        Codes of shape (Z, num_steps, Z): row i moves dimension i.
-    """
+    """Return copies (Z, num_steps, Z) of a code; in row i dimension i moves from low to high."""
     size = len(code_Z)
     share_S = torch.linspace(0, 1, num_steps, dtype=code_Z.dtype)
     codes = code_Z.expand(size, num_steps, size).clone()
@@ -218,10 +204,7 @@ def traversal(code_Z: Tensor, low_Z: Tensor, high_Z: Tensor, num_steps: int) -> 
 def plane(corners_4Z: Tensor, num_steps: int, path: PathKind) -> Tensor:
     """Return codes over the patch between four corners, shape (num_steps, num_steps, Z).
 
-    Args:
-        corners_4Z: top left, top right, bottom left, bottom right.
-        num_steps: rows and columns.
-        path: as for `between`.
+    Corners are top left, top right, bottom left, bottom right.
     """
     left_1SZ = between(corners_4Z[0:1], corners_4Z[2:3], num_steps, path)
     right_1SZ = between(corners_4Z[1:2], corners_4Z[3:4], num_steps, path)

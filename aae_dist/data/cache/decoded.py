@@ -44,18 +44,11 @@ class DecodedStore(Protocol):
 
 
 class SharedStore:
-    """Memory shared by all processes of this node that read the same data.
+    """Memory shared by all processes of this node that read the same data (equal `content_id`).
 
     It is a file in /dev/shm that each of them maps and holds a shared lock on. The last one removes
     it; files of killed processes are removed by the next process. Where shared memory is too small
     (a container has 64 MiB by default) every process has its own, with a warning.
-
-    Args:
-        content: Equal for equal samples, from `content_id`.
-        num_samples: Samples of the data set.
-        shape: (C, H, W) of each.
-        dtype: uint8 or float32.
-        folder: Where shared memory is.
     """
 
     def __init__(
@@ -101,12 +94,7 @@ class SharedStore:
 
 
 class DeviceStore:
-    """Samples on a device, gathered there; those it lacks come from the node's shared memory.
-
-    Args:
-        shared: What all ranks of the node have decoded.
-        device: Where to keep them.
-    """
+    """Samples on a device, gathered there; those it lacks come from the node's shared memory."""
 
     def __init__(self, shared: SharedStore, device: torch.device) -> None:
         self._shared, self._device = shared, device
@@ -147,7 +135,6 @@ class DeviceStore:
         return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
 
     def _copy_missing(self, indices: Indices) -> None:
-        """Copy the samples that the device lacks."""
         missing = np.unique(indices[~self._here[indices]])
         # Samples that are not decoded yet are zeros there, and may be decodable later.
         missing = missing[self._shared.filled[missing]]

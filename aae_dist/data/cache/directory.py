@@ -16,25 +16,14 @@ BLOCK = 4096
 
 
 def cache_folder(parent: str | None = None) -> Path:
-    """Return the directory for copies of shards below `parent`; create it if need be.
-
-    Args:
-        parent: `data.cache.dir`; None takes the user's cache folder, or else the temporary one.
-
-    Raises:
-        DataError: It cannot be created, is a symbolic link, or belongs to another user.
-    """
+    """Return the directory of copies in `data.cache.dir`, or else in the user's cache or /tmp."""
     if parent is not None:
         return checked_folder(Path(os.path.abspath(os.path.expanduser(parent))), _NAME)
     return own_folder(_NAME)
 
 
 def own_folder(name: str, advice: str = _ADVICE) -> Path:
-    """Return the directory `name` in the user's cache directory, or else in the temporary one.
-
-    Raises:
-        DataError: As `checked_folder`, in both.
-    """
+    """Return the directory `name` in the user's cache directory, or else in the temporary one."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     try:
         return checked_folder(Path(home), name, advice)
@@ -46,13 +35,7 @@ def own_folder(name: str, advice: str = _ADVICE) -> Path:
 def checked_folder(parent: Path, name: str, advice: str = _ADVICE) -> Path:
     """Return the directory `name` in `parent`; create both if need be.
 
-    Args:
-        parent: Its parent.
-        name: Its name.
-        advice: Ends the error message, a whole sentence.
-
-    Raises:
-        DataError: It cannot be created, or other users have access.
+    Raises DataError, which ends with `advice`, if it cannot be created or others have access.
     """
     folder = parent / name
     try:

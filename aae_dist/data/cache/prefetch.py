@@ -38,13 +38,8 @@ def uses_in_epoch(order: SampleOrder, lanes: range, epoch: int, start: int = 0) 
     """Return the shards that `lanes` need in one epoch; a shard once per lane.
 
     A shard is needed from the first to the last window that it has a sample in, in whole batches.
-
-    Args:
-        order: The order of samples.
-        lanes: Some lanes.
-        epoch: Number of the epoch.
-        start: Position where training starts. With another batch size than before it is no multiple
-            of the new batches, which are counted from it for the rest of its epoch.
+    With another batch size than before, `start` (where training starts) is no multiple of the new
+    batches, which are counted from it for the rest of its epoch.
     """
     begin = epoch * order.lane_length
     shards, line_ends = order.shard_permutation(epoch)
@@ -91,14 +86,7 @@ def _in_lane(
 
 
 class Schedule:
-    """The shards that one node needs, from any position on.
-
-    Args:
-        order: The order of samples.
-        manifest: The shards.
-        lanes: Lanes of all ranks of this node.
-        start: Position where training starts.
-    """
+    """The shards that one node, with the lanes of all its ranks, needs from any position on."""
 
     def __init__(
         self, order: SampleOrder, manifest: Manifest, lanes: range, start: int = 0
@@ -124,12 +112,9 @@ class Schedule:
         return [math.inf if number is None else float(nearest[number]) for number in numbers]
 
     def ahead(self, lanes: range) -> Iterator[tuple[int, int, int]]:
-        """Yield (shard, first, last) for `lanes` in the order in which they are needed, endlessly.
+        """Yield (shard, first, last) for `lanes` as they are needed, endlessly.
 
         Lanes without a sample (there are fewer samples than lanes) yield nothing.
-
-        Args:
-            lanes: Some of this node's lanes, for example those of one rank.
         """
         position = self.position
         epoch = position // self._order.lane_length
@@ -205,16 +190,7 @@ def check_cache(
     max_bytes: int,
     reserve_bytes: int = 0,
 ) -> None:
-    """Raise ConfigError when the cache cannot hold the shards that the node's lanes need at once.
-
-    Args:
-        order: The order of samples.
-        manifest: The shards.
-        lanes: Lanes of all ranks of this node.
-        start: Position where training starts.
-        max_bytes: Bound of the cache.
-        reserve_bytes: Space for other data sets of this node.
-    """
+    """Raise ConfigError if the cache cannot hold the shards that the node's lanes need at once."""
 
     def needed(some: SampleOrder) -> int:
         epoch = start // order.lane_length
@@ -249,12 +225,7 @@ _CLOSE_SECONDS = 5.0
 class ShardPrefetcher:
     """Fills the cache ahead of one rank, and releases shards that the rank has finished.
 
-    Args:
-        cache: The node's cache; from now on it evicts first what the node needs last.
-        manifest: The shards.
-        shards: The rank's open shards.
-        schedule: What the node needs when.
-        lanes: The lanes of this rank.
+    From now on the cache evicts first what the node needs last.
     """
 
     def __init__(
@@ -292,18 +263,11 @@ class ShardPrefetcher:
         position: int = 0,
         reserve_bytes: int = 0,
     ) -> Self | None:
-        """Return the prefetcher of one rank; None for a data set without remote shards.
+        """Return the prefetcher of one rank from `position` on; None without remote shards.
 
-        Args:
-            dataset: The data set, read by one loader.
-            order: The order in which training reads it.
-            rows: This rank's rows of a global batch.
-            node_rows: Those of all ranks of this node.
-            position: Where training starts.
-            reserve_bytes: Bytes of the cache that other data sets of this node need meanwhile.
-
-        Raises:
-            ConfigError: The cache cannot hold the shards that the node needs at once.
+        `rows` of a global batch are this rank's, `node_rows` those of all ranks of this node, whose
+        other data sets need `reserve_bytes` of the cache. Raises ConfigError if the cache cannot hold
+        the shards that the node needs at once.
         """
         cache, manifest = dataset.cache, dataset.manifest
         if cache is None:
@@ -315,11 +279,9 @@ class ShardPrefetcher:
         return cls(cache, manifest, dataset.shards, schedule, lanes_of(rows, slots))
 
     def advance(self, position: int) -> None:
-        """Note that the batch at `position` is read next.
+        """Note that the batch at `position` is read next; raise what ended the prefetching.
 
-        Raises:
-            Exception: The error that ended the prefetching. Without it training would continue, and
-                wait for each shard.
+        Without that error training would continue, and wait for each shard.
         """
         if self._error is not None:
             raise self._error

@@ -80,11 +80,9 @@ class _Copy:
 class ShardCache:
     """Copies of remote shards; all processes of the node may share one directory.
 
-    Args:
-        folder: Directory of the copies; created if need be, closed to other users.
-        max_bytes: Bound on everything in the directory, at any time. None takes half of the disk's
-            free space, with what is cached already counted as free.
-        seconds: How long a shard may take to arrive, with all retries.
+    `max_bytes` bounds everything in the directory, at any time. None takes half of the disk's free
+    space, with what is cached already counted as free. A shard may take `seconds` to arrive, with
+    all retries.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None, seconds: float) -> None:
@@ -97,12 +95,8 @@ class ShardCache:
         """Return the shard's copy, open for reading; it stays in the cache until it is closed.
 
         The lock that keeps it is the file's: a mapping of it or a duplicate of its descriptor
-        keeps the copy just as well.
-
-        Raises:
-            ShardError: The shard is absent, cannot be downloaded in time, or is not what the
-                manifest says.
-            DataError: The cache cannot take it: the disk is full, or copies in use fill the bound.
+        keeps the copy just as well. Raises ShardError if the shard is absent, late, or not what the
+        manifest says; DataError if the disk is full, or copies in use fill the bound.
         """
         with disk_errors(self.folder, shard):
             return self._open(shard)
@@ -134,11 +128,7 @@ class ShardCache:
     def reserve(self, shard: Shard, due: float) -> Callable[[], None] | Blocked:
         """Reserve space for a shard, evicting copies that are used later than `due`.
 
-        Returns:
-            The download, to be called once; or why there is none.
-
-        Raises:
-            DataError: As `open` does; so does the download.
+        Returns the download, to be called once, or why there is none. Both raise as `open`.
         """
         with disk_errors(self.folder, shard):
             version = self._version(shard)
@@ -287,9 +277,8 @@ def _name(url: str, version: Entry) -> str:
 def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
     """Return a local file with the shard's bytes, open for reading; a remote one is downloaded.
 
-    Raises:
-        ShardError: The shard is absent, unreachable, or has another size than the manifest says.
-        DataError: The cache cannot take it.
+    Raises ShardError if it is absent, unreachable or of another size than the manifest says, and
+    DataError if the cache cannot take it.
     """
     if is_remote(shard.folder):
         return (cache or cache_of(Cache())).open(shard)

@@ -128,11 +128,7 @@ def _chunks(data: bytes, position: int, kind: bytes, length: str) -> Iterator[by
 
 
 def orientation(data: bytes) -> int:
-    """Return the orientation of EXIF data, 1 to 8; 1 (upright) where there is none.
-
-    Args:
-        data: a TIFF header and its directories, with or without `PREFIX`.
-    """
+    """Return the orientation of EXIF data, with or without `PREFIX`, 1 to 8; 1 where there is none."""
     tiff = data.removeprefix(PREFIX)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
@@ -203,12 +199,9 @@ class ValidPng(NamedTuple):
 
 
 def validate_png(data: bytes) -> ValidPng | None:
-    """Return the image, or None when its kind is unusual.
+    """Return the image, or None when its kind is unusual; some 10 us for 28 x 28 pixels.
 
-    Costs some 10 us for 28 x 28 pixels.
-
-    Raises:
-        SampleError: The file is damaged: cut off, a wrong checksum, too few or too many pixels.
+    Raises SampleError for a damaged file: cut off, a wrong checksum, too few or too many pixels.
     """
     try:
         chunks = _png_chunks(data)

@@ -61,11 +61,8 @@ class SampleDecoder:
     def decode(self, samples: Mapping[int, Sample], rows: NDArray[Any], bad: Bad) -> dict[int, int]:
         """Write the images or arrays of samples into `rows`; return their labels, -1 for none.
 
-        Args:
-            samples: Row -> the sample that goes there.
-            rows: uint8 or float32 [n, C, H, W].
-            bad: Receives the row and the error of each sample that cannot be used; the content of
-                its row is undefined.
+        Rows are uint8 or float32 [n, C, H, W]. `bad` receives the errors by row; the content of such a
+        row is undefined.
         """
         places = map_collecting_errors(lambda n: self._byte_ranges(*samples[n]), samples, bad)
         sizes = {n: sum(size for _, size in each) for n, each in places.items()}
@@ -139,16 +136,10 @@ class SampleDecoder:
 
 
 def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = NO_RESIZE) -> None:
-    """Decode one image or array into its row of the batch.
+    """Decode one image or array into its row of the batch, uint8 or float32 [C, H, W].
 
-    Args:
-        row: uint8 or float32 [C, H, W], to be overwritten.
-        name: The field's name; npy, or a name that ends in .npy, is an array.
-        data: The field's bytes.
-        resize: How an image of another size becomes one of `row`'s.
-
-    Raises:
-        SampleError: `data` are no such image or array, or of another shape or type than `row`.
+    A name of npy, or one that ends in .npy, is an array. Raises SampleError if the data are of
+    another kind, shape or type.
     """
     if not is_array(name):
         if row.dtype != np.uint8:
@@ -174,15 +165,7 @@ def layout(name: str, data: bytes, resize: Resize = NO_RESIZE) -> tuple[Shape, t
 
 
 def parse_label(data: bytes, entry: str = "") -> int:
-    """Return the integer that `data` spells in ASCII.
-
-    Args:
-        data: Digits; with `entry`, a JSON object.
-        entry: Name of the integer in that object.
-
-    Raises:
-        SampleError: There is no such integer of up to 18 digits.
-    """
+    """Return the integer of up to 18 digits in `data`, or in an entry of the JSON object there."""
     match = _LABEL.fullmatch(data[:MAX_LABEL_BYTES] if not entry else _json_entry(data, entry))
     if match is None or len(data) > MAX_LABEL_BYTES:
         raise SampleError(f"the label is not an integer (got {data[:40]!r})", reason="label")
@@ -205,10 +188,8 @@ _MAX_HEADER_BYTES = 10_000
 def decode_array(data: bytes) -> NDArray[Any]:
     """Return the array in a .npy file as uint8 or float32 [C, H, W], a view of `data`.
 
-    [D] becomes [1, 1, D], and [H, W] becomes [1, H, W].
-
-    Raises:
-        SampleError: The bytes are no such array, or some of its numbers are not finite.
+    [D] becomes [1, 1, D], and [H, W] becomes [1, H, W]. Raises SampleError for any other bytes, and
+    for numbers that are not finite.
     """
     shape, fortran_order, dtype, start = _header(data)
     if dtype.str not in _DTYPES:

@@ -77,12 +77,7 @@ def is_shard_name(name: str) -> bool:
 
 
 def dump(shards: Sequence[Shard], folder: str | None = None) -> bytes:
-    """Return the manifest file of `shards`.
-
-    Args:
-        shards: In order; their names are relative to the manifest's own folder.
-        folder: URI that the names are relative to instead, for a manifest in another folder.
-    """
+    """Return the file of `shards`, named from the URI `folder`, by default from the file's own."""
     lines = ",\n".join("  " + json.dumps(_entry(shard)) for shard in shards)
     place = f'"folder": {json.dumps(folder)}, ' if folder is not None else ""
     return f'{{"version": {VERSION}, {place}"shards": [\n{lines}\n]}}\n'.encode()
@@ -100,15 +95,9 @@ def _entry(shard: Shard) -> dict[str, str | int]:
 def parse(data: bytes, where: str, folder: str, *, may_point_elsewhere: bool) -> Manifest:
     """Return the manifest in `data`; nothing in it is trusted.
 
-    Args:
-        data: The file's bytes.
-        where: The file's address, for messages.
-        folder: URI of the file's folder.
-        may_point_elsewhere: Whether the file may name another folder (a local one may, one from a
-            bucket may not).
-
-    Raises:
-        DataError: It is not JSON, or an entry is missing, out of bounds or given twice.
+    `where` is the file's address, for messages; `folder` the URI of its folder. A local manifest
+    may point elsewhere, one from a bucket may not. Raises DataError if it is not JSON, or an entry
+    is missing, out of bounds or given twice.
     """
     document = _document(data, where)
     if document.get("version") != VERSION:

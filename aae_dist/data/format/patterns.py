@@ -42,12 +42,8 @@ class ShardSource:
 def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[ShardSource]:
     """Return the shards that `urls` name, in the order given.
 
-    Args:
-        urls: Patterns with braces and globs, folders, manifest files, builtin:// names.
-        use_manifests: Whether to look for a manifest next to the shards.
-
-    Raises:
-        DataError: One of them names nothing, or cannot be read.
+    They are patterns with braces and globs, folders, manifest files, builtin:// names. Raises
+    DataError if one of them names nothing, or cannot be read.
     """
     sources: list[ShardSource] = []
     try:
@@ -68,13 +64,7 @@ def check_present(urls: Iterable[str], *, look_here: bool) -> None:
     """Raise DataError for an address that names nothing; a few requests per address.
 
     An address that cannot be reached or read from here is skipped: another machine may have access.
-
-    Args:
-        urls: What `find` takes.
-        look_here: Whether local paths are looked up, too; else other machines have them.
-
-    Raises:
-        DataError: One of them names nothing.
+    So are local paths unless `look_here`: other machines have them.
     """
     for url in urls:
         if url.startswith(_BUILTIN):
@@ -259,12 +249,7 @@ def _read_manifest(storage: Storage, name: str) -> Manifest | None:
 
 
 def hint(storage: Storage, keys: Iterable[str]) -> str:
-    """Return the advice for a folder without shards, from the files that it holds instead.
-
-    Args:
-        storage: the folder.
-        keys: files in it and below, perhaps not all of them.
-    """
+    """Return advice on a folder without shards, from the files, perhaps not all, in and below it."""
     folders: set[str] = set()
     has_images = False
     for key in keys:

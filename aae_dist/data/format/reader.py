@@ -40,13 +40,8 @@ FileVersion = tuple[int, int, int]
 class ShardReader:
     """One open shard: its samples in the order of the archive.
 
-    Args:
-        shard: The shard and its entry of the manifest.
-        check_count: False to accept any number of samples, for counting them.
-        cache: Copies of remote shards; None takes the default cache.
-
-    Raises:
-        ShardError: The file cannot be read, is damaged, or holds another number of samples.
+    Without `check_count` any number of samples is accepted, for counting them. Raises ShardError if
+    the file cannot be read, is damaged, or holds another number of samples.
     """
 
     def __init__(
@@ -69,12 +64,8 @@ class ShardReader:
     def read(self, places: Sequence[ByteRange]) -> list[bytes]:
         """Return the bytes of some fields of a sample, by one read if they lie close together.
 
-        Args:
-            places: At least one, from `index`.
-
-        Raises:
-            ShardError: The shard cannot be opened.
-            SampleError: The shard is open, but these bytes of it cannot be read.
+        Raises ShardError if the shard cannot be opened; SampleError if these bytes of the open shard
+        cannot be read.
         """
         buffer = self._bytes()
         begin, end = min(places)[0], sum(max(places))
@@ -93,11 +84,7 @@ class ShardReader:
         return len(self._buffer) if isinstance(self._buffer, bytes) else 0
 
     def open(self) -> None:
-        """Open the shard again if need be, and index it again if its local file was replaced.
-
-        Raises:
-            ShardError: The shard cannot be used.
-        """
+        """Open the shard again if need be, and index it again if its local file was replaced."""
         if self._indexed is not None and _identity(self._bytes()) != self._indexed:
             self._buffer = None  # its size may be another one as well
             self.index = self._new_index(self._bytes())
@@ -170,12 +157,7 @@ def _without_traceback(error: ShardError) -> ShardError:
 
 
 class OpenShards:
-    """The shards of a manifest, opened on demand; the least recently used are closed again.
-
-    Args:
-        manifest: The shards.
-        cache: Copies of remote shards; None when all shards are local.
-    """
+    """The shards of a manifest, opened on demand; the least recently used are closed again."""
 
     def __init__(self, manifest: Manifest, cache: ShardCache | None = None) -> None:
         self._shards, self._cache = manifest.shards, cache
@@ -214,12 +196,9 @@ class OpenShards:
             self.release_all(files_only=True)
 
     def release_all(self, but: Container[int] = (), files_only: bool = False) -> None:
-        """Close all shards except `but`; their indexes stay.
+        """Close all shards `but` some; their indexes stay.
 
-        Args:
-            but: Numbers of shards that stay open.
-            files_only: Keep unpacked shards: they are expensive to rebuild and hold no file
-                descriptor.
+        `files_only` keeps unpacked shards: they are expensive to rebuild and hold no descriptor.
         """
         with self._lock:
             # Not only those in self._open: a thread may have opened a closed one again.
@@ -260,11 +239,8 @@ class ShardFile:
 
     They are read, not mapped: where a mapped page cannot be loaded (the file was cut short, the
     disk has a bad sector, the server of a network disk is gone) the kernel kills the process. A
-    failed read is an error of one shard. It costs 0.7 us more than a slice of a mapping.
-
-    Args:
-        file: Open for reading; may be closed afterwards. A lock on it lasts as long as this object.
-        url: Of the shard, for messages.
+    failed read is an error of one shard. It costs 0.7 us more than a slice of a mapping. The file
+    may be closed afterwards; a lock on it lasts as long as this object.
     """
 
     def __init__(self, file: BinaryIO, url: str) -> None:

@@ -82,11 +82,7 @@ class Member(NamedTuple):
 
 
 def read_members(buffer: Buffer) -> Iterator[Member]:
-    """Yield the regular files of a whole archive, in order.
-
-    Raises:
-        DamagedTarError: A header is wrong, or the archive does not end properly.
-    """
+    """Yield the regular files of a whole archive, in order; DamagedTarError if it is damaged."""
     headers = _Headers()
     try:
         yield from _members(buffer, headers)
@@ -345,11 +341,9 @@ class TarIndex:
 def index_tar(buffer: Buffer) -> TarIndex:
     """Return the samples of a whole tar file, 2 to 6 us each.
 
-    Members with the same key that follow one another are a sample, as in webdataset.
-
-    Raises:
-        DamagedTarError: The archive does not end properly, a header is wrong, or a sample has two
-            members of one name, or there are more of either than an index may hold.
+    Members with the same key that follow one another are a sample, as in webdataset. Raises
+    DamagedTarError for a damaged archive, a sample with two members of one name, and more of either
+    than an index may hold.
     """
     if isinstance(buffer, bytes) and len(buffer) <= _LARGEST_AT_ONCE:
         plain = plain_members(buffer)

@@ -37,14 +37,10 @@ _SECONDS = 600.0
 
 
 class RemoteBuffer:
-    """A remote file as a buffer to slice, downloaded in chunks.
+    """A remote file, of one version, as a buffer to slice, downloaded in chunks.
 
     A chunk that continues the last one is twice as large, up to 8 MiB: shards of small files are
     read through. After a gap it is 64 KiB: of large files only the headers are read.
-
-    Args:
-        storage: The file's folder.
-        version: Its name there, its size, and the tag or the time of the version to read.
     """
 
     def __init__(self, storage: Storage, version: Entry) -> None:
@@ -85,13 +81,8 @@ class RemoteBuffer:
 def count_shard(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Counted:
     """Return the shard with its current number of samples, size and tag.
 
-    Args:
-        shard: Its address; its other fields are ignored.
-        before: An earlier count, taken if the file has not changed since.
-        cache: Keeps a remote shard that will be read soon; None to keep nothing.
-
-    Raises:
-        ShardError: It is absent, damaged or unreachable.
+    Takes an earlier count if the file has not changed since. A cache keeps a remote shard that will
+    be read soon; None keeps nothing. Raises ShardError if it is absent, damaged or unreachable.
     """
     with storage_errors(shard):
         found = open_storage(shard.folder, _SECONDS).stat(shard.name)
@@ -156,12 +147,6 @@ class Journal:
 
     Lists of shards in the same folders share a journal: a list without a damaged shard, or with new
     ones, resumes from the counts of the last list.
-
-    Args:
-        urls: The shards to count.
-
-    Raises:
-        DataError: No directory can hold it.
     """
 
     def __init__(self, urls: Sequence[str]) -> None:
@@ -249,11 +234,7 @@ def open_manifest(
 
 
 def listed_shards(urls: str | Sequence[str]) -> list[Shard]:
-    """Return the shards that `urls` name; those that no manifest lists have -1 samples.
-
-    Raises:
-        DataError: Nothing is found, or there is no permission.
-    """
+    """Return the shards that `urls` name; those that no manifest lists have -1 samples."""
     return [shard for source in find(urls) for shard in _listed(source)]
 
 
@@ -337,8 +318,7 @@ def _count(
 ) -> list[Shard]:
     """Return the shards with their sizes and counts, read in parallel.
 
-    Raises:
-        DataError: Some cannot be counted; all others have been, and are in the journal.
+    Raises DataError if some cannot be counted; all others have been, and are in the journal.
     """
     with contextlib.ExitStack() as stack:
         # Count in parallel; shards that the journal has are not read again.
@@ -395,12 +375,7 @@ def _named_from(shard: Shard, folder: str) -> Shard:
 
 
 class CountFailures:
-    """Collects the errors of shards that cannot be counted, raised together at the end.
-
-    Args:
-        num_shards: Shards in the list.
-        advice: Ends the message, a whole sentence.
-    """
+    """Collects the errors of shards that cannot be counted; raised together, `advice` last."""
 
     def __init__(self, num_shards: int, advice: str) -> None:
         self._num_shards, self._advice = num_shards, advice
@@ -408,11 +383,7 @@ class CountFailures:
         self._num = self._num_consecutive = 0
 
     def add(self, error: ShardError) -> None:
-        """Add a shard that cannot be counted.
-
-        Raises:
-            DataError: Many consecutive shards are unreachable, so the rest is as well.
-        """
+        """Add one; raise if many consecutive shards are unreachable, so the rest is as well."""
         self._num += 1
         self._num_consecutive = self._num_consecutive + 1 if error.reason in _OUT_OF_REACH else 0
         if len(self._first) < _NUM_LISTED:

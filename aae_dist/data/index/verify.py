@@ -61,13 +61,7 @@ class Findings:
 def verify(urls: str | Sequence[str], settings: Data, threads: int) -> Findings:
     """Read and decode every sample that `urls` name, against its manifest where there is one.
 
-    Args:
-        urls: Patterns, folders, manifest files or builtin:// names.
-        settings: The `data` section: image and label fields, and the images' size.
-        threads: Shards that are read at once.
-
-    Raises:
-        DataError: Nothing is found.
+    Reads as many shards at once as there are threads. Raises DataError if nothing is found.
     """
     found = Findings()
     shards = listed_shards(urls)

@@ -31,11 +31,8 @@ def folder_source(root: Path, options: PackOptions) -> PackSource:
     """Return the images in the sub-folders of `root`, labelled by the sorted names of these.
 
     Images in `root` itself have no labels, if no sub-folder has images. Hidden files and folders
-    (.ipynb_checkpoints, ._photo.jpg) are ignored, and a folder without images is no class.
-
-    Raises:
-        DataError: There are no images, some lie deeper, or some lie next to sub-folders with
-            images.
+    (.ipynb_checkpoints, ._photo.jpg) are ignored, and a folder without images is no class. Images
+    that lie deeper, or next to sub-folders with images, are a DataError.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give a folder with a sub-folder for each class.")
@@ -81,9 +78,6 @@ def csv_source(file: Path, options: PackOptions) -> PackSource:
 
     Paths are relative to the CSV file's folder. Whole numbers are labels as they are; other labels
     are numbered in the order of their sorted names. Without a column label there are none.
-
-    Raises:
-        DataError: There is no such file or column, or a path is listed twice.
     """
     rows = _rows(file)
     paths = [row["path"] for row in rows]
@@ -97,11 +91,7 @@ def csv_source(file: Path, options: PackOptions) -> PackSource:
 
 
 def numbered(texts: Sequence[str], where: str) -> tuple[list[int | None], list[str]]:
-    """Return the label of each text, and the names of the classes where the texts are names.
-
-    Raises:
-        DataError: some texts are empty and others are not.
-    """
+    """Return the label of each text, and the names of the classes where the texts are names."""
     if not any(texts):
         return [None] * len(texts), []
     if not all(texts):
@@ -169,9 +159,6 @@ def npy_source(file: Path, options: PackOptions) -> PackSource:
 
     uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 are images, written as PNG.
     Other arrays, such as [N, D], are written as float32 in the field `npy`.
-
-    Raises:
-        DataError: There is no such array, or it does not fit its labels.
     """
     rows = _load(file)
     if rows.ndim < 2 or rows.ndim > 4 or rows.dtype.kind not in "uif" or not len(rows):

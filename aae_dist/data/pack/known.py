@@ -53,11 +53,7 @@ _INTEGER = ("BININT1", "BININT2", "BININT", "INT")
 
 
 def mnist_source(name: str, root: Path, options: PackOptions) -> PackSource:
-    """Return both sets of mnist or fashion-mnist.
-
-    Raises:
-        DataError: The files are not there and cannot be downloaded, or are damaged.
-    """
+    """Return both sets of mnist or fashion-mnist."""
     raw = root / MNIST_FOLDERS[name] / "raw"
     if not (raw / "t10k-labels-idx1-ubyte").exists():
         download(name, root, lambda datasets: _load_class(datasets, MNIST_FOLDERS[name], root))
@@ -70,11 +66,7 @@ def mnist_source(name: str, root: Path, options: PackOptions) -> PackSource:
 
 
 def cifar10_source(root: Path, options: PackOptions) -> PackSource:
-    """Return the 50,000 training images, and the 10,000 of the test set as validation.
-
-    Raises:
-        DataError: The files are not there and cannot be downloaded, or are damaged.
-    """
+    """Return the 50,000 training images, and the 10,000 of the test set as validation."""
     folder = root / CIFAR_FOLDER
     if not (folder / "test_batch").exists():
         download("cifar10", root, lambda datasets: _download_cifar10(datasets, root))
@@ -88,12 +80,7 @@ def cifar10_source(root: Path, options: PackOptions) -> PackSource:
 
 
 def svhn_source(root: Path, options: PackOptions) -> PackSource:
-    """Return the 73,257 training digits, and the 26,032 of the test set as validation.
-
-    Raises:
-        ConfigError: SciPy, which reads the files, is not installed.
-        DataError: The files are not there and cannot be downloaded, or are damaged.
-    """
+    """Return the 73,257 training digits, and the 26,032 of the test set as validation."""
     if find_spec("scipy") is None:
         raise ConfigError("pack svhn reads MATLAB files with SciPy: pip install 'aae_dist[pack]'")
     sets = {}
@@ -111,11 +98,7 @@ def svhn_source(root: Path, options: PackOptions) -> PackSource:
 
 
 def _read_mat(file: Path) -> dict[str, Any]:
-    """Return the arrays X and y, as far as the file has them.
-
-    Raises:
-        DataError: The file is absent, damaged, or not of MATLAB 5 (7.3 is HDF5).
-    """
+    """Return the arrays X and y, as far as the file has them, of MATLAB 5 (7.3 is HDF5)."""
     from scipy.io import loadmat
 
     data = read_file(file)
@@ -153,10 +136,8 @@ def download(name: str, root: Path, run: Callable[[object], object]) -> None:
 def _remove_empty(root: Path, before: Collection[Path], made: Sequence[Path]) -> None:
     """Remove folders that a download made and left empty; files that it left stay.
 
-    Args:
-        root: where it ran.
-        before: what lay there before.
-        made: `root` and folders above it, nearest first, that were not there before.
+    `before` it these lay in `root`; `made` are `root` and folders above it, nearest first, that
+    were not there.
     """
     new = [path for path in root.glob("*") if path not in before and path.is_dir()]
     inner = [path for top in new for path in top.rglob("*") if path.is_dir()]
@@ -221,9 +202,6 @@ def celeba_source(root: Path, options: PackOptions) -> PackSource:
 
     That field holds each of the 40 attributes as 0 or 1, and `identity`, a number, so that
     `data.label_key=json:Smiling` makes an attribute the label.
-
-    Raises:
-        DataError: The files are not there and cannot be downloaded, or do not fit each other.
     """
     folder = root / CELEBA_FOLDER
     if not (folder / "list_eval_partition.txt").exists() or not (folder / CELEBA_IMAGES).is_dir():
@@ -287,11 +265,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def read_cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the images, uint8 [N, 3, 32, 32], and labels, int64 [N], of one batch.
-
-    Raises:
-        DataError: The file is absent, or no batch.
-    """
+    """Return images, uint8 [N, 3, 32, 32], and labels, int64 [N], of one batch, never unpickled."""
     pixels, labels = b"", []
     section = ""
     for name, argument in _instructions(read_file(path), path):

@@ -70,14 +70,8 @@ def split(names: Sequence[str], options: PackOptions) -> dict[str, list[int]]:
     """Return the numbers of the samples of each set, in the order to write them.
 
     The hash of a sample's name decides its set and its place, so that classes are mixed and a new
-    sample moves none of the others to the other set.
-
-    Args:
-        names: of every sample, all different.
-        options: fraction and seed.
-
-    Raises:
-        DataError: the fraction is not in [0, 1), or nothing is left for training.
+    sample moves none of the others to the other set. All names differ. Raises DataError if the
+    fraction is not in [0, 1), or nothing is left for training.
     """
     fraction = options.validation_fraction
     if not 0 <= fraction < 1:
@@ -108,14 +102,7 @@ def sets_of(
 
 
 def image_fields(place: int, image: Pixels, label: int | None, options: PackOptions) -> Fields:
-    """Return the sample of an image, as PNG.
-
-    Args:
-        place: number in its set, which becomes the key.
-        image: its pixels.
-        label: its class, if it has one.
-        options: the size that it is brought to.
-    """
+    """Return the sample of an image, as PNG; its place in its set becomes the key."""
     fields: Fields = {"__key__": f"{place:08d}", "png": png_bytes(resized(image, options))}
     if label is not None:
         fields["cls"] = str(label).encode()
@@ -123,11 +110,7 @@ def image_fields(place: int, image: Pixels, label: int | None, options: PackOpti
 
 
 def resized(image: Pixels, options: PackOptions) -> Pixels:
-    """Return the image as `data.image_size` and `data.crop_size` would make it.
-
-    Raises:
-        SampleError: it is smaller than the square to cut out.
-    """
+    """Return the image as `data.image_size` and `data.crop_size` would make it."""
     if not options.changes_images:
         return image
     resize, size = options.resize, options.image_size
@@ -146,16 +129,7 @@ def file_fields(
 
     The file's bytes are kept unless the options ask for another size. The image is decoded in
     either case, as training decodes it: so the file is proven, and pixels that are scaled here
-    equal those that are scaled in training.
-
-    Args:
-        key: what becomes the sample's key.
-        data: a PNG, JPEG or WebP file.
-        name: begins the message of an error.
-        options: the size.
-
-    Raises:
-        DataError: it is no such file, or damaged, or smaller than the square to cut out.
+    equal those that are scaled in training. An error is a DataError that begins with `name`.
     """
     try:
         header, resize = checked_header(data), options.resize
