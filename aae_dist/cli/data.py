@@ -3,18 +3,11 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from aae_dist.cli.options import (
-    Choice,
-    Fraction,
-    GroupedOption,
-    Item,
-    Verbs,
-    WholeNumber,
-    json_option,
-)
+from aae_dist.cli import options
 from aae_dist.errors import DataError
 
 PACK_EXAMPLES = """\
@@ -38,10 +31,12 @@ examples:
 """
 PACKED = ("mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "folder", "csv", "npy")
 """As `data.pack.NAMES`, which would cost an import of torch."""
-OWN_FILES = "for folder, csv and npy"
+own_files_option = options.grouped("for folder, csv and npy")
 
 
-@click.group(cls=Verbs, short_help="write shards from known data sets or folders, index shards")
+@click.group(
+    cls=options.Verbs, short_help="write shards from known data sets or folders, index shards"
+)
 def data() -> None:
     """Write WebDataset shards, and write manifests of shards that exist."""
 
@@ -50,62 +45,44 @@ def data() -> None:
     short_help="write a known data set, image files or an array as shards", epilog=PACK_EXAMPLES
 )
 @click.argument(
-    "name", type=Choice(PACKED), metavar="NAME", help="one of the data sets or kinds above"
+    "name", type=options.Choice(PACKED), metavar="NAME", help="one of the data sets or kinds above"
 )
 @click.option("--out", required=True, metavar="FOLDER", help="folder to write, absent or empty")
 @click.option(
     "--root", metavar="PATH", help="what to pack; of known data sets, where they are kept"
 )
 @click.option(
-    "--shard-samples",
-    type=WholeNumber(1),
-    default=5000,
-    show_default=True,
-    help="samples per shard",
+    "--shard-samples", type=options.WholeNumber(1), default=5000, help="samples per shard"
 )
 @click.option(
-    "--image-size", type=WholeNumber(1), help="scale and cut images to so many pixels a side"
+    "--image-size",
+    type=options.WholeNumber(1),
+    help="scale and cut images to so many pixels a side",
 )
 @click.option(
-    "--crop-size", type=WholeNumber(1), help="first cut out the centre square of so many pixels"
+    "--crop-size",
+    type=options.WholeNumber(1),
+    help="first cut out the centre square of so many pixels",
 )
-@click.option(
+@own_files_option(
     "--validation-fraction",
-    cls=GroupedOption,
-    group=OWN_FILES,
-    type=Fraction(),
+    type=options.Fraction(),
     default=0.1,
-    show_default=True,
     help="part of the samples that becomes OUT/validation",
 )
-@click.option(
+@own_files_option(
     "--seed",
-    cls=GroupedOption,
-    group=OWN_FILES,
-    type=WholeNumber(0, 2**64 - 1),
+    type=options.WholeNumber(0, 2**64 - 1),
     default=0,
-    show_default=True,
     help="another seed gives another split",
 )
-@click.option(
+@own_files_option(
     "--labels",
-    cls=GroupedOption,
-    group=OWN_FILES,
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="npy only: a .npy file of whole numbers",
 )
-def pack(
-    name: str,
-    out: str,
-    root: str | None,
-    shard_samples: int,
-    image_size: int | None,
-    crop_size: int | None,
-    validation_fraction: float,
-    seed: int,
-    labels: Path | None,
-) -> int:
+def pack(name: str, out: str, root: str | None, **pack_options: Any) -> int:
     """Write WebDataset shards (tar files that any tool reads).
 
     They go to OUT/train and OUT/validation, each with a manifest.json, and are made of:
@@ -123,15 +100,8 @@ def pack(
     """
     from aae_dist.data import pack as packing
 
-    options = packing.PackOptions(
-        shard_samples=shard_samples,
-        image_size=image_size,
-        crop_size=crop_size,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        labels=labels,
-    )
-    for part, count in packing.pack(name, out, root, options).items():
+    done = packing.pack(name, out, root, packing.PackOptions(**pack_options))
+    for part, count in done.items():
         print(f"{out.rstrip('/')}/{part}: {count} samples")
     return 0
 
@@ -143,7 +113,7 @@ def pack(
     "patterns",
     nargs=-1,
     required=True,
-    type=Item(),
+    type=options.Item(),
     metavar="PATTERN",
     help="shards: a pattern, a folder, several of them",
 )
@@ -177,14 +147,12 @@ def index(patterns: tuple[str, ...], out: str | None, ray: bool) -> int:
     "items",
     nargs=-1,
     required=True,
-    type=Item(),
+    type=options.Item(),
     metavar="PATTERN | data.key=value",
     help="shards: a pattern, a folder, several of them; and settings of the section data",
 )
-@click.option(
-    "--threads", type=WholeNumber(1), default=4, show_default=True, help="shards read at once"
-)
-@json_option
+@click.option("--threads", type=options.WholeNumber(1), default=4, help="shards read at once")
+@options.json_option
 def verify(items: tuple[str, ...], threads: int, as_json: bool) -> int:
     """Read and decode every sample, and report which shards and samples cannot be used and why.
 

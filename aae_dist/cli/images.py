@@ -5,18 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aae_dist.cli.options import (
-    Choice,
-    Item,
-    RawHelp,
-    WholeNumber,
-    data_and_overrides,
-    data_argument,
-    open_run,
-    run_argument,
-    seed_option,
-    step_option,
-)
+from aae_dist.cli import options
 from aae_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,30 +38,27 @@ IMAGE_FILE = (
 out_option = click.option("--out", required=True, metavar="FILE", help=IMAGE_FILE)
 
 
-@click.command(
-    cls=RawHelp, short_help="decode samples of a run's prior into images", epilog=SAMPLE_EXAMPLES
-)
-@run_argument
+@options.verb("decode samples of a run's prior into images", SAMPLE_EXAMPLES)
+@options.run_argument
 @click.argument(
     "items",
     nargs=-1,
-    type=Item(),
+    type=options.Item(),
     metavar="train.device=auto|cuda",
     help="where to decode (default: the CPU)",
 )
-@step_option
+@options.step_option
 @click.option(
     "--num",
-    type=WholeNumber(1),
+    type=options.WholeNumber(1),
     default=64,
-    show_default=True,
     help="images to draw, of each class if --classes is given",
 )
 @out_option
 @click.option(
     "--classes", metavar="0,1,..|all", help="classes of the prior; a .png has a row for each"
 )
-@seed_option
+@options.seed_option
 def sample(
     uri: str,
     items: tuple[str, ...],
@@ -92,7 +78,7 @@ def sample(
     from aae_dist.inference.images import checked_path, write_images
 
     path = checked_path(out)
-    run = open_run(uri, step, items, reads_data=False)
+    run = options.open_run(uri, step, items, reads_data=False)
     generator = torch.Generator().manual_seed(seed)
     if classes is None:
         write_images(path, run.sample(num, generator))
@@ -122,38 +108,32 @@ def _labels(run: "TrainedRun", classes: str, num: int) -> "Tensor":
     return torch.tensor(chosen, dtype=torch.int64).repeat_interleave(num)
 
 
-@click.command(
-    cls=RawHelp,
-    short_help="decode interpolation paths through the latent space",
-    epilog=INTERPOLATE_EXAMPLES,
-)
-@run_argument
-@data_argument
-@step_option
+@options.verb("decode interpolation paths through the latent space", INTERPOLATE_EXAMPLES)
+@options.run_argument
+@options.data_argument
+@options.step_option
 @out_option
-@click.option(
-    "--kind", type=Choice(("pairs", "plane", "traverse")), default="pairs", show_default=True
-)
-@click.option("--num", type=WholeNumber(1), default=8, show_default=True, help="rows of pairs")
-@click.option("--steps", type=WholeNumber(2), default=10, show_default=True, help="images per row")
+@click.option("--kind", type=options.Choice(("pairs", "plane", "traverse")), default="pairs")
+@click.option("--num", type=options.WholeNumber(1), default=8, help="rows of pairs")
+@click.option("--steps", type=options.WholeNumber(2), default=10, help="images per row")
 @click.option(
     "--path",
-    type=Choice(("auto", "linear", "spherical")),
+    type=options.Choice(("auto", "linear", "spherical")),
     default="auto",
-    show_default=True,
     help="auto: spherical for a prior on a sphere and a Gaussian above 2 dimensions, whose mass a "
     "straight line would leave; else linear",
 )
 @click.option(
     "--from",
     "source",
-    type=Choice(("data", "prior")),
+    type=options.Choice(("data", "prior")),
     default="data",
-    show_default=True,
     help="start and end at codes of data samples or at samples of the prior",
 )
-@click.option("--data", multiple=True, type=Item(), metavar="PATTERN", help="the same as DATA")
-@seed_option
+@click.option(
+    "--data", multiple=True, type=options.Item(), metavar="PATTERN", help="the same as DATA"
+)
+@options.seed_option
 def interpolate(
     uri: str,
     items: tuple[str, ...],
@@ -181,10 +161,10 @@ def interpolate(
         write_images,
     )
 
-    patterns, overrides = data_and_overrides([*data, *items])
+    patterns, overrides = options.data_and_overrides([*data, *items])
     options = InterpolationOptions(kind, num, steps, path, source, tuple(patterns), seed)
     file = checked_path(out)
-    run = open_run(uri, step, overrides)
+    run = options.open_run(uri, step, overrides)
     codes = codes_of(run, options)
     write_images(file, run.decode(codes.flatten(0, 1)), columns=codes.shape[1])
     print(
@@ -194,14 +174,12 @@ def interpolate(
     return 0
 
 
-@click.command(
-    cls=RawHelp, short_help="show or write what a run makes of images", epilog=RECONSTRUCT_EXAMPLES
-)
-@run_argument
-@data_argument
-@step_option
+@options.verb("show or write what a run makes of images", RECONSTRUCT_EXAMPLES)
+@options.run_argument
+@options.data_argument
+@options.step_option
 @click.option("--out", required=True, metavar="FILE or FOLDER", help="where to write")
-@click.option("--num", type=WholeNumber(1), default=32, show_default=True, help="images in a file")
+@click.option("--num", type=options.WholeNumber(1), default=32, help="images in a file")
 def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, num: int) -> int:
     """Show what a run makes of images, or write it.
 
@@ -216,8 +194,8 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
     from aae_dist.utils.arrays import evenly_spaced
 
     path = checked_path(out)
-    patterns, overrides = data_and_overrides(items)
-    run = open_run(uri, step, overrides)
+    patterns, overrides = options.data_and_overrides(items)
+    run = options.open_run(uri, step, overrides)
     samples = run.open(patterns)
     originals, _ = samples.read(evenly_spaced(num, len(samples)))
     images = run.reconstruct(originals)
@@ -248,20 +226,17 @@ ALONE = "launch.kind=local"
 """Unless workers are asked for, a verb stays in this process, however the run was trained."""
 
 
-@click.command(
-    cls=RawHelp, short_help="write the latent codes of a whole data set", epilog=ENCODE_EXAMPLES
-)
-@run_argument
-@data_argument
-@step_option
+@options.verb("write the latent codes of a whole data set", ENCODE_EXAMPLES)
+@options.run_argument
+@options.data_argument
+@options.step_option
 @click.option(
     "--out", required=True, metavar="FOLDER", help="where to: a path, s3://, gs:// or az://"
 )
 @click.option(
     "--format",
-    type=Choice(("parquet", "npy")),
+    type=options.Choice(("parquet", "npy")),
     default="parquet",
-    show_default=True,
     help="parquet (key, label, code) or npy (NAME.codes.npy, .labels.npy, .keys.npy)",
 )
 def encode(uri: str, items: tuple[str, ...], step: int | None, out: str, format: str) -> int:
@@ -291,7 +266,7 @@ def write_dataset(
     from aae_dist.launch.local import write_shards
 
     check_format(format)
-    data, overrides = data_and_overrides(items)
+    data, overrides = options.data_and_overrides(items)
     run = load_run(absolute_storage(uri), step=step)
     config = _configure(run, overrides)
     manifest = open_manifest(run.shards(data))

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aae_dist.cli.options import (
-    Choice,
-    Item,
-    RawHelp,
-    data_and_overrides,
-    data_argument,
-    json_option,
-    open_run,
-    run_argument,
-    step_option,
-)
+from aae_dist.cli import options
 from aae_dist.errors import AaeDistError, ConfigError
 from aae_dist.utils import text
 
@@ -80,18 +70,20 @@ MIN_WIDTH = 100
 """Columns of a table that goes into a file or a pipe."""
 
 
-@click.command(cls=RawHelp, short_help="measure a trained run on data", epilog=EVALUATE_EXAMPLES)
-@run_argument
-@data_argument
-@step_option
-@click.option("--data", multiple=True, type=Item(), metavar="PATTERN", help="the same as DATA")
-@json_option
+@options.verb("measure a trained run on data", EVALUATE_EXAMPLES)
+@options.run_argument
+@options.data_argument
+@options.step_option
+@click.option(
+    "--data", multiple=True, type=options.Item(), metavar="PATTERN", help="the same as DATA"
+)
+@options.json_option
 def evaluate(
     uri: str, items: tuple[str, ...], step: int | None, data: tuple[str, ...], as_json: bool
 ) -> int:
     """Measure how well a run reconstructs data, and how well its latent codes match its prior."""
-    patterns, overrides = data_and_overrides([*data, *items])
-    run = open_run(uri, step, overrides)
+    patterns, overrides = options.data_and_overrides([*data, *items])
+    run = options.open_run(uri, step, overrides)
     print(f"evaluating step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
     metrics = run.evaluate(patterns).metrics
     if as_json:
@@ -129,19 +121,14 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
-@click.command(
-    cls=RawHelp,
-    short_help="write encoder and decoder as programs of their own",
-    epilog=EXPORT_EXAMPLES,
-)
-@run_argument
-@step_option
+@options.verb("write encoder and decoder as programs of their own", EXPORT_EXAMPLES)
+@options.run_argument
+@options.step_option
 @click.option("--out", required=True, metavar="FOLDER", help="where to write")
 @click.option(
     "--format",
-    type=Choice(("torch", "onnx")),
+    type=options.Choice(("torch", "onnx")),
     default="torch",
-    show_default=True,
     help="torch: .pt2, for torch.export.load; onnx: .onnx, for any ONNX runtime",
 )
 def export(uri: str, step: int | None, out: str, format: str) -> int:
@@ -157,7 +144,7 @@ def export(uri: str, step: int | None, out: str, format: str) -> int:
     from aae_dist.storage import open_storage
 
     check_format(format)
-    run = open_run(uri, step)
+    run = options.open_run(uri, step)
     target = open_storage(absolute_storage(out))
     print(f"exporting step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
     differences = write_programs(run, target, format, _validation_images(run))
@@ -180,14 +167,12 @@ def _validation_images(run: "TrainedRun") -> "Tensor | None":
         return None
 
 
-@click.command(
-    cls=RawHelp, short_help="list runs with their state, step and scores", epilog=RUNS_EXAMPLES
-)
+@options.verb("list runs with their state, step and scores", RUNS_EXAMPLES)
 @click.argument(
     "uri",
     default="~/aae_dist/runs",
     metavar="STORAGE",
-    type=Item(),
+    type=options.Item(),
     help="run.storage of the runs (default ~/aae_dist/runs)",
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON with all metrics")
@@ -266,11 +251,11 @@ def _score(value: float | None) -> str:
     return "" if value is None else text.number(value)
 
 
-@click.command(cls=RawHelp, short_help="write the report of a sweep", epilog=REPORT_EXAMPLE)
+@options.verb("write the report of a sweep", REPORT_EXAMPLE)
 @click.argument(
     "uri",
     metavar="SWEEP",
-    type=Item(),
+    type=options.Item(),
     help="a sweep's folder: a local path, s3://, gs:// or az://",
 )
 def report(uri: str) -> int:

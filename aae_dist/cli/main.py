@@ -41,7 +41,11 @@ shell completion, in the shell's start-up file:
 @click.group(
     cls=Verbs,
     epilog=EXIT_CODES + COMPLETION_HELP,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:

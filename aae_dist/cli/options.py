@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,6 +186,16 @@ class Item(click.ParamType[str, Any]):
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+def verb(short_help: str, epilog: str) -> Callable[[Callable[..., int]], click.Command]:
+    """Make a function a verb; its docstring is the help."""
+    return click.command(cls=RawHelp, short_help=short_help, epilog=epilog)
+
+
+def grouped(group: str) -> Callable[..., Decorator]:
+    """Return `click.option` for options that the help lists under a title of their own."""
+    return partial(click.option, cls=GroupedOption, group=group)
+
+
 def items_argument(required: bool = True) -> Decorator:
     """Add the files and overrides of a configuration."""
     return click.argument(
@@ -217,11 +228,7 @@ step_option = click.option(
     "--step", type=WholeNumber(1), help="the checkpoint of step N (default: newest)"
 )
 seed_option = click.option(
-    "--seed",
-    type=WholeNumber(),
-    default=0,
-    show_default=True,
-    help="the same seed draws the same images",
+    "--seed", type=WholeNumber(), default=0, help="the same seed draws the same images"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON, not a table")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aae_dist.cli.options import GroupedOption, RawHelp, items_argument, read_items
+from aae_dist.cli.options import grouped, items_argument, read_items, verb
 
 if TYPE_CHECKING:
     from aae_dist.doctor.rules import Finding
@@ -31,9 +31,10 @@ Ray cluster for it and removes it afterwards. --address uses a Ray cluster that 
 exit code is that of the run: 0 done, 2 something to correct, 3 diverged, 4 stopped with a
 checkpoint, 1 all else.
 """
-AGAIN = "for what was submitted before, named by its configuration, or with --address by its job"
-KUBERNETES = "with --cluster"
-RAY = "with --address"
+again_option = grouped(
+    "for what was submitted before, named by its configuration, or with --address by its job"
+)
+kubernetes_option, ray_option = grouped("with --cluster"), grouped("with --address")
 
 
 class NamedValue(click.ParamType[tuple[str, str], Any]):
@@ -48,11 +49,7 @@ class NamedValue(click.ParamType[tuple[str, str], Any]):
         return name, text
 
 
-@click.command(
-    cls=RawHelp,
-    short_help="send a run or a sweep to a Kubernetes or Ray cluster",
-    epilog=SUBMIT_EXAMPLES,
-)
+@verb("send a run or a sweep to a Kubernetes or Ray cluster", SUBMIT_EXAMPLES)
 @items_argument(required=False)
 @click.option(
     "--cluster", type=click.Path(path_type=Path), metavar="DIR", help="a kustomize overlay"
@@ -65,36 +62,22 @@ class NamedValue(click.ParamType[tuple[str, str], Any]):
     is_flag=True,
     help="when following, Ctrl-C stops the job with a checkpoint; by default it continues",
 )
-@click.option(
-    "--follow", cls=GroupedOption, group=AGAIN, is_flag=True, help="show its log until it ends"
-)
-@click.option(
-    "--stop",
-    cls=GroupedOption,
-    group=AGAIN,
-    is_flag=True,
-    help="stop it with a checkpoint, and follow it to its end",
-)
-@click.option(
-    "--context", cls=GroupedOption, group=KUBERNETES, metavar="NAME", help="kubectl's context"
-)
-@click.option(
+@again_option("--follow", is_flag=True, help="show its log until it ends")
+@again_option("--stop", is_flag=True, help="stop it with a checkpoint, and follow it to its end")
+@kubernetes_option("--context", metavar="NAME", help="kubectl's context")
+@ray_option(
     "--env",
-    cls=GroupedOption,
-    group=RAY,
     multiple=True,
     type=NamedValue(),
     help="a variable of the job, shown in the dashboard: nothing secret",
 )
-@click.option(
+@ray_option(
     "--working-dir",
-    cls=GroupedOption,
-    group=RAY,
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="files of yours for the job's working directory, such as a prior (at most 512 MiB)",
 )
-@click.option("--no-wait", cls=GroupedOption, group=RAY, is_flag=True, help="do not follow the log")
+@ray_option("--no-wait", is_flag=True, help="do not follow the log")
 def submit(items: tuple[str, ...], **options: Any) -> int:
     """Send a run, or a sweep, to a cluster.
 
@@ -230,9 +213,7 @@ examples:
 """
 
 
-@click.command(
-    cls=RawHelp, short_help="check a place before money is spent there", epilog=DOCTOR_EXAMPLES
-)
+@verb("check a place before money is spent there", DOCTOR_EXAMPLES)
 @items_argument(required=False)
 def doctor(items: tuple[str, ...]) -> int:
     """Check a place before money is spent there.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aae_dist.cli.inspect import print_metrics, results
-from aae_dist.cli.options import EXIT_CODES, RawHelp, items_argument, read_items
+from aae_dist.cli.options import EXIT_CODES, items_argument, read_items, verb
 from aae_dist.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ Maps merge and lists replace. Changing `kind` keeps the fields that both kinds h
 """
 
 
-@click.command(
-    cls=RawHelp, short_help="train a run, or resume it", epilog=TRAIN_EXAMPLES + EXIT_CODES
-)
+@verb("train a run, or resume it", TRAIN_EXAMPLES + EXIT_CODES)
 @items_argument()
 @click.option("--dry-run", is_flag=True, help="print the resolved configuration and stop")
 def train(items: tuple[str, ...], dry_run: bool) -> int:
@@ -81,10 +79,9 @@ BEST = 5
 """Trials that the end of a sweep shows."""
 
 
-@click.command(
-    cls=RawHelp,
-    short_help="run a sweep over priors, latent sizes or any other key, or resume it",
-    epilog=TUNE_EXAMPLES + EXIT_CODES,
+@verb(
+    "run a sweep over priors, latent sizes or any other key, or resume it",
+    TUNE_EXAMPLES + EXIT_CODES,
 )
 @items_argument()
 @click.option("--dry-run", is_flag=True, help="print the sweep and its trials and stop")
