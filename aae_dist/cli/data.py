@@ -31,7 +31,7 @@ examples:
 """
 PACKED = ("mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "folder", "csv", "npy")
 """As `data.pack.NAMES`, which would cost an import of torch."""
-own_files_option = options.grouped("for folder, csv and npy")
+own_files_option = options.titled_option("for folder, csv and npy")
 
 
 @click.group(

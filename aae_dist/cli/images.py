@@ -1,7 +1,7 @@
 """A trained run applied: sample, interpolate, reconstruct, and encode for a whole data set."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,10 +9,6 @@ from aae_dist.cli import options
 from aae_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from aae_dist.config import RunConfig
-    from aae_dist.inference.dataset_job import DatasetJob
     from aae_dist.inference.trained_run import TrainedRun
 
 SAMPLE_EXAMPLES = """\
@@ -84,28 +80,27 @@ def sample(
         write_images(path, run.sample(num, generator))
         print(f"{num} images of step {run.step:,} written to {path}")
         return 0
-    labels = _labels(run, classes, num)
+    chosen = _chosen(run, classes)
+    labels = torch.tensor(chosen).repeat_interleave(num)
     write_images(path, run.sample(len(labels), generator, labels), columns=num)
-    named = ", ".join(map(str, labels[::num].tolist()))
+    named = ", ".join(map(str, chosen))
     print(f"{num} images each of classes {named} of step {run.step:,} written to {path}")
     return 0
 
 
-def _labels(run: "TrainedRun", classes: str, num: int) -> "Tensor":
-    import torch
-
+def _chosen(run: "TrainedRun", classes: str) -> Sequence[int]:
     known = run.prior.num_classes
     if known is None:
         raise ConfigError(f"--classes: the prior of {run.uri} ({run.config.prior.kind}) has none")
     try:
-        chosen = range(known) if classes == "all" else [int(text) for text in classes.split(",")]
+        chosen = range(known) if classes == "all" else list(map(int, classes.split(",")))
     except ValueError:
         chosen = [-1]
     if not all(0 <= label < known for label in chosen):
         raise ConfigError(
             f"--classes {classes}: give numbers from 0 to {known - 1}, say 0,1, or all"
         )
-    return torch.tensor(chosen, dtype=torch.int64).repeat_interleave(num)
+    return chosen
 
 
 @options.verb("decode interpolation paths through the latent space", INTERPOLATE_EXAMPLES)
@@ -130,22 +125,15 @@ def _labels(run: "TrainedRun", classes: str, num: int) -> "Tensor":
     default="data",
     help="start and end at codes of data samples or at samples of the prior",
 )
-@click.option(
-    "--data", multiple=True, type=options.Item(), metavar="PATTERN", help="the same as DATA"
-)
+@options.data_option
 @options.seed_option
 def interpolate(
     uri: str,
     items: tuple[str, ...],
     step: int | None,
     out: str,
-    kind: str,
-    num: int,
-    steps: int,
-    path: str,
-    source: str,
     data: tuple[str, ...],
-    seed: int,
+    **chosen: Any,
 ) -> int:
     """Decode codes along paths through the latent space.
 
@@ -153,23 +141,19 @@ def interpolate(
     plane     a patch between four codes; of a 2-D latent space, the whole range of the prior
     traverse  one row per dimension, which moves over the prior's range; the others stay
     """
-    from aae_dist.inference.images import (
-        InterpolationOptions,
-        checked_path,
-        codes_of,
-        fitting_path,
-        write_images,
-    )
+    from aae_dist.inference import images
 
     patterns, overrides = options.data_and_overrides([*data, *items])
-    options = InterpolationOptions(kind, num, steps, path, source, tuple(patterns), seed)
-    file = checked_path(out)
+    wanted = images.InterpolationOptions(**chosen, data=tuple(patterns))
+    file = images.checked_path(out)
     run = options.open_run(uri, step, overrides)
-    codes = codes_of(run, options)
-    write_images(file, run.decode(codes.flatten(0, 1)), columns=codes.shape[1])
+    codes = images.codes_of(run, wanted)
+    rows, columns, _ = codes.shape
+    images.write_images(file, run.decode(codes.flatten(0, 1)), columns)
+    path = images.fitting_path(run, wanted.path)
     print(
-        f"{codes.shape[0]} rows of {codes.shape[1]} images ({kind}, {fitting_path(run, path)}) "
-        f"of step {run.step:,} written to {file}"
+        f"{rows} rows of {columns} images ({wanted.kind}, {path}) of step {run.step:,} written to "
+        f"{file}"
     )
     return 0
 
@@ -191,7 +175,7 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
 
     if not is_file(out):
         return write_dataset(uri, items, out, "tar", step)
-    from aae_dist.utils.arrays import evenly_spaced
+    from aae_dist.utils.arrays import evenly_spaced, figure_to_png
 
     path = checked_path(out)
     patterns, overrides = options.data_and_overrides(items)
@@ -202,7 +186,6 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.
         from aae_dist.evaluation.pictures import reconstructions
-        from aae_dist.utils.arrays import figure_to_png
 
         caption = f"{run.config.run.name}, step {run.step:,}"
         picture = figure_to_png(reconstructions(originals, images.float().cpu(), caption))
@@ -259,7 +242,7 @@ def write_dataset(
     parquet and npy for codes, tar for reconstructions.
     """
     from aae_dist import load_run
-    from aae_dist.config.loading.load import absolute_storage
+    from aae_dist.config.loading.load import absolute_storage, with_overrides
     from aae_dist.data import open_manifest
     from aae_dist.distributed.world import from_environment
     from aae_dist.inference.dataset_job import DatasetJob, check_format, output_fingerprint
@@ -268,7 +251,8 @@ def write_dataset(
     check_format(format)
     data, overrides = options.data_and_overrides(items)
     run = load_run(absolute_storage(uri), step=step)
-    config = _configure(run, overrides)
+    asked = any(item.startswith("launch.workers") for item in overrides)
+    config = with_overrides(run.config, ["launch.kind=ray" if asked else ALONE, *overrides])
     manifest = open_manifest(run.shards(data))
     job = DatasetJob(
         run=run.uri,
@@ -281,21 +265,11 @@ def write_dataset(
     )
     before = write_shards(config, job, manifest, output_fingerprint(run, manifest, job))
     if from_environment("cpu").is_main:
-        _report(job, len(manifest.shards), manifest.num_samples, before)
+        count = len(manifest.shards)
+        if before == count:
+            print(f"{job.out} was complete already: nothing was written.")
+        elif before:
+            print(f"{before} of {count} shards were there already.")
+        total = f"{manifest.num_samples:,} samples"
+        print(f"{total} of step {job.step:,} in {count} shards: {job.out}")
     return 0
-
-
-def _configure(run: "TrainedRun", overrides: Sequence[str]) -> "RunConfig":
-    from aae_dist.config.loading.load import with_overrides
-
-    asked = [item for item in overrides if item.startswith("launch.workers")]
-    own = "launch.kind=ray" if asked else ALONE
-    return with_overrides(run.config, [own, *overrides])
-
-
-def _report(job: "DatasetJob", num_shards: int, num_samples: int, before: int) -> None:
-    if before == num_shards:
-        print(f"{job.out} was complete already: nothing was written.")
-    elif before:
-        print(f"{before} of {num_shards} shards were there already.")
-    print(f"{num_samples:,} samples of step {job.step:,} in {num_shards} shards: {job.out}")

@@ -58,8 +58,6 @@ MEANINGS = {
 """What a metric says, short enough for a line of 80 characters; in the order of the table."""
 
 _GROUPS = ("reconstruction/", "prior_match/", "discriminator/", "loss/")
-
-
 COLUMNS = {
     "mse": "reconstruction/mse",
     "C2ST": "prior_match/c2st",
@@ -74,9 +72,7 @@ MIN_WIDTH = 100
 @options.run_argument
 @options.data_argument
 @options.step_option
-@click.option(
-    "--data", multiple=True, type=options.Item(), metavar="PATTERN", help="the same as DATA"
-)
+@options.data_option
 @options.json_option
 def evaluate(
     uri: str, items: tuple[str, ...], step: int | None, data: tuple[str, ...], as_json: bool
@@ -107,18 +103,16 @@ def results(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     """Print one metric per line on stdout, known ones first, with what they mean."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+    from rich import box, console, table
 
     order = list(MEANINGS)
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.add_column("metric", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("meaning")
+    lines = table.Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    lines.add_column("metric", no_wrap=True)
+    lines.add_column("value", justify="right", no_wrap=True)
+    lines.add_column("meaning")
     for name in sorted(metrics, key=lambda n: (order.index(n) if n in order else len(order), n)):
-        table.add_row(name, text.number(metrics[name]), MEANINGS.get(name, ""))
-    Console(markup=False, highlight=False).print(table)
+        lines.add_row(name, text.number(metrics[name]), MEANINGS.get(name, ""))
+    console.Console(markup=False, highlight=False).print(lines)
 
 
 @options.verb("write encoder and decoder as programs of their own", EXPORT_EXAMPLES)
@@ -139,20 +133,19 @@ def export(uri: str, step: int | None, out: str, format: str) -> int:
     run; export.json says what they take and give.
     """
     from aae_dist.config.loading.load import absolute_storage
-    from aae_dist.inference.export import TOLERANCE, WRITERS, check_format
-    from aae_dist.inference.export import export as write_programs
+    from aae_dist.inference import export as exporting
     from aae_dist.storage import open_storage
 
-    check_format(format)
+    exporting.check_format(format)
     run = options.open_run(uri, step)
     target = open_storage(absolute_storage(out))
     print(f"exporting step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
-    differences = write_programs(run, target, format, _validation_images(run))
-    suffix = WRITERS[format][1]
+    differences = exporting.export(run, target, format, _validation_images(run))
+    suffix = exporting.WRITERS[format][1]
     for name, difference in differences.items():
         print(
             f"{target.uri}/{name}.{suffix}: equal to the run within {difference:.1e} "
-            f"(tolerance {TOLERANCE:g})"
+            f"(tolerance {exporting.TOLERANCE:g})"
         )
     return 0
 
@@ -215,24 +208,23 @@ def _as_json(row: "RunRow") -> dict[str, Any]:
 
 
 def _print(rows: Sequence["RunRow"], uri: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+    from rich import box, console, table
 
-    table = Table(title=f"{len(rows)} in {uri}", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("run", overflow="fold")
-    table.add_column("state", no_wrap=True)
+    lines = table.Table(title=f"{len(rows)} in {uri}", title_justify="left", box=box.SIMPLE_HEAD)
+    lines.add_column("run", overflow="fold")
+    lines.add_column("state", no_wrap=True)
     for name in ("step", "prior", "z", *COLUMNS, "age"):
-        table.add_column(name, justify="left" if name == "prior" else "right", no_wrap=True)
+        lines.add_column(name, justify="left" if name == "prior" else "right", no_wrap=True)
     for row in rows:
-        scores = [_score(row.metrics.get(metric)) for metric in COLUMNS.values()]
+        found = [row.metrics.get(metric) for metric in COLUMNS.values()]
+        scores = ["" if score is None else text.number(score) for score in found]
         kind = _section(row.config, "prior").get("kind", "")
         latent_dim = _section(row.config, "model").get("latent_dim", "")
         age = text.age(row.age_seconds)
-        table.add_row(row.name, row.state, _step(row), str(kind), str(latent_dim), *scores, age)
-    console = Console(markup=False, highlight=False)
-    console.width = max(console.width, 0 if console.is_terminal else MIN_WIDTH)
-    console.print(table)
+        lines.add_row(row.name, row.state, _step(row), str(kind), str(latent_dim), *scores, age)
+    screen = console.Console(markup=False, highlight=False)
+    screen.width = max(screen.width, 0 if screen.is_terminal else MIN_WIDTH)
+    screen.print(lines)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -245,10 +237,6 @@ def _step(row: "RunRow") -> str:
         return f"{row.num_trials} trials"
     done = "-" if row.step is None else f"{row.step:,}"
     return f"{done}/{row.total_steps:,}" if row.total_steps else done
-
-
-def _score(value: float | None) -> str:
-    return "" if value is None else text.number(value)
 
 
 @options.verb("write the report of a sweep", REPORT_EXAMPLE)

@@ -191,7 +191,7 @@ def verb(short_help: str, epilog: str) -> Callable[[Callable[..., int]], click.C
     return click.command(cls=RawHelp, short_help=short_help, epilog=epilog)
 
 
-def grouped(group: str) -> Callable[..., Decorator]:
+def titled_option(group: str) -> Callable[..., Decorator]:
     """Return `click.option` for options that the help lists under a title of their own."""
     return partial(click.option, cls=GroupedOption, group=group)
 
@@ -229,6 +229,9 @@ step_option = click.option(
 )
 seed_option = click.option(
     "--seed", type=WholeNumber(), default=0, help="the same seed draws the same images"
+)
+data_option = click.option(
+    "--data", multiple=True, type=Item(), metavar="PATTERN", help="the same as DATA"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON, not a table")
 

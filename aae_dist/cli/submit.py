@@ -4,13 +4,14 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from aae_dist.cli.options import grouped, items_argument, read_items, verb
+from aae_dist.cli.options import items_argument, read_items, titled_option, verb
 
 if TYPE_CHECKING:
     from aae_dist.doctor.rules import Finding
@@ -31,10 +32,28 @@ Ray cluster for it and removes it afterwards. --address uses a Ray cluster that 
 exit code is that of the run: 0 done, 2 something to correct, 3 diverged, 4 stopped with a
 checkpoint, 1 all else.
 """
-again_option = grouped(
+again_option = titled_option(
     "for what was submitted before, named by its configuration, or with --address by its job"
 )
-kubernetes_option, ray_option = grouped("with --cluster"), grouped("with --address")
+kubernetes_option, ray_option = titled_option("with --cluster"), titled_option("with --address")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Arguments and options of `submit`."""
+
+    items: tuple[str, ...]
+    cluster: Path | None
+    address: str | None
+    dry_run: bool
+    doctor: bool
+    stop_on_interrupt: bool
+    follow: bool
+    stop: bool
+    context: str | None
+    env: tuple[tuple[str, str], ...]
+    working_dir: Path | None
+    no_wait: bool
 
 
 class NamedValue(click.ParamType[tuple[str, str], Any]):
@@ -84,86 +103,65 @@ def submit(items: tuple[str, ...], **options: Any) -> int:
     The configuration is checked here first, so that a mistake costs no machine. Submitting again
     what has ended resumes it; what has finished returns at once.
     """
-    if problem := _contradiction(items, **options):
+    given = Given(items, **options)
+    if problem := _contradiction(given):
         raise click.UsageError(problem)
-    if options["address"]:
-        return _to_ray(items, **options)
-    return _to_kubernetes(items, **options)
+    return _to_ray(given, given.address) if given.address else _to_kubernetes(given, given.cluster)
 
 
-def _contradiction(
-    items: tuple[str, ...],
-    *,
-    cluster: Path | None,
-    address: str | None,
-    follow: bool,
-    stop: bool,
-    dry_run: bool,
-    stop_on_interrupt: bool,
-    context: str | None,
-    env: tuple[tuple[str, str], ...],
-    working_dir: Path | None,
-    no_wait: bool,
-    **_: object,
-) -> str | None:
+def _contradiction(given: Given) -> str | None:
     """Return the first contradiction between options, None if there is none."""
-    is_again = follow or stop
+    is_again = given.follow or given.stop
+    is_one_place = (given.cluster is None) != (given.address is None)
+    wanted = "a configuration to submit, or the job's name"
     rules = {
-        "give one of --cluster DIR and --address URL": (cluster is None) == (address is None),
-        "--follow follows, --stop stops and follows: give one of them": follow and stop,
-        "give a configuration to submit" + ", or the job's name" * bool(address): not items,
+        "give one of --cluster DIR and --address URL": not is_one_place,
+        "--follow follows, --stop stops and follows: give one of them": given.follow and given.stop,
+        f"give {wanted if given.address else 'a configuration to submit'}": not given.items,
         "with --address, --follow and --stop take the name of one job": (
-            address and is_again and len(items) > 1
+            given.address and is_again and len(given.items) > 1
         ),
-        "--dry-run sends nothing, so there is nothing to follow or to stop": is_again and dry_run,
+        "--dry-run sends nothing, so there is nothing to follow or to stop": (
+            is_again and given.dry_run
+        ),
         "--env, --working-dir and --no-wait go with --address": (
-            cluster and (env or working_dir or no_wait)
+            given.cluster and (given.env or given.working_dir or given.no_wait)
         ),
         "with --cluster, --stop-on-interrupt goes with --follow": (
-            cluster and stop_on_interrupt and not is_again
+            given.cluster and given.stop_on_interrupt and not is_again
         ),
-        "--context goes with --cluster": address and context,
+        "--context goes with --cluster": given.address and given.context,
     }
     return next((problem for problem, is_broken in rules.items() if is_broken), None)
 
 
-def _to_kubernetes(
-    items: tuple[str, ...],
-    *,
-    cluster: Path,
-    context: str | None,
-    dry_run: bool,
-    doctor: bool,
-    follow: bool,
-    stop: bool,
-    stop_on_interrupt: bool,
-    **_: object,
-) -> int:
+def _to_kubernetes(given: Given, cluster: Path | None) -> int:
     """Create a RayJob made from an overlay's template, or follow one to its end."""
     from aae_dist.launch.submit import follow as following
     from aae_dist.launch.submit import kubernetes
     from aae_dist.launch.submit.jobs import follow_or_stop, read_work
 
-    work = read_work(*read_items(items))
-    if follow or stop:
-        name = kubernetes.job_name(work, doctor)
-        api = kubernetes.connect(work, cluster, context)
-        if stop:
+    assert cluster is not None
+    work = read_work(*read_items(given.items))
+    if given.follow or given.stop:
+        name = kubernetes.job_name(work, given.doctor)
+        api = kubernetes.connect(work, cluster, given.context)
+        if given.stop:
             following.stop(api, name)
         return follow_or_stop(
             lambda: following.follow(api, name),
             lambda: following.stop(api, name),
             f"rayjob/{name} continues; the same command with --stop stops it with a checkpoint",
-            stop_on_interrupt,
+            given.stop_on_interrupt,
         )
-    settings, job = kubernetes.manifests(work, cluster, doctor)
-    if dry_run:
+    settings, job = kubernetes.manifests(work, cluster, given.doctor)
+    if given.dry_run:
         print(kubernetes.dump([settings, job]), end="")
         return 0
-    api = kubernetes.connect(work, cluster, context)
+    api = kubernetes.connect(work, cluster, given.context)
     kubernetes.create(api, settings, job)
-    where = ["--cluster", str(cluster), *(["--context", context] if context else [])]
-    again = shlex.join([*where, *(["--doctor"] if doctor else []), *items])
+    where = ["--cluster", str(cluster), *(["--context", given.context] if given.context else [])]
+    again = shlex.join([*where, *(["--doctor"] if given.doctor else []), *given.items])
     print(f"rayjob/{job['metadata']['name']} created")
     print(f"follow: aae-dist submit --follow {again}")
     print(f"stop:   aae-dist submit --stop {again}")
@@ -172,37 +170,30 @@ def _to_kubernetes(
     return 0
 
 
-def _to_ray(
-    items: tuple[str, ...],
-    *,
-    address: str,
-    env: tuple[tuple[str, str], ...],
-    working_dir: Path | None,
-    no_wait: bool,
-    dry_run: bool,
-    doctor: bool,
-    follow: bool,
-    stop: bool,
-    stop_on_interrupt: bool,
-    **_: object,
-) -> int:
+def _to_ray(given: Given, address: str) -> int:
     """Submit a job to a running Ray cluster, or follow one to its end."""
     from aae_dist.launch.submit import jobs
     from aae_dist.launch.submit.jobs import read_work
 
-    if follow or stop:
-        return jobs.follow(items[0], address, stop, stop_on_interrupt)
+    if given.follow or given.stop:
+        return jobs.follow(given.items[0], address, given.stop, given.stop_on_interrupt)
     jobs.check_address(address)
-    work = read_work(*read_items(items))
+    work = read_work(*read_items(given.items))
     jobs.check(work)
-    if dry_run:
-        print(f"# to {address}: {jobs.entrypoint('doctor' if doctor else work.verb)}")
-        for name, _value in env:
+    if given.dry_run:
+        print(f"# to {address}: {jobs.entrypoint('doctor' if given.doctor else work.verb)}")
+        for name, _value in given.env:
             print(f"# with the variable {name}")
         print(work.text, end="")
         return 0
     return jobs.submit(
-        work, address, dict(env), working_dir, not no_wait, stop_on_interrupt, doctor
+        work,
+        address,
+        dict(given.env),
+        given.working_dir,
+        not given.no_wait,
+        given.stop_on_interrupt,
+        given.doctor,
     )
 
 

@@ -7,11 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aae_dist.data.augment import Augmenter
     from aae_dist.data.dataset import Dataset, open_dataset
     from aae_dist.data.format.manifest import Manifest, Shard
     from aae_dist.data.index.build import build_index, open_manifest
-    from aae_dist.data.loader import Batch, BatchLoader
+    from aae_dist.data.loader import Augmenter, Batch, BatchLoader
     from aae_dist.data.order import BatchPlan, SampleOrder, rank_rows, resolve_window
 
 __all__ = [
@@ -31,10 +30,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "augment": ("Augmenter",),
     "dataset": ("Dataset", "open_dataset"),
     "index.build": ("build_index", "open_manifest"),
-    "loader": ("Batch", "BatchLoader"),
+    "loader": ("Augmenter", "Batch", "BatchLoader"),
     "format.manifest": ("Manifest", "Shard"),
     "order": ("BatchPlan", "SampleOrder", "rank_rows", "resolve_window"),
 }

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from aae_dist.config.sections.run import Augment
-from aae_dist.data.augment import NUM_DRAWS, Augmenter, uniforms
-from aae_dist.data.loader import Batch
+from aae_dist.data.loader import NUM_DRAWS, Augmenter, Batch, uniforms
 
 GOLDEN = [0.25826436281204224, 0.827971875667572]
 ALL = Augment(flip=True, crop=2, brightness=0.3, contrast=0.4, saturation=0.5)

@@ -128,9 +128,11 @@ def test_files_are_held_up_to_a_bound(
     monkeypatch.setattr(sample_module, "_BYTES_PER_GROUP", at_once)
     write_shards(tmp_path, [5])
     held = []
-    decode = sample_module.decode_images
+    decode = sample_module.decoding.decode_images
     monkeypatch.setattr(
-        sample_module, "decode_images", lambda *args: held.append(len(args[1])) or decode(*args)
+        sample_module.decoding,
+        "decode_images",
+        lambda *args: held.append(len(args[1])) or decode(*args),
     )
     images, labels = opened(tmp_path, decoded="none").read(range(5))
     assert held == sizes

@@ -266,8 +266,8 @@ class ShardPrefetcher:
         """Return the prefetcher of one rank from `position` on; None without remote shards.
 
         `rows` of a global batch are this rank's, `node_rows` those of all ranks of this node, whose
-        other data sets need `reserve_bytes` of the cache. Raises ConfigError if the cache cannot hold
-        the shards that the node needs at once.
+        other data sets need `reserve_bytes` of the cache. Raises ConfigError if the cache cannot
+        hold the shards that the node needs at once.
         """
         cache, manifest = dataset.cache, dataset.manifest
         if cache is None:

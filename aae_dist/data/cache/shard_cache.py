@@ -27,15 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from aae_dist.config.sections.run import Cache, Data
-from aae_dist.data.cache.directory import (
-    BLOCK,
-    cache_folder,
-    create_partial,
-    disk_bytes,
-    open_pinned,
-    rounded,
-    try_remove,
-)
+from aae_dist.data.cache import directory
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.errors import ConfigError, DataError, LaunchError, ShardError, StorageError
 from aae_dist.storage import Entry, is_remote, open_storage
@@ -107,7 +99,7 @@ class ShardCache:
         while True:
             version = self._version(shard)
             path = self.folder / _name(shard.url, version)
-            if file := open_pinned(path):
+            if file := directory.open_pinned(path):
                 return file
             match self._reserve(shard, path, version.size, due=None):
                 case Reservation() as reservation:
@@ -161,7 +153,7 @@ class ShardCache:
             # Another process may have the shard, or be downloading it.
             if path.exists():
                 return Blocked.CACHED
-            if not try_remove(part):
+            if not directory.try_remove(part):
                 return Blocked.BUSY
             # Evict other copies until it fits the bound.
             wanted = copy_bytes(size)
@@ -175,7 +167,7 @@ class ShardCache:
             # Take its disk space. The disk may have less than the bound: others use it too.
             while True:
                 try:
-                    return Reservation(create_partial(part, size), part, path)
+                    return Reservation(directory.create_partial(part, size), part, path)
                 except OSError as error:
                     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                     if not (is_full and self._evict(size, due)):
@@ -198,24 +190,24 @@ class ShardCache:
         for copy in later:
             if missing <= 0:
                 break
-            if try_remove(copy.path):
+            if directory.try_remove(copy.path):
                 missing -= copy.bytes
         return missing <= 0
 
     def _contents(self) -> tuple[list[_Copy], int]:
         """Return the complete copies, and the bytes of everything in the directory."""
-        copies, used = [], disk_bytes(self.folder.stat())
+        copies, used = [], directory.disk_bytes(self.folder.stat())
         for entry in list(os.scandir(self.folder)):
             path = Path(entry.path)
-            if entry.name.endswith(PART) and try_remove(path):
+            if entry.name.endswith(PART) and directory.try_remove(path):
                 continue
             try:
                 found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:  # a failed download has just removed its part
                 continue
-            used += disk_bytes(found)
+            used += directory.disk_bytes(found)
             if not entry.name.endswith(PART) and entry.name != "lock":
-                copies.append(_Copy(path, disk_bytes(found), 0.0, found.st_mtime))
+                copies.append(_Copy(path, directory.disk_bytes(found), 0.0, found.st_mtime))
         uses = self.next_use([copy.path.name[:URL_DIGITS] for copy in copies])
         pairs = zip(copies, uses, strict=True)
         return [_Copy(c.path, c.bytes, use, c.used_at) for c, use in pairs], used
@@ -264,7 +256,7 @@ def url_digest(url: str) -> str:
 
 def copy_bytes(size: int) -> int:
     """Return the bytes of the bound that a shard of `size` bytes takes."""
-    return rounded(size) + BLOCK
+    return directory.rounded(size) + directory.BLOCK
 
 
 def _name(url: str, version: Entry) -> str:
@@ -315,7 +307,7 @@ def cache_for(manifest: Manifest, settings: Data) -> ShardCache | None:
 
 def cache_of(settings: Cache) -> ShardCache:
     """Return the cache that `data.cache` describes, one for all data sets of this process."""
-    return _cache(cache_folder(settings.dir), settings.max_bytes, settings.shard_seconds)
+    return _cache(directory.cache_folder(settings.dir), settings.max_bytes, settings.shard_seconds)
 
 
 @lru_cache

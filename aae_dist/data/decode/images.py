@@ -24,15 +24,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from aae_dist.config.sections.run import Data
-from aae_dist.data.decode.headers import (
-    ImageHeader,
-    ValidPng,
-    apply_orientation,
-    read_header,
-    stacked,
-    stacks,
-    validate_png,
-)
+from aae_dist.data.decode import formats
+from aae_dist.data.decode.formats import ImageHeader, ValidPng
 from aae_dist.errors import SampleError, ShardError
 
 Shape = tuple[int, int, int]
@@ -143,7 +136,7 @@ def decode_images(
     for group in batch_by_size(sizes, _PIXELS_PER_GROUP):
         # Validate PNG files: libpng's errors would end the process.
         pngs = [n for n in group if headers[n].format == "PNG"]
-        valid = map_collecting_errors(lambda n: validate_png(files[n]), pngs, bad)
+        valid = map_collecting_errors(lambda n: formats.validate_png(files[n]), pngs, bad)
         # Pillow converts CMYK to RGB as torchvision did; simplejpeg rounds otherwise, by up to 2.
         jpegs = [n for n in group if headers[n].format == "JPEG" and not headers[n].is_cmyk]
         decoded = decode_pngs(valid, shape[0]) | decode_jpegs(files, jpegs, shape[0])
@@ -174,7 +167,7 @@ def decode_image(data: bytes, shape: Shape | None = None, resize: Resize = NO_RE
 
 def checked_header(data: bytes) -> ImageHeader:
     """Return the image's header; SampleError if it is no PNG, JPEG or WebP of a sane size."""
-    header = read_header(data)
+    header = formats.read_header(data)
     if header is None:
         raise _damaged(f"not a PNG, JPEG or WebP image (starts with {data[:8]!r})")
     if not 0 < header.height * header.width <= _MAX_PIXELS:
@@ -238,9 +231,9 @@ def decode_pngs(files: Mapping[int, ValidPng | None], channels: int) -> dict[int
     _load_decoders()
     decode: Callable[..., Tensor] = torch.ops.image.decode_png
     mode = _GREY if channels == 1 else _COLOUR
-    for stack in stacks(images):
+    for stack in formats.stacks(images):
         # Decode a stack in one call.
-        file = torch.frombuffer(stacked([images[n] for n in stack]), dtype=torch.uint8)
+        file = torch.frombuffer(formats.stacked([images[n] for n in stack]), dtype=torch.uint8)
         try:
             pixels = decode(file, mode, False).numpy()
         except RuntimeError:
@@ -296,7 +289,7 @@ def _finish(
     header, image = headers[number], decoded.get(number)
     if image is None:
         image = _decode_with_pillow(files[number], header, shape[0])
-    image = apply_orientation(image, header.orientation)
+    image = formats.apply_orientation(image, header.orientation)
     if image.shape != (shape[0], header.height, header.width):
         raise _damaged(f"the image decodes to shape {image.shape}; it is damaged")
     return image if image.shape == shape else resize.apply(image, shape[1:])

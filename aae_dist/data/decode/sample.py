@@ -17,17 +17,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data
-from aae_dist.data.decode.images import (
-    NO_RESIZE,
-    Bad,
-    Resize,
-    Shape,
-    batch_by_size,
-    checked_header,
-    decode_image,
-    decode_images,
-    map_collecting_errors,
-)
+from aae_dist.data.decode import images as decoding
+from aae_dist.data.decode.images import NO_RESIZE, Bad, Resize, Shape, map_collecting_errors
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.format.tar import ByteRange
 from aae_dist.errors import SampleError
@@ -61,19 +52,19 @@ class SampleDecoder:
     def decode(self, samples: Mapping[int, Sample], rows: NDArray[Any], bad: Bad) -> dict[int, int]:
         """Write the images or arrays of samples into `rows`; return their labels, -1 for none.
 
-        Rows are uint8 or float32 [n, C, H, W]. `bad` receives the errors by row; the content of such a
-        row is undefined.
+        Rows are uint8 or float32 [n, C, H, W]. `bad` receives the errors by row, whose content is
+        then undefined.
         """
         places = map_collecting_errors(lambda n: self._byte_ranges(*samples[n]), samples, bad)
         sizes = {n: sum(size for _, size in each) for n, each in places.items()}
         labels: dict[int, int] = {}
-        for group in batch_by_size(sizes, _BYTES_PER_GROUP):
+        for group in decoding.batch_by_size(sizes, _BYTES_PER_GROUP):
             # Read the fields of a group of samples.
             files = map_collecting_errors(lambda n: samples[n][0].read(places[n]), group, bad)
             # Decode their images or arrays into the rows.
             images = {n: file[0] for n, file in files.items()}
             if self._only_images and rows.dtype == np.uint8:
-                decode_images(rows, images, self._resize, bad)
+                decoding.decode_images(rows, images, self._resize, bad)
             else:
                 map_collecting_errors(partial(self._decode_one, samples, images, rows), images, bad)
             # Parse their labels.
@@ -144,7 +135,7 @@ def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = NO_R
     if not is_array(name):
         if row.dtype != np.uint8:
             raise SampleError("an image, wanted a float32 array", reason="array")
-        row[:] = decode_image(data, row.shape, resize)  # type: ignore[arg-type]
+        row[:] = decoding.decode_image(data, row.shape, resize)  # type: ignore[arg-type]
         return
     array = decode_array(data)
     if array.shape != row.shape or array.dtype != row.dtype:
@@ -160,7 +151,7 @@ def layout(name: str, data: bytes, resize: Resize = NO_RESIZE) -> tuple[Shape, t
     if is_array(name):
         array = torch.from_numpy(decode_array(data).copy())
         return (array.shape[0], array.shape[1], array.shape[2]), array.dtype
-    header = checked_header(data)
+    header = decoding.checked_header(data)
     return (header.channels, *resize.cropped(header.height, header.width)), torch.uint8
 
 

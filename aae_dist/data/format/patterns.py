@@ -249,7 +249,7 @@ def _read_manifest(storage: Storage, name: str) -> Manifest | None:
 
 
 def hint(storage: Storage, keys: Iterable[str]) -> str:
-    """Return advice on a folder without shards, from the files, perhaps not all, in and below it."""
+    """Return advice on a folder without shards, from (perhaps not all) files in and below it."""
     folders: set[str] = set()
     has_images = False
     for key in keys:

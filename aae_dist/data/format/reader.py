@@ -64,8 +64,8 @@ class ShardReader:
     def read(self, places: Sequence[ByteRange]) -> list[bytes]:
         """Return the bytes of some fields of a sample, by one read if they lie close together.
 
-        Raises ShardError if the shard cannot be opened; SampleError if these bytes of the open shard
-        cannot be read.
+        Raises ShardError if the shard cannot be opened; SampleError if these bytes of the open
+        shard cannot be read.
         """
         buffer = self._bytes()
         begin, end = min(places)[0], sum(max(places))

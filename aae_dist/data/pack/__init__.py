@@ -7,9 +7,15 @@ from pathlib import Path
 
 from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.index.build import index_folder
-from aae_dist.data.pack.files import csv_source, folder_source, npy_source
 from aae_dist.data.pack.known import KNOWN, celeba_source
-from aae_dist.data.pack.sources import PackOptions, PackSource, SampleSet
+from aae_dist.data.pack.sources import (
+    PackOptions,
+    PackSource,
+    SampleSet,
+    csv_source,
+    folder_source,
+    npy_source,
+)
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage, is_remote, open_storage
 from aae_dist.utils.text import progress, to_stderr

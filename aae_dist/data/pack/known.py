@@ -13,16 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.data.pack.sources import (
-    Fields,
-    PackOptions,
-    PackSource,
-    Pixels,
-    SampleSet,
-    file_fields,
-    image_fields,
-    read_file,
-)
+from aae_dist.data.pack import sources
+from aae_dist.data.pack.sources import Fields, PackOptions, PackSource, Pixels, SampleSet
 from aae_dist.errors import ConfigError, DataError
 
 MNIST_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
@@ -101,7 +93,7 @@ def _read_mat(file: Path) -> dict[str, Any]:
     """Return the arrays X and y, as far as the file has them, of MATLAB 5 (7.3 is HDF5)."""
     from scipy.io import loadmat
 
-    data = read_file(file)
+    data = sources.read_file(file)
     if data[124:128] != b"\x00\x01IM":
         raise DataError(f"{file}: not a MATLAB 5 file of little-endian numbers; delete it.")
     try:
@@ -174,14 +166,14 @@ def _image_set(
 
     def samples() -> Iterator[Fields]:
         for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-            yield image_fields(number, np.ascontiguousarray(image), label, options)
+            yield sources.image_fields(number, np.ascontiguousarray(image), label, options)
 
     return SampleSet(len(images), samples())
 
 
 def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
     """Read LeCun's IDX format: two zeros, type 8 (uint8), the rank, each length (big-endian)."""
-    data = read_file(path)
+    data = sources.read_file(path)
     start = 4 + 4 * num_dimensions
     shape = [int(n) for n in np.frombuffer(data[4:start].ljust(start - 4, b"\0"), ">u4")]
     if data[:4] != bytes((0, 0, 8, num_dimensions)) or len(data) - start != np.prod(shape):
@@ -234,7 +226,7 @@ def _samples(
 ) -> Iterator[Fields]:
     for file, label in zip(files, labels, strict=True):
         path = folder / file
-        fields, _ = file_fields(path.stem, read_file(path), str(path), options)
+        fields, _ = sources.file_fields(path.stem, sources.read_file(path), str(path), options)
         yield {**fields, "json": json.dumps(label).encode()}
 
 
@@ -260,7 +252,7 @@ def _columns(path: Path, num_columns: int) -> Iterator[tuple[str, str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    text = read_file(path).decode("utf-8", "replace")
+    text = sources.read_file(path).decode("utf-8", "replace")
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -268,7 +260,7 @@ def read_cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return images, uint8 [N, 3, 32, 32], and labels, int64 [N], of one batch, never unpickled."""
     pixels, labels = b"", []
     section = ""
-    for name, argument in _instructions(read_file(path), path):
+    for name, argument in _instructions(sources.read_file(path), path):
         if name in _TEXT:
             data = argument.encode("latin-1", "replace") if isinstance(argument, str) else argument
             if data in (b"labels", b"data", b"filenames", b"batch_label"):

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from aae_dist.data.decode import images
-from aae_dist.data.decode.headers import read_header
+from aae_dist.data.decode.formats import read_header, validate_png
 from aae_dist.data.decode.images import decode_image
 from aae_dist.data.decode.sample import parse_label
 from aae_dist.data.format.reader import ShardReader
@@ -78,7 +78,7 @@ def test_torchvision_and_pillow_agree_on_real_digits() -> None:
         data = reader.fields(sample)["png"]
         header = read_header(data)
         assert header is not None
-        [fast] = images.decode_pngs({0: images.validate_png(data)}, 1).values()
+        [fast] = images.decode_pngs({0: validate_png(data)}, 1).values()
         assert np.array_equal(fast, images._decode_with_pillow(data, header, 1))
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
 from aae_dist.data.decode import images
-from aae_dist.data.decode.headers import PREFIX, orientation, read_header
+from aae_dist.data.decode.formats import PREFIX, orientation, read_header
 from aae_dist.data.decode.images import decode_image
 from aae_dist.data.pack import PackOptions, pack
 

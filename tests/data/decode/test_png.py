@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aae_dist.data.decode import headers
-from aae_dist.data.decode.headers import ValidPng, validate_png
+from aae_dist.data.decode import formats
+from aae_dist.data.decode.formats import ValidPng, validate_png
 from aae_dist.data.decode.images import NO_RESIZE, decode_images, decode_pngs
 from aae_dist.errors import SampleError
 
@@ -125,8 +125,8 @@ def test_pixels_in_several_chunks_are_one_image() -> None:
 def test_a_stack_is_no_taller_than_libpng_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     files = validated([png(4, 3) for _ in range(7)] + [png(14, 3)])
     wanted = decode_pngs(files, 1)
-    monkeypatch.setattr(headers, "MAX_SIDE", 14)
-    found = list(headers.stacks(files))  # type: ignore[arg-type]
+    monkeypatch.setattr(formats, "MAX_SIDE", 14)
+    found = list(formats.stacks(files))  # type: ignore[arg-type]
     assert found == [[0, 1, 2], [3, 4, 5], [6], [7]]  # 4 + 1 + 4 + 1 + 4 rows
     again = decode_pngs(files, 1)
     assert all(np.array_equal(wanted[number], again[number]) for number in files)

@@ -128,7 +128,7 @@ def _chunks(data: bytes, position: int, kind: bytes, length: str) -> Iterator[by
 
 
 def orientation(data: bytes) -> int:
-    """Return the orientation of EXIF data, with or without `PREFIX`, 1 to 8; 1 where there is none."""
+    """Return the orientation of EXIF data (with or without `PREFIX`), 1 to 8; by default 1."""
     tiff = data.removeprefix(PREFIX)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
