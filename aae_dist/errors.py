@@ -43,12 +43,7 @@ class DataError(AaeDistError):
 
 
 class ShardError(DataError):
-    """A whole shard cannot be used: all its samples are lost, those of other shards are not.
-
-    Args:
-        message: What, what was got, what to do.
-        reason: For counters.
-    """
+    """A whole shard cannot be used: all its samples are lost, those of other shards are not."""
 
     def __init__(self, message: str, reason: ShardReason = "damaged") -> None:
         super().__init__(message)
@@ -56,12 +51,7 @@ class ShardError(DataError):
 
 
 class SampleError(DataError):
-    """One sample cannot be used; the message lacks its name.
-
-    Args:
-        message: What, what was got, what to do.
-        reason: For counters.
-    """
+    """One sample cannot be used; the message lacks its name."""
 
     def __init__(self, message: str, reason: SampleReason = "damaged") -> None:
         super().__init__(message)
@@ -77,12 +67,7 @@ class LaunchError(AaeDistError):
 
 
 class StorageError(LaunchError):
-    """A bucket or a web server refused.
-
-    Args:
-        message: Where, what was got, what to do.
-        reason: Its kind.
-    """
+    """A bucket or a web server refused."""
 
     def __init__(self, message: str, reason: StorageReason = "other") -> None:
         super().__init__(message)

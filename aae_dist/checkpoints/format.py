@@ -52,13 +52,9 @@ class Checkpoint:
 def snapshot(tensors: Tensors, into: Tensors | None = None) -> dict[str, dict[str, Tensor]]:
     """Copy tensors of any device to CPU memory, each into memory of its own.
 
-    Args:
-        tensors: by file name without suffix, then by tensor name.
-        into: an earlier snapshot that is no longer used: writing into its memory takes half the
-            time, as the kernel does not have to allocate and clear new pages.
-
-    Raises:
-        CheckpointError: a tensor is sparse or quantized, which safetensors cannot hold.
+    `into` is an earlier snapshot that is no longer used: writing into its memory takes half the
+    time, as the kernel does not have to allocate and clear new pages. CheckpointError if a tensor
+    is sparse or quantized, which safetensors cannot hold.
     """
     old = into or {}
     return {
@@ -86,12 +82,7 @@ def encode_tensors(tensors: Tensors) -> dict[str, bytes]:
 
 
 def encode_metadata(metadata: Metadata) -> dict[str, bytes]:
-    """Return the JSON files by name.
-
-    Raises:
-        ValueError, TypeError: JSON cannot hold a value.
-        CheckpointError: a file is larger than the limit for reading.
-    """
+    """Return the JSON files by name; CheckpointError if one is too large to be read again."""
     # Without spaces: a long list of bad samples is written in a quarter of the time.
     files = {
         name + _METADATA: json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
@@ -138,7 +129,6 @@ class FileRecord(_Strict):
 
     @classmethod
     def describe(cls, data: bytes) -> "FileRecord":
-        """Describe these bytes."""
         return cls(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
@@ -242,11 +232,7 @@ class DataMetadata(_Strict):
 
 
 def check_metadata(checkpoint: Checkpoint) -> None:
-    """Check state and data of a checkpoint that a run resumes from.
-
-    Raises:
-        CheckpointError: A number is missing, of another type, or outside of its range.
-    """
+    """Raise CheckpointError if a number of state or data is missing, or of wrong type or range."""
     step = checkpoint.step
     for name, kind in (("state", StateMetadata), ("data", DataMetadata)):
         try:
@@ -268,16 +254,11 @@ class WeightAverage:
     """An exponential moving average of encoder and decoder.
 
     Its decay starts lower, at (1 + step) / (10 + step), so that the first weights are soon
-    forgotten.
-
-    Attributes:
-        networks: averaged encoder and decoder, with the discriminator in training.
-        is_inherited: whether it started as the average of another run, which is worth keeping from
-            the first step on.
+    forgotten. `networks` are the averaged ones, with the discriminator in training. If it
+    `is_inherited`, it started as the average of another run, worth keeping from the first step on.
     """
 
     def __init__(self, networks: Networks, decay: float) -> None:
-        """Start at the weights of `networks`, those in training."""
         self._live, self._decay = networks, decay
         encoder, decoder = copy.deepcopy(networks.encoder), copy.deepcopy(networks.decoder)
         self.networks = Networks(encoder, decoder, networks.discriminator)
@@ -287,7 +268,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the average with the weights after `step` steps."""
         early = 1.0 if self.is_inherited else (1 + step) / (10 + step)
         share = 1 - min(self._decay, early)
         torch._foreach_lerp_(_tensors(self.networks), _tensors(self._live), share)

@@ -44,10 +44,9 @@ class CheckpointStore:
     """Saves and loads the checkpoints of one run.
 
     Attributes:
-        check_fencing: raises if a newer writer holds the run lock.
+        check_fencing: called before each change; raises if a newer writer holds the run lock.
         seconds_blocked: seconds that callers of `save` and `wait` have spent in them so far.
-        last_bytes: bytes of the newest finished save.
-        last_seconds: seconds it took in the background.
+        last_bytes, last_seconds: of the newest finished save, in the background.
     """
 
     def __init__(
@@ -60,12 +59,8 @@ class CheckpointStore:
     ) -> None:
         """Name the run's folder; nothing is read or written yet.
 
-        Args:
-            run: the run's folder.
-            keep: newest checkpoints to keep; the best one is kept in addition.
-            check_fencing: raises if a newer writer holds the run lock; called before each change.
-            attempt: fencing number of this writer, stored in every manifest.
-            report: shows a line about a damaged checkpoint.
+        `keep` newest checkpoints stay, and the best one. `attempt`, the fencing number of this
+        writer, is stored in every manifest. `report` shows a line about a damaged checkpoint.
         """
         self._folder = _CheckpointFolder(run, report)
         self._keep, self._attempt = keep, attempt
@@ -74,10 +69,8 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
         self._current: Manifest | None = None
         self._copies: Tensors | None = None
-        self._save_started = 0.0
-        self.seconds_blocked = 0.0
+        self._save_started = self.seconds_blocked = self.last_seconds = 0.0
         self.last_bytes = 0
-        self.last_seconds = 0.0
 
     def save(
         self,
@@ -97,8 +90,7 @@ class CheckpointStore:
             tensors: by file name without suffix, then by tensor name; of any device.
             metadata: JSON values, by file name without suffix; NaN is refused.
             best: whether this is the best checkpoint so far; it outlives `keep`.
-            before_commit: called in the background before the manifest is written; must not raise
-                unless the save is to fail.
+            before_commit: called in the background before the manifest; an error fails the save.
 
         Raises:
             AaeDistError, OSError: why the save before this one failed; this one is not started.
@@ -132,10 +124,8 @@ class CheckpointStore:
 
         A damaged one is reported and marked with DAMAGED.json; an unfinished one is ignored.
         """
-        found = self._folder.newest()
-        if found is None:
-            return None
-        checkpoint, self._current = found
+        checkpoint, current = self._folder.newest() or (None, None)
+        self._current = current or self._current
         return checkpoint
 
     def newest_healthy(self, is_healthy: Callable[[Checkpoint], bool]) -> int | None:
@@ -314,7 +304,6 @@ class _CheckpointFolder:
         return files
 
     def remove(self, step: int) -> None:
-        """Remove the checkpoint of `step`, finished or not."""
         # Without its manifest a half-deleted checkpoint counts as unfinished, not as damaged.
         self.storage.delete(_key(step, MANIFEST))
         self.storage.clear(_folder_name(step))

@@ -76,11 +76,7 @@ Problem = tuple[str, str]
 
 
 def cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield every contradiction between sections.
-
-    Args:
-        sections: the valid sections by name; a check that needs another one is skipped.
-    """
+    """Yield every contradiction between valid sections; a check that needs another is skipped."""
     for check, needed in CHECKS.items():
         if sections.keys() >= needed:
             yield from check(**{name: sections[name] for name in needed})

@@ -68,14 +68,12 @@ class SynchronizedOptimizer:
         self._create_state()
 
     def set_progress(self, progress: float) -> None:
-        """Set the learning rate for progress = samples seen / samples planned."""
         self.optimizer.param_groups[0]["lr"] = (
             self.base_lr * self.lr_factor * self.schedule(progress)
         )
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(

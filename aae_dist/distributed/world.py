@@ -31,7 +31,6 @@ class World:
     """Ranks on this node; they have consecutive numbers."""
 
     def __str__(self) -> str:
-        """Return how many ranks there are."""
         return f"{self.size} rank{'s' * (self.size != 1)}"
 
     @property
@@ -48,11 +47,8 @@ def single() -> World:
 def from_environment(device: str) -> World:
     """Return the world that torchrun or Ray Train described in this process's environment.
 
-    Args:
-        device: auto, cpu or cuda; auto takes the GPU of this process's local rank, if there is one.
-
-    Raises:
-        ConfigError: cuda, where torch sees no GPU.
+    The device auto takes the GPU of this process's local rank, if there is one; cuda raises
+    ConfigError where torch sees no GPU.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -90,8 +86,7 @@ def control_group() -> dist.ProcessGroup:
     default = dist.group.WORLD
     assert default is not None
     if default not in _groups:
-        patience = timedelta(seconds=CONTROL_SECONDS)
-        group = dist.new_group(backend="gloo", timeout=patience)
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=CONTROL_SECONDS))
         assert isinstance(group, dist.ProcessGroup)
         _groups[default] = group
     return _groups[default]
@@ -152,11 +147,7 @@ def mean_over_ranks(values: Tensor, world: World) -> Tensor:
 def rows_of_all_ranks(rows: Tensor, numbers: Tensor, num_rows: int, world: World) -> Tensor:
     """Return the table of all ranks' rows, in the order of their numbers, on every rank.
 
-    Args:
-        rows: this rank's rows, (B, ...); ranks may hold different numbers of rows.
-        numbers: where each row stands in the table, int64 (B).
-        num_rows: rows of the table.
-        world: this process's rank and the number of ranks.
+    Rows are (B, ...), where ranks may have different B; `numbers`, int64 (B), are their places.
     """
     table = rows.new_zeros(num_rows, *rows.shape[1:])
     table[numbers] = rows
@@ -253,7 +244,6 @@ class RankComparison:
     """Compares the networks of all ranks asynchronously: `ask` now, read the `answer` later."""
 
     def __init__(self, networks: Mapping[str, nn.Module], world: World) -> None:
-        """Compare these networks, by name."""
         self._networks, self._world = dict(networks), world
         self._pending: tuple[int, list[Tensor]] | None = None
 

@@ -93,7 +93,6 @@ class ComputeWrapper(nn.Module):
     """Backend of torch.compile; tests that count products set another one."""
 
     def __init__(self, network: nn.Module, bfloat16: bool, compiled: bool) -> None:
-        """Take the network, whether its products are in bfloat16, and whether it is compiled."""
         super().__init__()
         self.network = network
         self.in_bfloat16, self.compiled = bfloat16, compiled
@@ -112,7 +111,6 @@ class ComputeWrapper(nn.Module):
         return outputs.to(inputs[0].dtype)
 
     def rewrap(self, network: nn.Module) -> "ComputeWrapper":
-        """Return an equal wrapper around another network."""
         return ComputeWrapper(network, self.in_bfloat16, self.compiled)
 
 
@@ -142,8 +140,7 @@ def inductor_options(device: torch.device) -> dict[str, Any] | None:
 def wrap_compute(network: nn.Module, *, bfloat16: bool, compiled: bool) -> nn.Module:
     """Return the network, or a `ComputeWrapper` around it if either is wanted.
 
-    Raises:
-        ConfigError: train.compile=true on a machine without a C or C++ compiler.
+    ConfigError if it cannot be compiled for want of a C or C++ compiler.
     """
     if not bfloat16 and not compiled:
         return network

@@ -84,29 +84,19 @@ class ScoredRows:
 
         float64 holds every float32 code, and every label below 2**53, exactly.
         """
-        scalars = (
-            self.readable,
-            self.labels,
-            self.squared_errors,
-            self.code_logits,
-            self.prior_logits,
-        )
-        columns = torch.stack([column.cpu().double() for column in scalars], dim=1)
-        return torch.cat([columns, self.codes.cpu().double()], dim=1)
+        *scalars, codes = (column.cpu().double() for column in vars(self).values())
+        return torch.cat([torch.stack(scalars, dim=1), codes], dim=1)
 
     @classmethod
     def unpack(cls, table: Tensor) -> "ScoredRows":
-        """Return the columns of a table that `pack` made."""
         readable, labels, errors, code_logits, prior_logits = table[:, : cls.NUM_SCALARS].unbind(1)
         codes = table[:, cls.NUM_SCALARS :]
         return cls(readable == 1, labels.long(), errors, code_logits, prior_logits, codes)
 
     def __len__(self) -> int:
-        """Return n."""
         return len(self.readable)
 
     def __getitem__(self, rows: Tensor) -> "ScoredRows":
-        """Return the rows that a mask or indices select."""
         return ScoredRows(**{name: column[rows] for name, column in vars(self).items()})
 
 
@@ -126,9 +116,6 @@ class Evaluator:
         """Choose the samples to score: at most `max_samples`, evenly spaced over all.
 
         `name` is what errors call the data set; `threads` decode this rank's samples.
-
-        Raises:
-            DataError: there are too few samples to score.
         """
         total = dataset.manifest.num_samples
         self.num_samples = min(total, max_samples)
@@ -145,11 +132,7 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, networks: Autoencoder) -> Evaluation:
-        """Score the networks; a collective: every rank calls it at the same step.
-
-        Raises:
-            DataError: too few validation samples could be read.
-        """
+        """Score the networks; a collective: every rank calls it at the same step."""
         draw = keyed_generator(self._seed, "evaluation/prior")
         prior_nZ = self._prior.sample(self.num_samples, draw)
 
@@ -211,7 +194,6 @@ class Evaluator:
         )
 
     def _metrics(self, rows: ScoredRows, prior_nZ: Tensor) -> dict[str, float]:
-        """Compute all metrics from the rows of all readable samples; rank 0 only."""
         if len(rows) < MIN_SCORED_SAMPLES:
             bad = self._dataset.load(self._indices[:CHUNK]).bad.values()
             raise DataError(
@@ -266,12 +248,10 @@ def _num_chunks(num_samples: int) -> int:
 
 
 def _gather_in_order(rows: Tensor, num_samples: int, world: World) -> Tensor:
-    """Return all samples' rows in order, float64 [n, columns], on rank 0; nothing on the others.
+    """Return all n samples' rows in order, float64 [n, columns], on rank 0; nothing on the others.
 
-    Args:
-        rows: This rank's chunks, [chunks, CHUNK, columns]; chunk i of all sits at rank i % R.
-        num_samples: n; rows beyond are padding.
-        world: This process's place among the R ranks.
+    `rows` are this rank's chunks, [chunks, CHUNK, columns]; chunk i of all sits at rank i % R. Rows
+    beyond `num_samples` are padding.
     """
     if world.size == 1:
         return rows.flatten(0, 1)[:num_samples]
@@ -288,9 +268,7 @@ def _gather_in_order(rows: Tensor, num_samples: int, world: World) -> Tensor:
 def squared_errors(reconstructions_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
     """Return each image's summed squared error over its pixels, float64 [B].
 
-    Args:
-        reconstructions_BCHW: Decoder outputs, float.
-        images_BCHW: Originals, uint8, or floats of the range that the decoder has.
+    Images are uint8, or floats of the range that the decoder has.
     """
     originals = images_BCHW.to(reconstructions_BCHW.dtype)
     if images_BCHW.dtype == torch.uint8:

@@ -35,12 +35,7 @@ PIXELS: Range = (0.0, 1.0)
 
 
 def draw_all(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]:
-    """Return name -> PNG of every picture that one evaluation gives.
-
-    Args:
-        shown: What they show.
-        caption: What it is of, say "my-run, step 400"; it stands in every title.
-    """
+    """Return name -> PNG of every picture that one evaluation gives; all titles have `caption`."""
     pictures: dict[str, Callable[[], Figure]] = {
         "reconstructions": lambda: reconstructions(shown.originals, shown.reconstructions, caption),
         "prior_samples": lambda: decoded_samples(
@@ -143,13 +138,7 @@ def is_vectors(samples_kCHW: Tensor) -> bool:
 
 
 def lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figure:
-    """Draw each sample, and over it what stands at the same place of `others_k11D`.
-
-    Args:
-        samples_k11D: vectors, floats or uint8.
-        others_k11D: as many, in another colour; None for none.
-        title: what the picture shows.
-    """
+    """Draw each vector, and over it, in another colour, the one at that place of `others_k11D`."""
     rows = -(-len(samples_k11D) // COLUMNS)
     width, height = COLUMNS * PANEL_INCHES[0], rows * PANEL_INCHES[1] + TITLE_INCHES
     figure = Figure(figsize=(width, height))
@@ -188,13 +177,8 @@ Limits = tuple[float, float]
 def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: str = "") -> Figure:
     """Draw codes as dots coloured by label over the prior's density in grey, with both marginals.
 
-    Above two dimensions both are projected on the first two principal axes of the codes.
-
-    Args:
-        codes_nZ: Latent codes, float.
-        labels_n: int64, -1 where absent.
-        prior_mZ: Prior samples, float.
-        caption: What the codes are of, for the title.
+    Above two dimensions both are projected on the first two principal axes of the codes. Labels are
+    int64, -1 where absent.
     """
     # Project codes and prior to two dimensions.
     finite = codes_nZ.isfinite().all(1)
@@ -390,9 +374,7 @@ EVALUATION_PANELS = (
 def loss_curves(records: Sequence[Mapping[str, Any]], caption: str = "") -> Figure:
     """Draw every loss, and what evaluations measured, against the samples seen.
 
-    Args:
-        records: Log points as in metrics.jsonl; a record need not have every metric.
-        caption: What they are of, for the title.
+    Records are log points as in metrics.jsonl; a record need not have every metric.
     """
     present = {name: None for record in records for name in record if _has(record, name)}
     losses = [name for name in present if name.startswith("loss/")]

@@ -46,9 +46,8 @@ def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = 
     """
     scheme = scheme_of(uri)
     if "\0" in uri or not uri:
-        raise LaunchError(
-            f"{uri!r} is no address. Give a path or a URI such as s3://bucket/folder."
-        )
+        what = "is no address. Give a path or a URI such as s3://bucket/folder."
+        raise LaunchError(f"{uri!r} {what}")
     if scheme == "":
         return LocalStorage(uri)
     if scheme == "file":

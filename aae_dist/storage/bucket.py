@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.exceptions import (
@@ -144,17 +144,12 @@ def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "Objec
         # Without it obstore refuses plain http, also as the target of a redirect.
         "allow_http": scheme_of(endpoint) == "http" or scheme_of(root) == "http",
     }
-    from_url = obstore.store.from_url
-    if endpoint:
-        # Servers that are not Amazon's seldom have a host name for each bucket.
-        return from_url(
-            root,
-            client_options=options,
-            retry_config=retries,
-            endpoint=endpoint,
-            virtual_hosted_style_request=False,
-        )
-    return from_url(root, client_options=options, retry_config=retries)
+    # Servers that are not Amazon's seldom have a host name for each bucket.
+    own: dict[str, Any] = {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    found: ObjectStore = obstore.store.from_url(
+        root, client_options=options, retry_config=retries, **(own if endpoint else {})
+    )
+    return found
 
 
 def probe_client(root: str) -> "ObjectStore":
@@ -204,11 +199,7 @@ class BucketStorage:
         patience_seconds: float | None = None,
         probe: bool = False,
     ) -> None:
-        """Name the folder `prefix` ('' is the top) of the bucket `root`, say s3://bucket.
-
-        `patience_seconds` bounds each request with all its retries; `probe` is as in
-        `open_storage`.
-        """
+        """Name the folder `prefix` ('' is the top) of the bucket `root`, say s3://bucket."""
         self._root, self._prefix = root, prefix
         with bucket_errors(root):
             if store is None:
@@ -327,11 +318,7 @@ class BucketStorage:
     def stream(
         self, key: str, start: int, end: int, version: Entry | None = None
     ) -> Iterator[Piece]:
-        """Yield the bytes [start, end) in pieces, of `version` alone.
-
-        Raises:
-            RangesRefusedError: the server gives whole files only.
-        """
+        """As `Storage` promises; RangesRefusedError if the server gives whole files only."""
         url = join(self.uri, key)
         with bucket_errors(url):
             try:
@@ -354,7 +341,6 @@ class BucketStorage:
             yield from (memoryview(piece) for piece in found.stream(PIECE_BYTES))
 
     def check_writable(self) -> None:
-        """Write and remove a probe."""
         self._check_not_web()
         with bucket_errors(self.uri):
             quick = probe_client(self._root)

@@ -23,32 +23,20 @@ _MAX_EMPTY = 6
 
 @dataclass
 class Download:
-    """The download of one file to an open descriptor of `size` bytes.
-
-    Args:
-        storage: The folder it lies in.
-        version: Its name there, the bytes that it must have, and the tag or the time that must not
-            change meanwhile, as far as the server has any.
-        deadline: When to fail, in seconds of `time.monotonic`.
-    """
+    """The download of one file to an open descriptor."""
 
     storage: Storage
     version: Entry
+    """The file's name in the folder, its bytes, and the tag or time that must not change."""
     deadline: float
+    """When to fail, in seconds of `time.monotonic`."""
 
     def __post_init__(self) -> None:
-        """Nothing has failed yet."""
         self.key, self.size = self.version.key, self.version.size
         self._stop = threading.Event()
 
     def write_to(self, descriptor: int) -> None:
-        """Write the file.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            StorageError: It changed, there is no permission, or it did not come in time.
-            OSError: The local disk refused.
-        """
+        """Write the file; StorageError if it changed, is forbidden, or is not here in time."""
         # Imported here: local storage needs no obstore, and a download has loaded it.
         from aae_dist.storage.bucket import RangesRefusedError
 

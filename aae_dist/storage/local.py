@@ -63,10 +63,7 @@ def write_file(
 ) -> None:
     """Let `fill` write the bytes of `path`; it appears complete and durable, or not at all.
 
-    Args:
-        path: where the bytes go; the folder exists.
-        fill: writes them to the open file it is given.
-        place: gives the finished file its name: os.replace, or os.link to fail if that exists.
+    `place` gives the finished file its name: os.replace, or os.link to fail if that exists.
     """
     unique = f"{os.getpid()}-{threading.get_ident()}"
     temporary = path.with_name(f".{path.name}.{unique}{TEMPORARY}")

@@ -59,19 +59,14 @@ LABELS = {
 class JsonLinesSink:
     """Appends records to a node-local file that the training loop uploads whole.
 
-    Args:
-        path: The file; its folder is created. Its contents are replaced by `earlier`.
-        earlier: Contents in the run folder from before a resume.
-        resumed_step: Lines after this step are dropped from `earlier`: no step stands twice.
+    It starts with `earlier`, the contents in the run folder from before a resume, without the lines
+    after `resumed_step`: no step stands twice.
     """
 
     def __init__(self, path: Path, earlier: bytes = b"", resumed_step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in parse_records(earlier) if record["step"] <= resumed_step]
-        self._path = path
-        self._file = path.open("w", encoding="utf-8")
-        for record in kept:
-            self._append(record)
+        self._path, self._file = path, path.open("w", encoding="utf-8")
+        self._replace(parse_records(earlier), resumed_step)
 
     def log(self, record: Record) -> None:
         self._append(record)
@@ -84,11 +79,7 @@ class JsonLinesSink:
 
     def truncate(self, step: int) -> None:
         """Drop the lines after `step`, which the run will repeat."""
-        kept = [record for record in self.records() if record["step"] <= step]
-        self._file.close()
-        self._file = self._path.open("w", encoding="utf-8")
-        for record in kept:
-            self._append(record)
+        self._replace(self.records(), step)
 
     def content(self) -> bytes:
         """Return the whole file, to be uploaded."""
@@ -97,6 +88,13 @@ class JsonLinesSink:
     def records(self) -> list[dict[str, Any]]:
         """Return all records so far, those from before a resume included."""
         return parse_records(self.content())
+
+    def _replace(self, records: list[dict[str, Any]], last_step: int) -> None:
+        self._file.close()
+        self._file = self._path.open("w", encoding="utf-8")
+        for record in records:
+            if record["step"] <= last_step:
+                self._append(record)
 
     def _append(self, record: Record) -> None:
         self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
@@ -153,15 +151,7 @@ class Progress:
 
 
 class ConsoleSink:
-    """Writes a line per log point, at most one every few seconds, and one per evaluation.
-
-    Args:
-        write: Shows one line.
-        total_steps: Steps of the whole run.
-        first_step: The step that a resumed run starts from.
-        clock: Seconds that only grow.
-        min_seconds: Shortest time between two lines of progress.
-    """
+    """Writes a line per log point, at most one every `min_seconds`, and one per evaluation."""
 
     def __init__(
         self,
@@ -239,13 +229,7 @@ MOVE_SECONDS = 0.25
 
 
 class LiveBarSink:
-    """Shows one live line; evaluations and all other output scroll by above it.
-
-    Args:
-        total_steps: Steps of the whole run.
-        first_step: The step that a resumed run starts from.
-        console: Where to show it; by default standard output.
-    """
+    """Shows one live line; evaluations and all other output scroll by above it."""
 
     def __init__(
         self, total_steps: int, first_step: int = 0, console: "Terminal | None" = None

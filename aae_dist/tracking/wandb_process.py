@@ -45,7 +45,6 @@ def _private_streams() -> tuple[TextIO, TextIO]:
 
 
 def _open(start: dict[str, Any], answers: TextIO) -> Any:
-    """Return the open run; on failure, report why and end the process."""
     try:
         run = _init(start)
     except Exception as error:  # wandb raises many kinds; none may matter to training

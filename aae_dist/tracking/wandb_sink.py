@@ -38,13 +38,9 @@ Request = dict[str, Any]
 class WandbSink:
     """Sends records and pictures to the process of `wandb_process`.
 
-    Args:
-        start: The request that opens the run (see `wandb_process._init`).
-        folder: Node-local folder of W&B's own files.
-        write: Shows one line.
-        keep_files: Copies the folder into the run's folder, called once at the end.
-        close_seconds: Longest time that `close` waits for the server.
-        queue_length: Requests that wait at most; more are dropped.
+    `start` is the request that opens the run. `keep_files` copies the node-local folder of W&B's
+    own files into the run's folder, once at the end. `close` waits for the server at most
+    `close_seconds`; of more than `queue_length` waiting requests the rest are dropped.
     """
 
     def __init__(
@@ -231,11 +227,7 @@ def open_wandb(
 ) -> WandbSink | None:
     """Return the sink, or None where W&B is off; `write` gets one line that says why.
 
-    Args:
-        config: The run's configuration; what W&B shows of it holds no credentials.
-        storage: The run's folder; W&B's files are copied to `wandb/` in it at the end.
-        folder: Node-local folder for them until then.
-        write: Shows one line.
+    W&B's files lie in the node-local `folder` and are copied to `wandb/` of the run at the end.
     """
     installed = importlib.util.find_spec("wandb") is not None
     mode, line = decide_mode(config.wandb.mode, os.environ, installed, Path.home())
@@ -293,12 +285,8 @@ def run_id(config: RunConfig) -> str:
 
 def start_request(config: RunConfig, mode: str, folder: Path) -> dict[str, Any]:
     """Return the request that opens the run in the W&B process."""
-    return {
+    return config.wandb.model_dump(mode="json") | {
         "mode": mode,
-        "project": config.wandb.project,
-        "entity": config.wandb.entity,
-        "group": config.wandb.group,
-        "tags": list(config.wandb.tags),
         "name": config.run.name,
         "id": run_id(config),
         "config": redacted(config.model_dump(mode="json")),

@@ -19,31 +19,15 @@ from aae_dist.training.state import TrainState
 
 CHANGEABLE = (
     "run.storage",  # a moved folder is the same run
-    "run.resume",
-    "run.init_from",
+    *("run.resume", "run.init_from"),
     "data.train",  # the manifest's id identifies the data
-    "data.validation",
-    "data.cache",
-    "data.decoded",
-    "data.threads",
-    "data.max_bad_fraction",
-    "data.max_bad_samples",
-    "data.max_consecutive_bad_samples",
-    "data.accept_new_shards",
-    "train.steps",
-    "train.epochs",
+    *("data.validation", "data.cache", "data.decoded", "data.threads", "data.accept_new_shards"),
+    *("data.max_bad_fraction", "data.max_bad_samples", "data.max_consecutive_bad_samples"),
     "train.global_batch_size",  # to a multiple of the lanes, see `check_lanes`
-    "train.micro_batch_size",
-    "train.log_every_steps",
-    "train.evaluate_every_steps",
-    "train.best_metric",
-    "train.max_skipped_updates",
-    "train.max_rollbacks",
-    "train.compare_ranks_every_steps",
-    "train.device",
-    "checkpoint",
-    "launch",
-    "wandb",
+    *("train.steps", "train.epochs", "train.micro_batch_size", "train.device"),
+    *("train.log_every_steps", "train.evaluate_every_steps", "train.compare_ranks_every_steps"),
+    *("train.best_metric", "train.max_skipped_updates", "train.max_rollbacks"),
+    *("checkpoint", "launch", "wandb"),
 )
 """Keys, or whole sections, that do not change what the steps so far computed."""
 INFERRED = ("lanes", "shuffle_window", "channels", "image_size", "resize")
@@ -62,9 +46,8 @@ def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) ->
         raise CheckpointError(
             f"{run_uri} was started with another configuration, so it cannot be resumed:\n"
             + "\n".join(lines)
-            + "\nUndo the change, or take a new run.name with run.init_from="
-            + run_uri
-            + " to start from its weights."
+            + f"\nUndo the change, or take a new run.name with run.init_from={run_uri} to start "
+            "from its weights."
         )
 
 
@@ -105,11 +88,8 @@ def find_new_shards(
 ) -> NewShards | None:
     """Return where to start on new shards; None when they are those of the checkpoint.
 
-    Shards can change only between epochs, and on request: within an epoch it is not known which of
-    the new samples have been seen already.
-
-    Raises:
-        CheckpointError: the shards changed within an epoch, or without `data.accept_new_shards`.
+    Shards can change only between epochs, and on request (`data.accept_new_shards`): within an
+    epoch it is not known which of the new samples have been seen already.
     """
     if checkpoint is None or checkpoint.metadata["data"]["manifest"] == manifest.id:
         return None
@@ -137,10 +117,8 @@ def find_new_shards(
 def finished_before(config: RunConfig) -> Outcome | None:
     """Return the outcome of a run that has already finished with these steps; else None.
 
-    Cheap: reads one small file, before any worker starts.
-
-    Raises:
-        TrainingDivergedError: this very configuration has diverged before.
+    Cheap: reads one small file, before any worker starts. TrainingDivergedError if this very
+    configuration has diverged before.
     """
     folder = RunFolder(config, probe=True)
     summary = folder.read_summary()
@@ -190,7 +168,7 @@ def _changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 
 def _may_change(path: str) -> bool:
-    return any(path == key or path.startswith(key + ".") for key in CHANGEABLE)
+    return any(f"{path}.".startswith(f"{key}.") for key in CHANGEABLE)
 
 
 SLOW_SECONDS = 30.0
@@ -210,21 +188,13 @@ class Checkpointer:
         last_step: int,
         before_commit: Callable[[], None],
     ) -> None:
-        """Write to `store`.
+        """Write to `store`, on rank 0; `metadata` is constant during the run.
 
-        Args:
-            store: of the run's folder.
-            world: only rank 0 writes.
-            line: shows a line of text.
-            metadata: constant during the run: its configuration and its data.
-            goodput: stored with each checkpoint.
-            last_step: of the run.
-            before_commit: called in the background before a checkpoint becomes visible.
+        `before_commit` is called in the background before a checkpoint becomes visible.
         """
         self._store, self._world, self._line = store, world, line
         self._metadata, self._goodput, self._last_step = dict(metadata), goodput, last_step
-        self._before_commit = before_commit
-        self._skipped = 0
+        self._before_commit, self._skipped = before_commit, 0
 
     def save(self, state: TrainState, best: bool, must: bool) -> None:
         """Copy the state and save it in the background.
@@ -277,8 +247,7 @@ def newest_checkpoint(
 ) -> Checkpoint | None:
     """Load the newest checkpoint that verifies on every rank; None to start from step 0.
 
-    Raises:
-        CheckpointError: `run.resume` forbids it, or the checkpoint is of another run.
+    CheckpointError if `run.resume` forbids it, or the checkpoint is of another run.
     """
     loaded: list[Checkpoint] = []
 

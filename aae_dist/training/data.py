@@ -46,7 +46,6 @@ class TrainingData:
 
     @property
     def validation_id(self) -> str:
-        """The id of the validation shards; empty without any."""
         return "" if self.validation is None else self.validation.manifest.id
 
     @property
@@ -66,13 +65,6 @@ def open_data(
 ) -> TrainingData:
     """Open shards, order, evaluation and prior, on every rank or on none.
 
-    Args:
-        config: the run's configuration.
-        world: this process's place among the ranks.
-        checkpoint: the checkpoint that the run resumes from.
-        run_uri: the run's folder, for messages.
-        show: shows how many shards are counted.
-
     Raises:
         AaeDistError: the data cannot be read, or is not that of the checkpoint.
     """
@@ -89,8 +81,10 @@ def open_data(
         order = _order(config, dataset, world, checkpoint)
         prior = build_prior(config.prior, config.model.latent_dim, vectors)
         # Evaluation.
-        validation, evaluator = _validation(config, dataset, show), None
-        if validation is not None:
+        validation = evaluator = None
+        if config.data.validation is not None:
+            shards, shape = config.data.validation, dataset.image_shape
+            validation = open_dataset(shards, config.data, shape, show=show)
             seed, threads = config.run.seed, config.decoding_threads
             evaluator = Evaluator(validation, prior, world, seed, threads=threads)
         inferred = _infer(config, dataset, order)
@@ -102,11 +96,7 @@ def open_data(
 def _order(
     config: RunConfig, dataset: Dataset, world: World, checkpoint: Checkpoint | None
 ) -> SampleOrder:
-    """Return the training order; a checkpoint's lanes and window take precedence.
-
-    Raises:
-        ConfigError: there are more ranks than lanes.
-    """
+    """Return the training order; a checkpoint's lanes and window take precedence."""
     before = checkpoint.metadata["data"] if checkpoint else None
     lanes = before["lanes"] if before else config.lanes
     if world.size > lanes:
@@ -124,13 +114,6 @@ def _order(
     )
 
 
-def _validation(config: RunConfig, dataset: Dataset, show: Show) -> Dataset | None:
-    """Return the validation samples, of the shape of the training samples, if there are any."""
-    if config.data.validation is None:
-        return None
-    return open_dataset(config.data.validation, config.data, dataset.image_shape, show=show)
-
-
 def _infer(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig:
     """Return the configuration with the values inferred from the data."""
     channels, height, width = dataset.image_shape
@@ -145,7 +128,6 @@ def _infer(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig
 
 
 def _check_settings(config: RunConfig, data: Dataset) -> None:
-    """Raise ConfigError, with all reasons, when settings do not suit the samples."""
     problems = [*_augment_problems(config, data), *_range_problems(config, data)]
     if problems:
         raise ConfigError("\n  ".join(problems))
@@ -192,11 +174,7 @@ def _range_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
 def prior_vectors(
     config: RunConfig, checkpoint: Checkpoint | None, world: World, show: Show = progress
 ) -> Tensor | None:
-    """Return float32 (M, latent_dim), equal on all ranks; None for priors of other kinds.
-
-    Raises:
-        AaeDistError: the vectors cannot be read, or are of another length.
-    """
+    """Return float32 (M, latent_dim), equal on all ranks; None for priors of other kinds."""
     if not isinstance(config.prior, DataPrior | RunPrior):
         return None
     if checkpoint is not None:
@@ -254,8 +232,7 @@ def _good_samples(
 ) -> Iterator[Tensor]:
     """Yield the good ones of at most `most` evenly spaced samples, in chunks.
 
-    Raises:
-        DataError: more than `max_bad_fraction` of them are bad; the message names one.
+    DataError, which names one, if more than `max_bad_fraction` of them are bad.
     """
     indices, num_bad = evenly_spaced(most, len(dataset)), 0
     with show("reading the prior", len(indices), "vectors") as advance:

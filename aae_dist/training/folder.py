@@ -73,15 +73,11 @@ class RunFolder:
     """Reads and writes the files of a run, except for its checkpoints."""
 
     def __init__(self, config: RunConfig, probe: bool = False) -> None:
-        """Open the folder that `config.run` names; nothing is created or checked yet.
-
-        `probe` is as in `open_storage`.
-        """
+        """Open the folder that `config.run` names; nothing is created or checked yet."""
         self.uri = join(config.run.storage, config.run.name)
         self.storage: Storage = open_storage(self.uri, probe=probe)
 
     def write_config(self, config: RunConfig) -> None:
-        """Write the resolved configuration."""
         self.storage.write(CONFIG, dump_yaml(config, without_secrets=True).encode())
 
     def write_metrics(self, lines: bytes) -> None:
@@ -97,7 +93,6 @@ class RunFolder:
         self.storage.write(BAD_SAMPLES, lines)
 
     def write_picture(self, name: str, png: bytes) -> None:
-        """Write a picture, replacing an older one of that name."""
         self.storage.write(f"pictures/{name}.png", png)
 
     def write_summary(
@@ -105,10 +100,7 @@ class RunFolder:
     ) -> None:
         """Write how the run ended; a metric that is not finite becomes null.
 
-        Args:
-            outcome: the result.
-            config: of the run.
-            alarms: the step at which each alarm was first raised.
+        `alarms` are the steps at which each alarm was first raised.
         """
         summary = {
             "state": outcome.state,
@@ -120,7 +112,6 @@ class RunFolder:
         self.storage.write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False).encode())
 
     def read_summary(self) -> Mapping[str, Any] | None:
-        """Return the summary; None while the run has not ended."""
         text = read_or_none(self.storage, SUMMARY)
         return json.loads(text) if text else None
 

@@ -38,9 +38,7 @@ class StopConsensus:
         self, world: World, step: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Hold the first round after the next step; `step` of them are done already."""
-        self._world = world
-        self._clock = clock
-        self._next_step = step
+        self._world, self._clock, self._next_step = world, clock, step
         self._last = (step, clock())
 
     def after(
@@ -91,17 +89,13 @@ class RollbackPolicy:
 
     def __init__(self, config: RunConfig, line: Callable[[str], None]) -> None:
         """Allow `train.max_rollbacks` for non-finite updates, and a few for drifted ranks."""
-        self._left = config.train.max_rollbacks
-        self._drifts_left = MAX_DRIFT_ROLLBACKS
-        self._line = line
-        self._repeated = False
+        self._left, self._drifts_left = config.train.max_rollbacks, MAX_DRIFT_ROLLBACKS
+        self._line, self._repeated = line, False
 
     def lr_factor(self, error: RollbackNeeded) -> float:
         """Count a rollback; return the factor on all learning rates to resume with.
 
-        Raises:
-            TrainingDivergedError: no rollback is left.
-            RanksDifferError: the ranks keep drifting apart.
+        TrainingDivergedError if no rollback is left, RanksDifferError if ranks keep drifting.
         """
         if isinstance(error, RanksDriftedError):
             if self._drifts_left == 0:
@@ -186,9 +180,6 @@ class GanDiagnostics:
     """Raises and clears alarms from the metrics of log points and evaluations.
 
     Every rank passes the same numbers and gets the same alarms.
-
-    Args:
-        adversary: the adversarial loss, a key of `EQUILIBRIUM`.
     """
 
     def __init__(self, adversary: str = "bce") -> None:
@@ -217,8 +208,7 @@ def _check_evaluation(metrics: Metrics) -> dict[str, bool]:
     prior = metrics.get("discriminator/accuracy_prior")
     c2st = metrics.get("prior_match/c2st")
     if codes is not None and prior is not None and c2st is not None:
-        wins = min(codes, prior) > WINNING_ACCURACY
-        if wins:
+        if min(codes, prior) > WINNING_ACCURACY:
             found[DISCRIMINATOR_WINS] = True
         blind = abs(codes + prior - 1.0) < DEAD_MARGIN
         found[DISCRIMINATOR_DEAD] = blind and c2st > DISTINCT_C2ST

@@ -50,16 +50,17 @@ class LockOwner(BaseModel):
     """Start time of the process: a pid is reused, the pair is not."""
 
     def encoded(self) -> bytes:
-        """Return the bytes of the lock."""
         return self.model_dump_json().encode()
 
     def is_same(self, other: "LockOwner | None") -> bool:
-        """Return whether `other` is this owner, at any heartbeat."""
         return other is not None and (other.attempt, other.nonce) == (self.attempt, self.nonce)
 
     def is_of_this_kernel(self) -> bool:
         """Return whether this process could see the owner's process."""
-        return bool(self.boot_id) and (self.host, self.boot_id) == (_host(), _boot_id())
+        return bool(self.boot_id) and (self.host, self.boot_id) == (
+            socket.gethostname(),
+            _boot_id(),
+        )
 
     def is_alive(self) -> bool:
         """Return whether the process lives; only meaningful on the owner's own kernel."""
@@ -70,11 +71,7 @@ class LockOwner(BaseModel):
 
 
 class RunLock:
-    """Held from `acquire` to `release`; also a context manager that releases.
-
-    Attributes:
-        attempt: fencing number, one more at each acquisition of the run's lock.
-    """
+    """Held from `acquire` to `release`; also a context manager that releases."""
 
     def __init__(self, run: Storage, owner: LockOwner, heartbeat_seconds: float) -> None:
         """Keep a lock that was just written alive; use `acquire` instead."""
@@ -94,21 +91,15 @@ class RunLock:
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
     ) -> "RunLock":
-        """Take the lock of a run.
+        """Take the lock in a run's folder; RunBusyError if another live process writes this run.
 
-        Args:
-            run: the run's folder.
-            launch_id: one per launch; its restarted processes take over at once.
-            heartbeat_seconds: time between two heartbeats.
-            stale_seconds: without a heartbeat for so long, an owner on another machine is dead.
-
-        Raises:
-            RunBusyError: another live process writes this run.
-            LaunchError: the storage cannot be used.
+        Restarted processes of one `launch_id` take over at once. An owner on another machine is
+        dead without a heartbeat for `stale_seconds`.
         """
         while True:
             current = read_or_none(run, KEY)
-            owner = this_process(_attempt_after(current), launch_id)
+            before = _parse(current)
+            owner = this_process(before.attempt + 1 if before else 1, launch_id)
             if current is None:
                 taken = run.create(KEY, owner.encoded())
             else:
@@ -180,11 +171,6 @@ def _parse(lock: bytes | None) -> LockOwner | None:
         return None
 
 
-def _attempt_after(lock: bytes | None) -> int:
-    owner = _parse(lock)
-    return owner.attempt + 1 if owner else 1
-
-
 def _is_free(
     run: Storage, lock: bytes, launch_id: str, stale_seconds: float, poll_seconds: float
 ) -> bool:
@@ -235,17 +221,13 @@ def this_process(attempt: int, launch_id: str) -> LockOwner:
         attempt=attempt,
         boot_id=_boot_id(),
         heartbeat=0,
-        host=_host(),
+        host=socket.gethostname(),
         launch_id=launch_id,
         nonce=secrets.token_hex(8),
         pid=os.getpid(),
         since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         started=_started(os.getpid()),
     )
-
-
-def _host() -> str:
-    return socket.gethostname()
 
 
 def _boot_id() -> str:

@@ -36,12 +36,10 @@ class Goodput:
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
     ) -> None:
-        """Start the clock.
+        """Start the clock; `saved` is `metadata` in the checkpoint that this attempt starts from.
 
-        Args:
-            saved: `metadata` in the checkpoint that this attempt starts from.
-            clock: monotonic seconds.
-            wall: seconds since 1970, to compare with those of an earlier attempt.
+        `clock` gives monotonic seconds, `wall` seconds since 1970, to compare with an earlier
+        attempt's.
         """
         self._clock, self._wall = clock, wall
         self._seconds = dict.fromkeys(PARTS, 0.0)
@@ -66,7 +64,6 @@ class Goodput:
             self._current = outer
 
     def step_done(self) -> None:
-        """Count a finished step."""
         self._account()
         self._current = "useful"
         self._lap_steps += 1
@@ -135,15 +132,10 @@ class Recorder:
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
         self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
-        make = console or partial(open_console, line)
-        self._console = make(total_steps, resumed_step)
+        self._console = (console or partial(open_console, line))(total_steps, resumed_step)
         wandb = open_wandb(config, folder.storage, path / "wandb", line)
-        self.sinks: list[MetricSink] = [
-            self._console,
-            self.json_lines,
-            *([wandb] if wandb else []),
-            *more,
-        ]
+        own = (self._console, self.json_lines, wandb)
+        self.sinks: list[MetricSink] = [*(sink for sink in own if sink is not None), *more]
         self.latest: dict[str, float] = {}
         self._uploaded = self._bad_uploaded = b""
         self._bad_lines: list[bytes] = []
@@ -157,7 +149,6 @@ class Recorder:
         self._images = shown
 
     def record(self, metrics: Metrics) -> None:
-        """Log one log point to all sinks."""
         self.latest |= metrics
         for sink in self.sinks:
             sink.log(metrics)
@@ -166,11 +157,9 @@ class Recorder:
             self._images = None
 
     def on_step(self, step: int) -> None:
-        """Show progress between log points."""
         self._console.on_step(step)
 
     def _draw(self, shown: EvaluationImages | None) -> None:
-        """Draw the losses, and the pictures of an evaluation if there is one."""
         self._has_drawn, step = True, int(self.latest["step"])
         caption = f"{self._name}, step {step:,}"
         try:
@@ -192,7 +181,6 @@ class Recorder:
         self._bad_lines = [lines]
 
     def add_bad_samples(self, lines: bytes) -> None:
-        """Append lines to bad_samples.jsonl for the next upload."""
         self._bad_lines.append(lines)
 
     def truncate(self, step: int) -> None:
@@ -234,7 +222,6 @@ class Recorder:
         self._local.cleanup()
 
     def abandon(self) -> None:
-        """Close the sinks of a run that failed, without an upload."""
         for sink in self.sinks:
             sink.close(self.latest, "failed")
         self._local.cleanup()

@@ -58,9 +58,7 @@ class TrainingSetup:
     Attributes:
         config: the configuration, including the values inferred from the data.
         autoencoder: the networks to evaluate: the averaged weights if there is an average.
-        last_step: number of steps of the whole run.
-        total_samples: samples seen after the last step; learning rates are functions of the samples
-            seen over these.
+        total_samples: after the last step; learning rates are functions of samples seen over these.
     """
 
     def __init__(
@@ -74,12 +72,13 @@ class TrainingSetup:
     ) -> None:
         """Build the parts and load the newest checkpoint; a collective.
 
-        Raises:
-            AaeDistError: the same on every rank, whichever rank met the problem.
+        An AaeDistError is the same on every rank, whichever rank met the problem.
         """
         self.world, self.reporter, self.folder, self.watchdog = world, reporter, folder, watchdog
-        # Checkpoint.
-        self.store = _open_store(config, reporter, folder, lock)
+        # Checkpoint; only rank 0, which holds the lock, writes.
+        held = (lock.check, lock.attempt) if lock else (lambda: None, 0)
+        keep = config.checkpoint.keep
+        self.store = CheckpointStore(folder.storage, keep, *held, report=reporter.line)
         checkpoint = newest_checkpoint(self.store, config, folder, world)
         self.goodput = Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
         # Data.
@@ -121,11 +120,7 @@ class TrainingSetup:
 
     @contextmanager
     def open_batches(self) -> Iterator[Iterable[Batch]]:
-        """Open this rank's batches from the state's position to the last step; a collective.
-
-        Raises:
-            ConfigError: the cache of remote shards is too small; on every rank, if on one.
-        """
+        """Open this rank's batches from the state's position to the last step; a collective."""
         data, world, position = self.data, self.world, self.state.position
         rows, node_rows = rows_of_rank(data, world, world.rank), _rows_of_node(data, world)
         # Memory of the cache of remote shards that ranks take during an evaluation.
@@ -153,7 +148,6 @@ class TrainingSetup:
                 yield Augmenter(augment, self.config.run.seed, rows).batches(batches)
 
     def log(self, text: str) -> None:
-        """Show a line of text on rank 0."""
         if self.world.is_main:
             self.reporter.line(text)
 
@@ -188,15 +182,6 @@ class TrainingSetup:
             if train.compile:
                 reset_compiler()  # the sizes that were tried count as versions of compiled code
         self.inputs = replace(self.inputs, micro_batch_size=state.micro_batch[0])
-
-
-def _open_store(
-    config: RunConfig, reporter: Reporter, folder: RunFolder, lock: RunLock | None
-) -> CheckpointStore:
-    keep, report = config.checkpoint.keep, reporter.line
-    if lock is None:  # not rank 0: reads only
-        return CheckpointStore(folder.storage, keep, report=report)
-    return CheckpointStore(folder.storage, keep, lock.check, lock.attempt, report)
 
 
 @contextmanager
@@ -244,7 +229,6 @@ def rows_of_rank(data: TrainingData, world: World, rank: int) -> slice:
 
 
 def _rows_of_node(data: TrainingData, world: World) -> slice:
-    """Return the rows of all ranks of this node."""
     first = world.rank - world.local_rank
     last = first + world.local_size - 1
     return slice(rows_of_rank(data, world, first).start, rows_of_rank(data, world, last).stop)
@@ -265,34 +249,27 @@ def end_of_run(config: RunConfig, order: SampleOrder, state: TrainState) -> tupl
     return config.train.steps, order.samples_seen(end)
 
 
-def _slots(order: SampleOrder) -> int:
-    return order.global_batch_size // order.lanes
-
-
 def _steps_between(order: SampleOrder, position: int, end: int) -> int:
     """Return the steps from `position` to the epoch border `end`; a step never spans two epochs."""
     if position >= end:
         return 0
     epoch, offset = divmod(position, order.lane_length)
-    first = -(-(order.lane_length - offset) // _slots(order))
+    first = -(-(order.lane_length - offset) // (order.global_batch_size // order.lanes))
     return first + (end // order.lane_length - epoch - 1) * order.steps_per_epoch
 
 
 def _position_after(order: SampleOrder, position: int, num_steps: int) -> int:
     epoch, offset = divmod(position, order.lane_length)
-    first = -(-(order.lane_length - offset) // _slots(order))
+    slots = order.global_batch_size // order.lanes
+    first = -(-(order.lane_length - offset) // slots)
     if num_steps < first:
-        return position + max(0, num_steps) * _slots(order)
+        return position + max(0, num_steps) * slots
     more_epochs, rest = divmod(num_steps - first, order.steps_per_epoch)
-    return (epoch + 1 + more_epochs) * order.lane_length + rest * _slots(order)
+    return (epoch + 1 + more_epochs) * order.lane_length + rest * slots
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
-    """Return the first of share, share / 2, ... 1 that fits.
-
-    Raises:
-        LaunchError: not even one sample fits.
-    """
+    """Return the first of share, share / 2, ... 1 that fits; LaunchError if not even 1 does."""
     size = share
     while not fits(size):
         if size == 1:
@@ -305,11 +282,7 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> int:
 
 
 def measure(share: int, fits: Callable[[int], bool], world: World) -> int:
-    """Return the size that fits on every rank; a collective.
-
-    Raises:
-        LaunchError: on every rank, if one cannot hold a single sample.
-    """
+    """Return the size that fits on every rank; a collective."""
     found = run_on_all_ranks(world, lambda: largest_that_fits(share, fits))
     smallest = torch.tensor([found], device=world.device)
     if world.size > 1:
@@ -323,10 +296,8 @@ class Trial:
     def __init__(self, modules: Modules, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Call the networks as training does, in bfloat16 or compiled.
 
-        Args:
-            modules: of the method; its optimizers have allocated their state.
-            shape: of this rank's share of the global batch, (B, C, H, W).
-            dtype: of pixels and codes.
+        The method's optimizers have allocated their state. `shape` is that of this rank's share of
+        the global batch, (B, C, H, W).
         """
         self._posterior, self._z_dim = modules.posterior, modules.prior.latent_dim
         self._encoder, self._decoder = unwrap_ddp(modules.encoder), unwrap_ddp(modules.decoder)

@@ -61,7 +61,6 @@ class TrainState:
         return tensors
 
     def metadata(self) -> dict[str, Any]:
-        """Return the metadata of a checkpoint."""
         return {
             "step": self.step,
             "position": self.position,
@@ -106,11 +105,7 @@ class TrainState:
             optimizer.lr_factor = factor
 
     def start_from(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Load the weights of another run, and their average where both runs have one.
-
-        Raises:
-            CheckpointError: names what does not fit.
-        """
+        """Load the weights of another run, and their average where both runs have one."""
         self.load_weights(tensors["model"])
         if self.average is not None and "ema" in tensors:
             load_weights(self.average.networks, weights_to_use(tensors))

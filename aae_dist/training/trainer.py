@@ -54,7 +54,8 @@ def train(
 ) -> Outcome:
     """Train a run to its end, from its newest checkpoint if there is one.
 
-    Every rank calls this, with the thread count and the process group already set.
+    Every rank calls this, with the thread count and the process group already set. The result, and
+    an AaeDistError, is the same on every rank; a run that has finished gives its earlier result.
 
     Args:
         config: the run's configuration; `run.storage` is absolute.
@@ -63,12 +64,6 @@ def train(
         launch_id: the same for all ranks and restarts of one launch; it may take over its own lock.
         sinks: where rank 0 logs in addition to the console, the run's folder and W&B.
         console: opens the progress display; by default a bar on a terminal, lines elsewhere.
-
-    Returns:
-        The result, the same on every rank; that of an earlier launch if the run has finished.
-
-    Raises:
-        AaeDistError: the same on every rank, whichever rank met the problem.
     """
     folder = RunFolder(config)
     if done := run_on_rank_zero(world, lambda: _as_json(finished_before(config))):
@@ -95,9 +90,8 @@ class Trainer:
         # Health.
         method = self.config.method
         self.rollbacks = RollbackPolicy(self.config, self.log)
-        self.diagnostics = GanDiagnostics(
-            method.adversary if method.kind == "adversarial" else "bce"
-        )
+        adversary = method.adversary if method.kind == "adversarial" else "bce"
+        self.diagnostics = GanDiagnostics(adversary)
         self._bad_samples_reported = 0
         # Records and checkpoints.
         self.recorder = self._open_recorder(sinks, console)
@@ -113,7 +107,6 @@ class Trainer:
         )
 
     def fit(self) -> Outcome:
-        """Train to the end and record how the run ended."""
         with self._recording_failures():
             while True:
                 try:
@@ -126,7 +119,6 @@ class Trainer:
         return self._finish(ending)
 
     def _run_to_end(self) -> RunState:
-        """Train until the last step or a stop request."""
         self._start_interval()
         with self.setup.open_batches() as batches:
             for batch in self._timed(batches):
@@ -191,14 +183,8 @@ class Trainer:
         if num_new:
             self._report_bad_samples(num_new)
         if batch.bad:
-            bad.check(
-                Limits(
-                    num_samples=self.order.num_samples,
-                    max_samples=data.max_bad_samples,
-                    max_fraction=data.max_bad_fraction,
-                    max_consecutive=data.max_consecutive_bad_samples,
-                )
-            )
+            limits = data.max_bad_samples, data.max_bad_fraction, data.max_consecutive_bad_samples
+            bad.check(Limits(self.order.num_samples, *limits))
 
     def _report_bad_samples(self, num_new: int) -> None:
         bad = self.state.bad
@@ -249,7 +235,6 @@ class Trainer:
 
     @property
     def is_last_step(self) -> bool:
-        """Whether the plan ends with the step that was just done."""
         return self.state.step == self.setup.last_step
 
     def _log_and_evaluate(self, losses: Losses) -> bool:
@@ -351,12 +336,10 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _wants_save(self) -> bool:
-        # Evaluate both: `save_requested()` clears its flag.
-        return self.setup.reporter.save_requested() | self._save_is_due()
-
-    def _save_is_due(self) -> bool:
         seconds = self.config.checkpoint.every_seconds
-        return seconds is not None and time.monotonic() - self._saved_at >= seconds
+        is_due = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        # Evaluate both: `save_requested()` clears its flag.
+        return self.setup.reporter.save_requested() | is_due
 
     def _is_skipping(self) -> bool:
         """Return whether updates are being skipped: no state to restart from."""
@@ -380,7 +363,6 @@ class Trainer:
     def _open_recorder(
         self, sinks: Sequence[MetricSink], console: OpenConsole | None
     ) -> Recorder | None:
-        """Open the records on rank 0."""
         setup, opened = self.setup, list[Recorder]()
 
         def work() -> None:
@@ -395,7 +377,6 @@ class Trainer:
 
     @contextmanager
     def _recording_failures(self) -> Iterator[None]:
-        """Close the records of a run that fails."""
         try:
             yield
         except TrainingDivergedError:

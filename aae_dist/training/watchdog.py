@@ -190,28 +190,20 @@ class Watchdog:
     ) -> None:
         """Watch from now on; the time until the first `beat` is a declared section.
 
-        Args:
-            world: this process's place among the ranks.
-            limit: seconds; None to watch nothing.
-            line: shows one line.
-            heartbeats: the heartbeats of all ranks.
-            end: ends the process with this exit code.
-            tick: seconds between two checks.
-            backstop: seconds after `limit` at which a thread in C ends the process.
+        `limit` is in seconds, None to watch nothing; `tick` are the seconds between two checks.
+        `backstop` seconds after `limit` a thread in C ends the process.
         """
         self._world, self._limit, self._line = world, limit, line
-        self._heartbeats, self._end, self._tick = heartbeats, end, tick
-        self._backstop = backstop
+        self._heartbeats, self._end = heartbeats, end
+        self._tick, self._backstop = tick, backstop
         self._step, self._longest = 0, 0.0
         self._beat_at = self._section_since = time.monotonic()
         self._section, self._section_seconds = "starting", SECTION_SECONDS
-        self._main = threading.get_ident()
-        self._warned = False
+        self._main, self._warned = threading.get_ident(), False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self, step: int) -> None:
-        """Note that `step` is done."""
         now = time.monotonic()
         if self._section == "starting":
             self._section = ""
@@ -239,7 +231,6 @@ class Watchdog:
         self._section_since = self._beat_at = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Start watching."""
         if self._limit is not None:
             self._wind_backstop(self._limit)
             # A rank that is stopped before its first tick must be known to the others, too.
@@ -248,7 +239,6 @@ class Watchdog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop watching."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()

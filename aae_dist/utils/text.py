@@ -129,13 +129,9 @@ def to_stderr(line: str) -> None:
 def progress(
     label: str, total: int, unit: str, write: Callable[[str], None] = to_stderr
 ) -> Iterator[Advance]:
-    """Yield a function to call with the number of `unit` done since its last call.
+    """Yield a function to call with the number of `unit`, in the plural, done since its last call.
 
-    Args:
-        label: What is being done, for example "packing train".
-        total: Units in all.
-        unit: What is counted, in the plural.
-        write: Takes the lines where there is no terminal.
+    `write` takes the lines where there is no terminal.
     """
     with _bar(label, total) if sys.stderr.isatty() else _lines(label, total, unit, write) as step:
         yield step

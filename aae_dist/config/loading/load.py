@@ -21,12 +21,8 @@ from aae_dist.errors import ConfigError
 from aae_dist.utils.text import redacted
 
 PATHS = (
-    ("run", "storage"),
-    ("run", "init_from"),
-    ("data", "train"),
-    ("data", "validation"),
-    ("prior", "uri"),
-    ("prior", "vectors"),
+    *(("run", "storage"), ("run", "init_from"), ("data", "train"), ("data", "validation")),
+    *(("prior", "uri"), ("prior", "vectors")),
 )
 """Keys whose value is a local path or a URL, or a list of them."""
 
@@ -114,10 +110,7 @@ def read_layers(
     """Return the layers of files and overrides, and a title for all of them in messages.
 
     Overrides that cannot be parsed are appended to `unread`, if given, to be reported together with
-    all other problems.
-
-    Raises:
-        ConfigError: lists everything that cannot be read.
+    all other problems; else a ConfigError lists them too.
     """
     title = " + ".join([*map(str, files), *(["overrides"] if overrides else [])])
     layers: list[Tree] = []
@@ -152,20 +145,13 @@ def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of a tree of plain maps, lists and scalars.
 
     `config_from_tree(config.model_dump(mode="json")) == config`; paths are not changed.
-
-    Raises:
-        ConfigError: as for `load_config`.
     """
     layer = {key: from_plain(value, "given") for key, value in tree.items()}
     return validate(Merge(RunConfig).run([layer]), "configuration")
 
 
 def config_from_stored(tree: Mapping[str, Any]) -> RunConfig:
-    """Return a configuration stored by a run, translating the former names of keys.
-
-    Raises:
-        ConfigError: as for `load_config`.
-    """
+    """Return a configuration stored by a run, translating the former names of keys."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in tree.items()}
     for old, new in RENAMED.items():
         (section, old_key), new_key = old.split("."), new.rpartition(".")[2]
@@ -207,11 +193,10 @@ def _kind(value: object) -> str:
 def validate(
     tree: Tree, title: str, more: Sequence[str] = (), unread: Sequence[str] = ()
 ) -> RunConfig:
-    """Return the checked configuration of a merged tree.
+    """Return the checked configuration of a merged tree; ConfigError lists all problems.
 
-    Raises:
-        ConfigError: lists all problems, with those in `more` and `unread`. If there are `unread`
-            overrides, missing keys and contradictions are not reported: they may have set them.
+    `more` and `unread` are further problems. If there are `unread` overrides, missing keys and
+    contradictions are not reported: they may have set them.
     """
     found = problems_of(tree, is_complete=not unread)
     if isinstance(found, RunConfig) and not more and not unread:
@@ -270,9 +255,6 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return `config` with `data.*`, `launch.*` and `train.device` overridden.
 
     Checks that matter for training only, such as `launch.workers` against the lanes, are skipped.
-
-    Raises:
-        ConfigError: lists all problems of the overrides.
     """
     layer, problems = read_overrides(overrides)
     if not problems:

@@ -57,14 +57,10 @@ def lines(
     contradictions: Sequence[tuple[str, str]] = (),
     is_complete: bool = True,
 ) -> list[str]:
-    """Return one line per problem of a validation, in the order of the sections.
+    """Return one line per problem of a validation, in the order of the sections of `root`.
 
-    Args:
-        error: of the validation.
-        root: the class of the whole tree.
-        tree: what was validated.
-        contradictions: between sections, as (path, text); they come last.
-        is_complete: whether missing keys are reported.
+    `contradictions` between sections, as (path, text), come last. Missing keys are reported if the
+    tree `is_complete`.
     """
     # Group the errors by key, since a union reports several for one value.
     grouped: dict[Keys, list[Mapping[str, Any]]] = {}
@@ -166,7 +162,6 @@ def _wanted(error: Mapping[str, Any], allowed: list[Any]) -> str:
 
 
 def _near_name(text: str) -> str:
-    """Return a suggestion for a valid name, empty if nothing is left of the text."""
     near = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
     return f"; try {near}" if re.fullmatch(NAME, near) else ""
 
@@ -197,7 +192,6 @@ def _unknown(keys: Keys, around: Classes, root: type[Section], tree: Node) -> st
 
 
 def _kind_text(node: Node | None) -> str:
-    """Return the text of a `kind` node."""
     return f"{node.value}" if isinstance(node, Value) else "(none)"
 
 

@@ -37,8 +37,7 @@ class YamlProblem(Exception):
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
-        self.line = line
-        self.reason = reason
+        self.line, self.reason = line, reason
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,11 +75,7 @@ _Dumper.add_representer(
 
 
 def parse(text: str, source: str, number_lines: bool = True) -> Node:
-    """Return the tree of one YAML document; the source of a leaf is `source`, with its line.
-
-    Raises:
-        YamlProblem: not YAML, a duplicate key, a key that is not text, too large or too deep.
-    """
+    """Return the tree of one YAML document; the source of a leaf is `source`, with its line."""
     if len(text) > LARGEST_BYTES:
         raise YamlProblem(1, f"larger than {LARGEST_BYTES} characters")
     try:
@@ -104,9 +99,7 @@ class _Builder:
     """Builds a tree from composed YAML nodes, counting the nodes that aliases expand to."""
 
     def __init__(self, source: str, number_lines: bool) -> None:
-        self.source = source
-        self.number_lines = number_lines
-        self.count = 0
+        self.source, self.number_lines, self.count = source, number_lines, 0
 
     def node(self, node: YamlNode, depth: int = 0) -> Node:
         if isinstance(node, MappingNode):
