@@ -13,31 +13,12 @@ import torch.distributed as dist
 
 from aae_dist.config import RunConfig
 from aae_dist.data import Manifest, Shard
-from aae_dist.distributed.world import (
-    COLLECTIVE_SECONDS,
-    World,
-    control_group,
-    from_environment,
-    run_on_all_ranks,
-    run_on_rank_zero,
-)
+from aae_dist.distributed import world as ranks
+from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, Interrupted, LaunchError
-from aae_dist.inference.dataset_job import (
-    DatasetJob,
-    claim_output,
-    complete,
-    missing,
-    release_claim,
-    write_shard,
-)
-from aae_dist.launch.ending import (
-    StopReason,
-    StopSignals,
-    StopToken,
-    WorkersFailedError,
-    is_collateral,
-    last_line,
-)
+from aae_dist.inference import dataset_job as output
+from aae_dist.inference.dataset_job import DatasetJob, write_shard
+from aae_dist.launch import ending
 from aae_dist.storage import open_storage
 from aae_dist.training.folder import Outcome
 from aae_dist.training.trainer import train
@@ -47,7 +28,7 @@ from aae_dist.utils.text import echo, progress
 class LocalReporter:
     """Prints lines to standard output; a signal requests a stop."""
 
-    def __init__(self, stop: StopToken) -> None:
+    def __init__(self, stop: ending.StopToken) -> None:
         self._stop = stop
 
     def report(self, metrics: Mapping[str, float]) -> None:
@@ -57,7 +38,7 @@ class LocalReporter:
         return self._stop.requested
 
     def stopped_as(self) -> str:
-        return self._stop.reason or StopReason.INTERRUPTED
+        return self._stop.reason or ending.StopReason.INTERRUPTED
 
     def save_requested(self) -> bool:
         return False  # to end this process, one sends a signal
@@ -69,8 +50,8 @@ class LocalReporter:
 def launch_local(config: RunConfig) -> Outcome:
     """Train in this process: alone, or as the rank that torchrun's environment names."""
     torch.set_num_threads(config.launch.cpus_per_worker)
-    world = from_environment(config.train.device)
-    with StopSignals() as stop, process_group(world):
+    world = ranks.from_environment(config.train.device)
+    with ending.StopSignals() as stop, process_group(world):
         return train(config, world, LocalReporter(stop), launch_id=secrets.token_hex(8))
 
 
@@ -80,19 +61,19 @@ def process_group(world: World) -> Iterator[None]:
     if world.size == 1:
         yield
         return
-    if world.device.type == "cuda":
+    is_cuda = world.device.type == "cuda"
+    if is_cuda:
         torch.cuda.set_device(world.device)
-    backend = "nccl" if world.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
+    backend = "nccl" if is_cuda else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=ranks.COLLECTIVE_SECONDS))
     try:
-        control_group()
+        ranks.control_group()
         yield
     except RuntimeError as error:
-        if is_collateral(str(error)):
-            raise WorkersFailedError(
-                f"another rank ended or cannot be reached ({last_line(error)}). Its log says why; "
-                "the same command resumes from the newest checkpoint."
-            ) from None
+        if ending.is_collateral(str(error)):
+            text = f"another rank ended or cannot be reached ({ending.last_line(error)}). Its log "
+            text += "says why; the same command resumes from the newest checkpoint."
+            raise ending.WorkersFailedError(text) from None
         raise
     finally:
         dist.destroy_process_group()
@@ -117,11 +98,14 @@ def write_shards(
     """
     through_ray = config.launch.kind != "local" and config.launch.workers != 1
     # The device is the workers': the machine that asks them may have none.
-    world = from_environment("cpu" if through_ray else job.device)
+    world = ranks.from_environment("cpu" if through_ray else job.device)
     out = open_storage(job.out)
     with process_group(world):
-        todo = run_on_rank_zero(
-            world, lambda: [] if claim_output(out, fingerprint) else missing(out, manifest, job)
+        todo = ranks.run_on_rank_zero(
+            world,
+            lambda: (
+                [] if output.claim_output(out, fingerprint) else output.missing(out, manifest, job)
+            ),
         )
         calls = [(job, number, manifest.shards[number]) for number in todo]
         try:
@@ -132,14 +116,14 @@ def write_shards(
             writers_ended = not through_ray and (world.size == 1 or isinstance(error, AaeDistError))
             if world.is_main and writers_ended:
                 with contextlib.suppress(LaunchError):  # the first error is the one to raise
-                    release_claim(out)
+                    output.release_claim(out)
             if not isinstance(error, KeyboardInterrupt):
                 raise
             raise Interrupted(
                 f"{job.out}: stopped from the keyboard; the shards that are written stay. "
                 "The same command resumes from there."
             ) from None
-        run_on_rank_zero(world, lambda: complete(out, fingerprint, manifest))
+        ranks.run_on_rank_zero(world, lambda: output.complete(out, fingerprint, manifest))
     return len(manifest.shards) - len(todo)
 
 
@@ -160,7 +144,7 @@ def _written(world: World, calls: Sequence[Call]) -> Iterator[int]:
         # In rounds: a rank that fails is noticed before the next round.
         part = calls[start : start + world.size]
         own = part[world.rank : world.rank + 1]
-        run_on_all_ranks(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]
+        ranks.run_on_all_ranks(world, lambda own=own: [write_shard(*call) for call in own])  # type: ignore[misc]
         yield sum(shard.samples for _, _, shard in part)
 
 

@@ -82,9 +82,9 @@ def test_who_asks_workers_to_encode_needs_no_gpu(
 ) -> None:
     done: list[object] = []
     monkeypatch.setattr(local, "_through_ray", lambda config, calls: done.append(calls) or [])
-    monkeypatch.setattr(local, "claim_output", lambda *_: False)
-    monkeypatch.setattr(local, "missing", lambda *_: [])
-    monkeypatch.setattr(local, "complete", lambda *_: None)
+    monkeypatch.setattr(local.output, "claim_output", lambda *_: False)
+    monkeypatch.setattr(local.output, "missing", lambda *_: [])
+    monkeypatch.setattr(local.output, "complete", lambda *_: None)
     items = ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
     config = load_config([], [*items, "launch.workers=2"]).config
     job = DatasetJob("run", 1, "{}", 1, "cuda", str(tmp_path), "npy")

@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,9 @@ class ResourceRequest:
 
 def request_on(config: RunConfig, nodes: Iterable[Resources]) -> ResourceRequest:
     """Return the run's request; `gpus_per_worker: auto` is one if any of these nodes has one."""
-    launch = config.launch
-    gpus = launch.gpus_per_worker
+    launch, gpus = config.launch, config.launch.gpus_per_worker
     if gpus == "auto":
-        gpus = 1.0 if any(node.get("GPU", 0.0) >= 1 for node in nodes) else 0.0
+        gpus = float(any(node.get("GPU", 0.0) >= 1 for node in nodes))
     if config.train.device == "cpu":
         gpus = 0.0
     per_worker = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
@@ -68,18 +67,16 @@ def show(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {key}" for key, amount in known.items() if amount or key == "CPU")
 
 
-def total(nodes: Iterable[Resources]) -> dict[str, float]:
+def total(nodes: Sequence[Resources]) -> dict[str, float]:
     """Return the sum of the nodes' CPUs and GPUs."""
-    listed = list(nodes)
-    return {key: sum(node.get(key, 0.0) for node in listed) for key in SHOWN}
+    return {key: sum(node.get(key, 0.0) for node in nodes) for key in SHOWN}
 
 
 def is_queued() -> bool:
     """Return whether Ray Train has asked for this job's workers and has not got room for them."""
-    import ray
     from ray.util import placement_group_table
 
-    job = ray.get_runtime_context().get_job_id()
+    job = _ray().get_runtime_context().get_job_id()
     # A placement group's id ends with the id of the job that made it.
     own = [g for g in placement_group_table().values() if g["placement_group_id"].endswith(job)]
     return any(group["state"] in ("PENDING", "RESCHEDULING") for group in own)
@@ -88,12 +85,8 @@ def is_queued() -> bool:
 class ResourceWait:
     """Logs what a run waits for, and aborts after `max_wait_minutes` without a break."""
 
-    def __init__(
-        self, request: ResourceRequest, minutes: float, log: Callable[[str], None]
-    ) -> None:
-        self._request = request
-        self._limit = minutes * 60
-        self._log = log
+    def __init__(self, request: ResourceRequest, minutes: float) -> None:
+        self._request, self._limit = request, minutes * 60
         self._since: float | None = None
         self._next_line = 0.0
 
@@ -113,15 +106,13 @@ class ResourceWait:
         if now >= self._next_line:
             self._next_line = now + LINE_SECONDS
             waited = (now - self._since) / 60
-            self._log(
+            echo(
                 f"waiting for room on the cluster (min {waited:.0f} of {self._limit / 60:g}): "
                 f"wanted {self._request}; {self._present()}"
             )
 
     def _present(self) -> str:
-        import ray
-
-        free, there = ray.available_resources(), ray.cluster_resources()
+        free, there = _ray().available_resources(), _ray().cluster_resources()
         return f"free {show(free)}, of {show(there)} in all"
 
 
@@ -131,11 +122,13 @@ def own_device(device: str) -> str:
     Ray hides GPUs from processes that own some of them, not from those that own none: with
     launch.gpus_per_worker=0 all processes of a node would take its first GPU.
     """
-    import ray
+    owns_none = device == "auto" and _ray().is_initialized() and not _ray().get_gpu_ids()
+    return "cpu" if owns_none else device
 
-    if device == "auto" and ray.is_initialized() and not ray.get_gpu_ids():
-        return "cpu"
-    return device
+
+def _ray() -> Any:
+    # Imported when Ray runs: it takes a second.
+    return importlib.import_module("ray")
 
 
 ADDRESS = "RAY_ADDRESS"
@@ -167,11 +160,9 @@ def check_storage(config: RunConfig) -> None:
 def check_machine(config: RunConfig) -> None:
     """Raise LaunchError, before Ray starts, if it would start here and here are too few CPUs."""
     if is_local():
-        cpus = {"CPU": float(os.cpu_count() or 1)}
-        per_worker = {"CPU": float(config.launch.cpus_per_worker)}
-        request = ResourceRequest(
-            config.launch.most_workers, per_worker, config.launch.fewest_workers
-        )
+        cpus, launch = {"CPU": float(os.cpu_count() or 1)}, config.launch
+        per_worker = {"CPU": float(launch.cpus_per_worker)}
+        request = ResourceRequest(launch.most_workers, per_worker, launch.fewest_workers)
         refuse_if_impossible(request, [cpus], "this machine, where Ray would start, has")
 
 
@@ -211,16 +202,14 @@ def connected(config: RunConfig | None = None) -> Iterator[None]:
     if config is not None:
         seconds = start_seconds(config.launch)
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(seconds)
-    import ray
-
-    if ray.is_initialized():
+    if _ray().is_initialized():
         yield
         return
     _connect()
     try:
         yield
     finally:
-        ray.shutdown()
+        _ray().shutdown()
 
 
 def _connect() -> None:
@@ -229,7 +218,8 @@ def _connect() -> None:
     imports.start()
     try:
         if is_local():
-            _start_here()
+            with _in_sessions_of_their_own():
+                _start_twice()
         else:
             _init()
     except Exception as error:  # Ray raises bare Exception, too.
@@ -260,11 +250,6 @@ def _in_sessions_of_their_own() -> Iterator[None]:
             services.ConsolePopen = popen
 
 
-def _start_here() -> None:
-    with _in_sessions_of_their_own():
-        _start_twice()
-
-
 def _start_twice() -> None:
     try:
         _init("local", include_dashboard=False)
@@ -277,9 +262,7 @@ def _start_twice() -> None:
 
 
 def _init(*args: Any, **kwargs: Any) -> None:
-    import ray
-
-    ray.init(*args, log_to_driver=False, logging_level=logging.WARNING, **kwargs)
+    _ray().init(*args, log_to_driver=False, logging_level=logging.WARNING, **kwargs)
 
 
 def _set_environment() -> None:
@@ -318,9 +301,7 @@ def start_seconds(launch: Launch) -> float:
 
 def nodes() -> list[Resources]:
     """Return the resources of each live node, free or not."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in _ray().nodes() if node["Alive"]]
 
 
 def autoscaler_groups() -> list[tuple[Resources, int]]:

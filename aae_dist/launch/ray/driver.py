@@ -14,7 +14,6 @@ from aae_dist.config import RunConfig
 from aae_dist.errors import Interrupted
 from aae_dist.launch.ending import StopSignals, StopToken, WorkerResult, WorkersFailedError, explain
 from aae_dist.launch.ray import cluster
-from aae_dist.launch.ray.cluster import ResourceRequest, ResourceWait, is_queued
 from aae_dist.launch.ray.monitor import DriverUpdate, print_lines, start_monitor
 from aae_dist.storage import Storage, is_remote, join, open_storage
 from aae_dist.tracking.sinks import LiveBarSink
@@ -37,8 +36,7 @@ def launch_ray(config: RunConfig) -> Outcome:
         Interrupted: the stop came before any worker had started.
         WorkersFailedError: workers failed more often than `launch.max_failures` allows.
     """
-    done = finished_before(config)
-    if done is not None:
+    if (done := finished_before(config)) is not None:
         return done
     cluster.check_machine(config)
     cluster.check_data([config])
@@ -76,10 +74,8 @@ def run_on_ray(
     echo(f"starting {request} with Ray Train")
     warm_up()
     monitor = start_monitor()
-    launch_id = secrets.token_hex(8)
-    spec = WorkerSpec(
-        config.model_dump_json(), launch_id, token, monitor, os.getcwd(), shows_progress
-    )
+    launch_id, path = secrets.token_hex(8), os.getcwd()
+    spec = WorkerSpec(config.model_dump_json(), launch_id, token, monitor, path, shows_progress)
     fit = Fit(build_trainer(config, request, spec, storage).fit)
     return Driver(config, request, monitor, fit, stop, on_update).watch()
 
@@ -125,18 +121,15 @@ class Driver:
     def __init__(
         self,
         config: RunConfig,
-        request: ResourceRequest,
+        request: cluster.ResourceRequest,
         monitor: Any,
         fit: Fit,
         stop: StopToken,
         on_update: Callable[[DriverUpdate], None],
     ) -> None:
-        """Watch `fit`, whose workers report to the actor `monitor`."""
-        self._config = config
-        self._monitor = monitor
-        self._fit = fit
+        self._config, self._monitor, self._fit = config, monitor, fit
         self._stop, self._on_update = stop, on_update
-        self._wait = ResourceWait(request, config.launch.max_wait_minutes, echo)
+        self._wait = cluster.ResourceWait(request, config.launch.max_wait_minutes)
         self._next_check = 0.0
         self._stop_sent = False
         self._error_since: float | None = None
@@ -145,8 +138,7 @@ class Driver:
         """Return the result of rank 0, after printing all lines of the workers."""
         while self._fit.is_alive():
             self._fit.join(POLL_SECONDS)
-            failed = self._poll()
-            if failed is not None:
+            if (failed := self._poll()) is not None:
                 return failed
         return self._result()
 
@@ -170,7 +162,7 @@ class Driver:
         import ray
 
         self._stop_sent = True
-        if not workers_up and is_queued():
+        if not workers_up and cluster.is_queued():
             raise Interrupted("stopped as asked while waiting for the cluster; nothing was trained")
         echo("stopping: the workers save a checkpoint first; a second signal ends at once")
         ray.get(self._monitor.request_stop.remote(self._stop.reason))
@@ -186,15 +178,12 @@ class Driver:
         update = self._take_update()
         if update.failed is not None:
             return update.failed
-        if self._fit.error is not None:
-            raise explain(
-                self._fit.error, self._config.launch.max_failures, logs_folder()
-            ) from self._fit.error
+        if (error := self._fit.error) is not None:
+            raise explain(error, self._config.launch.max_failures, logs_folder()) from error
         result: WorkerResult[Outcome] | None = self._fit.result.return_value
         if result is None:
-            raise WorkersFailedError(
-                f"Ray Train ended without a result. All workers' logs are in {logs_folder()}."
-            )
+            text = f"Ray Train ended without a result. All workers' logs are in {logs_folder()}."
+            raise WorkersFailedError(text)
         return result
 
 

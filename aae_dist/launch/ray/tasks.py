@@ -11,7 +11,6 @@ from aae_dist.config import RunConfig
 from aae_dist.errors import AaeDistError, ConfigError
 from aae_dist.launch.ending import WorkerResult, WorkersFailedError, last_line
 from aae_dist.launch.ray import cluster
-from aae_dist.launch.ray.cluster import ResourceRequest, ResourceWait
 from aae_dist.utils.text import echo
 
 POLL_SECONDS = 1.0
@@ -74,10 +73,8 @@ def result_of(inner: "Future[WorkerResult[T]]") -> T:
     except RayTaskError:
         raise  # what the function itself raised: an internal error
     except RayError as error:  # a node died, or has no memory left
-        raise WorkersFailedError(
-            f"a worker's process failed more often than launch.max_failures allows: "
-            f"{last_line(error)}"
-        ) from error
+        text = "a worker's process failed more often than launch.max_failures allows"
+        raise WorkersFailedError(f"{text}: {last_line(error)}") from error
     return result.unwrap()
 
 
@@ -116,13 +113,16 @@ def run_tasks(
 
 
 def _run(
-    config: RunConfig, request: ResourceRequest, function: Callable[..., T], calls: Sequence[Any]
+    config: RunConfig,
+    request: cluster.ResourceRequest,
+    function: Callable[..., T],
+    calls: Sequence[Any],
 ) -> Iterator[T]:
     # Imported when Ray runs: these import it, which takes seconds.
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    room = ResourceWait(request, config.launch.max_wait_minutes, echo)
+    room = cluster.ResourceWait(request, config.launch.max_wait_minutes)
     group = placement_group([request.per_worker] * request.workers, strategy="PACK")
     executor = RayExecutor(
         config.launch.max_failures,

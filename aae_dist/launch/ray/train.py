@@ -50,9 +50,8 @@ def train_worker(spec: WorkerSpec) -> WorkerResult[Outcome]:
         # Imported in the worker alone: driver and controller have no use for the engine.
         from aae_dist.launch.ray.worker import run_rank
     except ImportError as error:
-        message = f"a worker on {platform.node()} cannot import aae_dist's engine: {error}. "
-        message += "Install the same packages on all nodes."
-        return report_fatal(spec, LaunchError(message))
+        text = f"a worker on {platform.node()} cannot import aae_dist's engine: {error}. "
+        return report_fatal(spec, LaunchError(text + "Install the same packages on all nodes."))
     return run_rank(spec)
 
 
@@ -68,12 +67,10 @@ class RestartNotice(ray.train.UserCallback):
 
     def __init__(self, monitor: Any, max_failures: int) -> None:
         """Send to the actor `monitor`; Ray aborts after `max_failures` restarts."""
-        self._monitor = monitor
-        self._max_failures = max_failures
-        self._failures = 0
+        self._monitor, self._max_failures, self._failures = monitor, max_failures, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Count the failure and send the line; Train's controller calls this."""
+        # Train's controller calls this.
         self._failures += 1
         self._monitor.set_workers_up.remote(False)
         if self._failures <= self._max_failures:
@@ -110,8 +107,7 @@ def shown_config(config: RunConfig) -> dict[str, Any]:
     With RAY_TRAIN_ENABLE_STATE_TRACKING=1 Ray validates `train_loop_config` as a JSON object and
     shows it to all who may read its dashboard.
     """
-    shown: dict[str, Any] = redacted(config.model_dump(mode="json"))
-    return shown
+    return redacted(config.model_dump(mode="json"))
 
 
 def build_trainer(

@@ -23,13 +23,8 @@ from aae_dist.distributed.world import (
     run_on_all_ranks,
 )
 from aae_dist.errors import AaeDistError, RanksDifferError
-from aae_dist.launch.ending import (
-    StopReason,
-    WorkerResult,
-    WorkersFailedError,
-    is_collateral,
-    last_line,
-)
+from aae_dist.launch import ending
+from aae_dist.launch.ending import WorkerResult
 from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.launch.ray.train import WorkerSpec, report_fatal
 from aae_dist.storage import join, open_storage
@@ -92,14 +87,14 @@ def repeated_failure(spec: WorkerSpec, rank: int, error: Exception) -> WorkerRes
 
     A start from the newest checkpoint computes the same numbers, so a third try would fail, too.
     """
-    if is_collateral(last_line(error)):
+    if ending.is_collateral(ending.last_line(error)):
         return None
-    cause = ", ".join([last_line(error), *getattr(error, "__notes__", [])])
+    cause = ", ".join([ending.last_line(error), *getattr(error, "__notes__", [])])
     if not ray.get(spec.monitor.note_failure.remote(cause)):
         return None
     traceback.print_exception(error)
     message = f"rank {rank} failed twice in the same way, so it is not started again: {cause}"
-    return report_fatal(spec, WorkersFailedError(message))
+    return report_fatal(spec, ending.WorkersFailedError(message))
 
 
 class RayReporter:
@@ -107,8 +102,7 @@ class RayReporter:
 
     def __init__(self, monitor: Any, world: World) -> None:
         """Report through the actor `monitor`; rank 0 also listens for requests of the driver."""
-        self._monitor = monitor
-        self._world = world
+        self._monitor, self._world = monitor, world
         self._listener = StopListener(monitor) if world.is_main else None
         self._pending: dict[str, float] = {}
         self._reported_at = time.monotonic()
@@ -125,8 +119,7 @@ class RayReporter:
         due = time.monotonic() - self._reported_at >= REPORT_SECONDS
         if broadcast_json(due, self._world):
             ray.train.report(self._pending)
-            self._pending = {}
-            self._reported_at = time.monotonic()
+            self._pending, self._reported_at = {}, time.monotonic()
 
     def flush(self) -> None:
         """Pass on what no call of `report` was due for; every rank calls it, at the end."""
@@ -139,7 +132,7 @@ class RayReporter:
 
     def stopped_as(self) -> str:
         reason = self._listener.token.reason if self._listener is not None else None
-        return reason or StopReason.INTERRUPTED
+        return reason or ending.StopReason.INTERRUPTED
 
     def save_requested(self) -> bool:
         """Return whether a node has started to drain since the last call."""

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from aae_dist.config import RunConfig, dump_yaml, load_config
-from aae_dist.config.loading.load import PATHS, SWEEP, ConfigFile, make_absolute, read_layers
-from aae_dist.config.loading.merge import Merge
-from aae_dist.config.loading.schema import plain
-from aae_dist.config.loading.yaml import dump
+from aae_dist.config.loading import load, merge, schema, yaml
+from aae_dist.config.loading.load import PATHS, SWEEP, ConfigFile
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.sweeps.plan import SweepPlan, load_sweep
 from aae_dist.utils.text import echo
@@ -56,18 +54,18 @@ def read_work(files: Sequence[ConfigFile], overrides: Sequence[str]) -> Work:
 
 def is_sweep(files: Sequence[ConfigFile], overrides: Sequence[str]) -> bool:
     """Return whether the files describe a sweep: they have a section for it."""
-    layers, _ = read_layers(files, overrides)
+    layers, _ = load.read_layers(files, overrides)
     return any(SWEEP in layer for layer in layers)
 
 
 def _sweep(plan: SweepPlan) -> Work:
     _print_notes(plan.notes)
-    base = Merge(RunConfig).run(deepcopy(list(plan.layers)))
-    make_absolute(base)
-    tree = plain(base)
-    tree.setdefault("run", {})["storage"] = plan.storage
-    tree[SWEEP] = plan.sweep.model_dump(mode="json")
-    return Work("tune", plan.sweep.name, plan.storage, plan.configs[0], dump(tree))
+    base = merge.Merge(RunConfig).run(deepcopy(list(plan.layers)))
+    load.make_absolute(base)
+    whole = schema.plain(base)
+    whole.setdefault("run", {})["storage"] = plan.storage
+    whole[SWEEP] = plan.sweep.model_dump(mode="json")
+    return Work("tune", plan.sweep.name, plan.storage, plan.configs[0], yaml.dump(whole))
 
 
 def _print_notes(notes: Sequence[str]) -> None:
@@ -208,14 +206,10 @@ class Jobs:
             else:
                 _copy(folder, sent)
             (sent / CONFIG_FILE).write_text(config)
+            place = {"working_dir": str(sent), "env_vars": variables}
             with api_errors(self.address):
-                return str(
-                    self._client.submit_job(
-                        entrypoint=entrypoint(verb),
-                        submission_id=job,
-                        runtime_env={"working_dir": str(sent), "env_vars": variables},
-                    )
-                )
+                return str(self._client.submit_job(
+                    entrypoint=entrypoint(verb), submission_id=job, runtime_env=place))  # fmt: skip
 
     def run_nothing(self, seconds: float) -> str:
         """Run a job that ends at once, and delete its record; return its state, '' if it lasts."""
@@ -271,10 +265,8 @@ class Log:
     """The log of a job, printed once; each tail of it starts at the beginning."""
 
     def __init__(self) -> None:
-        self._shown = 0
-        self._position = 0
-        self._end = ""
-        self.saved = False
+        self._shown = self._position = 0
+        self._end, self.saved = "", False
 
     def rewind(self) -> None:
         """Expect the log from its beginning again."""
@@ -310,9 +302,8 @@ def exit_code(status: str, driver: int | None, saved: bool) -> int:
     if status == "STOPPED":
         if saved:
             return 4
-        echo(
-            "the job was stopped before it logged a saved checkpoint; it resumes from an older one"
-        )
+        text = "the job was stopped before it logged a saved checkpoint"
+        echo(f"{text}; it resumes from an older one")
         return 2
     if driver is None:
         return 1
