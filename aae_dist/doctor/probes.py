@@ -36,8 +36,7 @@ def check_machine(config: RunConfig | None) -> Iterator[Finding]:
     yield from rules.disk([machine])
     if config is None:
         return
-    failure = storage(config.run.storage, machine.host)
-    if failure:
+    if failure := storage(config.run.storage, machine.host):
         yield bad("storage", failure, "name a folder or bucket that you may write")
     else:
         hosts_seen(config.run.storage)

@@ -68,8 +68,7 @@ def _check_nodes(pairs: "Sequence[tuple[NodeProbe, Machine]]", gpus: float) -> I
     else:
         backend = "nccl" if gpus else "gloo"
         yield from rules.network(network(ranks, backend), len(ranks), backend)
-    url = dashboard_url()
-    if url is None:
+    if (url := dashboard_url()) is None:
         yield good("dashboard", "none runs")
     else:
         yield from probes.dashboard(url)
@@ -144,13 +143,9 @@ def collect(found: Sequence[NodeProbe]) -> tuple[list[tuple[NodeProbe, Machine]]
             left = max(1.0, ends - time.monotonic())
             answered.append((node, ray.get(reference, timeout=left)))
         except Exception as error:  # another build may raise anything: that is the finding
-            findings.append(
-                bad(
-                    "machine",
-                    f"{node.host} cannot run aae_dist: {last_line(error)}",
-                    "use one image on all nodes; if its GPUs are taken, wait or use fewer",
-                )
-            )
+            text = f"{node.host} cannot run aae_dist: {last_line(error)}"
+            advice = "use one image on all nodes; if its GPUs are taken, wait or use fewer"
+            findings.append(bad("machine", text, advice))
     return answered, findings
 
 
@@ -203,10 +198,8 @@ def network(found: Sequence[NodeProbe], backend: str) -> dict[int, float] | str:
     """Return the seconds of all-reduces between the machines by bytes, or what failed."""
     try:
         address = ray.get(found[0].probe.address.remote(), timeout=ANSWER_SECONDS)
-        asked = [
-            node.probe.all_reduce.remote(address, rank, len(found), backend)
-            for rank, node in enumerate(found)
-        ]
+        ranks, size = enumerate(found), len(found)
+        asked = [n.probe.all_reduce.remote(address, rank, size, backend) for rank, n in ranks]
         seconds: dict[int, float] = ray.get(asked, timeout=GROUP_SECONDS + START_SECONDS)[0]
     except Exception as error:  # gloo, NCCL and Ray raise many kinds
         return last_line(error)
@@ -231,9 +224,8 @@ def wandb_from(node: NodeProbe, url: str) -> list[Finding]:
 def state_tracking(config: RunConfig) -> Finding:
     """Check that Ray's dashboard can show the run on its Train page."""
     if os.environ.get(STATE_TRACKING) not in ("1", "true"):
-        return good(
-            "train page", f"off: {STATE_TRACKING}=1 on the head shows runs on the dashboard"
-        )
+        text = f"off: {STATE_TRACKING}=1 on the head shows runs on the dashboard"
+        return good("train page", text)
     from ray.train.v2._internal.state.schema import RunSettings
 
     from aae_dist.launch.ray.train import shown_config

@@ -128,15 +128,14 @@ def bad(subject: str, text: str, advice: str) -> Finding:
 
 def lines(findings: Iterable[Finding], colours: bool) -> list[str]:
     """Return the lines to print; colours are for terminals."""
-    return [_line(finding, colours) for finding in findings]
-
-
-def _line(finding: Finding, colours: bool) -> str:
-    mark = "ok " if finding.ok else "RED"
-    if colours:
-        mark = f"\033[{32 if finding.ok else 31}m{mark}\033[0m"
-    advice = f" -> {finding.advice}" if finding.advice else ""
-    return f"{mark}  {finding.subject:<{WIDTH}} {finding.text}{advice}"
+    found = []
+    for finding in findings:
+        mark = "ok " if finding.ok else "RED"
+        if colours:
+            mark = f"\033[{32 if finding.ok else 31}m{mark}\033[0m"
+        advice = f" -> {finding.advice}" if finding.advice else ""
+        found.append(f"{mark}  {finding.subject:<{WIDTH}} {finding.text}{advice}")
+    return found
 
 
 def same_versions(machines: Sequence[Machine]) -> Iterator[Finding]:
@@ -153,8 +152,7 @@ def same_versions(machines: Sequence[Machine]) -> Iterator[Finding]:
             if version != usual
         ]
     if different:
-        advice = "use one image on all nodes, by its digest"
-        yield bad("versions", "; ".join(different), advice)
+        yield bad("versions", "; ".join(different), "use one image on all nodes, by its digest")
         return
     shown = ", ".join(f"{n} {first.versions[n]}" for n in ("aae_dist", "torch", "ray", "python"))
     yield good("versions", f"{shown} on {count(len(machines), 'machine')}")
@@ -165,17 +163,11 @@ def gpus(machines: Sequence[Machine], wanted: float) -> Iterator[Finding]:
     kinds = {name for machine in machines for name in machine.gpus}
     without = [machine.host for machine in machines if not machine.gpus]
     if wanted and without:
-        yield bad(
-            "gpus",
-            f"no GPU that torch can use on {', '.join(without)}",
-            "install the driver and the device plugin, and take the CUDA image",
-        )
+        advice = "install the driver and the device plugin, and take the CUDA image"
+        yield bad("gpus", f"no GPU that torch can use on {', '.join(without)}", advice)
     elif len(kinds) > 1:
-        yield bad(
-            "gpus",
-            f"different GPUs: {', '.join(sorted(kinds))}",
-            "name one kind in workers.nodes: the slowest sets the pace, and results differ",
-        )
+        advice = "name one kind in workers.nodes: the slowest sets the pace, and results differ"
+        yield bad("gpus", f"different GPUs: {', '.join(sorted(kinds))}", advice)
     elif kinds:
         yield good("gpus", f"{kinds.pop()} on each, NCCL {machines[0].nccl}")
     else:
@@ -184,18 +176,13 @@ def gpus(machines: Sequence[Machine], wanted: float) -> Iterator[Finding]:
 
 def shared_memory(machines: Sequence[Machine]) -> Iterator[Finding]:
     """Check the size of /dev/shm."""
-    small = [
-        m for m in machines if not m.shared_memory or m.shared_memory.total < LEAST_SHARED_MEMORY
-    ]
-    for machine in small:
-        has = size(machine.shared_memory.total) if machine.shared_memory else "none"
-        yield bad(
-            "/dev/shm",
-            f"{has} on {machine.host}, {size(LEAST_SHARED_MEMORY)} are needed",
-            "docker run --shm-size=8g; in Kubernetes an emptyDir of medium Memory",
-        )
-    if not small:
-        least = min(m.shared_memory.total for m in machines if m.shared_memory)
+    advice = "docker run --shm-size=8g; in Kubernetes an emptyDir of medium Memory"
+    totals = [(m.host, m.shared_memory.total if m.shared_memory else 0) for m in machines]
+    for host, total in totals:
+        if total < LEAST_SHARED_MEMORY:
+            text = f"{size(total) if total else 'none'} on {host}"
+            yield bad("/dev/shm", f"{text}, {size(LEAST_SHARED_MEMORY)} are needed", advice)
+    if (least := min(total for _, total in totals)) >= LEAST_SHARED_MEMORY:
         yield good("/dev/shm", f"at least {size(least)}")
 
 
@@ -203,11 +190,8 @@ def disk(machines: Sequence[Machine]) -> Iterator[Finding]:
     """Check that there is room for temporary files."""
     full = [(m.host, m.scratch) for m in machines if is_full(m.scratch)]
     for host, space in full:
-        yield bad(
-            "disk",
-            f"{size(space.free)} of {size(space.total)} free in {space.path} on {host}",
-            "free some, or give the pods more ephemeral storage",
-        )
+        text = f"{size(space.free)} of {size(space.total)} free in {space.path} on {host}"
+        yield bad("disk", text, "free some, or give the pods more ephemeral storage")
     if not full:
         least = min((m.scratch for m in machines), key=lambda space: space.free)
         yield good("disk", f"at least {size(least.free)} free in {least.path}")
@@ -222,11 +206,9 @@ def clocks(offsets: Mapping[str, float]) -> Iterator[Finding]:
     """Compare clocks: seconds by which each host is ahead of the asking machine."""
     wrong = {host: o for host, o in offsets.items() if abs(o) > MOST_SKEW_SECONDS}
     for host, offset in wrong.items():
-        yield bad(
-            "clocks",
-            f"{host} is {abs(offset):.1f} s {'ahead' if offset > 0 else 'behind'}",
-            "start time synchronisation there (chrony): locks and buckets go by the clock",
-        )
+        text = f"{host} is {abs(offset):.1f} s {'ahead' if offset > 0 else 'behind'}"
+        advice = "start time synchronisation there (chrony): locks and buckets go by the clock"
+        yield bad("clocks", text, advice)
     if not wrong:
         most = max((abs(o) for o in offsets.values()), default=0.0)
         yield good("clocks", f"within {most:.2f} s")
@@ -235,12 +217,9 @@ def clocks(offsets: Mapping[str, float]) -> Iterator[Finding]:
 def network(seconds: Mapping[int, float] | str, machines: int, backend: str) -> Iterator[Finding]:
     """Check the all-reduces between machines: seconds by bytes, or what went wrong."""
     if isinstance(seconds, str):
-        yield bad(
-            "network",
-            f"ranks on {count(machines, 'machine')} cannot communicate ({backend}): {seconds}",
-            "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface between them, and "
-            "let the pods reach each other on all ports",
-        )
+        text = f"ranks on {count(machines, 'machine')} cannot communicate ({backend}): {seconds}"
+        advice = "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface between them"
+        yield bad("network", text, f"{advice}, and let the pods reach each other on all ports")
         return
     latency, bandwidth = fit(seconds)
     text = (

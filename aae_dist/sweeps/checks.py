@@ -102,9 +102,7 @@ def asha_longest(asha: AshaScheduler, configs: Sequence[RunConfig]) -> int | Non
     if asha.longest is not None:
         return asha.longest
     unit = asha_unit(asha, configs)
-    lengths = [
-        config.train.epochs if unit == "epochs" else config.train.steps for config in configs
-    ]
+    lengths = [c.train.epochs if unit == "epochs" else c.train.steps for c in configs]
     known = [length for length in lengths if length is not None]
     if len(known) < len(configs):
         return None
@@ -115,10 +113,8 @@ def asha_longest(asha: AshaScheduler, configs: Sequence[RunConfig]) -> int | Non
 
 def _pbt(sweep: Sweep, pbt: PbtScheduler, configs: Sequence[RunConfig]) -> Iterator[str]:
     if any(config.launch.most_workers > 1 for config in configs):
-        yield (
-            "sweep.scheduler: pbt moves state between trials of one worker only; set "
-            "launch.workers=1, or use asha"
-        )
+        text = "sweep.scheduler: pbt moves state between trials of one worker only"
+        yield f"{text}; set launch.workers=1, or use asha"
     if sweep.max_concurrent is not None:
         yield "sweep.max_concurrent: with pbt all trials take turns; leave it out"
     if sweep.search.kind == "optuna":
@@ -154,9 +150,7 @@ def mutations(sweep: Sweep) -> dict[str, dict[str, list[float]]]:
     return {
         key: node
         for key, node in sweep.space.items()
-        if key.startswith(RATES) and (name := space.term_of(node)) and _numbers(node[name])
+        if key.startswith(RATES)
+        and (name := space.term_of(node))
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in node[name])
     }
-
-
-def _numbers(values: Sequence[object]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

@@ -43,18 +43,10 @@ STATES = tuple(TrialState)
 SILENT_SECONDS = 120.0
 """A driver writes sweep.json at least every 10 s; one that was silent for so long is gone."""
 READERS = 16
-COPIED_KEYS = [
-    "name",
-    "metric",
-    "mode",
-    "space",
-    "search",
-    "scheduler",
-    "num_trials",
-    "started_at",
-    "updated_at",
-    "seconds",
-]
+COPIED_KEYS = (
+    *("name", "metric", "mode", "space", "search", "scheduler"),
+    *("num_trials", "started_at", "updated_at", "seconds"),
+)
 """Keys of sweep.json that a `SweepRecord` takes as they are."""
 
 
@@ -65,7 +57,7 @@ class TrialRecord:
     id: str
     """Hash of the parameters; the name of its folder."""
     number: int
-    """NodeProbe in the order in which trials were proposed, from 0."""
+    """Place in the order in which trials were proposed, from 0."""
     uri: str
     """Its run folder."""
     parameters: Mapping[str, Any]
@@ -138,11 +130,11 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
     document = read_json(storage, SWEEP)
     if document is None:
         raise DataError(f"{uri} holds no {SWEEP}; give the folder of a sweep, as `tune` printed it")
-    live = document["state"] == "running" and _age(document["updated_at"]) < SILENT_SECONDS
+    age = (datetime.now(UTC) - datetime.fromisoformat(document["updated_at"])).total_seconds()
+    live = document["state"] == "running" and age < SILENT_SECONDS
     with ThreadPoolExecutor(READERS, thread_name_prefix="read-sweep") as pool:
-        trials = pool.map(
-            lambda planned: _trial(storage, planned, live, histories), document["trials"]
-        )
+        planned = document["trials"]
+        trials = pool.map(lambda one: _trial(storage, one, live, histories), planned)
         found = tuple(sorted(trials, key=lambda trial: trial.number))
     written: SweepState = document["state"]
     state: SweepState = "interrupted" if written == "running" and not live else written
@@ -169,13 +161,14 @@ def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bo
     for record in history:
         metrics |= record
     metrics |= summary.get("metrics", {}) if summary.get("state") == "finished" else {}
+    state = TrialState(own["state"])  # without a live driver none runs
     return TrialRecord(
         id=planned["id"],
         number=planned["number"],
         uri=folder.uri,
         parameters=planned["parameters"],
         values=own["values"],
-        state=_state_now(own["state"], live),
+        state=TrialState.INTERRUPTED if state == TrialState.RUNNING and not live else state,
         cause=own["cause"],
         step=max(int(own["step"]), int(metrics.get("step") or 0)),
         metrics=metrics or own["metrics"],
@@ -185,13 +178,3 @@ def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bo
         lineage=tuple(own["lineage"]),
         restarts=own.get("restarts", 0),
     )
-
-
-def _state_now(written: str, live: bool) -> TrialState:
-    """Return a trial's state; without a live driver none runs."""
-    state = TrialState(written)
-    return TrialState.INTERRUPTED if state == TrialState.RUNNING and not live else state
-
-
-def _age(moment: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()

@@ -13,17 +13,8 @@ from aae_dist.config import dump_yaml
 from aae_dist.config.metric_names import is_comparable
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Storage
-from aae_dist.sweeps.folder import (
-    BEST,
-    READERS,
-    STATES,
-    SWEEP,
-    TRIAL,
-    TRIALS,
-    SweepState,
-    TrialState,
-    read_json,
-)
+from aae_dist.sweeps import folder as files
+from aae_dist.sweeps.folder import STATES, SweepState, TrialState
 from aae_dist.sweeps.objective import Objective, ranking, usual_num_samples
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.tracking.sinks import finite
@@ -134,6 +125,11 @@ class Entry:
     """Times that its process failed and was started again."""
 
     @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as they are now: PBT changes them."""
+        return self.values or self.plan.parameters
+
+    @property
     def step(self) -> int:
         """Steps done, as last reported."""
         return int(self.metrics.get("step") or 0)
@@ -142,11 +138,16 @@ class Entry:
         """Return the seconds over all attempts, the running one included."""
         return self.seconds + (time.monotonic() - self.started if self.started else 0.0)
 
+    def listed(self) -> dict[str, Any]:
+        """Return what sweep.json says of the trial."""
+        plan = self.plan
+        return {"id": plan.id, "number": plan.number, "parameters": plan.parameters}
+
     def document(self) -> dict[str, Any]:
         plan = self.plan
         return {
-            **{"id": plan.id, "number": plan.number, "parameters": plan.parameters},
-            **{"values": self.values or plan.parameters, "draws": self.draws},
+            **self.listed(),
+            **{"values": self.parameters, "draws": self.draws},
             **{"state": self.state, "cause": self.cause, "step": self.step},
             **{"seconds": round(self.cost(), 3), "workers": plan.config.launch.most_workers},
             **{"metrics": self.metrics, "lineage": self.lineage, "restarts": self.restarts},
@@ -165,20 +166,20 @@ class Ledger:
         self._began, self._written = time.monotonic(), 0.0
         self._state: SweepState = "running"
         self._writer = AsyncWriter(folder, self._content)
-        before = read_json(folder, SWEEP) or {}
+        before = files.read_json(folder, files.SWEEP) or {}
         self._started_at = before.get("started_at") or _now()
         self._seconds_before = float(before.get("seconds", 0.0))
         self._best: str | None = None
         known = {trial["id"]: trial for trial in before.get("trials", [])}
         trials = plan.trials or [plan.trial(t["parameters"], t["number"]) for t in known.values()]
-        with ThreadPoolExecutor(READERS, thread_name_prefix="read-trials") as pool:
+        with ThreadPoolExecutor(files.READERS, thread_name_prefix="read-trials") as pool:
             entries = pool.map(self._read, trials)
             self.entries = {entry.plan.id: entry for entry in entries}
 
     def _read(self, trial: TrialPlan) -> Entry:
         entry = Entry(trial)
-        folder = self.folder.child(TRIALS).child(trial.id)
-        own, summary = read_json(folder, TRIAL), read_json(folder, "summary.json")
+        folder = self.folder.child(files.TRIALS).child(trial.id)
+        own, summary = files.read_json(folder, files.TRIAL), files.read_json(folder, "summary.json")
         if own is not None:
             entry.values, entry.draws, entry.lineage = own["values"], own["draws"], own["lineage"]
             entry.state, entry.cause = TrialState(own["state"]), own["cause"]
@@ -210,7 +211,7 @@ class Ledger:
         with self._guard:
             entry = self.entries[name]
             entry.metrics |= finite(metrics)
-            changed = dict(values) != (entry.values or entry.plan.parameters)
+            changed = dict(values) != entry.parameters
             entry.values = dict(values)
             if changed or time.monotonic() - entry.written > WRITE_SECONDS:
                 self._mark_dirty(entry)
@@ -229,7 +230,7 @@ class Ledger:
             entry.state, entry.cause = state, cause
             self._mark_dirty(entry)
             if state == TrialState.FINISHED:
-                self._writer.mark_dirty(BEST)
+                self._writer.mark_dirty(files.BEST)
 
     def crashed(self, name: str, cause: str) -> None:
         """Note that a trial's process died; it will be started again."""
@@ -289,10 +290,10 @@ class Ledger:
         if force:
             self.flush()  # what fails in it is tried once more
         self._writer.retry_failed()
-        self._writer.mark_dirty(BEST, SWEEP)
+        self._writer.mark_dirty(files.BEST, files.SWEEP)
         if force:
             self.flush()
-            if (failure := self._writer.failure(SWEEP)) is not None:
+            if (failure := self._writer.failure(files.SWEEP)) is not None:
                 raise failure
 
     def flush(self) -> None:
@@ -303,14 +304,14 @@ class Ledger:
 
     def _mark_dirty(self, entry: Entry) -> None:
         entry.written = time.monotonic()
-        self._writer.mark_dirty(f"{TRIALS}/{entry.plan.id}/{TRIAL}")
+        self._writer.mark_dirty(f"{files.TRIALS}/{entry.plan.id}/{files.TRIAL}")
 
     def _content(self, key: str) -> bytes | None:
         """Return a file as it is to be now; in the writer's thread."""
         with self._guard:
-            if key == BEST:
+            if key == files.BEST:
                 return self._best_yaml()
-            is_sweep, name = key == SWEEP, key.split("/")[-2:][0]
+            is_sweep, name = key == files.SWEEP, key.split("/")[-2:][0]
             document = self._document() if is_sweep else self.entries[name].document()
             return json.dumps(document, indent=1, allow_nan=False).encode()
 
@@ -326,25 +327,21 @@ class Ledger:
             **{"started_at": self._started_at, "updated_at": _now(), "seconds": round(seconds, 3)},
             **{"counts": self.counts(), "restarts": sum(entry.restarts for entry in entries)},
             "best": best and {"id": best.plan.id, "values": self.objective.values(best.metrics)},
-            "trials": [_listed(entry.plan) for entry in entries],
+            "trials": [entry.listed() for entry in entries],
         }
 
     def _best_yaml(self) -> bytes | None:
         best = next(iter(self.ranked()), None)
-        if best is None or (best.plan.id == self._best and not self._writer.failure(BEST)):
+        if best is None or (best.plan.id == self._best and not self._writer.failure(files.BEST)):
             return None
         self._best = best.plan.id
         head = (
             f"# The best finished trial of the sweep {self.plan.sweep.name}: "
-            f"{describe(best.values or best.plan.parameters)}\n"
+            f"{describe(best.parameters)}\n"
             f"# ({self.objective}; trials/{best.plan.id}). To train it on its own:\n"
-            f"#   aae-dist train {self.folder.uri}/{BEST}\n"
+            f"#   aae-dist train {self.folder.uri}/{files.BEST}\n"
         )
         return (head + dump_yaml(self.plan.winner(best.plan))).encode()
-
-
-def _listed(plan: TrialPlan) -> dict[str, Any]:
-    return {"id": plan.id, "number": plan.number, "parameters": plan.parameters}
 
 
 def _stays(entry: Entry) -> bool:

@@ -3,22 +3,15 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config.loading import messages, schema
-from aae_dist.config.loading.load import (
-    SWEEP,
-    ConfigFile,
-    config_error,
-    make_absolute,
-    problems_of,
-    read_layers,
-)
+from aae_dist.config.loading import load, messages, schema
+from aae_dist.config.loading.load import SWEEP, ConfigFile
 from aae_dist.config.loading.merge import Merge
 from aae_dist.config.loading.schema import Node, Tree, Value, from_plain, join, plain, short_json
 from aae_dist.config.metric_names import best_metric_problems
@@ -76,7 +69,7 @@ class SweepPlan:
         found = _checked(self.layers, self.uri, self.sweep, parameters, number)
         if isinstance(found, TrialPlan):
             return found
-        raise config_error(f"trial {describe(parameters)}", found)
+        raise load.config_error(f"trial {describe(parameters)}", found)
 
     def winner(self, trial: TrialPlan) -> RunConfig:
         """Return the configuration to train a trial's parameters on their own."""
@@ -109,13 +102,13 @@ def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Sw
 
     ConfigError names every problem at once, those of trials with the trials they are in.
     """
-    layers, title = read_layers(files, overrides)
+    layers, title = load.read_layers(files, overrides)
     sweep, problems = read_sweep_section(layers)
     if sweep is None or problems:
-        raise config_error(title, problems + (_base_problems(layers) if sweep is None else []))
+        raise load.config_error(title, problems + (_base_problems(layers) if sweep is None else []))
     merge = Merge(RunConfig)
     base = merge.run(deepcopy(layers))
-    make_absolute(base)
+    load.make_absolute(base)
     storage = _storage(base)
     uri = f"{storage}/{sweep.name}"
     points, notes = proposals(sweep)
@@ -126,7 +119,7 @@ def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Sw
     if wrong and (sweep.invalid == "refuse" or not trials):
         problems += counted_problems(wrong, points)
     if problems:
-        raise config_error(title, problems)
+        raise load.config_error(title, problems)
     notes += [f"trial {describe(points[n])} is skipped: {'; '.join(p)}" for n, p in wrong.items()]
     known = () if sweep.search.kind == "optuna" else tuple(trials)
     configs = tuple(trial.config for trial in trials)
@@ -146,15 +139,15 @@ def proposals(sweep: Sweep) -> tuple[list[dict[str, Any]], list[str]]:
     for number in range(count):
         point = grid[number % len(grid)]
         for attempt in range(TRIES):
-            drawn = _parameters(point, RandomDraw(seed, number, attempt))
+            draw = RandomDraw(seed, number, attempt)
+            drawn = {key: space.drawn(node, draw, key) for key, node in point.items()}
             if trial_id(drawn) not in found:
                 found[trial_id(drawn)] = drawn
                 break
     if len(found) == count or sweep.search.kind == "optuna":
         return list(found.values()), []
-    return list(found.values()), [
-        f"the space has {len(found)} different trials, fewer than sweep.num_trials={count}"
-    ]
+    note = f"the space has {len(found)} different trials, fewer than sweep.num_trials={count}"
+    return list(found.values()), [note]
 
 
 def is_grid(sweep: Sweep) -> bool:
@@ -162,10 +155,6 @@ def is_grid(sweep: Sweep) -> bool:
     if sweep.search.kind == "auto":
         return not space.has_terms(sweep.space, ("choice", *space.RANGES))
     return sweep.search.kind == "grid"
-
-
-def _parameters(point: dict[str, Any], draw: space.Draw) -> dict[str, Any]:
-    return {key: space.drawn(node, draw, key) for key, node in point.items()}
 
 
 def trial_id(parameters: dict[str, Any]) -> str:
@@ -178,17 +167,12 @@ def _checked(
     layers: Sequence[Tree], uri: str, sweep: Sweep, parameters: dict[str, Any], number: int
 ) -> TrialPlan | list[str]:
     name = trial_id(parameters)
-    fixed: dict[str, Any] = {
-        "run.name": name,
-        "run.storage": f"{uri}/{TRIALS}",
-        "run.resume": "auto",
-    }
+    fixed = {"run.name": name, "run.storage": f"{uri}/{TRIALS}", "run.resume": "auto"}
     place: Tree = layer_of(fixed)
     place["wandb"] = {"group": Value(_group(layers) or sweep.name, "sweep.name")}
-    merged = [*deepcopy(list(layers)), layer_of(parameters), place]
-    tree = Merge(RunConfig).run(merged)
-    make_absolute(tree)
-    config, problems = problems_of(tree), best_metric_problems(tree)
+    tree = Merge(RunConfig).run([*deepcopy(list(layers)), layer_of(parameters), place])
+    load.make_absolute(tree)
+    config, problems = load.problems_of(tree), best_metric_problems(tree)
     if not isinstance(config, RunConfig):
         return [*problems, *config]
     if problems:
@@ -212,9 +196,8 @@ def _storage(base: Tree) -> str:
 
 def _base_problems(layers: Sequence[Tree]) -> list[str]:
     """Return problems of the run's part of the files that no sweep can cure."""
-    placed = layer_of({"run.name": "trial"})
-    tree = Merge(RunConfig).run([*deepcopy(list(layers)), placed])
-    found = problems_of(tree)
+    placed = [*deepcopy(list(layers)), layer_of({"run.name": "trial"})]
+    found = load.problems_of(Merge(RunConfig).run(placed))
     return found if isinstance(found, list) else []
 
 
@@ -224,18 +207,12 @@ def counted_problems(wrong: dict[int, list[str]], points: Sequence[dict[str, Any
     for number, problems in wrong.items():
         for problem in problems:
             where.setdefault(problem, []).append(number)
-    lines = list(_lines(where, points))
+    lines, total = [], len(points)
+    for problem, numbers in where.items():
+        trials = f"{len(numbers)} of {total} trials, first: {describe(points[numbers[0]])}"
+        lines.append(problem if len(numbers) == total else f"{problem} [{trials}]")
     more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return lines[:SHOWN] + more
-
-
-def _lines(where: dict[str, list[int]], points: Sequence[dict[str, Any]]) -> Iterator[str]:
-    for problem, numbers in where.items():
-        if len(numbers) == len(points):
-            yield problem
-        else:
-            first = describe(points[numbers[0]])
-            yield f"{problem} [{len(numbers)} of {len(points)} trials, first: {first}]"
 
 
 def describe(parameters: dict[str, Any]) -> str:
@@ -261,9 +238,8 @@ def show(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     rest = [f"{key} {show(v)}" for key, v in value.items() if key != "kind"]
-    return " ".join(
-        [str(value.get("kind", "")), *([f"({', '.join(rest)})"] if rest else [])]
-    ).strip()
+    inner = f"({', '.join(rest)})" if rest else ""
+    return f"{value.get('kind', '')} {inner}".strip()
 
 
 # The `sweep` section of several layers: options by kind, and a space of dotted keys.
@@ -329,9 +305,8 @@ def _space_problems(terms: dict[str, Any]) -> list[str]:
         if above := next((k for k in terms if key.startswith(k + ".")), None):
             found.append(f"{path}: {above} is in the space, too, and would set it; keep one")
     if not found and not any(space.has_terms(node) for node in terms.values()):
-        found.append(
-            "sweep.space: holds nothing to choose, for example model.latent_dim: {grid: [2, 8]}"
-        )
+        example = "for example model.latent_dim: {grid: [2, 8]}"
+        found.append(f"sweep.space: holds nothing to choose, {example}")
     return found
 
 

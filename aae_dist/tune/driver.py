@@ -11,12 +11,9 @@ from ray import tune
 from ray.exceptions import ActorDiedError, RayActorError
 
 from aae_dist.config import RunConfig
-from aae_dist.config.sections.sweep import PbtScheduler
 from aae_dist.launch.ending import PROCESS_DIED, StopToken, WorkersFailedError, condensed, last_line
-from aae_dist.launch.ray import cluster
+from aae_dist.launch.ray import cluster, driver, monitor
 from aae_dist.launch.ray.cluster import ResourceRequest, Resources
-from aae_dist.launch.ray.driver import Fit
-from aae_dist.launch.ray.monitor import start_monitor
 from aae_dist.sweeps.folder import TrialState, read_sweep
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.training.folder import write_marker
@@ -61,7 +58,7 @@ class SweepDriver:
         """Run the trials that are not done; Tune's own files go to the folder `place`."""
         self._ledger, self._stop, self._changed = ledger, stop, changed
         self._launch_id, self._place = launch_id, place
-        self._stopper, self._monitor = EndExperiment(), start_monitor()
+        self._stopper, self._monitor = EndExperiment(), monitor.start_monitor()
         requests = requests_of(ledger.plan.configs)
         capacity = max_concurrent_trials(requests, all_nodes())
         wanted = ledger.plan.sweep.max_concurrent or capacity
@@ -81,7 +78,7 @@ class SweepDriver:
         tuner = self._tuner()
         # Tune's tracebacks of trials and complaints of missing result files; the ledger has causes.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        fit = Fit(tuner.fit)
+        fit = driver.Fit(tuner.fit)
         ended, stop_by, saving = 0, 0.0, set[str]()
         with SweepProgress(self._ledger, self._concurrent) as progress:
             while fit.is_alive():
@@ -108,14 +105,12 @@ class SweepDriver:
         return time.monotonic() + STOP_SECONDS
 
     def _tuner(self) -> tune.Tuner:
-        plan = self._ledger.plan
-        sweep = plan.sweep
-        kind = sweep.scheduler
-        pause = kind.every_steps if isinstance(kind, PbtScheduler) else None
+        ledger, plan, sweep = self._ledger, self._ledger.plan, self._ledger.plan.sweep
+        pause = sweep.scheduler.every_steps if sweep.scheduler.kind == "pbt" else None
         task = SweepTask(
             uri=plan.uri,
-            token=write_marker(self._ledger.folder),
-            objective=self._ledger.objective,
+            token=write_marker(ledger.folder),
+            objective=ledger.objective,
             launch_id=self._launch_id,
             monitor=self._monitor,
             search_path=os.getcwd(),
@@ -123,17 +118,14 @@ class SweepDriver:
         )
         trainable = tune.with_resources(tune.with_parameters(Trial, task=task), self._placement())
         space, search, count = self._search()
+        ended = self._ended_before()
         return tune.Tuner(
             trainable,
             param_space=space,
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=build_scheduler(
-                    sweep,
-                    self._ledger.objective,
-                    plan.configs,
-                    self._ended_before(),
-                    self._ledger.is_comparable,
+                    sweep, ledger.objective, plan.configs, ended, ledger.is_comparable
                 ),
                 num_samples=count,
                 # A population takes turns: all of it must be known to be compared.
@@ -148,7 +140,7 @@ class SweepDriver:
                 storage_path=self._place,
                 verbose=0,
                 stop=self._stopper,
-                callbacks=[LedgerCallback(self._ledger, sweep.scheduler.kind)],
+                callbacks=[LedgerCallback(ledger, sweep.scheduler.kind)],
                 failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
                 # Tune's default for a class is True, of use to none but PBT, which takes pointers.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=pause is not None),
@@ -191,9 +183,8 @@ def requests_of(configs: Iterable[RunConfig]) -> list[ResourceRequest]:
     requests: list[ResourceRequest] = []
     for config in configs:
         if (request := cluster.request_of(config)) not in requests:
+            cluster.check_request(request)
             requests.append(request)
-    for request in requests:
-        cluster.check_request(request)
     return requests
 
 
@@ -236,9 +227,8 @@ _DEATHS = (ActorDiedError.BASE_ERROR_MSG, RayActorError.BASE_ERROR_MSG)
 
 def point_of(entry: Entry) -> dict[str, Any]:
     """Return a trial as its process gets it."""
-    values = entry.values or entry.plan.parameters
     config = entry.plan.config.model_dump_json()
-    return {SWEEP: {"id": entry.plan.id, "config": config, "values": values}}
+    return {SWEEP: {"id": entry.plan.id, "config": config, "values": entry.parameters}}
 
 
 class LedgerCallback(tune.Callback):
@@ -272,12 +262,10 @@ class LedgerCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last = trial.last_result or {}
-        step = last.get("step", 0)
-        pruned = f"stopped by {self._scheduler} at step {step}"
-        state = TrialState(last.get(STATE, TrialState.PRUNED))
-        self._ledger.finish(
-            name_of(trial), state, pruned if state == TrialState.PRUNED else last.get(CAUSE)
-        )
+        state, cause = TrialState(last.get(STATE, TrialState.PRUNED)), last.get(CAUSE)
+        if state == TrialState.PRUNED:
+            cause = f"stopped by {self._scheduler} at step {last.get('step', 0)}"
+        self._ledger.finish(name_of(trial), state, cause)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ledger.finish(name_of(trial), TrialState.FAILED, f"crashed: {cause_of(trial)}")

@@ -1,13 +1,10 @@
 """Optuna proposes trials: conditional spaces, one or several directions, earlier trials known."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
-from optuna.trial import Trial as OptunaTrial
-from optuna.trial import TrialState as OptunaState
 from ray.tune.search import Searcher
 
 from aae_dist.config.metric_names import NUM_SAMPLES
@@ -20,7 +17,7 @@ from aae_dist.sweeps.plan import trial_id
 from aae_dist.tune.driver import point_of
 from aae_dist.tune.trial import OBJECTIVE, STATE
 
-DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
+FAIL = optuna.trial.TrialState.FAIL
 TRIES = 50
 """Consecutive proposals that repeat earlier trials after which the search is over."""
 
@@ -28,7 +25,7 @@ TRIES = 50
 class OptunaDraw:
     """Draws of one Optuna trial."""
 
-    def __init__(self, trial: OptunaTrial) -> None:
+    def __init__(self, trial: optuna.Trial) -> None:
         self._trial = trial
 
     def index(self, name: str, count: int) -> int:
@@ -58,14 +55,12 @@ class OptunaSearcher(Searcher):
             seed=search.seed + len(ledger.entries),
             n_startup_trials=search.startup_trials,
         )
-        modes = ledger.objective.modes
-        self._study = optuna.create_study(
-            sampler=sampler, directions=[DIRECTIONS[mode] for mode in modes]
-        )
-        self._asked: dict[str, OptunaTrial] = {}
+        directions = [f"{mode}imize" for mode in ledger.objective.modes]
+        self._study = optuna.create_study(sampler=sampler, directions=directions)
+        self._asked: dict[str, optuna.Trial] = {}
         self._running: dict[str, str] = {}
         for entry in ledger.in_state(*FINAL):
-            self._tell(entry.plan.id, self._recall(entry), entry.metrics, entry.state)
+            self._tell(entry, self._recall(entry))
         self._unfinished = ledger.pending()
         for entry in self._unfinished:
             if entry.draws is not None:
@@ -78,13 +73,9 @@ class OptunaSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self._stopping():
             return None  # what is proposed now would be drawn without the results to come
-        if self._unfinished:
-            entry = self._unfinished.pop(0)
-        else:
-            proposed = self._propose()
-            if proposed is None:
-                return Searcher.FINISHED
-            entry = proposed
+        entry = self._unfinished.pop(0) if self._unfinished else self._propose()
+        if entry is None:
+            return Searcher.FINISHED
         self._running[trial_id] = entry.plan.id
         return point_of(entry)
 
@@ -105,7 +96,7 @@ class OptunaSearcher(Searcher):
             count = len(self._ledger.objective.modes)
             self._study.tell(trial, [result[f"{OBJECTIVE}{n}"] for n in range(count)])
         elif state != TrialState.INTERRUPTED:
-            self._study.tell(trial, state=OptunaState.FAIL)
+            self._study.tell(trial, state=FAIL)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the sweep's folder holds all there is to know."""
@@ -123,23 +114,23 @@ class OptunaSearcher(Searcher):
             parameters = self._drawn(asked)
             name = trial_id(parameters)
             if name in self._ledger.entries:
-                self._tell_again(asked, self._ledger.entries[name])
+                self._tell(self._ledger.entries[name], asked)
                 continue
             try:
                 trial = plan.trial(parameters, len(self._ledger.entries))
             except ConfigError:
                 # Known beforehand to be possible: sweep.invalid=skip.
-                self._study.tell(asked, state=OptunaState.FAIL)
+                self._study.tell(asked, state=FAIL)
                 continue
             self._asked[name] = asked
             return self._ledger.add(trial, dict(asked.params))
         return None
 
-    def _drawn(self, trial: OptunaTrial) -> dict[str, Any]:
+    def _drawn(self, trial: optuna.Trial) -> dict[str, Any]:
         draw, terms = OptunaDraw(trial), self._ledger.plan.sweep.space
         return {key: space.drawn(node, draw, key) for key, node in terms.items()}
 
-    def _recall(self, entry: Entry) -> OptunaTrial:
+    def _recall(self, entry: Entry) -> optuna.Trial:
         """Return a trial of the study that chose what an earlier start's trial had."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -148,16 +139,10 @@ class OptunaSearcher(Searcher):
             self._drawn(trial)
         return trial
 
-    def _tell(
-        self, name: str, trial: OptunaTrial, metrics: Mapping[str, float | None], state: TrialState
-    ) -> None:
-        values = self._ledger.objective.values(metrics) if state == TrialState.FINISHED else None
-        if not self._ledger.is_comparable(metrics):
-            values = None
-        if values is not None and trial_id(self._drawn(trial)) == name:
+    def _tell(self, entry: Entry, trial: optuna.Trial) -> None:
+        values = self._ledger.objective.values(entry.metrics)
+        counts = entry.state == TrialState.FINISHED and self._ledger.is_comparable(entry.metrics)
+        if counts and values is not None and trial_id(self._drawn(trial)) == entry.plan.id:
             self._study.tell(trial, list(values))
         else:
-            self._study.tell(trial, state=OptunaState.FAIL)
-
-    def _tell_again(self, trial: OptunaTrial, entry: Entry) -> None:
-        self._tell(entry.plan.id, trial, entry.metrics, entry.state)
+            self._study.tell(trial, state=FAIL)

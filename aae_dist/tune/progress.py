@@ -63,34 +63,23 @@ class SweepProgress:
         """Return the sweep in one line: trials by state, best so far, time left."""
         counts = self._ledger.counts()
         parts = [f"{count} {state}" for state, count in counts.items() if count]
-        best = next(iter(self._ledger.ranked()), None)
-        if best is not None:
-            parts.append(
-                f"best {self.score(best)} ({describe(best.values or best.plan.parameters)})"
-            )
-        left = self.seconds_left()
-        if left is not None:
+        for best in self._ledger.ranked()[:1]:
+            parts.append(f"best {self.score(best)} ({describe(best.parameters)})")
+        if (left := self.seconds_left()) is not None:
             parts.append(f"about {clock(left)} left")
         return f"sweep {self._ledger.plan.sweep.name}: " + " | ".join(parts)
 
     def seconds_left(self) -> float | None:
         """Return an estimate from the mean cost of ended trials, None before the first one."""
-        ended = [
-            entry
-            for entry in self._ledger.in_state(TrialState.FINISHED, TrialState.PRUNED)
-            if entry.seconds > 0
-        ]
-        counts = self._ledger.counts()
-        if not ended or not (
-            counts[TrialState.WAITING] + counts[TrialState.RUNNING] + counts[TrialState.INTERRUPTED]
-        ):
+        ended = self._ledger.in_state(TrialState.FINISHED, TrialState.PRUNED)
+        costs, counts = [e.seconds for e in ended if e.seconds > 0], self._ledger.counts()
+        running = self._ledger.in_state(TrialState.RUNNING)
+        to_start = counts[TrialState.WAITING] + counts[TrialState.INTERRUPTED]
+        if not costs or not running and not to_start:
             return None
-        mean = sum(entry.seconds for entry in ended) / len(ended)
-        running = sum(
-            max(mean - entry.cost(), 0.0) for entry in self._ledger.in_state(TrialState.RUNNING)
-        )
-        to_start = (counts[TrialState.WAITING] + counts[TrialState.INTERRUPTED]) * mean
-        return (running + to_start) / self._concurrent
+        mean = sum(costs) / len(costs)
+        left = sum(max(mean - entry.cost(), 0.0) for entry in running) + to_start * mean
+        return left / self._concurrent
 
     def score(self, entry: Entry) -> str:
         values = self._ledger.objective.values(entry.metrics)
@@ -109,9 +98,8 @@ class SweepProgress:
         return lines
 
     def _title(self, entry: Entry) -> str:
-        plan = self._ledger.plan
-        parameters = describe(entry.values or entry.plan.parameters)
-        return f"trial {entry.plan.number + 1}/{plan.num_trials} ({parameters})"
+        number, trials = entry.plan.number + 1, self._ledger.plan.num_trials
+        return f"trial {number}/{trials} ({describe(entry.parameters)})"
 
     def _end_line(self, entry: Entry) -> str:
         took = clock(entry.seconds)
@@ -126,13 +114,8 @@ class SweepProgress:
     def _table(self) -> Table:
         table = Table("trial", "parameters", "step", str(self._ledger.objective), "time")
         for entry in self._ledger.in_state(TrialState.RUNNING)[:SHOWN]:
-            table.add_row(
-                f"{entry.plan.number + 1}",
-                describe(entry.values or entry.plan.parameters),
-                f"{entry.step:,}",
-                self.score(entry),
-                clock(entry.cost()),
-            )
+            number, score, time = f"{entry.plan.number + 1}", self.score(entry), clock(entry.cost())
+            table.add_row(number, describe(entry.parameters), f"{entry.step:,}", score, time)
         return table
 
     def _print(self, line: str) -> None:

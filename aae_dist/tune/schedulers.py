@@ -6,12 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
+from ray.tune import schedulers
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
@@ -34,7 +29,7 @@ def build_scheduler(
     configs: Sequence[RunConfig],
     ended: Iterable[TrialRecord],
     compares: Compares = lambda metrics: True,
-) -> TrialScheduler:
+) -> schedulers.TrialScheduler:
     """Return the scheduler of a sweep.
 
     The scores of `ended`, the trials of earlier starts, fill the rungs again.
@@ -45,7 +40,7 @@ def build_scheduler(
         case PbtScheduler():
             return _pbt(sweep, sweep.scheduler, objective, compares)
         case _:
-            return FIFOScheduler()
+            return schedulers.FIFOScheduler()
 
 
 def _asha(
@@ -124,11 +119,11 @@ class ComparableScoresMixin:
         return {key: value for key, value in result.items() if key != OBJECTIVE}
 
 
-class Asha(ComparableScoresMixin, AsyncHyperBandScheduler):
+class Asha(ComparableScoresMixin, schedulers.AsyncHyperBandScheduler):
     """Stops trials that are behind others of their age."""
 
 
-class RunFolderPbt(ComparableScoresMixin, PopulationBasedTraining):
+class RunFolderPbt(ComparableScoresMixin, schedulers.PopulationBasedTraining):
     """Population based training; a trial keeps its own folder when it takes another's state."""
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], Any]:

@@ -58,7 +58,8 @@ class Channel:
     def report(self, metrics: Mapping[str, float]) -> None:
         """Pass a log point on, and wait while the one before is not taken."""
         scored = any(name in metrics for name in self._scores)
-        if self._is_last(metrics) or not (scored or self._is_time()):
+        is_time = time.monotonic() - self._reported_at >= REPORT_SECONDS
+        if self._is_last(metrics) or not (scored or is_time):
             # The last one goes with the outcome: a scheduler must not cut a finished trial.
             return
         self._reported_at = time.monotonic()
@@ -75,13 +76,9 @@ class Channel:
 
     def drain(self) -> Ended:
         """Wait for the end, dropping what comes before it."""
-        while True:
-            event = self._events.get()
-            if isinstance(event, Ended):
-                return event
-
-    def _is_time(self) -> bool:
-        return time.monotonic() - self._reported_at >= REPORT_SECONDS
+        while not isinstance(event := self._events.get(), Ended):
+            pass
+        return event
 
     def _is_last(self, metrics: Mapping[str, float]) -> bool:
         steps, epochs = self._train.steps, self._train.epochs

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from aae_dist.errors import LaunchError
 from aae_dist.launch.submit.jobs import SAVED, exit_code
@@ -211,16 +212,14 @@ class SubmitterLogs:
                 echo(f"aae-dist: {stream.pod} lost the head: {self._held[-1].strip()[:200]}")
                 self._held.clear()
             self._release()
-        self._held.clear()
-        self._held_since = 0.0
+        self._held, self._held_since = [], 0.0
         stream.close()
         self._stream = None
 
     def _release(self) -> None:
         for line in self._held:
             self._log.take(line)
-        self._held.clear()
-        self._held_since = 0.0
+        self._held, self._held_since = [], 0.0
 
 
 class _Stream:
@@ -258,11 +257,8 @@ class StateReporter:
     """Reports the states of a job, each once."""
 
     def __init__(self) -> None:
-        self._last = ""
-        self._cluster = ""
-        self._failed = 0
-        self._is_ready = False
-        self._is_head_lost = False
+        self._last, self._cluster, self._failed = "", "", 0
+        self._is_ready = self._is_head_lost = False
         self._started = time.monotonic()
 
     def report(self, line: str) -> None:
@@ -275,7 +271,9 @@ class StateReporter:
         state = status.get("jobDeploymentStatus", "")
         failed = int(status.get("failed", 0))
         if failed > self._failed and state not in ENDED:
-            self._retried(job, failed)
+            self._failed, tries = failed, int(job["spec"].get("backoffLimit", 0)) + 1
+            text = f"try {failed} of {tries} {_failure(status)}; KubeRay starts a new cluster"
+            self.report(text)
         if (cluster := status.get("rayClusterName", "")) and cluster != self._cluster:
             self._cluster, self._is_ready, self._is_head_lost = cluster, False, False
             self.report(f"Ray cluster {cluster}")
@@ -285,13 +283,6 @@ class StateReporter:
             self.report("suspended: queued until its cluster fits")
         elif state == "Running":
             self._running(status, pods)
-
-    def _retried(self, job: Object, failed: int) -> None:
-        self._failed = failed
-        tries = int(job["spec"].get("backoffLimit", 0)) + 1
-        self.report(
-            f"try {failed} of {tries} {_failure(_status(job))}; KubeRay starts a new cluster"
-        )
 
     def _waiting(self, state: str, pods: Sequence[Object]) -> None:
         if not state and time.monotonic() - self._started > UNSEEN_SECONDS:
@@ -307,10 +298,8 @@ class StateReporter:
             self.report("the cluster is ready; the run is submitted to it")
         if status.get("jobStatusCheckFailureStartTime"):
             if not self._is_head_lost:
-                self.report(
-                    "the head does not answer; KubeRay replaces it in the same cluster, "
-                    "and the run resumes from its last checkpoint"
-                )
+                text = "the head does not answer; KubeRay replaces it in the same cluster"
+                self.report(f"{text}, and the run resumes from its last checkpoint")
             self._is_head_lost = True
             heads = [pod for pod in pods if _labels(pod).get("ray.io/node-type") == "head"]
             if waiting := waiting_for(heads):
@@ -322,11 +311,8 @@ class StateReporter:
 
 def waiting_for(pods: Sequence[Object]) -> str:
     """Return the pods that are not running yet and why, '' when all are."""
-    reasons = Counter(
-        (_labels(pod).get("ray.io/group", "pod"), reason)
-        for pod in pods
-        if (reason := _missing(pod))
-    )
+    named = ((_labels(pod).get("ray.io/group", "pod"), _missing(pod)) for pod in pods)
+    reasons = Counter((group, reason) for group, reason in named if reason)
     return "; ".join(
         f"{'head' if group == 'headgroup' else f'{count} {group}'}: {reason}"
         for (group, reason), count in sorted(reasons.items())
@@ -345,12 +331,9 @@ def _missing(pod: Object) -> str:
     for kind in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(kind, []):
             if (waiting := container["state"].get("waiting")) and waiting.get("reason"):
-                text = waiting["reason"]
                 message = str(waiting.get("message", ""))[:200]
-                return f"{text}: {message}" if message else str(text)
-    if conditions.get("Ready", {}).get("status") == "True":
-        return ""
-    return "starting"
+                return f"{waiting['reason']}{f': {message}' if message else ''}"
+    return "" if conditions.get("Ready", {}).get("status") == "True" else "starting"
 
 
 def _failure(status: Object) -> str:
@@ -382,14 +365,12 @@ def report_end(job: Object, log: JobLog) -> int:
     return exit_code(reached, driver if reached == "FAILED" else None, log.saved)
 
 
-def _status(job: Object) -> Object:
-    found: Object = job.get("status", {})
-    return found
+def _status(job: Object) -> Any:
+    return job.get("status", {})
 
 
-def _labels(pod: Object) -> Object:
-    found: Object = pod["metadata"].get("labels", {})
-    return found
+def _labels(pod: Object) -> Any:
+    return pod["metadata"].get("labels", {})
 
 
 def _name(pod: Object) -> str:

@@ -108,10 +108,8 @@ def groups(job: Object) -> Iterator[tuple[Resources, int]]:
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"].get("limits", {})
         gpus = sum(int(value) for key, value in limits.items() if key.endswith("gpu"))
-        yield (
-            {"CPU": math.ceil(quantity(limits.get("cpu", "0"))), "GPU": gpus},
-            group["maxReplicas"],
-        )
+        cpus = math.ceil(quantity(limits.get("cpu", "0")))
+        yield {"CPU": cpus, "GPU": gpus}, group["maxReplicas"]
 
 
 def unedited_images(job: Object) -> list[str]:
@@ -143,11 +141,6 @@ def _lasting_mounts(pod: Object) -> set[str]:
     lasting = {v["name"] for v in pod.get("volumes", []) if not OF_THE_POD & set(v)}
     mounts = pod["containers"][0].get("volumeMounts", [])
     return {mount["mountPath"] for mount in mounts if mount["name"] in lasting}
-
-
-def is_below(path: str, folders: list[str]) -> bool:
-    """Return whether a local path lies in one of the folders, or is one."""
-    return any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
 
 
 ENDED = ("Complete", "Failed", "ValidationFailed")
@@ -224,9 +217,8 @@ def create(api: "Kubectl", settings: Object, job: Object) -> None:
             api.delete_settings(settings)
             raise
     except ExistsError:
-        raise LaunchError(
-            f"another submission was first: rayjob/{name} works on this now"
-        ) from None
+        text = f"another submission was first: rayjob/{name} works on this now"
+        raise LaunchError(text) from None
     api.set_owner(settings, created)
 
 
@@ -247,13 +239,9 @@ def _remove_ended(api: "Kubectl", name: str) -> None:
 
 def check(work: Work, job: Object, cluster: Path) -> None:
     """Raise for problems that would only show on the cluster, after it has been paid for."""
-    problems = [
-        *(
-            f"image: {image} is a name to be filled in; edit site/site.yaml of the overlay"
-            for image in unedited_images(job)
-        ),
-        *_problems(work.config, shared_folders(job)),
-    ]
+    advice = "is a name to be filled in; edit site/site.yaml of the overlay"
+    problems = [f"image: {image} {advice}" for image in unedited_images(job)]
+    problems += _problems(work.config, shared_folders(job))
     if problems:
         raise ConfigError("\n  ".join([f"this cannot run on {cluster}:", *problems]))
     kinds = list(groups(job))
@@ -267,7 +255,7 @@ def _problems(config: RunConfig, shared: Sequence[str]) -> Iterator[str]:
         yield LOCAL
     there = f"one of {', '.join(shared)}" if shared else "a mount that the overlay does not have"
     for key, path in local_paths(config):
-        if not is_below(path, list(shared)):
+        if not any(PurePosixPath(path).is_relative_to(folder) for folder in shared):
             yield f"{key}: no pod sees the folder {path}; use s3:// (gs://, az://) or {there}"
 
 
@@ -296,19 +284,16 @@ class Kubectl:
     def job(self, name: str) -> Object | None:
         """Return a RayJob, None when there is none of the name."""
         text = self._run("get", "rayjob", name, "--ignore-not-found", "--output", "json")
-        found: Object | None = json.loads(text) if text.strip() else None
-        return found
+        return json.loads(text) if text.strip() else None
 
     def pods(self, selector: str) -> list[Object]:
         text = self._run("get", "pods", "--selector", selector, "--output", "json")
-        found: list[Object] = json.loads(text)["items"]
-        return found
+        return list(json.loads(text)["items"])
 
     def create(self, wanted: Object) -> Object:
         """Create an object; return it as the cluster stored it. ExistsError if there is one."""
         text = self._run("create", "--filename", "-", "--output", "json", stdin=dump([wanted]))
-        found: Object = json.loads(text)
-        return found
+        return dict(json.loads(text))
 
     def delete(self, job: Object) -> None:
         """Remove this RayJob, and no other of its name, and wait until it is gone."""
