@@ -17,7 +17,8 @@ from aae_dist.sweeps.plan import trial_id
 from aae_dist.tune.driver import point_of
 from aae_dist.tune.trial import OBJECTIVE, STATE
 
-FAIL = optuna.trial.TrialState.FAIL
+FAIL, MODES = optuna.trial.TrialState.FAIL, optuna.study.StudyDirection
+DIRECTIONS = {"min": MODES.MINIMIZE, "max": MODES.MAXIMIZE}
 TRIES = 50
 """Consecutive proposals that repeat earlier trials after which the search is over."""
 
@@ -55,7 +56,7 @@ class OptunaSearcher(Searcher):
             seed=search.seed + len(ledger.entries),
             n_startup_trials=search.startup_trials,
         )
-        directions = [f"{mode}imize" for mode in ledger.objective.modes]
+        directions = [DIRECTIONS[mode] for mode in ledger.objective.modes]
         self._study = optuna.create_study(sampler=sampler, directions=directions)
         self._asked: dict[str, optuna.Trial] = {}
         self._running: dict[str, str] = {}

@@ -107,7 +107,7 @@ def shown_config(config: RunConfig) -> dict[str, Any]:
     With RAY_TRAIN_ENABLE_STATE_TRACKING=1 Ray validates `train_loop_config` as a JSON object and
     shows it to all who may read its dashboard.
     """
-    return redacted(config.model_dump(mode="json"))
+    return dict(redacted(config.model_dump(mode="json")))
 
 
 def build_trainer(
