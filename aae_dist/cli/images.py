@@ -1,15 +1,12 @@
 """A trained run applied: sample, interpolate, reconstruct, and encode for a whole data set."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from aae_dist.cli import options
 from aae_dist.errors import ConfigError
-
-if TYPE_CHECKING:
-    from aae_dist.inference.trained_run import TrainedRun
 
 SAMPLE_EXAMPLES = """\
 examples:
@@ -80,7 +77,7 @@ def sample(
         write_images(path, run.sample(num, generator))
         print(f"{num} images of step {run.step:,} written to {path}")
         return 0
-    chosen = _chosen(run, classes)
+    chosen = _chosen(classes, run.prior.num_classes, f"{run.uri} ({run.config.prior.kind})")
     labels = torch.tensor(chosen).repeat_interleave(num)
     write_images(path, run.sample(len(labels), generator, labels), columns=num)
     named = ", ".join(map(str, chosen))
@@ -88,10 +85,9 @@ def sample(
     return 0
 
 
-def _chosen(run: "TrainedRun", classes: str) -> Sequence[int]:
-    known = run.prior.num_classes
+def _chosen(classes: str, known: int | None, prior: str) -> Sequence[int]:
     if known is None:
-        raise ConfigError(f"--classes: the prior of {run.uri} ({run.config.prior.kind}) has none")
+        raise ConfigError(f"--classes: the prior of {prior} has none")
     try:
         chosen = range(known) if classes == "all" else list(map(int, classes.split(",")))
     except ValueError:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import shell_complete
 
-from aae_dist.cli import data, images, inspect, submit, train
+from aae_dist.cli import data, images, inspect, train
 from aae_dist.cli.options import EXIT_CODES, Verbs, explain
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__
@@ -20,7 +20,7 @@ HELP = {"-h", "--help", "--version"}
 SECTIONS = {
     "train": (train.train, train.tune),
     "prepare data": (data.data,),
-    "use clusters": (submit.submit, submit.doctor),
+    "use clusters": (train.submit, train.doctor),
     "use a trained run": (
         images.encode,
         inspect.evaluate,
