@@ -41,8 +41,7 @@ REPORT_EXAMPLE = """\
 example:
   aae-dist report s3://bucket/runs/priors-and-sizes
 """
-NUM_CHECKED = 64
-"""Images that an exported program is compared with the run on."""
+NUM_CHECKED = 64  # images that an exported program is compared with the run on
 MEANINGS = {
     "reconstruction/mse": "squared error per pixel",
     "reconstruction/sum_half": "half squared error per image",
@@ -54,8 +53,7 @@ MEANINGS = {
     "discriminator/accuracy_codes": "latent codes recognised",
     "samples_seen": "training images, all ranks",
     "throughput/samples_per_second": "training images, all ranks",
-}
-"""What a metric says, short enough for a line of 80 characters; in the order of the table."""
+}  # what a metric says, short enough for a line of 80 characters; in the order of the table
 
 _GROUPS = ("reconstruction/", "prior_match/", "discriminator/", "loss/")
 COLUMNS = {
@@ -64,8 +62,7 @@ COLUMNS = {
     "SW": "prior_match/sliced_wasserstein",
     "MMD": "prior_match/mmd",
 }
-MIN_WIDTH = 100
-"""Columns of a table that goes into a file or a pipe."""
+MIN_WIDTH = 100  # columns of a table that goes into a file or a pipe
 
 
 @options.verb("measure a trained run on data", EVALUATE_EXAMPLES)

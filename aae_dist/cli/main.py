@@ -13,8 +13,7 @@ from aae_dist.cli.options import EXIT_CODES, Verbs, explain
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__
 
-COMPLETION = "_AAE_DIST_COMPLETE"
-"""Variable with which a shell asks for completions."""
+COMPLETION = "_AAE_DIST_COMPLETE"  # variable with which a shell asks for completions
 
 HELP = {"-h", "--help", "--version"}
 SECTIONS = {

@@ -29,8 +29,7 @@ exit codes:
 """
 OVERRIDE = re.compile(r"--?(\w+(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 """An override written as an option: --train.steps=3."""
-FETCH_SECONDS = 30.0
-"""Longest wait for a configuration in a bucket, with all retries."""
+FETCH_SECONDS = 30.0  # longest wait for a configuration in a bucket, with all retries
 
 
 # Help

@@ -77,10 +77,8 @@ examples:
   aae-dist tune my.yaml sweep.search=optuna sweep.num_trials=50 --dry-run
 
 """
-LISTED = 100
-"""Trials that a dry run lists."""
-BEST = 5
-"""Trials that the end of a sweep shows."""
+LISTED = 100  # trials that a dry run lists
+BEST = 5  # trials that the end of a sweep shows
 
 
 @verb(

@@ -32,20 +32,13 @@ _COMPACT = json.JSONEncoder(separators=(",", ":"))
 class BadSample:
     """One slot of a global batch whose sample cannot be used."""
 
-    slot: int
-    """Row of the global batch."""
-    shard: str
-    """Name of its shard in the manifest."""
-    sample: int
-    """Number of the sample in its shard."""
-    key: str | None
-    """Its WebDataset key; None when the whole shard cannot be used."""
-    reason: str
-    """Reason of the error, for counters; of a whole shard it begins with 'shard '."""
-    detail: str
-    """The error's message."""
-    shard_samples: int = 0
-    """Samples of the shard when all of them are lost, else 0."""
+    slot: int  # row of the global batch
+    shard: str  # name of its shard in the manifest
+    sample: int  # number of the sample in its shard
+    key: str | None  # its WebDataset key; None when the whole shard cannot be used
+    reason: str  # reason of the error, for counters; of a whole shard it begins with 'shard '
+    detail: str  # the error's message
+    shard_samples: int = 0  # samples of the shard when all of them are lost, else 0
 
     @property
     def location(self) -> tuple[str, int]:
@@ -57,8 +50,7 @@ class BadSample:
 class Limits:
     """Bounds on the bad samples of a run."""
 
-    num_samples: int
-    """Samples of the data set."""
+    num_samples: int  # samples of the data set
     max_samples: int | None
     max_fraction: float
     max_consecutive: int
@@ -70,10 +62,8 @@ class BadSamples:
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     """Lines of bad_samples.jsonl: each is a sample, or a whole shard (`sample` is null)."""
-    num_holes: int = 0
-    """Slots masked for bad samples; one sample counts once per epoch."""
-    in_a_row: int = 0
-    """Holes since the last good slot, in the order of slots."""
+    num_holes: int = 0  # slots masked for bad samples; one sample counts once per epoch
+    in_a_row: int = 0  # holes since the last good slot, in the order of slots
 
     def __post_init__(self) -> None:
         self.entries = list(self.entries)  # a rollback may load the checkpoint again

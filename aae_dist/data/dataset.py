@@ -24,8 +24,7 @@ from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.text import Show, progress
 
 _AUTO_MEMORY_BYTES = 2 << 30
-_NUM_PROBED = 16
-"""Samples probed at the start, until one tells the shape of all."""
+_NUM_PROBED = 16  # samples probed at the start, until one tells the shape of all
 _ANY_SHAPE = (1, 1, 1)
 _ROWS_PER_TASK = 32
 """Rows per task of a decoding thread: 1 to 2 ms of work, far above the cost of its hand-over."""

@@ -320,8 +320,7 @@ NUM_DRAWS = 6
 _FLIP, _DOWN, _RIGHT, _BRIGHTNESS, _CONTRAST, _SATURATION = range(NUM_DRAWS)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 """Increment of SplitMix64's counter: 2**64 over the golden ratio."""
-_LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+_LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R BT.601)
 
 
 def uniforms(seed: int, epoch: int, indices: Indices) -> NDArray[np.float32]:
@@ -344,8 +343,7 @@ class Augmenter:
 
     settings: Augment
     seed: int
-    rows: slice
-    """This rank's rows of each global batch."""
+    rows: slice  # this rank's rows of each global batch
 
     def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches with their images changed."""

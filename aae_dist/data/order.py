@@ -112,10 +112,8 @@ class BatchPlan:
 @dataclass(frozen=True)
 class _Epoch:
     number: int
-    shards: Indices
-    """Shard numbers in their order on the epoch's line."""
-    line_ends: Indices
-    """Running total of their sample counts."""
+    shards: Indices  # shard numbers in their order on the epoch's line
+    line_ends: Indices  # running total of their sample counts
 
 
 @dataclass(frozen=True)

@@ -36,28 +36,23 @@ from aae_dist.utils.arrays import npy_bytes, png_bytes
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-GROUP_BYTES = 8 << 20
-"""Size of the codes in one parquet row group, which a reader loads at once."""
+GROUP_BYTES = 8 << 20  # size of the codes in one parquet row group, which a reader loads at once
 
 
 @dataclass(frozen=True)
 class OutputSpec:
     """Properties of the output of one shard that are known before its first row."""
 
-    name: str
-    """File name without suffix."""
+    name: str  # file name without suffix
     num_rows: int
-    width: int
-    """Latent dimension, for codes."""
-    as_arrays: bool = False
-    """Whether images are stored as float32 arrays instead of PNG."""
+    width: int  # latent dimension, for codes
+    as_arrays: bool = False  # whether images are stored as float32 arrays instead of PNG
 
 
 class ShardOutput(Protocol):
     """Writes the rows of one shard, in order."""
 
-    paths: list[Path]
-    """The files; the last one marks the shard as complete."""
+    paths: list[Path]  # the files; the last one marks the shard as complete
 
     def add(self, keys: Sequence[str], labels: Labels, rows: Rows) -> None:
         """Append rows; a label of -1 means none."""
@@ -211,8 +206,7 @@ class DatasetJob:
 
     run: str
     step: int
-    data: str
-    """The `data` section, as JSON."""
+    data: str  # the `data` section, as JSON
     threads: int
     device: str
     out: str

@@ -16,10 +16,8 @@ from aae_dist.errors import AaeDistError, ConfigError
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.storage import Storage
 
-TOLERANCE = 1e-5
-"""Tolerance of the check; for codes above 1 relative to the largest one."""
-BATCHES = (1, 7, 64)
-"""Batch sizes for the check; the program is traced with another."""
+TOLERANCE = 1e-5  # tolerance of the check; for codes above 1 relative to the largest one
+BATCHES = (1, 7, 64)  # batch sizes for the check; the program is traced with another
 TRACED_BATCH = 3
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 METADATA_FILE = "export.json"
@@ -33,12 +31,10 @@ class Part:
 
     name: str
     module: nn.Module
-    reference: Run
-    """The same computation by the run itself."""
+    reference: Run  # the same computation by the run itself
     input_name: str
     output_name: str
-    example: Callable[[int], Tensor]
-    """Returns an input with this number of rows."""
+    example: Callable[[int], Tensor]  # returns an input with this number of rows
 
 
 class ExportError(AaeDistError):

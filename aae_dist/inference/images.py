@@ -104,8 +104,7 @@ WRITERS: Mapping[str, Callable[[Path, Images], None]] = {
 
 PathKind = Literal["linear", "spherical"]
 PRIOR_SAMPLES = 10_000
-INNER = (0.02, 0.98)
-"""Quantiles of the prior between which a plane and a traversal move."""
+INNER = (0.02, 0.98)  # quantiles of the prior between which a plane and a traversal move
 
 
 @dataclass(frozen=True)

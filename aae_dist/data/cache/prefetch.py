@@ -19,8 +19,7 @@ from aae_dist.errors import ConfigError, DataError, ShardError
 from aae_dist.storage import is_remote
 
 _EPOCHS_CHECKED = 8
-_OVERHEAD_BYTES = 64 << 10
-"""The cache's directory itself with some hundred names, and its lock."""
+_OVERHEAD_BYTES = 64 << 10  # the cache's directory itself with some hundred names, and its lock
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class Uses:
     shards: Indices
     first: Indices
     """Position (slots of each lane since the start of training) that needs the shard first."""
-    last: Indices
-    """Position from which on this use is over."""
+    last: Indices  # position from which on this use is over
 
 
 def uses_in_epoch(order: SampleOrder, lanes: range, epoch: int, start: int = 0) -> Uses:

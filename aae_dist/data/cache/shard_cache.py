@@ -57,8 +57,7 @@ class Reservation:
 
     descriptor: int
     part: Path
-    path: Path
-    """Name of the complete copy."""
+    path: Path  # name of the complete copy
 
 
 @dataclass(frozen=True)

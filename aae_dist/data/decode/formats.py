@@ -29,8 +29,7 @@ _JPEG_APP1 = 0xE1
 _JPEG_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 """Markers that must not precede the frame: a decoder could see another frame behind them."""
 _WEBP_HAS_EXIF = 0x08
-PREFIX = b"Exif\0\0"
-"""Start of EXIF data, always in JPEG, and in WebP of some writers."""
+PREFIX = b"Exif\0\0"  # start of EXIF data, always in JPEG, and in WebP of some writers
 _ORIENTATION, _SHORT = 274, 3
 _FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """By orientation: axes of [C, H, W] to mirror, after rows and columns are exchanged (from 5 on)."""
@@ -40,14 +39,11 @@ class ImageHeader(NamedTuple):
     """Header of an image file; height and width are those of the upright image."""
 
     format: Format
-    channels: int
-    """1 for grey, 3 for colour; alpha not counted."""
+    channels: int  # 1 for grey, 3 for colour; alpha not counted
     height: int
     width: int
-    orientation: int = 1
-    """EXIF orientation, 1 to 8; 1 is upright."""
-    is_cmyk: bool = False
-    """Whether a JPEG has four components, as for printing."""
+    orientation: int = 1  # EXIF orientation, 1 to 8; 1 is upright
+    is_cmyk: bool = False  # whether a JPEG has four components, as for printing
 
 
 def read_header(data: bytes) -> ImageHeader | None:
@@ -161,13 +157,10 @@ def apply_orientation(image: NDArray[np.uint8], orientation: int) -> NDArray[np.
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_SAMPLES = {0: 1, 2: 3, 4: 2, 6: 4}
 """By colour type: grey, colour, each also with alpha. Palettes are left to Pillow."""
-MAX_SIDE = 1_000_000
-"""libpng refuses longer sides."""
+MAX_SIDE = 1_000_000  # libpng refuses longer sides
 _KINDS = frozenset((b"IHDR", b"IDAT", b"PLTE"))
-_ANCILLARY = 0x20
-"""Bit of a chunk's first letter: a decoder may ignore it."""
-_OVERHEAD = 12
-"""Bytes of a chunk next to its data: length, kind, checksum."""
+_ANCILLARY = 0x20  # bit of a chunk's first letter: a decoder may ignore it
+_OVERHEAD = 12  # bytes of a chunk next to its data: length, kind, checksum
 _MAX_STACKED_BYTES = 1 << 18
 """Inflated rows of an image that are kept to be stacked; libpng inflates larger images again."""
 
@@ -176,10 +169,8 @@ class PngKind(NamedTuple):
     """Properties that the images of one stack have in common."""
 
     width: int
-    depth: int
-    """Bits per channel: 8 or 16."""
-    colour: int
-    """PNG's number of the colour type; a key of `_PNG_SAMPLES`."""
+    depth: int  # bits per channel: 8 or 16
+    colour: int  # PNG's number of the colour type; a key of `_PNG_SAMPLES`
 
     @property
     def row_bytes(self) -> int:
@@ -192,8 +183,7 @@ class ValidPng(NamedTuple):
 
     kind: PngKind
     height: int
-    pixels: bytes
-    """Compressed, as in the file."""
+    pixels: bytes  # compressed, as in the file
     rows: bytes | None
     """Those of a small image inflated but still filtered: `height` rows of `kind.row_bytes`."""
 

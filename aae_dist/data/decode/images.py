@@ -28,8 +28,7 @@ from aae_dist.data.decode import formats
 from aae_dist.data.decode.formats import ImageHeader, ValidPng
 from aae_dist.errors import SampleError, ShardError
 
-Shape = tuple[int, int, int]
-"""Channels, height, width."""
+Shape = tuple[int, int, int]  # channels, height, width
 FILTER = Image.Resampling.LANCZOS
 """Averages all pixels that fall into a new one, so shrinking makes no moiré."""
 
@@ -109,16 +108,14 @@ def _wrong_size(height: int, width: int, problem: str) -> SampleError:
 
 Result = TypeVar("Result")
 Pixels = NDArray[np.uint8]
-Bad = dict[int, ShardError | SampleError]
-"""Row of a batch -> why its sample cannot be used."""
+Bad = dict[int, ShardError | SampleError]  # row of a batch -> why its sample cannot be used
 
 NO_RESIZE = Resize("none", None)
 _MAX_PIXELS = 1 << 26
 _PIXELS_PER_GROUP = 1 << 22
 """Pixels decoded before the first image is resized: 12 MiB of colour per thread. One image may have
 more."""
-_GREY, _COLOUR = 1, 3
-"""torchvision's ImageReadMode numbers; they happen to equal the channels."""
+_GREY, _COLOUR = 1, 3  # torchvision's ImageReadMode numbers; they happen to equal the channels
 
 
 def decode_images(

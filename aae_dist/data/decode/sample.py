@@ -24,11 +24,9 @@ from aae_dist.data.format.tar import ByteRange
 from aae_dist.errors import SampleError
 
 NO_LABEL = -1
-MAX_FIELD_BYTES = 256 << 20
-"""Largest file of an image or array that is decoded."""
+MAX_FIELD_BYTES = 256 << 20  # largest file of an image or array that is decoded
 MAX_LABEL_BYTES = 1 << 16
-Sample = tuple[ShardReader, int]
-"""A shard, and the number of a sample in it."""
+Sample = tuple[ShardReader, int]  # a shard, and the number of a sample in it
 _BYTES_PER_GROUP = 16 << 20
 """Files of images, arrays and labels held at once by a thread. One of them may have more."""
 _LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")

@@ -22,12 +22,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of files that `aae-dist data pack` takes."""
 _BUILTIN = "builtin://"
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin"
-MOST_NAMES = 5000
-"""Names that are read in and below a local folder: a hint is not worth more."""
+MOST_NAMES = 5000  # names that are read in and below a local folder: a hint is not worth more
 DEEPEST = 3
 SHOWN = 5
-MOST_LOOKUPS = 3
-"""Shards of a pattern that are looked up before a run starts."""
+MOST_LOOKUPS = 3  # shards of a pattern that are looked up before a run starts
 
 
 @dataclass

@@ -23,8 +23,7 @@ from aae_dist.errors import ShardError
 Numbers: TypeAlias = "array[int]"  # the class itself takes no [] before Python 3.12
 
 BLOCK = 512
-_CHECKED_AT_ONCE = 4096
-"""Headers whose checksums numpy adds up together: 2 MiB of them."""
+_CHECKED_AT_ONCE = 4096  # headers whose checksums numpy adds up together: 2 MiB of them
 _ZEROS = bytes(1 << 20)
 _MAX_EXTENSION_BYTES = 1 << 20
 _REGULAR = frozenset((b"\0", b"0", b"7"))
@@ -48,13 +47,11 @@ Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
 MAX_SAMPLES = 20_000_000
 """Samples of one shard; their index takes 2.6 GB, on every rank that reads them."""
-MAX_MEMBERS = 10_000
-"""Members of one sample."""
+MAX_MEMBERS = 10_000  # members of one sample
 _LARGEST_AT_ONCE = 256 << 20
 """Bytes of an archive whose headers are read all at once, which takes up to its size more."""
 _MAX_KNOWN = 1000
-ByteRange = tuple[int, int]
-"""Start and size of a field in its shard, in bytes."""
+ByteRange = tuple[int, int]  # start and size of a field in its shard, in bytes
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -76,8 +73,7 @@ class Member(NamedTuple):
     """A regular file in the archive."""
 
     name: str
-    start: int
-    """Byte of the archive at which its data begin."""
+    start: int  # byte of the archive at which its data begin
     size: int
 
 
@@ -309,8 +305,7 @@ def _say_only_a_time(records: Bytes, sizes: NDArray[np.int64]) -> Bools:
 class TarIndex:
     """The samples of one shard; some 130 bytes per sample."""
 
-    keys: list[str] = field(default_factory=list)
-    """WebDataset key of every sample."""
+    keys: list[str] = field(default_factory=list)  # WebDataset key of every sample
     first_fields: Numbers = field(default_factory=lambda: array("q"))
     """Number of each sample's first field; a sample's fields are adjacent."""
     suffixes: list[str] = field(default_factory=list)

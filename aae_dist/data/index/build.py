@@ -32,8 +32,7 @@ Counted = tuple[Shard, str]
 
 _SMALLEST_BYTES = 64 << 10
 _LARGEST_BYTES = 8 << 20
-_SECONDS = 600.0
-"""How long one shard may take to arrive."""
+_SECONDS = 600.0  # how long one shard may take to arrive
 
 
 class RemoteBuffer:
@@ -201,8 +200,7 @@ def _line(shard: Shard, stamp: str) -> str:
     return json.dumps(entry) + "\n"
 
 
-_THREADS = 8
-"""Shards downloaded at once when they must be counted."""
+_THREADS = 8  # shards downloaded at once when they must be counted
 _KEPT = "Repair or remove what is named; the same command then counts no other shard again."
 _NOT_KEPT = "Repair or remove what is named; aae-dist data index would keep what is counted now."
 _NUM_LISTED = 20

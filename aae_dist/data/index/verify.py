@@ -26,10 +26,8 @@ class Findings:
     """Result of reading every sample."""
 
     shards: int = 0
-    samples: int = 0
-    """Good samples."""
-    bad_shards: dict[str, str] = field(default_factory=dict)
-    """Address -> reason and message."""
+    samples: int = 0  # good samples
+    bad_shards: dict[str, str] = field(default_factory=dict)  # address -> reason and message
     bad_samples: Counter[str] = field(default_factory=Counter)
     """Reason -> samples, those of bad shards not counted."""
     examples: list[str] = field(default_factory=list)

@@ -19,8 +19,7 @@ from aae_dist.utils.arrays import npy_bytes, png_bytes
 
 Fields = dict[str, str | bytes]
 """A sample as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}."""
-Pixels = NDArray[np.uint8]
-"""[H, W] grey or [H, W, 3] colour."""
+Pixels = NDArray[np.uint8]  # [H, W] grey or [H, W, 3] colour
 
 FIELDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
@@ -285,8 +284,7 @@ def _source(
 
 
 Array = NDArray[Any]
-MAGIC = b"\x93NUMPY"
-"""First bytes of a .npy file."""
+MAGIC = b"\x93NUMPY"  # first bytes of a .npy file
 
 
 def npy_source(file: Path, options: PackOptions) -> PackSource:
