@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.bad_samples import BadSample, printable
-from aae_dist.data.cache.decoded import DecodedStore, DeviceStore, SharedStore, content_id
+from aae_dist.data.cache.decoded import DeviceStore, SharedStore, content_id
 from aae_dist.data.cache.shard_cache import cache_for, copy_bytes
 from aae_dist.data.decode.images import Bad, Shape, map_collecting_errors
 from aae_dist.data.decode.sample import NO_LABEL, SampleDecoder, is_array
@@ -34,10 +34,8 @@ _ROWS_PER_TASK = 32
 class Samples:
     """What was read for a list of sample numbers."""
 
-    images: Tensor
-    """uint8 or float32 [n, C, H, W]; zeros where the sample is bad."""
-    labels: Tensor
-    """int64 [n], -1 where a sample has none or is bad."""
+    images: Tensor  # uint8 or float32 [n, C, H, W]; zeros where the sample is bad
+    labels: Tensor  # int64 [n], -1 where a sample has none or is bad
     bad: Mapping[int, ShardError | SampleError]
     """Row -> why its sample, or its whole shard, cannot be used; ascending."""
 
@@ -223,7 +221,7 @@ class Dataset:
             return _ANY_SHAPE, torch.uint8
         raise first
 
-    def _new_memory(self, device: torch.device) -> DecodedStore | None:
+    def _new_memory(self, device: torch.device) -> SharedStore | DeviceStore | None:
         num_bytes = len(self) * int(np.prod(self.image_shape)) * self.dtype.itemsize
         kind = self._settings.decoded
         if kind == "none" or (kind == "auto" and num_bytes > _AUTO_MEMORY_BYTES):

@@ -115,14 +115,11 @@ class InterpolationOptions:
     """pairs: from one code to another, one row per pair. plane: a patch between four codes, or, of
     a 2-D latent space, the prior's whole range. traverse: one row per dimension, the others
     fixed."""
-    num: int = 8
-    """Rows of pairs."""
-    steps: int = 10
-    """Images per row."""
+    num: int = 8  # rows of pairs
+    steps: int = 10  # images per row
     path: str = "auto"
     """auto: spherical for a prior on a sphere and for a Gaussian above 2 dimensions."""
-    source: str = "data"
-    """data: codes of validation samples; prior: samples of the prior."""
+    source: str = "data"  # data: codes of validation samples; prior: samples of the prior
     data: tuple[str, ...] = ()
     """Absolute patterns of shards; none means the run's validation shards."""
     seed: int = 0

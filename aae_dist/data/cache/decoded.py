@@ -10,7 +10,7 @@ import threading
 import weakref
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +27,6 @@ from aae_dist.storage import is_remote
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder inside is ours alone
 _log = logging.getLogger(__name__)
-
-
-class DecodedStore(Protocol):
-    """Decoded samples by number, as far as they have been read."""
-
-    @property
-    def filled(self) -> NDArray[np.bool_]:
-        """Which samples are stored, bool [samples]."""
-
-    def store(self, indices: Indices, images: Tensor, labels: Tensor) -> None:
-        """Store samples: images [n, C, H, W] and labels int64 [n], in host memory."""
-
-    def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return images [n, C, H, W] and labels int64 [n] of stored samples."""
 
 
 class SharedStore:
@@ -77,9 +63,11 @@ class SharedStore:
 
     @property
     def filled(self) -> NDArray[np.bool_]:
+        """Which samples are stored, bool [samples]."""
         return self._filled
 
     def store(self, indices: Indices, images: Tensor, labels: Tensor) -> None:
+        """Store samples: images [n, C, H, W] and labels int64 [n], in host memory."""
         # Two processes that store the same sample write the same bytes.
         self._images[indices] = images.numpy()
         self._labels[indices] = labels.numpy()
@@ -87,6 +75,7 @@ class SharedStore:
         self._filled[indices] = True
 
     def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Return images [n, C, H, W] and labels int64 [n] of stored samples."""
         _fence()
         # numpy copies rows in this thread alone; torch would start a team of threads for it.
         images = torch.from_numpy(self._images.take(indices, axis=0))
@@ -182,7 +171,8 @@ def _shared_or_private(folder: Path, name: str, size: int) -> tuple[mmap.mmap, i
     """Return memory, the descriptor that locks it (None: not shared), and its file."""
     path = folder / f"aae_dist-{os.getuid()}" / name
     try:
-        _sweep(checked_folder(path.parent.parent, path.parent.name, advice="Remove it."))
+        for old in checked_folder(folder, path.parent.name, advice="Remove it.").iterdir():
+            _remove_if_unused(old)
         descriptor = _locked_file(path, size)
         # Opened again: a mapping keeps its descriptor, and the lock must end before the mapping.
         with open(f"/proc/self/fd/{descriptor}", "r+b") as file:
@@ -227,11 +217,6 @@ def _locked_file(path: Path, size: int) -> int:
 def _unlock(descriptor: int, path: Path) -> None:
     os.close(descriptor)
     _remove_if_unused(path)
-
-
-def _sweep(folder: Path) -> None:
-    for path in folder.iterdir():
-        _remove_if_unused(path)
 
 
 def _remove_if_unused(path: Path) -> None:

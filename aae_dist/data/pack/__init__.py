@@ -7,31 +7,21 @@ from pathlib import Path
 
 from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.index.build import index_folder
-from aae_dist.data.pack.known import KNOWN, celeba_source
-from aae_dist.data.pack.sources import (
-    PackOptions,
-    PackSource,
-    SampleSet,
-    csv_source,
-    folder_source,
-    npy_source,
-)
+from aae_dist.data.pack import sources
+from aae_dist.data.pack.known import KNOWN
+from aae_dist.data.pack.sources import PackOptions, PackSource, SampleSet
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage, is_remote, open_storage
 from aae_dist.utils.text import progress, to_stderr
 
 __all__ = ["NAMES", "PackOptions", "pack"]
 
-DOWNLOADED: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
-    **KNOWN,
-    "celeba": celeba_source,
-}
 GIVEN: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
-    "folder": folder_source,
-    "csv": csv_source,
-    "npy": npy_source,
+    "folder": sources.folder_source,
+    "csv": sources.csv_source,
+    "npy": sources.npy_source,
 }
-NAMES = (*DOWNLOADED, *GIVEN)
+NAMES = (*KNOWN, *GIVEN)
 ROOTS = {
     "folder": "--root FOLDER, with a sub-folder for each class, or with images alone",
     "csv": "--root FILE.csv, with the columns path and label",
@@ -74,26 +64,22 @@ def pack(
     if advice := source.advice():
         write(advice)
     counts = {set_name: samples.num_samples for set_name, samples in source.sets.items()}
-    if name in GIVEN:
-        _warn_of_few(counts.get("validation", 0), options.validation_fraction, write)
-    return counts
-
-
-def _warn_of_few(num_validation: int, fraction: float, write: Callable[[str], None]) -> None:
-    if fraction and num_validation < MIN_SCORED_SAMPLES:
+    count, fraction = counts.get("validation", 0), options.validation_fraction
+    if name in GIVEN and fraction and count < MIN_SCORED_SAMPLES:
         write(
-            f"warning: validation: {num_validation} samples, {MIN_SCORED_SAMPLES} are needed to "
-            f"score a run; pack again with a larger --validation-fraction (was {fraction:g}), or "
-            "train with data.validation=null"
+            f"warning: validation: {count} samples, {MIN_SCORED_SAMPLES} are needed to score a "
+            f"run; pack again with a larger --validation-fraction (was {fraction:g}), or train "
+            "with data.validation=null"
         )
+    return counts
 
 
 def _source(name: str, root: str | None, options: PackOptions) -> PackSource:
     if name not in NAMES:
         raise DataError(f"{name!r} is not a data set that can be packed; use {', '.join(NAMES)}.")
-    if name in DOWNLOADED:
+    if name in KNOWN:
         folder = Path(root or "~/.cache/aae_dist/datasets").expanduser()
-        return DOWNLOADED[name](folder, options)
+        return KNOWN[name](folder, options)
     if root is None:
         raise DataError(f"pack {name} needs {ROOTS[name]}.")
     return GIVEN[name](Path(root).expanduser(), options)
@@ -101,15 +87,11 @@ def _source(name: str, root: str | None, options: PackOptions) -> PackSource:
 
 def _empty_target(out: str) -> Storage:
     target = open_storage(out)
-    local = None if is_remote(out) else Path(target.uri)
-    occupied = target.list() if local is None else local.exists() and not _is_empty(local)
-    if occupied:
+    local = Path(target.uri)
+    occupied = local.exists() and not (local.is_dir() and next(local.iterdir(), None) is None)
+    if target.list() if is_remote(out) else occupied:
         raise DataError(f"{out} is not an empty folder; give another --out, or empty it.")
     return target
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and next(path.iterdir(), None) is None
 
 
 def _write(

@@ -34,12 +34,8 @@ CELEBA_SETS = {"0": "train", "1": "validation", "2": "test"}
 """By the number in list_eval_partition.txt."""
 CIFAR_SHAPE = (3, 32, 32)
 _TEXT = (
-    "SHORT_BINSTRING",
-    "BINSTRING",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "SHORT_BINBYTES",
-    "BINBYTES",
+    *("SHORT_BINSTRING", "BINSTRING", "BINUNICODE"),
+    *("SHORT_BINUNICODE", "SHORT_BINBYTES", "BINBYTES"),
 )
 _INTEGER = ("BININT1", "BININT2", "BININT", "INT")
 
@@ -48,7 +44,8 @@ def mnist_source(name: str, root: Path, options: PackOptions) -> PackSource:
     """Return both sets of mnist or fashion-mnist."""
     raw = root / MNIST_FOLDERS[name] / "raw"
     if not (raw / "t10k-labels-idx1-ubyte").exists():
-        download(name, root, lambda datasets: _load_class(datasets, MNIST_FOLDERS[name], root))
+        kind = MNIST_FOLDERS[name]
+        download(name, root, lambda sets: getattr(sets, kind)(str(root), download=True))
     sets = {}
     for set_name, prefix in _MNIST_SETS.items():
         images = _read_idx(raw / f"{prefix}-images-idx3-ubyte", 3)
@@ -61,7 +58,7 @@ def cifar10_source(root: Path, options: PackOptions) -> PackSource:
     """Return the 50,000 training images, and the 10,000 of the test set as validation."""
     folder = root / CIFAR_FOLDER
     if not (folder / "test_batch").exists():
-        download("cifar10", root, lambda datasets: _download_cifar10(datasets, root))
+        download("cifar10", root, partial(_download_cifar10, root))
     sets = {}
     for set_name, files in _CIFAR_SETS.items():
         batches = [read_cifar_batch(folder / file) for file in files]
@@ -100,13 +97,12 @@ def _read_mat(file: Path) -> dict[str, Any]:
         arrays: dict[str, Any] = loadmat(io.BytesIO(data), variable_names=("X", "y"))
     except Exception as error:  # noqa: BLE001 - SciPy's parser raises what the bytes make it
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"{file}: damaged ({reason:.300}); delete it to download it again."
-        ) from None
+        message = f"{file}: damaged ({reason:.300}); delete it to download it again."
+        raise DataError(message) from None
     return arrays
 
 
-def download(name: str, root: Path, run: Callable[[object], object]) -> None:
+def download(name: str, root: Path, run: Callable[[Any], object]) -> None:
     """Let torchvision download a data set; DataError says what to do when it cannot."""
     # Imported here: it takes seconds, and is not needed for files that are there.
     import torchvision.datasets
@@ -138,23 +134,19 @@ def _remove_empty(root: Path, before: Collection[Path], made: Sequence[Path]) ->
             folder.rmdir()
 
 
-def _load_class(datasets: object, name: str, root: Path) -> object:
-    return getattr(datasets, name)(str(root), download=True)
-
-
-def _download_cifar10(datasets: object, root: Path) -> None:
+def _download_cifar10(root: Path, datasets: Any) -> None:
     # Not by the class itself, which would unpickle the files.
     from torchvision.datasets.utils import download_and_extract_archive
 
-    known = datasets.CIFAR10  # type: ignore[attr-defined]
+    known = datasets.CIFAR10
     download_and_extract_archive(known.url, str(root), filename=known.filename, md5=known.tgz_md5)
 
 
-def _download_svhn(root: Path, split: str, datasets: object) -> None:
+def _download_svhn(root: Path, split: str, datasets: Any) -> None:
     # Not by the class itself, which needs SciPy to read the file.
     from torchvision.datasets.utils import download_url
 
-    url, file, md5 = datasets.SVHN.split_list[split]  # type: ignore[attr-defined]
+    url, file, md5 = datasets.SVHN.split_list[split]
     download_url(url, str(root), file, md5)
 
 
@@ -181,14 +173,6 @@ def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-KNOWN: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
-    "mnist": lambda root, options: mnist_source("mnist", root, options),
-    "fashion-mnist": lambda root, options: mnist_source("fashion-mnist", root, options),
-    "cifar10": cifar10_source,
-    "svhn": svhn_source,
-}
-
-
 def celeba_source(root: Path, options: PackOptions) -> PackSource:
     """Return the train, validation and test faces; their labels are the entries of a json field.
 
@@ -197,11 +181,7 @@ def celeba_source(root: Path, options: PackOptions) -> PackSource:
     """
     folder = root / CELEBA_FOLDER
     if not (folder / "list_eval_partition.txt").exists() or not (folder / CELEBA_IMAGES).is_dir():
-        download(
-            "celeba",
-            root,
-            lambda datasets: datasets.CelebA(str(root), "all", download=True),  # type: ignore[attr-defined]
-        )
+        download("celeba", root, lambda sets: sets.CelebA(str(root), "all", download=True))
     partition = dict(_columns(folder / "list_eval_partition.txt", 2))
     identity = dict(_columns(folder / "identity_CelebA.txt", 2))
     names, attributes = _attributes(folder / "list_attr_celeba.txt")
@@ -254,6 +234,15 @@ def _columns(path: Path, num_columns: int) -> Iterator[tuple[str, str]]:
 def _lines(path: Path) -> list[str]:
     text = sources.read_file(path).decode("utf-8", "replace")
     return [line for line in text.splitlines() if line.strip()]
+
+
+KNOWN: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
+    "mnist": partial(mnist_source, "mnist"),
+    "fashion-mnist": partial(mnist_source, "fashion-mnist"),
+    "cifar10": cifar10_source,
+    "svhn": svhn_source,
+    "celeba": celeba_source,
+}
 
 
 def read_cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

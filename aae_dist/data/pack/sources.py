@@ -28,18 +28,14 @@ FIELDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 class PackOptions:
     """Options of `pack`."""
 
-    shard_samples: int = 5000
-    """Maximum samples per shard."""
+    shard_samples: int = 5000  # maximum samples per shard
     image_size: int | None = None
     """Height and width of the written images, as by `data.image_size`; None keeps them."""
-    crop_size: int | None = None
-    """Centre square that is cropped before, in pixels."""
+    crop_size: int | None = None  # centre square that is cropped before, in pixels
     validation_fraction: float = 0.1
     """folder, csv and npy: fraction of the samples in the validation set."""
-    seed: int = 0
-    """folder, csv and npy: seed of the split and of the order."""
-    labels: Path | None = None
-    """npy: array of integers, one per row."""
+    seed: int = 0  # folder, csv and npy: seed of the split and of the order
+    labels: Path | None = None  # npy: array of integers, one per row
 
     @property
     def resize(self) -> Resize:
