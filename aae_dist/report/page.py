@@ -16,18 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.report import view as data
 from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto
-from aae_dist.report.view import (
-    NONE,
-    PERFECT,
-    RankedTrial,
-    ReportView,
-    format_value,
-    label,
-    make_view,
-    measured,
-    number,
-)
+from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label, number
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
@@ -69,12 +60,11 @@ def make_report(uri: str) -> str:
         DataError: there is no sweep at `uri`.
         LaunchError: the storage cannot be read or written.
     """
-    view = make_view(read_sweep(uri, histories=False))
+    view = data.make_view(read_sweep(uri, histories=False))
     storage = open_storage(uri)
     charts = []
     for name, (draw, caption) in CHARTS.items():
-        figure = draw(view)
-        if figure is not None:
+        if (figure := draw(view)) is not None:
             picture = figure_to_png(figure, DOTS_PER_INCH)
             storage.write(f"pictures/{name}.png", picture)
             charts.append({"caption": caption(view), "png": picture})
@@ -115,9 +105,18 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         finalize=lambda value: "" if value is None else value,
     )
-    for function in (number, measured, duration, label, format_value, _breakable, _data_url, _time):
+    for function in (
+        number,
+        data.measured,
+        duration,
+        label,
+        format_value,
+        _breakable,
+        _data_url,
+        _time,
+    ):
         environment.filters[function.__name__.strip("_")] = function
-    environment.globals["NONE"] = NONE
+    environment.globals["NONE"] = data.NONE
     return environment
 
 
@@ -162,17 +161,15 @@ def _facts(view: ReportView) -> list[tuple[str, str]]:
     best = next((row for row in view.rows if row.rank == 1), None)
     if best is not None:
         which = "one of the front" if view.objective.is_pareto else "best trial"
-        values = ", ".join(
-            f"{k.rsplit('.', 1)[-1]} {format_value(v)}" for k, v in best.trial.values.items()
-        )
+        named = [(k.rsplit(".", 1)[-1], format_value(v)) for k, v in best.trial.values.items()]
+        values = ", ".join(f"{name} {value}" for name, value in named)
         facts.append((f"#{best.trial.number}", f"{which}: {values}"))
         for name in view.metrics[:3]:
             perfect = f" ({PERFECT[name]:g} is a perfect match)" if name in PERFECT else ""
             facts.append((number(best.metric(name)), f"its {label(name)}{perfect}"))
-    hours = sum(row.trial.worker_hours for row in view.rows)
     facts.append((duration(view.sweep.seconds), "time that the sweep took"))
-    facts.append((number(hours, 3), "worker-hours of all trials"))
-    return facts
+    hours = sum(row.trial.worker_hours for row in view.rows)
+    return [*facts, (number(hours, 3), "worker-hours of all trials")]
 
 
 def _notes(view: ReportView) -> Iterator[str]:
@@ -187,11 +184,8 @@ def _notes(view: ReportView) -> Iterator[str]:
         )
     yield from _ties(view)
     if any(row.rank is None for row in finished):
-        missing = ", ".join(view.objective.metrics)
-        yield (
-            f"Some finished trials have no rank, as they lack a finite {missing}"
-            " or were scored on another number of samples."
-        )
+        text = f"as they lack a finite {', '.join(view.objective.metrics)} or were scored on"
+        yield f"Some finished trials have no rank, {text} another number of samples."
     if view.plane is None and finished:
         yield (
             "No trial has both a reconstruction error and a score of its match with the prior, so "

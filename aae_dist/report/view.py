@@ -1,7 +1,7 @@
 """The data of a report: ranked trials, swept parameters, metrics, and how values are written."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -113,8 +113,7 @@ def make_view(sweep: SweepRecord) -> ReportView:
     rows = _ranked(sweep.trials, objective, _whole(sweep))
     varied = _varied(rows)
     groups = [key for key in GROUPS if key in varied]
-    named = [k for k in varied if k != SEED and any(isinstance(r.parameters.get(k), str)
-                                                    for r in rows)]  # fmt: skip
+    named = [k for k in varied if k != SEED and any(type(r.parameters.get(k)) is str for r in rows)]
     return ReportView(
         sweep=sweep,
         objective=objective,
@@ -188,11 +187,9 @@ def _merit(row: RankedTrial) -> tuple[float, int, int]:
     return (row.rank or math.inf, ORDER.index(row.trial.state), row.trial.number)
 
 
-def _varied(rows: Iterable[RankedTrial]) -> tuple[str, ...]:
-    rows = list(rows)
-    keys = dict.fromkeys(
-        key for row in sorted(rows, key=lambda r: r.trial.number) for key in row.parameters
-    )
+def _varied(rows: Sequence[RankedTrial]) -> tuple[str, ...]:
+    in_order = sorted(rows, key=lambda row: row.trial.number)
+    keys = dict.fromkeys(key for row in in_order for key in row.parameters)
     return tuple(k for k in keys if len({row.parameters.get(k) for row in rows}) > 1)
 
 
@@ -225,7 +222,7 @@ def label(metric: str) -> str:
     return LABELS.get(metric, metric)
 
 
-def format_value(value: Any) -> str:
+def format_value(value: Any, digits: int = 4) -> str:
     """Return a swept value on one line: `mixture, num_modes 5` for a structural one."""
     if isinstance(value, Mapping):
         rest = [f"{k} {format_value(v)}" for k, v in value.items() if k != "kind"]
@@ -234,4 +231,4 @@ def format_value(value: Any) -> str:
         return "[" + ", ".join(map(format_value, value)) + "]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return number(value) if isinstance(value, int | float) else str(value)
+    return number(value, digits) if isinstance(value, int | float) else str(value)

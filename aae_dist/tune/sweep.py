@@ -11,8 +11,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-from aae_dist.errors import AaeDistError, Interrupted, LaunchError, TrainingDivergedError, by_name
+from aae_dist.errors import Interrupted, LaunchError, TrainingDivergedError, by_name
 from aae_dist.launch.ending import StopSignals, WorkersFailedError
 from aae_dist.launch.ray import cluster
 from aae_dist.storage import open_storage
@@ -90,14 +91,11 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
         os.environ.update(ENVIRONMENT)
         plan = ledger.plan
         # Handlers for signals come last: Ray's start replaces them.
-        with (
-            cluster.connected(plan.configs[0]),
-            # The driver's alone: no trial reads or writes it.
-            tempfile.TemporaryDirectory(
-                prefix="aae_dist-tune-", ignore_cleanup_errors=True
-            ) as place,
-            StopSignals() as stop,
-        ):
+        # The temporary folder is the driver's alone: no trial reads or writes it.
+        folder = partial(
+            tempfile.TemporaryDirectory, prefix="aae_dist-tune-", ignore_cleanup_errors=True
+        )
+        with cluster.connected(plan.configs[0]), folder() as place, StopSignals() as stop:
             from aae_dist.tune.driver import SweepDriver
 
             SweepDriver(ledger, launch_id, place, stop, changed).run()
@@ -119,16 +117,12 @@ def check_any_finished(ledger: Ledger) -> None:
     if ledger.in_state(TrialState.FINISHED, TrialState.PRUNED):
         return
     causes = [entry.cause or "" for entry in ledger.in_state(TrialState.FAILED)]
-    kinds = {_kind_of(cause) for cause in causes}
+    # A cause begins with the class of its error.
+    names = {cause.partition(":")[0] for cause in causes}
+    kinds = {WorkersFailedError if name == "crashed" else by_name(name) for name in names}
     error = kinds.pop() if len(kinds) == 1 else LaunchError
     cause = causes[0] if causes else "no trial was started"
     raise error(f"{ledger.plan.uri}: no trial has finished; the first one: {cause}")
-
-
-def _kind_of(cause: str) -> type[AaeDistError]:
-    """Return the class of error that a trial's cause begins with: it decides the exit code."""
-    name = cause.partition(":")[0]
-    return WorkersFailedError if name == "crashed" else by_name(name)
 
 
 @contextlib.contextmanager

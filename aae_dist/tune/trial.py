@@ -22,15 +22,8 @@ from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
 from aae_dist.training.folder import Outcome, RunState, check_marker
-from aae_dist.tune.session import (
-    Channel,
-    Ended,
-    Session,
-    exploit,
-    resumed_config,
-    train_here,
-    train_on_ray,
-)
+from aae_dist.tune import session
+from aae_dist.tune.session import Ended, Session
 from aae_dist.tune.sweep import ENVIRONMENT
 
 SWEEP = "sweep"
@@ -84,8 +77,8 @@ class Trial(tune.Trainable):
             sys.path.append(task.search_path)
         self._task, self._listener = task, StopListener(task.monitor)
         self._session: Session | None = None
-        self._parent: dict[str, Any] | None = None
-        self._lineage: dict[str, Any] | None = None
+        self._parent: dict[str, Any] | None
+        self._lineage: dict[str, Any] | None
         self._take(config)
 
     def step(self) -> dict[str, Any]:
@@ -129,16 +122,15 @@ class Trial(tune.Trainable):
         self._point = config[SWEEP]
         self._config = RunConfig.model_validate_json(self._point["config"])
         self._uri = join(self._config.run.storage, self._config.run.name)
-        self._parent = self._lineage = None
-        self._at_step = 0
+        self._parent, self._lineage, self._at_step = None, None, 0
 
     def _start(self) -> Session:
         task, config = self._task, self._config
         stop = StopToken(parent=self._listener.token)
-        channel = Channel(config, task.objective.metrics, stop)
+        channel = session.Channel(config, task.objective.metrics, stop)
         if config.launch.most_workers > 1:
-            return Session(partial(train_on_ray, config), channel, stop)
-        here = partial(train_here, self._prepare, task.launch_id, task.pause_every)
+            return Session(partial(session.train_on_ray, config), channel, stop)
+        here = partial(session.train_here, self._prepare, task.launch_id, task.pause_every)
         return Session(here, channel, stop)
 
     def _prepare(self) -> RunConfig:
@@ -149,9 +141,9 @@ class Trial(tune.Trainable):
             return self._config
         if self._parent is not None:
             values, launch_id = self._point["values"], self._task.launch_id
-            self._lineage = exploit(self._config, self._parent, values, launch_id)
+            self._lineage = session.exploit(self._config, self._parent, values, launch_id)
             self._parent = None
-        return resumed_config(self._config, self._task.launch_id)
+        return session.resumed_config(self._config, self._task.launch_id)
 
     def _end_session(self) -> None:
         if self._session is not None:
@@ -178,17 +170,14 @@ class Trial(tune.Trainable):
     def _result(self, metrics: dict[str, float]) -> dict[str, Any]:
         self._at_step = int(metrics.get("step", 0))
         result: dict[str, Any] = {"metrics": dict(metrics), "step": self._at_step}
-        for name in ("epoch", "samples_seen"):
-            result[name] = metrics.get(name, 0)
+        result |= {name: metrics.get(name, 0) for name in ("epoch", "samples_seen")}
         if NUM_SAMPLES in metrics:
             result[NUM_SAMPLES] = metrics[NUM_SAMPLES]
-        values = self._task.objective.values(metrics)
-        if values is not None:
+        if (values := self._task.objective.values(metrics)) is not None:
             result |= {f"{OBJECTIVE}{n}": value for n, value in enumerate(values)}
             result[OBJECTIVE] = values[0]
         if self._lineage is not None:
-            result[LINEAGE] = self._lineage
-            self._lineage = None
+            result[LINEAGE], self._lineage = self._lineage, None
         return result
 
 

@@ -54,14 +54,15 @@ def legend(figure: Figure, entries: Sequence[tuple[Line2D, str]]) -> None:
         text.set_parse_math(False)
 
 
-def colour_of(groups: Sequence[str], group: str) -> str:
-    """Return a group's colour."""
-    return COLOURS[min(groups.index(group), len(COLOURS) - 1)]
+def look_of(groups: Sequence[str], group: str) -> tuple[str, str]:
+    """Return a group's colour, and its marker for readers who cannot tell the colours apart."""
+    index = groups.index(group)
+    return COLOURS[min(index, len(COLOURS) - 1)], MARKERS[min(index, len(MARKERS) - 1)]
 
 
-def marker_of(groups: Sequence[str], group: str) -> str:
-    """Return a group's marker, for readers who cannot tell the colours apart."""
-    return MARKERS[min(groups.index(group), len(MARKERS) - 1)]
+def mark(colour: str, marker: str, **style: Any) -> Line2D:
+    """Return what stands for a group in a legend."""
+    return Line2D([], [], color=colour, marker=marker, **style)
 
 
 def scale(axes: Axes, which: str, values: Sequence[float]) -> None:

@@ -7,20 +7,10 @@ from statistics import mean
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from aae_dist.report import charts
-from aae_dist.report.view import (
-    PERFECT,
-    SEED,
-    RankedTrial,
-    ReportView,
-    Value,
-    format_value,
-    label,
-    number,
-)
+from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, Value, format_value, label
 
 FIRST = "model.latent_dim"
 MAX_KEYS = 6
@@ -39,20 +29,8 @@ def draw(view: ReportView) -> Figure | None:
     for key, pair in zip(keys, grid, strict=True):
         for metric, axes in zip(view.plane, pair, strict=True):
             _panel(axes, view, rows, key, metric)
-    entries = [
-        (
-            Line2D(
-                [],
-                [],
-                color=charts.colour_of(view.groups, g),
-                marker=charts.marker_of(view.groups, g),
-            ),
-            g,
-        )
-        for g in view.groups
-        if g
-    ]
-    charts.legend(figure, entries)
+    groups = view.groups
+    charts.legend(figure, [(charts.mark(*charts.look_of(groups, g)), g) for g in groups if g])
     return figure
 
 
@@ -80,7 +58,7 @@ def _panel(
     charts.style_axes(axes, title=label(metric), x=key, y="")
     places = _places(axes, [row.parameters[key] for row in rows if key in row.parameters])
     values = []
-    for index, group in enumerate(view.groups):
+    for group in view.groups:
         points = [
             (places[row.parameters[key]], value)
             for row in rows
@@ -89,7 +67,7 @@ def _panel(
             and (value := row.metric(metric)) is not None
         ]
         values += [value for _, value in points]
-        _curve(axes, points, index, len(view.groups), len(places), view)
+        _curve(axes, points, charts.look_of(view.groups, group), len(places) > MAX_STEPS)
     if metric in PERFECT:
         axes.axhline(PERFECT[metric], color=charts.FAINT, linewidth=1, linestyle="--")
     if values:
@@ -97,18 +75,10 @@ def _panel(
 
 
 def _curve(
-    axes: Axes,
-    points: Sequence[tuple[float, float]],
-    number: int,
-    num_groups: int,
-    num_places: int,
-    view: ReportView,
+    axes: Axes, points: Sequence[tuple[float, float]], look: tuple[str, str], many: bool
 ) -> None:
-    group = view.groups[number]
-    colour = charts.colour_of(view.groups, group)
-    marker = charts.marker_of(view.groups, group)
+    colour, marker = look
     style = {"color": colour, "markeredgewidth": 0}
-    many = num_places > MAX_STEPS
     axes.plot(*_columns(points), marker, markersize=4, alpha=0.8 if many else 0.45, **style)  # type: ignore[arg-type]
     if many or not points:
         return
@@ -129,17 +99,15 @@ def _places(axes: Axes, values: Sequence[Value]) -> Mapping[Value, float]:
     if len(numbers) < len(different):
         words: list[Value] = [*numbers, *(v for v in different if isinstance(v, str))]
         axes.set_xlim(-0.5, len(words) - 0.5)
-        axes.set_xticks(
-            range(len(words)), [charts.plain(format_value(w), 14) for w in words], parse_math=False
-        )
+        names = [charts.plain(format_value(word), 14) for word in words]
+        axes.set_xticks(range(len(words)), names, parse_math=False)
         return {word: float(i) for i, word in enumerate(words)}
     if numbers:
         charts.scale(axes, "x", numbers)
     if len(numbers) <= MAX_STEPS:
         axes.xaxis.set_major_locator(FixedLocator(numbers))
         axes.xaxis.set_minor_locator(NullLocator())
-    places: dict[Value, float] = {number: number for number in numbers}
-    return places
+    return {number: number for number in numbers}
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -166,10 +134,7 @@ def draw_parallel(view: ReportView) -> Figure | None:
         return None
     figure = charts.new_figure(8.6, 4.4)
     axes = figure.add_subplot()
-    values = [
-        [*(row.parameters.get(key) for key in keys), *(row.metric(name) for name in metrics)]
-        for row in rows
-    ]
+    values = [[*map(row.parameters.get, keys), *map(row.metric, metrics)] for row in rows]
     columns = [heights(column) for column in zip(*values, strict=True)]
     for row, own in reversed(list(zip(rows, values, strict=True))):
         line = [places[value] for value, places in zip(own, columns, strict=True)]
@@ -230,8 +195,8 @@ def _names(axes: Axes, at: int, places: Places) -> None:
     style = {"fontsize": 8, "color": charts.INK, "va": "center", "parse_math": False, "zorder": 4}
     paper = {"facecolor": charts.PAPER, "alpha": 0.75, "pad": 0.6, "linewidth": 0}
     for value in shown:
-        text = number(value, 3) if isinstance(value, float) else format_value(value)
-        axes.text(at + 0.03, places[value], charts.plain(text, 14), bbox=paper, **style)  # type: ignore[arg-type]
+        text = charts.plain(format_value(value, 3), 14)
+        axes.text(at + 0.03, places[value], text, bbox=paper, **style)  # type: ignore[arg-type]
 
 
 def _finish(axes: Axes, names: Sequence[str]) -> None:

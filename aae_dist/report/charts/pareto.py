@@ -1,6 +1,7 @@
 """Reconstruction error against the match with the prior, one point per trial."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -22,9 +23,8 @@ def draw(view: ReportView) -> Figure | None:
     if view.plane is None:
         return None
     x, y = view.plane
-    rows = [
-        r for r in view.rows if r.trial.state in DRAWN and None not in (r.metric(x), r.metric(y))
-    ]
+    drawn = [row for row in view.rows if row.trial.state in DRAWN]
+    rows = [row for row in drawn if None not in (row.metric(x), row.metric(y))]
     if not rows:
         return None
     figure = charts.new_figure(8.6, 5.6)
@@ -62,13 +62,13 @@ def _points(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     x, y = view.plane or ("", "")
     at = [[row.metric(name) or 0.0 for row in rows] for name in (x, y)]
     group, state, best = view.group(rows[0]), rows[0].trial.state, rows[0].is_best
-    colour, alpha = charts.colour_of(view.groups, group), DRAWN[state]
+    (colour, marker), alpha = charts.look_of(view.groups, group), DRAWN[state]
     axes.errorbar(
         at[0], at[1], xerr=_bars(rows, x), yerr=_bars(rows, y), fmt="none", ecolor=colour,
         alpha=0.35 * alpha, elinewidth=1.1,
     )  # fmt: skip
     axes.plot(
-        *at, charts.marker_of(view.groups, group), markersize=8.5 if best else 7, alpha=alpha,
+        *at, marker, markersize=8.5 if best else 7, alpha=alpha,
         color=charts.PAPER if state == "pruned" else colour, zorder=3 if best else 2,
         markeredgecolor=charts.INK if best else colour, markeredgewidth=1.6 if best else 1.2,
     )  # fmt: skip
@@ -100,22 +100,17 @@ def annotated_key(view: ReportView) -> str | None:
     """Return the key whose value annotates the points: the first numeric one."""
     if len(view.rows) > MAX_ANNOTATED:
         return None
-    numbers = (
-        key
-        for key in view.varied
-        if key not in (view.group_key, SEED)
-        and all(isinstance(row.parameters.get(key, 0.0), float) for row in view.rows)
-    )
-    return next(numbers, None)
+    for key in view.varied:
+        is_number = all(isinstance(row.parameters.get(key, 0.0), float) for row in view.rows)
+        if is_number and key not in (view.group_key, SEED):
+            return key
+    return None
 
 
 def _front(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     x, y = view.plane or ("", "")
-    points = [
-        (row.metric(x) or 0.0, row.metric(y) or 0.0)
-        for row in rows
-        if row.trial.state == "finished"
-    ]
+    finished = [row for row in rows if row.trial.state == "finished"]
+    points = [(row.metric(x) or 0.0, row.metric(y) or 0.0) for row in finished]
     modes: list[Mode] = ["max" if view.mode(name) == "max" else "min" for name in (x, y)]
     front = sorted({points[i] for i in pareto_front(points, modes)})
     if len(front) > 1:
@@ -127,15 +122,9 @@ def _front(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
 
 def _entries(view: ReportView, rows: Sequence[RankedTrial]) -> list[tuple[Line2D, str]]:
     """Return the entries of the legend: groups, unfinished states, the best or the front."""
-
-    def mark(colour: str, marker: str, **style: object) -> Line2D:
-        return Line2D([], [], color=colour, marker=marker, linestyle="none", **style)  # type: ignore[arg-type]
-
-    entries = [
-        (mark(charts.colour_of(view.groups, g), charts.marker_of(view.groups, g)), g)
-        for g in view.groups
-        if g and any(view.group(row) == g for row in rows)
-    ]
+    mark, present = partial(charts.mark, linestyle="none"), {view.group(row) for row in rows}
+    groups = [group for group in view.groups if group and group in present]
+    entries = [(mark(*charts.look_of(view.groups, group)), group) for group in groups]
     states = {row.trial.state for row in rows}
     if "pruned" in states:
         entries.append((mark(charts.PAPER, "o", markeredgecolor=charts.INK), "pruned"))
