@@ -34,8 +34,7 @@ class AsyncWriter:
         self._dirty: dict[str, None] = {}  # a set that keeps its order
         self._failed: dict[str, LaunchError | OSError] = {}
         self._pending: Future[None] | None = None
-        self._is_writing = False
-        self._problem = ""
+        self._is_writing, self._problem = False, ""
         self._fault: Exception | None = None
 
     def mark_dirty(self, *keys: str) -> None:
@@ -71,20 +70,17 @@ class AsyncWriter:
         return problem
 
     def _write_all(self) -> None:
-        while (key := self._next()) is not None:
+        while True:
+            with self._lock:
+                if not self._dirty:
+                    self._is_writing = False
+                    return
+                key = next(iter(self._dirty))
+                del self._dirty[key]
             try:
                 self._write(key)
             except Exception as error:  # noqa: BLE001  # It is raised again where it is seen.
                 self._fault = error
-
-    def _next(self) -> str | None:
-        with self._lock:
-            key = next(iter(self._dirty), None)
-            if key is None:
-                self._is_writing = False
-            else:
-                del self._dirty[key]
-            return key
 
     def _write(self, key: str) -> None:
         data = self._content(key)
@@ -185,11 +181,13 @@ class Ledger:
             entry.state, entry.cause = TrialState(own["state"]), own["cause"]
             entry.seconds, entry.metrics = own["seconds"], own["metrics"]
             entry.restarts = own.get("restarts", 0)
+        # What diverged would diverge again.
+        diverged = (entry.cause or "").startswith(DIVERGED) and entry.state == TrialState.FAILED
         if summary is not None and summary["state"] == "finished" and _same_end(summary, trial):
             # The driver may have died before it received the result.
             entry.state, entry.cause = TrialState.FINISHED, None
             entry.metrics = summary["metrics"]
-        elif entry.state != TrialState.WAITING and not _stays(entry):
+        elif entry.state not in (TrialState.WAITING, TrialState.PRUNED) and not diverged:
             entry.state, entry.cause = TrialState.INTERRUPTED, None
         return entry
 
@@ -317,8 +315,7 @@ class Ledger:
 
     def _document(self) -> dict[str, Any]:
         sweep, entries = self.plan.sweep, self.entries.values()
-        ranked = self.ranked()
-        best = ranked[0] if ranked else None
+        best = next(iter(self.ranked()), None)
         section = sweep.model_dump(mode="json", include={"name", "metric", "mode", "space"})
         section |= sweep.model_dump(mode="json", include={"search", "scheduler", "max_concurrent"})
         seconds = self._seconds_before + time.monotonic() - self._began
@@ -342,13 +339,6 @@ class Ledger:
             f"#   aae-dist train {self.folder.uri}/{files.BEST}\n"
         )
         return (head + dump_yaml(self.plan.winner(best.plan))).encode()
-
-
-def _stays(entry: Entry) -> bool:
-    """Return whether an ended trial is not tried again: what diverged would diverge again."""
-    if entry.state == TrialState.FAILED:
-        return (entry.cause or "").startswith(DIVERGED)
-    return entry.state == TrialState.PRUNED
 
 
 def _same_end(summary: Mapping[str, Any], trial: TrialPlan) -> bool:

@@ -17,8 +17,7 @@ from aae_dist.config.loading.yaml import YamlProblem, parse
 from aae_dist.storage import Entry, Storage
 from aae_dist.tracking.sinks import parse_records
 from aae_dist.training.folder import CONFIG, METRICS, SUMMARY
-from aae_dist.training.lock import KEY as LOCK
-from aae_dist.training.lock import LockOwner
+from aae_dist.training.lock import KEY, LockOwner
 
 THREADS = 32
 TAIL_BYTES = 256 << 10
@@ -68,10 +67,13 @@ def _read_row(run: Storage, name: str) -> RunRow | None:
     # The summary has it as JSON: YAML takes 10 ms per run.
     config = summary.get("config") or _config(run)
     if lock is None and not summary and not config:
-        return _sweep(run, name)
-    stats = {key: run.stat(key) for key in (LOCK, SUMMARY, METRICS, CONFIG)}
+        if (sweep := run.stat(SWEEP)) is None:
+            return None
+        trials = len(run.folders(TRIALS))
+        return RunRow(name, "sweep", modified=sweep.modified, num_trials=trials)
+    stats = {key: run.stat(key) for key in (KEY, SUMMARY, METRICS, CONFIG)}
     modified = {key: entry.modified for key, entry in stats.items() if entry}
-    state = _state(lock, summary, modified.get(LOCK, 0.0))
+    state = _state(lock, summary, modified.get(KEY, 0.0))
     if state in ("running", "stopped") or not summary:
         metrics = _tail(run, stats[METRICS])
         step = int(metrics.pop("step", 0) or 0) or None
@@ -101,16 +103,9 @@ def _total_steps(
     return round(step / float(done) * int(epochs)) if epochs and done and step else None
 
 
-def _sweep(run: Storage, name: str) -> RunRow | None:
-    entry = run.stat(SWEEP)
-    if entry is None:
-        return None
-    return RunRow(name, "sweep", modified=entry.modified, num_trials=len(run.folders(TRIALS)))
-
-
 def _holder(run: Storage) -> LockOwner | None:
     try:
-        return LockOwner.model_validate_json(run.read(LOCK))
+        return LockOwner.model_validate_json(run.read(KEY))
     except (FileNotFoundError, ValidationError):
         return None
 

@@ -122,18 +122,17 @@ def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Sw
         raise load.config_error(title, problems)
     notes += [f"trial {describe(points[n])} is skipped: {'; '.join(p)}" for n, p in wrong.items()]
     known = () if sweep.search.kind == "optuna" else tuple(trials)
-    configs = tuple(trial.config for trial in trials)
-    notes = [*merge.notes, *notes]
+    configs, notes = tuple(trial.config for trial in trials), [*merge.notes, *notes]
     return SweepPlan(sweep, uri, storage, known, tuple(notes), configs, tuple(layers))
 
 
 def proposals(sweep: Sweep) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the parameters of all trials, or probes of what Optuna may propose, and notes."""
-    grid = space.grid_points(sweep.space)
-    if is_grid(sweep):
+    grid, is_optuna = space.grid_points(sweep.space), sweep.search.kind == "optuna"
+    draws = space.has_terms(sweep.space, ("choice", *space.RANGES))
+    if isinstance(sweep.search, GridSearch) or (sweep.search.kind == "auto" and not draws):
         return list(grid), []
-    count = PROBES if sweep.search.kind == "optuna" else sweep.num_trials or 0
-    assert not isinstance(sweep.search, GridSearch)
+    count = PROBES if is_optuna else sweep.num_trials or 0
     seed = sweep.search.seed
     found: dict[str, dict[str, Any]] = {}
     for number in range(count):
@@ -144,17 +143,10 @@ def proposals(sweep: Sweep) -> tuple[list[dict[str, Any]], list[str]]:
             if trial_id(drawn) not in found:
                 found[trial_id(drawn)] = drawn
                 break
-    if len(found) == count or sweep.search.kind == "optuna":
+    if len(found) == count or is_optuna:
         return list(found.values()), []
     note = f"the space has {len(found)} different trials, fewer than sweep.num_trials={count}"
     return list(found.values()), [note]
-
-
-def is_grid(sweep: Sweep) -> bool:
-    """Return whether the trials are the points of a grid."""
-    if sweep.search.kind == "auto":
-        return not space.has_terms(sweep.space, ("choice", *space.RANGES))
-    return sweep.search.kind == "grid"
 
 
 def trial_id(parameters: dict[str, Any]) -> str:
@@ -217,18 +209,13 @@ def counted_problems(wrong: dict[int, list[str]], points: Sequence[dict[str, Any
 
 def describe(parameters: dict[str, Any]) -> str:
     """Return parameters in one line, by the shortest ends of their keys that differ."""
-    names = short_names(list(parameters))
-    return ", ".join(f"{names[key]}={show(value)}" for key, value in parameters.items())
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return for each dotted key its last parts, as many as tell it apart from the others."""
-    found = {}
-    for key in keys:
+    shown = []
+    for key, value in parameters.items():
         parts = key.split(".")
         ends = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
-        found[key] = next(e for e in ends if sum(f".{k}".endswith(f".{e}") for k in keys) == 1)
-    return found
+        name = next(e for e in ends if sum(f".{k}".endswith(f".{e}") for k in parameters) == 1)
+        shown.append(f"{name}={show(value)}")
+    return ", ".join(shown)
 
 
 def show(value: Any) -> str:
@@ -256,13 +243,15 @@ def read_sweep_section(layers: list[Tree]) -> tuple[Sweep | None, list[str]]:
         ]
     if len(trees) < len(sections):
         return None, ["sweep: should be a map of keys such as name, space, metric, num_trials"]
-    spaces = [tree.pop("space") for tree in trees if "space" in tree]
-    terms = _merged_space(spaces)
+    terms: dict[str, Any] = {}
     for tree in trees:
+        terms |= _flat(tree.pop("space"), "") if "space" in tree else {}
         for key in SHORT:
             node = tree.get(key)
             if isinstance(node, Value) and isinstance(node.value, str):
                 tree[key] = {"kind": node}
+    # A later layer's null takes a key out.
+    terms = {key: value for key, value in terms.items() if value is not None}
     merged = Merge(SweepFile).run([{SWEEP: tree} for tree in trees])
     section = merged[SWEEP]
     assert isinstance(section, dict)
@@ -272,14 +261,6 @@ def read_sweep_section(layers: list[Tree]) -> tuple[Sweep | None, list[str]]:
     except ValidationError as error:
         return None, messages.lines(error, SweepFile, merged)
     return sweep, _space_problems(terms)
-
-
-def _merged_space(spaces: list[Node]) -> dict[str, Any]:
-    """Return dotted keys and what they are set to; a later layer's null takes a key out."""
-    found: dict[str, Any] = {}
-    for node in spaces:
-        found |= _flat(node, "")
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def _flat(node: Node, path: str) -> dict[str, Any]:

@@ -33,10 +33,8 @@ class Draw(Protocol):
 
 def term_of(node: Any) -> str | None:
     """Return the name of the term that `node` is, None for any other value."""
-    if isinstance(node, Mapping) and len(node) == 1:
-        name = next(iter(node))
-        return name if name in TERMS else None
-    return None
+    name = next(iter(node)) if isinstance(node, Mapping) and len(node) == 1 else None
+    return name if name in TERMS else None
 
 
 def misspelt_term(node: Any) -> tuple[str, str] | None:
@@ -93,9 +91,8 @@ def _listed_problems(name: str, options: Any, path: str, inside_choice: bool) ->
 
 def _range_problem(name: str, bounds: Any) -> str | None:
     """Return the requirement that the bounds of a range do not meet, None if they meet all."""
-    kind, text = (int, ", both whole numbers") if name == "randint" else (int | float, "")
-    if name == "loguniform":
-        text = ", both above 0"
+    text = {"randint": ", both whole numbers", "loguniform": ", both above 0"}.get(name, "")
+    kind = int if name == "randint" else int | float
     if not isinstance(bounds, list) or len(bounds) != 2:
         return text
     if any(isinstance(b, bool) or not isinstance(b, kind) or not math.isfinite(b) for b in bounds):
