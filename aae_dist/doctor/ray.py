@@ -20,10 +20,8 @@ from aae_dist.errors import LaunchError
 from aae_dist.launch.ending import last_line
 from aae_dist.launch.ray import cluster
 
-START_SECONDS = 180.0
-"""Longest wait for a process on a machine to start and to import torch."""
-GROUP_SECONDS = 60
-"""Longest wait for all ranks to find each other."""
+START_SECONDS = 180.0  # longest wait for a process on a machine to start and to import torch
+GROUP_SECONDS = 60  # longest wait for all ranks to find each other
 ANSWER_SECONDS = 2.0 * GROUP_SECONDS
 """Longest wait for one answer: a rank whose peer failed is busy for `GROUP_SECONDS` before."""
 ROUNDS = 5
@@ -115,8 +113,7 @@ class NodeProbe:
 
     host: str
     probe: Any
-    trains: bool
-    """Whether ranks may run there; a head of our manifests has no CPU for them."""
+    trains: bool  # whether ranks may run there; a head of our manifests has no CPU for them
 
 
 def start_probes() -> list[NodeProbe]:

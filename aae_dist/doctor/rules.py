@@ -24,8 +24,7 @@ class Space:
 
     path: str
     free: int
-    total: int
-    """Both in bytes."""
+    total: int  # both in bytes
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,10 @@ class Machine:
     host: str
     versions: dict[str, str]
     """By package; also `python`, and `code`: a hash of aae_dist's own files."""
-    gpus: tuple[str, ...]
-    """Names of the GPUs that this process sees."""
+    gpus: tuple[str, ...]  # names of the GPUs that this process sees
     nccl: str | None
     shared_memory: Space | None
-    scratch: Space
-    """Where temporary files and caches go."""
+    scratch: Space  # where temporary files and caches go
 
 
 def collect_facts() -> Machine:
@@ -96,8 +93,7 @@ GIB = 2**30
 LEAST_SHARED_MEMORY = 1 * GIB
 """Docker's default is 64 MB; Ray's object store and decoded images are kept there."""
 LEAST_SCRATCH = 1 * GIB
-FULLEST = 0.95
-"""Ray stores no more objects on a file system that is fuller."""
+FULLEST = 0.95  # Ray stores no more objects on a file system that is fuller
 MOST_SKEW_SECONDS = 5.0
 """Locks are renewed every 5 s and stale after 30 s; buckets refuse 15 min of skew."""
 SLOWEST = 12.5e6
@@ -112,8 +108,7 @@ class Finding:
     subject: str
     text: str
     ok: bool
-    advice: str = ""
-    """What to do; of a red finding only."""
+    advice: str = ""  # what to do; of a red finding only
 
 
 def good(subject: str, text: str) -> Finding:

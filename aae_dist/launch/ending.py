@@ -25,10 +25,8 @@ HANDLER_SECONDS = 0.5
 class StopReason(StrEnum):
     """Why a run was asked to stop; also the state that it then ends in."""
 
-    INTERRUPTED = "interrupted"
-    """By a user or the cluster; the same command resumes the run."""
-    PRUNED = "pruned"
-    """By a sweep's scheduler."""
+    INTERRUPTED = "interrupted"  # by a user or the cluster; the same command resumes the run
+    PRUNED = "pruned"  # by a sweep's scheduler
 
 
 class StopToken:

@@ -34,10 +34,8 @@ CHARTS = {
 """By the name of the picture's file; the functions that return the figure and its caption."""
 GALLERY = ("reconstructions", "prior_samples", "latent_codes")
 """Pictures of a trial that the report shows."""
-MAX_GALLERY_TRIALS = 4
-"""Four stand side by side on a screen, and weigh about a megabyte."""
-MAX_NAMED_TRIALS = 8
-"""Trials that a note lists by number."""
+MAX_GALLERY_TRIALS = 4  # four stand side by side on a screen, and weigh about a megabyte
+MAX_NAMED_TRIALS = 8  # trials that a note lists by number
 
 
 def write_report(uri: str) -> None:

@@ -11,8 +11,7 @@ from aae_dist.sweeps.objective import Objective, Point, pareto_front, ranking
 from aae_dist.tracking.sinks import LABELS
 
 Value = str | float
-NONE = "–"
-"""Shown for a missing number."""
+NONE = "–"  # shown for a missing number
 Interval = tuple[float, float]
 
 RECONSTRUCTION = ("reconstruction/mse", "loss/reconstruction")
@@ -22,8 +21,7 @@ PERFECT = {"prior_match/c2st": 0.5, "prior_match/sliced_wasserstein": 1.0, "prio
 GROUPS = ("prior.kind", "prior", "method.kind", "method", "posterior.kind", "model.kind")
 """Keys that may set the colours; the first swept one does."""
 SEED = "run.seed"
-MAX_OPTIONS = 8
-"""Largest number of structural values that are shown whole, each in its own colour."""
+MAX_OPTIONS = 8  # largest number of structural values that are shown whole, each in its own colour
 ORDER = ("finished", "running", "interrupted", "pruned", "failed", "waiting")
 
 
@@ -34,12 +32,9 @@ class RankedTrial:
     trial: TrialRecord
     parameters: Mapping[str, Value]
     """Swept values by dotted key; structural values are split into their fields."""
-    score: Point | None
-    """One value per metric of the objective."""
-    rank: int | None
-    """From 1, among finished trials."""
-    on_front: bool = False
-    """Whether it is on the Pareto front of the finished trials."""
+    score: Point | None  # one value per metric of the objective
+    rank: int | None  # from 1, among finished trials
+    on_front: bool = False  # whether it is on the Pareto front of the finished trials
 
     @property
     def is_best(self) -> bool:
@@ -62,14 +57,11 @@ class ReportView:
 
     sweep: SweepRecord
     objective: Objective
-    rows: tuple[RankedTrial, ...]
-    """Best first, then trials without a rank."""
+    rows: tuple[RankedTrial, ...]  # best first, then trials without a rank
     varied: tuple[str, ...]
     """Dotted keys whose values differ between trials, in the order of the space."""
-    group_key: str | None
-    """Key that sets the colours of the charts."""
-    metrics: tuple[str, ...]
-    """Metrics of the table, the objective's first."""
+    group_key: str | None  # key that sets the colours of the charts
+    metrics: tuple[str, ...]  # metrics of the table, the objective's first
 
     @cached_property
     def groups(self) -> tuple[str, ...]:

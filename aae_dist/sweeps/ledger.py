@@ -95,8 +95,7 @@ class AsyncWriter:
                 self._failed.pop(key, None)
 
 
-WRITE_SECONDS = 10.0
-"""Longest time that a running trial's progress stays unwritten."""
+WRITE_SECONDS = 10.0  # longest time that a running trial's progress stays unwritten
 FINAL = (TrialState.FINISHED, TrialState.PRUNED, TrialState.FAILED)
 DIVERGED = "TrainingDivergedError"
 
@@ -109,16 +108,13 @@ class Entry:
     state: TrialState = TrialState.WAITING
     cause: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
-    draws: dict[str, Any] | None = None
-    """What Optuna chose, by its own names."""
+    draws: dict[str, Any] | None = None  # what Optuna chose, by its own names
     metrics: dict[str, float | None] = field(default_factory=dict)
-    seconds: float = 0.0
-    """Of earlier attempts; the running one counts from `started`."""
+    seconds: float = 0.0  # of earlier attempts; the running one counts from `started`
     lineage: list[dict[str, Any]] = field(default_factory=list)
     started: float | None = None
     written: float = 0.0
-    restarts: int = 0
-    """Times that its process failed and was started again."""
+    restarts: int = 0  # times that its process failed and was started again
 
     @property
     def parameters(self) -> dict[str, Any]:

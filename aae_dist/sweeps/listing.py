@@ -20,8 +20,7 @@ from aae_dist.training.folder import CONFIG, METRICS, SUMMARY
 from aae_dist.training.lock import KEY, LockOwner
 
 THREADS = 32
-TAIL_BYTES = 256 << 10
-"""End of metrics.jsonl that is read: some 500 log points."""
+TAIL_BYTES = 256 << 10  # end of metrics.jsonl that is read: some 500 log points
 SILENT_SECONDS = 60.0
 """A holder elsewhere that gave no sign of life for so long is gone: twice what makes a lock stale,
 since the clocks of this machine and of the storage differ."""
@@ -38,12 +37,10 @@ class RunRow:
     saved yet) or sweep."""
     step: int | None = None
     total_steps: int | None = None
-    modified: float = 0.0
-    """When it last wrote, in seconds since 1970."""
+    modified: float = 0.0  # when it last wrote, in seconds since 1970
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    num_trials: int = 0
-    """Trials of a sweep."""
+    num_trials: int = 0  # trials of a sweep
 
     @property
     def age_seconds(self) -> float:

@@ -11,8 +11,7 @@ from aae_dist.errors import ConfigError
 
 Mode = Literal["min", "max"]
 Metrics = Mapping[str, float | None]
-Point = tuple[float, ...]
-"""One value per direction of the objective."""
+Point = tuple[float, ...]  # one value per direction of the objective
 
 WEIGHTED_SUM = "objective/weighted_sum"
 
@@ -21,12 +20,10 @@ WEIGHTED_SUM = "objective/weighted_sum"
 class Objective:
     """Which metrics count, and in which direction."""
 
-    metrics: tuple[str, ...]
-    """Names read from a trial's metrics."""
+    metrics: tuple[str, ...]  # names read from a trial's metrics
     modes: tuple[Mode, ...]
     """One per direction: one for a single metric or a weighted sum, else one per metric."""
-    weights: tuple[float, ...] | None = None
-    """One per metric, for a weighted sum only."""
+    weights: tuple[float, ...] | None = None  # one per metric, for a weighted sum only
 
     @classmethod
     def from_config(

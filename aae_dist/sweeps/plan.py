@@ -20,14 +20,11 @@ from aae_dist.config.sections.sweep import GridSearch, Sweep, SweepFile
 from aae_dist.sweeps import space
 from aae_dist.sweeps.checks import checks
 
-SHORT = ("search", "scheduler")
-"""Sections that may be given by their kind alone: `scheduler: asha`."""
+SHORT = ("search", "scheduler")  # sections that may be given by their kind alone: `scheduler: asha`
 FIXED = ("run.name", "run.storage", "run.resume", "launch.kind", "wandb", SWEEP)
 """What the sweep itself decides, or what is the same for all of its trials."""
-SHOWN = 20
-"""Problems of trials that one error lists; further ones are counted."""
-PROBES = 64
-"""Draws from a space whose trials are not known beforehand that are checked."""
+SHOWN = 20  # problems of trials that one error lists; further ones are counted
+PROBES = 64  # draws from a space whose trials are not known beforehand that are checked
 TRIES = 200
 """Consecutive draws that repeat earlier trials after which a space is taken to be used up."""
 TRIALS = "trials"
@@ -39,8 +36,7 @@ class TrialPlan:
 
     id: str
     number: int
-    parameters: dict[str, Any]
-    """By dotted key of the space; a structural value is a map."""
+    parameters: dict[str, Any]  # by dotted key of the space; a structural value is a map
     config: RunConfig
 
 
@@ -49,15 +45,12 @@ class SweepPlan:
     """A sweep of `aae-dist tune`, checked."""
 
     sweep: Sweep
-    uri: str
-    """The sweep's folder."""
-    storage: str
-    """`run.storage` as configured, in which the folder lies."""
+    uri: str  # the sweep's folder
+    storage: str  # `run.storage` as configured, in which the folder lies
     trials: tuple[TrialPlan, ...]
     """All trials of a grid or of random draws; none for Optuna, which proposes them later."""
     notes: tuple[str, ...]
-    configs: tuple[RunConfig, ...]
-    """Runs of the trials, or of probes where Optuna proposes them."""
+    configs: tuple[RunConfig, ...]  # runs of the trials, or of probes where Optuna proposes them
     layers: tuple[Tree, ...]
 
     @property

@@ -22,13 +22,11 @@ from aae_dist.tune.schedulers import build_scheduler
 from aae_dist.tune.trial import CAUSE, LINEAGE, STATE, SWEEP, SweepTask, Trial
 from aae_dist.utils.text import echo
 
-DRIVER = "driver"
-"""A custom resource that operators give to nodes that are not taken away (spot)."""
+DRIVER = "driver"  # a custom resource that operators give to nodes that are not taken away (spot)
 DRIVER_BYTES = float(1 << 28)
 """Memory that a trial of several workers asks for its own process, which only waits."""
 POLL_SECONDS = 0.5
-STOP_SECONDS = 120.0
-"""How long trials may take to save and end after a signal."""
+STOP_SECONDS = 120.0  # how long trials may take to save and end after a signal
 
 
 class EndExperiment(tune.Stopper):

@@ -19,8 +19,7 @@ from aae_dist.tune.trial import OBJECTIVE, STATE
 
 FAIL, MODES = optuna.trial.TrialState.FAIL, optuna.study.StudyDirection
 DIRECTIONS = {"min": MODES.MINIMIZE, "max": MODES.MAXIMIZE}
-TRIES = 50
-"""Consecutive proposals that repeat earlier trials after which the search is over."""
+TRIES = 50  # consecutive proposals that repeat earlier trials after which the search is over
 
 
 class OptunaDraw:

@@ -17,8 +17,7 @@ from aae_dist.utils.text import clock, echo
 
 LINE_SECONDS = 30.0
 """Time between two lines on how far the sweep is; ends of trials are shown at once."""
-SHOWN = 12
-"""Running trials that the live table shows."""
+SHOWN = 12  # running trials that the live table shows
 
 
 class SweepProgress:

@@ -27,8 +27,7 @@ from aae_dist.training.lock import RunLock
 from aae_dist.training.trainer import train
 from aae_dist.utils.text import echo
 
-REPORT_SECONDS = 1.0
-"""Least time between two reports of progress that hold no score."""
+REPORT_SECONDS = 1.0  # least time between two reports of progress that hold no score
 LOCK_SECONDS = 45.0
 """How long to wait for a run that another process still holds: Ray may still be ending it."""
 POLL_SECONDS = 0.2
@@ -201,8 +200,7 @@ class SessionReporter:
         echo(text)  # to the worker's log, which Ray keeps on its node
 
 
-PENDING = "takeover.json"
-"""In a run's folder while a parent's state is copied into it."""
+PENDING = "takeover.json"  # in a run's folder while a parent's state is copied into it
 OWN = ("run", "launch", "checkpoint", "wandb")
 """Sections that a run keeps when it exploits another one's state; of `run` not the seed."""
 

@@ -25,8 +25,7 @@ from aae_dist.training.lock import RunLock
 from aae_dist.utils.text import echo
 
 POLL_SECONDS = 0.5
-REPORT_SECONDS = 60.0
-"""Least time between two reports while the sweep runs."""
+REPORT_SECONDS = 60.0  # least time between two reports while the sweep runs
 ENVIRONMENT = {
     # Trials lie in folders of their own: no CSV, JSON and TensorBoard copies of every result.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -28,8 +28,7 @@ from aae_dist.tune.sweep import ENVIRONMENT
 
 SWEEP = "sweep"
 """Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
-OBJECTIVE = "objective"
-"""Key of a result: the number that schedulers compare."""
+OBJECTIVE = "objective"  # key of a result: the number that schedulers compare
 STATE, CAUSE, LINEAGE = "trial_state", "trial_cause", "trial_lineage"
 """Keys of a result: how the trial ended and why; a parent's state that it exploited."""
 
@@ -50,18 +49,13 @@ class Pointer(tune.Checkpoint):
 class SweepTask:
     """Settings of all trials of one start of a sweep."""
 
-    uri: str
-    """The sweep's folder."""
-    token: str
-    """Marker that the driver wrote into it."""
+    uri: str  # the sweep's folder
+    token: str  # marker that the driver wrote into it
     objective: Objective
     launch_id: str
-    monitor: Any
-    """Handle of the `Monitor` actor, which relays requests to stop the sweep."""
-    search_path: str
-    """The driver's working directory, which may hold a prior of the user's own."""
-    pause_every: int | None = None
-    """Steps between two comparisons of PBT; trials pause there."""
+    monitor: Any  # handle of the `Monitor` actor, which relays requests to stop the sweep
+    search_path: str  # the driver's working directory, which may hold a prior of the user's own
+    pause_every: int | None = None  # steps between two comparisons of PBT; trials pause there
 
 
 class Trial(tune.Trainable):

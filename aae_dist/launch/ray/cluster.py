@@ -32,8 +32,7 @@ class ResourceRequest:
 
     workers: int
     per_worker: dict[str, float]
-    fewest: int | None = None
-    """Workers that are enough to start with; by default all."""
+    fewest: int | None = None  # workers that are enough to start with; by default all
 
     def capacity_on(self, node: Resources) -> int:
         """Return how many of the workers a node with these resources can hold."""
@@ -134,12 +133,9 @@ def _ray() -> Any:
 ADDRESS = "RAY_ADDRESS"
 AUTOSCALER = "RAY_enable_autoscaler_v2"
 KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
-POLL_SECONDS = 1
-"""How often Ray Train's controller looks at its workers; its default is 2."""
-MOST_ADDRESSES = 16
-"""Addresses of data that are looked up before a run starts."""
-_MIN_ELASTIC_SECONDS = 60.0
-"""Ray's own default, which a slow machine needs to start a worker in."""
+POLL_SECONDS = 1  # how often Ray Train's controller looks at its workers; its default is 2
+MOST_ADDRESSES = 16  # addresses of data that are looked up before a run starts
+_MIN_ELASTIC_SECONDS = 60.0  # Ray's own default, which a slow machine needs to start a worker in
 
 
 def is_local() -> bool:

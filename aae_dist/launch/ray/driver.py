@@ -21,10 +21,8 @@ from aae_dist.training.checkpointer import finished_before
 from aae_dist.training.folder import Outcome, write_marker
 from aae_dist.utils.text import echo
 
-POLL_SECONDS = 0.25
-"""How often the driver fetches lines; also the longest delay of one."""
-ERROR_GRACE_SECONDS = 30.0
-"""How long the other ranks may take to end after one met a user error."""
+POLL_SECONDS = 0.25  # how often the driver fetches lines; also the longest delay of one
+ERROR_GRACE_SECONDS = 30.0  # how long the other ranks may take to end after one met a user error
 
 
 def launch_ray(config: RunConfig) -> Outcome:

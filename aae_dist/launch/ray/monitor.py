@@ -7,8 +7,7 @@ from typing import Any
 from aae_dist.launch.ending import StopReason, StopToken, WorkerResult
 from aae_dist.utils.text import echo
 
-POLL_SECONDS = 0.5
-"""How often rank 0 asks for requests to stop."""
+POLL_SECONDS = 0.5  # how often rank 0 asks for requests to stop
 
 
 @dataclass
@@ -19,10 +18,8 @@ class DriverUpdate:
     metrics: list[dict[str, float]] = field(default_factory=list)
     plan: tuple[int, int] | None = None
     """Steps of the whole run and the step that it started from, once rank 0 knows; for a bar."""
-    step: int = 0
-    """The newest step that rank 0 reported between log points."""
-    workers_up: bool = False
-    """Whether all workers run, as far as rank 0 knows."""
+    step: int = 0  # the newest step that rank 0 reported between log points
+    workers_up: bool = False  # whether all workers run, as far as rank 0 knows
     failed: WorkerResult[Any] | None = None
     """The first user error that a rank met; that run will not continue."""
 

@@ -31,15 +31,11 @@ api: Any = ray.train
 class WorkerSpec:
     """What the driver sends to each worker."""
 
-    config: str
-    """`RunConfig` as JSON."""
+    config: str  # `RunConfig` as JSON
     launch_id: str
-    token: str
-    """Marker that the driver wrote into the run folder."""
-    monitor: Any
-    """Handle of the `Monitor` actor."""
-    search_path: str
-    """The driver's working directory, which may hold a prior of the user's own."""
+    token: str  # marker that the driver wrote into the run folder
+    monitor: Any  # handle of the `Monitor` actor
+    search_path: str  # the driver's working directory, which may hold a prior of the user's own
     driver_shows_progress: bool = False
     """Whether the driver shows a live bar, so that rank 0 writes no lines of progress."""
 

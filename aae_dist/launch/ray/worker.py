@@ -35,8 +35,7 @@ from aae_dist.utils.text import redact
 
 REPORT_SECONDS = 5.0
 """Least time between reports: Ray takes one a poll (1 s), and the next one would wait for it."""
-PROGRESS_SECONDS = 0.5
-"""Least time between two progress messages between log points."""
+PROGRESS_SECONDS = 0.5  # least time between two progress messages between log points
 PREFIX = "aae_dist_"
 """Ray adds its own before it: `loss/generator` is served as `ray_aae_dist_loss_generator`."""
 

@@ -17,13 +17,11 @@ from aae_dist.utils.text import echo
 POLL_SECONDS = 3.0
 LOST_SECONDS = 600.0
 """How long the Kubernetes API may be silent: an upgrade of a control plane takes minutes."""
-HELD_SECONDS = 10.0
-"""How long a traceback waits for the end of its pod, which tells whose it is."""
+HELD_SECONDS = 10.0  # how long a traceback waits for the end of its pod, which tells whose it is
 LAST_LOG_SECONDS = 10.0
 """How long the last lines may take after the job's end; a submitter whose head never returned would
 wait without end."""
-UNSEEN_SECONDS = 30.0
-"""When a job that no operator has noticed is reported."""
+UNSEEN_SECONDS = 30.0  # when a job that no operator has noticed is reported
 STOP_COMMAND = "ray job stop --no-wait --address http://127.0.0.1:8265"
 _OVER = ("Succeeded", "Failed")
 _SUBMITTED = re.compile(r"Job '\S+' submitted successfully")
@@ -112,10 +110,8 @@ class JobLog:
     """
 
     def __init__(self) -> None:
-        self.saved = False
-        """Whether the job logged that it saved a checkpoint."""
-        self.driver: int | None = None
-        """The job's exit code, when its log names one."""
+        self.saved = False  # whether the job logged that it saved a checkpoint
+        self.driver: int | None = None  # the job's exit code, when its log names one
         self._lines: list[int] = []
         self._attempt = 0  # where the log of the present head starts
         self._starts: dict[str, int] = {}  # where lines of each pod may stand
@@ -165,8 +161,7 @@ class SubmitterLogs:
         self._done: set[str] = set()
         self._held: list[str] = []
         self._held_since = 0.0
-        self.complete = False
-        """Whether all pods have ended and all of their lines are shown."""
+        self.complete = False  # whether all pods have ended and all of their lines are shown
 
     def pump(self, pods: Sequence[Object]) -> None:
         """Print new lines, and switch to the next pod when one has ended."""

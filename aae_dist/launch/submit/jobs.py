@@ -28,14 +28,12 @@ LOCAL = "launch.kind=local trains on one machine; drop it (the default is ray)"
 class Work:
     """A run or a sweep that is submitted."""
 
-    verb: str
-    """train or tune."""
+    verb: str  # train or tune
     name: str
     storage: str
     config: RunConfig
     """The run's; of a sweep that of its first trial, whose resources all trials have."""
-    text: str
-    """The whole configuration, as YAML."""
+    text: str  # the whole configuration, as YAML
 
     @property
     def address(self) -> str:
@@ -107,8 +105,7 @@ CONFIG_FILE = "aae_dist-config.yaml"
 POLL_SECONDS = 1.0
 LOST_SECONDS = 60.0
 """How long a cluster may be silent while its job is followed: a port-forward may restart."""
-SAVED = "with a checkpoint"
-"""Part of the entrypoint's last line when it was stopped and had saved."""
+SAVED = "with a checkpoint"  # part of the entrypoint's last line when it was stopped and had saved
 NOT_SENT = (".git", ".venv", ".env", "__pycache__", "runs", "*.pyc")
 
 

@@ -24,8 +24,7 @@ from aae_dist.utils.text import redact
 Object = dict[str, Any]
 MAX_NAME = 47
 """KubeRay adds six characters for the cluster's name, and as much for that of its service."""
-MAX_CONFIG_BYTES = 1_000_000
-"""A ConfigMap may hold 1 MiB."""
+MAX_CONFIG_BYTES = 1_000_000  # a ConfigMap may hold 1 MiB
 CONFIG_VOLUME = "config"
 OF_THE_POD = {"emptyDir", "configMap", "secret", "projected", "downwardAPI"}
 """Kinds of volumes that other pods do not see."""
@@ -278,8 +277,7 @@ class Kubectl:
         named = ["--context", context] if context else []
         self._command = ["kubectl", *named, "--namespace", namespace]
         self._namespace, self._overlay = namespace, overlay
-        self.words = " ".join(self._command)
-        """The command as it is typed in a shell."""
+        self.words = " ".join(self._command)  # the command as it is typed in a shell
 
     def job(self, name: str) -> Object | None:
         """Return a RayJob, None when there is none of the name."""

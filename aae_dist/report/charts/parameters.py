@@ -115,14 +115,11 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 
 MAX_AXES = 10
-MAX_NAMED = 6
-"""Largest number of distinct values that all get a label; otherwise only both ends do."""
+MAX_NAMED = 6  # largest number of distinct values that all get a label; otherwise only both ends do
 LOGARITHMIC_FROM = 30.0
-BELOW = -0.1
-"""Height for a missing parameter or a score that is not finite."""
+BELOW = -0.1  # height for a missing parameter or a score that is not finite
 
-Places = Mapping[Value | None, float]
-"""Height of each value of one axis, in [0, 1]."""
+Places = Mapping[Value | None, float]  # height of each value of one axis, in [0, 1]
 
 
 def draw_parallel(view: ReportView) -> Figure | None:

@@ -12,8 +12,7 @@ from aae_dist.report import charts
 from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, format_value, label
 from aae_dist.sweeps.objective import Mode, pareto_front
 
-MAX_ANNOTATED = 40
-"""Largest number of trials whose points are annotated with a parameter."""
+MAX_ANNOTATED = 40  # largest number of trials whose points are annotated with a parameter
 DRAWN = {"finished": 1.0, "running": 0.55, "interrupted": 0.55, "pruned": 0.75}
 """Opacity of a point by the trial's state; other states are not drawn."""
 
