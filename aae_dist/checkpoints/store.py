@@ -12,21 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from aae_dist.checkpoints.format import (
-    DAMAGED,
-    MANIFEST,
-    Checkpoint,
-    FileRecord,
-    Manifest,
-    Metadata,
-    NewerCheckpointError,
-    Tensors,
-    check_size,
-    decode,
-    encode_metadata,
-    encode_tensors,
-    snapshot,
-)
+from aae_dist.checkpoints import format as layout
+from aae_dist.checkpoints.format import DAMAGED, MANIFEST, Checkpoint, Manifest, Metadata, Tensors
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.storage import Storage, read_or_none
 
@@ -98,8 +85,8 @@ class CheckpointStore:
         with self._blocked():
             self._finish_pending()
             self._save_started = time.monotonic()
-            files = encode_metadata(metadata)
-            self._copies = snapshot(tensors, into=self._copies)  # no save reads it any more
+            files = layout.encode_metadata(metadata)
+            self._copies = layout.snapshot(tensors, into=self._copies)  # no save reads it any more
             self._pending = self._worker.submit(
                 self._save, step, self._copies, files, best, before_commit
             )
@@ -129,10 +116,8 @@ class CheckpointStore:
         return checkpoint
 
     def newest_healthy(self, is_healthy: Callable[[Checkpoint], bool]) -> int | None:
-        """Return the newest step whose checkpoint verifies and is healthy, None without any.
-
-        The checkpoints after it are removed: a later start must not use one of them.
-        """
+        """Return the newest step whose checkpoint verifies and is healthy, None without any."""
+        # The checkpoints after it are removed: a later start must not use one of them.
         steps = self._folder.steps()
         for step in reversed(steps):
             try:
@@ -181,7 +166,7 @@ class CheckpointStore:
         started = time.monotonic()
         current = self._current
         if current is None or current.step != step:
-            files = {**encode_tensors(tensors), **files}
+            files = {**layout.encode_tensors(tensors), **files}
             self._current = self._write(step, files, best, before_commit)
             self.last_bytes = sum(map(len, files.values()))
         elif best and not current.best:
@@ -192,7 +177,7 @@ class CheckpointStore:
     def _write(
         self, step: int, files: Mapping[str, bytes], best: bool, before_commit: Callable[[], None]
     ) -> Manifest:
-        records = {name: FileRecord.describe(data) for name, data in files.items()}
+        records = {name: layout.FileRecord.describe(data) for name, data in files.items()}
         manifest = Manifest(attempt=self._attempt, best=best, files=records, step=step)
         # An earlier save of this step may be unfinished or damaged.
         self.check_fencing()
@@ -295,9 +280,9 @@ class _CheckpointFolder:
             key = _key(manifest.step, name)
             # The size comes first: a file blown up to fill the memory is never read.
             size = self.storage.size(key)
-            check_size(name, record.size)
+            layout.check_size(name, record.size)
             data = read_or_none(self.storage, key) if size == record.size else None
-            if data is None or FileRecord.describe(data) != record:
+            if data is None or layout.FileRecord.describe(data) != record:
                 state = "is missing" if size is None else "does not match its size and SHA-256"
                 raise CheckpointError(f"{name} {state}")
             files[name] = data
@@ -314,7 +299,7 @@ class _CheckpointFolder:
                 return self._load(step, self.storage.read(_key(step, MANIFEST)))
             except FileNotFoundError as error:
                 raise _VanishedError from error
-            except NewerCheckpointError:
+            except layout.NewerCheckpointError:
                 raise  # not damaged: falling back would lose the progress of a newer version
             except CheckpointError as error:
                 self._mark_damaged(step, str(error))
@@ -325,7 +310,7 @@ class _CheckpointFolder:
             manifest = Manifest.verify(serialized)
             if manifest.step != step:
                 raise CheckpointError(f"{MANIFEST} is of step {manifest.step}")
-            return decode(step, self.verified_files(manifest)), manifest
+            return layout.decode(step, self.verified_files(manifest)), manifest
         except CheckpointError as error:
             if read_or_none(self.storage, _key(step, MANIFEST)) != serialized:
                 raise _VanishedError from error

@@ -76,10 +76,8 @@ def evaluated(method: str) -> set[str]:
 def is_comparable(
     names: Iterable[str], metrics: Mapping[str, float | None], usual: float | None
 ) -> bool:
-    """Return whether scores compare with those of `usual` samples: of fewer, a match looks worse.
-
-    Only the scores of the prior match depend on the number of samples.
-    """
+    """Return whether scores compare with those of `usual` samples: fewer look worse."""
+    # Only the scores of the prior match depend on the number of samples.
     depends = any(name.startswith("prior_match/") for name in names)
     return not depends or usual is None or metrics.get(NUM_SAMPLES) in (None, usual)
 
@@ -102,11 +100,9 @@ def unknown(name: str, methods: Iterable[str]) -> str | None:
 
 
 def best_metric_problems(tree: Tree) -> list[str]:
-    """Return the problem with train.best_metric of a merged configuration, if there is one.
-
-    This is not one of the checks between sections, which apply to stored configurations too: a
-    stored run with an unknown metric can still be used.
-    """
+    """Return the problem with train.best_metric of a merged configuration, if there is one."""
+    # This is not one of the checks between sections, which apply to stored configurations too: a
+    # stored run with an unknown metric can still be used.
     name, method = _leaf(tree, "train", "best_metric"), _leaf(tree, "method", "kind")
     if name is None or method is None or not isinstance(name.value, str):
         return []

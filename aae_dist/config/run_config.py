@@ -8,15 +8,9 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from aae_dist.config.sections import Section
+from aae_dist.config.sections import model as networks
 from aae_dist.config.sections.method import AdversarialMethod, Method, Phases
-from aae_dist.config.sections.model import (
-    DeterministicPosterior,
-    GaussianPrior,
-    MlpModel,
-    Model,
-    Posterior,
-    Prior,
-)
+from aae_dist.config.sections.model import Model, Posterior, Prior
 from aae_dist.config.sections.run import Checkpoint, Data, Launch, Run, Train, Wandb
 
 CROSS_CHECKS = "cross_checks"
@@ -28,9 +22,9 @@ class RunConfig(Section):
 
     run: Run
     data: Data
-    model: Model = MlpModel()
-    posterior: Posterior = DeterministicPosterior()
-    prior: Prior = GaussianPrior()
+    model: Model = networks.MlpModel()
+    posterior: Posterior = networks.DeterministicPosterior()
+    prior: Prior = networks.GaussianPrior()
     method: Method = AdversarialMethod()
     phases: Phases = Phases()
     train: Train = Train()

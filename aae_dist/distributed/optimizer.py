@@ -113,10 +113,8 @@ class SynchronizedOptimizer:
         return sums
 
     def take_seconds(self) -> float:
-        """Return the mean time of an update since the last call, on this rank's clock.
-
-        On a GPU this is the time to queue the work: nothing waits for the device.
-        """
+        """Return the mean time of an update since the last call, on this rank's clock."""
+        # On a GPU this is the time to queue the work: nothing waits for the device.
         mean = self._seconds / max(self._updates, 1)
         self._seconds, self._updates = 0.0, 0
         return mean

@@ -158,10 +158,8 @@ def rows_of_all_ranks(rows: Tensor, numbers: Tensor, num_rows: int, world: World
 
 
 def run_on_all_ranks(world: World, work: Callable[[], T]) -> T:
-    """Run `work` on every rank; if it raises an AaeDistError anywhere, raise it everywhere.
-
-    Without this, a rank that cannot read its data would leave the others waiting in a collective.
-    """
+    """Run `work` on every rank; if it raises an AaeDistError anywhere, raise it everywhere."""
+    # Without this, a rank that cannot read its data would leave the others waiting in a collective.
     result, problem = _attempt(work)
     first = torch.tensor([world.size if problem is None else world.rank])
     if world.size > 1:

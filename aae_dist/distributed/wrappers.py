@@ -16,11 +16,9 @@ from aae_dist.errors import ConfigError
 
 
 def data_parallel(module: nn.Module, world: World) -> nn.Module:
-    """Return `module` with its gradients averaged over ranks; the module itself when alone.
-
-    Buffers are not broadcast before forward passes: those of built-in networks do not exist, those
-    of a user's own are constants (`models.own`).
-    """
+    """Return `module` with its gradients averaged over ranks; the module itself when alone."""
+    # Buffers are not broadcast before forward passes: those of built-in networks do not exist,
+    # those of a user's own are constants (`models.own`).
     if world.size == 1:
         return module
     ids = [world.device.index] if world.device.type == "cuda" else None
@@ -32,11 +30,10 @@ def data_parallel(module: nn.Module, world: World) -> nn.Module:
 
 
 def warm_up_buckets(module: nn.Module, *example: Tensor) -> None:
-    """Let DDP rebuild its buckets before the first real step, by throw-away backward passes.
-
-    DDP reorders its buckets after the first backward pass. From 3 ranks on, a resumed run would
-    therefore sum gradients in another order than an uninterrupted one, and differ in the last bit.
-    """
+    """Let DDP rebuild its buckets before the first real step, by throw-away backward passes."""
+    # DDP reorders its buckets after the first backward pass. From 3 ranks on, a resumed run would
+    # therefore sum gradients in another order than an uninterrupted one, and differ in the last
+    # bit.
     if isinstance(module, DistributedDataParallel):
         for _ in range(2):
             module(*example).sum().backward()
@@ -71,11 +68,9 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """Return a module that shares the weights of `module`, now and later, as constants.
-
-    Gradients flow through it to its input and never to the weights, not even in compiled code,
-    which would otherwise compute their gradients and discard them.
-    """
+    """Return a module that shares the weights of `module`, now and later, as constants."""
+    # Gradients flow through it to its input and never to the weights, not even in compiled code,
+    # which would otherwise compute their gradients and discard them.
     network = unwrap(module)
     constants = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     view = copy.deepcopy(network, {**constants, **{id(b): b for b in network.buffers()}})
@@ -115,21 +110,17 @@ class ComputeWrapper(nn.Module):
 
 
 def reset_compiler() -> None:
-    """Reset torch.compile, so that trials that share a process compile as in separate ones.
-
-    torch compiles 8 versions of one class's forward method, then silently runs it uncompiled: the
-    fifth latent size of a sweep would be slower, and its numbers would differ from a rerun's.
-    """
+    """Reset torch.compile, so that trials that share a process compile as in separate ones."""
+    # torch compiles 8 versions of one class's forward method, then silently runs it uncompiled: the
+    # fifth latent size of a sweep would be slower, and its numbers would differ from a rerun's.
     torch.compiler.reset()
 
 
 def inductor_options(device: torch.device) -> dict[str, Any] | None:
-    """Return the compiler's options for a device.
-
-    On CUDA, inductor would time kernels and take the fastest order of sums, which may be another
-    one on another node. This is an option and not a setting in `torch._inductor.config`, which
-    holds for one thread: on CUDA, autograd's thread compiles the backward pass.
-    """
+    """Return the compiler's options for a device."""
+    # On CUDA, inductor would time kernels and take the fastest order of sums, which may be another
+    # one on another node. This is an option and not a setting in `torch._inductor.config`, which
+    # holds for one thread: on CUDA, autograd's thread compiles the backward pass.
     if device.type != "cuda":
         return None
     from torch._inductor import config  # takes seconds

@@ -80,10 +80,8 @@ class ScoredRows:
     NUM_SCALARS: ClassVar[int] = 5
 
     def pack(self) -> Tensor:
-        """Return one table, float64 [n, 5 + Z], for a single collective.
-
-        float64 holds every float32 code, and every label below 2**53, exactly.
-        """
+        """Return one table, float64 [n, 5 + Z], for a single collective."""
+        # float64 holds every float32 code, and every label below 2**53, exactly.
         *scalars, codes = (column.cpu().double() for column in vars(self).values())
         return torch.cat([torch.stack(scalars, dim=1), codes], dim=1)
 

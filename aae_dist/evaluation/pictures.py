@@ -219,11 +219,9 @@ def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: 
 
 
 def principal_axes(codes_nZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the codes' mean [Z], first two principal axes [Z, 2] and their shares of variance [2].
-
-    The sign of an axis is chosen so that its largest component is positive: pictures of one run
-    do not flip from one evaluation to the next.
-    """
+    """Return the codes' mean [Z], first two principal axes [Z, 2] and shares of variance [2]."""
+    # The sign of an axis is chosen so that its largest component is positive: pictures of one run
+    # do not flip from one evaluation to the next.
     mean = codes_nZ.mean(0)
     centred = codes_nZ - mean
     variances, vectors = torch.linalg.eigh(centred.T @ centred / len(codes_nZ))

@@ -72,11 +72,9 @@ def projections(latent_dim: int, generator: torch.Generator, num: int = NUM_PROJ
 
 
 def median_distance(prior_nZ: Tensor) -> float:
-    """Return the median Euclidean distance between prior samples, float [n, Z].
-
-    A function of the prior alone, so that a statistic and its null use the same kernel. Takes all
-    n^2 / 2 distances at once: a thousand samples are enough and 4 MB.
-    """
+    """Return the median Euclidean distance between prior samples, float [n, Z]."""
+    # A function of the prior alone, so that a statistic and its null use the same kernel. Takes all
+    # n^2 / 2 distances at once: a thousand samples are enough and 4 MB.
     return max(torch.pdist(prior_nZ).median().item(), 1e-12)
 
 
@@ -106,10 +104,8 @@ def sorted_projections(x_nZ: Tensor, directions_ZP: Tensor) -> NDArray[Any]:
 def _halves(
     codes_nZ: Tensor, prior_nZ: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Split each sample in halves: training rows and labels, held-out rows and labels.
-
-    Splitting each side apart keeps both halves balanced, so that chance is exactly 0.5.
-    """
+    """Split each sample in halves: training rows and labels, held-out rows and labels."""
+    # Splitting each side apart keeps both halves balanced, so that chance is exactly 0.5.
     half = len(codes_nZ) // 2
     codes = codes_nZ[torch.randperm(len(codes_nZ), generator=generator)]
     prior = prior_nZ[torch.randperm(len(prior_nZ), generator=generator)]
@@ -272,11 +268,9 @@ class Mmd:
 
     @property
     def null(self) -> float:
-        """The root mean square MMD of two prior samples of n rows.
-
-        Exact: the biased MMD squared is the squared distance of two independent means of n kernel
-        features, each of which has this spread around the prior's.
-        """
+        """The root mean square MMD of two prior samples of n rows."""
+        # Exact: the biased MMD squared is the squared distance of two independent means of n kernel
+        # features, each of which has this spread around the prior's.
         return math.sqrt(2 * self._spread / self.num_samples)
 
     @property

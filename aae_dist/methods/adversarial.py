@@ -73,12 +73,10 @@ class AdversarialMethod(Method):
         return self.weight * (part.weights_B @ self.adversary.generator_loss(logits_B))
 
     def generator_norm(self) -> Tensor | None:
-        """Return the norm to scale the generator's gradient to; None leaves it as it is.
-
-        It is `gradient_ratio` times the norm of reconstruction's gradient on the encoder, so that
-        under SGD neither dominates (Esser et al., arXiv 2012.09841, equation 7, with whole
-        gradients). Adam, an optimizer of its own per phase, cancels such factors above its eps.
-        """
+        """Return the norm to scale the generator's gradient to; None leaves it as it is."""
+        # It is `gradient_ratio` times the norm of reconstruction's gradient on the encoder, so that
+        # under SGD neither dominates (Esser et al., arXiv 2012.09841, equation 7, with whole
+        # gradients). Adam, an optimizer of its own per phase, cancels such factors above its eps.
         if self.gradient_ratio is None:
             return None
         norm = self.optimizers["reconstruction"].network_norm

@@ -7,32 +7,22 @@ from torch import nn
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections import method as sections
+from aae_dist.distributed import wrappers
 from aae_dist.distributed.optimizer import SynchronizedOptimizer, build_schedule
 from aae_dist.distributed.world import World
-from aae_dist.distributed.wrappers import (
-    data_parallel,
-    trainable_parameters,
-    warm_up_buckets,
-    wrap_compute,
-)
 from aae_dist.losses import RECONSTRUCTION_LOSSES
+from aae_dist.methods import without_adversary
 from aae_dist.methods.adversarial import AdversarialMethod
 from aae_dist.methods.method import Method, Modules
-from aae_dist.methods.without_adversary import (
-    AutoencoderMethod,
-    MmdMethod,
-    SlicedWassersteinMethod,
-    VariationalMethod,
-)
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 
 METHODS: dict[str, type[Method]] = {
     "adversarial": AdversarialMethod,
-    "autoencoder": AutoencoderMethod,
-    "mmd": MmdMethod,
-    "sliced_wasserstein": SlicedWassersteinMethod,
-    "variational": VariationalMethod,
+    "autoencoder": without_adversary.AutoencoderMethod,
+    "mmd": without_adversary.MmdMethod,
+    "sliced_wasserstein": without_adversary.SlicedWassersteinMethod,
+    "variational": without_adversary.VariationalMethod,
 }
 
 
@@ -42,7 +32,7 @@ def build_method(
     """Return the run's method, its networks wrapped for data parallel training."""
     # Wrap each network, and let DDP rebuild its buckets before the first step.
     wrapped = {
-        name: data_parallel(_wrap_compute(name, module, config), world)
+        name: wrappers.data_parallel(_wrap_compute(name, module, config), world)
         for name, module in networks.named().items()
     }
     posterior = build_posterior(config.posterior)
@@ -54,7 +44,8 @@ def build_method(
     }
     like = next(networks.encoder.parameters())
     for name, network in wrapped.items():
-        warm_up_buckets(network, *(like.new_zeros(1, *example) for example in examples[name]))
+        inputs = [like.new_zeros(1, *example) for example in examples[name]]
+        wrappers.warm_up_buckets(network, *inputs)
 
     # Build the method with one optimizer per phase.
     modules = Modules(
@@ -80,7 +71,7 @@ def build_method(
 def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
     method = config.method
     penalised = isinstance(method, sections.AdversarialMethod) and method.r1_weight > 0
-    return wrap_compute(
+    return wrappers.wrap_compute(
         network,
         # The discriminator is small, and its logits decide by small differences.
         bfloat16=config.train.precision == "bf16" and name != "discriminator",
@@ -94,7 +85,7 @@ def build_optimizer(
 ) -> SynchronizedOptimizer:
     """Return the optimizer of one phase over its networks."""
     parameters = [
-        p for network in networks.values() for p in trainable_parameters(network).values()
+        p for network in networks.values() for p in wrappers.trainable_parameters(network).values()
     ]
     return SynchronizedOptimizer(
         networks=networks,

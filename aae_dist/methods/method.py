@@ -198,11 +198,9 @@ class Method(ABC):
     def encode_once(
         self, parts: Sequence[MicroBatch], noise_of: Callable[[MicroBatch], Tensor]
     ) -> list[Encoded]:
-        """Encode all parts, for several uses of the same codes: nothing trains between them.
-
-        With micro-batches the graphs of all parts would not fit in memory, which is why there are
-        micro-batches; a phase that needs gradients encodes each part again (`with_graph`).
-        """
+        """Encode all parts, for several uses of the same codes: nothing trains between them."""
+        # With micro-batches the graphs of all parts would not fit in memory, which is why there are
+        # micro-batches; a phase that needs gradients encodes each part again (`with_graph`).
         with torch.set_grad_enabled(len(parts) == 1):
             return [Encoded(p, noise_of(p), self.encode(p, noise_of(p))) for p in parts]
 

@@ -15,15 +15,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from aae_dist import losses
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.distributed.world import rows_of_all_ranks
 from aae_dist.errors import ConfigError
-from aae_dist.losses import (
-    gaussian_kl,
-    gaussian_log_density,
-    maximum_mean_discrepancy,
-    sliced_wasserstein,
-)
 from aae_dist.methods.method import Draws, Encoded, Losses, Method, MicroBatch, Modules
 from aae_dist.models import GaussianPosterior
 from aae_dist.priors import GaussianPrior
@@ -68,10 +63,10 @@ class VariationalMethod(Method):
         mean_BZ, log_std_BZ = self.modules.posterior.parameters(outputs_BP)
         prior = self.modules.prior
         if isinstance(prior, GaussianPrior):
-            return gaussian_kl(mean_BZ, log_std_BZ, prior.std)
+            return losses.gaussian_kl(mean_BZ, log_std_BZ, prior.std)
         log_prior_B = prior.log_prob(z_BZ)
         assert log_prior_B is not None
-        return gaussian_log_density(z_BZ, mean_BZ, log_std_BZ) - log_prior_B
+        return losses.gaussian_log_density(z_BZ, mean_BZ, log_std_BZ) - log_prior_B
 
 
 class AutoencoderMethod(Method):
@@ -164,7 +159,7 @@ class MmdMethod(MatchingMethod):
             )
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        return maximum_mean_discrepancy(z_GZ, prior_GZ, weights_G, self.mean_square_distance)
+        return losses.maximum_mean_discrepancy(z_GZ, prior_GZ, weights_G, self.mean_square_distance)
 
 
 class SlicedWassersteinMethod(MatchingMethod):
@@ -184,4 +179,4 @@ class SlicedWassersteinMethod(MatchingMethod):
         shape = (z_GZ.shape[1], self.num_projections)
         drawn = torch.randn(shape, generator=draws.generator("directions"))
         directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)
-        return sliced_wasserstein(z_GZ, prior_GZ, weights_G, directions_ZP)
+        return losses.sliced_wasserstein(z_GZ, prior_GZ, weights_G, directions_ZP)

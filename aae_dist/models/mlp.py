@@ -23,10 +23,8 @@ def fully_connected(sizes: Sequence[int], linear: type[nn.Linear] = nn.Linear) -
 
 
 def exact(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return layer(x) in the `dtype` of its weights, also under bfloat16 autocast.
-
-    For codes: bfloat16 has 8 bits, so that between 1 and 2 they would come in steps of 1/128.
-    """
+    """Return layer(x) in the `dtype` of its weights, also under bfloat16 autocast."""
+    # For codes: bfloat16 has 8 bits, so that between 1 and 2 they would come in steps of 1/128.
     if not torch.is_autocast_enabled(x.device.type):
         return layer(x)  # type: ignore[no-any-return]
     with torch.autocast(x.device.type, enabled=False):

@@ -3,18 +3,8 @@
 from urllib.parse import unquote, urlsplit
 
 from aae_dist.errors import LaunchError
-from aae_dist.storage.base import (
-    BUCKET_SCHEMES,
-    WEB_SCHEMES,
-    Entry,
-    Storage,
-    check_key,
-    check_web_address,
-    is_remote,
-    join,
-    read_or_none,
-    scheme_of,
-)
+from aae_dist.storage import base
+from aae_dist.storage.base import Entry, Storage, check_key, is_remote, join, read_or_none
 from aae_dist.storage.local import LocalStorage
 
 __all__ = [
@@ -44,22 +34,18 @@ def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = 
     Raises:
         LaunchError: the scheme is not one of these, or the address is not complete.
     """
-    scheme = scheme_of(uri)
+    scheme = base.scheme_of(uri)
     if "\0" in uri or not uri:
         what = "is no address. Give a path or a URI such as s3://bucket/folder."
         raise LaunchError(f"{uri!r} {what}")
     if scheme == "":
         return LocalStorage(uri)
     if scheme == "file":
-        return LocalStorage(_local_path(uri))
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost") or not parts.path:
+            raise LaunchError(f"{uri}: name a path of this machine, as in file:///folder.")
+        return LocalStorage(unquote(parts.path))
     return _open_remote(uri, scheme, patience_seconds, probe)
-
-
-def _local_path(uri: str) -> str:
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost") or not parts.path:
-        raise LaunchError(f"{uri}: name a path of this machine, as in file:///folder.")
-    return unquote(parts.path)
 
 
 def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: bool) -> Storage:
@@ -69,7 +55,7 @@ def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: b
     _, _, rest = uri.partition("://")
     host, _, folder = rest.partition("/")
     name = urlsplit(f"//{host}").hostname
-    if scheme not in (*BUCKET_SCHEMES, *WEB_SCHEMES) or (
+    if scheme not in (*base.BUCKET_SCHEMES, *base.WEB_SCHEMES) or (
         scheme == "http" and name not in _LOOPBACK
     ):
         raise LaunchError(
@@ -78,8 +64,8 @@ def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: b
         )
     if not host:
         raise LaunchError(f"{uri}: the bucket or host is missing. Write {scheme}://NAME/folder.")
-    if scheme in WEB_SCHEMES:
-        check_web_address(uri)
+    if scheme in base.WEB_SCHEMES:
+        base.check_web_address(uri)
     folder = folder.strip("/")
     prefix = check_key(folder) if folder else ""
     root = f"{scheme}://{host}"

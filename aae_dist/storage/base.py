@@ -139,11 +139,9 @@ _METADATA_ADDRESSES = ("fd00:ec2::254", "100.100.100.200")
 
 
 def check_web_address(uri: str) -> None:
-    """Raise LaunchError for an address with credentials in it, or of a metadata server.
-
-    A name that resolves to such an address, or a redirect to one, is not found here: those fail
-    because other machines are reached over https only, which metadata servers do not offer.
-    """
+    """Raise LaunchError for an address with credentials in it, or of a metadata server."""
+    # A name that resolves to such an address, or a redirect to one, is not found here: those fail
+    # because other machines are reached over https only, which metadata servers do not offer.
     parts = urlsplit(uri)
     if parts.username is not None or parts.password is not None:
         # Not repeated in full: the part before the @ is a secret.

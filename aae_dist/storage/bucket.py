@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    GenericError,
-    NotSupportedError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
+from obstore import exceptions
 
 from aae_dist.errors import LaunchError, StorageError, StorageReason
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
@@ -65,20 +57,16 @@ def advice(error: Exception) -> str:
     # Asking the machine for its role is the last resort of a client that found nothing else.
     if _NO_CREDENTIALS.search(text):
         return _LOG_IN
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(text):
+    denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
+    if isinstance(error, denied) or _REFUSED.search(text):
         return _FORBIDDEN
-    if isinstance(error, PreconditionError):
+    if isinstance(error, exceptions.PreconditionError):
         return _OTHER_VERSION
     if _ELSEWHERE.search(text):
         return _OTHER_REGION
     if _UNREACHABLE.search(text):
         return _SILENT
     return text.split("\n", 1)[0].rstrip(".")
-
-
-def names_no_bucket(error: Exception) -> bool:
-    """Return whether the server said that the bucket does not exist."""
-    return _NO_BUCKET.search(str(error)) is not None
 
 
 def reason(error: Exception) -> StorageReason:
@@ -115,7 +103,7 @@ def bucket_errors(uri: str) -> Iterator[None]:
         if _NO_BUCKET.search(str(error)):
             raise StorageError(f"{uri}: {_NO_SUCH_BUCKET}.") from error
         raise FileNotFoundError(f"{uri}: no such file") from error
-    except (BaseError, ValueError) as error:
+    except (exceptions.BaseError, ValueError) as error:
         text = advice(error)
         if scheme_of(uri) in WEB_SCHEMES:
             text = _OF_THE_WEB.get(text, text)
@@ -152,14 +140,12 @@ def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "Objec
     return found
 
 
-def probe_client(root: str) -> "ObjectStore":
-    """Return a client for checks at the start of a run: few retries, 15 s in all."""
-    return _shared(root, None, True, frozenset(os.environ.items()))
+def client(root: str, patience_seconds: float | None, probe: bool) -> "ObjectStore":
+    """Return a client whose requests end within `patience_seconds`, retries included.
 
-
-def data_client(root: str, patience_seconds: float | None) -> "ObjectStore":
-    """Return a client whose requests end within `patience_seconds`, retries included."""
-    return _shared(root, patience_seconds, False, frozenset(os.environ.items()))
+    A `probe`, for checks at the start of a run, has few retries and 15 s in all.
+    """
+    return _shared(root, patience_seconds, probe, frozenset(os.environ.items()))
 
 
 # Each client has connections and credentials of its own: a new one for each shard would ask the
@@ -203,7 +189,7 @@ class BucketStorage:
         self._root, self._prefix = root, prefix
         with bucket_errors(root):
             if store is None:
-                store = probe_client(root) if probe else data_client(root, patience_seconds)
+                store = client(root, patience_seconds, probe)
         self._store = store
 
     @property
@@ -221,7 +207,7 @@ class BucketStorage:
         with bucket_errors(join(self.uri, key)):
             try:
                 return bytes(self._store.get_range(self._path(key), start=start, length=length))
-            except GenericError as error:
+            except exceptions.GenericError as error:
                 if "416 Range Not Satisfiable" in str(error):
                     return b""
                 raise
@@ -236,7 +222,7 @@ class BucketStorage:
         with bucket_errors(join(self.uri, key)):
             try:
                 self._store.put(self._path(key), data, mode="create", use_multipart=False)
-            except AlreadyExistsError:
+            except exceptions.AlreadyExistsError:
                 return False
             return True
 
@@ -253,7 +239,7 @@ class BucketStorage:
                 if number := current.meta["version"]:
                     version["version"] = number
                 self._store.put(self._path(key), data, mode=version, use_multipart=False)
-            except (FileNotFoundError, PreconditionError):
+            except (FileNotFoundError, exceptions.PreconditionError):
                 return False
             return True
 
@@ -283,8 +269,8 @@ class BucketStorage:
         with bucket_errors(self.uri):
             try:
                 return not any(self._store.list(self._prefix or None, chunk_size=1))
-            except (BaseError, FileNotFoundError) as error:
-                if names_no_bucket(error):
+            except (exceptions.BaseError, FileNotFoundError) as error:
+                if _NO_BUCKET.search(str(error)):
                     return True
                 raise
 
@@ -325,7 +311,7 @@ class BucketStorage:
                 found = self._store.get(
                     self._path(key), options={"range": (start, end), **_only(version)}
                 )
-            except (NotSupportedError, GenericError) as error:
+            except (exceptions.NotSupportedError, exceptions.GenericError) as error:
                 if any(text in str(error) for text in _NO_RANGES):
                     raise RangesRefusedError(f"{url}: the server knows no ranges.") from error
                 raise
@@ -343,7 +329,7 @@ class BucketStorage:
     def check_writable(self) -> None:
         self._check_not_web()
         with bucket_errors(self.uri):
-            quick = probe_client(self._root)
+            quick = client(self._root, None, probe=True)
             probe = self._path(f".probe-{uuid.uuid4().hex}")
             quick.put(probe, b"")
             quick.delete(probe)
@@ -361,10 +347,8 @@ class BucketStorage:
 
 
 def _only(version: Entry | None) -> "GetOptions":
-    """Return the options that request this version only.
-
-    A weak tag (W/"...") never matches here (RFC 9110, 13.1.1); then the answer shows the
-    version, if anything does.
-    """
+    """Return the options that request this version only."""
+    # A weak tag (W/"...") never matches here (RFC 9110, 13.1.1); then the answer shows the version,
+    # if anything does.
     tag = version.etag if version else None
     return {} if tag is None or tag.startswith("W/") else {"if_match": tag}

@@ -1,24 +1,6 @@
 """Where metrics go: console, metrics.jsonl, Weights & Biases."""
 
-from aae_dist.tracking.sinks import (
-    Console,
-    ConsoleSink,
-    JsonLinesSink,
-    MetricSink,
-    OpenConsole,
-    Record,
-    open_console,
-)
-from aae_dist.tracking.wandb_sink import WandbSink, open_wandb
+from aae_dist.tracking.sinks import JsonLinesSink, MetricSink, OpenConsole, open_console
+from aae_dist.tracking.wandb_sink import open_wandb
 
-__all__ = [
-    "Console",
-    "ConsoleSink",
-    "JsonLinesSink",
-    "MetricSink",
-    "OpenConsole",
-    "Record",
-    "WandbSink",
-    "open_console",
-    "open_wandb",
-]
+__all__ = ["JsonLinesSink", "MetricSink", "OpenConsole", "open_console", "open_wandb"]

@@ -102,10 +102,8 @@ class JsonLinesSink:
 
 
 def parse_records(content: bytes) -> list[dict[str, Any]]:
-    """Parse a metrics.jsonl; lines that are not complete records are skipped.
-
-    A process that was killed while it wrote leaves half a line.
-    """
+    """Parse a metrics.jsonl; lines that are not complete records are skipped."""
+    # A process that was killed while it wrote leaves half a line.
     records = []
     for line in content.splitlines():
         try:
@@ -117,13 +115,10 @@ def parse_records(content: bytes) -> list[dict[str, Any]]:
     return records
 
 
-def finite(record: Record) -> dict[str, float | None]:
+def finite(record: Mapping[str, float | None]) -> dict[str, float | None]:
     """Return a record for JSON: a value that is not finite becomes null."""
-    return {name: _finite(value) for name, value in record.items()}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    items = record.items()
+    return {name: v if v is not None and math.isfinite(v) else None for name, v in items}
 
 
 Write = Callable[[str], None]

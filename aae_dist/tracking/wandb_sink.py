@@ -242,10 +242,8 @@ def open_wandb(
 def decide_mode(
     wanted: str, environment: Mapping[str, str], installed: bool, home: Path
 ) -> tuple[str, str]:
-    """Return online, offline or disabled, and a line for the user or nothing.
-
-    WANDB_MODE, set by the user who starts the job, takes precedence over the configuration.
-    """
+    """Return online, offline or disabled, and a line for the user or nothing."""
+    # WANDB_MODE, set by the user who starts the job, takes precedence over the configuration.
     override = environment.get("WANDB_MODE", "")
     mode = SAME_MODES.get(override, override) or wanted
     if mode == "disabled":

@@ -86,11 +86,9 @@ class NewShards:
 def find_new_shards(
     checkpoint: Checkpoint | None, manifest: Manifest, config: RunConfig, run_uri: str
 ) -> NewShards | None:
-    """Return where to start on new shards; None when they are those of the checkpoint.
-
-    Shards can change only between epochs, and on request (`data.accept_new_shards`): within an
-    epoch it is not known which of the new samples have been seen already.
-    """
+    """Return where to start on new shards; None when they are those of the checkpoint."""
+    # Shards can change only between epochs, and on request (`data.accept_new_shards`): within an
+    # epoch it is not known which of the new samples have been seen already.
     if checkpoint is None or checkpoint.metadata["data"]["manifest"] == manifest.id:
         return None
     before: dict[str, Any] = checkpoint.metadata["data"]
@@ -197,11 +195,9 @@ class Checkpointer:
         self._before_commit, self._skipped = before_commit, 0
 
     def save(self, state: TrainState, best: bool, must: bool) -> None:
-        """Copy the state and save it in the background.
-
-        Unless it `must`, a save is skipped while another one is under way: the next one is due
-        soon, and a slow storage should not slow down training.
-        """
+        """Copy the state and save it in the background."""
+        # Unless it `must`, a save is skipped while another one is under way: the next one is due
+        # soon, and a slow storage should not slow down training.
         if not self._world.is_main:
             return
         if not must and self._store.is_saving:

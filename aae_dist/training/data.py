@@ -45,10 +45,6 @@ class TrainingData:
     """Where to start when the shards are not those of the checkpoint."""
 
     @property
-    def validation_id(self) -> str:
-        return "" if self.validation is None else self.validation.manifest.id
-
-    @property
     def metadata(self) -> dict[str, Any]:
         """The data and its order, for a checkpoint."""
         return {
@@ -75,7 +71,8 @@ def open_data(
     def work() -> TrainingData:
         # Shards.
         dataset = open_dataset(config.data.train, config.data, device=world.device, show=show)
-        _check_settings(config, dataset)
+        if problems := [*_augment_problems(config, dataset), *_range_problems(config, dataset)]:
+            raise ConfigError("\n  ".join(problems))
         new_shards = find_new_shards(checkpoint, dataset.manifest, config, run_uri)
         # SampleOrder and prior.
         order = _order(config, dataset, world, checkpoint)
@@ -125,12 +122,6 @@ def _infer(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig
 
 
 # Settings that do not suit the samples.
-
-
-def _check_settings(config: RunConfig, data: Dataset) -> None:
-    problems = [*_augment_problems(config, data), *_range_problems(config, data)]
-    if problems:
-        raise ConfigError("\n  ".join(problems))
 
 
 def _augment_problems(config: RunConfig, data: Dataset) -> Iterator[str]:

@@ -80,21 +80,6 @@ class RunFolder:
     def write_config(self, config: RunConfig) -> None:
         self.storage.write(CONFIG, dump_yaml(config, without_secrets=True).encode())
 
-    def write_metrics(self, lines: bytes) -> None:
-        """Write all metrics so far, one JSON object per line."""
-        self.storage.write(METRICS, lines)
-
-    def read_metrics(self) -> bytes:
-        """Return the metrics of the last upload, empty before the first one."""
-        return read_or_none(self.storage, METRICS) or b""
-
-    def write_bad_samples(self, lines: bytes) -> None:
-        """Write the list of all bad samples so far, one JSON object per line."""
-        self.storage.write(BAD_SAMPLES, lines)
-
-    def write_picture(self, name: str, png: bytes) -> None:
-        self.storage.write(f"pictures/{name}.png", png)
-
     def write_summary(
         self, outcome: Outcome, config: RunConfig, alarms: Mapping[str, int] | None = None
     ) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.evaluation import EvaluationImages
+from aae_dist.storage import read_or_none
 from aae_dist.tracking import JsonLinesSink, MetricSink, OpenConsole, open_console, open_wandb
-from aae_dist.training.folder import RunFolder, RunState
+from aae_dist.training.folder import BAD_SAMPLES, METRICS, RunFolder, RunState
 
 PARTS = ("useful", "data_wait", "checkpoint", "evaluation", "record", "stall", "restart")
 """Every second of a run counts as exactly one of these."""
@@ -131,7 +132,8 @@ class Recorder:
         self._folder, self._line, self._name = folder, line, config.run.name
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
-        self.json_lines = JsonLinesSink(path / "metrics.jsonl", folder.read_metrics(), resumed_step)
+        earlier = read_or_none(folder.storage, METRICS) or b""
+        self.json_lines = JsonLinesSink(path / METRICS, earlier, resumed_step)
         self._console = (console or partial(open_console, line))(total_steps, resumed_step)
         wandb = open_wandb(config, folder.storage, path / "wandb", line)
         own = (self._console, self.json_lines, wandb)
@@ -139,7 +141,7 @@ class Recorder:
         self.latest: dict[str, float] = {}
         self._uploaded = self._bad_uploaded = b""
         self._bad_lines: list[bytes] = []
-        self._images: EvaluationImages | None = None
+        self._images: EvaluationImages | None = None  # of the next record
         self._has_drawn = False
         for record in self.json_lines.records():
             self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
@@ -170,7 +172,7 @@ class Recorder:
             images = draw_all(shown, caption) if shown is not None else {}
             images["losses"] = figure_to_png(loss_curves(self.json_lines.records(), caption))
             for name, image in images.items():
-                self._folder.write_picture(name, image)
+                self._folder.storage.write(f"pictures/{name}.png", image)
                 for sink in self.sinks:
                     sink.picture(name, image, step)
         except Exception as error:  # errors of matplotlib or the storage must not end training
@@ -201,27 +203,24 @@ class Recorder:
         # Only appended to or replaced, so this thread may read it.
         bad_lines = b"".join(self._bad_lines)
         if bad_lines != self._bad_uploaded:
-            self._folder.write_bad_samples(bad_lines)
+            self._folder.storage.write(BAD_SAMPLES, bad_lines)
             self._bad_uploaded = bad_lines
         content = self.json_lines.content()
         if content != self._uploaded:
-            self._folder.write_metrics(content)
+            self._folder.storage.write(METRICS, content)
             self._uploaded = content
 
     def close(self, state: RunState) -> None:
-        """Upload the metrics and close the sinks.
-
-        Without validation data the losses are drawn here; an interrupted run, which has to exit
-        soon, leaves that to the run that resumes it.
-        """
+        """Upload the metrics and close the sinks."""
+        # Without validation data the losses are drawn here; an interrupted run, which has to exit
+        # soon, leaves that to the run that resumes it.
         if not self._has_drawn and self.latest and state in (RunState.FINISHED, RunState.DIVERGED):
             self._draw(None)
         self.upload()
-        for sink in self.sinks:
-            sink.close(self.latest, state.value)
-        self._local.cleanup()
+        self.abandon(state.value)
 
-    def abandon(self) -> None:
+    def abandon(self, state: str = "failed") -> None:
+        """Close the sinks, without an upload."""
         for sink in self.sinks:
-            sink.close(self.latest, "failed")
+            sink.close(self.latest, state)
         self._local.cleanup()

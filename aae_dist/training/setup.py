@@ -166,10 +166,8 @@ class TrainingSetup:
             self.state.start_from(other.tensors)
 
     def _fit_micro_batch(self) -> None:
-        """Set the micro-batch size for `train.micro_batch_size: auto`, which is for CUDA.
-
-        Measured once: a run that resumes on as many ranks sums gradients in the same parts.
-        """
+        """Set the micro-batch size for `train.micro_batch_size: auto`, which is for CUDA."""
+        # Measured once: a run that resumes on as many ranks sums gradients in the same parts.
         train, state = self.config.train, self.state
         if train.micro_batch_size != "auto" or self.world.device.type != "cuda":
             return
@@ -235,11 +233,9 @@ def _rows_of_node(data: TrainingData, world: World) -> slice:
 
 
 def end_of_run(config: RunConfig, order: SampleOrder, state: TrainState) -> tuple[int, int]:
-    """Return the last step of the run, and the samples seen after it.
-
-    With `train.epochs` the position determines the end, with `train.steps` the number of steps;
-    they differ only if the global batch size has changed during the run.
-    """
+    """Return the last step of the run, and the samples seen after it."""
+    # With `train.epochs` the position determines the end, with `train.steps` the number of steps;
+    # they differ only if the global batch size has changed during the run.
     step, position = state.step, state.position
     if config.train.epochs is not None:
         end = config.train.epochs * order.lane_length

@@ -21,25 +21,12 @@ from aae_dist.distributed.world import RankComparison, World, mean_over_ranks, r
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
+from aae_dist.training import health
 from aae_dist.training.checkpointer import Checkpointer, finished_before
 from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState
-from aae_dist.training.health import (
-    GanDiagnostics,
-    RanksDriftedError,
-    RollbackNeeded,
-    RollbackPolicy,
-    StopConsensus,
-    UpdatesSkippedError,
-    healthy_checkpoint,
-)
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.setup import TrainingSetup, run_lock
-from aae_dist.training.watchdog import (
-    RANK_0_SECONDS,
-    SECTION_SECONDS,
-    Watchdog,
-    open_heartbeat_store,
-)
+from aae_dist.training.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
 
 Metrics = dict[str, float]
 
@@ -70,7 +57,7 @@ def train(
         return Outcome(**done)
     limit = config.launch.hang_timeout_seconds
     with (
-        Watchdog(world, limit, reporter.line, open_heartbeat_store(world, limit)) as watchdog,
+        Watchdog(world, limit, reporter.line) as watchdog,
         run_lock(folder.storage, world, launch_id) as lock,
     ):
         setup = TrainingSetup(config, world, reporter, folder, lock, watchdog)
@@ -89,9 +76,9 @@ class Trainer:
         self.watchdog, self.goodput = setup.watchdog, setup.goodput
         # Health.
         method = self.config.method
-        self.rollbacks = RollbackPolicy(self.config, self.log)
+        self.rollbacks = health.RollbackPolicy(self.config, self.log)
         adversary = method.adversary if method.kind == "adversarial" else "bce"
-        self.diagnostics = GanDiagnostics(adversary)
+        self.diagnostics = health.GanDiagnostics(adversary)
         self._bad_samples_reported = 0
         # Records and checkpoints.
         self.recorder = self._open_recorder(sinks, console)
@@ -112,7 +99,7 @@ class Trainer:
                 try:
                     ending = self._run_to_end()
                     break
-                except RollbackNeeded as error:  # non-finite updates, or ranks drifted apart
+                except health.RollbackNeeded as error:  # non-finite updates, or ranks drifted apart
                     self._roll_back(error)
             with self.watchdog.section("saving", RANK_0_SECONDS):
                 self.checkpointer.finish()
@@ -137,10 +124,11 @@ class Trainer:
 
     def _start_interval(self) -> None:
         """Reset everything that counts from the first step, after a start or a rollback."""
-        best_metric = self.config.train.best_metric
-        self.state.set_best_metric(f"{best_metric} of {self.setup.data.validation_id}")
+        validation = self.setup.data.validation
+        shards = "" if validation is None else validation.manifest.id
+        self.state.set_best_metric(f"{self.config.train.best_metric} of {shards}")
         self.comparison = RankComparison(self.setup.networks.named(), self.world)
-        self.consensus = StopConsensus(self.world, self.state.step)
+        self.consensus = health.StopConsensus(self.world, self.state.step)
         self._saved_at = self._logged_at = time.monotonic()
         self._samples_logged = self.samples_seen
 
@@ -157,11 +145,10 @@ class Trainer:
     # One step.
 
     def train_step(self, batch: Batch) -> Losses:
-        """Run every phase on one global batch and advance the state.
-
-        A batch without one good sample on any rank has no losses, and networks, moments and average
-        stay as they are: with gradients of zero, Adam's momentum would still move the weights.
-        """
+        """Run every phase on one global batch and advance the state."""
+        # A batch without one good sample on any rank has no losses, and networks, moments and
+        # average stay as they are: with gradients of zero, Adam's momentum would still move the
+        # weights.
         # Counted in samples of the plan, so that bad samples do not shift the learning rates.
         done = self.order.samples_seen(self.state.position)
         self.method.set_progress(done / self.setup.total_samples)
@@ -209,7 +196,7 @@ class Trainer:
             return
         for phase, optimizer in self.method.optimizers.items():
             if int(optimizer.skipped_in_a_row) >= limit:
-                raise UpdatesSkippedError(
+                raise health.UpdatesSkippedError(
                     f"the {phase} phase skipped {limit} consecutive updates up to step {step} "
                     "because its gradients were not finite; lower "
                     f"phases.{phase}.optimizer.lr or set phases.{phase}.clip_norm"
@@ -223,7 +210,7 @@ class Trainer:
 
     def _raise_if_drifted(self) -> None:
         if problem := self.comparison.answer():
-            raise RanksDriftedError(problem)
+            raise health.RanksDriftedError(problem)
 
     # Logging and evaluation.
 
@@ -345,12 +332,12 @@ class Trainer:
         """Return whether updates are being skipped: no state to restart from."""
         return any(int(o.skipped_in_a_row) for o in self.method.optimizers.values())
 
-    def _roll_back(self, error: RollbackNeeded) -> None:
+    def _roll_back(self, error: health.RollbackNeeded) -> None:
         """Load the newest healthy checkpoint into the live networks; the process group stays."""
         factor = self.rollbacks.lr_factor(error)
         self.goodput.restart()
         with self.watchdog.section("rolling back to a checkpoint"):
-            checkpoint = healthy_checkpoint(self.setup.store, self.world, error)
+            checkpoint = health.healthy_checkpoint(self.setup.store, self.world, error)
             factor *= self.state.lr_factor
             self.setup.restore(checkpoint)
             self.state.scale_lr(factor)

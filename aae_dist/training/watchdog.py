@@ -183,7 +183,7 @@ class Watchdog:
         world: World,
         limit: float | None,
         line: Callable[[str], None],
-        heartbeats: HeartbeatStore,
+        heartbeats: HeartbeatStore | None = None,
         end: Callable[[int], None] = os._exit,
         tick: float = TICK_SECONDS,
         backstop: float = BACKSTOP_SECONDS,
@@ -194,7 +194,7 @@ class Watchdog:
         `backstop` seconds after `limit` a thread in C ends the process.
         """
         self._world, self._limit, self._line = world, limit, line
-        self._heartbeats, self._end = heartbeats, end
+        self._heartbeats, self._end = heartbeats or open_heartbeat_store(world, limit), end
         self._tick, self._backstop = tick, backstop
         self._step, self._longest = 0, 0.0
         self._beat_at = self._section_since = time.monotonic()

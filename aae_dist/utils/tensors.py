@@ -18,10 +18,8 @@ def keyed_generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
 
 
 def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a CPU tensor on a device, cast on the host, without waiting for the device.
-
-    A copy from pageable memory to a GPU would wait for all that was queued before it.
-    """
+    """Return a CPU tensor on a device, cast on the host, without waiting for the device."""
+    # A copy from pageable memory to a GPU would wait for all that was queued before it.
     tensor = tensor.to(dtype or tensor.dtype)
     if device.type != "cuda":
         return tensor.to(device)

@@ -28,10 +28,8 @@ PATHS = (
 
 
 def inside_ray_job() -> bool:
-    """Return whether this process is the entrypoint of a submitted Ray job, or its child.
-
-    Its current directory is a copy unpacked by Ray, so relative paths have no meaning.
-    """
+    """Return whether this process is the entrypoint of a submitted Ray job, or its child."""
+    # Its current directory is a copy unpacked by Ray, so relative paths have no meaning.
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
@@ -180,14 +178,9 @@ def _read_file(file: ConfigFile) -> Tree:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
     tree = parse(text, str(file))
     if isinstance(tree, Value):
-        raise ConfigError(
-            f"{tree.source}: contains {_kind(tree.value)}, not a map such as run: {{...}}"
-        )
+        kind = "a list" if isinstance(tree.value, list) else "a single value"
+        raise ConfigError(f"{tree.source}: contains {kind}, not a map such as run: {{...}}")
     return tree
-
-
-def _kind(value: object) -> str:
-    return "a list" if isinstance(value, list) else "a single value"
 
 
 def validate(

@@ -2,19 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 from aae_dist.config.loading import schema
-from aae_dist.config.loading.schema import (
-    Classes,
-    Node,
-    Tree,
-    Value,
-    from_plain,
-    join,
-    leaves,
-    plain,
-    short_json,
-)
+from aae_dist.config.loading.schema import Classes, Node, Tree, Value, join, leaves, short_json
 from aae_dist.config.sections import Section
 
 # Alternative keys: a later layer that sets one of them unsets the other.
@@ -100,7 +91,7 @@ class Merge:
         for key, node in maps[0][1].items():
             if key == "kind" or key not in new.model_fields or any(key in t for _, t in maps[1:]):
                 continue
-            value, own = plain(node), schema.default_of(new, key)
+            value, own = schema.plain(node), schema.default_of(new, key)
             if value not in (own, schema.default_of(old, key)):
                 changes.append(f"{key}={short_json(own)} instead of {short_json(value)}")
         if changes:
@@ -136,7 +127,9 @@ class Merge:
 
 
 def _defaults(cls: type[Section]) -> Tree:
-    return {key: from_plain(part, "default") for key, part in schema.default_tree(cls).items()}
+    return {
+        key: schema.from_plain(part, "default") for key, part in schema.default_tree(cls).items()
+    }
 
 
 def _since(kinds: list[tuple[int, object]]) -> int:
@@ -159,4 +152,5 @@ def _is_null(node: Node) -> bool:
 
 
 def _optional(cls: type[Section], key: str) -> bool:
-    return key in cls.model_fields and schema.allows_none(cls.model_fields[key].annotation)
+    field = cls.model_fields.get(key)
+    return field is not None and type(None) in get_args(field.annotation)

@@ -44,8 +44,6 @@ _FORMS = {
 }
 
 Keys = tuple[str | int, ...]
-
-
 MISSING = ("missing", "union_tag_not_found")
 """Types of errors that an unreadable override may have caused."""
 
@@ -144,7 +142,8 @@ def _wrong_value(keys: Keys, errors: list[Mapping[str, Any]], around: Classes, t
     advice = did_you_mean(value, allowed)
     kinds = {error["type"] for error in errors}
     if "string_pattern_mismatch" in kinds and wanted == _FORMS[NAME]:
-        advice = _near_name(str(value))
+        near = re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)).strip("-._")
+        advice = f"; try {near}" if re.fullmatch(NAME, near) else ""
     if "string_type" in kinds and isinstance(value, int | float):
         advice = "; quote text that looks like a number"
     return f"{'.'.join(map(str, keys))}: should be {wanted}{_got(node, keys)}{advice}"
@@ -159,11 +158,6 @@ def _wanted(error: Mapping[str, Any], allowed: list[Any]) -> str:
     if error["type"] in _WHAT:
         return _WHAT[error["type"]].format(**error.get("ctx", {}))
     return f"valid ({error['msg']})"
-
-
-def _near_name(text: str) -> str:
-    near = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
-    return f"; try {near}" if re.fullmatch(NAME, near) else ""
 
 
 def _one_of(values: list[Any]) -> str:
@@ -182,17 +176,14 @@ def _unknown(keys: Keys, around: Classes, root: type[Section], tree: Node) -> st
     owners = [kind for kind, cls in variants.items() if key in cls.model_fields]
     got = _got(find(tree, keys), keys)
     if owners:
-        kind = _kind_text(find(tree, (*keys[:-1], "kind")))
+        node = find(tree, (*keys[:-1], "kind"))
+        kind = node.value if isinstance(node, Value) else "(none)"
         fix = " or ".join(f"{parent}.kind={owner}" for owner in owners)
         return f"{path}: {parent}.kind={kind} has no {key}{got}; set {fix}, or remove {key}"
     guesses = _guesses(key, parent, around, root)
     keys_here = ", ".join(schema.keys_of(around))
     advice = f"did you mean {' or '.join(guesses[:3])}?" if guesses else f"known keys: {keys_here}"
     return f"{path}: unknown key{got}; {advice}"
-
-
-def _kind_text(node: Node | None) -> str:
-    return f"{node.value}" if isinstance(node, Value) else "(none)"
 
 
 def _union_at(root: type[Section], keys: Keys) -> Classes:

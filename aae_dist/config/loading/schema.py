@@ -92,11 +92,6 @@ def classes_in(annotation: Any) -> Classes:
     return ()
 
 
-def allows_none(annotation: Any) -> bool:
-    """Return whether the annotation allows null."""
-    return type(None) in get_args(annotation)
-
-
 @cache
 def children(classes: Classes, key: str) -> Classes:
     """Return the section classes possible at `key` of any of `classes`."""
@@ -151,10 +146,8 @@ def default_of(cls: type[Section], key: str) -> Any:
 
 
 def default_tree(cls: type[Section]) -> dict[str, Any]:
-    """Return the first layer: the defaults of every section that has its own default.
-
-    `phases.generator.optimizer` differs from the defaults of its class, for example.
-    """
+    """Return the first layer: the defaults of every section that has its own default."""
+    # `phases.generator.optimizer` differs from the defaults of its class, for example.
     tree: dict[str, Any] = {}
     for key, field in cls.model_fields.items():
         if isinstance(field.default, Section):

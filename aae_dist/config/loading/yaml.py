@@ -5,7 +5,7 @@ Here `1e-4` is a number, only true and false are booleans, and the other three a
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -144,30 +144,6 @@ def _key(node: YamlNode) -> str:
     return str(node.value)
 
 
-def _scalar(node: YamlNode) -> Any:
-    readers = {"null": _null, "bool": _bool, "int": _int, "float": _float, "str": _text}
-    reader = readers.get(node.tag.removeprefix(_TAG)) if isinstance(node, ScalarNode) else None
-    if reader is None:
-        raise YamlProblem(_line(node), f"the tag {node.tag} is not supported")
-    try:
-        return reader(node.value)
-    except ValueError:
-        kind = node.tag.removeprefix(_TAG)
-        raise YamlProblem(_line(node), f"{node.value[:40]!r} is not a valid {kind}") from None
-
-
-def _null(text: str) -> None:
-    return None
-
-
-def _bool(text: str) -> bool:
-    return text.lower() == "true"
-
-
-def _int(text: str) -> int:
-    return int(text, 16) if text.startswith("0x") else int(text)
-
-
 def _float(text: str) -> float:
     return float(text.replace(".", "", 1) if text.lower().strip("+-.") in ("inf", "nan") else text)
 
@@ -175,6 +151,26 @@ def _float(text: str) -> float:
 def _text(text: str) -> str:
     text.encode()  # Refuses lone surrogates, which neither JSON nor a file name can hold.
     return text
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": lambda text: int(text, 16) if text.startswith("0x") else int(text),
+    "float": _float,
+    "str": _text,
+}
+
+
+def _scalar(node: YamlNode) -> Any:
+    reader = _READERS.get(node.tag.removeprefix(_TAG)) if isinstance(node, ScalarNode) else None
+    if reader is None:
+        raise YamlProblem(_line(node), f"the tag {node.tag} is not supported")
+    try:
+        return reader(node.value)
+    except ValueError:
+        kind = node.tag.removeprefix(_TAG)
+        raise YamlProblem(_line(node), f"{node.value[:40]!r} is not a valid {kind}") from None
 
 
 def _line(node: YamlNode) -> int:
