@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -93,42 +94,44 @@ def wandb_server(config: RunConfig) -> str | None:
     return os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER
 
 
-def wandb(url: str) -> Iterator[Finding]:
-    """Ask the W&B server for anything."""
+def _ask(url: str) -> Any:
+    """Return the HTTP status of the answer, or the reason why there is none."""
     try:
         urllib.request.urlopen(url, timeout=WEB_SECONDS).close()
     except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            yield bad("wandb", f"{url} answers {error.code}", "wait, or set wandb.mode=offline")
-            return
+        return error.code
     except OSError as error:
-        reason = getattr(error, "reason", error)
+        return getattr(error, "reason", error)
+    return 200
+
+
+def wandb(url: str) -> Iterator[Finding]:
+    """Ask the W&B server for anything."""
+    answer = _ask(url)
+    if not isinstance(answer, int):
         advice = "open the network for it, or set wandb.mode=offline (training continues)"
-        yield bad("wandb", f"{url} does not answer: {reason}", advice)
-        return
-    yield good("wandb", f"{url} answers")
+        yield bad("wandb", f"{url} does not answer: {answer}", advice)
+    elif answer >= 500:
+        yield bad("wandb", f"{url} answers {answer}", "wait, or set wandb.mode=offline")
+    else:
+        yield good("wandb", f"{url} answers")
 
 
 def dashboard(url: str) -> Iterator[Finding]:
     """Ask a Ray dashboard for its jobs, without a token."""
-    try:
-        urllib.request.urlopen(f"{url}/api/jobs/", timeout=WEB_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
+    match _ask(f"{url}/api/jobs/"):
+        case 200:
+            advice = "set RAY_AUTH_MODE=token (KubeRay: authOptions.mode: token) and close its port"
+            yield bad("dashboard", f"{url} lets everyone run code on the cluster", advice)
+        case 401 | 403:
             yield good("dashboard", f"{url} refuses requests without a token")
-        else:
-            yield bad("dashboard", f"{url} answers {error.code}", "look into the head's log")
-        return
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ConnectionRefusedError):
+        case ConnectionRefusedError():
             yield good("dashboard", f"none answers at {url}")
-        else:
+        case int(code):
+            yield bad("dashboard", f"{url} answers {code}", "look into the head's log")
+        case reason:
             advice = "look into the head's log, and at what closes the port"
             yield bad("dashboard", f"{url} does not answer: {reason}", advice)
-        return
-    advice = "set RAY_AUTH_MODE=token (KubeRay: authOptions.mode: token) and close its port"
-    yield bad("dashboard", f"{url} lets everyone run code on the cluster", advice)
 
 
 def all_reduce_seconds(device: torch.device) -> dict[int, float]:

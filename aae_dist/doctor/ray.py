@@ -146,13 +146,12 @@ def collect(found: Sequence[NodeProbe]) -> tuple[list[tuple[NodeProbe, Machine]]
     return answered, findings
 
 
-def answer_or_reason(reference: Any) -> str:
+def answer_or_reason(reference: Any) -> Any:
     """Return the answer of a probe, or why there is none."""
     try:
-        text: str = ray.get(reference, timeout=ANSWER_SECONDS)
+        return ray.get(reference, timeout=ANSWER_SECONDS)
     except Exception as error:  # of a node that died: the other machines' findings still count
         return last_line(error)
-    return text
 
 
 def offsets(found: Sequence[NodeProbe]) -> dict[str, float]:
@@ -211,10 +210,9 @@ def dashboard_url() -> str | None:
 
 def wandb_from(node: NodeProbe, url: str) -> list[Finding]:
     """Ask the W&B server from one machine: rank 0 may run on any."""
-    try:
-        answer: list[Finding] = ray.get(node.probe.wandb.remote(url), timeout=ANSWER_SECONDS)
-    except Exception as error:
-        return [bad("wandb", f"{node.host}: {last_line(error)}", "look into that machine's log")]
+    answer: list[Finding] | str = answer_or_reason(node.probe.wandb.remote(url))
+    if isinstance(answer, str):
+        return [bad("wandb", f"{node.host}: {answer}", "look into that machine's log")]
     return answer
 
 

@@ -7,7 +7,7 @@ import hashlib
 import re
 import sys
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -19,7 +19,7 @@ from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.report import view as data
 from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto
 from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label, number
-from aae_dist.storage import Storage, open_storage, read_or_none
+from aae_dist.storage import open_storage, read_or_none
 from aae_dist.sweeps import read_sweep
 from aae_dist.sweeps.folder import BEST, TRIALS
 from aae_dist.utils.arrays import figure_to_png
@@ -212,15 +212,14 @@ def _ties(view: ReportView) -> Iterator[str]:
         )
 
 
-def _gallery(view: ReportView) -> list[tuple[RankedTrial, Mapping[str, bytes]]]:
+def _gallery(view: ReportView) -> list[tuple[RankedTrial, dict[str, bytes]]]:
     """Return the best trial of each group, or the best trials, with their PNGs by name."""
     ranked = [row for row in view.rows if row.rank is not None]
     firsts = list({view.group(row): row for row in reversed(ranked)}.values())[::-1]
     chosen = firsts if len(firsts) > 1 else ranked
-    chosen = sorted(chosen[:MAX_GALLERY_TRIALS], key=lambda row: row.rank or 0)
-    return [(row, _pictures(open_storage(row.trial.uri))) for row in chosen]
-
-
-def _pictures(run: Storage) -> dict[str, bytes]:
-    found = {name: read_or_none(run, f"pictures/{name}.png") for name in GALLERY}
-    return {name: picture for name, picture in found.items() if picture is not None}
+    shown = []
+    for row in sorted(chosen[:MAX_GALLERY_TRIALS], key=lambda row: row.rank or 0):
+        run = open_storage(row.trial.uri)
+        read = {name: read_or_none(run, f"pictures/{name}.png") for name in GALLERY}
+        shown.append((row, {name: png for name, png in read.items() if png is not None}))
+    return shown

@@ -131,7 +131,7 @@ class Entry:
         return self.seconds + (time.monotonic() - self.started if self.started else 0.0)
 
     def listed(self) -> dict[str, Any]:
-        """Return what sweep.json says of the trial."""
+        """Return the trial's entry in sweep.json."""
         plan = self.plan
         return {"id": plan.id, "number": plan.number, "parameters": plan.parameters}
 

@@ -191,14 +191,12 @@ def max_concurrent_trials(requests: Sequence[ResourceRequest], nodes: Sequence[R
 
     More would wait inside Ray, each holding what it has got so far.
     """
-    return min(_capacity(request, nodes) for request in requests)
-
-
-def _capacity(request: ResourceRequest, nodes: Sequence[Resources]) -> int:
-    one = ResourceRequest(10**6, request.per_worker)
-    capacity = sum(one.capacity_on(node) for node in nodes) // request.workers
-    drivers = sum(node.get(DRIVER, 0.0) for node in nodes)
-    return min(capacity, int(drivers)) if drivers and request.workers > 1 else capacity
+    drivers, capacities = int(sum(node.get(DRIVER, 0.0) for node in nodes)), []
+    for request in requests:
+        one = ResourceRequest(10**6, request.per_worker)
+        capacity = sum(one.capacity_on(node) for node in nodes) // request.workers
+        capacities.append(min(capacity, drivers or capacity) if request.workers > 1 else capacity)
+    return min(capacities)
 
 
 def all_nodes(most: int = 1000) -> list[Resources]:

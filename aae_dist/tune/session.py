@@ -18,6 +18,7 @@ from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import AaeDistError, CheckpointError, Interrupted, RunBusyError
 from aae_dist.launch.ending import StopReason, StopToken
+from aae_dist.launch.local import LocalReporter
 from aae_dist.launch.ray.cluster import own_device
 from aae_dist.launch.ray.driver import ray_storage, run_on_ray
 from aae_dist.launch.ray.monitor import DriverUpdate, print_lines
@@ -25,7 +26,6 @@ from aae_dist.storage import Storage, join, open_storage, read_or_none
 from aae_dist.training.folder import Outcome, RunState, write_marker
 from aae_dist.training.lock import RunLock
 from aae_dist.training.trainer import train
-from aae_dist.utils.text import echo
 
 REPORT_SECONDS = 1.0  # least time between two reports of progress that hold no score
 LOCK_SECONDS = 45.0
@@ -173,13 +173,15 @@ def train_on_ray(config: RunConfig, channel: Channel, stop: StopToken) -> Outcom
         return Outcome(state, 0, {}, folder.uri)
 
 
-class SessionReporter:
-    """The launcher's callbacks for a training in this process."""
+class SessionReporter(LocalReporter):
+    """Reports to a channel; also stops at multiples of `pause_every`. Trials save at intervals.
+
+    Lines go to the worker's log, which Ray keeps on its node.
+    """
 
     def __init__(self, channel: Channel, stop: StopToken, pause_every: int | None) -> None:
-        """Report to `channel`; also stop at multiples of `pause_every`."""
-        self._channel, self._stop, self._pause_every = channel, stop, pause_every
-        self._paused = False
+        super().__init__(stop)
+        self._channel, self._pause_every, self._paused = channel, pause_every, False
 
     def report(self, metrics: Mapping[str, float]) -> None:
         if self._pause_every and metrics["step"] % self._pause_every == 0:
@@ -188,16 +190,7 @@ class SessionReporter:
             self._channel.report(metrics)
 
     def stop_requested(self) -> bool:
-        return self._stop.requested or self._paused
-
-    def stopped_as(self) -> str:
-        return self._stop.reason or StopReason.INTERRUPTED
-
-    def save_requested(self) -> bool:
-        return False  # trials save at intervals
-
-    def line(self, text: str) -> None:
-        echo(text)  # to the worker's log, which Ray keeps on its node
+        return super().stop_requested() or self._paused
 
 
 PENDING = "takeover.json"  # in a run's folder while a parent's state is copied into it

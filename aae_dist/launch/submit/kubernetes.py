@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 
-from aae_dist.config import RunConfig
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch.ray.cluster import Resources, refuse_if_impossible, request_on
 from aae_dist.launch.submit.jobs import LOCAL, Work, local_paths
@@ -45,17 +44,6 @@ def legal_name(name: str, storage: str) -> str:
     tail = hashlib.sha256(f"{storage}/{name}".encode()).hexdigest()[:6]
     head = f"aae-{slug}"[: MAX_NAME - 1 - len(tail)].rstrip("-")
     return f"{head}-{tail}"
-
-
-def job_of(rendered: list[Object], place: str) -> Object:
-    """Return the one RayJob among rendered objects; LaunchError when there is not one."""
-    jobs = [found for found in rendered if found.get("kind") == "RayJob"]
-    if len(jobs) != 1:
-        raise LaunchError(
-            f"{place} renders {len(jobs)} RayJobs, and submit fills in exactly one; copy one of "
-            "cluster/overlays"
-        )
-    return jobs[0]
 
 
 def fill(template: Object, name: str, address: str, config: str) -> list[Object]:
@@ -113,9 +101,7 @@ def groups(job: Object) -> Iterator[tuple[Resources, int]]:
 
 def unedited_images(job: Object) -> list[str]:
     """Return images that still have a placeholder of the overlays in their name."""
-    cluster = job["spec"]["rayClusterSpec"]
-    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    containers = [c for pod in pods for c in pod["template"]["spec"]["containers"]]
+    containers = [container for pod in _pods(job) for container in pod["containers"]]
     images = {str(container.get("image", "")) for container in containers}
     return sorted(image for image in images if PLACEHOLDERS & set(re.split("[^A-Z]+", image)))
 
@@ -130,16 +116,18 @@ def quantity(text: str | float) -> float:
 
 def shared_folders(job: Object) -> list[str]:
     """Return the paths at which the head and all workers see a volume that outlives them."""
-    cluster = job["spec"]["rayClusterSpec"]
-    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    seen = [_lasting_mounts(pod["template"]["spec"]) for pod in pods]
+    seen = []
+    for pod in _pods(job):
+        lasting = {v["name"] for v in pod.get("volumes", []) if not OF_THE_POD & set(v)}
+        mounts = pod["containers"][0].get("volumeMounts", [])
+        seen.append({mount["mountPath"] for mount in mounts if mount["name"] in lasting})
     return sorted(set.intersection(*seen))
 
 
-def _lasting_mounts(pod: Object) -> set[str]:
-    lasting = {v["name"] for v in pod.get("volumes", []) if not OF_THE_POD & set(v)}
-    mounts = pod["containers"][0].get("volumeMounts", [])
-    return {mount["mountPath"] for mount in mounts if mount["name"] in lasting}
+def _pods(job: Object) -> list[Object]:
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
 
 
 ENDED = ("Complete", "Failed", "ValidationFailed")
@@ -240,7 +228,13 @@ def check(work: Work, job: Object, cluster: Path) -> None:
     """Raise for problems that would only show on the cluster, after it has been paid for."""
     advice = "is a name to be filled in; edit site/site.yaml of the overlay"
     problems = [f"image: {image} {advice}" for image in unedited_images(job)]
-    problems += _problems(work.config, shared_folders(job))
+    shared = shared_folders(job)
+    there = f"one of {', '.join(shared)}" if shared else "a mount that the overlay does not have"
+    problems += [LOCAL] if work.config.launch.kind == "local" else []
+    for key, path in local_paths(work.config):
+        if not any(PurePosixPath(path).is_relative_to(folder) for folder in shared):
+            text = f"no pod sees the folder {path}; use s3:// (gs://, az://) or {there}"
+            problems.append(f"{key}: {text}")
     if problems:
         raise ConfigError("\n  ".join([f"this cannot run on {cluster}:", *problems]))
     kinds = list(groups(job))
@@ -249,18 +243,15 @@ def check(work: Work, job: Object, cluster: Path) -> None:
     refuse_if_impossible(demand, pods, f"with `most` in its site.yaml, {cluster} has")
 
 
-def _problems(config: RunConfig, shared: Sequence[str]) -> Iterator[str]:
-    if config.launch.kind == "local":
-        yield LOCAL
-    there = f"one of {', '.join(shared)}" if shared else "a mount that the overlay does not have"
-    for key, path in local_paths(config):
-        if not any(PurePosixPath(path).is_relative_to(folder) for folder in shared):
-            yield f"{key}: no pod sees the folder {path}; use s3:// (gs://, az://) or {there}"
-
-
 def _template(work: Work, cluster: Path) -> Object:
     folder = cluster / {"train": "train", "tune": "sweep"}[work.verb]
-    return job_of(render(folder), str(folder))
+    jobs = [found for found in render(folder) if found.get("kind") == "RayJob"]
+    if len(jobs) != 1:
+        raise LaunchError(
+            f"{folder} renders {len(jobs)} RayJobs, and submit fills in exactly one; copy one of "
+            "cluster/overlays"
+        )
+    return jobs[0]
 
 
 class ExistsError(LaunchError):
@@ -384,15 +375,11 @@ def _run(command: Sequence[str], stdin: str | None = None) -> str:
             f"`{' '.join(command[:4])} ...` gave no answer in {SECONDS} s; is the cluster there?"
         ) from None
     if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise LaunchError(f"kubectl: {_cause(reason)}")
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        # A line of advice may follow the one with the cause.
+        causes = [each for each in lines if re.match(r"error:|.*Error from server", each)]
+        raise LaunchError(f"kubectl: {(causes or lines or ['failed and printed nothing'])[-1]}")
     return done.stdout
-
-
-def _cause(lines: Sequence[str]) -> str:
-    """Return the line with the cause; a line of advice may follow it."""
-    errors = [line for line in lines if line.startswith("error:") or "Error from server" in line]
-    return (errors or lines or ["failed and printed nothing"])[-1]
 
 
 def _absent() -> LaunchError:

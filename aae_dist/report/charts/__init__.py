@@ -61,7 +61,7 @@ def look_of(groups: Sequence[str], group: str) -> tuple[str, str]:
 
 
 def mark(colour: str, marker: str, **style: Any) -> Line2D:
-    """Return what stands for a group in a legend."""
+    """Return a group's entry in a legend."""
     return Line2D([], [], color=colour, marker=marker, **style)
 
 
