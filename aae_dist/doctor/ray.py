@@ -80,7 +80,6 @@ class Probe:
         return collect_facts()
 
     def now(self) -> float:
-        """Return this machine's clock, in seconds of Unix time."""
         return time.time()
 
     def storage(self, uri: str) -> str:
@@ -90,7 +89,6 @@ class Probe:
         return list(probes.wandb(url))
 
     def address(self) -> str:
-        """Return a free HOST:PORT for rank 0."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as free:
             free.bind((host, 0))

@@ -188,7 +188,6 @@ def condensed(text: str) -> str:
 
 
 def _last_frame(lines: Sequence[str]) -> int | None:
-    """Return the number of the line that names a traceback's last frame."""
     return next((n for n in reversed(range(len(lines))) if _FRAME.match(lines[n])), None)
 
 

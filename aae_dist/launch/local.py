@@ -89,12 +89,8 @@ def write_shards(
 
     `launch.kind` ray with `launch.workers` > 1 goes through Ray; else this process does it all, or
     shares it with the ranks that torchrun started. The bytes are the same in both cases.
-
-    Raises:
-        ConfigError: the output folder holds something else than `fingerprint`.
-        DataError: an input shard is missing or damaged.
-        LaunchError: the output cannot be written, or the cluster has no room.
-        Interrupted: stopped from the keyboard; what is written stays.
+    ConfigError when the output folder holds something else than `fingerprint`; Interrupted after a
+    stop from the keyboard.
     """
     through_ray = config.launch.kind != "local" and config.launch.workers != 1
     # The device is the workers': the machine that asks them may have none.

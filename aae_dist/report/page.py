@@ -93,7 +93,6 @@ def _render(view: ReportView, charts: list[dict[str, Any]], has_best: bool) -> s
 
 @cache
 def _environment() -> Environment:
-    """Return a Jinja environment that escapes everything that is not marked as safe."""
     environment = Environment(
         loader=PackageLoader("aae_dist", "report"),
         autoescape=True,
@@ -154,7 +153,6 @@ def _search(view: ReportView) -> str:
 
 
 def _facts(view: ReportView) -> list[tuple[str, str]]:
-    """Return the figures at the top of the page, each with its caption."""
     facts = []
     best = next((row for row in view.rows if row.rank == 1), None)
     if best is not None:
@@ -194,7 +192,6 @@ def _notes(view: ReportView) -> Iterator[str]:
 
 
 def _ties(view: ReportView) -> Iterator[str]:
-    """Yield a note if intervals of other trials overlap that of the best one."""
     name = view.objective.metrics[0]
     ranked = [row for row in view.rows if row.rank is not None]
     best = ranked[0].interval(name) if ranked and len(view.objective.metrics) == 1 else None

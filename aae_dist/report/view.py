@@ -42,11 +42,9 @@ class RankedTrial:
         return self.rank == 1 or self.on_front
 
     def metric(self, name: str) -> float | None:
-        """Return the newest value of a metric; None when there is none, or it is not finite."""
         return finite(self.trial.metrics.get(name))
 
     def interval(self, name: str) -> Interval | None:
-        """Return a metric's confidence interval, None if it has none."""
         low, high = self.metric(f"{name}_low"), self.metric(f"{name}_high")
         return None if low is None or high is None else (low, high)
 
@@ -65,12 +63,10 @@ class ReportView:
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
-        """The values of `group_key`, in the order of the trials."""
         by_number = sorted(self.rows, key=lambda row: row.trial.number)
         return tuple(dict.fromkeys(self.group(row) for row in by_number))
 
     def group(self, row: RankedTrial) -> str:
-        """Return a trial's value of `group_key`, empty without one."""
         return format_value(row.parameters.get(self.group_key, "")) if self.group_key else ""
 
     @cached_property

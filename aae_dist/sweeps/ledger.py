@@ -64,7 +64,6 @@ class AsyncWriter:
         return self._failed.get(key)
 
     def pop_error(self) -> str:
-        """Return why something could not be written since the last call, or nothing."""
         with self._lock:
             problem, self._problem = self._problem, ""
         return problem
@@ -123,7 +122,6 @@ class Entry:
 
     @property
     def step(self) -> int:
-        """Steps done, as last reported."""
         return int(self.metrics.get("step") or 0)
 
     def cost(self) -> float:
@@ -131,7 +129,6 @@ class Entry:
         return self.seconds + (time.monotonic() - self.started if self.started else 0.0)
 
     def listed(self) -> dict[str, Any]:
-        """Return the trial's entry in sweep.json."""
         plan = self.plan
         return {"id": plan.id, "number": plan.number, "parameters": plan.parameters}
 
@@ -211,13 +208,11 @@ class Ledger:
                 self._mark_dirty(entry)
 
     def exploit(self, name: str, event: dict[str, Any]) -> None:
-        """Note that a trial continues from another one's state (PBT)."""
         with self._guard:
             self.entries[name].lineage.append(event)
             self._mark_dirty(self.entries[name])
 
     def finish(self, name: str, state: TrialState, cause: str | None = None) -> None:
-        """Note how a trial ended, and that it holds no workers any more."""
         with self._guard:
             entry = self.entries[name]
             entry.seconds, entry.started = entry.cost(), None
@@ -227,7 +222,6 @@ class Ledger:
                 self._writer.mark_dirty(files.BEST)
 
     def crashed(self, name: str, cause: str) -> None:
-        """Note that a trial's process died; it will be started again."""
         with self._guard:
             entry = self.entries[name]
             entry.seconds, entry.started = entry.cost(), None
@@ -235,7 +229,6 @@ class Ledger:
             self._mark_dirty(entry)
 
     def pause(self, name: str) -> None:
-        """Note that a running trial has released its workers for a while."""
         with self._guard:
             entry = self.entries[name]
             if entry.state == TrialState.RUNNING:
@@ -256,7 +249,6 @@ class Ledger:
         return is_comparable(self.objective.metrics, metrics, usual)
 
     def in_state(self, *states: TrialState) -> list[Entry]:
-        """Return the trials in any of these states, by number."""
         with self._guard:
             found = [e for e in self.entries.values() if e.state in states]
         return sorted(found, key=lambda entry: entry.plan.number)

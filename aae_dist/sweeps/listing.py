@@ -59,7 +59,6 @@ def list_runs(storage: Storage) -> list[RunRow]:
 
 
 def _read_row(run: Storage, name: str) -> RunRow | None:
-    """Return the run or sweep of a folder, None for any other folder."""
     lock, summary = _holder(run), _json(run, SUMMARY)
     # The summary has it as JSON: YAML takes 10 ms per run.
     config = summary.get("config") or _config(run)

@@ -51,7 +51,6 @@ class Objective:
 
     @property
     def is_pareto(self) -> bool:
-        """Whether there are several directions, so that there may be no single best trial."""
         return len(self.modes) > 1
 
     @property

@@ -65,7 +65,6 @@ class SweepPlan:
         raise load.config_error(f"trial {describe(parameters)}", found)
 
     def winner(self, trial: TrialPlan) -> RunConfig:
-        """Return the configuration to train a trial's parameters on their own."""
         name = f"{self.sweep.name[:95]}-best"
         run = trial.config.run.model_copy(update={"name": name, "storage": self.storage})
         return trial.config.model_copy(update={"run": run})

@@ -228,10 +228,9 @@ def point_of(entry: Entry) -> dict[str, Any]:
 
 
 class LedgerCallback(tune.Callback):
-    """Records trials in the ledger; runs in the thread of `Tuner.fit`."""
+    """Records trials, in the thread of `Tuner.fit`; one without a state was pruned."""
 
     def __init__(self, ledger: Ledger, scheduler: str) -> None:
-        """Write to `ledger`; a trial that ends without a state was stopped by `scheduler`."""
         self._ledger, self._scheduler = ledger, scheduler
 
     def __getstate__(self) -> dict[str, Any]:

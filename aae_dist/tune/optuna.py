@@ -29,7 +29,6 @@ class OptunaDraw:
         self._trial = trial
 
     def index(self, name: str, count: int) -> int:
-        """Return a number from 0 to count - 1, without order."""
         return int(self._trial.suggest_categorical(name, list(range(count))))
 
     def real(self, name: str, low: float, high: float, log: bool) -> float:
@@ -131,7 +130,6 @@ class OptunaSearcher(Searcher):
         return {key: space.drawn(node, draw, key) for key, node in terms.items()}
 
     def _recall(self, entry: Entry) -> optuna.Trial:
-        """Return a trial of the study that chose what an earlier start's trial had."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._study.enqueue_trial(entry.draws or {})

@@ -30,7 +30,6 @@ class SweepProgress:
         clock: Callable[[], float] = time.monotonic,
         terminal: Console | None = None,
     ) -> None:
-        """Show `ledger`, with `concurrent` trials at once, by default on standard output."""
         self._ledger, self._concurrent, self._clock = ledger, concurrent, clock
         self._reported = {entry.plan.id for entry in ledger.in_state(*FINAL)}
         self._restarts = {entry.plan.id: entry.restarts for entry in ledger.entries.values()}
@@ -59,7 +58,6 @@ class SweepProgress:
             echo(self.status())
 
     def status(self) -> str:
-        """Return the sweep in one line: trials by state, best so far, time left."""
         counts = self._ledger.counts()
         parts = [f"{count} {state}" for state, count in counts.items() if count]
         for best in self._ledger.ranked()[:1]:

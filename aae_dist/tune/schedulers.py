@@ -68,7 +68,6 @@ def _asha(
 
 
 def _replay(scheduler: Any, objective: Objective, trial: TrialRecord, unit: str) -> None:
-    """Show a scheduler a trial's scores as if it ran now."""
     # Of a trial it looks at nothing but the id.
     stand_in = SimpleNamespace(trial_id=trial.id)
     scheduler.on_trial_add(None, stand_in)

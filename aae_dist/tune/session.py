@@ -49,7 +49,6 @@ class Channel:
     """Log points on their way from the training to Tune: the training never runs far ahead."""
 
     def __init__(self, config: RunConfig, scores: tuple[str, ...], stop: StopToken) -> None:
-        """Pass on what holds one of `scores`, and progress now and then."""
         self._train, self._scores, self._stop = config.train, scores, stop
         self._events: queue.Queue[Metrics | Ended] = queue.Queue(maxsize=1)
         self._reported_at = 0.0
@@ -74,7 +73,6 @@ class Channel:
         return self._events.get()
 
     def drain(self) -> Ended:
-        """Wait for the end, dropping what comes before it."""
         while not isinstance(event := self._events.get(), Ended):
             pass
         return event
@@ -92,7 +90,6 @@ class Session:
     def __init__(
         self, train: Callable[[Channel, StopToken], Outcome], channel: Channel, stop: StopToken
     ) -> None:
-        """Start `train`, which sends log points to `channel` and polls `stop`."""
         self._train, self._channel, self._stop = train, channel, stop
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
@@ -101,7 +98,6 @@ class Session:
         return self._channel.next()
 
     def stop(self, reason: StopReason) -> Ended:
-        """Request a checkpoint and the end, and wait for it."""
         self._stop.request(reason)
         return self._channel.drain()
 
@@ -261,7 +257,6 @@ def _state_of(uri: str, step: int) -> Checkpoint:
 def _with_values(
     config: RunConfig, other: Mapping[str, Any], values: Mapping[str, Any]
 ) -> RunConfig:
-    """Return the configuration `other`, a resolved one, in place of `config`."""
     own = config.model_dump(mode="json")
     tree: dict[str, Any] = json.loads(json.dumps(other))
     seed = tree["run"]["seed"]

@@ -66,7 +66,6 @@ class Trial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], task: SweepTask) -> None:  # type: ignore[override]
-        """Prepare for a trial; training begins with the first step."""
         if task.search_path not in sys.path:
             sys.path.append(task.search_path)
         self._task, self._listener = task, StopListener(task.monitor)
@@ -97,7 +96,6 @@ class Trial(tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        """End what Tune has stopped, and this process's part in the sweep."""
         self._end_session()
         self._listener.close()
 

@@ -40,7 +40,6 @@ class ResourceRequest:
         return min(self.workers, *rooms)
 
     def fits(self, nodes: Iterable[Resources]) -> bool:
-        """Return whether these nodes together can hold as many workers as are needed."""
         return sum(self.capacity_on(node) for node in nodes) >= (self.fewest or self.workers)
 
     def __str__(self) -> str:

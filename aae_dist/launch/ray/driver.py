@@ -28,11 +28,8 @@ ERROR_GRACE_SECONDS = 30.0  # how long the other ranks may take to end after one
 def launch_ray(config: RunConfig) -> Outcome:
     """Train the run with Ray Train, on the cluster of RAY_ADDRESS or on one of this machine.
 
-    A run that has finished before is answered without starting Ray.
-
-    Raises:
-        Interrupted: the stop came before any worker had started.
-        WorkersFailedError: workers failed more often than `launch.max_failures` allows.
+    A run that has finished before is answered without starting Ray. Interrupted when the stop came
+    before any worker had started; WorkersFailedError after `launch.max_failures`.
     """
     if (done := finished_before(config)) is not None:
         return done
@@ -133,7 +130,6 @@ class Driver:
         self._error_since: float | None = None
 
     def watch(self) -> WorkerResult[Outcome]:
-        """Return the result of rank 0, after printing all lines of the workers."""
         while self._fit.is_alive():
             self._fit.join(POLL_SECONDS)
             if (failed := self._poll()) is not None:
@@ -193,7 +189,6 @@ class DriverProgressBar:
         self._plan: tuple[int, int] | None = None
 
     def __call__(self, update: DriverUpdate) -> None:
-        """Print lines above the bar and move it; workers that started again have another plan."""
         for line in update.lines:
             echo(line)
         if update.plan is not None and update.plan != self._plan:

@@ -43,7 +43,6 @@ class Monitor:
         self._update.lines.append(text)
 
     def add_metrics(self, metrics: dict[str, float]) -> None:
-        """Take one log point, for a sweep's trial to report."""
         self._update.metrics.append(metrics)
 
     def set_plan(self, total_steps: int, first_step: int) -> None:
@@ -53,12 +52,10 @@ class Monitor:
         self._update.step = step
 
     def set_workers_up(self, up: bool) -> None:
-        """Note that the workers started, or that they failed."""
         self._update.workers_up = up
         self._attempt += up
 
     def set_failed(self, result: WorkerResult[Any]) -> None:
-        """Note a user error; the first one stays."""
         self._update.failed = self._update.failed or result
 
     def note_failure(self, cause: str) -> bool:

@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 class RayExecutor(Executor):
-    """Runs each call as a Ray task. An error that the function raises is raised by its future.
+    """Runs each call as a Ray task of a process that is connected to Ray already.
 
-    A task whose process or node dies is started again, `max_retries` times.
+    An error that the function raises is raised by its future. A task whose process or node dies is
+    started again, `max_retries` times.
     """
 
     def __init__(self, max_retries: int = NUM_RETRIES, **options: Any) -> None:
-        """Expect that this process is connected to Ray; `options` are those of `ray.remote`."""
         import ray
 
         self._ray: Any = ray
@@ -97,12 +97,8 @@ def run_tasks(
     """Yield what `function(*call)` returns for each call, as they end; `launch.workers` at once.
 
     A task whose process or node dies is started again, up to `launch.max_failures` times. The
-    workers must be able to import the module of `function`.
-
-    Raises:
-        AaeDistError: what a task raised, as it raised it; the others are cancelled.
-        LaunchError: the cluster can never hold the workers, or had no room for them in time.
-        WorkersFailedError: a task's process died too often.
+    workers must be able to import the module of `function`. What a task raises is raised, and the
+    others are cancelled; LaunchError when there is no room for the workers.
     """
     cluster.check_machine(config)
     with cluster.connected(config):

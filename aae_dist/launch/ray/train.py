@@ -62,7 +62,6 @@ class RestartNotice(ray.train.UserCallback):
     """Sends the driver one line when workers failed and will be started again."""
 
     def __init__(self, monitor: Any, max_failures: int) -> None:
-        """Send to the actor `monitor`; Ray aborts after `max_failures` restarts."""
         self._monitor, self._max_failures, self._failures = monitor, max_failures, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

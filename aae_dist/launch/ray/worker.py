@@ -100,7 +100,6 @@ class RayReporter:
     """Sends lines to the driver and metrics to Ray Train."""
 
     def __init__(self, monitor: Any, world: World) -> None:
-        """Report through the actor `monitor`; rank 0 also listens for requests of the driver."""
         self._monitor, self._world = monitor, world
         self._listener = StopListener(monitor) if world.is_main else None
         self._pending: dict[str, float] = {}
@@ -162,7 +161,6 @@ class RemoteConsole:
             self._monitor.set_step.remote(step)
 
     def log(self, record: Record) -> None:
-        """Send the step; `RayReporter.report` sends the rest."""
         self._monitor.set_step.remote(int(record["step"]))
 
     def picture(self, name: str, png: bytes, step: int) -> None:
@@ -179,7 +177,6 @@ class PrometheusSink:
     """
 
     def __init__(self, run: str) -> None:
-        """Report that the run trains; made in a process of a Ray cluster."""
         from ray.util.metrics import Gauge
 
         self._make: Any = Gauge

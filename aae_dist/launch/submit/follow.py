@@ -62,7 +62,6 @@ def follow(api: Kubectl, name: str) -> int:
 
 
 def _poll(api: Kubectl, name: str, states: "StateReporter", logs: "SubmitterLogs") -> Object:
-    """Report what has changed since the last poll; return the job."""
     job = api.job(name)
     if job is None:
         raise GoneError(name)
@@ -120,7 +119,6 @@ class JobLog:
         self._pod, self._position, self._is_repeating = "", 0, False
 
     def open(self, pod: str) -> None:
-        """Expect the log of a pod from its beginning."""
         self._firsts.setdefault(pod, len(self._lines))
         self._pod, self._is_repeating = pod, False
         self._position = self._starts.setdefault(pod, self._attempt)
@@ -164,7 +162,6 @@ class SubmitterLogs:
         self.complete = False  # whether all pods have ended and all of their lines are shown
 
     def pump(self, pods: Sequence[Object]) -> None:
-        """Print new lines, and switch to the next pod when one has ended."""
         if self._stream is None:
             self._open_next(pods)
         if self._stream is not None:
@@ -236,7 +233,6 @@ class _Stream:
         return self._thread.is_alive()
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines that have come since the last call."""
         while not self._queue.empty():
             yield self._queue.get()
 
@@ -315,7 +311,6 @@ def waiting_for(pods: Sequence[Object]) -> str:
 
 
 def _missing(pod: Object) -> str:
-    """Return why a pod is not running, '' when it is."""
     status = pod["status"]
     if status.get("phase") in _OVER:
         return f"ended ({status.get('reason') or status['phase']})"

@@ -266,7 +266,6 @@ class Log:
         self._end, self.saved = "", False
 
     def rewind(self) -> None:
-        """Expect the log from its beginning again."""
         self._position = 0
 
     def take(self, part: str) -> None:

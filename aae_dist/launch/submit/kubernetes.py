@@ -157,11 +157,8 @@ def manifests(work: Work, cluster: Path, doctor: bool = False) -> tuple[Object, 
     """Return the ConfigMap and the RayJob of a run or sweep; no cluster is asked.
 
     `cluster` is the folder of an overlay, such as cluster/overlays/gke. With `doctor` the job
-    checks the cluster, once, and trains nothing.
-
-    Raises:
-        ConfigError: the configuration holds a secret, or names folders that no pod has.
-        LaunchError: the overlay cannot be rendered, or has no room for the run.
+    checks the cluster, once, and trains nothing. ConfigError when the configuration holds a secret,
+    or names folders that no pod has.
     """
     if redact(work.text) != work.text:
         raise ConfigError(
@@ -271,7 +268,6 @@ class Kubectl:
         self.words = " ".join(self._command)  # the command as it is typed in a shell
 
     def job(self, name: str) -> Object | None:
-        """Return a RayJob, None when there is none of the name."""
         text = self._run("get", "rayjob", name, "--ignore-not-found", "--output", "json")
         return json.loads(text) if text.strip() else None
 
@@ -313,7 +309,6 @@ class Kubectl:
         self._run("patch", "configmap", name, "--type", "merge", "--patch", patch)
 
     def follow_log(self, pod: str) -> "subprocess.Popen[str]":
-        """Start to read a pod's log from its beginning; the process ends with the pod."""
         return subprocess.Popen(
             [*self._command, "logs", "--follow", pod],
             stdout=subprocess.PIPE,

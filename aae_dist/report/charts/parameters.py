@@ -93,7 +93,6 @@ def _curve(
 
 
 def _places(axes: Axes, values: Sequence[Value]) -> Mapping[Value, float]:
-    """Return the position of each value; set ticks for text values and grids."""
     different = list(dict.fromkeys(values))
     numbers = sorted(v for v in different if isinstance(v, float))
     if len(numbers) < len(different):

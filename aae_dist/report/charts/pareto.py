@@ -120,7 +120,6 @@ def _front(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
 
 
 def _entries(view: ReportView, rows: Sequence[RankedTrial]) -> list[tuple[Line2D, str]]:
-    """Return the entries of the legend: groups, unfinished states, the best or the front."""
     mark, present = partial(charts.mark, linestyle="none"), {view.group(row) for row in rows}
     groups = [group for group in view.groups if group and group in present]
     entries = [(mark(*charts.look_of(view.groups, group)), group) for group in groups]
