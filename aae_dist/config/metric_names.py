@@ -27,28 +27,17 @@ _LOSSES = {
 _PHASES = {"adversarial": ("reconstruction", "discriminator", "generator")}
 """Phases of the methods that have more than the reconstruction phase."""
 _PER_PHASE = ("lr", "gradient_norm", "skipped_updates", "step_seconds")
+_GOODPUT = ["wall", "useful", "data_wait", "checkpoint", "evaluation", "record", "stall", "restart"]
 _LOGGED = (
-    "step",
-    "epoch",
-    "samples_seen",
-    "data/bad_samples",
-    "throughput/samples_per_second",
-    "goodput/fraction",
-    *(
-        f"goodput/{part}_seconds"
-        for part in (
-            *("wall", "useful", "data_wait", "checkpoint"),
-            *("evaluation", "record", "stall", "restart"),
-        )
-    ),
+    *("step", "epoch", "samples_seen", "data/bad_samples", "throughput/samples_per_second"),
+    *("goodput/fraction", *(f"goodput/{part}_seconds" for part in _GOODPUT)),
     *(f"checkpoint/{what}" for what in ("skipped", "seconds_blocked", "bytes", "seconds")),
 )
 _EVALUATED = (
     *("reconstruction/mse", "reconstruction/sum_half"),
     *("prior_match/c2st", "prior_match/c2st_low", "prior_match/c2st_high"),
     *("prior_match/sliced_wasserstein", "prior_match/mmd", NUM_SAMPLES),
-    "data/bad_validation_samples",
-    "codes/smallest_spread",
+    *("data/bad_validation_samples", "codes/smallest_spread"),
 )
 _OF_DISCRIMINATOR = ("discriminator/accuracy_codes", "discriminator/accuracy_prior")
 
@@ -109,9 +98,10 @@ def best_metric_problems(tree: Tree) -> list[str]:
     if method.value not in METHODS or name.value in scores(str(method.value)):
         return []
     text = unknown(name.value, [str(method.value)])
-    if text is None:
-        text = f"{name.value} is not measured by evaluations, which select the best checkpoint"
-        text += "; use for example reconstruction/mse"
+    text = text or (
+        f"{name.value} is not measured by evaluations, which select the best checkpoint; use for "
+        "example reconstruction/mse"
+    )
     return [f"train.best_metric: {text} ({name.source})"]
 
 

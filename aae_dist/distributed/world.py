@@ -197,8 +197,7 @@ def start_sum(counts: Sequence[int], world: World) -> Callable[[], list[int]]:
 
     def wait() -> list[int]:
         work.wait()
-        sums: list[int] = totals.tolist()
-        return sums
+        return [int(total) for total in totals]
 
     return wait
 

@@ -158,8 +158,9 @@ class Evaluator:
 
     def _encode_own(self, networks: Autoencoder, prior_nZ: Tensor) -> Tensor:
         """Return this rank's chunks, float64 [chunks of the busiest rank, CHUNK, columns]."""
-        chunks = range(self._world.rank, _num_chunks(self.num_samples), self._world.size)
-        per_rank = -(-_num_chunks(self.num_samples) // self._world.size)
+        num_chunks = -(-self.num_samples // CHUNK)
+        chunks = range(self._world.rank, num_chunks, self._world.size)
+        per_rank = -(-num_chunks // self._world.size)
         num_columns = ScoredRows.NUM_SCALARS + self._prior.latent_dim
         table = torch.zeros(per_rank, CHUNK, num_columns, dtype=torch.float64)
         pool = ThreadPoolExecutor(self._threads, "decode") if self._threads > 1 else nullcontext()
@@ -206,10 +207,11 @@ class Evaluator:
         metrics |= score(rows.codes, self._baseline, self._seed)
         metrics["data/bad_validation_samples"] = float(self.num_samples - len(rows))
         if not bool((rows.code_logits.isnan() & rows.prior_logits.isnan()).all()):
-            accuracy_codes = (rows.code_logits <= 0).double().mean().item()
-            accuracy_prior = (rows.prior_logits > 0).double().mean().item()
-            metrics["discriminator/accuracy_codes"] = accuracy_codes
-            metrics["discriminator/accuracy_prior"] = accuracy_prior
+            right = {"codes": rows.code_logits <= 0, "prior": rows.prior_logits > 0}
+            metrics |= {
+                f"discriminator/accuracy_{name}": mask.double().mean().item()
+                for name, mask in right.items()
+            }
         if bool(rows.codes.isfinite().all()):
             metrics["codes/smallest_spread"] = smallest_spread(rows.codes, prior_nZ.double())
         return metrics
@@ -239,10 +241,6 @@ def smallest_spread(codes_nZ: Tensor, prior_nZ: Tensor) -> float:
         float(torch.linalg.eigvalsh(torch.atleast_2d(z.T.cov()))[0]) for z in (codes_nZ, prior_nZ)
     ]
     return math.sqrt(max(flattest[0], 0.0) / max(flattest[1], 1e-12))
-
-
-def _num_chunks(num_samples: int) -> int:
-    return -(-num_samples // CHUNK)
 
 
 def _gather_in_order(rows: Tensor, num_samples: int, world: World) -> Tensor:

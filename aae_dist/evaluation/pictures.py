@@ -183,7 +183,9 @@ def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: 
     # Project codes and prior to two dimensions.
     finite = codes_nZ.isfinite().all(1)
     if not bool(finite.any()):
-        return _message("no latent code is finite")
+        figure = Figure(figsize=(7.6, 6.6))
+        figure.text(0.5, 0.5, "no latent code is finite", ha="center", va="center")
+        return figure
     labels = labels_n[finite].numpy()
     codes, prior, names = _in_plane(codes_nZ[finite].double(), prior_mZ.double())
 
@@ -278,12 +280,6 @@ def _level_holding(density: Array, share: float) -> float:
     falling = np.sort(density.ravel())[::-1]
     reached = np.searchsorted(falling.cumsum(), share * falling.sum())
     return float(falling[min(reached, falling.size - 1)])
-
-
-def _message(text: str) -> Figure:
-    figure = Figure(figsize=(7.6, 6.6))
-    figure.text(0.5, 0.5, text, ha="center", va="center")
-    return figure
 
 
 def _scatter(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:

@@ -1,6 +1,5 @@
 """Folders of this machine, or of a shared mount: plain os calls with fsync, rename and flock."""
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -8,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -204,7 +203,7 @@ class LocalStorage:
             self.delete(probe)
             for path in self._folder.glob(f".*{TEMPORARY}"):
                 # Another writer's file may get its final name between the listing and here.
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
                         path.unlink()
 

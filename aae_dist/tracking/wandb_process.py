@@ -68,18 +68,10 @@ def _init(start: dict[str, Any]) -> Any:
         finish_timeout=start["finish_seconds"],
         x_disable_machine_info=True,
     )
+    keys = ("project", "entity", "group", "tags", "name", "id", "config", "dir", "mode")
+    given = {key: start[key] for key in keys}
     return wandb.init(
-        project=start["project"],
-        entity=start["entity"],
-        group=start["group"],
-        tags=start["tags"],
-        name=start["name"],
-        id=start["id"],
-        config=start["config"],
-        dir=start["dir"],
-        mode=start["mode"],
-        resume="allow" if start["mode"] == "online" else None,
-        settings=settings,
+        resume="allow" if start["mode"] == "online" else None, **given, settings=settings
     )
 
 

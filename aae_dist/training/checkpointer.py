@@ -248,10 +248,19 @@ def newest_checkpoint(
     loaded: list[Checkpoint] = []
 
     def find() -> int | None:
-        checkpoint = store.newest()
-        _check_resume(config.run.resume, checkpoint, folder.uri)
+        checkpoint, resume = store.newest(), config.run.resume
+        if checkpoint is None and resume == "must":
+            raise CheckpointError(
+                f"run.resume=must, but {folder.uri} has no checkpoint that verifies; check "
+                "run.storage and run.name, or use run.resume=auto"
+            )
         if checkpoint is None:
             return None
+        if resume == "never":
+            raise CheckpointError(
+                f"run.resume=never, but {folder.uri} has a checkpoint of step {checkpoint.step}; "
+                "take a new run.name or use run.resume=auto"
+            )
         check_metadata(checkpoint)
         check_same_run(checkpoint.metadata["config"], config, folder.uri)
         check_lanes(checkpoint.metadata["data"]["lanes"], config, folder.uri)
@@ -262,16 +271,3 @@ def newest_checkpoint(
     if step is None:
         return None
     return run_on_all_ranks(world, lambda: loaded[0] if loaded else store.load(step))
-
-
-def _check_resume(resume: str, checkpoint: Checkpoint | None, run_uri: str) -> None:
-    if checkpoint is None and resume == "must":
-        raise CheckpointError(
-            f"run.resume=must, but {run_uri} has no checkpoint that verifies; check run.storage "
-            "and run.name, or use run.resume=auto"
-        )
-    if checkpoint is not None and resume == "never":
-        raise CheckpointError(
-            f"run.resume=never, but {run_uri} has a checkpoint of step {checkpoint.step}; take a "
-            "new run.name or use run.resume=auto"
-        )

@@ -125,26 +125,22 @@ def healthy_checkpoint(store: CheckpointStore, world: World, error: RollbackNeed
         return store.newest_healthy(is_healthy)
 
     step = run_on_rank_zero(world, newest)
-    if step is None:
-        raise _without_checkpoint(error) from error
-    return run_on_all_ranks(world, lambda: store.load(step))
+    if step is not None:
+        return run_on_all_ranks(world, lambda: store.load(step))
+    if isinstance(error, UpdatesSkippedError):
+        raise TrainingDivergedError(
+            f"training diverged: {error} (there is no good checkpoint to roll back to)"
+        ) from error
+    raise RanksDifferError(
+        f"{error}, and there is no checkpoint to roll back to. A bit flipped or hardware computes "
+        "wrongly: repeat the command, and if it happens again leave that machine out."
+    ) from error
 
 
 def is_healthy(checkpoint: Checkpoint) -> bool:
     """Return whether a checkpoint was not saved between skipped updates."""
     counters = [group.get("skipped_in_a_row") for group in checkpoint.tensors.values()]
     return not any(int(counter) for counter in counters if counter is not None)
-
-
-def _without_checkpoint(error: RollbackNeeded) -> Exception:
-    if isinstance(error, UpdatesSkippedError):
-        return TrainingDivergedError(
-            f"training diverged: {error} (there is no good checkpoint to roll back to)"
-        )
-    return RanksDifferError(
-        f"{error}, and there is no checkpoint to roll back to. A bit flipped or hardware computes "
-        "wrongly: repeat the command, and if it happens again leave that machine out."
-    )
 
 
 Metrics = Mapping[str, float]

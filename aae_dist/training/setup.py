@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from aae_dist.checkpoints.format import Checkpoint, WeightAverage
 from aae_dist.checkpoints.store import CheckpointStore
@@ -122,7 +121,12 @@ class TrainingSetup:
     def open_batches(self) -> Iterator[Iterable[Batch]]:
         """Open this rank's batches from the state's position to the last step; a collective."""
         data, world, position = self.data, self.world, self.state.position
-        rows, node_rows = rows_of_rank(data, world, world.rank), _rows_of_node(data, world)
+        first = world.rank - world.local_rank  # of this node
+        rows, low, high = (
+            rows_of_rank(data, world, rank)
+            for rank in (world.rank, first, first + world.local_size - 1)
+        )
+        node_rows = slice(low.start, high.stop)
         # Memory of the cache of remote shards that ranks take during an evaluation.
         spare = world.local_size * (0 if data.validation is None else data.validation.copy_bytes)
         shards = run_on_all_ranks(
@@ -226,12 +230,6 @@ def rows_of_rank(data: TrainingData, world: World, rank: int) -> slice:
     return rank_rows(rank, world.size, data.order.lanes, batch)
 
 
-def _rows_of_node(data: TrainingData, world: World) -> slice:
-    first = world.rank - world.local_rank
-    last = first + world.local_size - 1
-    return slice(rows_of_rank(data, world, first).start, rows_of_rank(data, world, last).stop)
-
-
 def end_of_run(config: RunConfig, order: SampleOrder, state: TrainState) -> tuple[int, int]:
     """Return the last step of the run, and the samples seen after it."""
     # With `train.epochs` the position determines the end, with `train.steps` the number of steps;
@@ -298,11 +296,13 @@ class Trial:
         self._posterior, self._z_dim = modules.posterior, modules.prior.latent_dim
         self._encoder, self._decoder = unwrap_ddp(modules.encoder), unwrap_ddp(modules.decoder)
         self._discriminator = modules.discriminator and unwrap_ddp(modules.discriminator)
+        networks = (self._encoder, self._decoder, self._discriminator)
+        self._networks = [network for network in networks if network is not None]
         self._shape, self._dtype = shape, dtype
 
     def __call__(self, size: int) -> bool:
         """Return whether forward and backward of `size` samples fit."""
-        buffers = [(b, b.clone()) for module in self._networks() for b in module.buffers()]
+        buffers = [(b, b.clone()) for module in self._networks for b in module.buffers()]
         try:
             self._step(size)
             fits = True
@@ -313,12 +313,8 @@ class Trial:
         torch.cuda.empty_cache()  # does nothing where CUDA was not used
         return fits
 
-    def _networks(self) -> list[nn.Module]:
-        networks = (self._encoder, self._decoder, self._discriminator)
-        return [network for network in networks if network is not None]
-
     def _step(self, size: int) -> None:
-        parameters = [p for m in self._networks() for p in trainable_parameters(m).values()]
+        parameters = [p for m in self._networks for p in trainable_parameters(m).values()]
         # The whole share is on the device during a step, and with several micro-batches so is the
         # sum of the gradients of those before.
         share_BCHW = torch.zeros(self._shape, dtype=self._dtype, device=parameters[0].device)

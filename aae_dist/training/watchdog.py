@@ -3,7 +3,6 @@
 Ranks exchange heartbeats outside of training: their progress, and where they are.
 """
 
-import contextlib
 import faulthandler
 import json
 import os
@@ -11,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, Protocol, Self
@@ -65,10 +64,11 @@ def is_in_section(beat: Heartbeat) -> bool:
 
 def find_straggler(ranks: dict[int, Heartbeat]) -> Heartbeat:
     """Return the heartbeat of the rank that blocks the others."""
-    return min(
-        ranks.values(),
-        key=lambda b: (not b.is_lost, b.step, b.in_collective, not b.section, b.rank),
-    )
+
+    def order(beat: Heartbeat) -> tuple[Any, ...]:
+        return not beat.is_lost, beat.step, beat.in_collective, not beat.section, beat.rank
+
+    return min(ranks.values(), key=order)
 
 
 class HeartbeatStore(Protocol):
@@ -106,7 +106,7 @@ class TcpHeartbeatStore:
 
     def publish(self, mine: Heartbeat) -> None:
         # The store ends with the process that serves it; collectives then fail by themselves.
-        with contextlib.suppress(dist.DistError, RuntimeError):
+        with suppress(dist.DistError, RuntimeError):
             self._store.set(_key(mine.rank), json.dumps(asdict(mine)))
 
     def read(self, mine: Heartbeat) -> dict[int, Heartbeat]:
@@ -209,8 +209,7 @@ class Watchdog:
             self._section = ""
         else:
             self._longest = max(self._longest, now - self._beat_at)
-        self._step, self._beat_at = step, now
-        self._warned = False
+        self._step, self._beat_at, self._warned = step, now, False
 
     @contextmanager
     def section(self, what: str, seconds: float = SECTION_SECONDS) -> Iterator[None]:
@@ -282,6 +281,8 @@ class Watchdog:
         section = self._section
         left = self._section_seconds - (now - self._section_since) if section else 0.0
         frame = sys._current_frames().get(self._main)
+        # The innermost Python code is torch's in a collective or a backward pass.
+        in_torch = frame is not None and f"{os.sep}torch{os.sep}" in frame.f_code.co_filename
         return Heartbeat(
             rank=self._world.rank,
             step=self._step,
@@ -289,7 +290,7 @@ class Watchdog:
             section=section,
             section_left=left,
             location=_location(frame) if now - self._beat_at > self._tick else "",
-            in_collective=_in_torch(frame),
+            in_collective=in_torch,
         )
 
     def _log(self, text: str) -> None:
@@ -297,11 +298,6 @@ class Watchdog:
             self._line(text)
         except Exception as error:  # noqa: BLE001 - a broken pipe must not keep a hung rank alive
             os.write(_STDERR, f"{text} ({error})\n".encode())
-
-
-def _in_torch(frame: FrameType | None) -> bool:
-    """Return whether the innermost Python code is torch's: a collective, or a backward pass."""
-    return frame is not None and f"{os.sep}torch{os.sep}" in frame.f_code.co_filename
 
 
 def _location(frame: FrameType | None) -> str:
