@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aae_dist.cli import options
-from aae_dist.errors import AaeDistError, ConfigError
+from aae_dist.errors import ConfigError
 from aae_dist.utils import text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from aae_dist.inference.trained_run import TrainedRun
     from aae_dist.sweeps.listing import RunRow
 
 EVALUATE_EXAMPLES = """\
@@ -41,7 +38,6 @@ REPORT_EXAMPLE = """\
 example:
   aae-dist report s3://bucket/runs/priors-and-sizes
 """
-NUM_CHECKED = 64  # images that an exported program is compared with the run on
 MEANINGS = {
     "reconstruction/mse": "squared error per pixel",
     "reconstruction/sum_half": "half squared error per image",
@@ -137,7 +133,8 @@ def export(uri: str, step: int | None, out: str, format: str) -> int:
     run = options.open_run(uri, step)
     target = open_storage(absolute_storage(out))
     print(f"exporting step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
-    differences = exporting.export(run, target, format, _validation_images(run))
+    images = exporting.validation_images(run, lambda note: print(note, file=sys.stderr))
+    differences = exporting.export(run, target, format, images)
     suffix = exporting.WRITERS[format][1]
     for name, difference in differences.items():
         print(
@@ -145,16 +142,6 @@ def export(uri: str, step: int | None, out: str, format: str) -> int:
             f"(tolerance {exporting.TOLERANCE:g})"
         )
     return 0
-
-
-def _validation_images(run: "TrainedRun") -> "Tensor | None":
-    """Return validation images to check with, None where they cannot be had."""
-    try:
-        data = run.open()
-        return data.read(range(min(NUM_CHECKED, len(data))))[0]
-    except AaeDistError as error:
-        print(f"note: checked with noise, not with validation data: {error}", file=sys.stderr)
-        return None
 
 
 @options.verb("list runs with their state, step and scores", RUNS_EXAMPLES)

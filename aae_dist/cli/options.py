@@ -239,10 +239,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON, 
 
 
 def read_items(items: Sequence[str]) -> tuple[list["ConfigFile"], list[str]]:
-    """Return (files, overrides): an override holds `=` and is not the name of a file.
-
-    Files with an address, such as s3://bucket/sweep/best.yaml, are read here.
-    """
+    """Return (files, overrides): an override has `=` and names no file; addresses are read here."""
     files: list[ConfigFile] = []
     overrides = []
     for item in items:

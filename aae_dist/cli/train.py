@@ -17,7 +17,6 @@ from aae_dist.errors import LaunchError
 if TYPE_CHECKING:
     from aae_dist.sweeps.ledger import Ledger
     from aae_dist.sweeps.plan import SweepPlan
-    from aae_dist.training.folder import Outcome
 
 TRAIN_EXAMPLES = """\
 examples:
@@ -54,12 +53,8 @@ def train(items: tuple[str, ...], dry_run: bool) -> int:
     from aae_dist.launch import launch
 
     outcome = launch(loaded.config)
-    if from_environment("cpu").is_main:  # under torchrun every rank reaches this line
-        _show(outcome)
-    return 0
-
-
-def _show(outcome: "Outcome") -> None:
+    if not from_environment("cpu").is_main:  # under torchrun every rank reaches this line
+        return 0
     if outcome.state == "already_finished":
         print(
             f"This run had already finished at step {outcome.step:,}: nothing was trained. "
@@ -68,6 +63,7 @@ def _show(outcome: "Outcome") -> None:
     print_metrics(results(outcome.metrics), title=f"Result at step {outcome.step:,}")
     print(f"Run folder: {outcome.run_uri}")
     print(f"Pictures:   {outcome.run_uri}/pictures/")
+    return 0
 
 
 TUNE_EXAMPLES = """\

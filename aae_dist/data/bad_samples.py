@@ -77,10 +77,7 @@ class BadSamples:
         """Different samples lost so far; a shard that cannot be used counts whole."""
 
     def add(self, bad: Sequence[BadSample], valid: NDArray[np.bool_], step: int, epoch: int) -> int:
-        """Add the holes of one global batch, of all ranks; return the number of new entries.
-
-        `valid` are the slots that have a sample, bool [G]; steps are counted from 1.
-        """
+        """Add all ranks' holes of a batch with slots `valid`, bool [G]; return the new entries."""
         self.num_holes += len(bad)
         self._count_consecutive({one.slot for one in bad}, valid)
         before = len(self.entries)
@@ -151,7 +148,8 @@ class BadSamples:
         first: dict[str, str] = {}
         for entry in self.entries:
             counts[entry["reason"]] += entry["samples"]
-            first.setdefault(entry["reason"], f"{_named(entry)}: {entry['detail']}")
+            name = entry["shard"] + ("" if entry["sample"] is None else f", {entry['key']}")
+            first.setdefault(entry["reason"], f"{name}: {entry['detail']}")
         return "; ".join(f"{n} x {reason}, first {first[reason]}" for reason, n in counts.items())
 
     def lines(self, last: int | None = None) -> bytes:
@@ -171,10 +169,6 @@ class BadSamples:
 def printable(text: str) -> str:
     """Return `text` for logs: at most 200 characters, without control characters."""
     return repr(text)[1:-1][:200]
-
-
-def _named(entry: Mapping[str, Any]) -> str:
-    return entry["shard"] if entry["sample"] is None else f"{entry['shard']}, {entry['key']}"
 
 
 def to_json(bad: Iterable[BadSample]) -> list[dict[str, Any]]:

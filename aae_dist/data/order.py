@@ -39,10 +39,7 @@ def round_keys(*parts: int | str) -> tuple[np.uint64, ...]:
 
 
 def permute(positions: Indices, size: int, keys: tuple[np.uint64, ...]) -> Indices:
-    """Return the images of `positions`, int64 in [0, size), under a permutation of 0..size-1.
-
-    `keys`, from `round_keys`, choose it; `size` is at least 1.
-    """
+    """Return the images of `positions`, int64, under the permutation that `keys` choose."""
     if size == 1:
         return np.zeros_like(positions)
     num_bits = max(_MIN_BITS, (size - 1).bit_length())
@@ -156,21 +153,16 @@ class SampleOrder:
         assert global_batch_size % lanes == 0, (global_batch_size, lanes)
         self.seed, self.lanes, self.window = seed, lanes, window
         self.global_batch_size = global_batch_size
-        self._counts = np.asarray(counts, np.int64)
-        self.num_samples = int(self._counts.sum())
+        self.counts: Indices = np.asarray(counts, np.int64)
+        self.num_samples = int(self.counts.sum())
         if self.num_samples == 0:
             raise DataError(
-                f"No samples in {len(self._counts)} shards; give shards that hold at least one."
+                f"No samples in {len(self.counts)} shards; give shards that hold at least one."
             )
-        self._shard_starts = np.cumsum(self._counts) - self._counts
+        self._shard_starts = np.cumsum(self.counts) - self.counts
         self._slots = global_batch_size // lanes
         self._epoch: _Epoch | None = None
         self._block: _Block | None = None
-
-    @property
-    def counts(self) -> Indices:
-        """Samples of every shard, int64 [shards]."""
-        return self._counts
 
     @property
     def lane_length(self) -> int:
@@ -203,8 +195,8 @@ class SampleOrder:
     def shard_permutation(self, epoch: int) -> tuple[Indices, Indices]:
         """Return shard numbers in their order on an epoch's line, and the end of each on it."""
         keys = round_keys("order", self.seed, epoch, "shards")
-        shards = permute(np.arange(len(self._counts), dtype=np.int64), len(self._counts), keys)
-        return shards, np.cumsum(self._counts[shards])
+        shards = permute(np.arange(len(self.counts), dtype=np.int64), len(self.counts), keys)
+        return shards, np.cumsum(self.counts[shards])
 
     def lane_bounds(self, lane: int) -> tuple[int, int]:
         """Return the first place and the end of a lane on the line."""
@@ -214,7 +206,7 @@ class SampleOrder:
     def with_window(self, window: Window) -> "SampleOrder":
         """Return the same order with another window."""
         return SampleOrder(
-            self._counts,
+            self.counts,
             seed=self.seed,
             global_batch_size=self.global_batch_size,
             lanes=self.lanes,
@@ -278,7 +270,7 @@ class SampleOrder:
             self._epoch = line
         nth = np.searchsorted(line.line_ends, places, side="right")
         shard = line.shards[nth]
-        return self._shard_starts[shard] + places - (line.line_ends[nth] - self._counts[shard])
+        return self._shard_starts[shard] + places - (line.line_ends[nth] - self.counts[shard])
 
 
 def rank_rows(rank: int, world_size: int, lanes: int, global_batch_size: int) -> slice:

@@ -20,13 +20,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, Manifest, Shard
 from aae_dist.data.decode.sample import NO_LABEL
-from aae_dist.data.format.manifest import FILE_NAME as MANIFEST
-from aae_dist.data.format.manifest import dump
+from aae_dist.data.format.manifest import FILE_NAME, dump
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
 from aae_dist.inference.trained_run import TrainedRun, load_run
@@ -75,8 +73,7 @@ class ParquetOutput:
     """`NAME.parquet`: key (string), label (int64 or null), code (fixed-size list of float32)."""
 
     def __init__(self, folder: Path, spec: OutputSpec) -> None:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet
 
         self._arrow: Any = pyarrow
         self.paths, self._width = [folder / f"{spec.name}.parquet"], spec.width
@@ -87,7 +84,9 @@ class ParquetOutput:
                 pyarrow.field("code", pyarrow.list_(pyarrow.float32(), spec.width), nullable=False),
             ]
         )
-        self._writer: Any = parquet.ParquetWriter(self.paths[0], self._schema, compression="zstd")
+        self._writer: Any = pyarrow.parquet.ParquetWriter(
+            self.paths[0], self._schema, compression="zstd"
+        )
         self._group_rows = max(1, GROUP_BYTES // (4 * spec.width))
         self._keys: list[str] = []
         self._labels: list[Labels] = []
@@ -142,10 +141,7 @@ class NpyOutput:
 
 
 class TarOutput:
-    """`NAME.tar`: a WebDataset shard of images in [0, 1] with their labels and the input's keys.
-
-    Images are in the field png, or as float32 arrays in the field npy.
-    """
+    """`NAME.tar`: a WebDataset shard, images in [0, 1] as png or (float32) npy, labels and keys."""
 
     def __init__(self, folder: Path, spec: OutputSpec) -> None:
         from webdataset import TarWriter
@@ -232,10 +228,7 @@ def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> 
 
 
 def claim_output(out: Storage, fingerprint: dict[str, Any]) -> bool:
-    """Claim the output folder for a job; return whether it is complete already.
-
-    Raises ConfigError if the folder holds other files, or the output of another job.
-    """
+    """Claim the output folder, ConfigError if it is another's; return whether it is complete."""
     text = json.dumps({**fingerprint, "complete": False}, indent=1).encode()
     try:
         found = json.loads(out.read(METADATA_FILE))
@@ -287,20 +280,17 @@ def missing(out: Storage, manifest: Manifest, job: DatasetJob) -> list[int]:
 def complete(out: Storage, fingerprint: dict[str, Any], manifest: Manifest) -> None:
     """Mark the output as complete and list its files; call it once every shard is written."""
     template = LAST_FILES[fingerprint["format"]]
-    files = [
+    files: list[dict[str, Any]] = [
         {"file": template.format(shard_name(n)), "samples": shard.samples, "source": shard.name}
         for n, shard in enumerate(manifest.shards)
     ]
     if fingerprint["format"] == "tar":
-        out.write(MANIFEST, dump(_output_shards(out, files)))
+        # Tar files are the shards of a data set to train on.
+        sizes = {entry.key: entry.size for entry in out.list()}
+        shards = [Shard(out.uri, f["file"], f["samples"], sizes[f["file"]]) for f in files]
+        out.write(FILE_NAME, dump(shards))
     about = {**fingerprint, "complete": True, "shards": files}
     out.write(METADATA_FILE, json.dumps(about, indent=1).encode())
-
-
-def _output_shards(out: Storage, files: list[dict[str, Any]]) -> list[Shard]:
-    """Return tar files as the shards of a data set to train on."""
-    sizes = {entry.key: entry.size for entry in out.list()}
-    return [Shard(out.uri, f["file"], f["samples"], sizes[f["file"]]) for f in files]
 
 
 def shard_name(number: int) -> str:
@@ -315,8 +305,12 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
     worker leaves no half-written shard. A missing or damaged shard is a DataError.
     """
     run = _load_once(job)
-    data = _open_shard(job, shard, run) if shard.samples else None
-    as_arrays = data is not None and _needs_arrays(data, run)
+    data, as_arrays = None, False
+    if shard.samples:
+        settings = Data.model_validate_json(job.data)
+        data = Dataset(Manifest((shard,)), settings, run.image_shape)
+        # PNG supports no floats, and no other numbers of channels.
+        as_arrays = data.dtype.is_floating_point or run.image_shape[0] not in (1, 3)
     width = run.config.model.latent_dim
     spec = OutputSpec(shard_name(number), shard.samples, width, as_arrays)
     out = open_storage(job.out)
@@ -327,15 +321,6 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
         for path in output.paths:
             out.upload(path.name, path)
     return shard.samples
-
-
-def _open_shard(job: DatasetJob, shard: Shard, run: TrainedRun) -> Dataset:
-    return Dataset(Manifest((shard,)), Data.model_validate_json(job.data), run.image_shape)
-
-
-def _needs_arrays(data: Dataset, run: TrainedRun) -> bool:
-    """Return whether images are floats, or have a number of channels that PNG does not support."""
-    return data.dtype.is_floating_point or run.image_shape[0] not in (1, 3)
 
 
 @functools.lru_cache(maxsize=1)
@@ -356,7 +341,7 @@ def _rows(
         yield keys, labels.numpy(), rows.float().cpu().numpy()
 
 
-def _chunks(data: Dataset) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _chunks(data: Dataset) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Yield (first sample, images, labels); a thread reads one chunk ahead."""
     starts = range(0, len(data), CHUNK)
     with ThreadPoolExecutor(1) as pool:
@@ -366,5 +351,5 @@ def _chunks(data: Dataset) -> Iterator[tuple[int, Tensor, Tensor]]:
             yield start, *current.result()
 
 
-def _read(data: Dataset, start: int) -> tuple[Tensor, Tensor]:
+def _read(data: Dataset, start: int) -> tuple[torch.Tensor, torch.Tensor]:
     return data.read(range(start, min(start + CHUNK, len(data))))

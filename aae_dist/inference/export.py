@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 
 from aae_dist.errors import AaeDistError, ConfigError
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.storage import Storage
 
 TOLERANCE = 1e-5  # tolerance of the check; for codes above 1 relative to the largest one
+NUM_CHECKED = 64  # images that an exported program is compared with the run on
 BATCHES = (1, 7, 64)  # batch sizes for the check; the program is traced with another
 TRACED_BATCH = 3
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -81,6 +81,16 @@ def export(
     return differences
 
 
+def validation_images(run: TrainedRun, note: Callable[[str], object]) -> Tensor | None:
+    """Return validation images to check with, None where they cannot be had, which is noted."""
+    try:
+        data = run.open()
+        return data.read(range(min(NUM_CHECKED, len(data))))[0]
+    except AaeDistError as error:
+        note(f"note: checked with noise, not with validation data: {error}")
+        return None
+
+
 def parts(run: TrainedRun, images: Tensor | None = None) -> tuple[Part, Part]:
     """Return encoder and decoder with example inputs for tracing and the check."""
     encoder, decoder = run.as_modules()
@@ -128,7 +138,7 @@ def _difference(part: Part, run: Run) -> float:
 
 def _write_torch(part: Part, path: Path) -> Run:
     program = torch.export.export(
-        part.module, (part.example(TRACED_BATCH),), dynamic_shapes=({0: Dim("batch")},)
+        part.module, (part.example(TRACED_BATCH),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
     torch.export.save(program, path)
     loaded: Run = torch.export.load(path).module()
@@ -145,7 +155,7 @@ def _write_onnx(part: Part, path: Path) -> Run:
         dynamo=True,
         input_names=[part.input_name],
         output_names=[part.output_name],
-        dynamic_shapes=({0: Dim("batch")},),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
         external_data=False,
         verbose=False,
     )

@@ -37,11 +37,7 @@ def checked_path(out: str) -> Path:
 
 
 def write_images(path: Path, images: Tensor, columns: int | None = None) -> None:
-    """Write images [N, C, H, W], of any device and float type, with pixels in [0, 1].
-
-    A .png has a grid of so many columns, by default a square one. Raises ConfigError if the file
-    cannot be written.
-    """
+    """Write images [N, C, H, W] in [0, 1]; a .png is a grid of `columns`, square by default."""
     array: Images = images.detach().to("cpu").float().numpy()
     if path.suffix.lower() == ".png":
         write_file(path, lambda: _write_png(path, array, columns))
@@ -82,23 +78,11 @@ def _write_png(path: Path, images: Images, columns: int | None = None) -> None:
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
 
 
-def _write_npy(path: Path, images: Images) -> None:
-    np.save(path, images)
-
-
-def _write_npz(path: Path, images: Images) -> None:
-    np.savez_compressed(path, images=images)
-
-
-def _write_safetensors(path: Path, images: Images) -> None:
-    save_file({"images": np.ascontiguousarray(images)}, path)
-
-
 WRITERS: Mapping[str, Callable[[Path, Images], None]] = {
     ".png": _write_png,
-    ".npy": _write_npy,
-    ".npz": _write_npz,
-    ".safetensors": _write_safetensors,
+    ".npy": np.save,
+    ".npz": lambda path, images: np.savez_compressed(path, images=images),
+    ".safetensors": lambda path, images: save_file({"images": np.ascontiguousarray(images)}, path),
 }
 
 

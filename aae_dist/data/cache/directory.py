@@ -33,10 +33,7 @@ def own_folder(name: str, advice: str = _ADVICE) -> Path:
 
 
 def checked_folder(parent: Path, name: str, advice: str = _ADVICE) -> Path:
-    """Return the directory `name` in `parent`; create both if need be.
-
-    Raises DataError, which ends with `advice`, if it cannot be created or others have access.
-    """
+    """Return `name` in `parent`, made if need be; DataError with `advice` if others may use it."""
     folder = parent / name
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -110,10 +110,7 @@ class Schedule:
         return [math.inf if number is None else float(nearest[number]) for number in numbers]
 
     def ahead(self, lanes: range) -> Iterator[tuple[int, int, int]]:
-        """Yield (shard, first, last) for `lanes` as they are needed, endlessly.
-
-        Lanes without a sample (there are fewer samples than lanes) yield nothing.
-        """
+        """Yield (shard, first, last) for `lanes` as needed, endlessly; none for empty lanes."""
         position = self.position
         epoch = position // self._order.lane_length
         while True:
@@ -221,10 +218,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class ShardPrefetcher:
-    """Fills the cache ahead of one rank, and releases shards that the rank has finished.
-
-    From now on the cache evicts first what the node needs last.
-    """
+    """Fills the cache ahead of one rank, and releases shards that the rank has finished."""
 
     def __init__(
         self,
@@ -236,7 +230,7 @@ class ShardPrefetcher:
     ) -> None:
         self._cache, self._manifest, self._schedule = cache, manifest, schedule
         self._lanes, self._shards = lanes, shards
-        cache.next_use = schedule.next_use
+        cache.next_use = schedule.next_use  # evicts first what the node needs last
         shards.is_planned = True
         # Probing the images' shape has left a shard or two open.
         shards.release_all(but=schedule.needed_now(lanes))
@@ -277,12 +271,9 @@ class ShardPrefetcher:
         return cls(cache, manifest, dataset.shards, schedule, lanes_of(rows, slots))
 
     def advance(self, position: int) -> None:
-        """Note that the batch at `position` is read next; raise what ended the prefetching.
-
-        Without that error training would continue, and wait for each shard.
-        """
+        """Note that the batch at `position` is read next; raise what ended the prefetching."""
         if self._error is not None:
-            raise self._error
+            raise self._error  # without it training would continue, and wait for each shard
         before, self._schedule.position = self._schedule.window, position
         if self._schedule.window == before:
             return

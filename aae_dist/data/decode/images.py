@@ -84,10 +84,7 @@ class Resize:
 
 
 def scaled(image: NDArray[np.uint8], wanted: tuple[int, int], *, cover: bool) -> NDArray[np.uint8]:
-    """Return an image [C, H, W] with one or three channels at another (H, W).
-
-    `cover` keeps the proportions and crops the longer side; else it is stretched.
-    """
+    """Return [C, H, W], C 1 or 3, at another size: stretched, or with `cover` cut to its shape."""
     plain = Image.fromarray(
         image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     )

@@ -33,10 +33,7 @@ _LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
 
 
 class SampleDecoder:
-    """Decodes the image field and the label field of samples, as the `data` section names them.
-
-    A SampleError lacks the sample's name.
-    """
+    """Decodes image and label as the `data` section names them; errors lack the sample's name."""
 
     def __init__(self, settings: Data) -> None:
         self._image_keys = settings.image_keys
@@ -125,11 +122,7 @@ class SampleDecoder:
 
 
 def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = NO_RESIZE) -> None:
-    """Decode one image or array into its row of the batch, uint8 or float32 [C, H, W].
-
-    A name of npy, or one that ends in .npy, is an array. Raises SampleError if the data are of
-    another kind, shape or type.
-    """
+    """Decode an image, or an array (npy, *.npy), into its row, [C, H, W]; SampleError if unfit."""
     if not is_array(name):
         if row.dtype != np.uint8:
             raise SampleError("an image, wanted a float32 array", reason="array")
@@ -175,10 +168,9 @@ _MAX_HEADER_BYTES = 10_000
 
 
 def decode_array(data: bytes) -> NDArray[Any]:
-    """Return the array in a .npy file as uint8 or float32 [C, H, W], a view of `data`.
+    """Return the finite numbers in a .npy file as uint8 or float32 [C, H, W], a view of `data`.
 
-    [D] becomes [1, 1, D], and [H, W] becomes [1, H, W]. Raises SampleError for any other bytes, and
-    for numbers that are not finite.
+    [D] becomes [1, 1, D], and [H, W] becomes [1, H, W]. Raises SampleError for any other bytes.
     """
     shape, fortran_order, dtype, start = _header(data)
     if dtype.str not in _DTYPES:

@@ -38,11 +38,7 @@ class ShardSource:
 
 
 def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[ShardSource]:
-    """Return the shards that `urls` name, in the order given.
-
-    They are patterns with braces and globs, folders, manifest files, builtin:// names. Raises
-    DataError if one of them names nothing, or cannot be read.
-    """
+    """Return the shards of `urls`, in order: braces, globs, folders, manifests, builtin names."""
     sources: list[ShardSource] = []
     try:
         for url in [urls] if isinstance(urls, str) else urls:
@@ -154,7 +150,8 @@ def _add(sources: list[ShardSource], text: str, literal: bool, use_manifests: bo
 
 
 def _builtin(text: str) -> str:
-    known = sorted(p.parent.relative_to(_BUILTIN_FOLDER).as_posix() for p in _manifests())
+    manifests = _BUILTIN_FOLDER.glob(f"*/*/{FILE_NAME}")
+    known = sorted(p.parent.relative_to(_BUILTIN_FOLDER).as_posix() for p in manifests)
     name = text.removeprefix(_BUILTIN).strip("/")
     if name not in known:
         names = ", ".join(_BUILTIN + each for each in known)
@@ -167,10 +164,6 @@ def is_builtin(folder: str) -> bool:
     return not is_remote(folder) and Path(folder).resolve().is_relative_to(
         _BUILTIN_FOLDER.resolve()
     )
-
-
-def _manifests() -> Iterator[Path]:
-    return _BUILTIN_FOLDER.glob(f"*/*/{FILE_NAME}")
 
 
 def _matching(folder: str, pattern: str, text: str) -> list[str]:
@@ -209,17 +202,15 @@ def _folder(text: str, use_manifest: bool) -> ShardSource:
     if manifest is not None:
         return ShardSource(text, [shard.name for shard in manifest.shards], manifest)
     # One listing of a bucket has all keys below; a local tree may be the whole machine.
-    keys = [entry.key for entry in storage.list()] if is_remote(text) else _files_in(text)
+    if is_remote(text):
+        keys = [entry.key for entry in storage.list()]
+    else:
+        keys = [entry.name for entry in os.scandir(text) if entry.is_file()]
     names = sorted(key for key in keys if "/" not in key and is_shard_name(key))
     if not names:
         advice = hint(storage, keys if is_remote(text) else local_keys(text))
         raise DataError(f"{text}: no .tar or .tar.gz file in this folder; {advice}.")
     return ShardSource(text, names)
-
-
-def _files_in(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_file()]
 
 
 def _check_local_folder(text: str) -> None:

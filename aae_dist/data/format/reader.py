@@ -151,11 +151,6 @@ def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
     return data.getvalue()
 
 
-def _without_traceback(error: ShardError) -> ShardError:
-    # A traceback grows each time its error is raised, and keeps its frames' objects alive.
-    return ShardError(str(error), reason=error.reason)
-
-
 class OpenShards:
     """The shards of a manifest, opened on demand; the least recently used are closed again."""
 
@@ -177,7 +172,8 @@ class OpenShards:
         with self._lock:
             error, until = self._failed.get(number, (None, 0.0))
             if error is not None and time.monotonic() < until:
-                raise _without_traceback(error)
+                # A traceback grows each time its error is raised, and keeps its frames' objects.
+                raise ShardError(str(error), reason=error.reason)
             began = time.monotonic()
             try:
                 return self._opened(number)
@@ -196,10 +192,7 @@ class OpenShards:
             self.release_all(files_only=True)
 
     def release_all(self, but: Container[int] = (), files_only: bool = False) -> None:
-        """Close all shards `but` some; their indexes stay.
-
-        `files_only` keeps unpacked shards: they are expensive to rebuild and hold no descriptor.
-        """
+        """Close all shards `but` some; indexes stay, and with `files_only` what was unpacked."""
         with self._lock:
             # Not only those in self._open: a thread may have opened a closed one again.
             for number, reader in self._readers.items():

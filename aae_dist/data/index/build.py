@@ -88,7 +88,11 @@ def count_shard(shard: Shard, before: Counted | None, cache: ShardCache | None) 
         if found is None:
             raise FileNotFoundError
     now = replace(shard, samples=-1, bytes=found.size, etag=found.etag)
-    stamp = found.etag or _time_of(shard, found)
+    # A file without a tag has its time of change.
+    path = Path(shard.folder, shard.name)
+    stamp = found.etag or str(
+        found.modified if is_remote(shard.folder) else path.stat().st_mtime_ns
+    )
     if before is not None and (before[0].bytes, before[1]) == (now.bytes, stamp):
         return replace(now, samples=before[0].samples), stamp
     return replace(now, samples=_num_samples(now, found, cache)), stamp
@@ -102,13 +106,6 @@ def try_count_shard(
         return count_shard(shard, before, cache)
     except ShardError as error:
         return error.with_traceback(None)
-
-
-def _time_of(shard: Shard, found: Entry) -> str:
-    """Return the time of change of a file without a tag."""
-    if is_remote(shard.folder):
-        return str(found.modified)
-    return str(Path(shard.folder, shard.name).stat().st_mtime_ns)
 
 
 def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
@@ -269,7 +266,8 @@ def build_index(
     with Journal([shard.url for shard in unknown]) as journal:
         shards = _count(unknown, show, executor=executor, journal=journal)
     folder = _common_folder(_checked(shards, pattern).shards)
-    manifest = Manifest(tuple(_named_from(shard, folder) for shard in shards))
+    start = len(folder.rstrip("/")) + 1
+    manifest = Manifest(tuple(replace(s, folder=folder, name=s.url[start:]) for s in shards))
     place, name = folder, FILE_NAME
     if out is not None:
         target = Path(out).expanduser().absolute()
@@ -314,10 +312,7 @@ def _count(
     executor: Executor | None = None,
     journal: Journal | None = None,
 ) -> list[Shard]:
-    """Return the shards with their sizes and counts, read in parallel.
-
-    Raises DataError if some cannot be counted; all others have been, and are in the journal.
-    """
+    """Return shards with sizes and counts, read in parallel; all are tried before an error."""
     with contextlib.ExitStack() as stack:
         # Count in parallel; shards that the journal has are not read again.
         pool = executor or stack.enter_context(ThreadPoolExecutor(_THREADS))
@@ -366,10 +361,6 @@ def _common_folder(shards: Sequence[Shard]) -> str:
 def _root(folder: str) -> str:
     """Return scheme://bucket of a remote folder, '' for a local one."""
     return "/".join(folder.split("/", 3)[:3]) if is_remote(folder) else ""
-
-
-def _named_from(shard: Shard, folder: str) -> Shard:
-    return replace(shard, folder=folder, name=shard.url[len(folder.rstrip("/")) + 1 :])
 
 
 class CountFailures:

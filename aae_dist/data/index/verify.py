@@ -57,10 +57,7 @@ class Findings:
 
 
 def verify(urls: str | Sequence[str], settings: Data, threads: int) -> Findings:
-    """Read and decode every sample that `urls` name, against its manifest where there is one.
-
-    Reads as many shards at once as there are threads. Raises DataError if nothing is found.
-    """
+    """Read and decode every sample that `urls` name, against its manifest where there is one."""
     found = Findings()
     shards = listed_shards(urls)
     cache = cache_of(settings.cache)
