@@ -16,6 +16,16 @@ from aae_dist.version import __version__
 PACKAGES = ("torch", "numpy", "ray", "webdataset", "safetensors", "obstore", "pydantic")
 """Packages whose versions must be equal on all machines: ranks compute and read with them."""
 SHARED_MEMORY = "/dev/shm"
+GIB = 2**30
+LEAST_SHARED_MEMORY = 1 * GIB
+"""Docker's default is 64 MB; Ray's object store and decoded images are kept there."""
+LEAST_SCRATCH = 1 * GIB
+FULLEST = 0.95  # Ray stores no more objects on a file system that is fuller
+MOST_SKEW_SECONDS = 5.0
+"""Locks are renewed every 5 s and stale after 30 s; buckets refuse 15 min of skew."""
+SLOWEST = 12.5e6
+"""Bytes/s between machines: below 100 Mbit/s something is wrong with the network itself."""
+WIDTH = 12
 
 
 @dataclass(frozen=True)
@@ -87,18 +97,6 @@ def _gpus() -> tuple[tuple[str, ...], str | None]:
 def _space(path: str) -> Space:
     usage = shutil.disk_usage(path)
     return Space(path, usage.free, usage.total)
-
-
-GIB = 2**30
-LEAST_SHARED_MEMORY = 1 * GIB
-"""Docker's default is 64 MB; Ray's object store and decoded images are kept there."""
-LEAST_SCRATCH = 1 * GIB
-FULLEST = 0.95  # Ray stores no more objects on a file system that is fuller
-MOST_SKEW_SECONDS = 5.0
-"""Locks are renewed every 5 s and stale after 30 s; buckets refuse 15 min of skew."""
-SLOWEST = 12.5e6
-"""Bytes/s between machines: below 100 Mbit/s something is wrong with the network itself."""
-WIDTH = 12
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,14 @@ ECHO_SECONDS = 2.0
 
 HANDLER_SECONDS = 0.5
 """Time for the handler itself, which ends the process in the usual way where it can."""
+# What the surviving ranks report when another one died: never the cause.
+_COLLATERAL = re.compile(r"gloo|nccl|connection (reset|closed|refused)|peer|broken pipe", re.I)
+_DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError")
+_FRAME = re.compile(r"[\s|]+File ")
+_LINK = "For further information visit"
+MAX_CHARS = 300
+PROCESS_DIED = "its process died"
+T = TypeVar("T")
 
 
 class StopReason(StrEnum):
@@ -112,16 +120,6 @@ def _read_signals(arrived: socket.socket, token: StopToken) -> None:
                 elif now - first > ECHO_SECONDS:
                     time.sleep(HANDLER_SECONDS)
                     os._exit(128 + number)  # as a shell would call the signal
-
-
-# What the surviving ranks report when another one died: never the cause.
-_COLLATERAL = re.compile(r"gloo|nccl|connection (reset|closed|refused)|peer|broken pipe", re.I)
-_DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError")
-_FRAME = re.compile(r"[\s|]+File ")
-_LINK = "For further information visit"
-MAX_CHARS = 300
-PROCESS_DIED = "its process died"
-T = TypeVar("T")
 
 
 class WorkersFailedError(LaunchError):

@@ -24,6 +24,8 @@ from aae_dist.training.folder import Outcome
 from aae_dist.training.trainer import train
 from aae_dist.utils.text import echo, progress
 
+Call = tuple[DatasetJob, int, Shard]
+
 
 class LocalReporter:
     """Prints lines to standard output; a signal requests a stop."""
@@ -77,9 +79,6 @@ def process_group(world: World) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
-
-
-Call = tuple[DatasetJob, int, Shard]
 
 
 def write_shards(

@@ -19,6 +19,10 @@ from aae_dist.sweeps.objective import Objective, ranking, usual_num_samples
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.tracking.sinks import finite
 
+WRITE_SECONDS = 10.0  # longest time that a running trial's progress stays unwritten
+FINAL = (TrialState.FINISHED, TrialState.PRUNED, TrialState.FAILED)
+DIVERGED = "TrainingDivergedError"
+
 
 class AsyncWriter:
     """Writes dirty files in the order in which they were marked, each with its newest content.
@@ -92,11 +96,6 @@ class AsyncWriter:
         else:
             with self._lock:
                 self._failed.pop(key, None)
-
-
-WRITE_SECONDS = 10.0  # longest time that a running trial's progress stays unwritten
-FINAL = (TrialState.FINISHED, TrialState.PRUNED, TrialState.FAILED)
-DIVERGED = "TrainingDivergedError"
 
 
 @dataclass

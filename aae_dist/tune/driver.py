@@ -26,7 +26,10 @@ DRIVER = "driver"  # a custom resource that operators give to nodes that are not
 DRIVER_BYTES = float(1 << 28)
 """Memory that a trial of several workers asks for its own process, which only waits."""
 POLL_SECONDS = 0.5
+STOPPING = "stopping: running trials save a checkpoint first; a second signal ends at once"
 STOP_SECONDS = 120.0  # how long trials may take to save and end after a signal
+_DEATHS = (ActorDiedError.BASE_ERROR_MSG, RayActorError.BASE_ERROR_MSG)
+"""First words of Ray's errors about a process that died without an exception."""
 
 
 class EndExperiment(tune.Stopper):
@@ -91,16 +94,13 @@ class SweepDriver:
                 if self._stop.requested:
                     running = {entry.plan.id for entry in self._ledger.in_state(TrialState.RUNNING)}
                     if not stop_by:
-                        stop_by, saving = self._ask_to_stop(), running
+                        echo(STOPPING)
+                        self._monitor.request_stop.remote()
+                        stop_by, saving = time.monotonic() + STOP_SECONDS, running
                     # Those that get a free place from now on have nothing to save.
                     self._stopper.now = not running & saving or time.monotonic() > stop_by
         if fit.error is not None and not self._stop.requested:
             raise WorkersFailedError(f"Ray Tune ended: {last_line(fit.error)}") from fit.error
-
-    def _ask_to_stop(self) -> float:
-        echo("stopping: running trials save a checkpoint first; a second signal ends at once")
-        self._monitor.request_stop.remote()
-        return time.monotonic() + STOP_SECONDS
 
     def _tuner(self) -> tune.Tuner:
         ledger, plan, sweep = self._ledger, self._ledger.plan, self._ledger.plan.sweep
@@ -116,7 +116,8 @@ class SweepDriver:
         )
         trainable = tune.with_resources(tune.with_parameters(Trial, task=task), self._placement())
         space, search, count = self._search()
-        ended = self._ended_before()
+        is_asha = sweep.scheduler.kind == "asha" and ledger.in_state(*FINAL)
+        ended = [t for t in read_sweep(plan.uri).trials if t.state in FINAL] if is_asha else []
         return tune.Tuner(
             trainable,
             param_space=space,
@@ -160,11 +161,6 @@ class SweepDriver:
 
         left = plan.num_trials - len(self._ledger.in_state(*FINAL))
         return {}, OptunaSearcher(self._ledger, lambda: self._stop.requested), left
-
-    def _ended_before(self) -> list[Any]:
-        if self._ledger.plan.sweep.scheduler.kind != "asha" or not self._ledger.in_state(*FINAL):
-            return []
-        return [t for t in read_sweep(self._ledger.plan.uri).trials if t.state in FINAL]
 
     def _placement(self) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
         has_drivers = any(node.get(DRIVER) for node in all_nodes())
@@ -215,10 +211,6 @@ def placement_of(request: ResourceRequest, has_drivers: bool) -> tune.PlacementG
     if request.workers == 1:
         return tune.PlacementGroupFactory([request.per_worker])
     return tune.PlacementGroupFactory([{DRIVER: 1} if has_drivers else {"memory": DRIVER_BYTES}])
-
-
-_DEATHS = (ActorDiedError.BASE_ERROR_MSG, RayActorError.BASE_ERROR_MSG)
-"""First words of Ray's errors about a process that died without an exception."""
 
 
 def point_of(entry: Entry) -> dict[str, Any]:

@@ -33,6 +33,9 @@ LOCK_SECONDS = 45.0
 POLL_SECONDS = 0.2
 
 Metrics = dict[str, float]
+PENDING = "takeover.json"  # in a run's folder while a parent's state is copied into it
+OWN = ("run", "launch", "checkpoint", "wandb")
+"""Sections that a run keeps when it exploits another one's state; of `run` not the seed."""
 
 
 @dataclass(frozen=True)
@@ -187,11 +190,6 @@ class SessionReporter(LocalReporter):
 
     def stop_requested(self) -> bool:
         return super().stop_requested() or self._paused
-
-
-PENDING = "takeover.json"  # in a run's folder while a parent's state is copied into it
-OWN = ("run", "launch", "checkpoint", "wandb")
-"""Sections that a run keeps when it exploits another one's state; of `run` not the seed."""
 
 
 def exploit(

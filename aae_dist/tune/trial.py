@@ -31,6 +31,8 @@ SWEEP = "sweep"
 OBJECTIVE = "objective"  # key of a result: the number that schedulers compare
 STATE, CAUSE, LINEAGE = "trial_state", "trial_cause", "trial_lineage"
 """Keys of a result: how the trial ended and why; a parent's state that it exploited."""
+EMPTY_SECONDS = 120.0
+HOST = "host"
 
 
 class Pointer(tune.Checkpoint):
@@ -171,10 +173,6 @@ class Trial(tune.Trainable):
         if self._lineage is not None:
             result[LINEAGE], self._lineage = self._lineage, None
         return result
-
-
-EMPTY_SECONDS = 120.0
-HOST = "host"
 
 
 class EmptyTrial(Trial):

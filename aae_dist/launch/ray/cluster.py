@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,12 @@ Resources = Mapping[str, float]
 SHOWN = ("CPU", "GPU")
 FIRST_LINE_SECONDS = 10.0
 LINE_SECONDS = 60.0
+ADDRESS = "RAY_ADDRESS"
+AUTOSCALER = "RAY_enable_autoscaler_v2"
+KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
+POLL_SECONDS = 1  # how often Ray Train's controller looks at its workers; its default is 2
+MOST_ADDRESSES = 16  # addresses of data that are looked up before a run starts
+_MIN_ELASTIC_SECONDS = 60.0  # Ray's own default, which a slow machine needs to start a worker in
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,6 @@ def show(resources: Resources) -> str:
     """Return the CPUs and GPUs among `resources` as text, say '4 CPU, 1 GPU'."""
     known = {key: resources.get(key, 0.0) for key in SHOWN}
     return ", ".join(f"{amount:g} {key}" for key, amount in known.items() if amount or key == "CPU")
-
-
-def total(nodes: Sequence[Resources]) -> dict[str, float]:
-    """Return the sum of the nodes' CPUs and GPUs."""
-    return {key: sum(node.get(key, 0.0) for node in nodes) for key in SHOWN}
 
 
 def is_queued() -> bool:
@@ -129,14 +130,6 @@ def _ray() -> Any:
     return importlib.import_module("ray")
 
 
-ADDRESS = "RAY_ADDRESS"
-AUTOSCALER = "RAY_enable_autoscaler_v2"
-KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
-POLL_SECONDS = 1  # how often Ray Train's controller looks at its workers; its default is 2
-MOST_ADDRESSES = 16  # addresses of data that are looked up before a run starts
-_MIN_ELASTIC_SECONDS = 60.0  # Ray's own default, which a slow machine needs to start a worker in
-
-
 def is_local() -> bool:
     """Return whether this process starts a Ray of its own, since RAY_ADDRESS is not set."""
     return not os.environ.get(ADDRESS)
@@ -195,8 +188,7 @@ def connected(config: RunConfig | None = None) -> Iterator[None]:
     """
     _set_environment()
     if config is not None:
-        seconds = start_seconds(config.launch)
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(seconds)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_seconds(config.launch))
     if _ray().is_initialized():
         yield
         return
@@ -220,9 +212,8 @@ def _connect() -> None:
     except Exception as error:  # Ray raises bare Exception, too.
         place = os.environ.get(ADDRESS, "on this machine")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LaunchError(
-            f"Ray {place} cannot be used: {reason} Check {ADDRESS} (unset, Ray starts here)."
-        ) from error
+        text = f"Ray {place} cannot be used: {reason} Check {ADDRESS} (unset, Ray starts here)."
+        raise LaunchError(text) from error
     finally:
         imports.join()
 
@@ -317,8 +308,7 @@ def request_of(config: RunConfig) -> ResourceRequest:
 
 def check_request(request: ResourceRequest) -> None:
     """Raise LaunchError at once if the cluster can never hold `request`."""
-    groups = autoscaler_groups()
-    if groups:
+    if groups := autoscaler_groups():
         grown = [resources for resources, most in groups for _ in range(min(most, request.workers))]
         refuse_if_impossible(request, [*nodes(), *grown], "with its autoscaler, the cluster has")
     elif not has_autoscaler():
@@ -339,8 +329,9 @@ def refuse_if_impossible(request: ResourceRequest, nodes: list[Resources], place
     if request.fits(nodes):
         return
     room = sum(request.capacity_on(node) for node in nodes)
+    total = {key: sum(node.get(key, 0.0) for node in nodes) for key in SHOWN}
     raise LaunchError(
-        f"launch: {request} can never start: {place} {show(total(nodes))} on {len(nodes)} "
+        f"launch: {request} can never start: {place} {show(total)} on {len(nodes)} "
         f"node{'s' * (len(nodes) != 1)}, room for {room}. "
         f"Use launch.workers={max(room, 1)}, fewer launch.cpus_per_worker, or a larger cluster."
     )

@@ -22,6 +22,14 @@ from aae_dist.sweeps.plan import SweepPlan, load_sweep
 from aae_dist.utils.text import echo
 
 LOCAL = "launch.kind=local trains on one machine; drop it (the default is ray)"
+STOP_WAIT_SECONDS = 60
+"""How long Ray lets a stopped job save its checkpoint; its own default is 3 s."""
+CONFIG_FILE = "aae_dist-config.yaml"
+POLL_SECONDS = 1.0
+LOST_SECONDS = 60.0
+"""How long a cluster may be silent while its job is followed: a port-forward may restart."""
+SAVED = "with a checkpoint"  # part of the entrypoint's last line when it was stopped and had saved
+NOT_SENT = (".git", ".venv", ".env", "__pycache__", "runs", "*.pyc")
 
 
 @dataclass(frozen=True)
@@ -42,18 +50,13 @@ class Work:
 
 def read_work(files: Sequence[ConfigFile], overrides: Sequence[str]) -> Work:
     """Return the run or sweep that files and overrides describe; notes go to stderr."""
-    if is_sweep(files, overrides):
+    layers, _ = load.read_layers(files, overrides)
+    if any(SWEEP in layer for layer in layers):
         return _sweep(load_sweep(files, overrides))
     loaded = load_config(files, overrides)
     _print_notes(loaded.notes)
     config = loaded.config
     return Work("train", config.run.name, config.run.storage, config, dump_yaml(config))
-
-
-def is_sweep(files: Sequence[ConfigFile], overrides: Sequence[str]) -> bool:
-    """Return whether the files describe a sweep: they have a section for it."""
-    layers, _ = load.read_layers(files, overrides)
-    return any(SWEEP in layer for layer in layers)
 
 
 def _sweep(plan: SweepPlan) -> Work:
@@ -99,16 +102,6 @@ def follow_or_stop(
     return follow()
 
 
-STOP_WAIT_SECONDS = 60
-"""How long Ray lets a stopped job save its checkpoint; its own default is 3 s."""
-CONFIG_FILE = "aae_dist-config.yaml"
-POLL_SECONDS = 1.0
-LOST_SECONDS = 60.0
-"""How long a cluster may be silent while its job is followed: a port-forward may restart."""
-SAVED = "with a checkpoint"  # part of the entrypoint's last line when it was stopped and had saved
-NOT_SENT = (".git", ".venv", ".env", "__pycache__", "runs", "*.pyc")
-
-
 def check_address(address: str) -> None:
     """Raise LaunchError unless this is the address of a dashboard."""
     if not address.startswith(("http://", "https://")):
@@ -140,8 +133,7 @@ def submit(
     """
     for key, path in local_paths(work.config):
         print(f"note: {key}={path} means a folder of the cluster's nodes, not of this machine")
-    jobs = Jobs(address)
-    verb = "doctor" if doctor else work.verb
+    jobs, verb = Jobs(address), "doctor" if doctor else work.verb
     job = jobs.submit(verb, work.name, work.text, env, folder)
     print(f"submitted {job} to {address}", flush=True)
     if not wait:
@@ -301,9 +293,7 @@ def exit_code(status: str, driver: int | None, saved: bool) -> int:
         text = "the job was stopped before it logged a saved checkpoint"
         echo(f"{text}; it resumes from an older one")
         return 2
-    if driver is None:
-        return 1
-    return driver if driver >= 0 else 128 - driver
+    return 1 if driver is None else driver if driver >= 0 else 128 - driver
 
 
 @contextlib.contextmanager

@@ -33,6 +33,11 @@ _FACTORS = {
     **{"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     **{"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40},
 }
+ENDED = ("Complete", "Failed", "ValidationFailed")
+"""Final values of a RayJob's `status.jobDeploymentStatus`."""
+SECONDS = 120
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""400 lines take 0.3 s with the loader that is written in Python."""
 
 
 def legal_name(name: str, storage: str) -> str:
@@ -128,13 +133,6 @@ def _pods(job: Object) -> list[Object]:
     cluster = job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     return [group["template"]["spec"] for group in groups]
-
-
-ENDED = ("Complete", "Failed", "ValidationFailed")
-"""Final values of a RayJob's `status.jobDeploymentStatus`."""
-SECONDS = 120
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""400 lines take 0.3 s with the loader that is written in Python."""
 
 
 def render(folder: Path) -> list[Object]:
@@ -366,9 +364,8 @@ def _run(command: Sequence[str], stdin: str | None = None) -> str:
             command, input=stdin, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise LaunchError(
-            f"`{' '.join(command[:4])} ...` gave no answer in {SECONDS} s; is the cluster there?"
-        ) from None
+        text = f"`{' '.join(command[:4])} ...` gave no answer in {SECONDS} s; is the cluster there?"
+        raise LaunchError(text) from None
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         # A line of advice may follow the one with the cause.

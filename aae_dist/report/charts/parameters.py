@@ -16,6 +16,11 @@ FIRST = "model.latent_dim"
 MAX_KEYS = 6
 MAX_STEPS = 12
 """Largest number of distinct values that count as a grid, whose means are joined by a line."""
+MAX_AXES = 10
+MAX_NAMED = 6  # largest number of distinct values that all get a label; otherwise only both ends do
+LOGARITHMIC_FROM = 30.0
+BELOW = -0.1  # height for a missing parameter or a score that is not finite
+Places = Mapping[Value | None, float]  # height of each value of one axis, in [0, 1]
 
 
 def draw(view: ReportView) -> Figure | None:
@@ -111,14 +116,6 @@ def _places(axes: Axes, values: Sequence[Value]) -> Mapping[Value, float]:
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-MAX_AXES = 10
-MAX_NAMED = 6  # largest number of distinct values that all get a label; otherwise only both ends do
-LOGARITHMIC_FROM = 30.0
-BELOW = -0.1  # height for a missing parameter or a score that is not finite
-
-Places = Mapping[Value | None, float]  # height of each value of one axis, in [0, 1]
 
 
 def draw_parallel(view: ReportView) -> Figure | None:
