@@ -163,7 +163,7 @@ def verify(items: tuple[str, ...], threads: int, as_json: bool) -> int:
     if not patterns:
         raise DataError("no shards are named; give a pattern or a folder.")
     from aae_dist.config import load_config
-    from aae_dist.config.loading.load import absolute_storage
+    from aae_dist.config.load import absolute_storage
     from aae_dist.data.index import verify as verification
 
     patterns = [absolute_storage(pattern) for pattern in patterns]

@@ -238,7 +238,7 @@ def write_dataset(
     parquet and npy for codes, tar for reconstructions.
     """
     from aae_dist import load_run
-    from aae_dist.config.loading.load import absolute_storage, with_overrides
+    from aae_dist.config.load import absolute_storage, with_overrides
     from aae_dist.data import open_manifest
     from aae_dist.distributed.world import from_environment
     from aae_dist.inference.dataset_job import DatasetJob, check_format, output_fingerprint

@@ -125,7 +125,7 @@ def export(uri: str, step: int | None, out: str, format: str) -> int:
     pixels. Both take batches of any size, in float32. Each is loaded again and compared with the
     run; export.json says what they take and give.
     """
-    from aae_dist.config.loading.load import absolute_storage
+    from aae_dist.config.load import absolute_storage
     from aae_dist.inference import export as exporting
     from aae_dist.storage import open_storage
 
@@ -160,7 +160,7 @@ def runs(uri: str, as_json: bool) -> int:
     nothing saved yet), step, prior, latent size z, squared error per pixel, scores of the match
     with the prior, and how long ago the run last wrote. Of a sweep, its number of trials.
     """
-    from aae_dist.config.loading.load import absolute_storage
+    from aae_dist.config.load import absolute_storage
     from aae_dist.storage import is_remote, open_storage
     from aae_dist.sweeps.listing import list_runs
 

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from aae_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aae_dist.config.loading.load import ConfigFile
+    from aae_dist.config.load import ConfigFile
     from aae_dist.inference.trained_run import TrainedRun
 
 EXIT_CODES = """\
@@ -253,8 +253,8 @@ def read_items(items: Sequence[str]) -> tuple[list["ConfigFile"], list[str]]:
 
 
 def _fetch(uri: str) -> "ConfigFile":
-    from aae_dist.config.loading.load import StoredFile
-    from aae_dist.config.loading.yaml import LARGEST_BYTES
+    from aae_dist.config.load import StoredFile
+    from aae_dist.config.yaml import LARGEST_BYTES
     from aae_dist.storage import open_storage
 
     folder, _, name = uri.rpartition("/")
@@ -269,7 +269,7 @@ def _fetch(uri: str) -> "ConfigFile":
 
 def data_and_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return (absolute patterns of shards, overrides)."""
-    from aae_dist.config.loading.load import absolute_storage, split_items
+    from aae_dist.config.load import absolute_storage, split_items
 
     patterns, overrides = split_items(items)
     return [absolute_storage(pattern) for pattern in patterns], overrides
@@ -295,7 +295,7 @@ def open_run(
     import torch
 
     import aae_dist
-    from aae_dist.config.loading.load import absolute_storage, with_overrides
+    from aae_dist.config.load import absolute_storage, with_overrides
     from aae_dist.distributed.world import from_environment
 
     run = aae_dist.load_run(absolute_storage(uri), from_environment(device).device, step)

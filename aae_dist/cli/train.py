@@ -109,7 +109,7 @@ def tune(items: tuple[str, ...], dry_run: bool) -> int:
 
 
 def _show_plan(plan: "SweepPlan") -> None:
-    from aae_dist.config.loading.yaml import dump
+    from aae_dist.config.yaml import dump
     from aae_dist.sweeps.plan import describe
 
     print(dump({"sweep": plan.sweep.model_dump(mode="json")}), end="")

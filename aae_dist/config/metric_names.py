@@ -7,8 +7,8 @@ method and compares.
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
-from aae_dist.config.loading import schema
-from aae_dist.config.loading.schema import Tree, Value, short_json
+from aae_dist.config import schema
+from aae_dist.config.schema import Tree, Value, short_json
 from aae_dist.config.sections.method import Method
 
 NUM_SAMPLES = "prior_match/num_samples"

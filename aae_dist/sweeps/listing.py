@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config.loading.schema import plain
-from aae_dist.config.loading.yaml import YamlProblem, parse
+from aae_dist.config.schema import plain
+from aae_dist.config.yaml import YamlProblem, parse
 from aae_dist.storage import Entry, Storage
 from aae_dist.tracking.sinks import parse_records
 from aae_dist.training.folder import CONFIG, METRICS, SUMMARY

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config.loading import load, messages, schema
-from aae_dist.config.loading.load import SWEEP, ConfigFile
-from aae_dist.config.loading.merge import Merge
-from aae_dist.config.loading.schema import Node, Tree, Value, from_plain, join, plain, short_json
+from aae_dist.config import load, messages, schema
+from aae_dist.config.load import SWEEP, ConfigFile
+from aae_dist.config.merge import Merge
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig
+from aae_dist.config.schema import Node, Tree, Value, from_plain, join, plain, short_json
 from aae_dist.config.sections.sweep import GridSearch, Sweep, SweepFile
 from aae_dist.sweeps import space
 from aae_dist.sweeps.checks import checks

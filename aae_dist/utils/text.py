@@ -103,8 +103,7 @@ def age(seconds: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return a duration in its two largest units, for example `3 min 20 s`."""
-    whole = round(seconds)
-    parts = []
+    whole, parts = round(seconds), []
     for size, unit in UNITS:
         count, whole = divmod(whole, size)
         parts.append((count, unit))

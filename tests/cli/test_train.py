@@ -7,7 +7,7 @@ import pytest
 from aae_dist.cli import main
 from aae_dist.cli.options import read_items
 from aae_dist.config import load_config
-from aae_dist.config.loading.yaml import LARGEST_BYTES
+from aae_dist.config.yaml import LARGEST_BYTES
 from aae_dist.storage import open_storage
 from aae_dist.utils.text import number
 

@@ -1,7 +1,7 @@
 import pytest
 
 from aae_dist.config import load_config
-from aae_dist.config.loading.load import absolute_storage
+from aae_dist.config.load import absolute_storage
 
 BASE = ["run.name=a", "data.train=s3://b/x.tar", "train.steps=5"]
 

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from aae_dist.config.loading.schema import plain
-from aae_dist.config.loading.yaml import YamlProblem, dump, parse
+from aae_dist.config.schema import plain
+from aae_dist.config.yaml import YamlProblem, dump, parse
 
 
 def value_of(text):

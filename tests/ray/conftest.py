@@ -24,7 +24,7 @@ import pytest
 from helpers.manifests import job_environment, pod_environment, ray_start_command, rendered
 
 from aae_dist.config import RunConfig
-from aae_dist.config.loading.load import load_config
+from aae_dist.config.load import load_config
 
 START_SECONDS = 240.0
 STARTS = 4

@@ -17,7 +17,7 @@ from helpers.equality import seal
 import aae_dist
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import load_config
-from aae_dist.config.loading.yaml import YamlProblem, parse
+from aae_dist.config.yaml import YamlProblem, parse
 from aae_dist.data.format.manifest import parse as parse_manifest
 from aae_dist.data.index.build import index_folder
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aae_dist.config import RunConfig, config_from_tree, load_config
-from aae_dist.config.loading import schema
+from aae_dist.config import RunConfig, config_from_tree, load_config, schema
 from aae_dist.errors import ConfigError
 from aae_dist.sweeps import space
 from aae_dist.sweeps.plan import load_sweep

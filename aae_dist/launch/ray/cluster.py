@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aae_dist.config import RunConfig
-from aae_dist.config.loading.load import inside_ray_job
+from aae_dist.config.load import inside_ray_job
 from aae_dist.config.sections.run import Launch
 from aae_dist.data.format.patterns import check_present
 from aae_dist.errors import ConfigError, DataError, LaunchError

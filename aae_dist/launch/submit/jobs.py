@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aae_dist.config import RunConfig, dump_yaml, load_config
-from aae_dist.config.loading import load, merge, schema, yaml
-from aae_dist.config.loading.load import PATHS, SWEEP, ConfigFile
+from aae_dist.config import RunConfig, dump_yaml, load, load_config, merge, schema, yaml
+from aae_dist.config.load import PATHS, SWEEP, ConfigFile
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.sweeps.plan import SweepPlan, load_sweep
 from aae_dist.utils.text import echo

@@ -12,7 +12,7 @@ import yaml
 from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from yaml.nodes import Node as YamlNode
 
-from aae_dist.config.loading.schema import Node, Tree, Value
+from aae_dist.config.schema import Node, Tree, Value
 
 LARGEST_BYTES = 1 << 20
 LARGEST_NODES = 20_000  # Counted with aliases written out, so that they cannot multiply.

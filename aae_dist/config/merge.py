@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
-from aae_dist.config.loading import schema
-from aae_dist.config.loading.schema import Classes, Node, Tree, Value, join, leaves, short_json
+from aae_dist.config import schema
+from aae_dist.config.schema import Classes, Node, Tree, Value, join, leaves, short_json
 from aae_dist.config.sections import Section
 
 # Alternative keys: a later layer that sets one of them unsets the other.

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config.loading import schema
-from aae_dist.config.loading.schema import Classes, Node, Value, find, join, leaves, short_json
+from aae_dist.config import schema
 from aae_dist.config.run_config import CROSS_CHECKS
+from aae_dist.config.schema import Classes, Node, Value, find, join, leaves, short_json
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.model import IMPORT_PATH
 from aae_dist.config.sections.run import NAME, ROOTED
@@ -17,16 +17,12 @@ from aae_dist.config.sections.run import NAME, ROOTED
 EXAMPLES = {"run.name": "run.name=my-first-run", "data.train": "data.train=builtin://digits/train"}
 
 _WHAT = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    **dict.fromkeys(("int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a map of keys"),
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "dict_type": "a map of keys",
-    "model_type": "a map of keys",
-    "model_attributes_type": "a map of keys",
     "finite_number": "a finite number",
     "greater_than": "greater than {gt}",
     "greater_than_equal": "at least {ge}",

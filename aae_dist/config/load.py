@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from aae_dist.config.loading import messages
-from aae_dist.config.loading.merge import Merge
-from aae_dist.config.loading.schema import RENAMED, Node, Tree, Value, from_plain, leaves, plain
-from aae_dist.config.loading.yaml import YamlProblem, dump, parse, read_overrides
+from aae_dist.config import messages
+from aae_dist.config.merge import Merge
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig, cross_checks
+from aae_dist.config.schema import RENAMED, Node, Tree, Value, from_plain, leaves, plain
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.run import Data, Device, Launch, Run
+from aae_dist.config.yaml import YamlProblem, dump, parse, read_overrides
 from aae_dist.errors import ConfigError
 from aae_dist.utils.text import redacted
 
