@@ -66,11 +66,12 @@ def _check_nodes(pairs: "Sequence[tuple[NodeProbe, Machine]]", gpus: float) -> I
     else:
         backend = "nccl" if gpus else "gloo"
         yield from rules.network(network(ranks, backend), len(ranks), backend)
-    if (url := dashboard_url()) is None:
+    head: Any = ray._private.worker._global_node
+    if head is None or not head.webui_url:
         yield good("dashboard", "none runs")
     else:
-        yield from probes.dashboard(url)
-        yield submission(url)
+        yield from probes.dashboard(f"http://{head.webui_url}")
+        yield submission(f"http://{head.webui_url}")
 
 
 class Probe:
@@ -198,12 +199,6 @@ def network(found: Sequence[NodeProbe], backend: str) -> dict[int, float] | str:
     except Exception as error:  # gloo, NCCL and Ray raise many kinds
         return last_line(error)
     return seconds
-
-
-def dashboard_url() -> str | None:
-    """Return the address of the cluster's dashboard, None where none runs."""
-    node: Any = ray._private.worker._global_node
-    return f"http://{node.webui_url}" if node is not None and node.webui_url else None
 
 
 def wandb_from(node: NodeProbe, url: str) -> list[Finding]:

@@ -102,16 +102,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         finalize=lambda value: "" if value is None else value,
     )
-    for function in (
-        number,
-        data.measured,
-        duration,
-        label,
-        format_value,
-        _breakable,
-        _data_url,
-        _time,
-    ):
+    filters = (number, data.measured, duration, label, format_value)
+    for function in (*filters, _breakable, _data_url, _time):
         environment.filters[function.__name__.strip("_")] = function
     environment.globals["NONE"] = data.NONE
     return environment

@@ -32,17 +32,16 @@ def _search(sweep: Sweep) -> Iterator[str]:
         yield "sweep.search: optuna chooses by itself; write choice for grid in sweep.space"
     if kind == "grid" or (kind == "auto" and not drawn):
         if sweep.num_trials not in (None, grids):
-            yield (
-                f"sweep.num_trials: the grid has {grids} points (got {sweep.num_trials}); leave it "
-                "out, or use search=random with choice terms"
-            )
+            text = f"the grid has {grids} points (got {sweep.num_trials})"
+            advice = "leave it out, or use search=random with choice terms"
+            yield f"sweep.num_trials: {text}; {advice}"
     elif sweep.num_trials is None:
         yield "sweep.num_trials: is missing; random and Optuna draws have no end of their own"
     elif sweep.num_trials % grids:
+        nearest = -(-sweep.num_trials // grids) * grids
         yield (
             f"sweep.num_trials: should be a multiple of the {grids} points of the grids, which get "
-            f"equal shares of the draws (got {sweep.num_trials}); try "
-            f"{-(-sweep.num_trials // grids) * grids}"
+            f"equal shares of the draws (got {sweep.num_trials}); try {nearest}"
         )
 
 
@@ -58,10 +57,9 @@ def _measure(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
     if isinstance(sweep.mode, tuple) and (not several or len(sweep.mode) != len(names)):
         yield f"sweep.mode: should be min or max, or one of them for each of {names}"
     if several and sweep.scheduler.kind != "none":
-        yield (
-            f"sweep.scheduler: {sweep.scheduler.kind} compares by one number, not by a Pareto "
-            f"front; give sweep.metric weights, for example {{{names[0]}: 1, {names[-1]}: 1}}"
-        )
+        advice = f"give sweep.metric weights, for example {{{names[0]}: 1, {names[-1]}: 1}}"
+        text = f"{sweep.scheduler.kind} compares by one number, not by a Pareto front"
+        yield f"sweep.scheduler: {text}; {advice}"
     if _is_measured(sweep, configs) and any(config.data.validation is None for config in configs):
         yield f"sweep.metric: {', '.join(names)} is measured on data.validation, which is missing"
 
@@ -75,18 +73,14 @@ def _is_measured(sweep: Sweep, configs: Sequence[RunConfig]) -> bool:
 
 def _asha(sweep: Sweep, asha: AshaScheduler, configs: Sequence[RunConfig]) -> Iterator[str]:
     if _is_measured(sweep, configs) and any(c.train.evaluate_every_steps is None for c in configs):
-        yield (
-            "sweep.scheduler: asha judges trials on the way, so train.evaluate_every_steps must be "
-            "set; its rungs should be multiples of it"
-        )
+        text = "asha judges trials on the way, so train.evaluate_every_steps must be set"
+        yield f"sweep.scheduler: {text}; its rungs should be multiples of it"
     if not configs:
         return
     longest = asha_longest(asha, configs)
     if longest is None:
-        yield (
-            "sweep.scheduler.longest: is missing; the length of the trials is not given in "
-            f"{asha_unit(asha, configs)}"
-        )
+        text = f"the length of the trials is not given in {asha_unit(asha, configs)}"
+        yield f"sweep.scheduler.longest: is missing; {text}"
     elif asha.grace >= longest:
         yield f"sweep.scheduler.grace: should be less than {longest}, the longest trial"
 
@@ -126,15 +120,12 @@ def _pbt(sweep: Sweep, pbt: PbtScheduler, configs: Sequence[RunConfig]) -> Itera
                 "position, so only rates may differ: numbers under phases or method, and run.seed"
             )
     if not mutations(sweep):
-        yield (
-            "sweep.space: pbt needs a rate to change, for example "
-            "phases.generator.optimizer.lr: {loguniform: [1e-4, 1e-2]}"
-        )
+        example = "phases.generator.optimizer.lr: {loguniform: [1e-4, 1e-2]}"
+        yield f"sweep.space: pbt needs a rate to change, for example {example}"
     if any(_off_beat(sweep, pbt.every_steps, config) for config in configs):
         yield (
             "sweep.scheduler.every_steps: should be a multiple of train.log_every_steps, and of "
-            "train.evaluate_every_steps if sweep.metric needs evaluations "
-            f"(got {pbt.every_steps})"
+            f"train.evaluate_every_steps if sweep.metric needs evaluations (got {pbt.every_steps})"
         )
 
 

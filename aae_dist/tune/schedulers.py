@@ -17,8 +17,6 @@ from aae_dist.tune.trial import OBJECTIVE, SWEEP
 
 UNITS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
 """Keys of a result that count a unit; Tune's own training_iteration restarts at 0 after a crash."""
-
-
 Compares = Callable[[Mapping[str, Any]], bool]
 """Whether a score is of as many samples as most trials' are."""
 
@@ -34,36 +32,37 @@ def build_scheduler(
 
     The scores of `ended`, the trials of earlier starts, fill the rungs again.
     """
-    match sweep.scheduler:
-        case AshaScheduler():
-            return _asha(sweep.scheduler, objective, configs, ended, compares)
-        case PbtScheduler():
-            return _pbt(sweep, sweep.scheduler, objective, compares)
-        case _:
-            return schedulers.FIFOScheduler()
-
-
-def _asha(
-    asha: AshaScheduler,
-    objective: Objective,
-    configs: Sequence[RunConfig],
-    ended: Iterable[TrialRecord],
-    compares: Compares,
-) -> "Asha":
-    unit, longest = UNITS[asha_unit(asha, configs)], asha_longest(asha, configs)
-    assert longest is not None  # checked with the configuration
-    scheduler = Asha(
-        time_attr=unit,
-        metric=OBJECTIVE,
-        mode=objective.modes[0],
-        max_t=longest,
-        grace_period=asha.grace,
-        reduction_factor=asha.reduction_factor,
-        stop_last_trials=False,
-    )
-    scheduler.compares = compares
-    for trial in ended:
-        _replay(scheduler, objective, trial, unit)
+    kind = sweep.scheduler
+    shared: dict[str, Any] = {"metric": OBJECTIVE, "mode": objective.modes[0]}
+    scheduler: Asha | RunFolderPbt
+    if isinstance(kind, AshaScheduler):
+        unit, longest = UNITS[asha_unit(kind, configs)], asha_longest(kind, configs)
+        assert longest is not None  # checked with the configuration
+        scheduler = Asha(
+            time_attr=unit,
+            max_t=longest,
+            grace_period=kind.grace,
+            reduction_factor=kind.reduction_factor,
+            stop_last_trials=False,
+            **shared,
+        )
+        scheduler.compares = compares
+        for trial in ended:
+            _replay(scheduler, objective, trial, unit)
+    elif isinstance(kind, PbtScheduler):
+        scheduler = RunFolderPbt(
+            time_attr="step",
+            perturbation_interval=kind.every_steps,
+            quantile_fraction=kind.quantile,
+            resample_probability=kind.resample_probability,
+            hyperparam_mutations={SWEEP: {"values": _mutations(sweep)}},
+            log_config=False,
+            require_attrs=False,
+            **shared,
+        )
+        scheduler.compares = compares
+    else:
+        return schedulers.FIFOScheduler()
     return scheduler
 
 
@@ -77,24 +76,6 @@ def _replay(scheduler: Any, objective: Objective, trial: TrialRecord, unit: str)
             scheduler.on_trial_result(None, stand_in, {**record, OBJECTIVE: value})
 
 
-def _pbt(
-    sweep: Sweep, pbt: PbtScheduler, objective: Objective, compares: Compares
-) -> "RunFolderPbt":
-    scheduler = RunFolderPbt(
-        time_attr="step",
-        metric=OBJECTIVE,
-        mode=objective.modes[0],
-        perturbation_interval=pbt.every_steps,
-        quantile_fraction=pbt.quantile,
-        resample_probability=pbt.resample_probability,
-        hyperparam_mutations={SWEEP: {"values": _mutations(sweep)}},
-        log_config=False,
-        require_attrs=False,
-    )
-    scheduler.compares = compares
-    return scheduler
-
-
 class ComparableScoresMixin:
     """Leaves out scores of other numbers of samples, which do not compare."""
 
@@ -104,10 +85,9 @@ class ComparableScoresMixin:
         """Return all but `compares`, the driver's ledger: what Tune stores is never read again."""
         return {key: value for key, value in vars(self).items() if key != "compares"}
 
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
         """Take a result; one without a score leaves the trial as it is."""
-        decision: str = super().on_trial_result(controller, trial, self._comparable(result))  # type: ignore[misc]
-        return decision
+        return super().on_trial_result(controller, trial, self._comparable(result))  # type: ignore[misc]
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
         super().on_trial_complete(controller, trial, self._comparable(result))  # type: ignore[misc]

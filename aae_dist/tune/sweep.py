@@ -11,7 +11,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from aae_dist.errors import Interrupted, LaunchError, TrainingDivergedError, by_name
 from aae_dist.launch.ending import StopSignals, WorkersFailedError
@@ -79,8 +78,7 @@ def check_same(trials: Sequence[TrialPlan]) -> None:
             finished_before(trial.config)
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="check-trials") as pool:
-        for _ in pool.map(check, trials):
-            pass
+        list(pool.map(check, trials))
 
 
 def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
@@ -90,11 +88,7 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
         os.environ.update(ENVIRONMENT)
         plan = ledger.plan
         # Handlers for signals come last: Ray's start replaces them.
-        # The temporary folder is the driver's alone: no trial reads or writes it.
-        folder = partial(
-            tempfile.TemporaryDirectory, prefix="aae_dist-tune-", ignore_cleanup_errors=True
-        )
-        with cluster.connected(plan.configs[0]), folder() as place, StopSignals() as stop:
+        with cluster.connected(plan.configs[0]), tune_folder() as place, StopSignals() as stop:
             from aae_dist.tune.driver import SweepDriver
 
             SweepDriver(ledger, launch_id, place, stop, changed).run()
@@ -109,6 +103,11 @@ def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> None:
             ledger.finish(entry.plan.id, TrialState.INTERRUPTED)
         ledger.write(state)
     check_any_finished(ledger)
+
+
+def tune_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for Tune's own files, the driver's alone: no other node sees it."""
+    return tempfile.TemporaryDirectory(prefix="aae_dist-tune-", ignore_cleanup_errors=True)
 
 
 def check_any_finished(ledger: Ledger) -> None:
@@ -128,6 +127,9 @@ def check_any_finished(ledger: Ledger) -> None:
 def _reports(uri: str, write: Callable[[str], None] | None) -> Iterator[Callable[[], None]]:
     """Yield a function that has the report written soon, in a thread that can stop nothing."""
     wanted, closed = threading.Event(), threading.Event()
+    if write is None:
+        yield wanted.set
+        return
 
     def serve() -> None:
         while not closed.is_set():
@@ -137,20 +139,17 @@ def _reports(uri: str, write: Callable[[str], None] | None) -> Iterator[Callable
                 closed.wait(REPORT_SECONDS)
 
     thread = threading.Thread(target=serve, name="report", daemon=True)
-    if write is not None:
-        thread.start()
+    thread.start()
     try:
         yield wanted.set
     finally:
         closed.set()
-        if write is not None:
-            thread.join(REPORT_SECONDS)
-            _write(uri, write)
+        thread.join(REPORT_SECONDS)
+        _write(uri, write)
 
 
-def _write(uri: str, write: Callable[[str], None] | None) -> None:
+def _write(uri: str, write: Callable[[str], None]) -> None:
     try:
-        if write is not None:
-            write(uri)
+        write(uri)
     except Exception as error:  # A report is worth less than the sweep.
         echo(f"the report was not written: {type(error).__name__}: {error}")

@@ -5,7 +5,6 @@ import math
 import os
 import socket
 import sys
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from aae_dist.sweeps.objective import Objective
 from aae_dist.training.folder import Outcome, RunState, check_marker
 from aae_dist.tune import session
 from aae_dist.tune.session import Ended, Session
-from aae_dist.tune.sweep import ENVIRONMENT
+from aae_dist.tune.sweep import ENVIRONMENT, tune_folder
 
 SWEEP = "sweep"
 """Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
@@ -191,13 +190,12 @@ class EmptyTrial(Trial):
 def run_empty_trial(config: RunConfig) -> tuple[str, str]:
     """Run a trial on a node that trains, save and end it; return (host, '') or ('', failure).
 
-    As in a sweep, Tune's own folder is the driver's, which other nodes do not see. The doctor holds
-    the GPUs, so the trial takes CPUs only.
+    The doctor holds the GPUs, so the trial takes CPUs only.
     """
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     place_on = tune.PlacementGroupFactory([{"CPU": float(config.launch.cpus_per_worker)}])
-    with tempfile.TemporaryDirectory(prefix="aae_dist-tune-", ignore_cleanup_errors=True) as place:
+    with tune_folder() as place:
         tuner = tune.Tuner(
             tune.with_resources(EmptyTrial, place_on),
             tune_config=tune.TuneConfig(time_budget_s=EMPTY_SECONDS),

@@ -15,13 +15,8 @@ import torch
 from ray.train.torch import get_device
 
 from aae_dist.config import RunConfig
-from aae_dist.distributed.world import (
-    World,
-    broadcast_json,
-    control_group,
-    from_environment,
-    run_on_all_ranks,
-)
+from aae_dist.distributed import world as ranks
+from aae_dist.distributed.world import World
 from aae_dist.errors import AaeDistError, RanksDifferError
 from aae_dist.launch import ending
 from aae_dist.launch.ending import WorkerResult
@@ -47,7 +42,7 @@ def run_rank(spec: WorkerSpec) -> WorkerResult[Outcome]:
     config = RunConfig.model_validate_json(spec.config)
     torch.set_num_threads(config.launch.cpus_per_worker)
     try:
-        world = from_environment(config.train.device)
+        world = ranks.from_environment(config.train.device)
     except AaeDistError as error:
         return report_fatal(spec, error)
     if world.device.type == "cuda":
@@ -62,8 +57,8 @@ def _train(spec: WorkerSpec, config: RunConfig, world: World) -> WorkerResult[Ou
     folder = open_storage(join(config.run.storage, config.run.name))
     try:
         if world.size > 1:
-            control_group()  # Ray Train has set up the process group
-        run_on_all_ranks(world, lambda: check_marker(folder, spec.token))
+            ranks.control_group()  # Ray Train has set up the process group
+        ranks.run_on_all_ranks(world, lambda: check_marker(folder, spec.token))
         sinks = [PrometheusSink(config.run.name)] if world.is_main else []
         console = partial(RemoteConsole, spec.monitor) if spec.driver_shows_progress else None
         outcome = train(config, world, reporter, spec.launch_id, sinks, console)
@@ -72,8 +67,7 @@ def _train(spec: WorkerSpec, config: RunConfig, world: World) -> WorkerResult[Ou
         # Ranks that differ are a machine's fault, so they start again like those that died.
         if isinstance(error, AaeDistError) and not isinstance(error, RanksDifferError):
             return report_fatal(spec, error)
-        repeated = repeated_failure(spec, world.rank, error)
-        if repeated is None:
+        if (repeated := repeated_failure(spec, world.rank, error)) is None:
             raise
         return repeated
     finally:
@@ -115,7 +109,7 @@ class RayReporter:
             self._monitor.add_metrics.remote(dict(metrics))
         self._pending |= metrics
         due = time.monotonic() - self._reported_at >= REPORT_SECONDS
-        if broadcast_json(due, self._world):
+        if ranks.broadcast_json(due, self._world):
             ray.train.report(self._pending)
             self._pending, self._reported_at = {}, time.monotonic()
 
