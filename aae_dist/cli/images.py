@@ -201,8 +201,7 @@ examples:
 With launch.workers=N the shards are spread over N Ray workers, of the cluster of RAY_ADDRESS or
 of one that starts on this machine; without it, this process (or torchrun's ranks) does it all.
 """
-ALONE = "launch.kind=local"
-"""Unless workers are asked for, a verb stays in this process, however the run was trained."""
+ALONE = "launch.kind=local"  # unless workers are asked for, however the run was trained
 
 
 @options.verb("write the latent codes of a whole data set", ENCODE_EXAMPLES)

@@ -26,8 +26,7 @@ from aae_dist.utils.text import Show, progress
 _AUTO_MEMORY_BYTES = 2 << 30
 _NUM_PROBED = 16  # samples probed at the start, until one tells the shape of all
 _ANY_SHAPE = (1, 1, 1)
-_ROWS_PER_TASK = 32
-"""Rows per task of a decoding thread: 1 to 2 ms of work, far above the cost of its hand-over."""
+_ROWS_PER_TASK = 32  # rows per task of a thread: 1 to 2 ms of work, far above its hand-over
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ class Dataset:
     Safe to read from several threads.
 
     Args:
-        manifest: The shards.
-        settings: The run's `data` section.
         image_shape: Wanted (C, H, W), for example that of the training images; None takes what
             `settings` says and else the first image's.
         device: Where data.decoded=device keeps decoded images.

@@ -63,8 +63,7 @@ class _Pending:
 
     batch: Batch | None
     problem: BaseException | None
-    totals: Callable[[], list[int]]
-    """Waits for the sums over ranks: bad samples, and ranks without a batch."""
+    totals: Callable[[], list[int]]  # waits for the sums: bad samples, and ranks without a batch
 
 
 class BatchLoader:
@@ -77,8 +76,6 @@ class BatchLoader:
     so the sum is there before it is needed.
 
     Args:
-        dataset: Where samples come from.
-        order: Which sample comes when.
         rows: This rank's rows of each global batch, from `rank_rows`.
         position: Where to start, 0 or a stored `next_position`.
         num_steps: Number of batches, the same on every rank; None for no end.
@@ -318,8 +315,7 @@ class Transfer:
 
 NUM_DRAWS = 6
 _FLIP, _DOWN, _RIGHT, _BRIGHTNESS, _CONTRAST, _SATURATION = range(NUM_DRAWS)
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-"""Increment of SplitMix64's counter: 2**64 over the golden ratio."""
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment: 2**64 over the golden ratio
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R BT.601)
 
 

@@ -26,10 +26,8 @@ from aae_dist.errors import DataError
 Indices = NDArray[np.int64]
 _Words = NDArray[np.uint64]
 
-_NUM_ROUNDS = 8
-"""BLAKE2b gives 64 bytes, one 8-byte key per round: twice as many as no measurable bias needs."""
-_MIN_BITS = 6
-"""Halves of one or two bits give too few permutations: sizes 3 to 7 were measurably uneven."""
+_NUM_ROUNDS = 8  # twice as many as no measurable bias needs: BLAKE2b gives 8 keys of 8 bytes
+_MIN_BITS = 6  # halves of one or two bits permute too little: sizes 3 to 7 were uneven
 
 
 def round_keys(*parts: int | str) -> tuple[np.uint64, ...]:
@@ -78,11 +76,9 @@ def mixed(words: _Words) -> _Words:
 Window = int | Literal["full"]
 Mask = NDArray[np.bool_]
 
-_SLOTS_PER_BLOCK = 8192
-"""Slots computed at once: numpy needs 1 us per sample for one small batch, 0.1 us for so many."""
+_SLOTS_PER_BLOCK = 8192  # computed at once: 0.1 us per sample, not 1 us as for a small batch
 _FULL_SHUFFLE_BYTES = 4 << 30
-_UNPACKED_FACTOR = 4
-"""Assumed size of an unpacked .tar.gz relative to the file; a full shuffle holds all unpacked."""
+_UNPACKED_FACTOR = 4  # assumed size of a .tar.gz unpacked; a full shuffle holds all so
 _WINDOW_SHARDS = 4
 
 
@@ -132,7 +128,6 @@ class SampleOrder:
 
     Args:
         counts: Samples of every shard, in manifest order.
-        seed: The run's seed.
         global_batch_size: Samples per step, over all ranks; a multiple of `lanes`.
         lanes: Streams that the line of an epoch is cut into; at least one per rank.
         window: Samples shuffled together in a lane, or "full" for one permutation of the epoch.
@@ -198,11 +193,6 @@ class SampleOrder:
         shards = permute(np.arange(len(self.counts), dtype=np.int64), len(self.counts), keys)
         return shards, np.cumsum(self.counts[shards])
 
-    def lane_bounds(self, lane: int) -> tuple[int, int]:
-        """Return the first place and the end of a lane on the line."""
-        starts, ends = self._lane_bounds
-        return int(starts[lane]), int(ends[lane])
-
     def with_window(self, window: Window) -> "SampleOrder":
         """Return the same order with another window."""
         return SampleOrder(
@@ -225,7 +215,7 @@ class SampleOrder:
         return block.indices[:, cut], block.valid[:, cut]
 
     def _compute(self, epoch: int, offset: int, num_slots: int) -> tuple[Indices, Mask]:
-        starts, ends = self._lane_bounds
+        starts, ends = self.lane_bounds
         places = starts[:, None] + np.arange(offset, offset + num_slots, dtype=np.int64)
         valid = places < ends[:, None]
         indices = np.zeros_like(places)
@@ -241,7 +231,7 @@ class SampleOrder:
         return indices, valid
 
     @cached_property
-    def _lane_bounds(self) -> tuple[Indices, Indices]:
+    def lane_bounds(self) -> tuple[Indices, Indices]:
         """First place and end of every lane on the line, int64 [lanes] each."""
         # Python integers: lane * num_samples may pass 2**63 for absurd but legal inputs.
         cuts = [lane * self.num_samples // self.lanes for lane in range(self.lanes + 1)]
@@ -250,7 +240,7 @@ class SampleOrder:
     def _in_windows(self, epoch: int, lane: int, places: Indices) -> Indices:
         """Permute line places of one lane (consecutive, int64 [n]) inside their windows."""
         assert isinstance(self.window, int)
-        starts, ends = self._lane_bounds
+        starts, ends = self.lane_bounds
         start, length = int(starts[lane]), int(ends[lane] - starts[lane])
         pieces = [places[:0]]
         first, last = (int(places[0]) - start, int(places[-1]) - start) if places.size else (0, -1)

@@ -185,10 +185,8 @@ def check_format(name: str) -> None:
         raise ConfigError("--format parquet needs pyarrow: pip install pyarrow, or --format npy")
 
 
-CHUNK = 256
-"""Samples of one forward pass; fixed, since the rounding of a product may depend on its shape."""
-METADATA_FILE = "_about.json"
-"""Describes the folder; readers of parquet folders skip names that begin with '_'."""
+CHUNK = 256  # samples of one forward pass; fixed, since rounding may depend on a product's shape
+METADATA_FILE = "_about.json"  # describes the folder; parquet readers skip names with '_' first
 VERSION = 1
 INPUT_KEYS = ("image_keys", "label_key", "image_size", "channels", "resize", "crop_size")
 """Keys of `data` that determine the input of a sample."""

@@ -101,11 +101,9 @@ class InterpolationOptions:
     fixed."""
     num: int = 8  # rows of pairs
     steps: int = 10  # images per row
-    path: str = "auto"
-    """auto: spherical for a prior on a sphere and for a Gaussian above 2 dimensions."""
+    path: str = "auto"  # auto: spherical on a sphere and for a Gaussian above 2 dimensions
     source: str = "data"  # data: codes of validation samples; prior: samples of the prior
-    data: tuple[str, ...] = ()
-    """Absolute patterns of shards; none means the run's validation shards."""
+    data: tuple[str, ...] = ()  # absolute patterns of shards; none: the run's validation shards
     seed: int = 0
 
 

@@ -27,8 +27,7 @@ class Uses:
     """Shards with the range of positions in which each is needed, sorted by the first."""
 
     shards: Indices
-    first: Indices
-    """Position (slots of each lane since the start of training) that needs the shard first."""
+    first: Indices  # position (slots of each lane since the start) that needs the shard first
     last: Indices  # position from which on this use is over
 
 
@@ -63,7 +62,7 @@ def _in_lane(
 ) -> tuple[Indices, Indices, Indices]:
     """Return the lane's shards, and the slots from and to which it needs each."""
     # Find the shards that overlap the lane.
-    start, end = order.lane_bounds(lane)
+    start, end = (int(bounds[lane]) for bounds in order.lane_bounds)
     cut = slice(
         np.searchsorted(line_ends, start, side="right"), np.searchsorted(line_ends, end - 1) + 1
     )

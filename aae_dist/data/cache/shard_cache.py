@@ -161,7 +161,8 @@ class ShardCache:
                     f"{shard.url} takes {size} bytes and data.cache.max_bytes is "
                     f"{self.max_bytes}; give at least {wanted}, or write smaller shards."
                 )
-            if not self._make_room(wanted, due):
+            missing = self._contents()[1] + wanted - self.max_bytes
+            if missing > 0 and not self._evict(missing, due):
                 return Blocked.FULL
             # Take its disk space. The disk may have less than the bound: others use it too.
             while True:
@@ -171,11 +172,6 @@ class ShardCache:
                     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                     if not (is_full and self._evict(size, due)):
                         raise disk_error(self.folder, shard, size, error) from error
-
-    def _make_room(self, wanted: int, due: float | None) -> bool:
-        _, used = self._contents()
-        missing = used + wanted - self.max_bytes
-        return missing <= 0 or self._evict(missing, due)
 
     def _evict(self, missing: int, due: float | None) -> bool:
         """Remove copies that are used later than `due`; return whether `missing` bytes went."""

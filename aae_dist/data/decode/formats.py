@@ -22,8 +22,7 @@ from aae_dist.errors import SampleError
 
 Format = Literal["PNG", "JPEG", "WEBP"]
 
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
-"""By PNG colour type: grey, colour, palette, grey with alpha, colour with alpha."""
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # grey, colour, palette, grey and colour with alpha
 _JPEG_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)))
 _JPEG_APP1 = 0xE1
 _JPEG_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
@@ -155,14 +154,12 @@ def apply_orientation(image: NDArray[np.uint8], orientation: int) -> NDArray[np.
 
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_SAMPLES = {0: 1, 2: 3, 4: 2, 6: 4}
-"""By colour type: grey, colour, each also with alpha. Palettes are left to Pillow."""
+_PNG_SAMPLES = {0: 1, 2: 3, 4: 2, 6: 4}  # grey, colour, each also with alpha; no palettes
 MAX_SIDE = 1_000_000  # libpng refuses longer sides
 _KINDS = frozenset((b"IHDR", b"IDAT", b"PLTE"))
 _ANCILLARY = 0x20  # bit of a chunk's first letter: a decoder may ignore it
 _OVERHEAD = 12  # bytes of a chunk next to its data: length, kind, checksum
-_MAX_STACKED_BYTES = 1 << 18
-"""Inflated rows of an image that are kept to be stacked; libpng inflates larger images again."""
+_MAX_STACKED_BYTES = 1 << 18  # inflated rows kept to be stacked; libpng inflates larger images
 
 
 class PngKind(NamedTuple):

@@ -39,8 +39,7 @@ class Resize:
 
     how: Literal["cover", "stretch", "crop", "none"]
     crop_size: int | None
-    is_settled: bool = False
-    """Whether `none` is configured, or comes from a trained run: a size then changes nothing."""
+    is_settled: bool = False  # `none` is configured, or a trained run's: sizes change nothing
 
     @classmethod
     def from_settings(cls, settings: Data) -> "Resize":

@@ -27,8 +27,7 @@ NO_LABEL = -1
 MAX_FIELD_BYTES = 256 << 20  # largest file of an image or array that is decoded
 MAX_LABEL_BYTES = 1 << 16
 Sample = tuple[ShardReader, int]  # a shard, and the number of a sample in it
-_BYTES_PER_GROUP = 16 << 20
-"""Files of images, arrays and labels held at once by a thread. One of them may have more."""
+_BYTES_PER_GROUP = 16 << 20  # files that a thread holds at once; one of them may have more
 _LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
 
 

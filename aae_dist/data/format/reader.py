@@ -18,23 +18,15 @@ from aae_dist.data.format.tar import Buffer, ByteRange, DamagedTarError, TarInde
 from aae_dist.errors import SampleError, SampleReason, ShardError
 from aae_dist.storage import is_remote
 
-_MAX_UNPACKED_BYTES = 4 << 30
-"""Largest .tar.gz shard, unpacked, and the bound on all unpacked shards that are held."""
+_MAX_UNPACKED_BYTES = 4 << 30  # bound on a .tar.gz shard, unpacked, and on all that are held
 _UNPACK_CHUNK_BYTES = 1 << 20
-_READ_WHOLE_BYTES = 64 << 20
-"""A shard up to this size is read whole to be indexed: one read instead of six per sample."""
-_READ_TOGETHER_BYTES = 1 << 16
-"""Fields of a sample that lie within this many bytes are read by one call: 2 us less per field."""
-_RETRY_SECONDS = 60.0
-"""How long a failed shard is not retried: each of its samples would wait for it again."""
-_RETRY_FACTOR = 10
-"""A shard that took long to fail waits longer for its retry: at most an eleventh of a run waits."""
-MAX_OPEN_UNPLANNED = 2
-"""Copies of remote shards kept open, and so in the cache, without a prefetcher."""
-_MAX_INDEXED_SAMPLES = 4_000_000
-"""Samples whose place in their shard is kept in memory, about 0.5 GB."""
-FileVersion = tuple[int, int, int]
-"""Inode, size in bytes and time of change in ns: differs between versions of a file."""
+_READ_WHOLE_BYTES = 64 << 20  # smaller shards are indexed by one read, not six per sample
+_READ_TOGETHER_BYTES = 1 << 16  # fields this close together are one read: 2 us less per field
+_RETRY_SECONDS = 60.0  # between tries of a failed shard: each of its samples would wait for it
+_RETRY_FACTOR = 10  # what took long to fail waits longer: at most an eleventh of a run waits
+MAX_OPEN_UNPLANNED = 2  # remote shards kept open, and so in the cache, without a prefetcher
+_MAX_INDEXED_SAMPLES = 4_000_000  # samples whose place is kept in memory, about 0.5 GB
+FileVersion = tuple[int, int, int]  # inode, bytes and time of change in ns of a file's version
 
 
 class ShardReader:

@@ -45,11 +45,9 @@ _TIME = b" mtime="
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
-MAX_SAMPLES = 20_000_000
-"""Samples of one shard; their index takes 2.6 GB, on every rank that reads them."""
+MAX_SAMPLES = 20_000_000  # of one shard; their index takes 2.6 GB on every rank that reads them
 MAX_MEMBERS = 10_000  # members of one sample
-_LARGEST_AT_ONCE = 256 << 20
-"""Bytes of an archive whose headers are read all at once, which takes up to its size more."""
+_LARGEST_AT_ONCE = 256 << 20  # bytes read for their headers at once, taking up to as many more
 _MAX_KNOWN = 1000
 ByteRange = tuple[int, int]  # start and size of a field in its shard, in bytes
 _META = re.compile(r"__[^/]*__($|/)")

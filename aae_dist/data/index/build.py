@@ -27,8 +27,7 @@ from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import Entry, Storage, is_remote, open_storage
 from aae_dist.utils.text import Show, ordered_map, progress
 
-Counted = tuple[Shard, str]
-"""A shard with its number of samples, and the tag or time of the counted version."""
+Counted = tuple[Shard, str]  # a shard with its samples; tag or time of the counted version
 
 _SMALLEST_BYTES = 64 << 10
 _LARGEST_BYTES = 8 << 20
@@ -201,8 +200,7 @@ _THREADS = 8  # shards downloaded at once when they must be counted
 _KEPT = "Repair or remove what is named; the same command then counts no other shard again."
 _NOT_KEPT = "Repair or remove what is named; aae-dist data index would keep what is counted now."
 _NUM_LISTED = 20
-_MAX_OUT_OF_REACH = 20
-"""Consecutive unreachable shards after which counting stops: each may take minutes."""
+_MAX_OUT_OF_REACH = 20  # consecutive unreachable shards, minutes each, that stop the counting
 _OUT_OF_REACH = frozenset(("unreachable", "forbidden"))
 
 

@@ -30,8 +30,7 @@ class Findings:
     bad_shards: dict[str, str] = field(default_factory=dict)  # address -> reason and message
     bad_samples: Counter[str] = field(default_factory=Counter)
     """Reason -> samples, those of bad shards not counted."""
-    examples: list[str] = field(default_factory=list)
-    """The first bad samples: shard, key and problem."""
+    examples: list[str] = field(default_factory=list)  # the first bad: shard, key and problem
 
     @property
     def num_bad(self) -> int:

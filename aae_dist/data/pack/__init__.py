@@ -38,22 +38,12 @@ def pack(
     options: PackOptions = DEFAULTS,
     write: Callable[[str], None] = to_stderr,
 ) -> dict[str, int]:
-    """Write OUT/train and OUT/validation: tar shards with a manifest.json in each.
+    """Write OUT/train and OUT/validation, tar shards with a manifest.json; return their samples.
 
-    Args:
-        name: one of `NAMES`.
-        out: Folder to make, local or in a bucket; it must be empty or absent.
-        root: Folder of images with a sub-folder per class, CSV or .npy file, or the folder of
-            torchvision's data sets (downloaded when absent; default
-            ~/.cache/aae_dist/datasets).
-        options: Shard size, split, and changes of the images.
-        write: Takes progress lines where there is no terminal.
-
-    Returns:
-        Samples of each set.
-
-    Raises:
-        DataError: The target is not empty, or the source is missing or damaged.
+    `out`, local or in a bucket, must be empty or absent, else DataError. `root` is a folder of
+    images with a sub-folder per class, a CSV or .npy file, or the folder of torchvision's data sets
+    (downloaded when absent; default ~/.cache/aae_dist/datasets). `write` takes progress lines where
+    there is no terminal.
     """
     try:
         target = _empty_target(out)

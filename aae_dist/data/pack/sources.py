@@ -17,8 +17,7 @@ from aae_dist.data.format.patterns import IMAGE_SUFFIXES
 from aae_dist.errors import DataError, SampleError
 from aae_dist.utils.arrays import npy_bytes, png_bytes
 
-Fields = dict[str, str | bytes]
-"""A sample as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}."""
+Fields = dict[str, str | bytes]  # as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}
 Pixels = NDArray[np.uint8]  # [H, W] grey or [H, W, 3] colour
 
 FIELDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
@@ -29,11 +28,9 @@ class PackOptions:
     """Options of `pack`."""
 
     shard_samples: int = 5000  # maximum samples per shard
-    image_size: int | None = None
-    """Height and width of the written images, as by `data.image_size`; None keeps them."""
+    image_size: int | None = None  # pixels, as by `data.image_size`; None keeps images as they are
     crop_size: int | None = None  # centre square that is cropped before, in pixels
-    validation_fraction: float = 0.1
-    """folder, csv and npy: fraction of the samples in the validation set."""
+    validation_fraction: float = 0.1  # folder, csv, npy: fraction of the samples for validation
     seed: int = 0  # folder, csv and npy: seed of the split and of the order
     labels: Path | None = None  # npy: array of integers, one per row
 
@@ -62,8 +59,7 @@ class PackSource:
 
     sets: dict[str, SampleSet]
     classes: Sequence[str] = field(default=())
-    advice: Callable[[], str] = str
-    """Returns advice for the user once all samples are written, or an empty text."""
+    advice: Callable[[], str] = str  # for the user when all samples are written, or an empty text
 
 
 def split(names: Sequence[str], options: PackOptions) -> dict[str, list[int]]:
