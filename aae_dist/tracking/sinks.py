@@ -199,12 +199,16 @@ def progress_line(record: Record, progress: Progress) -> str:
     parts = [f"step {step:>{len(str(total))}}/{total} ({100 * step // max(total, 1)} %)"]
     if EPOCH in record:
         parts.append(f"epoch {record[EPOCH]:.2f}")
-    parts += [f"{name} {four_digits(value)}" for name, value in losses_of(record).items()]
+    return " | ".join(parts + _losses_and_speed(record, progress))
+
+
+def _losses_and_speed(record: Record, progress: Progress) -> list[str]:
+    parts = [f"{name} {four_digits(value)}" for name, value in losses_of(record).items()]
     if SAMPLES_PER_SECOND in record:
         parts.append(f"{record[SAMPLES_PER_SECOND]:,.0f} samples/s")
-    if (left := progress.seconds_left(step)) is not None:
+    if (left := progress.seconds_left(int(record[STEP]))) is not None:
         parts.append(f"{clock(left)} left")
-    return " | ".join(parts)
+    return parts
 
 
 def losses_of(record: Record) -> dict[str, float]:
@@ -248,7 +252,7 @@ class LiveBarSink:
     def log(self, record: Record) -> None:
         step = int(record[STEP])
         if losses_of(record):
-            text = self._description(record, step)
+            text = "  ".join(_losses_and_speed(record, self._progress))
             self._bar.update(self._task, completed=step, description=text)
         if scores := evaluation_text(record):
             self._bar.console.print(f"evaluation at step {step}: {scores}", highlight=False)
@@ -263,11 +267,3 @@ class LiveBarSink:
 
     def close(self, summary: Record, state: str) -> None:
         self._bar.stop()
-
-    def _description(self, record: Record, step: int) -> str:
-        parts = [f"{name} {four_digits(value)}" for name, value in losses_of(record).items()]
-        if SAMPLES_PER_SECOND in record:
-            parts.append(f"{record[SAMPLES_PER_SECOND]:,.0f} samples/s")
-        if (left := self._progress.seconds_left(step)) is not None:
-            parts.append(f"{clock(left)} left")
-        return "  ".join(parts)
