@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from aae_dist.config import RunConfig
 from aae_dist.doctor import rules
@@ -140,11 +139,11 @@ def all_reduce_seconds(device: torch.device) -> dict[int, float]:
     for number in SIZES:
         tensor = torch.ones(number // 4, device=device)
         rounds = 5 if number <= 2**20 else 2
-        dist.all_reduce(tensor)
+        torch.distributed.all_reduce(tensor)
         _wait(device)
         started = time.perf_counter()
         for _ in range(rounds):
-            dist.all_reduce(tensor)
+            torch.distributed.all_reduce(tensor)
         _wait(device)
         found[number] = (time.perf_counter() - started) / rounds
     return found

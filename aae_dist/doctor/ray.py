@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aae_dist.config import RunConfig
@@ -99,11 +98,11 @@ class Probe:
         """Join a process group and time it; return seconds by bytes."""
         device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
         limit = timedelta(seconds=GROUP_SECONDS)
-        dist.init_process_group(backend, f"tcp://{address}", limit, size, rank)
+        torch.distributed.init_process_group(backend, f"tcp://{address}", limit, size, rank)
         try:
             return probes.all_reduce_seconds(device)
         finally:
-            dist.destroy_process_group()
+            torch.distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)

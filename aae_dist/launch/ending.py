@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
 from aae_dist.errors import AaeDistError, LaunchError
@@ -94,7 +93,7 @@ class StopSignals:
             signal.set_wakeup_fd(self._previous_descriptor)
             self._sockets[1].close()  # which ends the thread
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         now = time.monotonic()
         if not self._first:
             self._first = now

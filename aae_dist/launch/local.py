@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from aae_dist.config import RunConfig
 from aae_dist.data import Manifest, Shard
@@ -67,7 +66,9 @@ def process_group(world: World) -> Iterator[None]:
     if is_cuda:
         torch.cuda.set_device(world.device)
     backend = "nccl" if is_cuda else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=ranks.COLLECTIVE_SECONDS))
+    torch.distributed.init_process_group(
+        backend, timeout=timedelta(seconds=ranks.COLLECTIVE_SECONDS)
+    )
     try:
         ranks.control_group()
         yield
@@ -78,7 +79,7 @@ def process_group(world: World) -> Iterator[None]:
             raise ending.WorkersFailedError(text) from None
         raise
     finally:
-        dist.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 def write_shards(

@@ -20,8 +20,7 @@ from aae_dist.report import view as data
 from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto
 from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label, number
 from aae_dist.storage import open_storage, read_or_none
-from aae_dist.sweeps import read_sweep
-from aae_dist.sweeps.folder import BEST, TRIALS
+from aae_dist.sweeps.folder import BEST, TRIALS, read_sweep
 from aae_dist.utils.arrays import figure_to_png
 from aae_dist.utils.text import duration
 

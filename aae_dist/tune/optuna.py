@@ -8,7 +8,6 @@ import optuna
 from ray.tune.search import Searcher
 
 from aae_dist.config.metric_names import NUM_SAMPLES
-from aae_dist.config.sections.sweep import OptunaSearch
 from aae_dist.errors import ConfigError
 from aae_dist.sweeps import space
 from aae_dist.sweeps.folder import TrialState
@@ -46,7 +45,7 @@ class OptunaSearcher(Searcher):
         super().__init__()
         self._stopping = stopping
         search = ledger.plan.sweep.search
-        assert isinstance(search, OptunaSearch)
+        assert search.kind == "optuna"
         self._ledger = ledger
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sampler = optuna.samplers.TPESampler(

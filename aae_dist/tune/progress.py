@@ -4,10 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from rich import console, live, table, text
 
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.sweeps.folder import TrialState
@@ -28,15 +25,15 @@ class SweepProgress:
         ledger: Ledger,
         concurrent: int,
         clock: Callable[[], float] = time.monotonic,
-        terminal: Console | None = None,
+        terminal: console.Console | None = None,
     ) -> None:
         self._ledger, self._concurrent, self._clock = ledger, concurrent, clock
         self._reported = {entry.plan.id for entry in ledger.in_state(*FINAL)}
         self._restarts = {entry.plan.id: entry.restarts for entry in ledger.entries.values()}
         self._next_line = clock() + LINE_SECONDS
         if terminal is None and sys.stdout.isatty():
-            terminal = Console()
-        self._live = Live(console=terminal, auto_refresh=False) if terminal else None
+            terminal = console.Console()
+        self._live = live.Live(console=terminal, auto_refresh=False) if terminal else None
 
     def __enter__(self) -> "SweepProgress":
         if self._live is not None:
@@ -52,7 +49,7 @@ class SweepProgress:
         for line in self._new_lines():
             self._print(line)
         if self._live is not None:
-            self._live.update(Group(self._table(), Text(self.status())), refresh=True)
+            self._live.update(console.Group(self._table(), text.Text(self.status())), refresh=True)
         elif self._clock() >= self._next_line:
             self._next_line = self._clock() + LINE_SECONDS
             echo(self.status())
@@ -108,12 +105,12 @@ class SweepProgress:
             return f"{self._title(entry)} finished: {self.score(entry)}, {took}{cause}"
         return f"{self._title(entry)} {entry.state}: {entry.cause}, {took}"
 
-    def _table(self) -> Table:
-        table = Table("trial", "parameters", "step", str(self._ledger.objective), "time")
+    def _table(self) -> table.Table:
+        rows = table.Table("trial", "parameters", "step", str(self._ledger.objective), "time")
         for entry in self._ledger.in_state(TrialState.RUNNING)[:SHOWN]:
             number, score, time = f"{entry.plan.number + 1}", self.score(entry), clock(entry.cost())
-            table.add_row(number, describe(entry.parameters), f"{entry.step:,}", score, time)
-        return table
+            rows.add_row(number, describe(entry.parameters), f"{entry.step:,}", score, time)
+        return rows
 
     def _print(self, line: str) -> None:
         if self._live is not None:

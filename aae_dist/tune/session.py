@@ -19,9 +19,7 @@ from aae_dist.distributed.world import from_environment
 from aae_dist.errors import AaeDistError, CheckpointError, Interrupted, RunBusyError
 from aae_dist.launch.ending import StopReason, StopToken
 from aae_dist.launch.local import LocalReporter
-from aae_dist.launch.ray.cluster import own_device
-from aae_dist.launch.ray.driver import ray_storage, run_on_ray
-from aae_dist.launch.ray.monitor import DriverUpdate, print_lines
+from aae_dist.launch.ray import cluster, driver, monitor
 from aae_dist.storage import Storage, join, open_storage, read_or_none
 from aae_dist.training.folder import Outcome, RunState, write_marker
 from aae_dist.training.lock import RunLock
@@ -137,7 +135,7 @@ def train_here(
     _free_memory()  # of a trial that failed: its error held it until now
     config = prepare()
     torch.set_num_threads(config.launch.cpus_per_worker)
-    world = from_environment(own_device(config.train.device))
+    world = from_environment(cluster.own_device(config.train.device))
     try:
         return train(config, world, SessionReporter(channel, stop, pause_every), launch_id)
     finally:
@@ -157,16 +155,16 @@ def _free_memory() -> None:
 def train_on_ray(config: RunConfig, channel: Channel, stop: StopToken) -> Outcome:
     """Train a run with several workers: a Ray Train run of the trial's name, so that it resumes."""
 
-    def on_update(update: DriverUpdate) -> None:
-        print_lines(update)
+    def on_update(update: monitor.DriverUpdate) -> None:
+        monitor.print_lines(update)
         for metrics in update.metrics:
             channel.report(metrics)
 
     folder = open_storage(join(config.run.storage, config.run.name))
     token = write_marker(folder)
     try:
-        with ray_storage(folder) as storage:
-            return run_on_ray(config, token, storage, stop, on_update).unwrap()
+        with driver.ray_storage(folder) as storage:
+            return driver.run_on_ray(config, token, storage, stop, on_update).unwrap()
     except Interrupted:  # before any worker had started
         state = RunState(stop.reason or StopReason.INTERRUPTED)
         return Outcome(state, 0, {}, folder.uri)

@@ -125,8 +125,7 @@ class Driver:
         self._config, self._monitor, self._fit = config, monitor, fit
         self._stop, self._on_update = stop, on_update
         self._wait = cluster.ResourceWait(request, config.launch.max_wait_minutes)
-        self._next_check = 0.0
-        self._stop_sent = False
+        self._next_check, self._stop_sent = 0.0, False
         self._error_since: float | None = None
 
     def watch(self) -> WorkerResult[Outcome]:
@@ -189,8 +188,7 @@ class DriverProgressBar:
         self._plan: tuple[int, int] | None = None
 
     def __call__(self, update: DriverUpdate) -> None:
-        for line in update.lines:
-            echo(line)
+        print_lines(update)
         if update.plan is not None and update.plan != self._plan:
             self.close()
             self._plan, self._bar = update.plan, LiveBarSink(*update.plan)
