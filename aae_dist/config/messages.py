@@ -109,7 +109,8 @@ def _line(keys: Keys, errors: list[Mapping[str, Any]], root: type[Section], tree
         case "missing" if isinstance(keys[-1], str):
             return f"{path} is missing; {_example(path, around)}"
         case "union_tag_not_found" | "union_tag_invalid":
-            return _wrong_kind(path, _tags(around, str(keys[-1])), find(tree, (*keys, "kind")))
+            tags = list(schema.by_kind(schema.children(around, str(keys[-1]))))
+            return _wrong_kind(path, tags, find(tree, (*keys, "kind")))
     return _wrong_value(keys, errors, around, tree)
 
 
@@ -159,10 +160,6 @@ def _wanted(error: Mapping[str, Any], allowed: list[Any]) -> str:
 def _one_of(values: list[Any]) -> str:
     listed = ", ".join(str(value) for value in dict.fromkeys(values))
     return f"one of {listed}" if len(values) > 1 else listed
-
-
-def _tags(around: Classes, key: str) -> list[str]:
-    return list(schema.by_kind(schema.children(around, key)))
 
 
 def _unknown(keys: Keys, around: Classes, root: type[Section], tree: Node) -> str:

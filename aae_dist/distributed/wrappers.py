@@ -75,7 +75,9 @@ def frozen_view(module: nn.Module) -> nn.Module:
     constants = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     view = copy.deepcopy(network, {**constants, **{id(b): b for b in network.buffers()}})
     inner = unwrap_ddp(module)
-    return inner.rewrap(view) if isinstance(inner, ComputeWrapper) else view
+    if isinstance(inner, ComputeWrapper):
+        return ComputeWrapper(view, inner.in_bfloat16, inner.compiled)
+    return view
 
 
 class ComputeWrapper(nn.Module):
@@ -104,9 +106,6 @@ class ComputeWrapper(nn.Module):
         with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.in_bfloat16):
             outputs: Tensor = self._call(*inputs)
         return outputs.to(inputs[0].dtype)
-
-    def rewrap(self, network: nn.Module) -> "ComputeWrapper":
-        return ComputeWrapper(network, self.in_bfloat16, self.compiled)
 
 
 def reset_compiler() -> None:

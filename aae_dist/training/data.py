@@ -187,10 +187,21 @@ def prior_vectors(
 
 def _read_vectors(config: RunConfig, show: Show) -> Tensor:
     match config.prior:
-        case DataPrior():
-            key, vectors = "prior.vectors", _vectors_of_data(config.prior, config, show)
-        case RunPrior():
-            key, vectors = "prior.uri", _codes_of_run(config.prior, show)
+        case DataPrior() as prior:
+            key, no_images = (
+                "prior.vectors",
+                {"label_key": None, "image_size": None, "channels": None},
+            )
+            settings = config.data.model_copy(update={"image_keys": (prior.key,), **no_images})
+            dataset = open_dataset(prior.vectors, settings, show=show)
+            chunks = _good_samples(dataset, prior.max_vectors, settings.max_bad_fraction, show)
+            vectors = torch.cat([vectors.flatten(1) for vectors in chunks])
+        case RunPrior() as prior:
+            key, run = "prior.uri", load_run(prior.uri)
+            data = run.config.data
+            dataset = open_dataset(data.train, data, run.image_shape, show=show)
+            chunks = _good_samples(dataset, prior.max_vectors, data.max_bad_fraction, show)
+            vectors = torch.cat([run.encode(images) for images in chunks])
         case _:
             raise AssertionError
     latent_dim = config.model.latent_dim
@@ -200,22 +211,6 @@ def _read_vectors(config: RunConfig, show: Show) -> Tensor:
             f"{vectors.shape[1]}); set model.latent_dim={vectors.shape[1]}"
         )
     return vectors.float().contiguous()
-
-
-def _vectors_of_data(prior: DataPrior, config: RunConfig, show: Show) -> Tensor:
-    settings = config.data.model_copy(
-        update={"image_keys": (prior.key,), "label_key": None, "image_size": None, "channels": None}
-    )
-    dataset = open_dataset(prior.vectors, settings, show=show)
-    chunks = _good_samples(dataset, prior.max_vectors, settings.max_bad_fraction, show)
-    return torch.cat([vectors.flatten(1) for vectors in chunks])
-
-
-def _codes_of_run(prior: RunPrior, show: Show) -> Tensor:
-    run = load_run(prior.uri)
-    dataset = open_dataset(run.config.data.train, run.config.data, run.image_shape, show=show)
-    chunks = _good_samples(dataset, prior.max_vectors, run.config.data.max_bad_fraction, show)
-    return torch.cat([run.encode(images) for images in chunks])
 
 
 def _good_samples(

@@ -174,7 +174,10 @@ def _parse(lock: bytes | None) -> LockOwner | None:
 def _is_free(
     run: Storage, lock: bytes, launch_id: str, stale_seconds: float, poll_seconds: float
 ) -> bool:
-    """Return whether `lock` may be replaced; False when it changed and must be read again."""
+    """Return whether `lock` may be replaced; False when it changed and must be read again.
+
+    RunBusyError when its owner is alive.
+    """
     owner = _parse(lock)
     if owner and (owner.released or owner.launch_id == launch_id):
         return True
@@ -182,13 +185,7 @@ def _is_free(
         if owner.is_alive():
             raise _busy(run, owner)
         return True
-    return _is_stale(run, lock, owner, stale_seconds, poll_seconds)
-
-
-def _is_stale(
-    run: Storage, lock: bytes, owner: LockOwner | None, stale_seconds: float, poll_seconds: float
-) -> bool:
-    """Watch an owner whose process cannot be seen; RunBusyError when its heartbeat increases."""
+    # Watch an owner whose process cannot be seen; it is alive when its heartbeat increases.
     logger.warning(
         "%s is locked by %s; waiting up to %g s for a heartbeat before taking over",
         run.uri,
