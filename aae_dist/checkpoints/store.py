@@ -14,8 +14,8 @@ from contextlib import contextmanager
 
 from aae_dist.checkpoints import format as layout
 from aae_dist.checkpoints.format import DAMAGED, MANIFEST, Checkpoint, Manifest, Metadata, Tensors
-from aae_dist.errors import CheckpointError, LaunchError
-from aae_dist.storage import Storage, read_or_none
+from aae_dist.errors import CheckpointError, LaunchError, StorageError
+from aae_dist.storage import Storage, read_or_none, rereads
 
 logger = logging.getLogger(__name__)
 _STEP = re.compile(r"^step-(\d{9,})$")
@@ -109,7 +109,8 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that verifies, None when there is none.
 
-        A damaged one is reported and marked with DAMAGED.json; an unfinished one is ignored.
+        A damaged one is reported and marked with DAMAGED.json; an unfinished one is ignored. When
+        no other one is left, those marked before are read again, and lose the mark if they verify.
         """
         checkpoint, current = self._folder.newest() or (None, None)
         self._current = current or self._current
@@ -139,6 +140,11 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Return the steps of all finished checkpoints not known to be damaged, ascending."""
         return self._folder.steps()
+
+    @property
+    def rejected(self) -> dict[int, str]:
+        """Why each checkpoint was not used that the newest call of `newest` read, by its step."""
+        return dict(sorted(self._folder.rejected.items()))
 
     @contextmanager
     def _blocked(self) -> Iterator[None]:
@@ -207,8 +213,8 @@ class CheckpointStore:
         return manifest
 
     def _check_manifest(self, manifest: Manifest) -> None:
-        key = _key(manifest.step, MANIFEST)
-        if self._folder.storage.read(key) != manifest.serialize():
+        key, wanted = _key(manifest.step, MANIFEST), manifest.serialize()
+        if not any(read_or_none(place, key) == wanted for place in rereads(self._folder.storage)):
             raise CheckpointError(
                 f"{self._folder.storage.uri}/{key} does not read back as it was written. "
                 "Check the storage, and that no other run uses this folder."
@@ -234,11 +240,12 @@ class _CheckpointFolder:
 
     def __init__(self, run: Storage, report: Callable[[str], None]) -> None:
         self.storage, self._report = run.child("checkpoints"), report
+        self.rejected: dict[int, str] = {}
 
-    def listing(self) -> dict[int, set[str]]:
+    def listing(self, place: Storage | None = None) -> dict[int, set[str]]:
         """Return the names of the files of every step, finished or not."""
         found: dict[int, set[str]] = {}
-        for entry in self.storage.list():
+        for entry in (place or self.storage).list():
             folder, _, name = entry.key.partition("/")
             if step := _STEP.match(folder):
                 found.setdefault(int(step.group(1)), set()).add(name)
@@ -260,7 +267,7 @@ class _CheckpointFolder:
 
     def load(self, step: int) -> tuple[Checkpoint, Manifest]:
         try:
-            return self._load(step, self.storage.read(_key(step, MANIFEST)))
+            return self._load(step)
         except (FileNotFoundError, _VanishedError) as error:
             raise CheckpointError(
                 f"{self.storage.uri}: no checkpoint of step {step}. There are {self.steps()}."
@@ -269,24 +276,52 @@ class _CheckpointFolder:
     def is_best(self, step: int) -> bool:
         """Return whether the finished checkpoint of `step` was the best so far when written."""
         try:
-            return Manifest.verify(self.storage.read(_key(step, MANIFEST))).best
-        except CheckpointError:
+            return self._manifest(step)[0].best
+        except (CheckpointError, FileNotFoundError):
             return False
 
     def verified_files(self, manifest: Manifest) -> dict[str, bytes]:
-        """Return the files of a checkpoint, each read once; CheckpointError if one differs."""
-        files = {}
-        for name, record in manifest.files.items():
-            key = _key(manifest.step, name)
-            # The size comes first: a file blown up to fill the memory is never read.
-            size = self.storage.size(key)
-            layout.check_size(name, record.size)
-            data = read_or_none(self.storage, key) if size == record.size else None
-            if data is None or layout.FileRecord.describe(data) != record:
-                state = "is missing" if size is None else "does not match its size and SHA-256"
-                raise CheckpointError(f"{name} {state}")
-            files[name] = data
-        return files
+        """Return the files of a checkpoint; CheckpointError if one differs whenever it is read."""
+        return {
+            name: self._verified_file(_key(manifest.step, name), name, record)
+            for name, record in manifest.files.items()
+        }
+
+    def _verified_file(self, key: str, name: str, record: layout.FileRecord) -> bytes:
+        state = ""
+        for place in rereads(self.storage):
+            try:
+                # The size comes first: a file blown up to fill the memory is never read.
+                size = place.size(key)
+                layout.check_size(name, record.size)
+                data = read_or_none(place, key) if size == record.size else None
+            except OSError as error:  # of a local disk or a mount; a bucket's are LaunchErrors
+                state = f"cannot be read ({error.strerror})"
+                continue
+            if data is not None and layout.FileRecord.describe(data) == record:
+                return data
+            state = "is missing" if size is None else "does not match its size and SHA-256"
+        raise CheckpointError(f"{name} {state}")
+
+    def _manifest(self, step: int) -> tuple[Manifest, bytes]:
+        """Return the manifest and its bytes; CheckpointError if it verifies at no reading."""
+        key = _key(step, MANIFEST)
+        for place in rereads(self.storage):
+            try:
+                serialized = place.read(key)
+                manifest = Manifest.verify(serialized)
+                if manifest.step != step:
+                    raise CheckpointError(f"{MANIFEST} is of step {manifest.step}")
+                return manifest, serialized
+            except layout.NewerCheckpointError:
+                raise
+            except CheckpointError as error:
+                problem = error
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                problem = CheckpointError(f"{MANIFEST} cannot be read ({error.strerror})")
+        raise problem
 
     def remove(self, step: int) -> None:
         # Without its manifest a half-deleted checkpoint counts as unfinished, not as damaged.
@@ -294,29 +329,62 @@ class _CheckpointFolder:
         self.storage.clear(_folder_name(step))
 
     def _newest(self) -> tuple[Checkpoint, Manifest] | None:
-        for step in reversed(self.steps()):
+        listing = self._listing_to_resume()
+        self.rejected = {}
+        for step in reversed(_finished(listing)):
             try:
-                return self._load(step, self.storage.read(_key(step, MANIFEST)))
+                return self._load(step)
             except FileNotFoundError as error:
                 raise _VanishedError from error
             except layout.NewerCheckpointError:
                 raise  # not damaged: falling back would lose the progress of a newer version
             except CheckpointError as error:
                 self._mark_damaged(step, str(error))
+        # A mark is the judgement of one moment; it must not cost the whole run.
+        for step in reversed(_marked(listing)):
+            try:
+                found = self._load(step)
+            except FileNotFoundError as error:
+                raise _VanishedError from error
+            except CheckpointError as error:
+                self.rejected[step] = str(error)
+            else:
+                self._unmark(step)
+                return found
         return None
 
-    def _load(self, step: int, serialized: bytes) -> tuple[Checkpoint, Manifest]:
+    def _listing_to_resume(self) -> dict[int, set[str]]:
+        """Return the listing; one without a checkpoint only if a second request agrees."""
+        listing: dict[int, set[str]] = {}
+        problem: StorageError | None = None
+        for place in rereads(self.storage):
+            try:
+                listing, problem = self.listing(place), None
+                if listing or self.storage.is_empty():
+                    break
+            except StorageError as error:
+                if error.reason != "other":  # an answer that cannot be parsed
+                    raise
+                problem = error
+        if problem is not None:
+            raise problem
+        return listing
+
+    def _load(self, step: int) -> tuple[Checkpoint, Manifest]:
+        serialized = None
         try:
-            manifest = Manifest.verify(serialized)
-            if manifest.step != step:
-                raise CheckpointError(f"{MANIFEST} is of step {manifest.step}")
+            manifest, serialized = self._manifest(step)
             return layout.decode(step, self.verified_files(manifest)), manifest
         except CheckpointError as error:
-            if read_or_none(self.storage, _key(step, MANIFEST)) != serialized:
+            if serialized is not None and not self._is_manifest(step, serialized):
                 raise _VanishedError from error
             raise type(error)(f"{self.storage.uri}/{_folder_name(step)}: {error}") from error
 
+    def _is_manifest(self, step: int, serialized: bytes) -> bool:
+        return read_or_none(self.storage, _key(step, MANIFEST)) == serialized
+
     def _mark_damaged(self, step: int, reason: str) -> None:
+        self.rejected[step] = reason
         self._report(f"damaged checkpoint, falling back to an older one: {reason}")
         try:
             mark = json.dumps({"reason": reason, "step": step}, sort_keys=True)
@@ -325,9 +393,21 @@ class _CheckpointFolder:
             # A reader without write access, say to draw samples, can still use the older one.
             self._report(f"the damaged checkpoint could not be marked: {error}")
 
+    def _unmark(self, step: int) -> None:
+        where = f"{self.storage.uri}/{_folder_name(step)}"
+        self._report(f"{where} was marked as damaged, but verifies now: it is used")
+        try:
+            self.storage.delete(_key(step, DAMAGED))
+        except (LaunchError, OSError) as error:
+            self._report(f"the mark could not be removed: {error}")
+
 
 def _finished(listing: dict[int, set[str]]) -> list[int]:
     return sorted(s for s, names in listing.items() if MANIFEST in names and DAMAGED not in names)
+
+
+def _marked(listing: dict[int, set[str]]) -> list[int]:
+    return sorted(s for s, names in listing.items() if {MANIFEST, DAMAGED} <= names)
 
 
 def _folder_name(step: int) -> str:

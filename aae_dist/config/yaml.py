@@ -4,6 +4,8 @@ PyYAML reads YAML 1.1, where `1e-4` is text, `off` is false, `1:30` is 90 and `2
 Here `1e-4` is a number, only true and false are booleans, and the other three are text.
 """
 
+import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -145,7 +147,14 @@ def _key(node: YamlNode) -> str:
 
 
 def _float(text: str) -> float:
-    return float(text.replace(".", "", 1) if text.lower().strip("+-.") in ("inf", "nan") else text)
+    if text.lower().strip("+-.") in ("inf", "nan"):
+        return float(text.replace(".", "", 1))
+    value = float(text)
+    mantissa = text.lower().partition("e")[0]
+    # 1e999 would become infinity and 1e-999 zero.
+    if math.isinf(value) or (not value and mantissa.strip("+-.0")):
+        raise ValueError
+    return value
 
 
 def _text(text: str) -> str:
@@ -200,13 +209,63 @@ def _read(text: str) -> tuple[list[str], Node]:
     if not value.strip():
         raise YamlProblem(1, f"no value; write {key}=null for none or {key}='\"\"' for empty text")
     try:
-        return key.split("."), parse(value, f"override {text}", number_lines=False)
+        node = parse(value, f"override {text}", number_lines=False)
     except YamlProblem as problem:
         raise YamlProblem(
             1,
             f"the value is not YAML ({problem.reason}); quote text with special characters, "
             f"for example {key}='\"{{000..011}}.tar\"'",
         ) from None
+    try:
+        _check_all_is_read(value)
+    except YamlProblem as problem:
+        quoted = json.dumps(value.strip(), ensure_ascii=False)
+        raise YamlProblem(1, f"{problem.reason}; quote the text: {key}='{quoted}'") from None
+    return key.split("."), node
+
+
+_DROPPED = (
+    *(yaml.AnchorToken, yaml.AliasToken, yaml.DirectiveToken),
+    *(yaml.DocumentStartToken, yaml.DocumentEndToken),
+)
+
+
+def _check_all_is_read(text: str) -> None:
+    """Raise YamlProblem unless every character of an override's value is part of what is read.
+
+    YAML drops comments, which begin at ` #`, blanks around plain text, anchors and marks of
+    documents, and folds line breaks: a path with one of these would become another path.
+    """
+    end = 0
+    for token in yaml.scan(text, Loader=_Loader):
+        start, after = token.start_mark.index, token.end_mark.index
+        _check_gap(text[end:start])
+        if isinstance(token, _DROPPED):
+            raise YamlProblem(1, f"{text[start:after]!r} would not be part of the value")
+        if isinstance(token, yaml.ScalarToken):
+            _check_scalar(text, token)
+        end = max(end, after)
+    _check_gap(text[end:])
+
+
+def _check_gap(gap: str) -> None:
+    if gap.strip(" \t\r\n"):
+        raise YamlProblem(1, f"{gap.strip()[:40]!r} begins a comment in YAML and would not be read")
+
+
+def _check_scalar(text: str, token: yaml.ScalarToken) -> None:
+    raw = text[token.start_mark.index : token.end_mark.index]
+    if token.style in ("|", ">"):
+        return _check_gap(raw.splitlines()[0].partition(" ")[2])
+    if token.plain and raw != token.value or len(raw.splitlines()) > 1:
+        raise YamlProblem(1, f"the line break in {raw[:40]!r} would become a blank")
+    if token.plain and text.strip(" \r\n") == raw != text and _is_text(raw):
+        raise YamlProblem(1, f"the blanks around {raw[:40]!r} would be dropped")
+    return None
+
+
+def _is_text(raw: str) -> bool:
+    return not any(pattern.fullmatch(raw) for _, pattern, _ in _SCALARS)
 
 
 def _put(layer: Tree, keys: list[str], value: Node) -> None:

@@ -4,7 +4,7 @@ from urllib.parse import unquote, urlsplit
 
 from aae_dist.errors import LaunchError
 from aae_dist.storage import base
-from aae_dist.storage.base import Entry, Storage, check_key, is_remote, join, read_or_none
+from aae_dist.storage.base import Entry, Storage, check_key, is_remote, join, read_or_none, rereads
 from aae_dist.storage.local import LocalStorage
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "join",
     "open_storage",
     "read_or_none",
+    "rereads",
 ]
 
 # Plain http sends data and keys unencrypted: fine within the machine alone.

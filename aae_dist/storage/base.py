@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,27 @@ class Storage(Protocol):
 
     def check_writable(self) -> None:
         """Write and remove a probe; raise LaunchError within seconds when that fails."""
+
+    def reconnected(self) -> "Storage":
+        """Return the same folder, read over connections that nothing has used yet."""
+
+
+_REREAD_SECONDS = (0.1, 0.4, 1.0)
+
+
+def rereads(storage: Storage) -> Iterator[Storage]:
+    """Yield `storage`, then the same folder over new connections, each after a longer wait.
+
+    For bytes that turned out to be wrong: a proxy, a connection or a mount may give a wrong answer
+    once, or as long as one connection lasts. A local folder is yielded twice, without a wait.
+    """
+    yield storage
+    if not is_remote(storage.uri):
+        yield storage
+        return
+    for seconds in _REREAD_SECONDS:
+        time.sleep(seconds)
+        yield storage.reconnected()
 
 
 def read_or_none(storage: Storage, key: str) -> bytes | None:

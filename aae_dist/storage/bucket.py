@@ -1,14 +1,16 @@
 """Folders in a bucket (s3, gs, az) or, to read only, on a web server: obstore behind `Storage`."""
 
 import os
+import random
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import obstore
 from obstore import exceptions
@@ -47,6 +49,16 @@ _OF_THE_WEB = {
     _SILENT: "the server cannot be reached. Check the address and the network",
 }
 _OTHER_VERSION = "the file has changed since it was listed. Index the shards again"
+# Conditional writes. Azure answers 409 where S3 says 412: the object exists.
+_CONFLICT = re.compile(r"409 Conflict(?!.*BlobAlreadyExists)", re.DOTALL)
+_NO_CONDITIONS = re.compile(r"501 Not Implemented|NotImplemented\b")
+_MAX_CONFLICTS = 8
+"""Consecutive answers of 409 to one write, over about 6 s."""
+_NEEDED = (
+    "which keep two processes from writing one run. Use a store that has them (Amazon S3, Google "
+    "Cloud Storage, Azure, a current MinIO), or a shared folder"
+)
+_LACKS = f"the store lacks conditional writes ({{}}), {_NEEDED}"
 
 
 def advice(error: Exception) -> str:
@@ -221,10 +233,34 @@ class BucketStorage:
         self._check_not_web()
         with bucket_errors(join(self.uri, key)):
             try:
-                self._store.put(self._path(key), data, mode="create", use_multipart=False)
+                self._put_if(key, data, "create")
             except exceptions.AlreadyExistsError:
                 return False
             return True
+
+    def _put_if(
+        self, key: str, data: bytes, condition: "Literal['create'] | UpdateVersion"
+    ) -> None:
+        """Store the file under a condition; raise obstore's error when it does not hold."""
+        url = join(self.uri, key)
+        for turn in range(_MAX_CONFLICTS):
+            try:
+                self._store.put(self._path(key), data, mode=condition, use_multipart=False)
+                return
+            except exceptions.BaseError as error:
+                if _NO_CONDITIONS.search(str(error)):
+                    what = "If-None-Match" if condition == "create" else "If-Match"
+                    raise StorageError(f"{url}: {_LACKS.format(f'{what}: 501')}.") from error
+                # S3: "ConditionalRequestConflict", another write is under way, and nothing is
+                # stored. It may fail in turn, so this says nothing about what exists.
+                if not _CONFLICT.search(str(error)):
+                    raise
+            time.sleep(random.uniform(0.5, 1) * 0.05 * 2**turn)  # noqa: S311 - jitter
+        raise StorageError(
+            f"{url}: the store answered {_MAX_CONFLICTS} conditional writes with 409: another "
+            "write is under way. Try again later, or look for a second process that writes there.",
+            "unreachable",
+        )
 
     def replace(self, key: str, data: bytes, expected: bytes) -> bool:
         self._check_not_web()
@@ -238,7 +274,7 @@ class BucketStorage:
                     version["e_tag"] = tag
                 if number := current.meta["version"]:
                     version["version"] = number
-                self._store.put(self._path(key), data, mode=version, use_multipart=False)
+                self._put_if(key, data, version)
             except (FileNotFoundError, exceptions.PreconditionError):
                 return False
             return True
@@ -327,12 +363,39 @@ class BucketStorage:
             yield from (memoryview(piece) for piece in found.stream(PIECE_BYTES))
 
     def check_writable(self) -> None:
+        """Write and remove a probe, which also shows whether conditions of writes are heeded."""
         self._check_not_web()
         with bucket_errors(self.uri):
-            quick = client(self._root, None, probe=True)
-            probe = self._path(f".probe-{uuid.uuid4().hex}")
-            quick.put(probe, b"")
-            quick.delete(probe)
+            quick = BucketStorage(self._root, self._prefix, client(self._root, None, probe=True))
+            probe = f".probe-{uuid.uuid4().hex}"
+            quick.write(probe, b"")
+            try:
+                ignored = quick.ignored_condition(probe)
+            finally:
+                quick.delete(probe)
+        if ignored:
+            raise StorageError(f"{self.uri}: {_LACKS.format(f'it ignores {ignored}')}.")
+
+    def ignored_condition(self, probe: str) -> str | None:
+        """Return the header of conditional writes that the store ignores, None if it heeds them.
+
+        `probe` is the key of an empty file, which may be written.
+        """
+        if self.create(probe, b"again"):
+            return "If-None-Match"
+        if scheme_of(self._root) != "s3":  # the others have versions in the place of tags
+            return None
+        try:
+            self._put_if(probe, b"again", {"e_tag": '"00000000000000000000000000000000"'})
+        except (exceptions.PreconditionError, FileNotFoundError):
+            return None
+        return "If-Match"
+
+    def reconnected(self) -> "BucketStorage":
+        with bucket_errors(self._root):
+            return BucketStorage(
+                self._root, self._prefix, connect(self._root, DATA, REQUEST_SECONDS)
+            )
 
     def _path(self, key: str) -> str:
         return f"{self._prefix}/{check_key(key)}" if self._prefix else check_key(key)

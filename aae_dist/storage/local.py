@@ -207,6 +207,9 @@ class LocalStorage:
                     if time.time() - path.stat().st_mtime > ORPHAN_SECONDS:
                         path.unlink()
 
+    def reconnected(self) -> "LocalStorage":
+        return self
+
     def _path(self, key: str) -> Path:
         return self._folder / check_key(key)
 

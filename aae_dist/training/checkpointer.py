@@ -238,6 +238,15 @@ class Checkpointer:
             )
 
 
+def _nothing_verifies(run_uri: str, rejected: Mapping[int, str]) -> str:
+    lines = "".join(f"\n  step {step}: {reason}" for step, reason in rejected.items())
+    return (
+        f"{run_uri} has checkpoints, but none that verifies, and would start at step 0:{lines}\n"
+        "Try again if the storage may have answered wrongly, or restore one of them. To start at "
+        "step 0 all the same, which replaces them, set run.resume=never, or take a new run.name."
+    )
+
+
 def newest_checkpoint(
     store: CheckpointStore, config: RunConfig, folder: RunFolder, world: World
 ) -> Checkpoint | None:
@@ -249,6 +258,8 @@ def newest_checkpoint(
 
     def find() -> int | None:
         checkpoint, resume = store.newest(), config.run.resume
+        if checkpoint is None and store.rejected and resume != "never":
+            raise CheckpointError(_nothing_verifies(folder.uri, store.rejected))
         if checkpoint is None and resume == "must":
             raise CheckpointError(
                 f"run.resume=must, but {folder.uri} has no checkpoint that verifies; check "

@@ -1,10 +1,11 @@
 import math
+import shlex
 import time
 
 import pytest
 
 from aae_dist.config.schema import plain
-from aae_dist.config.yaml import YamlProblem, dump, parse
+from aae_dist.config.yaml import YamlProblem, dump, parse, read_overrides
 
 
 def value_of(text):
@@ -131,3 +132,60 @@ def test_floats_stay_floats_and_exact(value):
     back = value_of(dump({"a": value}))["a"]
     assert back == value
     assert isinstance(back, float)
+
+
+@pytest.mark.parametrize(
+    ("value", "lost"),
+    [
+        ("OUT/exp #2/runs", "'#2/runs' begins a comment"),
+        ("#runs", "'#runs' begins a comment"),
+        ("[a, #b\n c]", "'#b' begins a comment"),
+        ("{a: b #c\n}", "'#c' begins a comment"),
+        ("| # c\n  x", "'# c' begins a comment"),
+        ("\ufeffruns", "would not be read"),
+        (" runs", "the blanks around 'runs'"),
+        ("runs ", "the blanks around 'runs'"),
+        ("runs\n", "the blanks around 'runs'"),
+        ("a\nb", "the line break in"),
+        ("a\x85b", "the line break in"),
+        ("'a\n b'", "the line break in"),
+        ("&a runs", "'&a' would not be part"),
+        ("--- runs", "'---' would not be part"),
+        ("runs\n...", "'...' would not be part"),
+        ("1e999", "not a valid float"),
+        ("-1e-999", "not a valid float"),
+    ],
+)
+def test_an_override_of_which_a_part_would_vanish_is_refused(value: str, lost: str) -> None:
+    layer, problems = read_overrides([f"run.storage={value}"])
+    assert layer == {}
+    assert len(problems) == 1
+    assert lost in problems[0]
+
+
+def test_the_advice_for_such_an_override_is_read_as_it_was_meant() -> None:
+    _, problems = read_overrides(["run.storage=OUT/exp #2/runs"])
+    advice = problems[0].rpartition("quote the text: ")[2]
+    layer, problems = read_overrides([shlex.split(advice)[0]])
+    assert problems == []
+    assert plain(layer) == {"run": {"storage": "OUT/exp #2/runs"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a#b", "a#b"),
+        ("'a #b '", "a #b "),
+        ('"a #b"', "a #b"),
+        (" 5 ", 5),
+        ("{ a: [x , 'y #'] }", {"a": ["x", "y #"]}),
+        ("[1,\n 2]\n", [1, 2]),
+        ("|\n  x #y\n  z\n", "x #y\nz\n"),
+        ("0.0e5", 0.0),
+        (" null", None),
+    ],
+)
+def test_an_override_that_is_read_as_given_stays_allowed(value: str, expected: object) -> None:
+    layer, problems = read_overrides([f"key={value}"])
+    assert problems == []
+    assert plain(layer["key"]) == expected

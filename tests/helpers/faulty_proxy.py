@@ -19,7 +19,8 @@ class Rule:
     """What happens to requests whose 'METHOD path' matches `pattern`, `count` times."""
 
     kind: str
-    """status, reset, stall, lost (the server got it, the answer is lost), half (of the body)."""
+    """status, reset, stall, lost (the server got it, the answer is lost), half (of the body), other
+    (200 with another body)."""
     pattern: str
     count: int = 1_000_000
     status: int = 503
@@ -86,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self._pass_on(body)
         if rule and rule.kind == "lost":
             return self._reset()
+        if rule and rule.kind == "other":
+            return self._send(_Answer(200, answer.headers, b"<html>please log in</html>"))
         if rule and rule.kind == "half":
             return self._send(answer, len(answer.body) // 2)
         return self._send(answer)

@@ -107,8 +107,8 @@ class Run(Section):
     seed: NonNegativeInt = 0
     """Seed of every random draw: weights, sample order, prior samples, noise."""
     resume: Literal["auto", "must", "never"] = "auto"
-    """auto: resume if there is a checkpoint. must: fail without one. never: fail if there is
-    one."""
+    """auto: resume if there is a checkpoint, fail if none verifies. must: fail without one. never:
+    fail if there is one; start at step 0 if none of them verifies."""
     init_from: str | None = None
     """URI of another run; this run starts at step 0 from its newest weights and moving average."""
 
