@@ -77,6 +77,18 @@ def data() -> None:
     help="another seed gives another split",
 )
 @own_files_option(
+    "--validation-root",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="folder and csv only: the validation set, with the same numbers for the classes",
+)
+@own_files_option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='numbers of the classes: the classes.json of another pack, ["cat", "dog"] or {"cat": 3}',
+)
+@own_files_option(
     "--labels",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -89,14 +101,16 @@ def pack(name: str, out: str, root: str | None, **pack_options: Any) -> int:
       mnist, fashion-mnist, cifar10, svhn, celeba
               the files that torchvision keeps in --root, downloaded unless they are there
       folder  images in the folder --root, which has one sub-folder for each class, or none: no
-              labels
-      csv     images that the file --root lists, with the columns path and label
+              labels; folders named train, val and test in it are the sets
+      csv     images that the file --root lists, with the columns path and label (a whole number
+              or a name)
       npy     the rows of the array in --root: images (uint8 [N, H, W], [N, H, W, C],
               [N, C, H, W]) or vectors ([N, D], written as float32 and read with
               data.image_keys=[npy])
 
-    folder, csv and npy are split by the hash of each sample's path or row, keyed by --seed. Image
-    files are kept byte for byte unless --image-size or --crop-size is given.
+    folder, csv and npy are split by the hash of each sample's path or row, keyed by --seed, unless
+    the validation set is given. Paths and row numbers become the keys of samples. Image files are
+    kept byte for byte unless --image-size or --crop-size is given.
     """
     from aae_dist.data import pack as packing
 

@@ -286,7 +286,7 @@ def complete(out: Storage, fingerprint: dict[str, Any], manifest: Manifest) -> N
         # Tar files are the shards of a data set to train on.
         sizes = {entry.key: entry.size for entry in out.list()}
         shards = [Shard(out.uri, f["file"], f["samples"], sizes[f["file"]]) for f in files]
-        out.write(FILE_NAME, dump(shards))
+        out.write(FILE_NAME, dump(shards, classes=manifest.classes))
     about = {**fingerprint, "complete": True, "shards": files}
     out.write(METADATA_FILE, json.dumps(about, indent=1).encode())
 

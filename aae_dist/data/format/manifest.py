@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, NoReturn
@@ -15,11 +15,18 @@ from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import check_key, join
 
 FILE_NAME = "manifest.json"
+CLASSES_FILE = "classes.json"
+"""Names of classes, in the folder of the shards or in the one above."""
 VERSION = 1
 MAX_FILE_BYTES = 512 << 20
 _MAX_SHARD_SAMPLES = 10**9
 _MAX_SHARD_BYTES = 1 << 50
 _MAX_NAME = 1024
+_MAX_CLASSES = 1_000_000
+_MAX_CLASSES_BYTES = 64 << 20
+_MAX_LABEL = 10**18
+ClassMap = Mapping[str, int]
+"""Label of each class by its name, in the order of labels."""
 _SHARD_NAME = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 
 
@@ -48,6 +55,10 @@ class Manifest:
     """The shards of a data set, in the order that numbers its samples."""
 
     shards: tuple[Shard, ...]
+    classes: ClassMap = field(default_factory=dict, hash=False)
+    """Empty where labels have no names; not part of the data set's identity."""
+    class_conflict: str = ""
+    """How the class maps of its parts differ, if they do; `classes` is then empty."""
 
     @cached_property
     def id(self) -> str:
@@ -76,11 +87,14 @@ def is_shard_name(name: str) -> bool:
     return _SHARD_NAME.search(name) is not None
 
 
-def dump(shards: Sequence[Shard], folder: str | None = None) -> bytes:
+def dump(
+    shards: Sequence[Shard], folder: str | None = None, classes: ClassMap | None = None
+) -> bytes:
     """Return the file of `shards`, named from the URI `folder`, by default from the file's own."""
     lines = ",\n".join("  " + json.dumps(_entry(shard)) for shard in shards)
     place = f'"folder": {json.dumps(folder)}, ' if folder is not None else ""
-    return f'{{"version": {VERSION}, {place}"shards": [\n{lines}\n]}}\n'.encode()
+    names = f'"classes": {json.dumps(dict(classes))}, ' if classes else ""
+    return f'{{"version": {VERSION}, {place}{names}"shards": [\n{lines}\n]}}\n'.encode()
 
 
 def _entry(shard: Shard) -> dict[str, str | int]:
@@ -113,7 +127,71 @@ def parse(data: bytes, where: str, folder: str, *, may_point_elsewhere: bool) ->
         if shard.name in names:
             _refuse(where, f"shard {shard.name!r} is listed twice")
         names.add(shard.name)
-    return Manifest(parsed)
+    classes = _class_map(document.get("classes") or {}, f'{where}, "classes"', _ADVICE)
+    return Manifest(parsed, classes)
+
+
+def parse_classes(data: bytes, where: str) -> ClassMap:
+    """Return the class map in a classes.json: a list of names, or an object of name: number.
+
+    Raises DataError if it is neither, a name is given twice, or a number out of bounds.
+    """
+    advice = 'Write a list of names, ["cat", "dog"], or numbers by name, {"cat": 0, "dog": 1}.'
+    if len(data) > _MAX_CLASSES_BYTES:
+        raise DataError(f"{where}: {len(data)} bytes are more than {_MAX_CLASSES_BYTES}. {advice}")
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({str(error):.200}). {advice}") from None
+    return _class_map(document, where, advice)
+
+
+def dump_classes(classes: ClassMap) -> bytes:
+    """Return a classes.json: a list where the labels are 0, 1, 2, ..., else an object."""
+    is_list = list(classes.values()) == list(range(len(classes)))
+    return json.dumps(list(classes) if is_list else dict(classes)).encode()
+
+
+def _class_map(value: object, where: str, advice: str) -> ClassMap:
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        if len(set(value)) < len(value):
+            doubled = next(name for name in value if value.count(name) > 1)
+            raise DataError(f"{where}: names the class {doubled!r:.80} twice. {advice}")
+        value = {name: number for number, name in enumerate(value)}
+    if not isinstance(value, dict) or len(value) > _MAX_CLASSES:
+        raise DataError(f"{where}: no list of at most {_MAX_CLASSES} names. {advice}")
+    for name, number in value.items():
+        is_label = type(number) is int and 0 <= number < _MAX_LABEL
+        if not is_label or not 0 < len(name) <= _MAX_NAME:
+            raise DataError(f"{where}: {name!r:.80}: {number!r:.80} is no name: number. {advice}")
+    if len(set(value.values())) < len(value):
+        raise DataError(f"{where}: two names have one number. {advice}")
+    return dict(sorted(value.items(), key=lambda item: item[1]))
+
+
+def join_classes(maps: Sequence[tuple[str, ClassMap]]) -> tuple[ClassMap, str]:
+    """Return the class map of several data sets, and what differs: then the map is empty.
+
+    `maps` are (address, class map); of maps without names nothing is known.
+    """
+    labels: dict[str, tuple[int, str]] = {}
+    names: dict[int, tuple[str, str]] = {}
+    for where, classes in maps:
+        for name, number in classes.items():
+            first, elsewhere = labels.setdefault(name, (number, where))
+            other, there = names.setdefault(number, (name, where))
+            if first != number:
+                return {}, (
+                    f"{name!r:.80} is label {first} in {elsewhere} and {number} in {where}; pack "
+                    f"both together, or one with --classes of the other"
+                )
+            if other != name:
+                return {}, (
+                    f"label {number} is {other!r:.80} in {there} and {name!r:.80} in {where}; pack "
+                    f"both together, or one with --classes of the other"
+                )
+    ordered = sorted(labels, key=lambda name: labels[name][0])
+    return {name: labels[name][0] for name in ordered}, ""
 
 
 def _document(data: bytes, where: str) -> Mapping[str, Any]:

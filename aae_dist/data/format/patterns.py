@@ -10,7 +10,15 @@ from fnmatch import fnmatchcase
 from itertools import islice, product
 from pathlib import Path
 
-from aae_dist.data.format.manifest import FILE_NAME, Manifest, is_shard_name, parse
+from aae_dist.data.format.manifest import (
+    CLASSES_FILE,
+    FILE_NAME,
+    ClassMap,
+    Manifest,
+    is_shard_name,
+    parse,
+    parse_classes,
+)
 from aae_dist.errors import DataError, LaunchError, StorageError
 from aae_dist.storage import Storage, check_key, is_remote, open_storage
 
@@ -30,11 +38,12 @@ MOST_LOOKUPS = 3  # shards of a pattern that are looked up before a run starts
 
 @dataclass
 class ShardSource:
-    """Shards of one folder, in order, and the manifest next to them, if any."""
+    """Shards of one folder, in order, the manifest next to them, and names of classes, if any."""
 
     folder: str
     names: list[str] = field(default_factory=list)
     manifest: Manifest | None = None
+    classes: ClassMap = field(default_factory=dict)
 
 
 def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[ShardSource]:
@@ -49,6 +58,7 @@ def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Shard
         for source in sources:
             if source.manifest is None and use_manifests:
                 source.manifest = _read_manifest(open_storage(source.folder), FILE_NAME)
+            source.classes = _classes_of(source)
     except LaunchError as error:
         raise DataError(str(error)) from error
     return sources
@@ -164,6 +174,31 @@ def is_builtin(folder: str) -> bool:
     return not is_remote(folder) and Path(folder).resolve().is_relative_to(
         _BUILTIN_FOLDER.resolve()
     )
+
+
+def _classes_of(source: ShardSource) -> ClassMap:
+    """Return the class map of the manifest, else of a classes.json next to the shards or above.
+
+    `data pack` writes one above the folders of its sets; what lies there may be of another kind.
+    """
+    folder = source.folder
+    if source.manifest is not None and source.manifest.classes:
+        return source.manifest.classes
+    if folder.startswith(
+        ("https:", "http:")
+    ):  # a server may answer anything for a file that is absent
+        return {}
+    above, _, last = folder.rstrip("/").rpartition("/")
+    for place in [folder, above] if last and above and not above.endswith("/") else [folder]:
+        where = f"{place}/{CLASSES_FILE}"
+        try:
+            return parse_classes(open_storage(place).read(CLASSES_FILE), where)
+        except (OSError, StorageError):
+            continue
+        except DataError:
+            if place == folder:
+                raise
+    return {}
 
 
 def _matching(folder: str, pattern: str, text: str) -> list[str]:

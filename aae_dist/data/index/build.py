@@ -19,7 +19,7 @@ from typing import Any, Self
 from aae_dist.config.sections.run import Cache
 from aae_dist.data.cache.directory import own_folder
 from aae_dist.data.cache.shard_cache import ShardCache, cache_of, storage_errors
-from aae_dist.data.format.manifest import FILE_NAME, Manifest, Shard, dump
+from aae_dist.data.format.manifest import FILE_NAME, ClassMap, Manifest, Shard, dump, join_classes
 from aae_dist.data.format.patterns import ShardSource, find, is_builtin
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.format.tar import DamagedTarError, index_tar
@@ -219,16 +219,20 @@ def open_manifest(
     Raises:
         DataError: Nothing is found, there is no permission, or shards are damaged.
     """
-    known = listed_shards(urls)
-    uncounted = [shard for shard in known if shard.samples < 0]
+    listed = listed_shards(urls)
+    uncounted = [shard for shard in listed.shards if shard.samples < 0]
     kept = None if cache is None else cache_of(cache)
     now = {shard.url: shard for shard in _count(uncounted, show, kept)} if uncounted else {}
-    return _checked([now.get(shard.url, shard) for shard in known], urls)
+    shards = tuple(now.get(shard.url, shard) for shard in listed.shards)
+    return _checked(replace(listed, shards=shards), urls)
 
 
-def listed_shards(urls: str | Sequence[str]) -> list[Shard]:
+def listed_shards(urls: str | Sequence[str]) -> Manifest:
     """Return the shards that `urls` name; those that no manifest lists have -1 samples."""
-    return [shard for source in find(urls) for shard in _listed(source)]
+    sources = find(urls)
+    classes, conflict = join_classes([(source.folder, source.classes) for source in sources])
+    shards = tuple(shard for source in sources for shard in _listed(source))
+    return Manifest(shards, classes, conflict)
 
 
 def build_index(
@@ -263,9 +267,10 @@ def build_index(
     unknown = [_unknown(s.folder, name) for s in sources for name in s.names]
     with Journal([shard.url for shard in unknown]) as journal:
         shards = _count(unknown, show, executor=executor, journal=journal)
-    folder = _common_folder(_checked(shards, pattern).shards)
+    folder = _common_folder(_checked(Manifest(tuple(shards)), pattern).shards)
     start = len(folder.rstrip("/")) + 1
-    manifest = Manifest(tuple(replace(s, folder=folder, name=s.url[start:]) for s in shards))
+    named = tuple(replace(s, folder=folder, name=s.url[start:]) for s in shards)
+    manifest = Manifest(named, *join_classes([(s.folder, s.classes) for s in sources]))
     place, name = folder, FILE_NAME
     if out is not None:
         target = Path(out).expanduser().absolute()
@@ -275,19 +280,18 @@ def build_index(
     return f"{place}/{name}", manifest
 
 
-def index_folder(folder: Path) -> Manifest:
-    """Count the .tar files of a local folder and write its manifest.json."""
+def index_folder(folder: Path, classes: ClassMap) -> Manifest:
+    """Count the .tar files of a local folder and write its manifest.json, with names of classes."""
     place = str(folder.absolute())
-    manifest = Manifest(
-        tuple(_count([_unknown(place, p.name) for p in sorted(folder.glob("*.tar"))]))
-    )
+    shards = _count([_unknown(place, p.name) for p in sorted(folder.glob("*.tar"))])
+    manifest = Manifest(tuple(shards), classes)
     _write(manifest, place, FILE_NAME, None)
     return manifest
 
 
 def _write(manifest: Manifest, place: str, name: str, folder: str | None) -> None:
     try:
-        open_storage(place).write(name, dump(manifest.shards, folder))
+        open_storage(place).write(name, dump(manifest.shards, folder, manifest.classes))
     except (LaunchError, OSError) as error:
         raise DataError(f"Cannot write the manifest: {error} Give --out FILE.") from error
 
@@ -331,8 +335,9 @@ def _count(
     return done
 
 
-def _checked(shards: Sequence[Shard], urls: str | Sequence[str]) -> Manifest:
+def _checked(manifest: Manifest, urls: str | Sequence[str]) -> Manifest:
     text = urls if isinstance(urls, str) else ", ".join(urls)
+    shards = manifest.shards
     if not shards:
         raise DataError(f"{text}: the list of shards is empty; give at least one shard.")
     seen: set[str] = set()
@@ -340,7 +345,6 @@ def _checked(shards: Sequence[Shard], urls: str | Sequence[str]) -> Manifest:
         if shard.url in seen:
             raise DataError(f"{text}: names {shard.url} twice; give each shard once.")
         seen.add(shard.url)
-    manifest = Manifest(tuple(shards))
     if manifest.num_samples == 0:
         raise DataError(f"{text}: {len(shards)} shards without a sample; check what wrote them.")
     return manifest

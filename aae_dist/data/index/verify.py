@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from aae_dist.config.sections.run import Data
 from aae_dist.data.bad_samples import printable
 from aae_dist.data.cache.shard_cache import ShardCache, cache_of
 from aae_dist.data.dataset import Dataset
-from aae_dist.data.format.manifest import Manifest, Shard
+from aae_dist.data.format.manifest import Shard
 from aae_dist.data.index.build import listed_shards, try_count_shard
 from aae_dist.errors import DataError, ShardError
 from aae_dist.utils.text import ordered_map, progress
@@ -58,7 +58,8 @@ class Findings:
 def verify(urls: str | Sequence[str], settings: Data, threads: int) -> Findings:
     """Read and decode every sample that `urls` name, against its manifest where there is one."""
     found = Findings()
-    shards = listed_shards(urls)
+    listed = listed_shards(urls)
+    shards = listed.shards
     cache = cache_of(settings.cache)
     with (
         ThreadPoolExecutor(threads) as pool,
@@ -77,7 +78,9 @@ def verify(urls: str | Sequence[str], settings: Data, threads: int) -> Findings:
             return found
         # Read every sample of those that could be counted.
         dataset = Dataset(
-            Manifest(tuple(sound)), settings.model_copy(update={"decoded": "none"}), try_all=True
+            replace(listed, shards=tuple(sound)),
+            settings.model_copy(update={"decoded": "none"}),
+            try_all=True,
         )
         starts = np.cumsum(dataset.manifest.counts) - dataset.manifest.counts
         jobs = [(dataset, shard, int(start)) for shard, start in zip(sound, starts, strict=True)]

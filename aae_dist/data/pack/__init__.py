@@ -1,13 +1,13 @@
 """Known data sets and image folders, written as WebDataset shards."""
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
+from aae_dist.data.format.manifest import CLASSES_FILE, ClassMap, dump_classes
 from aae_dist.data.index.build import index_folder
-from aae_dist.data.pack import sources
+from aae_dist.data.pack import folders, sources
 from aae_dist.data.pack.known import KNOWN
 from aae_dist.data.pack.sources import PackOptions, PackSource, SampleSet
 from aae_dist.errors import DataError, LaunchError
@@ -17,7 +17,7 @@ from aae_dist.utils.text import progress, to_stderr
 __all__ = ["NAMES", "PackOptions", "pack"]
 
 GIVEN: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
-    "folder": sources.folder_source,
+    "folder": folders.folder_source,
     "csv": sources.csv_source,
     "npy": sources.npy_source,
 }
@@ -27,7 +27,6 @@ ROOTS = {
     "csv": "--root FILE.csv, with the columns path and label",
     "npy": "--root FILE.npy, with a row for each sample",
 }
-CLASSES = "classes.json"
 DEFAULTS = PackOptions()
 
 
@@ -40,6 +39,8 @@ def pack(
 ) -> dict[str, int]:
     """Write OUT/train and OUT/validation, tar shards with a manifest.json; return their samples.
 
+    Names of classes go into each manifest, and into OUT/classes.json.
+
     `out`, local or in a bucket, must be empty or absent, else DataError. `root` is a folder of
     images with a sub-folder per class, a CSV or .npy file, or the folder of torchvision's data sets
     (downloaded when absent; default ~/.cache/aae_dist/datasets). `write` takes progress lines where
@@ -51,15 +52,16 @@ def pack(
         _write(target, source, options, write)
     except (OSError, LaunchError) as error:
         raise DataError(f"{out}: cannot write the shards ({error}).") from error
-    if advice := source.advice():
-        write(advice)
+    for line in source.advice():
+        write(line)
     counts = {set_name: samples.num_samples for set_name, samples in source.sets.items()}
     count, fraction = counts.get("validation", 0), options.validation_fraction
-    if name in GIVEN and fraction and count < MIN_SCORED_SAMPLES:
+    if name in GIVEN and (fraction or source.is_split) and count < MIN_SCORED_SAMPLES:
+        larger = f"a larger --validation-fraction (was {fraction:g})"
         write(
             f"warning: validation: {count} samples, {MIN_SCORED_SAMPLES} are needed to score a "
-            f"run; pack again with a larger --validation-fraction (was {fraction:g}), or train "
-            "with data.validation=null"
+            f"run; pack again with {'more' if source.is_split else larger}, or train with "
+            "data.validation=null"
         )
     return counts
 
@@ -68,10 +70,14 @@ def _source(name: str, root: str | None, options: PackOptions) -> PackSource:
     if name not in NAMES:
         raise DataError(f"{name!r} is not a data set that can be packed; use {', '.join(NAMES)}.")
     if name in KNOWN:
+        if options.classes or options.validation_root:
+            raise DataError(f"--classes and --validation-root are not for {name}; leave them out.")
         folder = Path(root or "~/.cache/aae_dist/datasets").expanduser()
         return KNOWN[name](folder, options)
     if root is None:
         raise DataError(f"pack {name} needs {ROOTS[name]}.")
+    if options.validation_root is not None and name == "npy":
+        raise DataError("--validation-root is for folder and csv; pack the other array by itself.")
     return GIVEN[name](Path(root).expanduser(), options)
 
 
@@ -94,9 +100,9 @@ def _write(
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=parent) as work:
         folder = Path(work, "out")
         for name, samples in source.sets.items():
-            _write_set(folder / name, samples, options, write)
+            _write_set(folder / name, samples, source.classes, options, write)
         if source.classes:
-            (folder / CLASSES).write_text(json.dumps(list(source.classes)))
+            (folder / CLASSES_FILE).write_bytes(dump_classes(source.classes))
         if parent:
             folder.rename(target.uri)
         else:
@@ -104,7 +110,11 @@ def _write(
 
 
 def _write_set(
-    folder: Path, samples: SampleSet, options: PackOptions, write: Callable[[str], None]
+    folder: Path,
+    samples: SampleSet,
+    classes: ClassMap,
+    options: PackOptions,
+    write: Callable[[str], None],
 ) -> None:
     # Imported here: only writing needs it.
     from webdataset import ShardWriter
@@ -119,7 +129,7 @@ def _write_set(
         for sample in samples.samples:
             writer.write(sample)
             advance(1)
-    index_folder(folder)
+    index_folder(folder, classes)
 
 
 def _upload(folder: Path, target: Storage, write: Callable[[str], None]) -> None:

@@ -65,7 +65,7 @@ def cifar10_source(root: Path, options: PackOptions) -> PackSource:
         images = np.concatenate([images for images, _ in batches])
         labels = np.concatenate([labels for _, labels in batches])
         sets[set_name] = _image_set(images.transpose(0, 2, 3, 1), labels, folder, options)
-    return PackSource(sets, CIFAR_CLASSES)
+    return PackSource(sets, {name: label for label, name in enumerate(CIFAR_CLASSES)})
 
 
 def svhn_source(root: Path, options: PackOptions) -> PackSource:

@@ -1,10 +1,10 @@
-"""Sources to pack: what all share, and those made of files of the user's own: folder, csv, npy."""
+"""Sources to pack: what all share, and those made of lists and arrays of the user's own."""
 
 import csv
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_dist.data.decode.images import Resize, checked_header, decode_image
-from aae_dist.data.format.patterns import IMAGE_SUFFIXES
+from aae_dist.data.format.manifest import ClassMap
+from aae_dist.data.pack import names
 from aae_dist.errors import DataError, SampleError
 from aae_dist.utils.arrays import npy_bytes, png_bytes
 
@@ -33,6 +34,13 @@ class PackOptions:
     validation_fraction: float = 0.1  # folder, csv, npy: fraction of the samples for validation
     seed: int = 0  # folder, csv and npy: seed of the split and of the order
     labels: Path | None = None  # npy: array of integers, one per row
+    classes: Path | None = None  # folder, csv and npy: JSON with the number of each class
+    validation_root: Path | None = None  # folder and csv: the validation set, packed with the other
+
+    @cached_property
+    def known_classes(self) -> ClassMap | None:
+        """The class map in `classes`; DataError if it cannot be read."""
+        return names.read_classes(self.classes)
 
     @property
     def resize(self) -> Resize:
@@ -55,11 +63,12 @@ class SampleSet:
 
 @dataclass(frozen=True)
 class PackSource:
-    """The sets of a source by name, and the names of its classes, if any."""
+    """The sets of a source by name, and the numbers of its classes by name, if any."""
 
     sets: dict[str, SampleSet]
-    classes: Sequence[str] = field(default=())
-    advice: Callable[[], str] = str  # for the user when all samples are written, or an empty text
+    classes: ClassMap = field(default_factory=dict)
+    advice: Callable[[], Sequence[str]] = list  # lines for the user when all samples are written
+    is_split: bool = False  # whether the source itself has a validation set
 
 
 def split(names: Sequence[str], options: PackOptions) -> dict[str, list[int]]:
@@ -87,19 +96,9 @@ def split(names: Sequence[str], options: PackOptions) -> dict[str, list[int]]:
     return {name: numbers for name, numbers in chosen.items() if numbers}
 
 
-def sets_of(
-    numbers: dict[str, list[int]], sample: Callable[[int, int], Fields]
-) -> dict[str, SampleSet]:
-    """Return the sets whose samples `sample(place in the set, number in the source)` makes."""
-    return {
-        name: SampleSet(len(chosen), (sample(place, n) for place, n in enumerate(chosen)))
-        for name, chosen in numbers.items()
-    }
-
-
-def image_fields(place: int, image: Pixels, label: int | None, options: PackOptions) -> Fields:
-    """Return the sample of an image, as PNG; its place in its set becomes the key."""
-    fields: Fields = {"__key__": f"{place:08d}", "png": png_bytes(resized(image, options))}
+def image_fields(number: int, image: Pixels, label: int | None, options: PackOptions) -> Fields:
+    """Return the sample of an image, as PNG; its number in the source becomes the key."""
+    fields: Fields = {"__key__": f"{number:08d}", "png": png_bytes(resized(image, options))}
     if label is not None:
         fields["cls"] = str(label).encode()
     return fields
@@ -153,81 +152,55 @@ def read_file(path: Path) -> bytes:
 COLUMNS = ("path", "label")
 
 
-def folder_source(root: Path, options: PackOptions) -> PackSource:
-    """Return the images in the sub-folders of `root`, labelled by the sorted names of these.
+@dataclass(frozen=True)
+class Found:
+    """An image file to pack."""
 
-    Images in `root` itself have no labels, if no sub-folder has images. Hidden files and folders
-    (.ipynb_checkpoints, ._photo.jpg) are ignored, and a folder without images is no class. Images
-    that lie deeper, or next to sub-folders with images, are a DataError.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give a folder with a sub-folder for each class.")
-    images = sorted(_images(root))
-    classes = sorted({path.parts[0] for path in images if len(path.parts) > 1})
-    deep = next((path for path in images if len(path.parts) > 2), None)
-    if deep is not None:
-        raise DataError(
-            f"{root}: {deep.as_posix()} lies in a folder of a folder, so its class is not clear; "
-            f"pack {root / deep.parts[0]} by itself if that holds the classes, or list paths and "
-            "labels for `pack csv`."
-        )
-    if not images:
-        raise DataError(
-            f"{root}: no {', '.join(IMAGE_SUFFIXES)} file in it or its sub-folders; "
-            "give a folder with a sub-folder for each class."
-        )
-    loose = [path.name for path in images if len(path.parts) == 1]
-    if loose and classes:
-        raise DataError(
-            f"{root}: {loose[0]} and {len(loose) - 1} more lie next to the folders of the classes; "
-            "move them into one, or remove them."
-        )
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = [(root / path, numbers.get(path.parts[0])) for path in images]
-    return _source(found, [path.as_posix() for path in images], classes, options)
+    path: Path
+    name: str
+    """Path as the source names it, from which its key is made and which decides its set."""
+    label: int | None
 
-
-def _images(root: Path) -> Iterator[Path]:
-    """Yield the paths, below `root`, of image files. A class may be a link to a folder."""
-    links = [path for path in root.iterdir() if path.is_symlink() and path.is_dir()]
-    for top in (root, *(link for link in links if not link.name.startswith("."))):
-        for folder, folders, files in os.walk(top):  # follows no other link: none leads in a circle
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
-                path = Path(folder, name)
-                if path.suffix.lower() in IMAGE_SUFFIXES and name[0] != "." and path.is_file():
-                    yield path.relative_to(root)
+    def moved(self, prefix: Path) -> "Found":
+        """Return the file with its name below `prefix`."""
+        return replace(self, name=(prefix / self.name).as_posix())
 
 
 def csv_source(file: Path, options: PackOptions) -> PackSource:
     """Return the images that a CSV file with the columns path and label lists.
 
     Paths are relative to the CSV file's folder. Whole numbers are labels as they are; other labels
-    are numbered in the order of their sorted names. Without a column label there are none.
+    are numbered by `options.classes`, else in the order of their names. `options.validation_root`
+    is a list of the validation images. Without a column label there are none.
     """
-    rows = _rows(file)
-    paths = [row["path"] for row in rows]
-    doubled = [path for path, count in Counter(paths).items() if count > 1]
-    if doubled:
-        raise DataError(f"{file}: lists {doubled[0]} twice; give each image once.")
-    texts = [row.get("label") or "" for row in rows]
-    labels, classes = numbered(texts, str(file))
-    found = [(file.parent / path, label) for path, label in zip(paths, labels, strict=True)]
-    return _source(found, paths, classes, options)
+    files = {"train": file}
+    if options.validation_root is not None:
+        files["validation"] = options.validation_root
+    rows = {name: _rows(each) for name, each in files.items()}
+    texts = [row.get("label") or "" for each in rows.values() for row in each]
+    where = " and ".join(map(str, files.values()))
+    labels = names.labels_of_texts(texts, options.known_classes, where)
+    numbers = iter(labels.numbers)
+    sets = {
+        name: [Found(files[name].parent / row["path"], row["path"], next(numbers)) for row in each]
+        for name, each in rows.items()
+    }
+    return image_files(sets, labels.classes, options, [*_csv_notes(rows, labels)])
 
 
-def numbered(texts: Sequence[str], where: str) -> tuple[list[int | None], list[str]]:
-    """Return the label of each text, and the names of the classes where the texts are names."""
-    if not any(texts):
-        return [None] * len(texts), []
-    if not all(texts):
-        raise DataError(f"{where}: line {texts.index('') + 2} has no label; others have.")
-    try:
-        return [int(text) for text in texts], []
-    except ValueError:
-        classes = sorted(set(texts))
-        numbers = {name: number for number, name in enumerate(classes)}
-        return [numbers[text] for text in texts], classes
+def _csv_notes(rows: Mapping[str, list[dict[str, str]]], labels: names.Labels) -> Iterator[str]:
+    first = rows["train"][0]
+    if unused := [column for column in first if column not in COLUMNS]:
+        yield f"warning: the columns {', '.join(unused)!r:.200} are not used"
+    if "label" not in first:
+        yield "warning: there is no column label, so no image has one"
+    elif labels.num_missing:
+        yield f"warning: {missing_labels(labels.num_missing, len(labels.numbers))}"
+
+
+def missing_labels(num_missing: int, total: int) -> str:
+    """Return the line that says how many samples have no label."""
+    return f"{num_missing} of {total} labels are missing (empty or NaN): these samples have none"
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -245,34 +218,62 @@ def _rows(file: Path) -> list[dict[str, str]]:
         )
     if not rows or not all(row["path"] for row in rows):
         raise DataError(f"{file}: lists no image, or a line without a path.")
+    for number, row in enumerate(rows, 2):
+        if "more" in row:
+            raise DataError(
+                f"{file}: line {number} has more values than the {len(columns)} columns; put "
+                "quotes around values with a comma."
+            )
+    doubled = [path for path, count in Counter(row["path"] for row in rows).items() if count > 1]
+    if doubled:
+        raise DataError(f"{file}: lists {doubled[0]} twice; give each image once.")
     return rows
 
 
-def _source(
-    files: Sequence[tuple[Path, int | None]],
-    names: Sequence[str],
-    classes: Sequence[str],
+def image_files(
+    sets: Mapping[str, Sequence[Found]],
+    classes: ClassMap,
     options: PackOptions,
+    notes: Sequence[str] = (),
 ) -> PackSource:
+    """Return the sets of image files; without a validation set, `split` makes one of `train`."""
     sizes: set[tuple[int, int]] = set()
+    keys: dict[Found, str] = {}
+    for each in sets.values():
+        keys |= zip(each, names.keys_of([found.name for found in each]), strict=True)
 
-    def sample(place: int, number: int) -> Fields:
-        path, label = files[number]
-        fields, size = file_fields(f"{place:08d}", read_file(path), str(path), options)
+    def sample(found: Found) -> Fields:
+        path, label = found.path, found.label
+        fields, size = file_fields(keys[found], read_file(path), str(path), options)
         sizes.add(size)
         return fields if label is None else {**fields, "cls": str(label).encode()}
 
-    def advice() -> str:
-        if len(sizes) < 2:
-            return ""
-        low, high = ([f(side) for side in zip(*sizes, strict=True)] for f in (min, max))
-        return (
-            f"The images have {len(sizes)} sizes, from {low[0]} to {high[0]} pixels high and from "
-            f"{low[1]} to {high[1]} wide, and are kept as they are: train with data.image_size=N, "
-            "or pack them again with --image-size N."
-        )
+    def advice() -> list[str]:
+        return [*notes, *_sizes_advice(sizes)]
 
-    return PackSource(sets_of(split(names, options), sample), classes, advice)
+    parts: dict[str, list[Found]] = {}
+    for name, found in sets.items():
+        whole = name != "train" or "validation" in sets
+        fraction = 0.0 if whole else options.validation_fraction
+        numbers = split(
+            [each.name for each in found], replace(options, validation_fraction=fraction)
+        )
+        parts[name] = [found[n] for n in numbers["train"]]
+        if "validation" in numbers:
+            parts["validation"] = [found[n] for n in numbers["validation"]]
+    made = {name: SampleSet(len(part), map(sample, part)) for name, part in parts.items()}
+    return PackSource(made, classes, advice, is_split="validation" in sets)
+
+
+def _sizes_advice(sizes: Collection[tuple[int, int]]) -> Iterator[str]:
+    if len(sizes) < 2:
+        return
+    low, high = ([f(side) for side in zip(*sizes, strict=True)] for f in (min, max))
+    yield (
+        f"The images have {len(sizes)} sizes, from {low[0]} to {high[0]} pixels high and from "
+        f"{low[1]} to {high[1]} wide, and are kept as they are: train with data.image_size=N, "
+        "or pack them again with --image-size N."
+    )
 
 
 Array = NDArray[Any]
@@ -283,7 +284,8 @@ def npy_source(file: Path, options: PackOptions) -> PackSource:
     """Return the rows of an array, which is memory-mapped.
 
     uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 are images, written as PNG.
-    Other arrays, such as [N, D], are written as float32 in the field `npy`.
+    Other arrays, such as [N, D], are written as float32 in the field `npy`. A row's number is the
+    key of its sample.
     """
     rows = _load(file)
     if rows.ndim < 2 or rows.ndim > 4 or rows.dtype.kind not in "uif" or not len(rows):
@@ -291,16 +293,20 @@ def npy_source(file: Path, options: PackOptions) -> PackSource:
             f"{file}: an array of numbers with 2 to 4 dimensions is wanted, rows first "
             f"(got {rows.dtype} {rows.shape})."
         )
-    labels = _labels(options.labels, len(rows))
+    labels = _labels(options, len(rows))
     images = rows.dtype == np.uint8 and rows.ndim > 2
 
-    def sample(place: int, number: int) -> Fields:
-        label = None if labels is None else int(labels[number])
+    def sample(number: int) -> Fields:
+        label = labels.numbers[number]
         if images:
-            return image_fields(place, _image(rows[number], file), label, options)
-        return _array_fields(place, rows[number], label, f"{file}, row {number}")
+            return image_fields(number, _image(rows[number], file), label, options)
+        return _array_fields(number, rows[number], label, f"{file}, row {number}")
 
-    return PackSource(sets_of(split([str(n) for n in range(len(rows))], options), sample))
+    parts = split([str(n) for n in range(len(rows))], options)
+    sets = {name: SampleSet(len(part), map(sample, part)) for name, part in parts.items()}
+    missing = labels.num_missing
+    notes = [f"warning: {missing_labels(missing, len(rows))}"] if missing else []
+    return PackSource(sets, labels.classes, lambda: notes)
 
 
 def _load(file: Path) -> Array:
@@ -324,16 +330,32 @@ def _why_not(file: Path) -> str:
     return "damaged, or an array of objects, not of numbers" if is_array else "not a .npy file"
 
 
-def _labels(file: Path | None, num_rows: int) -> Array | None:
+def _labels(options: PackOptions, num_rows: int) -> names.Labels:
+    file, known = options.labels, options.known_classes
     if file is None:
-        return None
+        return names.Labels([None] * num_rows)
     labels = _load(file)
-    if labels.shape != (num_rows,) or labels.dtype.kind not in "ui":
+    # Floats are integers with a gap, as pandas keeps them: NaN is no label.
+    is_missing = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(labels.shape, bool)
+    is_whole = labels.dtype.kind in "ui" or (
+        labels.dtype.kind == "f" and bool((labels % 1 == 0)[~is_missing].all())
+    )
+    if labels.shape != (num_rows,) or not is_whole:
         raise DataError(
             f"{file}: {num_rows} whole numbers are wanted, one for each row "
             f"(got {labels.dtype} {labels.shape})."
         )
-    return labels
+    numbers = [None if n in (None, -1) else n for n in _integers(labels, is_missing)]
+    if known is not None:
+        names.refuse_unknown(
+            {str(n) for n in numbers} - {"None", *map(str, known.values())}, known, str(file)
+        )
+    return names.Labels(numbers, known or {})
+
+
+def _integers(labels: Array, is_missing: NDArray[np.bool_]) -> Iterator[int | None]:
+    for label, missing in zip(labels.tolist(), is_missing.tolist(), strict=True):
+        yield None if missing else int(label)
 
 
 def _image(row: Array, file: Path) -> Array:
@@ -348,9 +370,9 @@ def _image(row: Array, file: Path) -> Array:
     return np.ascontiguousarray(row[..., 0] if row.ndim == 3 and row.shape[-1] == 1 else row)
 
 
-def _array_fields(place: int, row: Array, label: int | None, name: str) -> Fields:
+def _array_fields(number: int, row: Array, label: int | None, name: str) -> Fields:
     numbers = np.asarray(row, "<f4")
     if not np.isfinite(numbers).all():
         raise DataError(f"{name}: has numbers that are not finite; remove them.")
-    fields: Fields = {"__key__": f"{place:08d}", "npy": npy_bytes(numbers)}
+    fields: Fields = {"__key__": f"{number:08d}", "npy": npy_bytes(numbers)}
     return fields if label is None else {**fields, "cls": str(label).encode()}

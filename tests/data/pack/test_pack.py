@@ -200,15 +200,15 @@ def test_bad_sources_are_one_clear_line_and_leave_nothing_behind(tmp_path: Path)
     labels.write_bytes(labels.read_bytes()[:-1])
     write_photos(tmp_path / "loose")
     (tmp_path / "loose/odd.png").write_bytes(encoded(np.zeros((3, 3), np.uint8)))
-    write_photos(tmp_path / "sets/train")
-    write_photos(tmp_path / "sets/val")
+    write_photos(tmp_path / "sets/mine")
+    write_photos(tmp_path / "sets/other")
     write_photos(tmp_path / "broken")
     (tmp_path / "broken/class 0/bad.png").write_bytes(b"%!PS-Adobe")
     (tmp_path / "flat").mkdir()
     for name, root, problem in (
         ("mnist", "short", "damaged or not an IDX file"),
         ("folder", "loose", "odd.png and 0 more lie next to the folders of the classes"),
-        ("folder", "sets", r"train/class 0/0.png lies in .* pack \S+sets/train by itself"),
+        ("folder", "sets", r"mine/class 0/0.png lies in .* pack \S+sets/mine by itself"),
         ("folder", "broken", "bad.png: not a readable image"),
         ("folder", "flat", "file in it or its sub-folders"),
         ("folder", "absent", "no such folder"),

@@ -267,7 +267,9 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "archive.npz", np.zeros((9, 3)))
     (tmp_path / "twice.csv").write_text("path,label\na.png,1\na.png,2\n")
     (tmp_path / "column.csv").write_text("file,label\na.png,1\n")
-    (tmp_path / "partly.csv").write_text("path,label\na.png,1\nb.png,\n")
+    (tmp_path / "comma.csv").write_text("path,label\na.png,1,2\n")
+    (tmp_path / "mixed.csv").write_text("path,label\na.png,1\nb.png,cat\n")
+    (tmp_path / "half.csv").write_text("path,label\na.png,1\nb.png,0.5\n")
     (tmp_path / "gone.csv").write_text("path\nnowhere.png\n")
     labels = PackOptions(labels=tmp_path / "nan.npy")
     crop = PackOptions(crop_size=300)
@@ -292,7 +294,9 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
         ("npy", "good.npy", labels, "9 whole numbers are wanted"),
         ("csv", "twice.csv", PackOptions(), "lists a.png twice"),
         ("csv", "column.csv", PackOptions(), "must name the columns path, label"),
-        ("csv", "partly.csv", PackOptions(), "line 3 has no label"),
+        ("csv", "comma.csv", PackOptions(), "line 2 has more values than the 2 columns"),
+        ("csv", "mixed.csv", PackOptions(), r"labels are numbers \('1'\) and names \('cat'\)"),
+        ("csv", "half.csv", PackOptions(), r"the label '0\.5' is no whole number"),
         ("csv", "gone.csv", PackOptions(), "nowhere.png: cannot read"),
         ("csv", "absent.csv", PackOptions(), "cannot be read as CSV"),
     ):
