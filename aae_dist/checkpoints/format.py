@@ -229,6 +229,7 @@ class DataMetadata(_Strict):
     lanes: int = Field(gt=0, lt=_INT64)
     shuffle_window: Literal["full"] | Annotated[int, Field(gt=0, lt=_INT64)]
     image_shape: Annotated[list[Annotated[int, Field(gt=0, lt=_INT64)]], Field(max_length=3)]
+    classes: dict[str, Annotated[int, Field(ge=0, lt=_INT64)]] = Field(default_factory=dict)
 
 
 def check_metadata(checkpoint: Checkpoint) -> None:

@@ -1,6 +1,6 @@
 """A trained run applied: sample, interpolate, reconstruct, and encode for a whole data set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -49,7 +49,9 @@ out_option = click.option("--out", required=True, metavar="FILE", help=IMAGE_FIL
 )
 @out_option
 @click.option(
-    "--classes", metavar="0,1,..|all", help="classes of the prior; a .png has a row for each"
+    "--classes",
+    metavar="0,1,..|NAME,..|all",
+    help="classes of the prior, or names of classes of the data; a .png has a row for each",
 )
 @options.seed_option
 def sample(
@@ -64,11 +66,12 @@ def sample(
     """Draw from a run's prior and decode the samples.
 
     A prior with classes (the modes of a mixture, the pieces of a swiss roll) can be sampled one
-    class at a time.
+    class at a time. Training reads no labels: the name of a class of the data stands for the class
+    of the prior that holds most codes of its samples.
     """
     import torch
 
-    from aae_dist.inference.images import checked_path, write_images
+    from aae_dist.inference.images import checked_path, classes_of_names, write_images
 
     path = checked_path(out)
     run = options.open_run(uri, step, items, reads_data=False)
@@ -77,12 +80,31 @@ def sample(
         write_images(path, run.sample(num, generator))
         print(f"{num} images of step {run.step:,} written to {path}")
         return 0
-    chosen = _chosen(classes, run.prior.num_classes, f"{run.uri} ({run.config.prior.kind})")
+    names = _names(classes, run.classes)
+    if names and run.prior.num_classes is not None:
+        found = classes_of_names(run, names)
+        for name, (number, share) in found.items():
+            print(f"{name!r}: class {number} of the prior holds {share:.0%} of its codes")
+        chosen: Sequence[int] = [number for number, _ in found.values()]
+    else:
+        chosen = _chosen(classes, run.prior.num_classes, f"{run.uri} ({run.config.prior.kind})")
     labels = torch.tensor(chosen).repeat_interleave(num)
     write_images(path, run.sample(len(labels), generator, labels), columns=num)
     named = ", ".join(map(str, chosen))
     print(f"{num} images each of classes {named} of step {run.step:,} written to {path}")
     return 0
+
+
+def _names(classes: str, known: Mapping[int, str]) -> list[str]:
+    """Return the names of classes of the data that an argument gives; empty if it gives numbers."""
+    if classes == "all" or all(part.strip().isdigit() for part in classes.split(",")):
+        return []
+    names = [classes] if classes in known.values() else [n.strip() for n in classes.split(",")]
+    for name in names:
+        if known and name not in known.values():
+            listed = ", ".join(f"{each!r:.40}" for each in list(known.values())[:20])
+            raise ConfigError(f"--classes: {name!r:.80} is no class of the data; it has {listed}")
+    return names if known else []
 
 
 def _chosen(classes: str, known: int | None, prior: str) -> Sequence[int]:
@@ -215,15 +237,16 @@ ALONE = "launch.kind=local"  # unless workers are asked for, however the run was
     "--format",
     type=options.Choice(("parquet", "npy")),
     default="parquet",
-    help="parquet (key, label, code) or npy (NAME.codes.npy, .labels.npy, .keys.npy)",
+    help="parquet (key, label, class, code) or npy (NAME.codes.npy, .labels.npy, .keys.npy)",
 )
 def encode(uri: str, items: tuple[str, ...], step: int | None, out: str, format: str) -> int:
     """Write the latent codes of a data set.
 
-    For every sample the code (the mean of q(z|x)), the key and the label. Each input shard becomes
-    one output file, which appears whole; the same command, given again, writes only the missing
-    ones. The bytes depend on the checkpoint and the data alone, not on how many workers write them.
-    _about.json tells what the folder holds and whether it is complete.
+    For every sample the code (the mean of q(z|x)), the key, the label and the name of its class
+    where labels have names. Each input shard becomes one output file, which appears whole; the same
+    command, given again, writes only the missing ones. The bytes depend on the checkpoint and the
+    data alone, not on how many workers write them. _about.json tells what the folder holds and
+    whether it is complete.
     """
     return write_dataset(uri, items, out, format, step)
 
@@ -257,6 +280,7 @@ def write_dataset(
         device=config.train.device,
         out=absolute_storage(out),
         format=format,
+        classes=tuple(manifest.names.items()),
     )
     before = write_shards(config, job, manifest, output_fingerprint(run, manifest, job))
     if from_environment("cpu").is_main:

@@ -6,9 +6,10 @@ statistics and broadcasts the metrics. Samples that cannot be read are skipped a
 """
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +49,8 @@ class EvaluationImages:
     """Float32 [k, C, H, W]; in [0, 1] unless model.decoder_output=linear."""
     decoded_prior: Tensor
     """Float32 [k, C, H, W]: the first k prior samples, decoded."""
+    classes: Mapping[int, str] = field(default_factory=dict)
+    """Names of labels, where they have some."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,12 @@ class Evaluator:
         max_samples: int = MAX_SAMPLES,
         name: str = "data.validation",
         threads: int = 1,
+        classes: Mapping[int, str] | None = None,
     ) -> None:
         """Choose the samples to score: at most `max_samples`, evenly spaced over all.
 
-        `name` is what errors call the data set; `threads` decode this rank's samples.
+        `name` is what errors call the data set; `threads` decode this rank's samples; `classes` are
+        names of labels.
         """
         total = dataset.manifest.num_samples
         self.num_samples = min(total, max_samples)
@@ -125,7 +130,7 @@ class Evaluator:
         self._indices = evenly_spaced(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._name = name
-        self._threads = threads
+        self._threads, self._classes = threads, classes or {}
         self._baseline: PriorBaseline | None = None
 
     @torch.no_grad()
@@ -229,6 +234,7 @@ class Evaluator:
             originals=originals,
             reconstructions=networks.decode(shown_kZ.float().to(device)).float().cpu(),
             decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
+            classes=self._classes,
         )
 
 

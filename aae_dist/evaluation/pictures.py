@@ -42,7 +42,7 @@ def draw_all(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]:
             shown.decoded_prior, caption, range_of(shown.originals)
         ),
         "latent_codes": lambda: latent_codes(
-            shown.codes, shown.labels, shown.prior_samples, caption
+            shown.codes, shown.labels, shown.prior_samples, caption, shown.classes
         ),
     }
     return {name: figure_to_png(draw()) for name, draw in pictures.items()}
@@ -169,16 +169,25 @@ SAFE = (
 """Colours that the colour-blind tell apart: Paul Tol's "muted", and one of his "vibrant"."""
 NAMED_LABELS = 20
 """Up to this many labels are named one by one; more are shown by a colour scale."""
+NAME_LENGTH = 18
+"""Letters of a class's name that fit next to the plot."""
+NO_NAMES: Mapping[int, str] = {}
 GREYS = LinearSegmentedColormap.from_list("prior", ["#ffffff", "#7c7c7c"])
 
 Limits = tuple[float, float]
 
 
-def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: str = "") -> Figure:
+def latent_codes(
+    codes_nZ: Tensor,
+    labels_n: Tensor,
+    prior_mZ: Tensor,
+    caption: str = "",
+    classes: Mapping[int, str] = NO_NAMES,
+) -> Figure:
     """Draw codes as dots coloured by label over the prior's density in grey, with both marginals.
 
     Above two dimensions both are projected on the first two principal axes of the codes. Labels are
-    int64, -1 where absent.
+    int64, -1 where absent; `classes` are the names of some.
     """
     # Project codes and prior to two dimensions.
     finite = codes_nZ.isfinite().all(1)
@@ -204,7 +213,7 @@ def latent_codes(codes_nZ: Tensor, labels_n: Tensor, prior_mZ: Tensor, caption: 
     density = _density(prior, limits)
     extent = (*limits[0], *limits[1])
     main.imshow(density, cmap=GREYS, extent=extent, origin="lower", aspect="auto")
-    _scatter(main, codes, labels)
+    _scatter(main, codes, labels, classes)
     level = _level_holding(density, 0.9)
     main.contour(density, levels=[level], extent=extent, colors="0.25", linewidths=0.9)
     main.set(xlim=limits[0], ylim=limits[1], xlabel=names[0], ylabel=names[1])
@@ -282,7 +291,9 @@ def _level_holding(density: Array, share: float) -> float:
     return float(falling[min(reached, falling.size - 1)])
 
 
-def _scatter(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:
+def _scatter(
+    axes: Axes, codes: Array, labels: NDArray[np.int64], classes: Mapping[int, str]
+) -> None:
     every = max(1, len(codes) // MAX_POINTS)
     codes, labels = codes[::every], labels[::every]
     known = sorted(set(labels.tolist()) - {-1})
@@ -294,13 +305,27 @@ def _scatter(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:
         drawn = axes.scatter(codes[:, 0], codes[:, 1], c=labels, cmap="cividis", **style)
         axes.figure.colorbar(drawn, cax=axes.inset_axes((1.2, 0.1, 0.03, 0.8)), label="label")
     else:
-        _scatter_named(axes, codes, labels, known, style)
+        texts = {label: _shown_name(classes.get(label, str(label))) for label in known}
+        _scatter_named(axes, codes, labels, texts, style)
+
+
+def _shown_name(name: str) -> str:
+    """Return the name of a class for a legend: short, and nothing of it markup."""
+    plain = "".join(c if c.isprintable() else "?" for c in name)
+    short = plain if len(plain) <= NAME_LENGTH else plain[: NAME_LENGTH - 3] + "..."
+    # A legend leaves out names that begin with an underscore, and $ begins a formula.
+    return ("\u200b" + short if short.startswith("_") else short).replace("$", r"\$")
 
 
 def _scatter_named(
-    axes: Axes, codes: Array, labels: NDArray[np.int64], known: list[int], style: dict[str, Any]
+    axes: Axes,
+    codes: Array,
+    labels: NDArray[np.int64],
+    texts: Mapping[int, str],
+    style: dict[str, Any],
 ) -> None:
-    """Draw each label in a colour of its own, with its number where its codes are."""
+    """Draw each label in a colour of its own, with its text where its codes are."""
+    known = list(texts)
     few = len(known) <= len(SAFE)
     colours = SAFE if few else matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     shade = [colours[known.index(n)] if n >= 0 else (0, 0, 0, 0.4) for n in labels.tolist()]
@@ -308,7 +333,7 @@ def _scatter_named(
     order = np.random.default_rng(0).permutation(len(codes))
     axes.scatter(codes[order, 0], codes[order, 1], color=[shade[n] for n in order], **style)
     for position, label in enumerate(known):
-        axes.scatter([], [], color=colours[position], s=30, label=str(label))
+        axes.scatter([], [], color=colours[position], s=30, label=texts[label])
     axes.legend(
         loc="upper left", bbox_to_anchor=(1.18, 1.0), fontsize=9, frameon=False, title="label"
     )
@@ -316,7 +341,7 @@ def _scatter_named(
         for position, label in enumerate(known):
             x, y = np.median(codes[labels == label], axis=0)
             axes.text(
-                x, y, str(label), color=colours[position], fontsize=13, weight="bold",
+                x, y, texts[label], color=colours[position], fontsize=13, weight="bold",
                 ha="center", va="center", clip_on=True,
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )  # fmt: skip

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, Manifest, Shard
 from aae_dist.data.decode.sample import NO_LABEL
-from aae_dist.data.format.manifest import FILE_NAME, dump
+from aae_dist.data.format.manifest import CLASSES_FILE, FILE_NAME, dump, dump_classes
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
 from aae_dist.inference.trained_run import TrainedRun, load_run
@@ -44,6 +44,7 @@ class OutputSpec:
     name: str  # file name without suffix
     num_rows: int
     width: int  # latent dimension, for codes
+    classes: tuple[tuple[int, str], ...] = ()  # label and name of each class
     as_arrays: bool = False  # whether images are stored as float32 arrays instead of PNG
 
 
@@ -70,17 +71,22 @@ def open_output(format: str, folder: Path, spec: OutputSpec) -> Iterator[ShardOu
 
 
 class ParquetOutput:
-    """`NAME.parquet`: key (string), label (int64 or null), code (fixed-size list of float32)."""
+    """`NAME.parquet`: key (string), label (int64 or null), class (its name or null), code.
+
+    A code is a fixed-size list of float32.
+    """
 
     def __init__(self, folder: Path, spec: OutputSpec) -> None:
         import pyarrow.parquet
 
         self._arrow: Any = pyarrow
         self.paths, self._width = [folder / f"{spec.name}.parquet"], spec.width
+        self._classes = dict(spec.classes)
         self._schema = pyarrow.schema(
             [
                 pyarrow.field("key", pyarrow.string(), nullable=False),
                 pyarrow.field("label", pyarrow.int64()),
+                pyarrow.field("class", pyarrow.string()),
                 pyarrow.field("code", pyarrow.list_(pyarrow.float32(), spec.width), nullable=False),
             ]
         )
@@ -109,6 +115,7 @@ class ParquetOutput:
         columns = [
             self._arrow.array(self._keys, self._arrow.string()),
             self._arrow.array(labels, self._arrow.int64(), mask=labels == NO_LABEL),
+            self._arrow.array(map(self._classes.get, labels.tolist()), self._arrow.string()),
             self._arrow.FixedSizeListArray.from_arrays(
                 self._arrow.array(rows.reshape(-1)), self._width
             ),
@@ -187,11 +194,11 @@ def check_format(name: str) -> None:
 
 CHUNK = 256  # samples of one forward pass; fixed, since rounding may depend on a product's shape
 METADATA_FILE = "_about.json"  # describes the folder; parquet readers skip names with '_' first
-VERSION = 1
+VERSION = 2  # 1 had no column for the names of classes
 INPUT_KEYS = ("image_keys", "label_key", "image_size", "channels", "resize", "crop_size")
 """Keys of `data` that determine the input of a sample."""
-HASH_KEYS = {"weights": "weights", "id": "shards"}
-"""Keys of a fingerprint with hashes as values, by the name to show when they differ."""
+HASH_KEYS = {"weights": "weights", "id": "shards", "classes": "names of classes"}
+"""Keys of a fingerprint with long values, by the name to show when they differ."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +212,7 @@ class DatasetJob:
     device: str
     out: str
     format: str
+    classes: tuple[tuple[int, str], ...] = ()
 
 
 def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> dict[str, Any]:
@@ -221,6 +229,7 @@ def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> 
             "id": manifest.id,
             "samples": manifest.num_samples,
             "settings": {key: settings[key] for key in INPUT_KEYS if key in settings},
+            "classes": [[name, number] for name, number in manifest.classes.items()],
         },
     }
 
@@ -287,6 +296,8 @@ def complete(out: Storage, fingerprint: dict[str, Any], manifest: Manifest) -> N
         sizes = {entry.key: entry.size for entry in out.list()}
         shards = [Shard(out.uri, f["file"], f["samples"], sizes[f["file"]]) for f in files]
         out.write(FILE_NAME, dump(shards, classes=manifest.classes))
+    if fingerprint["format"] == "npy" and manifest.classes:
+        out.write(CLASSES_FILE, dump_classes(manifest.classes))
     about = {**fingerprint, "complete": True, "shards": files}
     out.write(METADATA_FILE, json.dumps(about, indent=1).encode())
 
@@ -310,7 +321,8 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
         # PNG supports no floats, and no other numbers of channels.
         as_arrays = data.dtype.is_floating_point or run.image_shape[0] not in (1, 3)
     width = run.config.model.latent_dim
-    spec = OutputSpec(shard_name(number), shard.samples, width, as_arrays)
+    name = shard_name(number)
+    spec = OutputSpec(name, shard.samples, width, job.classes, as_arrays)
     out = open_storage(job.out)
     with tempfile.TemporaryDirectory(prefix="aae_dist-shard-") as folder:
         with open_output(job.format, Path(folder), spec) as output:

@@ -1,7 +1,7 @@
 """Pictures of a trained run: paths through its latent space, and images written to a local file."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aae_dist.errors import ConfigError
 from aae_dist.inference.trained_run import TrainedRun
+from aae_dist.utils.arrays import evenly_spaced
 
 Images = np.ndarray[tuple[int, int, int, int], np.dtype[np.float32]]
 """[N, C, H, W], pixels in [0, 1]."""
@@ -84,6 +85,40 @@ WRITERS: Mapping[str, Callable[[Path, Images], None]] = {
     ".npz": lambda path, images: np.savez_compressed(path, images=images),
     ".safetensors": lambda path, images: save_file({"images": np.ascontiguousarray(images)}, path),
 }
+
+
+CODES_PER_NAMING = 5000
+PRIOR_PER_CLASS = 200
+
+
+def classes_of_names(run: TrainedRun, names: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Return for each class of the data the prior's class with most of its codes, and their share.
+
+    Codes are those of validation samples, else of training samples. A code belongs to the class of
+    the nearest of 200 samples of each. ConfigError if no sample has the label.
+    """
+    labels = {name: number for number, name in run.classes.items()}
+    data = run.open(run.config.data.validation or run.config.data.train)
+    num_classes = run.prior.num_classes
+    assert num_classes is not None
+    drawn = torch.arange(num_classes).repeat_interleave(PRIOR_PER_CLASS)
+    known = run.prior.sample_class(drawn, torch.Generator().manual_seed(0)).float()
+    counts = {name: torch.zeros(num_classes) for name in names}
+    numbers = evenly_spaced(CODES_PER_NAMING, len(data))
+    for start in range(0, len(numbers), 256):
+        samples = data.load(numbers[start : start + 256])
+        good = torch.ones(len(samples.labels), dtype=torch.bool)
+        good[list(samples.bad)] = False
+        codes = run.encode(samples.images[good]).float().cpu()
+        nearest = drawn[torch.cdist(codes, known).argmin(1)]
+        for name, count in counts.items():
+            count += nearest[samples.labels[good] == labels[name]].bincount(minlength=num_classes)
+    found = {}
+    for name, count in counts.items():
+        if not count.sum():
+            raise ConfigError(f"--classes: no sample that was read is of class {name!r:.80}")
+        found[name] = int(count.argmax()), float(count.max() / count.sum())
+    return found
 
 
 PathKind = Literal["linear", "spherical"]

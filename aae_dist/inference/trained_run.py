@@ -29,6 +29,7 @@ class TrainedRun:
         step: steps that the checkpoint had been trained for.
         config: the run's configuration, including the values inferred from the data.
         prior: p(z).
+        classes: name of each label of the training data that has one, by its number.
     """
 
     def __init__(self, checkpoint: Checkpoint, uri: str, device: torch.device) -> None:
@@ -38,6 +39,8 @@ class TrainedRun:
         self.config: RunConfig = config_from_stored(checkpoint.metadata["config"])
         channels, height, width = checkpoint.metadata["data"]["image_shape"]
         self.image_shape: tuple[int, int, int] = (channels, height, width)
+        classes = checkpoint.metadata["data"].get("classes", {})
+        self.classes: dict[int, str] = {number: name for name, number in classes.items()}
         vectors = checkpoint.tensors.get("prior", {}).get("vectors")
         self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)
         networks = build_networks(self.config, self.image_shape, device, trains=False)

@@ -223,7 +223,11 @@ SAME_MODES = {"run": "online", "dryrun": "offline", "shared": "online"}
 
 
 def open_wandb(
-    config: RunConfig, storage: Storage, folder: Path, write: Callable[[str], None]
+    config: RunConfig,
+    storage: Storage,
+    folder: Path,
+    write: Callable[[str], None],
+    classes: Mapping[str, int] | None = None,
 ) -> WandbSink | None:
     """Return the sink, or None where W&B is off; `write` gets one line that says why.
 
@@ -236,7 +240,10 @@ def open_wandb(
     if mode == "disabled":
         return None
     keep_files = partial(copy_files, storage=storage)
-    return WandbSink(start_request(config, mode, folder), folder, write, keep_files)
+    start = start_request(config, mode, folder)
+    if classes:  # W&B shows them in the run's configuration
+        start["config"]["classes"] = dict(classes)
+    return WandbSink(start, folder, write, keep_files)
 
 
 def decide_mode(

@@ -14,6 +14,7 @@ from aae_dist.config.sections.model import DataPrior, RunPrior
 from aae_dist.config.sections.run import Augment
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
 from aae_dist.data.decode.images import Resize
+from aae_dist.data.format.manifest import join_classes
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator
@@ -43,11 +44,14 @@ class TrainingData:
     prior: Prior
     new_shards: NewShards | None = None
     """Where to start when the shards are not those of the checkpoint."""
+    notes: tuple[str, ...] = ()
+    """Lines about data that is not used as given."""
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The data and its order, for a checkpoint."""
-        return {
+        classes = self.train.manifest.classes
+        return ({"classes": dict(classes)} if classes else {}) | {
             "manifest": self.train.manifest.id,
             "num_samples": self.train.manifest.num_samples,
             "lanes": self.order.lanes,
@@ -82,12 +86,33 @@ def open_data(
         if config.data.validation is not None:
             shards, shape = config.data.validation, dataset.image_shape
             validation = open_dataset(shards, config.data, shape, show=show)
-            seed, threads = config.run.seed, config.decoding_threads
-            evaluator = Evaluator(validation, prior, world, seed, threads=threads)
+            evaluator = Evaluator(
+                validation,
+                prior,
+                world,
+                config.run.seed,
+                threads=config.decoding_threads,
+                classes=validation.manifest.names,
+            )
         inferred = _infer(config, dataset, order)
-        return TrainingData(inferred, dataset, order, validation, evaluator, prior, new_shards)
+        notes = tuple(_class_notes(dataset, validation))
+        return TrainingData(
+            inferred, dataset, order, validation, evaluator, prior, new_shards, notes
+        )
 
     return run_on_all_ranks(world, work)
+
+
+def _class_notes(train: Dataset, validation: Dataset | None) -> Iterator[str]:
+    """Yield how the numbers of classes differ, within a data set and between the two."""
+    named = [("data.train", train)]
+    named += [("data.validation", validation)] if validation is not None else []
+    maps = [(key, data.manifest.classes) for key, data in named]
+    for key, data in named:
+        if data.manifest.class_conflict:
+            yield f"{key}: {data.manifest.class_conflict}"
+    if problem := join_classes(maps)[1]:
+        yield f"classes have other numbers in training than in validation: {problem}"
 
 
 def _order(

@@ -21,6 +21,7 @@ STALL_FACTOR, STALL_SECONDS = 2.0, 1.0
 """Steps between two log points stall when they take this many times as long as usual, and this
 much longer: a machine that sleeps or is paused, a rank that waits for another one."""
 
+NO_CLASSES: Mapping[str, int] = {}
 Clock = Callable[[], float]
 
 
@@ -127,15 +128,19 @@ class Recorder:
         line: Callable[[str], None],
         more: Sequence[MetricSink] = (),
         console: OpenConsole | None = None,
+        classes: Mapping[str, int] = NO_CLASSES,
     ) -> None:
-        """Open the sinks in addition to `more`; metrics past `resumed_step` are truncated."""
+        """Open the sinks in addition to `more`; metrics past `resumed_step` are truncated.
+
+        `classes` are the labels of the data by their names.
+        """
         self._folder, self._line, self._name = folder, line, config.run.name
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
         earlier = read_or_none(folder.storage, METRICS) or b""
         self.json_lines = JsonLinesSink(path / METRICS, earlier, resumed_step)
         self._console = (console or partial(open_console, line))(total_steps, resumed_step)
-        wandb = open_wandb(config, folder.storage, path / "wandb", line)
+        wandb = open_wandb(config, folder.storage, path / "wandb", line, classes)
         own = (self._console, self.json_lines, wandb)
         self.sinks: list[MetricSink] = [*(sink for sink in own if sink is not None), *more]
         self.latest: dict[str, float] = {}

@@ -84,6 +84,8 @@ class TrainingSetup:
         with watchdog.section("opening the data"):
             show = partial(_show_counting, world, reporter, watchdog)
             self.data = open_data(config, world, checkpoint, folder.uri, show)
+        for line in self.data.notes:
+            self.log(f"warning: {line}")
         self.config = config = self.data.config
         # Networks and method.
         _set_precision(config.train.precision)

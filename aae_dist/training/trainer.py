@@ -355,7 +355,8 @@ class Trainer:
         def work() -> None:
             setup.folder.write_config(self.config)
             steps, line = (self.state.step, setup.last_step), setup.reporter.line
-            recorder = Recorder(self.config, setup.folder, *steps, line, sinks, console)
+            classes = setup.data.train.manifest.classes
+            recorder = Recorder(self.config, setup.folder, *steps, line, sinks, console, classes)
             recorder.set_bad_samples(self.state.bad.lines())
             opened.append(recorder)
 

@@ -72,6 +72,11 @@ class Manifest:
         return np.array([shard.samples for shard in self.shards], np.int64)
 
     @property
+    def names(self) -> dict[int, str]:
+        """Name of each label that has one."""
+        return {number: name for name, number in self.classes.items()}
+
+    @property
     def num_samples(self) -> int:
         """Samples of all shards."""
         return int(self.counts.sum())

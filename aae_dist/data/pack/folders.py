@@ -67,7 +67,7 @@ def _read(root: Path) -> _Tree:
         raise DataError(
             f"{root}: no {', '.join(IMAGE_SUFFIXES)} file in it or its sub-folders; "
             "give a folder with a sub-folder for each class."
-            + (f" ({names.counted(others)} files are there.)" if others else "")
+            + (f" ({names.list_counts(others)} files are there.)" if others else "")
         )
     return _Tree(root, images, others)
 
@@ -151,7 +151,7 @@ def _unused(trees: Mapping[str, _Tree], tree: _Tree) -> Iterator[str]:
         others -= tree.others
     if others:
         yield (
-            f"warning: {sum(others.values())} files are not packed ({names.counted(others)}): "
+            f"warning: {sum(others.values())} files are not packed ({names.list_counts(others)}): "
             f"only {', '.join(IMAGE_SUFFIXES)} are"
         )
 

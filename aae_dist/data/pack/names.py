@@ -176,7 +176,7 @@ def read_classes(path: Path | None) -> ClassMap | None:
     return parse_classes(data, f"--classes {path}")
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def list_counts(counts: Mapping[str, int]) -> str:
     """Return 'n of a, m of b', the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     more = f", and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
