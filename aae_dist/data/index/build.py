@@ -280,11 +280,11 @@ def build_index(
     return f"{place}/{name}", manifest
 
 
-def index_folder(folder: Path, classes: ClassMap) -> Manifest:
+def index_folder(folder: Path, classes: ClassMap | None = None) -> Manifest:
     """Count the .tar files of a local folder and write its manifest.json, with names of classes."""
     place = str(folder.absolute())
     shards = _count([_unknown(place, p.name) for p in sorted(folder.glob("*.tar"))])
-    manifest = Manifest(tuple(shards), classes)
+    manifest = Manifest(tuple(shards), classes or {})
     _write(manifest, place, FILE_NAME, None)
     return manifest
 
