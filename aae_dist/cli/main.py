@@ -76,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(arguments: Sequence[str]) -> None:
     if not HELP & set(arguments):  # help costs no import of the configuration
-        from aae_dist.utils.text import log_redacted
+        from aae_dist.utils.text import log_redacted, strip_environment
 
+        strip_environment()
         log_redacted()
     if os.getcwd() not in sys.path:  # priors and networks of the user's own are found there
         sys.path.append(os.getcwd())

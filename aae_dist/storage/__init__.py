@@ -19,9 +19,6 @@ __all__ = [
     "rereads",
 ]
 
-# Plain http sends data and keys unencrypted: fine within the machine alone.
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-
 
 def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = False) -> Storage:
     """Return the folder at `uri`; nothing is created, and no network is used yet.
@@ -39,6 +36,7 @@ def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = 
     if "\0" in uri or not uri:
         what = "is no address. Give a path or a URI such as s3://bucket/folder."
         raise LaunchError(f"{uri!r} {what}")
+    base.check_no_user_info(uri)
     if scheme == "":
         return LocalStorage(uri)
     if scheme == "file":
@@ -57,7 +55,8 @@ def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: b
     host, _, folder = rest.partition("/")
     name = urlsplit(f"//{host}").hostname
     if scheme not in (*base.BUCKET_SCHEMES, *base.WEB_SCHEMES) or (
-        scheme == "http" and name not in _LOOPBACK
+        # Plain http sends data and keys unencrypted: fine within the machine alone.
+        scheme == "http" and not base.is_loopback(name or "")
     ):
         raise LaunchError(
             f"{uri}: addresses of the kind {scheme}: are not supported. "

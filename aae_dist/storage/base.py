@@ -2,14 +2,17 @@
 
 import ipaddress
 import re
+import socket
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from aae_dist.errors import LaunchError
+from aae_dist.utils.text import without_credentials_in_url, without_user_info
 
 BUCKET_SCHEMES = ("s3", "gs", "az")
 WEB_SCHEMES = ("https", "http")
@@ -160,30 +163,67 @@ _METADATA_HOSTS = ("metadata.google.internal", "metadata", "instance-data")
 _METADATA_ADDRESSES = ("fd00:ec2::254", "100.100.100.200")
 
 
+def check_no_user_info(uri: str) -> None:
+    """Raise LaunchError for an address with a user or a password in it."""
+    if scheme_of(uri) and (shown := without_user_info(uri)) != uri:
+        # Not repeated in full: the part before the @ is a secret.
+        raise LaunchError(
+            f"{without_credentials_in_url(shown)}: no user, key or password in an address, as "
+            "addresses end up in logs and manifests. Set the credentials in the environment, for "
+            "instance AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a public file."
+        )
+
+
 def check_web_address(uri: str) -> None:
-    """Raise LaunchError for an address with credentials in it, or of a metadata server."""
+    """Raise LaunchError for an address of a metadata server."""
     # A name that resolves to such an address, or a redirect to one, is not found here: those fail
     # because other machines are reached over https only, which metadata servers do not offer.
     parts = urlsplit(uri)
-    if parts.username is not None or parts.password is not None:
-        # Not repeated in full: the part before the @ is a secret.
-        raise LaunchError(
-            f"{parts.scheme}://...@{parts.hostname}: no user or password in an address, as "
-            "addresses end up in logs and manifests. Use a public file or a bucket."
-        )
-    host = (parts.hostname or "").rstrip(".").lower()
+    host = unicodedata.normalize("NFKC", unquote(parts.hostname or "")).replace("\u3002", ".")
+    host = host.rstrip(".").lower()
     if host in _METADATA_HOSTS or _is_link_local(host):
         raise LaunchError(
             f"{uri}: refused, this is where machines keep their credentials. Use another address."
         )
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host, without brackets, is this machine."""
+    address = _ip_address(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
+
+
+IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+# Addresses that hold an IPv4 address in their last 32 bits: NAT64, its local prefix, "compatible".
+_WITH_IPV4 = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
+
+
 def _is_link_local(host: str) -> bool:
+    address = _ip_address(host)
+    if address is None:
+        return False
+    found = [address]
+    if isinstance(address, ipaddress.IPv6Address):
+        teredo = address.teredo or ()
+        found += [a for a in (address.ipv4_mapped, address.sixtofour, *teredo) if a is not None]
+        # Also what an intermediate prefix or an ISATAP interface would translate.
+        inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        is_isatap = (int(address) >> 32) & 0xFFFFFFFF in (0x5EFE, 0x02005EFE)
+        found += [inner] if is_isatap or any(address in net for net in _WITH_IPV4) else []
+    forbidden = set(map(ipaddress.ip_address, _METADATA_ADDRESSES))
+    return any(each.is_link_local or each in forbidden for each in found)
+
+
+def _ip_address(host: str) -> IpAddress | None:
+    """Return the address that a host is, None for a name."""
     try:
-        address = ipaddress.ip_address(host.split("%", 1)[0])
+        return ipaddress.ip_address(host.split("%", 1)[0])
     except ValueError:
-        # 2852039166 and 0xa9fea9fe are spellings of 169.254.169.254 that resolvers accept.
-        return host.replace(".", "").isdigit() or host.startswith("0x")
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_link_local or address in map(ipaddress.ip_address, _METADATA_ADDRESSES)
+        pass
+    # 2852039166, 0xa9fea9fe, 0251.0376.43518 are spellings of 169.254.169.254 that clients accept.
+    if not re.fullmatch(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+)){0,3}", host):
+        return None
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None

@@ -5,22 +5,21 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import obstore
 from obstore import exceptions
 
 from aae_dist.errors import LaunchError, StorageError, StorageReason
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
+from aae_dist.storage.clients import DATA, NOBODY, REQUEST_SECONDS, client, connect
+from aae_dist.utils.text import READ_BY_CLIENTS
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta, UpdateVersion
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore.store import ObjectStore
 
 
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
@@ -41,6 +40,10 @@ _LOG_IN = (
 )
 _FORBIDDEN = "no permission (403). Give these credentials the right to read, write, list and delete"
 _OTHER_REGION = "the bucket is in another region. Set AWS_REGION to the bucket's"
+_REDIRECTED = (
+    "the server redirects to another host, which is followed from https only. Name that host, or "
+    "use an https address"
+)
 _SILENT = "the server cannot be reached. Check the network and AWS_ENDPOINT_URL"
 # The same for web servers: they have neither credentials nor an endpoint to set.
 _OF_THE_WEB = {
@@ -76,9 +79,22 @@ def advice(error: Exception) -> str:
         return _OTHER_VERSION
     if _ELSEWHERE.search(text):
         return _OTHER_REGION
+    if re.search(rf"\b{re.escape(NOBODY)},", text):
+        return _REDIRECTED
     if _UNREACHABLE.search(text):
         return _SILENT
-    return text.split("\n", 1)[0].rstrip(".")
+    return text.split("\n", 1)[0].rstrip(".") + _variables_in(text)
+
+
+def _variables_in(text: str) -> str:
+    """Return which variables an error about a value of the environment is about, '' if none."""
+    if "Config error" not in text and "Invalid" not in text:
+        return ""
+    values = {n: v for n, v in os.environ.items() if v and READ_BY_CLIENTS.search(n)}
+    names = [n for n, v in values.items() if f'"{v}"' in text or f": {v}." in text]
+    if not names and "Access Key" in text:
+        names = [n for n in values if n.startswith("AZURE_") and n.endswith("KEY")]
+    return f". Correct {' or '.join(sorted(names))}" if names else ""
 
 
 def reason(error: Exception) -> StorageReason:
@@ -120,58 +136,16 @@ def bucket_errors(uri: str) -> Iterator[None]:
         if scheme_of(uri) in WEB_SCHEMES:
             text = _OF_THE_WEB.get(text, text)
         raise StorageError(f"{uri}: {text}.", reason(error)) from error
-
-
-# obstore's default is 10 retries over 3 minutes: too long a wait for a mistyped name.
-PROBE: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
-DATA: "RetryConfig" = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
-CONNECT_SECONDS = 5
-PROBE_SECONDS = 15
-# A request moves at most one object of a checkpoint or one range of a shard.
-REQUEST_SECONDS = 120
-# A connection without data for so long is closed, and the request repeated.
-STALL_SECONDS = 20
-_MOST_CLIENTS = 16
-
-
-def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "ObjectStore":
-    """Return obstore's client for scheme://host; it reads the environment of each provider."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if scheme_of(root) == "s3" else ""
-    options: ClientConfig = {
-        "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, request_seconds)),
-        "timeout": timedelta(seconds=request_seconds),
-        "read_timeout": timedelta(seconds=min(STALL_SECONDS, request_seconds / 3)),
-        # Without it obstore refuses plain http, also as the target of a redirect.
-        "allow_http": scheme_of(endpoint) == "http" or scheme_of(root) == "http",
-    }
-    # Servers that are not Amazon's seldom have a host name for each bucket.
-    own: dict[str, Any] = {"endpoint": endpoint, "virtual_hosted_style_request": False}
-    found: ObjectStore = obstore.store.from_url(
-        root, client_options=options, retry_config=retries, **(own if endpoint else {})
-    )
-    return found
-
-
-def client(root: str, patience_seconds: float | None, probe: bool) -> "ObjectStore":
-    """Return a client whose requests end within `patience_seconds`, retries included.
-
-    A `probe`, for checks at the start of a run, has few retries and 15 s in all.
-    """
-    return _shared(root, patience_seconds, probe, frozenset(os.environ.items()))
-
-
-# Each client has connections and credentials of its own: a new one for each shard would ask the
-# provider for a token each time. All threads share one; the environment is what configures it.
-@lru_cache(_MOST_CLIENTS)
-def _shared(
-    root: str, patience_seconds: float | None, probe: bool, environment: Iterable[tuple[str, str]]
-) -> "ObjectStore":
-    if probe:
-        return connect(root, PROBE, PROBE_SECONDS)
-    if patience_seconds is None:
-        return connect(root, DATA, REQUEST_SECONDS)
-    retries: RetryConfig = {"retry_timeout": timedelta(seconds=patience_seconds)}
-    return connect(root, retries, min(REQUEST_SECONDS, patience_seconds))
+    except BaseException as error:
+        # Rust's panics are no Exception: they would pass every handler of ours.
+        if type(error).__name__ != "PanicException":
+            raise
+        names = ", ".join(sorted(filter(READ_BY_CLIENTS.search, os.environ))) or "none is set"
+        text = " ".join(str(error).split())[:200]
+        raise StorageError(
+            f"{uri}: the storage client failed at a value it cannot use ({text}). Check what it "
+            f"reads: {names}."
+        ) from None
 
 
 CHUNK_BYTES = 8 << 20

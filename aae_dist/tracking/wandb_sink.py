@@ -26,7 +26,7 @@ from aae_dist.config import RunConfig
 from aae_dist.storage import Storage
 from aae_dist.tracking import wandb_process
 from aae_dist.tracking.sinks import Record, finite
-from aae_dist.utils.text import redacted
+from aae_dist.utils.text import redacted, strip_environment
 
 QUEUE_LENGTH = 10_000
 CLOSE_SECONDS = 20.0
@@ -233,6 +233,7 @@ def open_wandb(
 
     W&B's files lie in the node-local `folder` and are copied to `wandb/` of the run at the end.
     """
+    strip_environment()
     installed = importlib.util.find_spec("wandb") is not None
     mode, line = decide_mode(config.wandb.mode, os.environ, installed, Path.home())
     if line:

@@ -1,5 +1,6 @@
 """Text that people read: without secrets, numbers and times, the progress of long jobs."""
 
+import json
 import logging
 import math
 import os
@@ -13,31 +14,114 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 HIDDEN = "***"
 SHORTEST = 8
-"""Shorter values are not redacted: they would hide harmless words."""
-_SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY)", re.I)
-_HARMLESS_NAME = re.compile(r"(_FILE|_PATH|_MODE|_DIR|_URL|_URI|_TIMEOUT|_PROVIDER)$", re.I)
-_USER_INFO = re.compile(r"(?<=://)[^/@\s\"']*@")
-# Web addresses only: in a pattern of a bucket's keys `?` is a wildcard.
-_QUERY = re.compile(r"(https?://[^\s\"'?]*)\?[^\s\"']*")
+"""Shorter secrets are hidden where they stand as a word of their own, and only in printed text."""
+_SHORTEST_WORD = 3
+_SHORTEST_PIECE = 16
+READ_BY_CLIENTS = re.compile(r"^(AWS|AZURE|GOOGLE|GCP|GCS|WANDB)_|^IDENTITY_HEADER$")
+"""Variables that storage clients and W&B read: secret unless they are known to be harmless."""
+_SECRET_NAME = re.compile(
+    r"SECRET|TOKEN|PASSW|PASSPHRASE|(^|_)PASS$|CREDENTIAL|CONNECTION_?STRING|CONN_?STR|SIGNATURE"
+    r"|API_?KEY|(ACCESS|PRIVATE|ACCOUNT|MASTER|ENCRYPTION|SIGNING)_?KEY|(^|_)KEY(_BASE64)?$"
+    r"|(^|_)(SAS|DSN|AUTH|COOKIE)(_|$)",
+    re.IGNORECASE,
+)
+_HARMLESS_NAME = re.compile(
+    r"(_FILE|_PATH|_MODE|_DIR|_URL|_URI|_ENDPOINT|_TIMEOUT|_PROVIDER|_SOCK|_PROXY|_HOST|_REGION"
+    r"|_PROFILE|_BUCKET|_BUCKET_NAME|_CONTAINER_NAME|_ACCOUNT_NAME|_ALLOW_HTTP|_ARN|_PROJECT"
+    r"|_SESSION_NAME|_ATTEMPTS|_RETRIES|_EMULATOR|_STYLE_REQUEST|_CONDITIONAL_PUT|_SERVICE_ACCOUNT"
+    r"|_ENDPOINT_URL_S3|_CHECKSUM_(ALGORITHM|CALCULATION|VALIDATION)|_PARALLELISM)$"
+    r"|^AWS_(REQUEST_PAYER|PAGER|S3_EXPRESS|SKIP_SIGNATURE|EXECUTION_ENV|DEFAULT_OUTPUT|SDK_.*)$"
+    r"|^AWS_(UNSIGNED_PAYLOAD|EC2_METADATA_DISABLED|IMDSV1_FALLBACK|METADATA_.*)$"
+    r"|^AZURE_(STORAGE_)?((AUTHORITY|TENANT|CLIENT|FEDERATED|MSI|OBJECT)_(ID|TENANT|RESOURCE_ID))$"
+    r"|^AZURE_(SKIP_SIGNATURE|USE_AZURE_CLI|CLOUD_NAME|DISABLE_TAGGING)$"
+    r"|^GOOGLE_(APPLICATION_CREDENTIALS|CLOUD_.*|SKIP_SIGNATURE)$"
+    r"|^WANDB_(ENTITY|NAME|NOTES|TAGS|RUN_.*|RESUME|SILENT|QUIET|CONSOLE|JOB_TYPE|SWEEP_ID|USERNAME"
+    r"|USER_EMAIL|DISABLE.*|X_.*|_.*|PROGRAM|ARGS|HOST|START_METHOD|SAVE_CODE|REINIT|DEBUG.*|CORE.*"
+    r"|IGNORE_GLOBS|ANONYMOUS|ERROR_REPORTING|SERVICE_.*|INIT_.*|HTTP_.*|FILE_.*|SYMLINK|AGENT_.*)$",
+    re.IGNORECASE,
+)
+_FILE_OR_CONTENTS = ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT")
+_HARMLESS_VALUE = re.compile(
+    r"(true|false|yes|no|on|off|none|null|auto|default|disabled|enabled|online|offline|\d{1,5})\Z",
+    re.IGNORECASE,
+)
+# User and password of an address, up to the last @ before its path; also a password with a slash,
+# but not a port and a path with an @.
+_USER_INFO = re.compile(
+    r"(?<=://)(?:[^/\s\"'?#]*@|[^/@\s\"':]+:(?!\d{1,5}(?:[/?#\s\"']|$))[^\s\"'@]*@)+"
+)
+_WEB_QUERY = re.compile(r"(https?://[^\s\"'?]*)\?[^\s\"']*", re.IGNORECASE)
+# Of other addresses only queries with a signature or a key: `?` is a wildcard in a bucket's keys.
+_SIGNED_QUERY = re.compile(
+    r"(\w+://[^\s\"']*?)\?(?=(?:[^\s\"'&]*&)*(?:sig|signature|token|access_token|key|secret|"
+    r"password|awsaccesskeyid|googleaccessid|x-amz-[\w-]+|x-goog-[\w-]+)=)[^\s\"']*",
+    re.IGNORECASE,
+)
+_NAMED_PART = re.compile(
+    r"\b(AccountKey|SharedAccessKey|SharedAccessSignature|X-(?:Amz|Goog)-Signature|"
+    r"X-Amz-Security-Token)=[^\s;&\"']+",
+    re.IGNORECASE,
+)
 
 
-def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return `text` without credentials in URLs and without secrets of the environment."""
+def redact(
+    text: str, environment: Mapping[str, str] = os.environ, shortest: int = _SHORTEST_WORD
+) -> str:
+    """Return `text` without credentials in URLs and without secrets of the environment.
+
+    Secrets with fewer than `shortest` characters stay.
+    """
     if "://" in text:
         text = without_credentials_in_url(text)
     for name in filter(_is_secret_name, environment):
         value = environment.get(name, "")
-        if len(value) >= SHORTEST and value[0] != "/" and value in text:
-            text = text.replace(value, HIDDEN)
-    return text
+        if len(value.strip()) >= shortest and _is_secret_value(name, value):
+            for form in _forms(value):
+                if form in text:
+                    text = _without(text, form)
+    return _NAMED_PART.sub(rf"\1={HIDDEN}", text) if "=" in text else text
 
 
 @lru_cache(maxsize=4096)  # Every printed line asks about every variable.
 def _is_secret_name(name: str) -> bool:
-    return bool(_SECRET_NAME.search(name)) and not _HARMLESS_NAME.search(name)
+    if name in _FILE_OR_CONTENTS:
+        return True
+    is_secret = READ_BY_CLIENTS.search(name) or _SECRET_NAME.search(name)
+    return bool(is_secret) and not _HARMLESS_NAME.search(name)
+
+
+def _is_secret_value(name: str, value: str) -> bool:
+    if name in _FILE_OR_CONTENTS:
+        return "{" in value
+    if value.startswith(("/", "~")):  # base64 may begin with a slash, and so do paths
+        return not os.path.exists(os.path.expanduser(value))
+    return not _HARMLESS_VALUE.match(value)
+
+
+@lru_cache(maxsize=512)
+def _forms(value: str) -> tuple[str, ...]:
+    """Return the forms in which a secret may appear: whole, encoded, or a part of it, as a line."""
+    value = value.strip()
+    parts = {value}
+    if re.search(r"[\s;{]", value):  # a key file, a connection string
+        for part in re.split(r"[\s\"',;{}]|\\n", value):
+            part = part.partition("=")[2] if re.match(r"[A-Za-z]+=.", part) else part
+            is_word = re.fullmatch(r"[a-z_]+|https?:.*", part)
+            parts |= {part} if len(part) >= _SHORTEST_PIECE and not is_word else set()
+    encoded = {quote(part, safe="") for part in parts}
+    lower = {re.sub("%..", lambda found: found.group().lower(), part) for part in encoded}
+    escaped = {json.dumps(part)[1:-1] for part in parts} | {repr(part)[1:-1] for part in parts}
+    return tuple(sorted(parts | encoded | lower | escaped, key=len, reverse=True))
+
+
+def _without(text: str, secret: str) -> str:
+    if len(secret) >= SHORTEST:
+        return text.replace(secret, HIDDEN)
+    return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
 
 
 def redacted(tree: Any) -> Any:
@@ -46,12 +130,32 @@ def redacted(tree: Any) -> Any:
         return {name: redacted(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [redacted(value) for value in tree]
-    return redact(tree) if isinstance(tree, str) else tree
+    # A tree is read again, and a short secret may also be the name of a folder.
+    return redact(tree, shortest=SHORTEST) if isinstance(tree, str) else tree
 
 
 def without_credentials_in_url(text: str) -> str:
     """Return `text` without user, password and query (it may hold a signature) of its URLs."""
-    return _QUERY.sub(r"\1", _USER_INFO.sub("", text))
+    return _SIGNED_QUERY.sub(r"\1", _WEB_QUERY.sub(r"\1", without_user_info(text)))
+
+
+def without_user_info(text: str) -> str:
+    """Return `text` without user and password of its URLs."""
+    return _USER_INFO.sub("", text)
+
+
+def strip_environment() -> None:
+    """Remove blanks and line breaks around the values that storage clients and W&B read.
+
+    Secrets made with `echo` end in a line break, which no such value may hold. Empty values are
+    removed, as if they were not set.
+    """
+    for name in filter(READ_BY_CLIENTS.search, list(os.environ)):
+        value = os.environ[name]
+        if value.strip() != value:
+            os.environ[name] = value.strip()
+        if not value.strip():
+            del os.environ[name]
 
 
 class _Formatter(logging.Formatter):

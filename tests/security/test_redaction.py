@@ -1,13 +1,17 @@
 """Secrets planted in the environment and in addresses are in nothing that a run leaves."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from helpers.runs import TINY
 
+from aae_dist.errors import LaunchError
+from aae_dist.storage import open_storage
 from aae_dist.utils.text import redact, redacted
 
 CANARY = "canary-7f3a9c51d2"
@@ -27,7 +31,97 @@ def test_values_of_secrets_are_hidden_and_others_are_not() -> None:
     environment = {"MY_TOKEN": "abcdefgh1234", "HOME": "/home/me", "X_KEY_FILE": "/run/secret"}
     line = "abcdefgh1234 in /home/me, /run/secret"
     assert redact(line, environment) == "*** in /home/me, /run/secret"
-    assert redact("short", {"MY_TOKEN": "short"}) == "short"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_SAS_KEY"),
+        *("AZURE_STORAGE_CONNECTION_STRING", "AZURE_CLIENT_SECRET", "AZURE_STORAGE_MASTER_KEY"),
+        *("GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SOMETHING_NEW", "GCS_HMAC", "IDENTITY_HEADER"),
+        *("AWS_ACCESS_KEY_ID", "AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_SOMETHING_NEW"),
+        *("WANDB_API_KEY", "WANDB_SOMETHING_NEW", "DEPLOY_PRIVATE_KEY", "DB_PASSPHRASE"),
+        *("DATABASE_DSN", "REDIS_CONN_STR", "MY_SAS", "HF_TOKEN", "SMTP_PASS", "SIGNING_KEY"),
+    ],
+)
+@pytest.mark.parametrize("value", ["/begins/with+a/slash==", "c0ffee", "word-of-some-length", "~k"])
+def test_every_variable_that_may_hold_a_secret_is_hidden(name: str, value: str) -> None:
+    value = value + "3" * (len(value) < 3)
+    assert redact(f"got {value}, expected", {name: value}) == "got ***, expected"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("AWS_REGION", "eu-west-1"), ("AWS_PROFILE", "research"), ("AWS_MAX_ATTEMPTS", "10")),
+        *(("AWS_ENDPOINT_URL", "http://minio:9000"), ("AWS_ALLOW_HTTP", "true")),
+        *(("AZURE_STORAGE_ACCOUNT_NAME", "account"), ("AZURE_TENANT_ID", "tenant-1")),
+        *(("GOOGLE_APPLICATION_CREDENTIALS", "/keys/gcs.json"), ("GOOGLE_CLOUD_PROJECT", "lab-1")),
+        *(("WANDB_PROJECT", "digits"), ("WANDB_ENTITY", "our-lab"), ("WANDB_MODE", "offline")),
+        *(("WANDB_DIR", "/tmp"), ("TOKENIZERS_PARALLELISM", "false"), ("SSH_AUTH_SOCK", "/a/b")),
+        *(("RAY_AUTH_MODE", "token"), ("AWS_SOMETHING_NEW", "/tmp"), ("AWS_SOMETHING_NEW", "300")),
+    ],
+)
+def test_harmless_variables_stay_readable(name: str, value: str) -> None:
+    assert redact(f"got {value} here", {name: value}) == f"got {value} here"
+
+
+def test_a_short_secret_is_hidden_as_a_word_but_not_inside_of_others_or_in_stored_trees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    assert redact("key test: tests/test_a is the latest") == "key ***: tests/test_a is the latest"
+    assert redacted({"storage": "s3://bucket/test/runs"}) == {"storage": "s3://bucket/test/runs"}
+
+
+def test_a_secret_is_hidden_in_every_form() -> None:
+    key = "ab/cd+ef==" * 3
+    account = f"DefaultEndpointsProtocol=https;AccountName=me;AccountKey={key};EndpointSuffix=x"
+    environment = {"AZURE_STORAGE_CONNECTION_STRING": account}
+    lower = quote(key, safe="").replace("%2F", "%2f").replace("%2B", "%2b").replace("%3D", "%3d")
+    for form in (account, key, quote(key, safe=""), lower):
+        assert redact(f"got {form}.", environment) == "got ***."
+    line = "MIIEvQIBADANBgkqhkiG9w0BAQEF"
+    stored = json.dumps({"type": "service_account", "private_key": f"-----BEGIN\n{line}\n-----END"})
+    assert line not in redact(f"line 2: {line}", {"GOOGLE_SERVICE_ACCOUNT_KEY": stored})
+    assert line not in redact(f"line 2: {line}", {"GOOGLE_APPLICATION_CREDENTIALS": stored})
+    assert redact("key abcdefgh1234", {"MY_TOKEN": "abcdefgh1234\n"}) == "key ***"
+    assert key not in redact(f"AccountName=me;AccountKey={key};x=1", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://u:p@ss@host/x", "https://host/x"),
+        ("https://u:p/ss@host/x", "https://host/x"),
+        ("s3://KEY:SEC/RET+x@bucket/a", "s3://bucket/a"),
+        ("redis://:pass@host:6379/0", "redis://host:6379/0"),
+        ("https://host:8080/a@b", "https://host:8080/a@b"),
+        ("s3://bucket/a:b@c/d@e", "s3://bucket/a:b@c/d@e"),
+        ("az://c/a.tar?sv=1&sig=abc", "az://c/a.tar"),
+        ("s3://b/a.tar?X-Amz-Signature=abc", "s3://b/a.tar"),
+        ("s3://b/??/a.tar?sig=abc", "s3://b/??/a.tar"),
+        ("s3://b/day=?/part-?.tar", "s3://b/day=?/part-?.tar"),
+        ("HTTPS://host/a?sig=abc", "HTTPS://host/a"),
+    ],
+)
+def test_addresses_are_shown_without_credentials(text: str, expected: str) -> None:
+    assert redact(text, {}) == expected
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("s3://KEY:canary@bucket/a", "s3://KEY:can/ary@bucket/a", "s3://canary@bucket"),
+        *("az://u:canary@c/a", "gs://canary@b/a", "https://u:canary@host/a.tar"),
+        *("https://u:p@canary@host/a.tar", "file://u:canary@localhost/a"),
+        "https://u:canary?x@host/a",
+    ],
+)
+def test_an_address_with_a_user_or_key_is_refused_without_repeating_it(uri: str) -> None:
+    with pytest.raises(LaunchError, match="no user, key or password in an address") as caught:
+        open_storage(uri)
+    assert "canary" not in str(caught.value)
 
 
 def test_a_secret_that_is_set_after_the_first_line_is_hidden(

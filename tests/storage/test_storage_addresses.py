@@ -49,6 +49,31 @@ def test_an_unknown_scheme_is_told_the_known_ones(uri: str) -> None:
         open_storage(uri)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.9.8.7"])
+def test_plain_http_is_for_this_machine(host: str) -> None:
+    assert open_storage(f"http://{host}:8000/a").uri == f"http://{host}:8000/a"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("169.254.169.254", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "0xa9.0xfe.43518"),
+        *("[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]"),
+        *("[2002:a9fe:a9fe::]", "[::a9fe:a9fe]", "[2001:db8::5efe:a9fe:a9fe]", "[fe80::1%25eth0]"),
+        *("[2001:0:1234::1:5601:5601]", "[fd00:ec2::254]", "100.100.100.200", "169.254.170.2."),
+        *("metadata.google.internal.", "%31%36%39.254.169.254", "169\u3002254\u3002169\u3002254"),
+    ],
+)
+def test_no_spelling_of_a_metadata_server_passes(host: str) -> None:
+    with pytest.raises(LaunchError, match="where machines keep their credentials"):
+        open_storage(f"https://{host}/latest")
+
+
+@pytest.mark.parametrize("host", ["[64:ff9b::808:808]", "8.8.8.8", "12345.org", "[2001:db8::1]"])
+def test_other_hosts_pass(host: str) -> None:
+    assert open_storage(f"https://{host}/a").uri == f"https://{host}/a"
+
+
 @pytest.mark.parametrize("uri", ["", "s3://", "s3:///a", "file://otherhost/a", "a\0b"])
 def test_an_incomplete_address_is_refused(uri: str) -> None:
     with pytest.raises(LaunchError):

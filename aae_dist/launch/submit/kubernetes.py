@@ -18,7 +18,7 @@ import yaml
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.launch.ray.cluster import Resources, refuse_if_impossible, request_on
 from aae_dist.launch.submit.jobs import LOCAL, Work, local_paths
-from aae_dist.utils.text import redact
+from aae_dist.utils.text import SHORTEST, redact
 
 Object = dict[str, Any]
 MAX_NAME = 47
@@ -158,7 +158,7 @@ def manifests(work: Work, cluster: Path, doctor: bool = False) -> tuple[Object, 
     checks the cluster, once, and trains nothing. ConfigError when the configuration holds a secret,
     or names folders that no pod has.
     """
-    if redact(work.text) != work.text:
+    if redact(work.text, shortest=SHORTEST) != work.text:
         raise ConfigError(
             "the configuration holds a secret (a signed URL, a password in one, or the value of a "
             "variable such as WANDB_API_KEY), and the cluster shows it to everybody who may read "
