@@ -14,7 +14,7 @@ from obstore import exceptions
 
 from aae_dist.errors import LaunchError, StorageError, StorageReason
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
-from aae_dist.storage.clients import DATA, NOBODY, REQUEST_SECONDS, client, connect
+from aae_dist.storage.clients import DATA, NO_PROXY, REQUEST_SECONDS, client, connect
 from aae_dist.utils.text import READ_BY_CLIENTS
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def advice(error: Exception) -> str:
         return _OTHER_VERSION
     if _ELSEWHERE.search(text):
         return _OTHER_REGION
-    if re.search(rf"\b{re.escape(NOBODY)},", text):
+    if re.search(rf"\b{re.escape(NO_PROXY)},", text):
         return _REDIRECTED
     if _UNREACHABLE.search(text):
         return _SILENT

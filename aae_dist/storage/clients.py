@@ -90,7 +90,7 @@ def _shared(
     return connect(root, retries, min(REQUEST_SECONDS, patience_seconds))
 
 
-NOBODY = "127.0.0.1:1"
+NO_PROXY = "127.0.0.1:1"
 """A proxy that does not exist."""
 _PROXIES = ("http_proxy", "all_proxy", "https_proxy")
 _KEYS = ("AWS_ACCESS_KEY_ID", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN")
@@ -113,7 +113,7 @@ def held_to_host(address: str, scheme: str) -> "ClientConfig":
     if scheme in _OF_SCHEME and not any(map(os.environ.get, _KEYS)):
         full = os.environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
         hosts += [urlsplit(full).hostname or ""] if full else _OF_A_ROLE
-    return {"proxy_url": f"http://{NOBODY}", "proxy_excludes": ",".join(hosts)}
+    return {"proxy_url": f"http://{NO_PROXY}", "proxy_excludes": ",".join(hosts)}
 
 
 def check_environment(scheme: str) -> None:

@@ -3,8 +3,9 @@
 import errno
 import fcntl
 import os
+import secrets
 import shutil
-import threading
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only. Use a folder on a writable one",
     errno.ENOTDIR: "a part of the path is a file, not a folder. Use another path",
     errno.EISDIR: "it is a folder, not a file. Use another name",
+    errno.ELOOP: "it is a link, and none is followed when writing. Remove it",
     errno.EEXIST: "it is a file, not a folder. Use another path",
     errno.ENOSPC: "no space left on the device. Free some, or use another folder",
     errno.EDQUOT: "the disk quota is used up. Free some space, or use another folder",
@@ -43,46 +45,59 @@ def file_errors(place: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _ADVICE:
             raise
-        raise LaunchError(f"{error.filename or place}: {_ADVICE[error.errno]}.") from error
+        # Names below an open folder are relative.
+        named = str(error.filename or place)
+        raise LaunchError(
+            f"{named if named.startswith('/') else place}: {_ADVICE[error.errno]}."
+        ) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def write_file(
-    path: Path,
+def _write_file(
+    folder: int,
+    name: str,
     fill: Callable[[BinaryIO], object],
-    place: Callable[[Path, Path], object] = os.replace,
+    place: Callable[..., object] = os.replace,
 ) -> None:
-    """Let `fill` write the bytes of `path`; it appears complete and durable, or not at all.
+    """Let `fill` write the bytes of a file; it appears complete and durable, or not at all.
 
-    `place` gives the finished file its name: os.replace, or os.link to fail if that exists.
+    `folder` is a descriptor. `place` gives the finished file its name: os.replace, or os.link to
+    fail if that exists.
     """
-    unique = f"{os.getpid()}-{threading.get_ident()}"
-    temporary = path.with_name(f".{path.name}.{unique}{TEMPORARY}")
+    # The name cannot be guessed, and nothing that is there is opened: in a shared folder, it may be
+    # a link to a file of the user's.
+    temporary = f".{name}.{secrets.token_hex(8)}{TEMPORARY}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        with temporary.open("wb") as file:
+        with open(os.open(temporary, flags, 0o666, dir_fd=folder), "wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        place(temporary, path)
+        place(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+    os.fsync(folder)  # the name, too, must survive a crash of the machine
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the one lock of `path`; the kernel frees it when this process dies."""
-    with path.with_name(f".{path.name}{LOCK}").open("ab") as file:
+def _locked(folder: int, name: str) -> Iterator[None]:
+    """Hold the one lock of a file; the kernel frees it when this process dies."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(f".{name}{LOCK}", flags, 0o666, dir_fd=folder), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _open_folder(parent: int, name: str, path: Path) -> int:
+    try:
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+    except NotADirectoryError as error:
+        if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise OSError(errno.ELOOP, "is a link", str(path)) from error
+        raise
 
 
 def _size(path: Path) -> int | None:
@@ -95,16 +110,21 @@ def _size(path: Path) -> int | None:
 class LocalStorage:
     """A folder reached through the file system. See `Storage` for what each method promises."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Name the folder; a relative path counts from the working directory, '~' is the home."""
+    def __init__(self, folder: str | Path, top: Path | None = None) -> None:
+        """Name the folder; a relative path counts from the working directory, '~' is the home.
+
+        Links are followed on the way to `top`, by default the folder itself, and in reading. No
+        write follows one below it: others may be able to place links there.
+        """
         self._folder = Path(os.path.abspath(os.path.expanduser(folder)))
+        self._top = top or self._folder
 
     @property
     def uri(self) -> str:
         return str(self._folder)
 
     def child(self, name: str) -> "LocalStorage":
-        return LocalStorage(self._path(name))
+        return LocalStorage(self._path(name), self._top)
 
     def read(self, key: str) -> bytes:
         with file_errors(self.uri):
@@ -116,13 +136,13 @@ class LocalStorage:
             return file.read(length)
 
     def write(self, key: str, data: bytes) -> None:
-        with file_errors(self.uri):
-            write_file(self._prepared(key), lambda file: file.write(data))
+        with self._parent(key) as (folder, name):
+            _write_file(folder, name, lambda file: file.write(data))
 
     def create(self, key: str, data: bytes) -> bool:
-        with file_errors(self.uri):
+        with self._parent(key) as (folder, name):
             try:
-                write_file(self._prepared(key), lambda file: file.write(data), place=os.link)
+                _write_file(folder, name, lambda file: file.write(data), place=os.link)
             except FileExistsError:
                 return False
             return True
@@ -131,15 +151,15 @@ class LocalStorage:
         path = self._path(key)
         if not path.exists():
             return False
-        with file_errors(self.uri), _locked(path):
+        with self._parent(key) as (folder, name), _locked(folder, name):
             if not path.exists() or path.read_bytes() != expected:
                 return False
-            write_file(path, lambda file: file.write(data))
+            _write_file(folder, name, lambda file: file.write(data))
             return True
 
     def upload(self, key: str, path: Path) -> None:
-        with file_errors(self.uri), path.open("rb") as source:
-            write_file(self._prepared(key), lambda file: shutil.copyfileobj(source, file, 1 << 20))
+        with self._parent(key) as (folder, name), path.open("rb") as source:
+            _write_file(folder, name, lambda file: shutil.copyfileobj(source, file, 1 << 20))
 
     def list(self, prefix: str = "") -> list[Entry]:
         top = self._path(prefix) if prefix else self._folder
@@ -166,15 +186,18 @@ class LocalStorage:
             return next(entries, None) is None
 
     def delete(self, key: str) -> None:
-        with file_errors(self.uri):
-            self._path(key).unlink(missing_ok=True)
+        with suppress(FileNotFoundError), self._parent(key, create=False) as (folder, name):
+            os.unlink(name, dir_fd=folder)
 
     def clear(self, prefix: str) -> None:
-        path = self._path(prefix)
-        with file_errors(self.uri):
-            if path.is_dir():
-                shutil.rmtree(path)
-                sync_folder(path.parent)
+        if not self._path(prefix).is_dir():
+            return
+        with self._parent(prefix, create=False) as (folder, name):
+            if self._path(prefix).is_symlink():
+                os.unlink(name, dir_fd=folder)
+            else:
+                shutil.rmtree(name, dir_fd=folder)
+            os.fsync(folder)
 
     def size(self, key: str) -> int | None:
         return _size(self._path(key))
@@ -213,7 +236,24 @@ class LocalStorage:
     def _path(self, key: str) -> Path:
         return self._folder / check_key(key)
 
-    def _prepared(self, key: str) -> Path:
+    @contextmanager
+    def _parent(self, key: str, create: bool = True) -> Iterator[tuple[int, str]]:
+        """Yield a descriptor of the folder of `key`, and the file's name; no link is followed."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        *folders, name = path.relative_to(self._top).parts
+        with file_errors(str(path)):
+            if create:
+                self._top.mkdir(parents=True, exist_ok=True)
+            descriptor, place = os.open(self._top, _FOLDER), self._top
+            try:
+                for part in folders:
+                    place = place / part
+                    if create:
+                        with suppress(FileExistsError):
+                            os.mkdir(part, dir_fd=descriptor)
+                    inner = _open_folder(descriptor, part, place)
+                    os.close(descriptor)
+                    descriptor = inner
+                yield descriptor, name
+            finally:
+                os.close(descriptor)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aae_dist.config import RunConfig
-from aae_dist.errors import Interrupted
+from aae_dist.errors import Interrupted, LaunchError
 from aae_dist.launch.ending import StopSignals, StopToken, WorkerResult, WorkersFailedError, explain
 from aae_dist.launch.ray import cluster
 from aae_dist.launch.ray.monitor import DriverUpdate, print_lines, start_monitor
@@ -83,7 +83,12 @@ def ray_storage(folder: Storage) -> Iterator[str]:
     that its other S3 client would need.
     """
     if not is_remote(folder.uri):
-        yield join(folder.uri, ".ray")
+        path = join(folder.uri, ".ray")
+        if os.path.islink(path):  # Ray would follow it when writing
+            raise LaunchError(
+                f"{path}: it is a link, and none is followed when writing. Remove it."
+            )
+        yield path
         return
     with tempfile.TemporaryDirectory(prefix="aae_dist-ray-") as path:
         yield path
