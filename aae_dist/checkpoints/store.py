@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -115,6 +115,10 @@ class CheckpointStore:
         checkpoint, current = self._folder.newest() or (None, None)
         self._current = current or self._current
         return checkpoint
+
+    def best(self) -> int | None:
+        """Return the step of the best checkpoint so far, None before the first evaluation."""
+        return self._folder.best(self.steps())
 
     def newest_healthy(self, is_healthy: Callable[[Checkpoint], bool]) -> int | None:
         """Return the newest step whose checkpoint verifies and is healthy, None without any."""
@@ -224,7 +228,8 @@ class CheckpointStore:
         listing = self._folder.listing()
         finished = _finished(listing)
         newest = finished[-self._keep :]
-        best = next((s for s in reversed(finished) if self._folder.is_best(s)), step)
+        best = self._folder.best(finished)
+        best = step if best is None else best
         for old, names in listing.items():
             unfinished = MANIFEST not in names
             if old < step and old != best and (unfinished or old < newest[0]):
@@ -273,8 +278,11 @@ class _CheckpointFolder:
                 f"{self.storage.uri}: no checkpoint of step {step}. There are {self.steps()}."
             ) from error
 
-    def is_best(self, step: int) -> bool:
-        """Return whether the finished checkpoint of `step` was the best so far when written."""
+    def best(self, steps: Sequence[int]) -> int | None:
+        """Return the last of finished steps that was the best so far when it was written."""
+        return next((step for step in reversed(steps) if self._is_best(step)), None)
+
+    def _is_best(self, step: int) -> bool:
         try:
             return self._manifest(step)[0].best
         except (CheckpointError, FileNotFoundError):

@@ -40,7 +40,7 @@ out_option = click.option("--out", required=True, metavar="FILE", help=IMAGE_FIL
     metavar="train.device=auto|cuda",
     help="where to decode (default: the CPU)",
 )
-@options.step_option
+@options.checkpoint_option
 @click.option(
     "--num",
     type=options.WholeNumber(1),
@@ -57,7 +57,7 @@ out_option = click.option("--out", required=True, metavar="FILE", help=IMAGE_FIL
 def sample(
     uri: str,
     items: tuple[str, ...],
-    step: int | None,
+    checkpoint: str,
     num: int,
     out: str,
     classes: str | None,
@@ -74,7 +74,7 @@ def sample(
     from aae_dist.inference.images import checked_path, classes_of_names, write_images
 
     path = checked_path(out)
-    run = options.open_run(uri, step, items, reads_data=False)
+    run = options.open_run(uri, checkpoint, items, reads_data=False)
     generator = torch.Generator().manual_seed(seed)
     if classes is None:
         write_images(path, run.sample(num, generator))
@@ -124,7 +124,7 @@ def _chosen(classes: str, known: int | None, prior: str) -> Sequence[int]:
 @options.verb("decode interpolation paths through the latent space", INTERPOLATE_EXAMPLES)
 @options.run_argument
 @options.data_argument
-@options.step_option
+@options.checkpoint_option
 @out_option
 @click.option("--kind", type=options.Choice(("pairs", "plane", "traverse")), default="pairs")
 @click.option("--num", type=options.WholeNumber(1), default=8, help="rows of pairs")
@@ -148,7 +148,7 @@ def _chosen(classes: str, known: int | None, prior: str) -> Sequence[int]:
 def interpolate(
     uri: str,
     items: tuple[str, ...],
-    step: int | None,
+    checkpoint: str,
     out: str,
     data: tuple[str, ...],
     **chosen: Any,
@@ -164,7 +164,7 @@ def interpolate(
     patterns, overrides = options.data_and_overrides([*data, *items])
     wanted = images.InterpolationOptions(**chosen, data=tuple(patterns))
     file = images.checked_path(out)
-    run = options.open_run(uri, step, overrides)
+    run = options.open_run(uri, checkpoint, overrides)
     codes = images.codes_of(run, wanted)
     rows, columns, _ = codes.shape
     images.write_images(file, run.decode(codes.flatten(0, 1)), columns)
@@ -179,10 +179,10 @@ def interpolate(
 @options.verb("show or write what a run makes of images", RECONSTRUCT_EXAMPLES)
 @options.run_argument
 @options.data_argument
-@options.step_option
+@options.checkpoint_option
 @click.option("--out", required=True, metavar="FILE or FOLDER", help="where to write")
 @click.option("--num", type=options.WholeNumber(1), default=32, help="images in a file")
-def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, num: int) -> int:
+def reconstruct(uri: str, items: tuple[str, ...], checkpoint: str, out: str, num: int) -> int:
     """Show what a run makes of images, or write it.
 
     A .png has each original above its reconstruction; .npy, .npz and .safetensors hold the
@@ -192,12 +192,12 @@ def reconstruct(uri: str, items: tuple[str, ...], step: int | None, out: str, nu
     from aae_dist.inference.images import checked_path, is_file, write_file, write_images
 
     if not is_file(out):
-        return write_dataset(uri, items, out, "tar", step)
+        return write_dataset(uri, items, out, "tar", checkpoint)
     from aae_dist.utils.arrays import evenly_spaced, figure_to_png
 
     path = checked_path(out)
     patterns, overrides = options.data_and_overrides(items)
-    run = options.open_run(uri, step, overrides)
+    run = options.open_run(uri, checkpoint, overrides)
     samples = run.open(patterns)
     originals, _ = samples.read(evenly_spaced(num, len(samples)))
     images = run.reconstruct(originals)
@@ -229,7 +229,7 @@ ALONE = "launch.kind=local"  # unless workers are asked for, however the run was
 @options.verb("write the latent codes of a whole data set", ENCODE_EXAMPLES)
 @options.run_argument
 @options.data_argument
-@options.step_option
+@options.checkpoint_option
 @click.option(
     "--out", required=True, metavar="FOLDER", help="where to: a path, s3://, gs:// or az://"
 )
@@ -239,7 +239,7 @@ ALONE = "launch.kind=local"  # unless workers are asked for, however the run was
     default="parquet",
     help="parquet (key, label, class, code) or npy (NAME.codes.npy, .labels.npy, .keys.npy)",
 )
-def encode(uri: str, items: tuple[str, ...], step: int | None, out: str, format: str) -> int:
+def encode(uri: str, items: tuple[str, ...], checkpoint: str, out: str, format: str) -> int:
     """Write the latent codes of a data set.
 
     For every sample the code (the mean of q(z|x)), the key, the label and the name of its class
@@ -248,11 +248,11 @@ def encode(uri: str, items: tuple[str, ...], step: int | None, out: str, format:
     data alone, not on how many workers write them. _about.json tells what the folder holds and
     whether it is complete.
     """
-    return write_dataset(uri, items, out, format, step)
+    return write_dataset(uri, items, out, format, checkpoint)
 
 
 def write_dataset(
-    uri: str, items: Sequence[str], out: str, format: str, step: int | None = None
+    uri: str, items: Sequence[str], out: str, format: str, checkpoint: str = "newest"
 ) -> int:
     """Write what a run makes of every sample of a data set to a folder, in shards.
 
@@ -268,7 +268,7 @@ def write_dataset(
 
     check_format(format)
     data, overrides = options.data_and_overrides(items)
-    run = load_run(absolute_storage(uri), step=step)
+    run = load_run(absolute_storage(uri), checkpoint=checkpoint)
     asked = any(item.startswith("launch.workers") for item in overrides)
     config = with_overrides(run.config, ["launch.kind=ray" if asked else ALONE, *overrides])
     manifest = open_manifest(run.shards(data))

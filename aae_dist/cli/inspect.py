@@ -64,15 +64,15 @@ MIN_WIDTH = 100  # columns of a table that goes into a file or a pipe
 @options.verb("measure a trained run on data", EVALUATE_EXAMPLES)
 @options.run_argument
 @options.data_argument
-@options.step_option
+@options.checkpoint_option
 @options.data_option
 @options.json_option
 def evaluate(
-    uri: str, items: tuple[str, ...], step: int | None, data: tuple[str, ...], as_json: bool
+    uri: str, items: tuple[str, ...], checkpoint: str, data: tuple[str, ...], as_json: bool
 ) -> int:
     """Measure how well a run reconstructs data, and how well its latent codes match its prior."""
     patterns, overrides = options.data_and_overrides([*data, *items])
-    run = options.open_run(uri, step, overrides)
+    run = options.open_run(uri, checkpoint, overrides)
     print(f"evaluating step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
     metrics = run.evaluate(patterns).metrics
     if as_json:
@@ -110,7 +110,7 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
 
 @options.verb("write encoder and decoder as programs of their own", EXPORT_EXAMPLES)
 @options.run_argument
-@options.step_option
+@options.checkpoint_option
 @click.option("--out", required=True, metavar="FOLDER", help="where to write")
 @click.option(
     "--format",
@@ -118,7 +118,7 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     default="torch",
     help="torch: .pt2, for torch.export.load; onnx: .onnx, for any ONNX runtime",
 )
-def export(uri: str, step: int | None, out: str, format: str) -> int:
+def export(uri: str, checkpoint: str, out: str, format: str) -> int:
     """Write a run's encoder and decoder as programs that run without aae_dist.
 
     The encoder maps pixels in [0, 1] to codes, the means of q(z|x); the decoder maps codes to
@@ -130,7 +130,7 @@ def export(uri: str, step: int | None, out: str, format: str) -> int:
     from aae_dist.storage import open_storage
 
     exporting.check_format(format)
-    run = options.open_run(uri, step)
+    run = options.open_run(uri, checkpoint)
     target = open_storage(absolute_storage(out))
     print(f"exporting step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
     images = exporting.validation_images(run, lambda note: print(note, file=sys.stderr))

@@ -145,6 +145,19 @@ class WholeNumber(click.ParamType[int, Any]):
         return number
 
 
+class CheckpointName(click.ParamType[str, Any]):
+    """One checkpoint of a run: the best, the newest or that of a step."""
+
+    name = "best|newest|STEP"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        text = str(value)
+        if text in ("best", "newest") or (text.isdecimal() and int(text) > 0):
+            return text
+        advice = _nearest(text, ("best", "newest")) or ""
+        self.fail(f"should be best, newest or a step, got {text!r}{advice}", param, ctx)
+
+
 class Fraction(click.ParamType[float, Any]):
     """A part of a whole that is not all of it."""
 
@@ -223,8 +236,14 @@ def data_argument(verb: Callable[..., Any]) -> Callable[..., Any]:
 run_argument = click.argument(
     "uri", metavar="RUN", type=Item(), help="a run's folder: a local path, s3://, gs:// or az://"
 )
-step_option = click.option(
-    "--step", type=WholeNumber(1), help="the checkpoint of step N (default: newest)"
+checkpoint_option = click.option(
+    "--checkpoint",
+    "--step",  # its name of before, when it took steps only
+    "checkpoint",
+    type=CheckpointName(),
+    metavar="best|newest|STEP",
+    default="newest",
+    help="best: the one with the lowest train.best_metric",
 )
 seed_option = click.option(
     "--seed", type=WholeNumber(), default=0, help="the same seed draws the same images"
@@ -276,7 +295,7 @@ def data_and_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def open_run(
-    uri: str, step: int | None = None, overrides: Sequence[str] = (), *, reads_data: bool = True
+    uri: str, checkpoint: str, overrides: Sequence[str] = (), *, reads_data: bool = True
 ) -> "TrainedRun":
     """Load a run with the threads of its training, on the CPU unless `overrides` name a device.
 
@@ -298,7 +317,7 @@ def open_run(
     from aae_dist.config.load import absolute_storage, with_overrides
     from aae_dist.distributed.world import from_environment
 
-    run = aae_dist.load_run(absolute_storage(uri), from_environment(device).device, step)
+    run = aae_dist.load_run(absolute_storage(uri), from_environment(device).device, checkpoint)
     run.config = with_overrides(run.config, overrides)
     # As many as in training: matrix products round differently with another number of threads.
     torch.set_num_threads(run.config.launch.cpus_per_worker)

@@ -12,7 +12,7 @@ from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.world import World, check_cuda
-from aae_dist.errors import CheckpointError, ConfigError
+from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluation, Evaluator
 from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
 from aae_dist.priors import Prior, build_prior
@@ -183,30 +183,31 @@ class TrainedRun:
         return labels
 
 
-def load_run(uri: str, device: str | torch.device = "cpu", step: int | None = None) -> TrainedRun:
-    """Load a run's newest checkpoint that verifies, or that of one step.
+def load_run(
+    uri: str, device: str | torch.device = "cpu", checkpoint: str | int = "newest"
+) -> TrainedRun:
+    """Load a run from one of its checkpoints.
 
     Args:
         uri: the run's folder: a local path, s3://, gs:// or az://.
         device: the device of the networks.
-        step: the checkpoint's step; by default the newest.
+        checkpoint: newest: the newest one that verifies. best: that with the lowest
+            `train.best_metric` of those evaluated. Or a step.
 
     Raises:
-        CheckpointError: the folder holds no checkpoint that verifies, or none of this step.
+        CheckpointError: the folder holds no checkpoint that verifies, none of this step, or no
+            best one, for a run without evaluations.
+        ValueError: `checkpoint` is none of these.
         LaunchError: the storage cannot be read.
         ConfigError: the device is a GPU, and there is none.
     """
     where = torch.device(device)
     if where.type == "cuda":
         check_cuda(str(device))
+    if not str(checkpoint).isdecimal() and checkpoint not in ("best", "newest"):
+        raise ValueError(f"checkpoint should be best, newest or a step; got {checkpoint!r}")
     store = CheckpointStore(open_storage(uri), keep=1)
-    checkpoint = store.newest() if step is None else store.load(step)
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{uri} holds no checkpoint that verifies; give the folder of a run, as printed when "
-            "training ended"
-        )
-    return TrainedRun(checkpoint, uri, where)
+    return TrainedRun(store.find(checkpoint), uri, where)
 
 
 def _check_shape(name: str, values: Tensor, wanted: tuple[int, ...]) -> None:

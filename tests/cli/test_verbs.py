@@ -187,9 +187,9 @@ def test_verbs_use_the_device_that_is_asked_for(
 
     load_run = aae_dist.load_run
 
-    def load(uri: str, device: torch.device, step: int | None) -> aae_dist.TrainedRun:
+    def load(uri: str, device: torch.device, checkpoint: str) -> aae_dist.TrainedRun:
         used.append(device.type)
-        return load_run(uri, "cpu", step)
+        return load_run(uri, "cpu", checkpoint)
 
     monkeypatch.setattr(aae_dist, "load_run", load, raising=False)
     places = {"RUN": run, "DATA": digits_of(tmp_path, 28)}
@@ -272,6 +272,10 @@ def test_arrays_of_any_channels_are_pictured_and_written(channels: int, tmp_path
             "few: 5 samples are too few to score the match with the prior",
         ),
         (["evaluate", "RUN", "--step", "3"], "no checkpoint of step 3"),
+        (["evaluate", "RUN", "--checkpoint", "3"], "no checkpoint of step 3. There are [7]."),
+        (["sample", "RUN", "--checkpoint", "best", "--out", "x.png"], "There are [7]; take newest"),
+        (["export", "RUN", "--checkpoint", "bets", "--out", "x"], "; did you mean best?"),
+        (["encode", "RUN", "--checkpoint", "0", "--out", "x"], "should be best, newest or a step"),
         (["sample", "RUN", "--out", "/proc/x/y.png"], "cannot be written"),
         (["encode", "PLAIN", "--out", "x", "--format", "npy"], "trained without data.validation"),
         (

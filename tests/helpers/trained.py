@@ -16,7 +16,11 @@ WIDTHS = {"encoder_widths": (16,), "decoder_widths": (16,), "discriminator_width
 
 
 def save_run(
-    uri: str | Path, step: int = 7, shape: tuple[int, int, int] = DIGITS, **sections: Any
+    uri: str | Path,
+    step: int = 7,
+    shape: tuple[int, int, int] = DIGITS,
+    best: bool = False,
+    **sections: Any,
 ) -> RunConfig:
     """Write a checkpoint of `step` into the run folder `uri`; keyword arguments are sections."""
     tree: dict[str, Any] = {
@@ -39,6 +43,6 @@ def save_run(
         "state": document,
     }
     store = CheckpointStore(open_storage(str(uri)), keep=3)
-    store.save(step, TrainState(networks, {}).tensors(), metadata)
+    store.save(step, TrainState(networks, {}).tensors(), metadata, best)
     store.wait()
     return config

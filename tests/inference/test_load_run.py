@@ -83,11 +83,25 @@ def test_the_checkpoint_of_a_step_is_loaded_or_those_that_exist_are_named(tmp_pa
     for step in (7, 9):
         save_run(tmp_path, step)
     assert aae_dist.load_run(str(tmp_path)).step == 9
-    old = aae_dist.load_run(str(tmp_path), step=7)
-    assert old.step == 7
+    old = aae_dist.load_run(str(tmp_path), checkpoint=7)
+    assert old.step == aae_dist.load_run(str(tmp_path), checkpoint="7").step == 7
     assert old.fingerprint() != aae_dist.load_run(str(tmp_path)).fingerprint()
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 8. There are \[7, 9\]"):
-        aae_dist.load_run(str(tmp_path), step=8)
+        aae_dist.load_run(str(tmp_path), checkpoint=8)
+    with pytest.raises(ValueError, match="best, newest or a step; got 'worst'"):
+        aae_dist.load_run(str(tmp_path), checkpoint="worst")
+
+
+def test_the_best_checkpoint_is_the_last_that_was_marked(tmp_path: Path) -> None:
+    save_run(tmp_path, 6)
+    with pytest.raises(CheckpointError, match=r"has no best checkpoint: .* There are \[6\]"):
+        aae_dist.load_run(str(tmp_path), checkpoint="best")
+    for step, best in ((7, True), (8, True), (9, False)):
+        save_run(tmp_path, step, best=best)
+    assert aae_dist.load_run(str(tmp_path), checkpoint="best").step == 8
+    assert aae_dist.load_run(str(tmp_path), checkpoint="newest").step == 9
+    with pytest.raises(CheckpointError, match="holds no checkpoint that verifies"):
+        aae_dist.load_run(str(tmp_path / "elsewhere"), checkpoint="best")
 
 
 def test_the_newest_checkpoint_that_verifies_is_taken(tmp_path: Path) -> None:
