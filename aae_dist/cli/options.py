@@ -154,8 +154,8 @@ class CheckpointName(click.ParamType[str, Any]):
         text = str(value)
         if text in ("best", "newest") or (text.isdecimal() and int(text) > 0):
             return text
-        advice = _nearest(text, ("best", "newest")) or ""
-        self.fail(f"should be best, newest or a step, got {text!r}{advice}", param, ctx)
+        advice = _nearest(text, ("best", "newest"))
+        return self.fail(f"should be best, newest or a step, got {text!r}{advice}", param, ctx)
 
 
 class Fraction(click.ParamType[float, Any]):

@@ -34,7 +34,8 @@ _LOGGED = (
     *(f"checkpoint/{what}" for what in ("skipped", "seconds_blocked", "bytes", "seconds")),
 )
 _EVALUATED = (
-    *("reconstruction/mse", "reconstruction/sum_half"),
+    *("evaluation/score", "reconstruction/mse", "reconstruction/sum_half"),
+    *("reconstruction/variance", "reconstruction/pca"),
     *("prior_match/c2st", "prior_match/c2st_low", "prior_match/c2st_high"),
     *("prior_match/sliced_wasserstein", "prior_match/mmd", NUM_SAMPLES),
     *("data/bad_validation_samples", "codes/smallest_spread"),
@@ -66,8 +67,8 @@ def is_comparable(
     names: Iterable[str], metrics: Mapping[str, float | None], usual: float | None
 ) -> bool:
     """Return whether scores compare with those of `usual` samples: fewer look worse."""
-    # Only the scores of the prior match depend on the number of samples.
-    depends = any(name.startswith("prior_match/") for name in names)
+    # Of scores only those of the prior match, and their sum, depend on the number of samples.
+    depends = any(name.startswith(("prior_match/", "evaluation/")) for name in names)
     return not depends or usual is None or metrics.get(NUM_SAMPLES) in (None, usual)
 
 
@@ -100,7 +101,7 @@ def best_metric_problems(tree: Tree) -> list[str]:
     text = unknown(name.value, [str(method.value)])
     text = text or (
         f"{name.value} is not measured by evaluations, which select the best checkpoint; use for "
-        "example reconstruction/mse"
+        "example evaluation/score"
     )
     return [f"train.best_metric: {text} ({name.source})"]
 

@@ -20,6 +20,7 @@ from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
+from aae_dist.evaluation.linear import linear_baselines
 from aae_dist.evaluation.prior_match import PriorBaseline, build_baseline, score
 from aae_dist.models import Autoencoder
 from aae_dist.priors import Prior
@@ -114,11 +115,12 @@ class Evaluator:
         name: str = "data.validation",
         threads: int = 1,
         classes: Mapping[int, str] | None = None,
+        training: Dataset | None = None,
     ) -> None:
         """Choose the samples to score: at most `max_samples`, evenly spaced over all.
 
         `name` is what errors call the data set; `threads` decode this rank's samples; `classes` are
-        names of labels.
+        names of labels. To samples of `training` a PCA is fitted, a baseline of reconstruction.
         """
         total = dataset.manifest.num_samples
         self.num_samples = min(total, max_samples)
@@ -131,7 +133,9 @@ class Evaluator:
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._name = name
         self._threads, self._classes = threads, classes or {}
+        self._training = training
         self._baseline: PriorBaseline | None = None
+        self._linear: dict[str, float] | None = None
 
     @torch.no_grad()
     def evaluate(self, networks: Autoencoder) -> Evaluation:
@@ -209,7 +213,14 @@ class Evaluator:
             self._baseline = build_baseline(self._prior, len(rows), self._seed)
         num_pixels = math.prod(self._dataset.image_shape)
         metrics = reconstruction_metrics(rows.squared_errors, num_pixels)
+        if self._linear is None:
+            latent_dim = self._prior.latent_dim
+            self._linear = linear_baselines(
+                self._dataset, self._indices, self._training, latent_dim
+            )
+        metrics |= self._linear
         metrics |= score(rows.codes, self._baseline, self._seed)
+        metrics["evaluation/score"] = combined_score(metrics)
         metrics["data/bad_validation_samples"] = float(self.num_samples - len(rows))
         if not bool((rows.code_logits.isnan() & rows.prior_logits.isnan()).all()):
             right = {"codes": rows.code_logits <= 0, "prior": rows.prior_logits > 0}
@@ -286,3 +297,14 @@ def reconstruction_metrics(squared_errors_n: Tensor, num_pixels: int) -> dict[st
     """
     mean = squared_errors_n.to(torch.float64).mean().item()
     return {"reconstruction/mse": mean / num_pixels, "reconstruction/sum_half": mean / 2}
+
+
+def combined_score(metrics: Mapping[str, float]) -> float:
+    """Return `evaluation/score`, which rewards both goals: 0 is perfect.
+
+    The part of the variance that reconstructions miss, 1 for predicting the mean, plus C2ST as
+    2 * (c2st - 0.5), 1 for codes and prior samples that do not overlap; below 0.5 is chance.
+    """
+    missed = metrics["reconstruction/mse"] / (metrics["reconstruction/variance"] or math.nan)
+    c2st = metrics["prior_match/c2st"]
+    return missed + (2 * max(c2st - 0.5, 0.0) if math.isfinite(c2st) else math.nan)

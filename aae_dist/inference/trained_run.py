@@ -12,7 +12,7 @@ from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.world import World, check_cuda
-from aae_dist.errors import ConfigError
+from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
 from aae_dist.evaluation import Evaluation, Evaluator
 from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
 from aae_dist.priors import Prior, build_prior
@@ -130,8 +130,16 @@ class TrainedRun:
             self.config.run.seed,
             name=", ".join(given),
             threads=self.config.decoding_threads,
+            training=self._training_data(),
         )
         return evaluator.evaluate(self._autoencoder)
+
+    def _training_data(self) -> Dataset | None:
+        """Return the training samples, None where they are no longer there."""
+        try:
+            return self.open(self.config.data.train)
+        except AaeDistError:
+            return None
 
     def open(self, data: str | Sequence[str] | None = None) -> Dataset:
         """Return a data set whose images have the shape that the run was trained on.
@@ -207,7 +215,33 @@ def load_run(
     if not str(checkpoint).isdecimal() and checkpoint not in ("best", "newest"):
         raise ValueError(f"checkpoint should be best, newest or a step; got {checkpoint!r}")
     store = CheckpointStore(open_storage(uri), keep=1)
-    return TrainedRun(store.find(checkpoint), uri, where)
+    return TrainedRun(_find_checkpoint(store, uri, checkpoint), uri, where)
+
+
+def _find_checkpoint(store: CheckpointStore, uri: str, which: str | int) -> Checkpoint:
+    newest = store.newest() if which == "newest" else None
+    if newest is not None:
+        return newest
+    if not (steps := store.steps()):
+        raise CheckpointError(
+            f"{uri} holds no checkpoint that verifies; give the folder of a run, as printed when "
+            "training ended"
+        )
+    if which != "best":
+        return store.load(int(which))
+    best = store.best()
+    while best is not None:
+        try:
+            return store.load(best)
+        except CheckpointError:
+            # A live run may have deleted it for a better one.
+            before, best = best, store.best()
+            if best == before:
+                raise
+    raise CheckpointError(
+        f"{uri} has no best checkpoint: no evaluation has measured train.best_metric. There are "
+        f"{steps}; take newest or one of them"
+    )
 
 
 def _check_shape(name: str, values: Tensor, wanted: tuple[int, ...]) -> None:

@@ -92,6 +92,7 @@ def open_data(
                 world,
                 config.run.seed,
                 threads=config.decoding_threads,
+                training=dataset,
                 classes=validation.manifest.names,
             )
         inferred = _infer(config, dataset, order)

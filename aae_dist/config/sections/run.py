@@ -130,8 +130,9 @@ class Train(Section):
     """Steps between log points: one console line, one record in metrics.jsonl, one W&B step."""
     evaluate_every_steps: PositiveInt | None = None
     """Steps between evaluations; by default only one at the end."""
-    best_metric: str = "prior_match/c2st"
-    """Evaluation metric whose lowest value selects the best checkpoint, which is kept as well."""
+    best_metric: str = "evaluation/score"
+    """Evaluation metric whose lowest value selects the best checkpoint, which is kept as well; by
+    default the sum of both goals, reconstruction and match (docs/metrics.md)."""
     max_skipped_updates: PositiveInt = 20
     """Consecutive updates that a phase may skip for non-finite gradients before the run fails."""
     max_rollbacks: NonNegativeInt = 0
