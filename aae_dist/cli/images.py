@@ -200,6 +200,7 @@ def reconstruct(uri: str, items: tuple[str, ...], checkpoint: str, out: str, num
     run = options.open_run(uri, checkpoint, overrides)
     samples = run.open(patterns)
     originals, _ = samples.read(evenly_spaced(num, len(samples)))
+    samples.log_unused()
     images = run.reconstruct(originals)
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.

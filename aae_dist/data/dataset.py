@@ -1,5 +1,8 @@
 """Images and labels of a data set by sample number, with an optional memory of decoded images."""
 
+import contextlib
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -19,10 +22,12 @@ from aae_dist.data.format.manifest import Manifest
 from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
 from aae_dist.data.order import Indices
+from aae_dist.data.unused import TEXTS, Kind, Unused
 from aae_dist.errors import DataError, SampleError, ShardError
 from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.text import Show, progress
 
+_log = logging.getLogger(__name__)
 _AUTO_MEMORY_BYTES = 2 << 30
 _NUM_PROBED = 16  # samples probed at the start, until one tells the shape of all
 _ANY_SHAPE = (1, 1, 1)
@@ -71,6 +76,8 @@ class Dataset:
         """Copies of remote shards; None when all shards are local."""
         self.shards = OpenShards(manifest, self.cache)
         self._decoder = SampleDecoder(settings)
+        self.unused = Unused()
+        """What of the samples decoded so far is not used as given."""
         self.image_shape, self.dtype = self._layout(image_shape, try_all)
         """Channels, height, width of every image; uint8 or float32."""
         self.shards.release_unplanned()
@@ -124,6 +131,10 @@ class Dataset:
         rows, places = images.numpy(), list(self.places(indices))
         bad: Bad = {}
 
+        def note(n: int, kind: Kind, detail: str) -> None:
+            if kind != "colour" or self._settings.channels is None:  # else it is asked for
+                self.unused.add(kind, int(indices[n]), detail)
+
         def decode(first: int) -> None:
             part = range(first, min(first + _ROWS_PER_TASK, len(places)))
             # Open the shards: a few hold all rows of a part.
@@ -131,7 +142,7 @@ class Dataset:
             opened = map_collecting_errors(lambda n: get(places[n][0]), part, bad)
             # Decode the samples into the rows.
             samples = {n: (reader, places[n][1]) for n, reader in opened.items()}
-            for n, label in self._decoder.decode(samples, rows, bad).items():
+            for n, label in self._decoder.decode(samples, rows, bad, note).items():
                 labels[n] = label
 
         parts = range(0, len(places), _ROWS_PER_TASK)
@@ -177,6 +188,46 @@ class Dataset:
             detail=printable(str(error).rstrip(".")),
             shard_samples=entry.samples if whole else 0,
         )
+
+    def unused_lines(self, counts: Mapping[str, int], total: int) -> list[str]:
+        """Return a line per kind of `counts`, of `total` samples, and note that it was reported.
+
+        Of labels that cannot be read the first one is named, if this process met one.
+        """
+        lines = []
+        for kind, count in counts.items():
+            if kind in self.unused.reported:
+                continue
+            self.unused.reported.add(kind)
+            number, detail = self.unused.first.get(kind, (-1, ""))
+            example = ""
+            if detail:
+                with contextlib.suppress(DataError):
+                    example = f" (first: {printable(self.keys([number])[0])}: {printable(detail)})"
+            lines.append(f"{count} of {total} {TEXTS[kind]}{example}")
+        return lines
+
+    def unused_members(self) -> list[str]:
+        """Return a line about members of shards that no sample uses, unless it was reported."""
+        seen = self.shards.unused
+        kinds: Counter[str] = Counter()
+        for number, shard in enumerate(self.manifest.shards):
+            if number in seen:
+                kinds.update(seen[number].counts)
+            elif shard.unused:
+                kinds["members that aae-dist data verify names"] += shard.unused
+        if not kinds or "members" in self.unused.reported:
+            return []
+        self.unused.reported.add("members")
+        first = next((name for each in seen.values() for name in each.first.values()), "")
+        example = f" (first: {printable(first)})" if first else ""
+        parts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        return [f"{kinds.total()} members of shards are in no sample: {parts}{example}"]
+
+    def log_unused(self) -> None:
+        """Warn of what of the samples read so far is not used as given."""
+        for line in [*self.unused_lines(self.unused.counts, len(self)), *self.unused_members()]:
+            _log.warning("warning: %s", line)
 
     @property
     def copy_bytes(self) -> int:

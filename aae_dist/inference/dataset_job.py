@@ -192,6 +192,7 @@ def check_format(name: str) -> None:
         raise ConfigError("--format parquet needs pyarrow: pip install pyarrow, or --format npy")
 
 
+_reported: set[str] = set()  # kinds of unused data that this process has warned of, of any shard
 CHUNK = 256  # samples of one forward pass; fixed, since rounding may depend on a product's shape
 METADATA_FILE = "_about.json"  # describes the folder; parquet readers skip names with '_' first
 VERSION = 2  # 1 had no column for the names of classes
@@ -318,6 +319,7 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
     if shard.samples:
         settings = Data.model_validate_json(job.data)
         data = Dataset(Manifest((shard,)), settings, run.image_shape)
+        data.unused.reported = _reported
         # PNG supports no floats, and no other numbers of channels.
         as_arrays = data.dtype.is_floating_point or run.image_shape[0] not in (1, 3)
     width = run.config.model.latent_dim
@@ -328,6 +330,8 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
         with open_output(job.format, Path(folder), spec) as output:
             for keys, labels, rows in _rows(job, data, run) if data is not None else ():
                 output.add(keys, labels, rows)
+        if data is not None:
+            data.log_unused()
         for path in output.paths:
             out.upload(path.name, path)
     return shard.samples

@@ -132,7 +132,9 @@ class TrainedRun:
             threads=self.config.decoding_threads,
             training=self._training_data(),
         )
-        return evaluator.evaluate(self._autoencoder)
+        evaluation = evaluator.evaluate(self._autoencoder)
+        dataset.log_unused()
+        return evaluation
 
     def _training_data(self) -> Dataset | None:
         """Return the training samples, None where they are no longer there."""

@@ -27,6 +27,8 @@ from aae_dist.utils.text import Show, progress
 
 NUM_PROBED = 256
 """Samples whose range is checked; of the first shard alone where shards have to be fetched."""
+NUM_LOOKED = 64
+"""Training samples that are decoded at the start, to tell soon what of them is not used."""
 PRIOR_CHUNK = 256
 """Samples read at once for a prior that is a set of vectors."""
 
@@ -96,7 +98,7 @@ def open_data(
                 classes=validation.manifest.names,
             )
         inferred = _infer(config, dataset, order)
-        notes = tuple(_class_notes(dataset, validation))
+        notes = (*_class_notes(dataset, validation), *_unused_notes(dataset, world))
         return TrainingData(
             inferred, dataset, order, validation, evaluator, prior, new_shards, notes
         )
@@ -114,6 +116,19 @@ def _class_notes(train: Dataset, validation: Dataset | None) -> Iterator[str]:
             yield f"{key}: {data.manifest.class_conflict}"
     if problem := join_classes(maps)[1]:
         yield f"classes have other numbers in training than in validation: {problem}"
+
+
+def _unused_notes(train: Dataset, world: World) -> Iterator[str]:
+    """Yield what of some training samples, and of the shards, is not used as given."""
+    if not world.is_main:  # which alone logs
+        return
+    first = train.manifest.shards[0]
+    total = first.samples if is_remote(first.folder) else len(train)
+    looked = evenly_spaced(NUM_LOOKED, total)
+    train.load(looked)
+    counts = train.unused.counts
+    yield from (f"data.train: {line}" for line in train.unused_lines(counts, len(looked)))
+    yield from (f"data.train: {line}" for line in train.unused_members())
 
 
 def _order(

@@ -17,7 +17,14 @@ from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES, is_comparable
 from aae_dist.data import Batch
 from aae_dist.data.bad_samples import Limits
-from aae_dist.distributed.world import RankComparison, World, mean_over_ranks, run_on_rank_zero
+from aae_dist.data.unused import sum_counts
+from aae_dist.distributed.world import (
+    RankComparison,
+    World,
+    gather_json,
+    mean_over_ranks,
+    run_on_rank_zero,
+)
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
@@ -79,7 +86,7 @@ class Trainer:
         self.rollbacks = health.RollbackPolicy(self.config, self.log)
         adversary = method.adversary if method.kind == "adversarial" else "bce"
         self.diagnostics = health.GanDiagnostics(adversary)
-        self._bad_samples_reported = 0
+        self._bad_samples_reported, self._has_told_unused = 0, False
         # Records and checkpoints.
         self.recorder = self._open_recorder(sinks, console)
         self.checkpointer = Checkpointer(
@@ -117,6 +124,8 @@ class Trainer:
                 self._compare_ranks()
                 # Log and evaluate where due.
                 is_best = self._log_and_evaluate(losses)
+                if self._ends_an_epoch(batch) or self.is_last_step:
+                    self._tell_unused()
                 # Save or stop, decided by all ranks together.
                 if self._save_or_stop(is_best):
                     return RunState.INTERRUPTED
@@ -180,6 +189,21 @@ class Trainer:
         if bad.num_samples >= 2 * self._bad_samples_reported:  # one line per sample is too many
             self._bad_samples_reported = bad.num_samples
             self.log(f"warning: {bad.num_samples} bad samples are skipped: {bad.summary()}")
+
+    def _ends_an_epoch(self, batch: Batch) -> bool:
+        return self.state.position // self.order.lane_length > batch.plan.epoch
+
+    def _tell_unused(self) -> None:
+        """Log once what of the data is not used as given, counted over all ranks; a collective."""
+        if self._has_told_unused:
+            return
+        self._has_told_unused = True
+        data = self.setup.data
+        for key, each in (("data.train", data.train), ("data.validation", data.validation)):
+            counts = sum_counts(gather_json(each.unused.counts if each else {}, self.world))
+            if each is not None and self.world.is_main:
+                for line in [*each.unused_lines(counts, len(each)), *each.unused_members()]:
+                    self.log(f"warning: {key}: {line}")
 
     def _step_done(self) -> None:
         self.goodput.step_done()

@@ -155,8 +155,15 @@ def test_an_animated_png_is_its_first_picture(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [b"", b"1e9", b"NaN", b"9" * 5_000_000, b"7;8", b"0x1", b"\0"])
-def test_a_bad_label_is_a_counted_hole(folder: Path, label: bytes) -> None:
-    assert_hole(opened(folder, {"png": GOOD, "cls": label}), "label")
+def test_a_label_that_cannot_be_read_is_none_and_counted(folder: Path, label: bytes) -> None:
+    dataset = opened(folder, {"png": GOOD, "cls": label})
+    samples = dataset.load([0, 1, 2])
+    assert not samples.bad
+    assert samples.labels.tolist() == [0, -1, 2]
+    assert np.array_equal(samples.images[1, 0].numpy(), image_of(1))
+    assert dataset.unused.counts == {"label": 1}
+    [line] = dataset.unused_lines(dataset.unused.counts, len(dataset))
+    assert line.startswith("1 of 3 labels cannot be read: these samples have none (first: bad: the")
 
 
 @pytest.mark.parametrize(("label", "value"), [(b"7\n", 7), (b"-1", -1), (b" 007 ", 7)])
@@ -170,8 +177,8 @@ def test_a_label_may_have_space_around_it(folder: Path, label: bytes, value: int
         b"[" * 100_000,
         b'{"a":' * 100_000,
         b'{"class": NaN}',
-        b'{"class": 1e3}',
-        b'{"class": "7"}',
+        b'{"class": 1.5}',
+        b'{"class": "seven"}',
         b'{"class": true}',
         b'{"class": %s}' % (b"9" * 5000),
         b'{"other": 1}',
@@ -180,9 +187,19 @@ def test_a_label_may_have_space_around_it(folder: Path, label: bytes, value: int
         b'{"class": 1}' + b" " * (1 << 20),
     ],
 )
-def test_bad_json_is_a_counted_hole(folder: Path, text: bytes) -> None:
-    fields = {"png": GOOD, "json": text}
-    assert_hole(opened(folder, fields, label_key="json:class"), "label")
+def test_bad_json_is_no_label_and_counted(folder: Path, text: bytes) -> None:
+    dataset = opened(folder, {"png": GOOD, "json": text}, label_key="json:class")
+    samples = dataset.load([0, 1, 2])
+    assert not samples.bad
+    assert samples.labels.tolist() == [-1, -1, -1]  # the others have no field json
+    assert sum(dataset.unused.counts.values()) == 3
+    assert dataset.unused.counts["entry"] in (2, 3)
+
+
+@pytest.mark.parametrize("text", [b'{"class": 7}', b'{"class": 7.0}', b'{"class": "7"}'])
+def test_a_whole_number_of_json_is_a_label(folder: Path, text: bytes) -> None:
+    dataset = opened(folder, {"png": GOOD, "json": text}, label_key="json:class")
+    assert dataset.load([1]).labels.tolist() == [7]
 
 
 @pytest.mark.parametrize("text", ['{"class": 7, "x": [1, {}]}', '{"class": 1, "class": 7}'])

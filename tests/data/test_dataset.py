@@ -75,7 +75,6 @@ def test_grey_and_colour_become_what_the_configuration_says(tmp_path: Path) -> N
         ({"png": encoded(np.zeros((5, 4), np.uint8))}, "5 x 4 pixels, wanted 4 x 4"),
         ({"png": b"no image"}, "not a PNG, JPEG or WebP"),
         ({"txt": b"no image"}, "no image field .*data.image_keys wants one of png"),
-        ({"png": encoded(image_of(1)), "cls": b"seven"}, "label is not an integer"),
         ({"pyd": b"cos\nsystem\n(S'touch canary'\ntR."}, "no image field"),
     ],
 )

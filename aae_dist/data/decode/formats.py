@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_dist.data.unused import Kind
 from aae_dist.errors import SampleError
 
 Format = Literal["PNG", "JPEG", "WEBP"]
@@ -27,7 +28,9 @@ _JPEG_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0
 _JPEG_APP1 = 0xE1
 _JPEG_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 """Markers that must not precede the frame: a decoder could see another frame behind them."""
-_WEBP_HAS_EXIF = 0x08
+_WEBP_HAS_EXIF, _WEBP_HAS_ALPHA, _WEBP_HAS_FRAMES = 0x08, 0x10, 0x02
+_PNG_WITH_ALPHA = frozenset((4, 6))
+_PNG_HEAD_BYTES = 2048  # the chunks for transparency and animation precede the pixels
 PREFIX = b"Exif\0\0"  # start of EXIF data, always in JPEG, and in WebP of some writers
 _ORIENTATION, _SHORT = 274, 3
 _FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
@@ -43,6 +46,7 @@ class ImageHeader(NamedTuple):
     width: int
     orientation: int = 1  # EXIF orientation, 1 to 8; 1 is upright
     is_cmyk: bool = False  # whether a JPEG has four components, as for printing
+    unused: tuple[Kind, ...] = ()  # what of the file is left out when it is decoded
 
 
 def read_header(data: bytes) -> ImageHeader | None:
@@ -72,7 +76,15 @@ def _png_header(data: bytes) -> ImageHeader | None:
     width, height = struct.unpack_from(">II", data, 16)
     # Few PNG files have EXIF data: the chunks are parsed only if its name occurs.
     exif = next(_chunks(data, 8, b"eXIf", ">I"), b"") if b"eXIf" in data else b""
-    return ImageHeader("PNG", _PNG_CHANNELS[data[25]], height, width, orientation(exif))
+    depth, colour, unused = data[24], data[25], tuple[Kind, ...]()
+    if depth == 16:
+        unused = ("depth",)
+    if colour in _PNG_WITH_ALPHA or b"tRNS" in data[:_PNG_HEAD_BYTES]:
+        unused += ("alpha",)
+    if b"acTL" in data[:_PNG_HEAD_BYTES]:
+        unused += ("frames",)
+    turn = orientation(exif)
+    return ImageHeader("PNG", _PNG_CHANNELS[colour], height, width, turn, unused=unused)
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:
@@ -102,12 +114,16 @@ def _webp_header(data: bytes) -> ImageHeader | None:
         return ImageHeader("WEBP", 3, height & 0x3FFF, width & 0x3FFF)
     if kind == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
-        return ImageHeader("WEBP", 3, (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1)
+        unused: tuple[Kind, ...] = ("alpha",) if bits >> 28 & 1 else ()
+        height, width = (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+        return ImageHeader("WEBP", 3, height, width, unused=unused)
     if kind == b"VP8X":
         width = int.from_bytes(data[24:27], "little") + 1
         height = int.from_bytes(data[27:30], "little") + 1
         exif = next(_chunks(data, 12, b"EXIF", "<I"), b"") if data[20] & _WEBP_HAS_EXIF else b""
-        return ImageHeader("WEBP", 3, height, width, orientation(exif))
+        has_alpha, has_frames = data[20] & _WEBP_HAS_ALPHA, data[20] & _WEBP_HAS_FRAMES
+        unused = (*(("alpha",) if has_alpha else ()), *(("frames",) if has_frames else ()))
+        return ImageHeader("WEBP", 3, height, width, orientation(exif), unused=unused)
     return None
 
 

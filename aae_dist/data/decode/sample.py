@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.decode import images as decoding
-from aae_dist.data.decode.images import NO_RESIZE, Bad, Resize, Shape, map_collecting_errors
+from aae_dist.data.decode.images import NO_RESIZE, Bad, Note, Resize, Shape, map_collecting_errors
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.format.tar import ByteRange
 from aae_dist.errors import SampleError
@@ -28,7 +28,8 @@ MAX_FIELD_BYTES = 256 << 20  # largest file of an image or array that is decoded
 MAX_LABEL_BYTES = 1 << 16
 Sample = tuple[ShardReader, int]  # a shard, and the number of a sample in it
 _BYTES_PER_GROUP = 16 << 20  # files that a thread holds at once; one of them may have more
-_LABEL = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
+_LABEL = re.compile(rb"\s*(-?[0-9]{1,18})(?:\.0*)?\s*")
+DEFAULT_LABEL_KEY = Data.model_fields["label_key"].default
 
 
 class SampleDecoder:
@@ -40,14 +41,22 @@ class SampleDecoder:
         self._resize = Resize.from_settings(settings)
         # "json:label" is the entry `label` of the object in the field `json`.
         self._label_key, _, self._label_entry = (settings.label_key or "").partition(":")
+        # The default key may be absent: data without labels are common.
+        self._wants_label = settings.label_key not in (None, DEFAULT_LABEL_KEY)
         # Nearly all samples have the same few names.
         self._columns = lru_cache(1000)(self._find_columns)
 
-    def decode(self, samples: Mapping[int, Sample], rows: NDArray[Any], bad: Bad) -> dict[int, int]:
+    def decode(
+        self,
+        samples: Mapping[int, Sample],
+        rows: NDArray[Any],
+        bad: Bad,
+        note: Note = decoding.ignore,
+    ) -> dict[int, int]:
         """Write the images or arrays of samples into `rows`; return their labels, -1 for none.
 
         Rows are uint8 or float32 [n, C, H, W]. `bad` receives the errors by row, whose content is
-        then undefined.
+        then undefined; `note` takes labels that cannot be read and what is left out.
         """
         places = map_collecting_errors(lambda n: self._byte_ranges(*samples[n]), samples, bad)
         sizes = {n: sum(size for _, size in each) for n, each in places.items()}
@@ -58,12 +67,12 @@ class SampleDecoder:
             # Decode their images or arrays into the rows.
             images = {n: file[0] for n, file in files.items()}
             if self._only_images and rows.dtype == np.uint8:
-                decoding.decode_images(rows, images, self._resize, bad)
+                decoding.decode_images(rows, images, self._resize, bad, note)
             else:
                 map_collecting_errors(partial(self._decode_one, samples, images, rows), images, bad)
             # Parse their labels.
             good = [n for n in files if n not in bad]
-            labels |= map_collecting_errors(partial(self._label, files), good, bad)
+            labels |= {n: self._label(files[n], n, note) for n in good}
             del files, images  # or two groups would be held while the next is read
         return labels
 
@@ -82,10 +91,20 @@ class SampleDecoder:
         name = self._image_name(*samples[number])
         decode_into(rows[number], name, images[number], self._resize)
 
-    def _label(self, files: Mapping[int, list[bytes]], number: int) -> int:
-        """Return the label of sample `number`; its fields are the image and, if any, the label."""
-        label = files[number][1:]
-        return parse_label(label[0], self._label_entry) if label else NO_LABEL
+    def _label(self, fields: list[bytes], number: int, note: Note) -> int:
+        """Return the label of a sample; its fields are the image and, if any, the label.
+
+        One that cannot be read is none: nothing that trains reads labels.
+        """
+        if len(fields) == 1:
+            if self._wants_label:
+                note(number, "entry", "")
+            return NO_LABEL
+        try:
+            return parse_label(fields[1], self._label_entry)
+        except SampleError as error:
+            note(number, "label" if error.reason == "label" else "entry", str(error))
+            return NO_LABEL
 
     def _byte_ranges(self, reader: ShardReader, number: int) -> list[ByteRange]:
         """Return where the sample's image is and, if it has one, its label."""
@@ -146,7 +165,10 @@ def layout(name: str, data: bytes, resize: Resize = NO_RESIZE) -> tuple[Shape, t
 
 
 def parse_label(data: bytes, entry: str = "") -> int:
-    """Return the integer of up to 18 digits in `data`, or in an entry of the JSON object there."""
+    """Return the integer of up to 18 digits in `data`, or in an entry of the JSON object there.
+
+    Raises SampleError, for reason `field` if there is no such entry.
+    """
     match = _LABEL.fullmatch(data[:MAX_LABEL_BYTES] if not entry else _json_entry(data, entry))
     if match is None or len(data) > MAX_LABEL_BYTES:
         raise SampleError(f"the label is not an integer (got {data[:40]!r})", reason="label")
@@ -159,7 +181,15 @@ def _json_entry(data: bytes, entry: str) -> bytes:
     except (ValueError, RecursionError):
         return b""
     value = document.get(entry) if isinstance(document, dict) else None
-    return str(value).encode() if type(value) is int and abs(value) < 10**18 else b""
+    if isinstance(document, dict) and value is None:
+        has = ", ".join(map(str, list(document)[:10]))
+        raise SampleError(f"no entry {entry!r:.80} (has {has!r:.200})", reason="field")
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace")[:MAX_LABEL_BYTES]
+    is_whole = isinstance(value, float) and value.is_integer()  # 10.0 is what pandas writes
+    if isinstance(value, int | float) and (type(value) is int or is_whole) and abs(value) < 10**18:
+        return str(int(value)).encode()
+    return b""
 
 
 _DTYPES = ("|u1", "<f4")

@@ -43,6 +43,8 @@ class Shard:
     """Size of the file."""
     etag: str | None = None
     """The bucket's tag of this version of the file, when the manifest has one."""
+    unused: int = 0
+    """Members of the archive that no sample uses: links to nothing, names without a key."""
 
     @property
     def url(self) -> str:
@@ -108,6 +110,7 @@ def _entry(shard: Shard) -> dict[str, str | int]:
         "samples": shard.samples,
         "bytes": shard.bytes,
     }
+    entry |= {"unused": shard.unused} if shard.unused else {}
     return entry if shard.etag is None else {**entry, "etag": shard.etag}
 
 
@@ -232,7 +235,9 @@ def _shard(entry: object, folder: str, where: str) -> Shard:
     if etag is not None and (not isinstance(etag, str) or len(etag) > _MAX_NAME):
         _refuse(where, f'"etag" must be a text (got {etag!r:.80})')
     samples = _number(entry, "samples", _MAX_SHARD_SAMPLES, where)
-    return Shard(folder, name, samples, _number(entry, "bytes", _MAX_SHARD_BYTES, where), etag)
+    num_bytes = _number(entry, "bytes", _MAX_SHARD_BYTES, where)
+    unused = _number(entry, "unused", _MAX_SHARD_SAMPLES, where) if "unused" in entry else 0
+    return Shard(folder, name, samples, num_bytes, etag, unused)
 
 
 def _number(entry: Mapping[str, Any], key: str, largest: int, where: str) -> int:

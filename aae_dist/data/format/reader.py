@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 from aae_dist.data.cache.shard_cache import ShardCache, open_shard
 from aae_dist.data.format.manifest import Manifest, Shard
-from aae_dist.data.format.tar import Buffer, ByteRange, DamagedTarError, TarIndex, index_tar
+from aae_dist.data.format.tar import ByteRange, TarIndex, UnusedMembers, index_tar
+from aae_dist.data.format.tar_headers import Buffer, DamagedTarError
 from aae_dist.errors import SampleError, SampleReason, ShardError
 from aae_dist.storage import is_remote
 
@@ -152,6 +153,8 @@ class OpenShards:
         self._open: OrderedDict[int, int] = OrderedDict()
         self._failed: dict[int, tuple[ShardError, float]] = {}
         self._num_indexed = 0
+        self.unused: dict[int, UnusedMembers] = {}
+        """By shard: members that no sample uses, of the shards that were opened and have some."""
         soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Each open file keeps a descriptor; most are left to sockets and to the other data set.
         self._max_open = max(16, min(4096, soft_limit // 4))
@@ -199,6 +202,8 @@ class OpenShards:
             reader = ShardReader(self._shards[number], cache=self._cache)
             self._readers[number] = reader
             self._num_indexed += len(reader)
+            if reader.index.unused.counts:
+                self.unused[number] = reader.index.unused
         reader.open()
         self._readers.move_to_end(number)
         self._open[number] = reader.unpacked_bytes

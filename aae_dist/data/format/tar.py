@@ -9,29 +9,42 @@ time: 7 us less per sample, a tenth of a first pass over small JPEG. It returns 
 else and on any damage, which `read_members` then handles or reports.
 """
 
+import posixpath
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.errors import ShardError
+from aae_dist.data.format.tar_headers import (
+    BLOCK,
+    Buffer,
+    DamagedTarError,
+    Extension,
+    link_target,
+    member_name,
+    parse_size,
+    read_extension,
+    says_only_a_time,
+    wrong_checksums,
+)
 
 Numbers: TypeAlias = "array[int]"  # the class itself takes no [] before Python 3.12
 
-BLOCK = 512
 _CHECKED_AT_ONCE = 4096  # headers whose checksums numpy adds up together: 2 MiB of them
 _ZEROS = bytes(1 << 20)
-_MAX_EXTENSION_BYTES = 1 << 20
 _REGULAR = frozenset((b"\0", b"0", b"7"))
 _EXTENSIONS = frozenset((b"x", b"X", b"g", b"L", b"K"))
 _HAS_NO_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
-_PAX_RECORD = re.compile(rb"([0-9]{1,7}) ([^=]+)=")
-_TIME_RECORD = re.compile(rb"([0-9]{2}) mtime=[0-9]+(?:\.[0-9]+)?\n")
-_OCTAL_WEIGHTS = 8 ** np.arange(5, -1, -1)
+_HARD_LINK, _FOLDER = b"1", b"5"
+_UNUSED = {b"2": "symbolic links", b"3": "devices", b"4": "devices", b"6": "pipes"}
+LINKS_WITHOUT_FILE = "hard links to no file before them"
+OTHER_KINDS = "members of other kinds"
+NO_KEY = "files without a key (no suffix, or a name that begins with a dot)"
 _HEADER = np.dtype(
     {
         "names": ["name", "size", "kind", "magic", "prefix"],
@@ -43,28 +56,14 @@ _HEADER = np.dtype(
 _SIZE_WEIGHTS = 8 ** np.arange(10, -1, -1)
 _TIME = b" mtime="
 
+ByteRange = tuple[int, int]  # start and size of a field in its shard, in bytes
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
 MAX_SAMPLES = 20_000_000  # of one shard; their index takes 2.6 GB on every rank that reads them
 MAX_MEMBERS = 10_000  # members of one sample
 _LARGEST_AT_ONCE = 256 << 20  # bytes read for their headers at once, taking up to as many more
 _MAX_KNOWN = 1000
-ByteRange = tuple[int, int]  # start and size of a field in its shard, in bytes
 _META = re.compile(r"__[^/]*__($|/)")
-
-
-class Buffer(Protocol):
-    """A whole archive: bytes, a mapped file, or something that fetches what is sliced out of it."""
-
-    def __len__(self) -> int:
-        """Return the archive's size in bytes."""
-
-    def __getitem__(self, key: "slice[Any, Any, Any]", /) -> bytes:
-        """Return the bytes of a slice."""
-
-
-class DamagedTarError(ShardError):
-    """A shard is cut off, overwritten or not a tar file; the message lacks the shard's name."""
 
 
 class Member(NamedTuple):
@@ -75,11 +74,51 @@ class Member(NamedTuple):
     size: int
 
 
-def read_members(buffer: Buffer) -> Iterator[Member]:
-    """Yield the regular files of a whole archive, in order; DamagedTarError if it is damaged."""
+@dataclass
+class UnusedMembers:
+    """Members of an archive that no sample uses, by kind."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # kind -> name of the first one
+
+    def add(self, kind: str, name: str) -> None:
+        self.counts[kind] += 1
+        self.first.setdefault(kind, name)
+
+
+class _Places:
+    """Where the files of an archive are, by their names, for hard links to them."""
+
+    def __init__(self) -> None:
+        # 24 bytes per file until the first link is met: nearly no archive has one.
+        self._hashes: Numbers = array("q")
+        self._places: Numbers = array("q")
+        self._by_hash: dict[int, int] | None = None
+
+    def add(self, name: str, start: int, size: int) -> None:
+        number = len(self._hashes)
+        self._hashes.append(hash(posixpath.normpath(name)))
+        self._places.extend((start, size))
+        if self._by_hash is not None:
+            self._by_hash[self._hashes[-1]] = number
+
+    def find(self, name: str) -> ByteRange | None:
+        """Return the place of the last file of this name."""
+        if self._by_hash is None:
+            self._by_hash = {key: number for number, key in enumerate(self._hashes)}
+        number = self._by_hash.get(hash(posixpath.normpath(name)))
+        return None if number is None else (self._places[2 * number], self._places[2 * number + 1])
+
+
+def read_members(buffer: Buffer, unused: UnusedMembers | None = None) -> Iterator[Member]:
+    """Yield the files of a whole archive, in order; DamagedTarError if it is damaged.
+
+    A hard link is the file that it links to. Links to nothing in the archive, symbolic links and
+    devices are no files, and are counted in `unused`.
+    """
     headers = _Headers()
     try:
-        yield from _members(buffer, headers)
+        yield from _members(buffer, headers, unused or UnusedMembers())
     except DamagedTarError:
         # A header overwritten with noise is best described by the first checksum that fails.
         headers.verify()
@@ -110,11 +149,10 @@ class _Headers:
             raise DamagedTarError(f"the header at byte {at} is damaged (wrong checksum)")
 
 
-def _members(buffer: Buffer, headers: _Headers) -> Iterator[Member]:
-    """Yield the regular files; give every header block to `headers`."""
-    offset, end = 0, len(buffer)
-    long_name: str | None = None
-    long_size: int | None = None
+def _members(buffer: Buffer, headers: _Headers, unused: UnusedMembers) -> Iterator[Member]:
+    """Yield the files; give every header block to `headers`."""
+    offset, end, places = 0, len(buffer), _Places()
+    long = Extension()
     while True:
         # Read a header, or find the end of the archive.
         header = buffer[offset : offset + BLOCK]
@@ -124,10 +162,10 @@ def _members(buffer: Buffer, headers: _Headers) -> Iterator[Member]:
             return _check_only_zeros(buffer, offset)
         headers.add(offset, header)
         # Locate its data; an extension header may have given another size.
-        kind, size = header[156:157], _parse_number(header[124:136], offset)
+        kind, size = header[156:157], parse_size(header[124:136], offset)
         start, is_extension = offset + BLOCK, kind in _EXTENSIONS
-        if long_size is not None and not is_extension:
-            size = long_size
+        if long.size is not None and not is_extension:
+            size = long.size
         if kind in _HAS_NO_DATA:
             size = 0
         if start + size > end:
@@ -135,18 +173,27 @@ def _members(buffer: Buffer, headers: _Headers) -> Iterator[Member]:
         offset = start + (size + BLOCK - 1) // BLOCK * BLOCK
         # Parse an extension header: it describes the next member.
         if is_extension:
-            if kind == b"x" and size < BLOCK and _says_only_a_time(buffer[start : start + size]):
+            if kind == b"x" and size < BLOCK and says_only_a_time(buffer[start : start + size]):
                 continue
-            name, override = _extension(kind, buffer, start, size)
-            long_name, long_size = name or long_name, long_size if override is None else override
+            long = long.updated(read_extension(kind, buffer, start, size))
             continue
-        # Yield a regular file.
-        name = long_name or _name(header)
-        long_name = long_size = None
+        # Yield a file, or count what is none.
+        name, target, long = long.name or member_name(header), long.target, Extension()
         if kind == b"S":
             raise DamagedTarError(f"sparse member {name!r:.200} is not supported")
-        if kind in _REGULAR and name and not (kind == b"\0" and name.endswith("/")):
-            yield Member(name, start, size)
+        place: ByteRange | None = start, size
+        if kind == _HARD_LINK:
+            place = places.find(target or link_target(header))
+        elif kind not in _REGULAR:
+            place = None
+        if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
+            continue
+        if place is None or not name:
+            known = LINKS_WITHOUT_FILE if kind == _HARD_LINK else OTHER_KINDS
+            unused.add(_UNUSED.get(kind, known), name)
+            continue
+        places.add(name, *place)
+        yield Member(name, *place)
 
 
 def _check_only_zeros(buffer: Buffer, offset: int) -> None:
@@ -158,93 +205,6 @@ def _check_only_zeros(buffer: Buffer, offset: int) -> None:
                 f"data at byte {at} after an empty header at byte {offset}: "
                 "a header was zeroed, or archives were joined"
             )
-
-
-def _name(header: bytes) -> str:
-    name = header[: header.find(0, 0, 100)] if 0 in header[:100] else header[:100]
-    # GNU's own header format keeps other things where ustar has the prefix, but a NUL comes first.
-    if header[345]:
-        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _parse_number(raw: bytes, offset: int) -> int:
-    """Parse a size: octal digits, or GNU's base-256 for 8 GiB and more."""
-    if raw[11] == 0 and raw[:11].isdigit():
-        try:
-            return int(raw[:11], 8)
-        except ValueError:  # an 8 or a 9
-            pass
-    if raw[0] == 0x80:
-        return int.from_bytes(raw[1:], "big")
-    text = raw.split(b"\0", 1)[0].strip()
-    if text and not re.fullmatch(rb"[0-7]+", text):
-        raise DamagedTarError(f"the header at byte {offset} has no valid size; not a tar file?")
-    return int(text or b"0", 8)
-
-
-def _extension(kind: bytes, buffer: Buffer, start: int, size: int) -> tuple[str, int | None]:
-    """Return the name ('' for none) and the size that an extension header gives the next member."""
-    if size > _MAX_EXTENSION_BYTES:
-        raise DamagedTarError(f"an extension header of {size} bytes at byte {start}")
-    data = bytes(buffer[start : start + size])
-    if kind == b"L":
-        return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"), None
-    if kind in b"gK":
-        return "", None
-    records = _pax_records(data, start)
-    if any(key.startswith(b"GNU.sparse") for key in records):
-        raise DamagedTarError(f"a sparse member at byte {start} is not supported")
-    name = records.get(b"path", b"").decode("utf-8", "surrogateescape").rstrip("/")
-    digits = records.get(b"size")
-    if digits is not None and not re.fullmatch(rb"[0-9]{1,18}", digits):
-        raise DamagedTarError(f"the pax header at byte {start} has no valid size")
-    return name, None if digits is None else int(digits)
-
-
-def _says_only_a_time(data: bytes) -> bool:
-    """Return whether this is what Python's tarfile, and so webdataset, writes before each member.
-
-    Every sample has two or more of these: to skip them makes indexing 1.3 times as fast.
-    """
-    record = _TIME_RECORD.fullmatch(data)
-    return record is not None and int(record[1]) == len(data)
-
-
-def _pax_records(data: bytes, start: int) -> dict[bytes, bytes]:
-    """Parse lines of the form 'LENGTH KEY=VALUE', where LENGTH counts the whole line."""
-    records, position = {}, 0
-    while position < len(data) and data[position]:
-        match = _PAX_RECORD.match(data, position)
-        end = position + int(match[1]) if match else 0
-        if match is None or not match.end() < end <= len(data) or data[end - 1] != 0x0A:
-            raise DamagedTarError(f"the pax header at byte {start} has a broken record")
-        records[match[2]] = data[match.end() : end - 1]
-        position = end
-    return records
-
-
-def wrong_checksums(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which header blocks, uint8 [n, 512], are damaged, bool [n]."""
-    stored = headers[:, 148:156]
-    # The checksum counts its own field as eight spaces.
-    # Sums of int32 take half the time of sums of int64.
-    sums = headers.sum(1, dtype=np.int32) - stored.sum(1, dtype=np.int32) + 8 * 32
-    digits = stored[:, :6].astype(np.int64) - ord("0")
-    plain = ((digits >= 0) & (digits < 8)).all(1)
-    wrong = np.asarray(sums != digits @ _OCTAL_WEIGHTS)
-    for row in np.flatnonzero(~plain):
-        wrong[row] = _differs(stored[row].tobytes(), headers[row], int(sums[row]))
-    return wrong
-
-
-def _differs(field_bytes: bytes, header: NDArray[np.uint8], unsigned: int) -> bool:
-    """Compare a checksum written unusually: other padding, or a sum of signed bytes (old tools)."""
-    text = field_bytes.strip(b" \0")
-    if not re.fullmatch(rb"[0-7]{1,7}", text):
-        return True
-    signed = unsigned - 256 * int((header >= 128).sum()) + 256 * int((header[148:156] >= 128).sum())
-    return int(text, 8) not in (unsigned, signed)
 
 
 def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
@@ -308,6 +268,7 @@ class TarIndex:
     """Number of each sample's first field; a sample's fields are adjacent."""
     suffixes: list[str] = field(default_factory=list)
     """Name of every field: what follows the first dot of the file name, in lower case."""
+    unused: UnusedMembers = field(default_factory=UnusedMembers)
     starts: Numbers = field(default_factory=lambda: array("q"))
     sizes: Numbers = field(default_factory=lambda: array("q"))
 
@@ -341,18 +302,21 @@ def index_tar(buffer: Buffer) -> TarIndex:
     if isinstance(buffer, bytes) and len(buffer) <= _LARGEST_AT_ONCE:
         plain = plain_members(buffer)
         if plain is not None:
-            return _group(plain)
-    return _group(read_members(buffer))
+            return _group(plain, UnusedMembers())
+    unused = UnusedMembers()
+    return _group(read_members(buffer, unused), unused)
 
 
-def _group(members: Iterator[tuple[str, int, int]]) -> TarIndex:
-    index = TarIndex()
+def _group(members: Iterator[tuple[str, int, int]], unused: UnusedMembers) -> TarIndex:
+    index = TarIndex(unused=unused)
     key: str | None = None
     seen: set[str] = set()
     known: dict[str, str] = {}
     for name, start, size in members:
         new_key, suffix = _key_and_suffix(name)
         if new_key is None:
+            if not _META.match(name):  # webdataset's own notes are no data
+                unused.add(NO_KEY, name)
             continue
         if new_key != key:
             key = new_key

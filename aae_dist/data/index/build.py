@@ -22,7 +22,8 @@ from aae_dist.data.cache.shard_cache import ShardCache, cache_of, storage_errors
 from aae_dist.data.format.manifest import FILE_NAME, ClassMap, Manifest, Shard, dump, join_classes
 from aae_dist.data.format.patterns import ShardSource, find, is_builtin
 from aae_dist.data.format.reader import ShardReader
-from aae_dist.data.format.tar import DamagedTarError, index_tar
+from aae_dist.data.format.tar import TarIndex, index_tar
+from aae_dist.data.format.tar_headers import DamagedTarError
 from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import Entry, Storage, is_remote, open_storage
 from aae_dist.utils.text import Show, ordered_map, progress
@@ -93,8 +94,9 @@ def count_shard(shard: Shard, before: Counted | None, cache: ShardCache | None) 
         found.modified if is_remote(shard.folder) else path.stat().st_mtime_ns
     )
     if before is not None and (before[0].bytes, before[1]) == (now.bytes, stamp):
-        return replace(now, samples=before[0].samples), stamp
-    return replace(now, samples=_num_samples(now, found, cache)), stamp
+        return replace(now, samples=before[0].samples, unused=before[0].unused), stamp
+    samples, unused = _num_samples(now, found, cache)
+    return replace(now, samples=samples, unused=unused), stamp
 
 
 def try_count_shard(
@@ -107,9 +109,14 @@ def try_count_shard(
         return error.with_traceback(None)
 
 
-def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
+def _counts(index: TarIndex) -> tuple[int, int]:
+    return len(index), index.unused.counts.total()
+
+
+def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> tuple[int, int]:
+    """Return the samples, and the members that none of them uses."""
     if not is_remote(shard.folder) or cache is not None:
-        return len(ShardReader(shard, check_count=False, cache=cache))
+        return _counts(ShardReader(shard, check_count=False, cache=cache).index)
     # Imported here: remote storage has loaded it, and local shards need no obstore.
     from aae_dist.storage.bucket import RangesRefusedError
 
@@ -119,18 +126,18 @@ def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> int:
     try:
         with storage_errors(shard):
             try:
-                return len(index_tar(RemoteBuffer(storage, found)))
+                return _counts(index_tar(RemoteBuffer(storage, found)))
             except RangesRefusedError:
                 return _count_of_copy(shard)
     except DamagedTarError as error:
         raise ShardError(f"{shard.url}: {error}.", error.reason) from None
 
 
-def _count_of_copy(shard: Shard) -> int:
+def _count_of_copy(shard: Shard) -> tuple[int, int]:
     """Count from a temporary copy on the disk."""
     with tempfile.TemporaryDirectory(prefix="aae_dist-count-") as folder:
         cache = ShardCache(Path(folder), None, _SECONDS)
-        return len(ShardReader(shard, check_count=False, cache=cache))
+        return _counts(ShardReader(shard, check_count=False, cache=cache).index)
 
 
 _MAX_SAMPLES = 10**9
@@ -181,8 +188,8 @@ class Journal:
         lines = self._path.read_text("utf-8").splitlines() if self._path.exists() else []
         for line in lines:
             try:
-                folder, name, samples, size, etag, stamp = json.loads(line)
-                shard = Shard(str(folder), str(name), int(samples), int(size), etag)
+                folder, name, samples, size, etag, stamp, unused = json.loads(line)
+                shard = Shard(str(folder), str(name), int(samples), int(size), etag, int(unused))
                 url = shard.url
             except (ValueError, TypeError, LaunchError):
                 continue  # the last line of a process that was killed
@@ -192,7 +199,7 @@ class Journal:
 
 
 def _line(shard: Shard, stamp: str) -> str:
-    entry = [shard.folder, shard.name, shard.samples, shard.bytes, shard.etag, stamp]
+    entry = [shard.folder, shard.name, shard.samples, shard.bytes, shard.etag, stamp, shard.unused]
     return json.dumps(entry) + "\n"
 
 

@@ -31,6 +31,8 @@ class Findings:
     bad_samples: Counter[str] = field(default_factory=Counter)
     """Reason -> samples, those of bad shards not counted."""
     examples: list[str] = field(default_factory=list)  # the first bad: shard, key and problem
+    notes: list[str] = field(default_factory=list)
+    """What is not used as given; it makes no sample bad."""
 
     @property
     def num_bad(self) -> int:
@@ -87,6 +89,10 @@ def verify(urls: str | Sequence[str], settings: Data, threads: int) -> Findings:
         for part in ordered_map(pool, _read_shard, jobs):
             found.add(part)
             advance(1)
+    found.notes += dataset.unused_lines(dataset.unused.counts, len(dataset))
+    found.notes += dataset.unused_members()
+    if listed.class_conflict:
+        found.notes.append(f"numbers of classes differ: {listed.class_conflict}")
     return found
 
 
@@ -125,6 +131,7 @@ def report(found: Findings) -> str:
     lines += [f"  {example}" for example in found.examples]
     if found.num_bad > len(found.examples):
         lines.append(f"  and {found.num_bad - len(found.examples)} more")
+    lines += [f"not used as given: {note}" for note in found.notes]
     return "\n".join([*lines, "sound" if found.is_sound else "not sound"])
 
 

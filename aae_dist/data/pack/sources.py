@@ -1,6 +1,7 @@
 """Sources to pack: what all share, and those made of lists and arrays of the user's own."""
 
 import csv
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.data.decode.images import Resize, checked_header, decode_image
+from aae_dist.data.decode.images import Note, Resize, checked_header, decode_image, ignore
 from aae_dist.data.format.manifest import ClassMap
 from aae_dist.data.pack import names
+from aae_dist.data.unused import TEXTS, Kind, Unused
 from aae_dist.errors import DataError, SampleError
 from aae_dist.utils.arrays import npy_bytes, png_bytes
 
@@ -118,7 +120,7 @@ def resized(image: Pixels, options: PackOptions) -> Pixels:
 
 
 def file_fields(
-    key: str, data: bytes, name: str, options: PackOptions
+    key: str, data: bytes, name: str, options: PackOptions, note: Note = ignore
 ) -> tuple[Fields, tuple[int, int]]:
     """Return the sample of an image file, and (height, width) of its image, which is upright.
 
@@ -130,7 +132,7 @@ def file_fields(
         header, resize = checked_header(data), options.resize
         inner = resize.cropped(header.height, header.width)
         size = (options.image_size, options.image_size) if options.image_size else inner
-        image = decode_image(data, (header.channels, *size), resize)
+        image = decode_image(data, (header.channels, *size), resize, note)
     except SampleError as error:
         if error.reason == "image":
             raise DataError(f"{name}: not a readable image ({error}); remove it.") from None
@@ -238,29 +240,37 @@ def image_files(
 ) -> PackSource:
     """Return the sets of image files; without a validation set, `split` makes one of `train`."""
     sizes: set[tuple[int, int]] = set()
+    unused, numbers = Unused(), itertools.count()
     keys: dict[Found, str] = {}
     for each in sets.values():
         keys |= zip(each, names.keys_of([found.name for found in each]), strict=True)
 
     def sample(found: Found) -> Fields:
         path, label = found.path, found.label
-        fields, size = file_fields(keys[found], read_file(path), str(path), options)
+        data, number = read_file(path), next(numbers)
+
+        def note(_: int, kind: Kind, detail: str) -> None:
+            unused.add(kind, number, detail)
+
+        fields, size = file_fields(keys[found], data, str(path), options, note)
         sizes.add(size)
         return fields if label is None else {**fields, "cls": str(label).encode()}
 
     def advice() -> list[str]:
-        return [*notes, *_sizes_advice(sizes)]
+        counts, total = unused.counts, next(numbers)
+        lost = [f"warning: {n} of {total} {TEXTS[kind]}" for kind, n in counts.items()]
+        return [*notes, *lost, *_sizes_advice(sizes)]
 
     parts: dict[str, list[Found]] = {}
     for name, found in sets.items():
         whole = name != "train" or "validation" in sets
         fraction = 0.0 if whole else options.validation_fraction
-        numbers = split(
+        chosen = split(
             [each.name for each in found], replace(options, validation_fraction=fraction)
         )
-        parts[name] = [found[n] for n in numbers["train"]]
-        if "validation" in numbers:
-            parts["validation"] = [found[n] for n in numbers["validation"]]
+        parts[name] = [found[n] for n in chosen["train"]]
+        if "validation" in chosen:
+            parts["validation"] = [found[n] for n in chosen["validation"]]
     made = {name: SampleSet(len(part), map(sample, part)) for name, part in parts.items()}
     return PackSource(made, classes, advice, is_split="validation" in sets)
 
