@@ -1,6 +1,7 @@
 """The data of a run: shards, their order, the evaluation and the prior, opened on all ranks."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,10 @@ def open_data(
                 classes=validation.manifest.names,
             )
         inferred = _infer(config, dataset, order)
-        notes = (*_class_notes(dataset, validation), *_unused_notes(dataset, world))
+        notes = (
+            *_class_notes(dataset, validation),
+            *_unused_notes(dataset, world, config.decoding_threads),
+        )
         return TrainingData(
             inferred, dataset, order, validation, evaluator, prior, new_shards, notes
         )
@@ -118,14 +122,15 @@ def _class_notes(train: Dataset, validation: Dataset | None) -> Iterator[str]:
         yield f"classes have other numbers in training than in validation: {problem}"
 
 
-def _unused_notes(train: Dataset, world: World) -> Iterator[str]:
+def _unused_notes(train: Dataset, world: World, threads: int) -> Iterator[str]:
     """Yield what of some training samples, and of the shards, is not used as given."""
     if not world.is_main:  # which alone logs
         return
     first = train.manifest.shards[0]
     total = first.samples if is_remote(first.folder) else len(train)
     looked = evenly_spaced(NUM_LOOKED, total)
-    train.load(looked)
+    with ThreadPoolExecutor(max(1, threads), "decode") as workers:
+        train.load(looked, workers)
     counts = train.unused.counts
     yield from (f"data.train: {line}" for line in train.unused_lines(counts, len(looked)))
     yield from (f"data.train: {line}" for line in train.unused_members())
