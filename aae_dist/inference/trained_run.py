@@ -17,7 +17,7 @@ from aae_dist.evaluation import Evaluation, Evaluator
 from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
-from aae_dist.utils.tensors import keyed_generator
+from aae_dist.utils.tensors import Values, as_tensor, keyed_generator
 
 
 class TrainedRun:
@@ -47,12 +47,13 @@ class TrainedRun:
         load_weights(networks, weights_to_use(checkpoint.tensors))
         self._autoencoder = Autoencoder(networks, build_posterior(self.config.posterior))
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Values) -> Tensor:
         """Return the codes of images: the means of q(z|x).
 
         Args:
             images: (B, C, H, W), uint8 in [0, 255] or floats in [0, 1]; of a run whose decoder has
-                a linear output, as for vectors, floats of any size.
+                a linear output, as for vectors, floats of any size. A tensor, a NumPy array, or a
+                list of B of them; vectors of D numbers also as (B, D).
 
         Returns:
             Floats of shape (B, Z) in `train.precision`, on the run's device.
@@ -61,26 +62,32 @@ class TrainedRun:
             ValueError: the images have another shape than the run was trained on, or are neither
                 uint8 nor such floats.
         """
-        _check_shape("images", images, self.image_shape)
-        _check_pixels(images, self.config.model.decoder_output == "linear")
-        return self._autoencoder.encode(images)
+        x_BCHW = as_tensor("images", images)
+        if self.image_shape[:2] == (1, 1) and x_BCHW.ndim == 2:
+            x_BCHW = x_BCHW[:, None, None]
+        _check_shape("images", x_BCHW, self.image_shape)
+        _check_pixels(x_BCHW, self.config.model.decoder_output == "linear")
+        return self._autoencoder.encode(x_BCHW)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Values) -> Tensor:
         """Return the images of codes.
 
         Args:
-            codes: floats of shape (B, Z), of any device.
+            codes: floats of shape (B, Z), of any device: a tensor, an array or a list of B of them.
 
         Returns:
             Floats of shape (B, C, H, W), in [0, 1] for a decoder with a sigmoid output.
 
         Raises:
-            ValueError: the codes have another shape.
+            ValueError: the codes have another shape, or are no numbers.
         """
-        _check_shape("codes", codes, (self.config.model.latent_dim,))
-        return self._autoencoder.decode(codes)
+        z_BZ = as_tensor("codes", codes)
+        _check_shape("codes", z_BZ, (self.config.model.latent_dim,))
+        if z_BZ.dtype.is_complex or z_BZ.dtype == torch.bool:
+            raise ValueError(f"codes must be real numbers; got {z_BZ.dtype}")
+        return self._autoencoder.decode(z_BZ)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
+    def reconstruct(self, images: Values) -> Tensor:
         """Return decode(encode(images)), floats of shape (B, C, H, W); takes what `encode` takes.
 
         Raises:
@@ -89,7 +96,7 @@ class TrainedRun:
         return self.decode(self.encode(images))
 
     def sample(
-        self, num: int, generator: torch.Generator | None = None, labels: Tensor | None = None
+        self, num: int, generator: torch.Generator | None = None, labels: Values | None = None
     ) -> Tensor:
         """Return `num` decoded samples of the prior, floats of shape (num, C, H, W).
 
@@ -97,9 +104,9 @@ class TrainedRun:
             num: number of images.
             generator: on the CPU; by default one seeded by the run's seed, so that a second call
                 gives the same images.
-            labels: the class of each image, int64 (num,), for a prior with classes: the modes of a
-                mixture, the pieces of a swiss roll. By default of all classes, as the prior mixes
-                them.
+            labels: the class of each image, integers (num,), for a prior with classes: the modes of
+                a mixture, the pieces of a swiss roll. A tensor, an array or a list; by default of
+                all classes, as the prior mixes them.
 
         Raises:
             ValueError: the prior has no classes, or not these, or there are not `num` labels.
@@ -182,12 +189,17 @@ class TrainedRun:
                 )
         return digest.hexdigest()
 
-    def _checked_labels(self, labels: Tensor, num: int) -> Tensor:
-        classes = self.prior.num_classes
+    def _checked_labels(self, given: Values, num: int) -> Tensor:
+        classes, labels = self.prior.num_classes, as_tensor("labels", given).cpu()
         if classes is None:
             raise ValueError(f"the prior ({self.config.prior.kind}) of {self.uri} has no classes")
         if tuple(labels.shape) != (num,):
             raise ValueError(f"labels must have shape ({num},); got {tuple(labels.shape)}")
+        if num and (
+            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+        ):
+            raise ValueError(f"labels must be integers; got {labels.dtype}")
+        labels = labels.long()
         if num and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise ValueError(f"labels must be from 0 to {classes - 1}; got {labels.tolist()}")
         return labels

@@ -1,9 +1,17 @@
-"""Random generators keyed by purpose, never by rank or history; copies from host to device."""
+"""Random generators keyed by purpose, never by rank or history; tensors of arrays, on devices."""
 
 import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Values: TypeAlias = Tensor | NDArray[Any] | Sequence[Any]
+"""A tensor, a NumPy array, or a list of either or of numbers."""
+SHOWN_SHAPES = 3
 
 
 def derived_seed(seed: int, purpose: str, *keys: int) -> int:
@@ -24,3 +32,38 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def as_tensor(name: str, values: Values) -> Tensor:
+    """Return a tensor of a tensor, an array, or a list of tensors, arrays or numbers.
+
+    Raises ValueError if it is none of these, its parts differ in shape, or torch has no such dtype.
+    """
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, list | tuple) and any(isinstance(each, Tensor) for each in values):
+        parts = [as_tensor(name, each) for each in values]
+        shapes = {tuple(part.shape) for part in parts}
+        if len(shapes) > 1:
+            raise ValueError(f"{name} must have one shape; got {_listed(shapes)}")
+        return torch.stack([part.to(parts[0].device) for part in parts])
+    if not isinstance(values, list | tuple) and not hasattr(values, "__array__"):
+        raise ValueError(
+            f"{name} must be a tensor, an array or a list of them; got {type(values).__name__}"
+        )
+    try:
+        array = np.asarray(values)
+        # A copy: torch takes no negative strides, and warns of memory that cannot be written.
+        return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+    except ValueError:  # of lists whose parts differ
+        shapes = {np.shape(each) for each in values if not isinstance(each, list | tuple)}
+        got = f"; got {_listed(shapes)}" if shapes else ""
+        raise ValueError(f"{name} must have one shape{got}") from None
+    except TypeError:
+        raise ValueError(f"{name} must be numbers; got an array of {array.dtype}") from None
+
+
+def _listed(shapes: Collection[tuple[int, ...]]) -> str:
+    """Return the first shapes, in order."""
+    more = f" and {len(shapes) - SHOWN_SHAPES} more" if len(shapes) > SHOWN_SHAPES else ""
+    return ", ".join(map(str, sorted(shapes)[:SHOWN_SHAPES])) + more

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,73 @@ def test_what_is_no_image_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         run.encode(images)
+
+
+def as_given(images: torch.Tensor) -> list[Any]:
+    """The same images in each form that a user may have."""
+    array = images.numpy()
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    return [
+        *(array, list(array), tuple(images), list(images), [images[0], array[1]], array.tolist()),
+        *(read_only, array[::-1][::-1], np.asfortranarray(array)),
+    ]
+
+
+def test_arrays_and_lists_are_encoded_as_tensors_are(run: aae_dist.TrainedRun) -> None:
+    images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    codes = run.encode(images)
+    for given in as_given(images):
+        assert torch.equal(run.encode(given), codes)
+        assert torch.equal(run.reconstruct(given), run.reconstruct(images))
+    for given in as_given(codes):
+        assert torch.equal(run.decode(given), run.decode(codes))
+    for dtype in (np.float64, ">f4", np.float16):
+        assert torch.allclose(run.encode(images.numpy().astype(dtype)), codes, atol=1e-2)
+    pixels = (images * 255).to(torch.uint8)
+    assert torch.equal(run.encode(pixels.numpy()), run.encode(pixels))
+    labels = torch.tensor([2, 0])
+    for chosen in ([2, 0], np.array([2, 0]), np.array([2, 0], np.uint8), (2, np.int32(0))):
+        assert torch.equal(run.sample(2, labels=chosen), run.sample(2, labels=labels))
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        (np.zeros((2, 28, 28)), r"must have shape \(B, 1, 28, 28\); got \(2, 28, 28\)"),
+        (
+            [np.zeros((1, 28, 28)), np.zeros((1, 27, 28))],
+            r"one shape; got \(1, 27, 28\), \(1, 28, 28",
+        ),
+        ([torch.zeros(1, 28, 28), torch.zeros(28)], r"one shape; got \(1, 28, 28\), \(28,\)"),
+        ([[1, 2], [3]], "images must have one shape"),
+        (np.zeros((2, 1, 28, 28), np.uint16), "uint8 or floats in .*; got torch.uint16"),
+        (np.zeros((2, 1, 28, 28), "U1"), "images must be numbers; got an array of <U1"),
+        (np.array([None]), "images must be numbers; got an array of object"),
+        ("photo.png", "a tensor, an array or a list of them; got str"),
+        (None, "a tensor, an array or a list of them; got NoneType"),
+        ([], r"must have shape \(B, 1, 28, 28\); got \(0,\)"),
+    ],
+)
+def test_other_values_than_images_say_what_was_got(
+    run: aae_dist.TrainedRun, images: Any, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        run.encode(images)
+
+
+def test_vectors_may_lack_the_axes_of_an_image(tmp_path: Path) -> None:
+    save_run(tmp_path, shape=(1, 1, 5), model={"decoder_output": "linear"})
+    trained = aae_dist.load_run(str(tmp_path))
+    vectors = np.random.default_rng(0).normal(size=(3, 5))
+    assert torch.equal(trained.encode(vectors), trained.encode(vectors[:, None, None]))
+    with pytest.raises(ValueError, match=r"must have shape \(B, 1, 1, 5\)"):
+        trained.encode(vectors[0])
+
+
+def test_labels_that_are_no_integers_are_refused(run: aae_dist.TrainedRun) -> None:
+    with pytest.raises(ValueError, match="labels must be integers; got torch.float64"):
+        run.sample(2, labels=np.array([0.0, 1.0]))
 
 
 def test_codes_of_another_size_are_refused(run: aae_dist.TrainedRun) -> None:
