@@ -5,10 +5,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
@@ -17,6 +18,7 @@ from torch import Tensor
 from aae_dist.data.bad_samples import MAX_LISTED_BYTES
 from aae_dist.errors import CheckpointError
 from aae_dist.models import Networks
+from aae_dist.storage.documents import Map
 
 MANIFEST, DAMAGED = "MANIFEST.json", "DAMAGED.json"
 SCHEMA = 1
@@ -101,8 +103,10 @@ def decode(step: int, files: Mapping[str, bytes]) -> Checkpoint:
             if file.endswith(_TENSORS):
                 checkpoint.tensors[file.removesuffix(_TENSORS)] = parse_tensors(data)
             else:
-                checkpoint.metadata[file.removesuffix(_METADATA)] = json.loads(data)
-        except (SafetensorError, ValueError, RecursionError) as error:
+                checkpoint.metadata[file.removesuffix(_METADATA)] = from_json(
+                    data, allow_inf_nan=False
+                )
+        except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be parsed: {error}") from error
     return checkpoint
 
@@ -221,31 +225,64 @@ class StateMetadata(_Strict):
     average_is_inherited: bool = False
 
 
-class DataMetadata(_Strict):
+class ImageMetadata(BaseModel):
+    """The part of `DataMetadata` that a trained run needs."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    image_shape: Annotated[
+        list[Annotated[int, Field(gt=0, lt=_INT64)]], Field(min_length=3, max_length=3)
+    ]
+    classes: dict[str, Annotated[int, Field(ge=0, lt=_INT64)]] = Field(default_factory=dict)
+
+
+class DataMetadata(ImageMetadata):
     """The value of `TrainingData.metadata`."""
+
+    model_config = ConfigDict(extra="forbid")
 
     manifest: str
     num_samples: int = Field(gt=0, lt=_INT64)
     lanes: int = Field(gt=0, lt=_INT64)
     shuffle_window: Literal["full"] | Annotated[int, Field(gt=0, lt=_INT64)]
-    image_shape: Annotated[list[Annotated[int, Field(gt=0, lt=_INT64)]], Field(max_length=3)]
-    classes: dict[str, Annotated[int, Field(ge=0, lt=_INT64)]] = Field(default_factory=dict)
+
+
+class ConfigMetadata(RootModel[dict[str, Map]]):
+    """The configuration, by section."""
 
 
 def check_metadata(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError if a number of state or data is missing, or of wrong type or range."""
-    step = checkpoint.step
-    for name, kind in (("state", StateMetadata), ("data", DataMetadata)):
-        try:
-            found = kind.model_validate(checkpoint.metadata.get(name))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, (name, *first["loc"])))
-            raise CheckpointError(
-                f"checkpoint {step} holds what no run saves: {where}: {first['msg']}"
-            ) from None
-        if isinstance(found, StateMetadata) and found.step != step:
-            raise CheckpointError(f"checkpoint {step} holds the state of step {found.step}")
+    """Raise CheckpointError unless the documents hold what a run that resumes needs."""
+    state = _checked(checkpoint, "state", StateMetadata)
+    if state.step != checkpoint.step:
+        raise CheckpointError(f"checkpoint {checkpoint.step} holds the state of step {state.step}")
+    _checked(checkpoint, "data", DataMetadata)
+
+
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the configuration, a map of maps; CheckpointError if there is none."""
+    return _checked(checkpoint, "config", ConfigMetadata).root
+
+
+def images_of(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """Return (C, H, W) and the labels by name; CheckpointError if there is no shape."""
+    data = _checked(checkpoint, "data", ImageMetadata)
+    channels, height, width = data.image_shape
+    return (channels, height, width), data.classes
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _checked(checkpoint: Checkpoint, name: str, kind: type[M]) -> M:
+    try:
+        return kind.model_validate(checkpoint.metadata.get(name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (name, *first["loc"])))
+        raise CheckpointError(
+            f"checkpoint {checkpoint.step} holds what no run saves: {where}: {first['msg']}"
+        ) from None
 
 
 AVERAGED = ("encoder", "decoder")

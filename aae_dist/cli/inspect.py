@@ -104,7 +104,8 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     lines.add_column("value", justify="right", no_wrap=True)
     lines.add_column("meaning")
     for name in sorted(metrics, key=lambda n: (order.index(n) if n in order else len(order), n)):
-        lines.add_row(name, text.number(metrics[name]), MEANINGS.get(name, ""))
+        shown = text.printable(name)
+        lines.add_row(shown, text.number(metrics[name]), MEANINGS.get(name, ""))
     console.Console(markup=False, highlight=False).print(lines)
 
 
@@ -156,9 +157,10 @@ def export(uri: str, checkpoint: str, out: str, format: str) -> int:
 def runs(uri: str, as_json: bool) -> int:
     """List the runs in a folder or bucket.
 
-    Shows the state (finished, running, interrupted, diverged, stopped: its process died, new:
-    nothing saved yet), step, prior, latent size z, squared error per pixel, scores of the match
-    with the prior, and how long ago the run last wrote. Of a sweep, its number of trials.
+    Shows the state (finished, running, interrupted, diverged, failed: ended by an error, stopped:
+    its process died, new: nothing saved yet, unreadable), step, prior, latent size z, squared error
+    per pixel, scores of the match with the prior, and how long ago the run last wrote; below the
+    table, why runs failed or cannot be read. Of a sweep, its number of trials and its state.
     """
     from aae_dist.config.load import absolute_storage
     from aae_dist.storage import is_remote, open_storage
@@ -187,6 +189,8 @@ def _as_json(row: "RunRow") -> dict[str, Any]:
         "prior": _section(row.config, "prior").get("kind"),
         "latent_dim": _section(row.config, "model").get("latent_dim"),
         "num_trials": row.num_trials,
+        "sweep_state": row.sweep_state,
+        "cause": row.cause,
         "metrics": dict(row.metrics),
     }
 
@@ -204,11 +208,15 @@ def _print(rows: Sequence["RunRow"], uri: str) -> None:
         scores = ["" if score is None else text.number(score) for score in found]
         kind = _section(row.config, "prior").get("kind", "")
         latent_dim = _section(row.config, "model").get("latent_dim", "")
-        age = text.age(row.age_seconds)
-        lines.add_row(row.name, row.state, _step(row), str(kind), str(latent_dim), *scores, age)
+        age = text.age(row.age_seconds) if row.modified else ""
+        cells = [row.name, row.state, _step(row), str(kind), str(latent_dim), *scores, age]
+        lines.add_row(*map(text.printable, cells))
     screen = console.Console(markup=False, highlight=False)
     screen.width = max(screen.width, 0 if screen.is_terminal else MIN_WIDTH)
     screen.print(lines)
+    for row in rows:
+        if row.cause:
+            print(text.printable(f"{row.name}: {row.state}: {row.cause}"))
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -218,7 +226,7 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _step(row: "RunRow") -> str:
     if row.state == "sweep":
-        return f"{row.num_trials} trials"
+        return f"{row.num_trials} trials" + (f", {row.sweep_state}" if row.sweep_state else "")
     done = "-" if row.step is None else f"{row.step:,}"
     return f"{done}/{row.total_steps:,}" if row.total_steps else done
 

@@ -118,7 +118,7 @@ def _show_plan(plan: "SweepPlan") -> None:
         f"# {plan.num_trials} trials" + ("" if plan.trials else ", proposed by Optuna as it goes")
     )
     for trial in plan.trials[:LISTED]:
-        print(f"#   {trial.id}  {describe(trial.parameters)}")
+        print(f"#   {trial.label:>5}  {trial.id}  {describe(trial.parameters)}")
     if len(plan.trials) > LISTED:
         print(f"#   ... and {len(plan.trials) - LISTED} more")
     print(
@@ -134,12 +134,17 @@ def _show_end(ledger: "Ledger") -> None:
     counts = {state: count for state, count in ledger.counts().items() if count}
     print(f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for entry in ledger.in_state(TrialState.FAILED):
-        print(f"  failed: {describe(entry.plan.parameters)}: {entry.cause}")
-    print(f"Best by {ledger.objective}:")
+        label = entry.plan.label
+        print(f"  failed: trial {label}, {describe(entry.plan.parameters)}: {entry.cause}")
+    if ledger.objective.is_pareto:
+        print(f"Pareto front of {ledger.objective} first, each by its ranks in all metrics:")
+    else:
+        print(f"Best by {ledger.objective}:")
     for entry in ledger.ranked()[:BEST]:
         values = ledger.objective.values(entry.metrics) or ()
         shown = ", ".join(f"{value:.4g}" for value in values)
-        print(f"  {shown}  {describe(entry.values or entry.plan.parameters)}  ({entry.plan.id})")
+        parameters, plan = describe(entry.values or entry.plan.parameters), entry.plan
+        print(f"  {shown}  {parameters}  (trial {plan.label}, {plan.id})")
     print(f"Sweep folder: {ledger.plan.uri}, report: {ledger.plan.uri}/report.html")
     print(f"Train the best on its own: aae-dist train {ledger.plan.uri}/best.yaml")
 

@@ -34,13 +34,24 @@ def inside_ray_job() -> bool:
 
 
 def absolute_storage(path: str) -> str:
-    """Return a local path absolute, `~` expanded; URLs, and relative paths in a Ray job, stay."""
+    """Return a local path absolute, `~` expanded, and an address in its one spelling.
+
+    Relative paths in a Ray job stay as they are.
+    """
     if "://" in path or not path:
-        return path
+        return _normal_address(path)
     expanded = os.path.expanduser(path)
     if inside_ray_job() and not os.path.isabs(expanded):
         return path
     return os.path.abspath(expanded)
+
+
+def _normal_address(uri: str) -> str:
+    """Return s3://b/runs for s3://b/runs/ and S3://b/runs."""
+    scheme, _, rest = uri.partition("://")
+    if scheme.lower() in ("s3", "gs", "az", "file") and rest.strip("/"):
+        return f"{scheme.lower()}://{rest.rstrip('/')}"
+    return uri
 
 
 def absolute(value: Any) -> Any:

@@ -19,6 +19,10 @@ from aae_dist.config.schema import Node, Tree, Value
 LARGEST_BYTES = 1 << 20
 LARGEST_NODES = 20_000  # Counted with aliases written out, so that they cannot multiply.
 LARGEST_DEPTH = 32
+LARGEST_DIGITS = 100
+"""Characters of a number: Python writes out no whole number of more than 4,300 digits."""
+
+LARGEST_SHOWN = 200  # characters of an override that a message repeats
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _TAG = "tag:yaml.org,2002:"
@@ -175,10 +179,13 @@ def _scalar(node: YamlNode) -> Any:
     reader = _READERS.get(node.tag.removeprefix(_TAG)) if isinstance(node, ScalarNode) else None
     if reader is None:
         raise YamlProblem(_line(node), f"the tag {node.tag} is not supported")
+    kind = node.tag.removeprefix(_TAG)
+    if kind in ("int", "float") and len(node.value) > LARGEST_DIGITS:
+        reason = f"{node.value[:20]}... is not a valid {kind}: more than {LARGEST_DIGITS} digits"
+        raise YamlProblem(_line(node), reason)
     try:
         return reader(node.value)
     except ValueError:
-        kind = node.tag.removeprefix(_TAG)
         raise YamlProblem(_line(node), f"{node.value[:40]!r} is not a valid {kind}") from None
 
 
@@ -194,7 +201,8 @@ def read_overrides(overrides: Sequence[str]) -> tuple[Tree, list[str]]:
         try:
             keys, value = _read(text)
         except YamlProblem as problem:
-            problems.append(f"override {text!r}: {problem.reason}")
+            shown = text if len(text) <= LARGEST_SHOWN else f"{text[:LARGEST_SHOWN]}..."
+            problems.append(f"override {shown!r}: {problem.reason}")
         else:
             _put(layer, keys, value)
     return layer, problems

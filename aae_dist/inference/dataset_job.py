@@ -29,6 +29,7 @@ from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
 from aae_dist.inference.trained_run import TrainedRun, load_run
 from aae_dist.storage import Storage, open_storage
+from aae_dist.storage.documents import MAX_BYTES, parse_json
 from aae_dist.utils.arrays import npy_bytes, png_bytes
 
 Rows = NDArray[np.float32]
@@ -239,7 +240,7 @@ def claim_output(out: Storage, fingerprint: dict[str, Any]) -> bool:
     """Claim the output folder, ConfigError if it is another's; return whether it is complete."""
     text = json.dumps({**fingerprint, "complete": False}, indent=1).encode()
     try:
-        found = json.loads(out.read(METADATA_FILE))
+        found = parse_json(out.read_range(METADATA_FILE, 0, MAX_BYTES))
     except ValueError:
         found = {}
     except FileNotFoundError:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aae_dist.checkpoints.format import Checkpoint, load_weights, weights_to_use
+from aae_dist.checkpoints.format import (
+    Checkpoint,
+    config_of,
+    images_of,
+    load_weights,
+    weights_to_use,
+)
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Dataset, open_dataset
@@ -36,10 +42,8 @@ class TrainedRun:
         """Build the networks and copy the checkpoint's weights; use `load_run` instead."""
         self.uri, self.device = uri, device
         self.step: int = checkpoint.step
-        self.config: RunConfig = config_from_stored(checkpoint.metadata["config"])
-        channels, height, width = checkpoint.metadata["data"]["image_shape"]
-        self.image_shape: tuple[int, int, int] = (channels, height, width)
-        classes = checkpoint.metadata["data"].get("classes", {})
+        self.image_shape, classes = images_of(checkpoint)
+        self.config: RunConfig = config_from_stored(config_of(checkpoint))
         self.classes: dict[int, str] = {number: name for name, number in classes.items()}
         vectors = checkpoint.tensors.get("prior", {}).get("vectors")
         self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)

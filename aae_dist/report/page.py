@@ -21,6 +21,7 @@ from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto
 from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label, number
 from aae_dist.storage import open_storage, read_or_none
 from aae_dist.sweeps.folder import BEST, TRIALS, read_sweep
+from aae_dist.sweeps.objective import PARETO_PICK
 from aae_dist.utils.arrays import figure_to_png
 from aae_dist.utils.text import duration
 
@@ -147,10 +148,10 @@ def _facts(view: ReportView) -> list[tuple[str, str]]:
     facts = []
     best = next((row for row in view.rows if row.rank == 1), None)
     if best is not None:
-        which = "one of the front" if view.objective.is_pareto else "best trial"
+        which = f"one {PARETO_PICK}" if view.objective.is_pareto else "best trial"
         named = [(k.rsplit(".", 1)[-1], format_value(v)) for k, v in best.trial.values.items()]
         values = ", ".join(f"{name} {value}" for name, value in named)
-        facts.append((f"#{best.trial.number}", f"{which}: {values}"))
+        facts.append((best.trial.label, f"{which}: {values}"))
         for name in view.metrics[:3]:
             perfect = f" ({PERFECT[name]:g} is a perfect match)" if name in PERFECT else ""
             facts.append((number(best.metric(name)), f"its {label(name)}{perfect}"))
@@ -191,7 +192,7 @@ def _ties(view: ReportView) -> Iterator[str]:
     intervals = [(row, row.interval(name)) for row in ranked[1:]]
     tied = [row for row, i in intervals if i and i[0] <= best[1] and best[0] <= i[1]]
     if tied:
-        shown = ", ".join(f"#{row.trial.number}" for row in tied[:MAX_NAMED_TRIALS])
+        shown = ", ".join(row.trial.label for row in tied[:MAX_NAMED_TRIALS])
         shown += ", ..." if tied[MAX_NAMED_TRIALS:] else ""
         yield (
             f"By {label(name)} the best trial cannot be distinguished from {len(tied)} more "

@@ -141,8 +141,9 @@ def _whole(sweep: SweepRecord) -> set[str]:
     """
     found = set()
     for key, term in sweep.space.items():
-        options: Sequence[Any] = next(iter(term.values()), []) if isinstance(term, Mapping) else []
-        maps = [option for option in options if isinstance(option, Mapping)]
+        options = next(iter(term.values()), None) if isinstance(term, Mapping) else None
+        listed = options if isinstance(options, list) else []
+        maps = [option for option in listed if isinstance(option, Mapping)]
         has_terms = any(isinstance(v, Mapping) for option in maps for v in option.values())
         values = {format_value(t.values[key]) for t in sweep.trials if key in t.values}
         if maps and not has_terms and len(values) <= MAX_OPTIONS:

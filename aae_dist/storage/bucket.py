@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from obstore import exceptions
 
 from aae_dist.errors import LaunchError, StorageError, StorageReason
+from aae_dist.storage import listing
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
 from aae_dist.storage.clients import DATA, NO_PROXY, REQUEST_SECONDS, client, connect
 from aae_dist.utils.text import READ_BY_CLIENTS
@@ -263,16 +264,15 @@ class BucketStorage:
         cut = len(self._prefix) + 1 if self._prefix else 0
         self._check_can_list()
         with bucket_errors(self.uri):
-            pages = list(self._store.list(top or None))
-        found = [Entry(m["path"][cut:], m["size"], m["e_tag"]) for page in pages for m in page]
+            objects = listing.list_objects(self._store, top, self.uri)
+        found = [Entry(m["path"][cut:], m["size"], m["e_tag"]) for m in objects]
         return sorted(found, key=lambda entry: entry.key)
 
     def folders(self, prefix: str = "") -> Names:
         top = self._path(prefix) if prefix else self._prefix
         self._check_can_list()
         with bucket_errors(self.uri):
-            found = self._store.list_with_delimiter(top or None)["common_prefixes"]
-        return sorted(path.rsplit("/", 1)[-1] for path in found)
+            return listing.list_folders(self._store, top, self.uri)
 
     def is_empty(self) -> bool:
         self._check_can_list()

@@ -8,19 +8,27 @@
 One process, the driver, writes sweep.json and trial.json; trials write their run folders.
 """
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from aae_dist.errors import DataError
 from aae_dist.storage import Storage, open_storage, read_or_none
+from aae_dist.storage.documents import Count, Document, Map, Metrics, Seconds, read_document
 from aae_dist.tracking.sinks import parse_records
+from aae_dist.training.folder import SUMMARY, RunState, Summary
 
 SWEEP, TRIAL, TRIALS, BEST = "sweep.json", "trial.json", "trials", "best.yaml"
+
+
+def trial_label(number: int) -> str:
+    """Return the number that people see, from #1: in console, report, pictures and W&B."""
+    return f"#{number + 1}"
 
 
 class TrialState(StrEnum):
@@ -43,11 +51,69 @@ STATES = tuple(TrialState)
 SILENT_SECONDS = 120.0
 """A driver writes sweep.json at least every 10 s; one that was silent for so long is gone."""
 READERS = 16
-COPIED_KEYS = (
-    *("name", "metric", "mode", "space", "search", "scheduler"),
-    *("num_trials", "started_at", "updated_at", "seconds"),
-)
-"""Keys of sweep.json that a `SweepRecord` takes as they are."""
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+def _check_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_check_time)]
+"""ISO 8601, with its zone."""
+
+
+class PlannedTrial(Document):
+    """A trial as sweep.json lists it."""
+
+    id: Annotated[str, Field(pattern=NAME)]
+    number: Count
+    parameters: Map
+
+
+class SweepDocument(Document):
+    """The contents of sweep.json."""
+
+    name: str
+    metric: str | list[str] | dict[str, float]
+    mode: str | list[str]
+    space: Map
+    search: Map
+    scheduler: Map
+    num_trials: Count
+    started_at: Time
+    updated_at: Time
+    seconds: Seconds
+    state: SweepState
+    trials: list[PlannedTrial]
+
+    def age_seconds(self) -> float:
+        """Return how long ago the driver wrote it."""
+        return (datetime.now(UTC) - datetime.fromisoformat(self.updated_at)).total_seconds()
+
+
+class Exploit(Document):
+    """One time that a trial took over the state of another one (PBT)."""
+
+    parent: str
+    step: Count
+    values: Map
+
+
+class TrialDocument(Document):
+    """The contents of trial.json."""
+
+    values: Map
+    draws: Map | None = None
+    state: TrialState
+    cause: str | None
+    step: Count = 0
+    seconds: Seconds
+    workers: Count = 1
+    metrics: Metrics
+    lineage: list[Exploit]
+    restarts: Count = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +146,10 @@ class TrialRecord:
     """PBT: {parent, step, values} of each time it exploited another trial's state."""
     restarts: int = 0
     """Times that its process failed and was started again."""
+
+    @property
+    def label(self) -> str:
+        return trial_label(self.number)
 
     @property
     def worker_hours(self) -> float:
@@ -123,58 +193,65 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
         histories: also read each trial's metrics.jsonl.
 
     Raises:
-        DataError: there is no sweep.
+        DataError: there is no sweep, or its sweep.json is damaged.
         LaunchError: the storage cannot be read.
     """
     storage = open_storage(uri)
-    document = read_json(storage, SWEEP)
+    document = read_document(storage, SWEEP, SweepDocument)
     if document is None:
         raise DataError(f"{uri} holds no {SWEEP}; give the folder of a sweep, as `tune` printed it")
-    age = (datetime.now(UTC) - datetime.fromisoformat(document["updated_at"])).total_seconds()
-    live = document["state"] == "running" and age < SILENT_SECONDS
+    live = document.state == "running" and document.age_seconds() < SILENT_SECONDS
     with ThreadPoolExecutor(READERS, thread_name_prefix="read-sweep") as pool:
-        planned = document["trials"]
-        trials = pool.map(lambda one: _trial(storage, one, live, histories), planned)
+        trials = pool.map(lambda one: _trial(storage, one, live, histories), document.trials)
         found = tuple(sorted(trials, key=lambda trial: trial.number))
-    written: SweepState = document["state"]
-    state: SweepState = "interrupted" if written == "running" and not live else written
-    copied = {name: document[name] for name in COPIED_KEYS}
-    return SweepRecord(uri=uri, state=state, trials=found, **copied)
+    is_gone = document.state == "running" and not live
+    return SweepRecord(
+        name=document.name,
+        uri=uri,
+        state="interrupted" if is_gone else document.state,
+        metric=document.metric,
+        mode=document.mode,
+        space=document.space,
+        search=document.search,
+        scheduler=document.scheduler,
+        num_trials=document.num_trials,
+        started_at=document.started_at,
+        updated_at=document.updated_at,
+        seconds=document.seconds,
+        trials=found,
+    )
 
 
-def read_json(storage: Storage, key: str) -> dict[str, Any] | None:
-    """Return a JSON map, None when the file is absent."""
-    text = read_or_none(storage, key)
-    return None if text is None else json.loads(text)
-
-
-def _trial(sweep: Storage, planned: Mapping[str, Any], live: bool, histories: bool) -> TrialRecord:
-    folder = sweep.child(TRIALS).child(planned["id"])
-    own = read_json(folder, TRIAL)
+def _trial(sweep: Storage, planned: PlannedTrial, live: bool, histories: bool) -> TrialRecord:
+    """Return a trial; one whose files are damaged has failed, with the file as its cause."""
+    folder = sweep.child(TRIALS).child(planned.id)
+    plain = TrialRecord(
+        planned.id, planned.number, folder.uri, planned.parameters, planned.parameters
+    )
+    try:
+        own = read_document(folder, TRIAL, TrialDocument)
+        summary = None if own is None else read_document(folder, SUMMARY, Summary)
+    except DataError as error:
+        return replace(plain, state=TrialState.FAILED, cause=str(error))
     if own is None:
-        parameters = planned["parameters"]
-        return TrialRecord(planned["id"], planned["number"], folder.uri, parameters, parameters)
-    summary = read_json(folder, "summary.json") or {}
+        return plain
     lines = read_or_none(folder, "metrics.jsonl") if histories or not summary else None
     history = tuple(parse_records(lines or b""))
     metrics: dict[str, float | None] = {}
     for record in history:
         metrics |= record
-    metrics |= summary.get("metrics", {}) if summary.get("state") == "finished" else {}
-    state = TrialState(own["state"])  # without a live driver none runs
-    return TrialRecord(
-        id=planned["id"],
-        number=planned["number"],
-        uri=folder.uri,
-        parameters=planned["parameters"],
-        values=own["values"],
-        state=TrialState.INTERRUPTED if state == TrialState.RUNNING and not live else state,
-        cause=own["cause"],
-        step=max(int(own["step"]), int(metrics.get("step") or 0)),
-        metrics=metrics or own["metrics"],
+    metrics |= summary.metrics if summary and summary.state == RunState.FINISHED else {}
+    is_gone = own.state == TrialState.RUNNING and not live  # without a live driver none runs
+    return replace(
+        plain,
+        values=own.values,
+        state=TrialState.INTERRUPTED if is_gone else own.state,
+        cause=own.cause,
+        step=max(own.step, int(metrics.get("step") or 0)),
+        metrics=metrics or own.metrics,
         history=history,
-        seconds=own["seconds"],
-        workers=own["workers"],
-        lineage=tuple(own["lineage"]),
-        restarts=own.get("restarts", 0),
+        seconds=own.seconds,
+        workers=own.workers,
+        lineage=tuple(event.model_dump() for event in own.lineage),
+        restarts=own.restarts,
     )

@@ -11,13 +11,15 @@ from typing import Any
 
 from aae_dist.config import dump_yaml
 from aae_dist.config.metric_names import is_comparable
-from aae_dist.errors import LaunchError
+from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage
+from aae_dist.storage.documents import read_document
 from aae_dist.sweeps import folder as files
 from aae_dist.sweeps.folder import STATES, SweepState, TrialState
-from aae_dist.sweeps.objective import Objective, ranking, usual_num_samples
+from aae_dist.sweeps.objective import PARETO_PICK, Objective, ranking, usual_num_samples
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.tracking.sinks import finite
+from aae_dist.training.folder import SUMMARY, RunState, Summary
 
 WRITE_SECONDS = 10.0  # longest time that a running trial's progress stays unwritten
 FINAL = (TrialState.FINISHED, TrialState.PRUNED, TrialState.FAILED)
@@ -154,12 +156,12 @@ class Ledger:
         self._began, self._written = time.monotonic(), 0.0
         self._state: SweepState = "running"
         self._writer = AsyncWriter(folder, self._content)
-        before = files.read_json(folder, files.SWEEP) or {}
-        self._started_at = before.get("started_at") or _now()
-        self._seconds_before = float(before.get("seconds", 0.0))
+        before = read_document(folder, files.SWEEP, files.SweepDocument)
+        self._started_at = before.started_at if before else _now()
+        self._seconds_before = before.seconds if before else 0.0
         self._best: str | None = None
-        known = {trial["id"]: trial for trial in before.get("trials", [])}
-        trials = plan.trials or [plan.trial(t["parameters"], t["number"]) for t in known.values()]
+        known = {trial.id: trial for trial in before.trials} if before else {}
+        trials = plan.trials or [plan.trial(t.parameters, t.number) for t in known.values()]
         with ThreadPoolExecutor(files.READERS, thread_name_prefix="read-trials") as pool:
             entries = pool.map(self._read, trials)
             self.entries = {entry.plan.id: entry for entry in entries}
@@ -167,18 +169,26 @@ class Ledger:
     def _read(self, trial: TrialPlan) -> Entry:
         entry = Entry(trial)
         folder = self.folder.child(files.TRIALS).child(trial.id)
-        own, summary = files.read_json(folder, files.TRIAL), files.read_json(folder, "summary.json")
+        try:
+            own = read_document(folder, files.TRIAL, files.TrialDocument)
+            summary = read_document(folder, SUMMARY, Summary)
+        except DataError as error:  # this trial alone is lost
+            entry.state, entry.cause = TrialState.FAILED, f"DataError: {error}"
+            return entry
         if own is not None:
-            entry.values, entry.draws, entry.lineage = own["values"], own["draws"], own["lineage"]
-            entry.state, entry.cause = TrialState(own["state"]), own["cause"]
-            entry.seconds, entry.metrics = own["seconds"], own["metrics"]
-            entry.restarts = own.get("restarts", 0)
+            entry.values, entry.draws = own.values, own.draws
+            entry.lineage = [event.model_dump() for event in own.lineage]
+            entry.state, entry.cause = own.state, own.cause
+            entry.seconds, entry.metrics = own.seconds, dict(own.metrics)
+            entry.restarts = own.restarts
         # What diverged would diverge again.
         diverged = (entry.cause or "").startswith(DIVERGED) and entry.state == TrialState.FAILED
-        if summary is not None and summary["state"] == "finished" and _same_end(summary, trial):
+        train = trial.config.train
+        is_done = summary is not None and summary.state == RunState.FINISHED
+        if summary and is_done and summary.plan == (train.steps, train.epochs):
             # The driver may have died before it received the result.
             entry.state, entry.cause = TrialState.FINISHED, None
-            entry.metrics = summary["metrics"]
+            entry.metrics = dict(summary.metrics)
         elif entry.state not in (TrialState.WAITING, TrialState.PRUNED) and not diverged:
             entry.state, entry.cause = TrialState.INTERRUPTED, None
         return entry
@@ -314,23 +324,28 @@ class Ledger:
             "trials": [entry.listed() for entry in entries],
         }
 
+    def _reason(self, best: Entry) -> str:
+        """Return why this trial was picked: of a Pareto front none is the best in all metrics."""
+        if not self.objective.is_pareto:
+            return str(self.objective)
+        values = self.objective.values(best.metrics) or ()
+        scores = zip(self.objective.metrics, self.objective.modes, values, strict=True)
+        shown = ", ".join(f"{metric} {value:.4g} ({mode})" for metric, mode, value in scores)
+        return f"{PARETO_PICK}: {shown}"
+
     def _best_yaml(self) -> bytes | None:
         best = next(iter(self.ranked()), None)
         if best is None or (best.plan.id == self._best and not self._writer.failure(files.BEST)):
             return None
         self._best = best.plan.id
+        one = "One trial" if self.objective.is_pareto else "The best finished trial"
         head = (
-            f"# The best finished trial of the sweep {self.plan.sweep.name}: "
-            f"{describe(best.parameters)}\n"
-            f"# ({self.objective}; trials/{best.plan.id}). To train it on its own:\n"
+            f"# {one} of the sweep {self.plan.sweep.name}: "
+            f"{best.plan.label}, {describe(best.parameters)}\n"
+            f"# ({self._reason(best)}; trials/{best.plan.id}). To train it on its own:\n"
             f"#   aae-dist train {self.folder.uri}/{files.BEST}\n"
         )
         return (head + dump_yaml(self.plan.winner(best.plan))).encode()
-
-
-def _same_end(summary: Mapping[str, Any], trial: TrialPlan) -> bool:
-    plan, train = summary["config"]["train"], trial.config.train
-    return (plan["steps"], plan["epochs"]) == (train.steps, train.epochs)
 
 
 def _now() -> str:

@@ -14,6 +14,8 @@ Metrics = Mapping[str, float | None]
 Point = tuple[float, ...]  # one value per direction of the objective
 
 WEIGHTED_SUM = "objective/weighted_sum"
+PARETO_PICK = "of the Pareto front, picked by the lowest sum of its ranks in each metric"
+"""How `ranking` picks one trial where several metrics count."""
 
 
 @dataclass(frozen=True)

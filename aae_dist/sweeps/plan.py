@@ -19,9 +19,10 @@ from aae_dist.config.schema import Node, Tree, Value, from_plain, join, plain, s
 from aae_dist.config.sections.sweep import GridSearch, Sweep, SweepFile
 from aae_dist.sweeps import space
 from aae_dist.sweeps.checks import checks
+from aae_dist.sweeps.folder import trial_label
 
 SHORT = ("search", "scheduler")  # sections that may be given by their kind alone: `scheduler: asha`
-FIXED = ("run.name", "run.storage", "run.resume", "launch.kind", "wandb", SWEEP)
+FIXED = ("run.name", "run.title", "run.storage", "run.resume", "launch.kind", "wandb", SWEEP)
 """What the sweep itself decides, or what is the same for all of its trials."""
 SHOWN = 20  # problems of trials that one error lists; further ones are counted
 PROBES = 64  # draws from a space whose trials are not known beforehand that are checked
@@ -38,6 +39,10 @@ class TrialPlan:
     number: int
     parameters: dict[str, Any]  # by dotted key of the space; a structural value is a map
     config: RunConfig
+
+    @property
+    def label(self) -> str:
+        return trial_label(self.number)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,9 @@ class SweepPlan:
 
     def winner(self, trial: TrialPlan) -> RunConfig:
         name = f"{self.sweep.name[:95]}-best"
-        run = trial.config.run.model_copy(update={"name": name, "storage": self.storage})
+        run = trial.config.run.model_copy(
+            update={"name": name, "title": None, "storage": self.storage}
+        )
         return trial.config.model_copy(update={"run": run})
 
 
@@ -152,6 +159,7 @@ def _checked(
 ) -> TrialPlan | list[str]:
     name = trial_id(parameters)
     fixed = {"run.name": name, "run.storage": f"{uri}/{TRIALS}", "run.resume": "auto"}
+    fixed["run.title"] = f"trial {trial_label(number)} of {sweep.name}"[:100]
     place: Tree = layer_of(fixed)
     place["wandb"] = {"group": Value(_group(layers) or sweep.name, "sweep.name")}
     tree = Merge(RunConfig).run([*deepcopy(list(layers)), layer_of(parameters), place])

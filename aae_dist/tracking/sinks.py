@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic_core import from_json
+
 from aae_dist.utils.text import clock, four_digits
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ OpenConsole = Callable[[int, int], Console]
 """Total steps and first step of a run -> its console."""
 
 
+_INT64 = 2**62
 STEP = "step"
 EPOCH = "epoch"
 SAMPLES_PER_SECOND = "throughput/samples_per_second"
@@ -107,12 +110,23 @@ def parse_records(content: bytes) -> list[dict[str, Any]]:
     records = []
     for line in content.splitlines():
         try:
-            record = json.loads(line)
+            record = from_json(line, allow_inf_nan=False)
         except ValueError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
+        if isinstance(record, dict) and _is_step(record.get("step")):
+            records.append({name: v for name, v in record.items() if _is_number(v)})
     return records
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _INT64
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value of a record is a finite number, or null in place of one."""
+    if value is None or type(value) is int and abs(value) < _INT64:
+        return True
+    return type(value) is float and math.isfinite(value)
 
 
 def finite(record: Mapping[str, float | None]) -> dict[str, float | None]:

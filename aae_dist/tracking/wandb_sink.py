@@ -5,7 +5,6 @@ counts, and `close` ends the process if the server does not answer in time. All 
 metrics.jsonl whatever happens here.
 """
 
-import hashlib
 import importlib.util
 import json
 import netrc
@@ -224,6 +223,7 @@ SAME_MODES = {"run": "online", "dryrun": "offline", "shared": "online"}
 
 def open_wandb(
     config: RunConfig,
+    run_id: str,
     storage: Storage,
     folder: Path,
     write: Callable[[str], None],
@@ -231,6 +231,7 @@ def open_wandb(
 ) -> WandbSink | None:
     """Return the sink, or None where W&B is off; `write` gets one line that says why.
 
+    `run_id` is the run's own, the same after every resume and of no other run.
     W&B's files lie in the node-local `folder` and are copied to `wandb/` of the run at the end.
     """
     strip_environment()
@@ -241,7 +242,7 @@ def open_wandb(
     if mode == "disabled":
         return None
     keep_files = partial(copy_files, storage=storage)
-    start = start_request(config, mode, folder)
+    start = start_request(config, run_id, mode, folder)
     if classes:  # W&B shows them in the run's configuration
         start["config"]["classes"] = dict(classes)
     return WandbSink(start, folder, write, keep_files)
@@ -283,18 +284,12 @@ def has_key(environment: Mapping[str, str], home: Path) -> bool:
     return False
 
 
-def run_id(config: RunConfig) -> str:
-    """Return the run's id, the same after every resume."""
-    text = f"{config.run.storage}\n{config.run.name}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def start_request(config: RunConfig, mode: str, folder: Path) -> dict[str, Any]:
+def start_request(config: RunConfig, run_id: str, mode: str, folder: Path) -> dict[str, Any]:
     """Return the request that opens the run in the W&B process."""
     return config.wandb.model_dump(mode="json") | {
         "mode": mode,
-        "name": config.run.name,
-        "id": run_id(config),
+        "name": config.run.title or config.run.name,
+        "id": run_id,
         "config": redacted(config.model_dump(mode="json")),
         "dir": str(folder),
         "init_seconds": INIT_SECONDS,

@@ -3,23 +3,24 @@
 Every rank calls, rank 0 writes.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aae_dist.checkpoints.format import Checkpoint, check_metadata
+from aae_dist.checkpoints.format import Checkpoint, check_metadata, config_of
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.data import Manifest, SampleOrder
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import CheckpointError, ConfigError, LaunchError, TrainingDivergedError
-from aae_dist.training.folder import Outcome, RunFolder, RunState
+from aae_dist.training.folder import Outcome, RunFolder, RunState, Summary
 from aae_dist.training.recorder import Goodput
 from aae_dist.training.state import TrainState
 
 CHANGEABLE = (
     "run.storage",  # a moved folder is the same run
-    *("run.resume", "run.init_from"),
+    *("run.title", "run.resume", "run.init_from"),
     "data.train",  # the manifest's id identifies the data
     *("data.validation", "data.cache", "data.decoded", "data.threads", "data.accept_new_shards"),
     *("data.max_bad_fraction", "data.max_bad_samples", "data.max_consecutive_bad_samples"),
@@ -122,28 +123,26 @@ def finished_before(config: RunConfig) -> Outcome | None:
     summary = folder.read_summary()
     if summary is None:
         return None
-    if summary["state"] == RunState.DIVERGED:
+    if summary.state == RunState.DIVERGED:
         _raise_if_it_diverges_again(summary, config, folder.uri)
-    if summary["state"] != RunState.FINISHED:
+    if summary.state != RunState.FINISHED:
         return None
-    plan = summary["config"]["train"]
-    if (plan["steps"], plan["epochs"]) != (config.train.steps, config.train.epochs):
+    if summary.plan != (config.train.steps, config.train.epochs):
         return None
-    check_same_run(summary["config"], config, folder.uri)
+    check_same_run(summary.config, config, folder.uri)
     if config.run.resume == "never":
         raise CheckpointError(
             f"run.resume=never, but {folder.uri} has finished already; take a new run.name"
         )
-    return Outcome(RunState.ALREADY_FINISHED, summary["step"], summary["metrics"], folder.uri)
+    metrics = {name: math.nan if v is None else v for name, v in summary.metrics.items()}
+    return Outcome(RunState.ALREADY_FINISHED, summary.step, metrics, folder.uri)
 
 
-def _raise_if_it_diverges_again(
-    summary: Mapping[str, Any], config: RunConfig, run_uri: str
-) -> None:
+def _raise_if_it_diverges_again(summary: Summary, config: RunConfig, run_uri: str) -> None:
     # Steps are deterministic: another try occupies a cluster and ends at the same step.
-    if not list(_changes(_with_defaults(summary["config"]), config.model_dump(mode="json"))):
+    if not list(_changes(_with_defaults(summary.config), config.model_dump(mode="json"))):
         raise TrainingDivergedError(
-            f"{run_uri} diverged at step {summary['step']} and would again: nothing in its "
+            f"{run_uri} diverged at step {summary.step} and would again: nothing in its "
             "configuration has changed. Take a new run.name with other rates, or delete "
             f"{run_uri}/summary.json to try anyway."
         )
@@ -273,7 +272,7 @@ def newest_checkpoint(
                 "take a new run.name or use run.resume=auto"
             )
         check_metadata(checkpoint)
-        check_same_run(checkpoint.metadata["config"], config, folder.uri)
+        check_same_run(config_of(checkpoint), config, folder.uri)
         check_lanes(checkpoint.metadata["data"]["lanes"], config, folder.uri)
         loaded.append(checkpoint)
         return checkpoint.step

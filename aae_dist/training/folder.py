@@ -3,18 +3,26 @@
 The folder is `<run.storage>/<run.name>/`, with the same layout for every launcher.
 """
 
+import hashlib
 import json
+import logging
 import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
 
 from aae_dist.config import RunConfig, dump_yaml
-from aae_dist.errors import LaunchError
+from aae_dist.errors import AaeDistError, Interrupted, LaunchError
 from aae_dist.storage import Storage, join, open_storage, read_or_none
-from aae_dist.utils.text import redacted
+from aae_dist.storage.documents import Count, Document, Map, Metrics, read_document
+from aae_dist.training.lock import RunLock
+from aae_dist.utils.text import one_line, redact, redacted
+
+logger = logging.getLogger(__name__)
 
 
 class RunState(StrEnum):
@@ -27,6 +35,8 @@ class RunState(StrEnum):
     PRUNED = "pruned"
     """Interrupted by a sweep."""
     DIVERGED = "diverged"
+    FAILED = "failed"
+    """Ended by an error; the same command tries again."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +73,40 @@ class Reporter(Protocol):
         """Show one line of progress; called on rank 0 only."""
 
 
-CONFIG, SUMMARY, METRICS = "config.yaml", "summary.json", "metrics.jsonl"
+CONFIG, SUMMARY, RUN = "config.yaml", "summary.json", "run.json"
+METRICS = "metrics.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
 MARKER = ".nonce"
 """Shows workers that they see the folder that the driver sees."""
+
+
+class Summary(Document):
+    """How a run ended; the contents of summary.json."""
+
+    state: RunState
+    step: Count
+    metrics: Metrics = Field(default_factory=dict)
+    alarms: dict[str, Count] = Field(default_factory=dict)
+    """Steps at which each alarm was first raised."""
+    config: Map = Field(default_factory=dict)
+    cause: str | None = None
+    """The error of a run that failed, in one line."""
+
+    @property
+    def plan(self) -> tuple[Any, Any]:
+        """`train.steps` and `train.epochs` of the run that ended."""
+        train = self.config.get("train")
+        section = train if isinstance(train, dict) else {}
+        return section.get("steps"), section.get("epochs")
+
+
+class RunRecord(Document):
+    """The contents of run.json: what distinguishes a run from all others, and its last step."""
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-z]{8,64}$")]
+    """Random, drawn at the first start: neither name nor address of a run identifies it."""
+    total_steps: Count
+    """The last step by its plan and data, of the newest start."""
 
 
 class RunFolder:
@@ -81,11 +121,15 @@ class RunFolder:
         self.storage.write(CONFIG, dump_yaml(config, without_secrets=True).encode())
 
     def write_summary(
-        self, outcome: Outcome, config: RunConfig, alarms: Mapping[str, int] | None = None
+        self,
+        outcome: Outcome,
+        config: RunConfig,
+        alarms: Mapping[str, int] | None = None,
+        cause: str | None = None,
     ) -> None:
         """Write how the run ended; a metric that is not finite becomes null.
 
-        `alarms` are the steps at which each alarm was first raised.
+        `alarms` are the steps at which each alarm was first raised, `cause` is why it failed.
         """
         summary = {
             "state": outcome.state,
@@ -93,12 +137,50 @@ class RunFolder:
             "metrics": {k: v if math.isfinite(v) else None for k, v in outcome.metrics.items()},
             "alarms": dict(alarms or {}),
             "config": redacted(config.model_dump(mode="json")),
+            **({"cause": redact(cause)} if cause else {}),
         }
         self.storage.write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False).encode())
 
-    def read_summary(self) -> Mapping[str, Any] | None:
-        text = read_or_none(self.storage, SUMMARY)
-        return json.loads(text) if text else None
+    def read_summary(self) -> Summary | None:
+        """Return how the run ended, None if it has not; DataError for a damaged file."""
+        return read_document(self.storage, SUMMARY, Summary)
+
+    def register(self, config: RunConfig, total_steps: int) -> RunRecord:
+        """Write run.json at a start of the run, and return it: its id stays for ever."""
+        found = read_document(self.storage, RUN, RunRecord)
+        if found is None:
+            # A run of an older version continues under the id that it has in W&B.
+            is_new = self.storage.size(CONFIG) is None
+            name = f"{config.run.storage}\n{config.run.name}"
+            old = hashlib.sha256(name.encode()).hexdigest()[:16]
+            found = RunRecord(id=secrets.token_hex(8) if is_new else old, total_steps=total_steps)
+        record = found.model_copy(update={"total_steps": total_steps})
+        self.storage.write(RUN, record.model_dump_json().encode())
+        return record
+
+
+def record_failure(
+    folder: RunFolder,
+    config: RunConfig,
+    error: BaseException,
+    lock: RunLock | None,
+    outcome: Outcome | None = None,
+) -> None:
+    """Write on rank 0, which holds the lock, that the run failed and why; never raises.
+
+    Without an `outcome` nothing was trained: a summary of an earlier start is then left as it is.
+    """
+    # Another start may be refused where the run itself is sound, for a mistyped key for instance.
+    if lock is None or isinstance(error, Interrupted | KeyboardInterrupt):
+        return
+    try:
+        lock.check()
+        if outcome is None and folder.storage.size(SUMMARY) is not None:
+            return
+        ended = outcome or Outcome(RunState.FAILED, 0, {}, folder.uri)
+        folder.write_summary(ended, config, cause=one_line(error))
+    except (AaeDistError, OSError) as problem:
+        logger.warning("%s was not written: %s", SUMMARY, problem)
 
 
 def write_marker(folder: Storage) -> str:

@@ -123,6 +123,7 @@ class Recorder:
         self,
         config: RunConfig,
         folder: RunFolder,
+        run_id: str,
         resumed_step: int,
         total_steps: int,
         line: Callable[[str], None],
@@ -134,13 +135,14 @@ class Recorder:
 
         `classes` are the labels of the data by their names.
         """
-        self._folder, self._line, self._name = folder, line, config.run.name
+        title = config.run.title or config.run.name
+        self._folder, self._line, self._name = folder, line, title
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
         earlier = read_or_none(folder.storage, METRICS) or b""
         self.json_lines = JsonLinesSink(path / METRICS, earlier, resumed_step)
         self._console = (console or partial(open_console, line))(total_steps, resumed_step)
-        wandb = open_wandb(config, folder.storage, path / "wandb", line, classes)
+        wandb = open_wandb(config, run_id, folder.storage, path / "wandb", line, classes)
         own = (self._console, self.json_lines, wandb)
         self.sinks: list[MetricSink] = [*(sink for sink in own if sink is not None), *more]
         self.latest: dict[str, float] = {}

@@ -74,6 +74,7 @@ class TrainingSetup:
         An AaeDistError is the same on every rank, whichever rank met the problem.
         """
         self.world, self.reporter, self.folder, self.watchdog = world, reporter, folder, watchdog
+        self.lock = lock
         # Checkpoint; only rank 0, which holds the lock, writes.
         held = (lock.check, lock.attempt) if lock else (lambda: None, 0)
         keep = config.checkpoint.keep
@@ -105,6 +106,8 @@ class TrainingSetup:
         run_on_all_ranks(world, lambda: self._load(checkpoint))
         self._fit_micro_batch()
         self.last_step, self.total_samples = end_of_run(config, self.data.order, self.state)
+        if problem := nothing_left(config, self.data.order, self.state):
+            self.log(f"{folder.uri}: {problem}")
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -243,6 +246,22 @@ def end_of_run(config: RunConfig, order: SampleOrder, state: TrainState) -> tupl
     assert config.train.steps is not None
     end = _position_after(order, position, config.train.steps - step)
     return config.train.steps, order.samples_seen(end)
+
+
+def nothing_left(config: RunConfig, order: SampleOrder, state: TrainState) -> str | None:
+    """Return a line when the run has done more than its configuration asks for."""
+    steps, epochs = config.train.steps, config.train.epochs
+    done = state.position / order.lane_length
+    if steps is not None and state.step > steps:
+        what = f"train.steps={steps} is less than the {state.step} steps"
+    elif epochs is not None and done > epochs:
+        what = f"train.epochs={epochs} is less than the {done:.4g} epochs"
+    else:
+        return None
+    return (
+        f"{what} that are done: nothing is trained, and its checkpoints stay as they are. "
+        "To train on, raise it; for another run, change run.name."
+    )
 
 
 def _steps_between(order: SampleOrder, position: int, end: int) -> int:

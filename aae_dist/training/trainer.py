@@ -30,7 +30,7 @@ from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
 from aae_dist.training import health
 from aae_dist.training.checkpointer import Checkpointer, finished_before
-from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState
+from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState, record_failure
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.setup import TrainingSetup, run_lock
 from aae_dist.training.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
@@ -67,7 +67,11 @@ def train(
         Watchdog(world, limit, reporter.line) as watchdog,
         run_lock(folder.storage, world, launch_id) as lock,
     ):
-        setup = TrainingSetup(config, world, reporter, folder, lock, watchdog)
+        try:
+            setup = TrainingSetup(config, world, reporter, folder, lock, watchdog)
+        except BaseException as error:
+            record_failure(folder, config, error, lock)
+            raise
         return Trainer(setup, sinks, console).fit()
 
 
@@ -377,10 +381,13 @@ class Trainer:
         setup, opened = self.setup, list[Recorder]()
 
         def work() -> None:
+            run_id = setup.folder.register(self.config, setup.last_step).id
             setup.folder.write_config(self.config)
             steps, line = (self.state.step, setup.last_step), setup.reporter.line
             classes = setup.data.train.manifest.classes
-            recorder = Recorder(self.config, setup.folder, *steps, line, sinks, console, classes)
+            recorder = Recorder(
+                self.config, setup.folder, run_id, *steps, line, sinks, console, classes
+            )
             recorder.set_bad_samples(self.state.bad.lines())
             opened.append(recorder)
 
@@ -399,6 +406,9 @@ class Trainer:
             if self.recorder:
                 if isinstance(error, DataError):
                     self._upload_bad_samples(self.recorder)
+                metrics = self.recorder.latest
+                outcome = Outcome(RunState.FAILED, self.state.step, metrics, self.setup.folder.uri)
+                record_failure(self.setup.folder, self.config, error, self.setup.lock, outcome)
                 self.recorder.abandon()
             raise
 

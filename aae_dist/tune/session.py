@@ -20,7 +20,9 @@ from aae_dist.errors import AaeDistError, CheckpointError, Interrupted, RunBusyE
 from aae_dist.launch.ending import StopReason, StopToken
 from aae_dist.launch.local import LocalReporter
 from aae_dist.launch.ray import cluster, driver, monitor
-from aae_dist.storage import Storage, join, open_storage, read_or_none
+from aae_dist.storage import Storage, join, open_storage
+from aae_dist.storage.documents import read_document
+from aae_dist.sweeps.folder import Exploit
 from aae_dist.training.folder import Outcome, RunState, write_marker
 from aae_dist.training.lock import RunLock
 from aae_dist.training.trainer import train
@@ -213,10 +215,10 @@ def resumed_config(config: RunConfig, launch_id: str) -> RunConfig:
     An exploit step that was interrupted is repeated first.
     """
     folder = open_storage(join(config.run.storage, config.run.name))
-    event = read_or_none(folder, PENDING)
+    event = read_document(folder, PENDING, Exploit)
     if event is not None:
         with RunLock.acquire(folder, launch_id) as lock:
-            _copy(config, folder, json.loads(event), lock)
+            _copy(config, folder, event.model_dump(), lock)
     saved = CheckpointStore(folder, keep=1).newest()
     return config if saved is None else _with_values(config, saved.metadata["config"], {})
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from aae_dist.errors import Interrupted, LaunchError, TrainingDivergedError, by_name
+from aae_dist.errors import DataError, Interrupted, LaunchError, TrainingDivergedError, by_name
 from aae_dist.launch.ending import StopSignals, WorkersFailedError
 from aae_dist.launch.ray import cluster
 from aae_dist.storage import open_storage
@@ -73,8 +73,8 @@ def check_same(trials: Sequence[TrialPlan]) -> None:
     """Raise CheckpointError when a trial's folder holds another configuration's run."""
 
     def check(trial: TrialPlan) -> None:
-        # One that diverged stays as the ledger has it.
-        with contextlib.suppress(TrainingDivergedError):
+        # One that diverged, or whose files are damaged, stays as the ledger has it.
+        with contextlib.suppress(TrainingDivergedError, DataError):
             finished_before(trial.config)
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="check-trials") as pool:

@@ -158,6 +158,18 @@ def strip_environment() -> None:
             del os.environ[name]
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Return the text of an error on one line; with its class unless it was raised on purpose."""
+    text = " ".join(str(error).split())
+    known = type(error).__module__.startswith("aae_dist.")
+    return (text if known and text else f"{type(error).__name__}: {text}")[:most]
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, without what would command a terminal or reorder a line."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

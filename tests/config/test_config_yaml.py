@@ -4,8 +4,10 @@ import time
 
 import pytest
 
+from aae_dist.config import load_config
 from aae_dist.config.schema import plain
 from aae_dist.config.yaml import YamlProblem, dump, parse, read_overrides
+from aae_dist.errors import ConfigError
 
 
 def value_of(text):
@@ -39,6 +41,15 @@ def value_of(text):
 def test_scalars_are_those_of_yaml_1_2(text, value):
     result = value_of(text)
     assert (result, type(result)) == (value, type(value))
+
+
+@pytest.mark.parametrize("digits", ["9" * 9000, "9" * 4000, "0x" + "f" * 9000, "." + "1" * 9000])
+def test_a_number_of_thousands_of_digits_is_refused_in_one_short_line(digits):
+    with pytest.raises(ConfigError) as raised:
+        load_config([], [f"run.seed={digits}", "run.name=x", "train.steps=1"])
+    line = next(line for line in str(raised.value).splitlines() if "digits" in line)
+    assert "more than 100 digits" in line
+    assert len(line) < 500
 
 
 def test_infinity_and_nan_are_read_for_the_sections_to_refuse():

@@ -83,9 +83,9 @@ def test_each_trial_has_a_row_with_state_cause_interval_cost_and_a_link(tmp_path
     assert heads[3:6] == ["prior.kind", "model.latent_dim", "run.seed"]
     assert [row[0] for row in rows] == ["1", "2", "3", "–", "–", "–"]
     by_number = {row[1][:2]: row for row in rows}
-    assert cause in by_number["#3"][2]
-    assert by_number["#4"][2].startswith("pruned")
-    assert by_number["#5"][2] == "waiting"
+    assert cause in by_number["#4"][2]
+    assert by_number["#5"][2].startswith("pruned")
+    assert by_number["#6"][2] == "waiting"
     assert re.fullmatch(r"0\.\d+0\.\d+ to 0\.\d+", rows[0][heads.index("C2ST")])
     assert rows[0][heads.index("time")] == "7 s"
     links = [a["href"] for a in page.all("a")]

@@ -213,7 +213,7 @@ def test_seconds_add_up_over_attempts(tmp_path):
 
 
 def read_json(plan, name):
-    return sweep_folder.read_json(open_storage(plan.uri), f"trials/{name}/trial.json")
+    return json.loads(open_storage(plan.uri).read(f"trials/{name}/trial.json"))
 
 
 def test_a_folder_without_a_sweep_is_told_so(tmp_path):

@@ -135,7 +135,96 @@ def test_damaged_files_cost_a_cell_and_not_the_table(tmp_path: Path) -> None:
     [row] = list_runs(open_storage(str(tmp_path)))
     assert (row.state, row.step) == ("finished", 100)
     (tmp_path / "odd" / "summary.json").write_bytes(b"{")
-    assert list_runs(open_storage(str(tmp_path))) == []
+    [row] = list_runs(open_storage(str(tmp_path)))
+    assert row.state == "unreadable"
+    assert "lock.json is damaged" in (row.cause or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"state": "finished", "step": {"a": 1}}',
+        b'{"state": "finished", "step": 100, "metrics": [1]}',
+        b'{"state": "finished", "step": 100, "metrics": {"epoch": "x"}}',
+        b'{"state": "finished", "step": 100, "metrics": {"epoch": 1e999}}',
+        b'{"state": "finished", "step": 100, "config": {"train": 3}, "metrics": {"epoch": true}}',
+        b'{"state": ["finished"], "step": 100}',
+        b'{"state": "finished", "step": 1' + b"0" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"state": "finished", "step": 1, "metrics": {"a": "\\ud800"}}',
+        b"\xff\xfe",
+    ],
+)
+@pytest.mark.parametrize("name", ["summary.json", "lock.json", "run.json"])
+def test_one_bad_document_never_takes_the_listing_away(
+    tmp_path: Path, text: bytes, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(str(tmp_path), "good", "finished", 100, {"released": True})
+    write_run(str(tmp_path), "odd", None, 40)
+    (tmp_path / "odd" / name).write_bytes(text)
+    assert main(["runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "good" in shown
+    assert f"{name} is damaged: " in shown or "step: int" in text.decode(errors="ignore")
+
+
+def test_a_folder_in_a_files_place_costs_its_row(tmp_path: Path) -> None:
+    write_run(str(tmp_path), "good", "finished", 100)
+    (tmp_path / "odd" / "summary.json").mkdir(parents=True)
+    rows = {row.name: row for row in list_runs(open_storage(str(tmp_path)))}
+    assert rows["good"].state == "finished"
+    assert rows["odd"].state == "unreadable"
+
+
+def test_a_finished_sweep_is_a_sweep_although_its_folder_has_a_lock(tmp_path: Path) -> None:
+    sweep = open_storage(str(tmp_path)).child("sweep")
+    document = {
+        **{"name": "sweep", "metric": "m", "mode": "min", "space": {}, "search": {}},
+        **{"scheduler": {}, "num_trials": 0, "seconds": 1.0, "state": "finished", "trials": []},
+        **dict.fromkeys(("started_at", "updated_at"), "2026-01-01T00:00:00+00:00"),
+    }
+    sweep.write("sweep.json", json.dumps(document).encode())
+    lock = this_process(1, "x").model_copy(update={"released": True})
+    sweep.write("lock.json", lock.encoded())
+    [row] = list_runs(open_storage(str(tmp_path)))
+    assert (row.state, row.sweep_state) == ("sweep", "finished")
+
+
+def test_totals_of_a_plan_in_epochs_are_those_of_the_run(tmp_path: Path) -> None:
+    write_run(str(tmp_path), "exact", None, 400, {}, "train.epochs=4")
+    record = {"id": "0123456789abcdef", "total_steps": 860}
+    (tmp_path / "exact" / "run.json").write_text(json.dumps(record))
+    # An old run, whose epoch was written at an evaluation long ago.
+    write_run(str(tmp_path), "old", None, 400, {}, "train.epochs=1")
+    write_run(str(tmp_path), "done", "finished", 860, {"released": True}, "train.epochs=4")
+    rows = {row.name: row for row in list_runs(open_storage(str(tmp_path)))}
+    assert rows["exact"].total_steps == 860
+    assert rows["old"].total_steps == 400
+    assert rows["done"].total_steps == 860
+
+
+def test_a_run_whose_process_ended_without_a_summary_has_failed(tmp_path: Path) -> None:
+    write_run(str(tmp_path), "broke", None, 0, {"released": True})
+    [row] = list_runs(open_storage(str(tmp_path)))
+    assert row.state == "failed"
+    assert "ended by an error" in (row.cause or "")
+
+
+def test_control_characters_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(str(tmp_path), "odd", None, 40)
+    evil = "\x1b]0;owned\x07\x9b31m\u202e"
+    config = {"prior": {"kind": evil}, "model": {"latent_dim": evil}}
+    summary = {"state": "failed", "step": 3, "config": config, "cause": f"a\n{evil}"}
+    (tmp_path / "odd" / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "evil\x1b[31m").mkdir()
+    (tmp_path / "evil\x1b[31m" / "config.yaml").write_text("run: {name: x}")
+    assert main(["runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "odd" in shown
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
 
 
 def test_listing_imports_neither_torch_nor_ray() -> None:

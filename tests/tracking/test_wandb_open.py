@@ -1,15 +1,18 @@
+import hashlib
+import shutil
+
 import pytest
 
-from aae_dist.config import RunConfig
+from aae_dist.config import RunConfig, load_config
 from aae_dist.storage import open_storage
 from aae_dist.tracking import open_wandb
 from aae_dist.tracking.wandb_sink import (
     copy_files,
     decide_mode,
     has_key,
-    run_id,
     start_request,
 )
+from aae_dist.training.folder import RunFolder
 from aae_dist.utils.text import redacted
 
 KEY = {"WANDB_API_KEY": "k" * 40}
@@ -68,15 +71,43 @@ def test_a_broken_netrc_is_no_key(tmp_path):
     assert not has_key({}, tmp_path)
 
 
-def test_the_id_is_a_function_of_storage_and_name():
-    assert run_id(config()) == run_id(config())
-    assert len(run_id(config())) == 16
-    others = {run_id(config(name="other")), run_id(config(storage="/elsewhere")), run_id(config())}
-    assert len(others) == 3
+def test_a_run_has_an_id_of_its_own_from_its_first_start_on(tmp_path):
+    # Two containers that keep their runs at one path, each on a disk of its own.
+    def start(place):
+        return RunFolder(config(storage=str(tmp_path / place), name="quickstart"))
+
+    first, second = start("a"), start("b")
+    ids = {first.register(config(), 10).id, second.register(config(), 10).id}
+    assert len(ids) == 2
+    assert first.register(config(), 20).id in ids
+    # A new start after `rm -r` is another run.
+    shutil.rmtree(tmp_path / "a")
+    assert first.register(config(), 10).id not in ids
+
+
+def test_a_run_of_an_older_version_keeps_the_id_that_it_has(tmp_path):
+    run = config(storage=str(tmp_path))
+    folder = RunFolder(run)
+    folder.write_config(run)
+    name = f"{run.run.storage}\n{run.run.name}"
+    assert folder.register(run, 10).id == hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("spellings", "place"),
+    [
+        (("s3://b/runs", "s3://b/runs/", "S3://b/runs", "s3://b/runs//"), "s3://b/runs"),
+        (("/w/runs", "/w/runs/", "/w/./runs", "/w//runs"), "/w/runs"),
+    ],
+)
+def test_one_place_has_one_spelling(spellings, place):
+    base = ["data.train=builtin://digits/train", "run.name=x", "train.steps=1"]
+    found = {load_config([], [*base, f"run.storage={s}"]).config.run.storage for s in spellings}
+    assert found == {place}
 
 
 def test_the_shown_configuration_holds_no_credentials(tmp_path):
-    shown = str(start_request(config(), "online", tmp_path))
+    shown = str(start_request(config(), "0123456789abcdef", "online", tmp_path))
     assert "word" not in shown
     assert "Signature" not in shown
     assert "s3://bucket/train" in shown
@@ -89,7 +120,7 @@ def test_disabled_opens_nothing_and_says_nothing(tmp_path, monkeypatch):
         update={"wandb": config().wandb.model_copy(update={"mode": "disabled"})}
     )
     lines: list[str] = []
-    assert open_wandb(off, open_storage(str(tmp_path)), tmp_path / "w", lines.append) is None
+    assert open_wandb(off, "id", open_storage(str(tmp_path)), tmp_path / "w", lines.append) is None
     assert lines == []
 
 

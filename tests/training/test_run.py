@@ -15,11 +15,12 @@ from helpers.runs import run as run_command
 
 import aae_dist
 from aae_dist.config import RunConfig, load_config, metric_names
-from aae_dist.errors import CheckpointError, LaunchError, TrainingDivergedError
+from aae_dist.errors import CheckpointError, DataError, LaunchError, TrainingDivergedError
 from aae_dist.storage import open_storage
+from aae_dist.sweeps.listing import RunRow, list_runs
 from aae_dist.training.folder import Outcome
 from aae_dist.training.lock import RunLock
-from aae_dist.training.trainer import train
+from aae_dist.training.trainer import Trainer, train
 
 pytestmark = pytest.mark.run
 
@@ -108,6 +109,62 @@ def test_a_finished_run_returns_at_once_and_can_be_prolonged(tmp_path: Path) -> 
     assert (longer.state, longer.step) == ("finished", 20)
     assert any("resuming" in line and "step 10" in line for line in reporter.lines)
     assert [r["step"] for r in metrics(longer.run_uri)] == [10, 20]
+
+
+def test_fewer_steps_than_are_done_are_said(tmp_path: Path) -> None:
+    go(tmp_path, NO_VALIDATION, "train.steps=20")
+    again, reporter = go(tmp_path, NO_VALIDATION, "train.steps=10")
+    assert (again.state, again.step) == ("finished", 20)
+    [line] = [line for line in reporter.lines if "nothing is trained" in line]
+    assert "train.steps=10 is less than the 20 steps that are done" in line
+    _, reporter = go(tmp_path, NO_VALIDATION, "train.steps=30")
+    assert not any("nothing is trained" in line for line in reporter.lines)
+
+
+def test_fewer_epochs_than_are_done_are_said(tmp_path: Path) -> None:
+    items = [NO_VALIDATION, "train.global_batch_size=1000"]
+    go(tmp_path, *items, "train.epochs=2")
+    _, reporter = go(tmp_path, *items, "train.epochs=1")
+    assert any("train.epochs=1 is less than the 2 epochs" in line for line in reporter.lines)
+
+
+def listed(storage: Path) -> RunRow:
+    [row] = list_runs(open_storage(str(storage)))
+    return row
+
+
+def test_a_run_that_ends_by_an_error_is_listed_as_failed_with_its_cause(tmp_path: Path) -> None:
+    absent = f"data.train={tmp_path}/absent"
+    with pytest.raises(DataError):
+        go(tmp_path / "runs", absent, "train.steps=5")
+    row = listed(tmp_path / "runs")
+    assert (row.state, row.step) == ("failed", 0)
+    assert "absent" in (row.cause or "")
+    # The same command with the right data trains; then another failure does not hide its end.
+    go(tmp_path / "runs", NO_VALIDATION, "train.steps=5")
+    assert listed(tmp_path / "runs").state == "finished"
+    with pytest.raises(DataError):
+        go(tmp_path / "runs", NO_VALIDATION, absent, "train.steps=10")
+    assert listed(tmp_path / "runs").state == "finished"
+
+
+def test_a_run_that_fails_while_it_trains_is_listed_with_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+
+    def failing(self: Trainer, batch: Any) -> Any:
+        if self.state.step == 12:
+            raise DataError("the shards are gone")
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", failing)
+    with pytest.raises(DataError):
+        go(tmp_path, NO_VALIDATION, "train.epochs=2")
+    row = listed(tmp_path)
+    assert (row.state, row.step, row.cause) == ("failed", 12, "the shards are gone")
+    assert row.total_steps == 2 * 167
+    assert row.metrics["step"] == 10
 
 
 def test_a_stopped_run_resumes_bit_equal_to_an_unbroken_one(tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ class Run(Section):
     name: str = Field(pattern=NAME)
     """Folder of the run inside `storage`; the same name resumes it. Letters, digits and . - _
     only."""
+    title: str | None = Field(default=None, min_length=1, max_length=100)
+    """Name in captions of pictures and in W&B, by default `name`; trials of a sweep have their
+    number."""
     storage: str = "~/aae_dist/runs"
     """Local path, s3://, gs:// or az://; all nodes must be able to reach it."""
     seed: NonNegativeInt = 0

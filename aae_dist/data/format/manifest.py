@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import check_key, join
@@ -206,8 +207,8 @@ def _document(data: bytes, where: str) -> Mapping[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         _refuse(where, f"{len(data)} bytes are more than {MAX_FILE_BYTES}")
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        document = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
         raise DataError(f"{where} is not JSON ({error}). {_ADVICE}") from None
     if not isinstance(document, dict):
         _refuse(where, f"got a {type(document).__name__} instead of an object")

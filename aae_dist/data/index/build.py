@@ -26,6 +26,7 @@ from aae_dist.data.format.tar import TarIndex, index_tar
 from aae_dist.data.format.tar_headers import DamagedTarError
 from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import Entry, Storage, is_remote, open_storage
+from aae_dist.storage.documents import parse_json
 from aae_dist.utils.text import Show, ordered_map, progress
 
 Counted = tuple[Shard, str]  # a shard with its samples; tag or time of the counted version
@@ -188,7 +189,7 @@ class Journal:
         lines = self._path.read_text("utf-8").splitlines() if self._path.exists() else []
         for line in lines:
             try:
-                folder, name, samples, size, etag, stamp, unused = json.loads(line)
+                folder, name, samples, size, etag, stamp, unused = parse_json(line.encode())
                 shard = Shard(str(folder), str(name), int(samples), int(size), etag, int(unused))
                 url = shard.url
             except (ValueError, TypeError, LaunchError):
