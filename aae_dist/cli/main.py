@@ -102,6 +102,12 @@ def report_error(error: Exception, arguments: Sequence[str] = ()) -> int:
             # Standard output was closed (`| head`); keep Python from reporting that at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+        case OSError():
+            from aae_dist.storage.local import explain_system_error
+
+            if message := explain_system_error(error):
+                _complain(message)
+                return 2
     _complain(
         "this is an internal error in aae-dist; please report it",
         "".join(traceback.format_exception(error)),

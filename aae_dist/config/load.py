@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,12 @@ PATHS = (
 """Keys whose value is a local path or a URL, or a list of them."""
 
 
+# `pipe:cat a.tar` and `s3:/bucket` are no files here: as addresses they are told what is wrong.
+_MISTYPED = re.compile(
+    r"(pipe|cmd|exec|data|file|s3a?|gs|gcs|az|abfss?|wasbs?|https?|ftp|hdfs|hf):", re.IGNORECASE
+)
+
+
 def inside_ray_job() -> bool:
     """Return whether this process is the entrypoint of a submitted Ray job, or its child."""
     # Its current directory is a copy unpacked by Ray, so relative paths have no meaning.
@@ -40,6 +47,8 @@ def absolute_storage(path: str) -> str:
     """
     if "://" in path or not path:
         return _normal_address(path)
+    if _MISTYPED.match(path):
+        return path
     expanded = os.path.expanduser(path)
     if inside_ray_job() and not os.path.isabs(expanded):
         return path

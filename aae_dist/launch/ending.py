@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from aae_dist.errors import AaeDistError, LaunchError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""SIGHUP says that the terminal was closed; under nohup it is ignored, and stays so."""
 ECHO_SECONDS = 2.0
 """torchrun and shells repeat one Ctrl-C to their children: what follows this soon is an echo."""
 
@@ -62,8 +63,10 @@ class StopToken:
 
 
 class StopSignals:
-    """While entered, SIGTERM and Ctrl-C request a stop; a second signal ends the process at once.
+    """While entered, SIGTERM, Ctrl-C and a closed terminal request a stop; a second signal ends it.
 
+    A second SIGHUP does not: the kernel and the shell both send one. What is printed from then on
+    goes nowhere.
     Python takes signals in the main thread only: entered in another one, this changes nothing.
     Handlers run when the main thread comes back to Python, which a rank that waits for another one
     in a collective may not do for minutes; so a thread also reads what arrives, from a socket that
@@ -76,14 +79,21 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
         self._sockets: tuple[socket.socket, socket.socket] | None = None
         self._previous_descriptor = -1
+        self._terminals: list[int] = []
 
     def __enter__(self) -> StopToken:
         if threading.current_thread() is threading.main_thread():
             self._sockets = ours, pythons = socket.socketpair()
             pythons.setblocking(False)
             self._previous_descriptor = signal.set_wakeup_fd(pythons.fileno())
-            threading.Thread(target=_read_signals, args=(ours, self._token), daemon=True).start()
-            self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
+            self._terminals = [number for number in (0, 1, 2) if _is_terminal(number)]
+            arguments = (ours, self._token, self._terminals)
+            threading.Thread(target=_read_signals, args=arguments, daemon=True).start()
+            self._previous = {
+                number: signal.signal(number, self._handle)
+                for number in SIGNALS
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+            }
         return self._token
 
     def __exit__(self, *error: object) -> None:
@@ -95,16 +105,35 @@ class StopSignals:
 
     def _handle(self, number: int, frame: object) -> None:
         now = time.monotonic()
+        if number == signal.SIGHUP:
+            _close(self._terminals)
         if not self._first:
             self._first = now
             self._token.request()
+        elif number == signal.SIGHUP:
+            return
         elif now - self._first > ECHO_SECONDS:
             # The default action ends this process without running any more Python.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
 
-def _read_signals(arrived: socket.socket, token: StopToken) -> None:
+def _is_terminal(descriptor: int) -> bool:
+    try:
+        return os.isatty(descriptor)
+    except OSError:  # closed
+        return False
+
+
+def _close(terminals: Sequence[int]) -> None:
+    """Let what is printed to a terminal that is gone go nowhere; it would be an OSError (EIO)."""
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in terminals:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _read_signals(arrived: socket.socket, token: StopToken, terminals: Sequence[int]) -> None:
     """Request a stop at the first signal; end the process by a second that the handler misses."""
     first = 0.0
     with arrived:
@@ -113,10 +142,12 @@ def _read_signals(arrived: socket.socket, token: StopToken) -> None:
                 now = time.monotonic()
                 if number not in SIGNALS:
                     continue
+                if number == signal.SIGHUP:
+                    _close(terminals)
                 if not first:
                     first = now
                     token.request()
-                elif now - first > ECHO_SECONDS:
+                elif number != signal.SIGHUP and now - first > ECHO_SECONDS:
                     time.sleep(HANDLER_SECONDS)
                     os._exit(128 + number)  # as a shell would call the signal
 

@@ -39,6 +39,10 @@ _LOG_IN = (
     "no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
     "(GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and _KEY), or give the pod a role"
 )
+_NO_PROFILES = (
+    ". AWS_PROFILE is set, but profiles of ~/.aws are not read here: export its keys with "
+    "`aws configure export-credentials --format env`"
+)
 _FORBIDDEN = "no permission (403). Give these credentials the right to read, write, list and delete"
 _OTHER_REGION = "the bucket is in another region. Set AWS_REGION to the bucket's"
 _REDIRECTED = (
@@ -136,6 +140,8 @@ def bucket_errors(uri: str) -> Iterator[None]:
         text = advice(error)
         if scheme_of(uri) in WEB_SCHEMES:
             text = _OF_THE_WEB.get(text, text)
+        if text == _LOG_IN and scheme_of(uri) == "s3" and "AWS_PROFILE" in os.environ:
+            text += _NO_PROFILES
         raise StorageError(f"{uri}: {text}.", reason(error)) from error
     except BaseException as error:
         # Rust's panics are no Exception: they would pass every handler of ours.

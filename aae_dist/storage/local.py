@@ -20,6 +20,8 @@ LOCK = ".aae-lock"
 # A write takes seconds; what is older than this was left by a process that was killed.
 ORPHAN_SECONDS = 600.0
 _PIECE_BYTES = 1 << 20
+_SHOWN = 200
+_LITTLE_SPACE = 1 << 20
 
 _ADVICE = {
     errno.EACCES: "no permission to write there. Use another folder or ask for access",
@@ -27,6 +29,7 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only. Use a folder on a writable one",
     errno.ENOTDIR: "a part of the path is a file, not a folder. Use another path",
     errno.EISDIR: "it is a folder, not a file. Use another name",
+    errno.ENAMETOOLONG: "a name in it, or all of it, is too long (255 bytes). Use a shorter one",
     errno.ELOOP: "it is a link, and none is followed when writing. Remove it",
     errno.EEXIST: "it is a file, not a folder. Use another path",
     errno.ENOSPC: "no space left on the device. Free some, or use another folder",
@@ -47,9 +50,30 @@ def file_errors(place: str) -> Iterator[None]:
             raise
         # Names below an open folder are relative.
         named = str(error.filename or place)
-        raise LaunchError(
-            f"{named if named.startswith('/') else place}: {_ADVICE[error.errno]}."
-        ) from error
+        where = named if named.startswith("/") else place
+        shown = where if len(where) <= _SHOWN else f"{where[:_SHOWN]}..."
+        raise LaunchError(f"{shown}: {_ADVICE[error.errno]}.") from error
+
+
+def explain_system_error(error: OSError) -> str | None:
+    """Return an error of the operating system that a user can fix as one line, else None."""
+    if "usable temporary directory" in str(error):
+        return "no folder for temporary files can be written to. Set TMPDIR to one that has space."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+        places = {os.environ.get("TMPDIR") or "/tmp", os.getcwd(), os.path.expanduser("~")}  # noqa: S108
+        full = [p for p in sorted(places) if os.path.isdir(p) and not _has_space(p)]
+        error.filename = " and ".join(full) or "TMPDIR, or the run's folder"
+    if error.errno not in _ADVICE:
+        return None
+    try:
+        with file_errors(os.fspath(error.filename or os.getcwd())):
+            raise error
+    except LaunchError as explained:
+        return str(explained)
+
+
+def _has_space(folder: str) -> bool:
+    return shutil.disk_usage(folder).free > _LITTLE_SPACE
 
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -68,7 +92,7 @@ def _write_file(
     """
     # The name cannot be guessed, and nothing that is there is opened: in a shared folder, it may be
     # a link to a file of the user's.
-    temporary = f".{name}.{secrets.token_hex(8)}{TEMPORARY}"
+    temporary = f".{name[:32]}.{secrets.token_hex(8)}{TEMPORARY}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with open(os.open(temporary, flags, 0o666, dir_fd=folder), "wb") as file:
@@ -200,14 +224,20 @@ class LocalStorage:
             os.fsync(folder)
 
     def size(self, key: str) -> int | None:
-        return _size(self._path(key))
+        with file_errors(self.uri):
+            return _size(self._path(key))
 
     def stat(self, key: str) -> Entry | None:
         path = self._path(key)
         try:
-            found = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
+            with file_errors(str(path)):
+                found = path.stat()
+        except FileNotFoundError:
             return None
+        except LaunchError as error:
+            if isinstance(error.__cause__, NotADirectoryError):
+                return None
+            raise
         return Entry(key, found.st_size, modified=found.st_mtime) if path.is_file() else None
 
     def stream(

@@ -1,5 +1,6 @@
 """Text that people read: without secrets, numbers and times, the progress of long jobs."""
 
+import errno
 import json
 import logging
 import math
@@ -186,7 +187,18 @@ def log_redacted() -> None:
 
 def echo(line: str) -> None:
     """Print one line at once, also into a pipe, without secrets."""
-    print(redact(line), flush=True)
+    with _terminal_may_be_gone():
+        print(redact(line), flush=True)
+
+
+@contextmanager
+def _terminal_may_be_gone() -> Iterator[None]:
+    """Ignore that the terminal was closed: its signal stops the run with a checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -237,7 +249,8 @@ Show = Callable[[str, int, str], AbstractContextManager[Advance]]
 
 def to_stderr(line: str) -> None:
     """Print one line to standard error at once."""
-    print(line, file=sys.stderr, flush=True)
+    with _terminal_may_be_gone():
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

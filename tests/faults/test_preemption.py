@@ -1,6 +1,7 @@
 """SIGTERM: a checkpoint at the next step boundary, exit code 4; a second one ends at once."""
 
 import os
+import pty
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ import pytest
 from helpers.equality import assert_bit_equal, litter
 from helpers.faulty import PACE, Fault
 from helpers.fleet import finish, fleet
-from helpers.runs import command, start
+from helpers.runs import command, run, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(580)]
 
@@ -145,3 +146,28 @@ def test_sigterm_to_torchrun_and_all_its_processes(tmp_path: Path, whole: str, r
     assert code != 0
     assert took < GRACE_SECONDS
     line.seen.append(f"ended within {took:.1f} s")
+
+
+def test_a_closed_terminal_leaves_a_checkpoint(tmp_path: Path, whole: str, row) -> None:
+    line = row(
+        "8h",
+        "the terminal of a run is closed (SIGHUP, and every line printed then fails)",
+        "a checkpoint at the next step boundary, bit-equal later",
+    )
+    words = command(*items(tmp_path, "run", "launch.kind=local"), "train.log_every_steps=1")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ.update({**PACED, "OMP_NUM_THREADS": "1"})
+        os.execvp(words[0], words)
+    shown = b""
+    while b"samples/s" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    struck = time.monotonic()
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 4
+    assert any(path.name == "MANIFEST.json" for path in (tmp_path / "run").rglob("*"))
+    line.seen.append(f"ended within {time.monotonic() - struck:.1f} s, exit code 4")
+    log = tmp_path / "log.txt"
+    assert run(command(*items(tmp_path, "run", "launch.kind=local")), log, timeout=300) == 0
+    assert "resuming" in log.read_text()

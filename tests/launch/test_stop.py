@@ -1,6 +1,7 @@
 """The first signal is a request; the second one is not."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -119,3 +120,52 @@ def test_threads_that_request_at_once_agree_on_one_reason():
     for thread in threads:
         thread.join()
     assert len(set(seen)) == 1
+
+
+def test_a_closed_terminal_is_a_request_however_often_it_is_reported(monkeypatch):
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 0.0)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.05)  # the thread that reads signals would end the process
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+PRINTING = """
+import os, sys, time
+from aae_dist.launch.ending import StopSignals
+from aae_dist.utils.text import echo
+with StopSignals() as stop:
+    while not stop.requested:
+        echo("step")
+        time.sleep(0.01)
+    for turn in range(50):
+        echo("saving")
+        print("result")
+        sys.stderr.write("done")
+        time.sleep(0.01)
+    open(sys.argv[1], "w").write("saved")
+"""
+
+
+@pytest.mark.run
+def test_a_process_whose_terminal_is_closed_saves_although_it_prints(tmp_path):
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(sys.executable, [sys.executable, "-c", PRINTING, str(tmp_path / "saved")])
+    assert b"step" in os.read(terminal, 1000)
+    os.close(terminal)  # the kernel sends SIGHUP, and every write fails from now on
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert (tmp_path / "saved").read_text() == "saved"

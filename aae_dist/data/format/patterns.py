@@ -21,6 +21,7 @@ from aae_dist.data.format.manifest import (
 )
 from aae_dist.errors import DataError, LaunchError, StorageError
 from aae_dist.storage import Storage, check_key, is_remote, open_storage
+from aae_dist.storage.base import WEB_SCHEMES, scheme_of
 
 _MAX_EXPANDED = 2_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -51,6 +52,7 @@ def find(urls: str | Sequence[str], *, use_manifests: bool = True) -> list[Shard
     sources: list[ShardSource] = []
     try:
         for url in [urls] if isinstance(urls, str) else urls:
+            _check_unsigned(url)
             # A path that exists is taken as it is, whatever characters it has.
             literal = not is_remote(url) and os.path.lexists(os.path.expanduser(url))
             for text in [url] if literal else expand_braces(url):
@@ -71,10 +73,22 @@ def check_present(urls: Iterable[str], *, look_here: bool) -> None:
     So are local paths unless `look_here`: other machines have them.
     """
     for url in urls:
+        _check_unsigned(url)
         if url.startswith(_BUILTIN):
             _builtin(url)
         elif (is_remote(url) or look_here) and not _may_be_present(url):
             raise DataError(f"{url}: no such file or folder; check the path.")
+
+
+def _check_unsigned(url: str) -> None:
+    """Raise DataError for a web address with a query, such as a signature."""
+    base, _, query = url.partition("?")
+    if scheme_of(url) in WEB_SCHEMES and "=" in query:
+        raise DataError(
+            f"{base}?...: an address with a query is not supported: a signature in it runs out, "
+            "and would be stored with the run. Use s3://, gs:// or az:// with credentials in the "
+            "environment, or an address that needs none."
+        )
 
 
 def _may_be_present(url: str) -> bool:

@@ -18,6 +18,7 @@ from aae_dist.config.load import inside_ray_job
 from aae_dist.config.sections.run import Launch
 from aae_dist.data.format.patterns import check_present
 from aae_dist.errors import ConfigError, DataError, LaunchError
+from aae_dist.storage.local import explain_system_error
 from aae_dist.utils.text import echo
 
 Resources = Mapping[str, float]
@@ -25,6 +26,8 @@ SHOWN = ("CPU", "GPU")
 FIRST_LINE_SECONDS = 10.0
 LINE_SECONDS = 60.0
 ADDRESS = "RAY_ADDRESS"
+CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""0: a node takes the loopback address."""
 AUTOSCALER = "RAY_enable_autoscaler_v2"
 KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 POLL_SECONDS = 1  # how often Ray Train's controller looks at its workers; its default is 2
@@ -205,17 +208,35 @@ def _connect() -> None:
     imports.start()
     try:
         if is_local():
-            with _in_sessions_of_their_own():
+            with _in_sessions_of_their_own(), _on_loopback():
                 _start_twice()
         else:
             _init()
     except Exception as error:  # Ray raises bare Exception, too.
-        place = os.environ.get(ADDRESS, "on this machine")
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        text = f"Ray {place} cannot be used: {reason} Check {ADDRESS} (unset, Ray starts here)."
-        raise LaunchError(text) from error
+        raise LaunchError(_why_no_ray(error)) from error
     finally:
         imports.join()
+
+
+def _why_no_ray(error: Exception) -> str:
+    """Return in one line why Ray cannot be joined or started, with what helps there."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not is_local():
+        place = os.environ[ADDRESS]
+        return f"Ray {place} cannot be used: {reason} Check {ADDRESS} (unset, Ray starts here)."
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
+    if "AF_UNIX" in str(error):
+        return (
+            f"Ray cannot start here: the path of its temporary folder is too long for its sockets "
+            f"({len(folder)} letters in TMPDIR, about 40 are possible). Set RAY_TMPDIR=/tmp, or "
+            "use launch.kind=local."
+        )
+    if isinstance(error, OSError) and (explained := explain_system_error(error)):
+        return f"Ray cannot start here: {explained}"
+    return (
+        f"Ray cannot start here: {reason} Look for what else uses this machine's memory and the "
+        f"space of {folder} (RAY_TMPDIR names another folder), or use launch.kind=local."
+    )
 
 
 @contextlib.contextmanager
@@ -234,6 +255,26 @@ def _in_sessions_of_their_own() -> Iterator[None]:
     finally:
         if popen is not None:
             services.ConsolePopen = popen
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray take the loopback address for a machine of its own, as it does on macOS.
+
+    By default it takes the machine's address and binds its ports to all interfaces: those for
+    Prometheus answer without a token.
+    """
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    is_cluster, given = constants.ENABLE_RAY_CLUSTER, os.environ.get(CLUSTER)
+    constants.ENABLE_RAY_CLUSTER = False
+    os.environ[CLUSTER] = "0"  # for the processes that Ray starts
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = is_cluster
+        os.environ.pop(CLUSTER)
+        if given is not None:
+            os.environ[CLUSTER] = given
 
 
 def _start_twice() -> None:
