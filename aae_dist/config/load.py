@@ -28,7 +28,7 @@ PATHS = (
 """Keys whose value is a local path or a URL, or a list of them."""
 
 
-# `pipe:cat a.tar` and `s3:/bucket` are no files here: as addresses they are told what is wrong.
+# `pipe:cat a.tar` and `s3:/bucket` are no files here: the storage says what is wrong with them.
 _MISTYPED = re.compile(
     r"(pipe|cmd|exec|data|file|s3a?|gs|gcs|az|abfss?|wasbs?|https?|ftp|hdfs|hf):", re.IGNORECASE
 )
