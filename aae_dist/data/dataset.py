@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -17,7 +19,7 @@ from aae_dist.data.bad_samples import BadSample, printable
 from aae_dist.data.cache.decoded import DeviceStore, SharedStore, content_id
 from aae_dist.data.cache.shard_cache import cache_for, copy_bytes
 from aae_dist.data.decode.images import Bad, Shape, map_collecting_errors
-from aae_dist.data.decode.sample import NO_LABEL, SampleDecoder, is_array
+from aae_dist.data.decode.sample import NO_LABEL, Sample, SampleDecoder, is_array
 from aae_dist.data.format.manifest import Manifest
 from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
@@ -28,6 +30,7 @@ from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.text import Show, progress
 
 _log = logging.getLogger(__name__)
+SLOW_SECONDS = 1.0  # decoding so long is worth a name when a rank makes no progress
 _AUTO_MEMORY_BYTES = 2 << 30
 _NUM_PROBED = 16  # samples probed at the start, until one tells the shape of all
 _ANY_SHAPE = (1, 1, 1)
@@ -76,6 +79,8 @@ class Dataset:
         """Copies of remote shards; None when all shards are local."""
         self.shards = OpenShards(manifest, self.cache)
         self._decoder = SampleDecoder(settings)
+        # By thread: when it began to decode some samples, and these.
+        self._decoding: dict[int, tuple[float, list[Sample]]] = {}
         self.unused = Unused()
         """What of the samples decoded so far is not used as given."""
         self.image_shape, self.dtype = self._layout(image_shape, try_all)
@@ -142,8 +147,16 @@ class Dataset:
             opened = map_collecting_errors(lambda n: get(places[n][0]), part, bad)
             # Decode the samples into the rows.
             samples = {n: (reader, places[n][1]) for n, reader in opened.items()}
-            for n, label in self._decoder.decode(samples, rows, bad, note).items():
-                labels[n] = label
+            thread = threading.get_ident()
+
+            def begin(group: Sequence[int]) -> None:
+                self._decoding[thread] = time.monotonic(), [samples[n] for n in group]
+
+            try:
+                for n, label in self._decoder.decode(samples, rows, bad, note, begin).items():
+                    labels[n] = label
+            finally:
+                self._decoding.pop(thread, None)
 
         parts = range(0, len(places), _ROWS_PER_TASK)
         for _ in workers.map(decode, parts) if workers else map(decode, parts):
@@ -223,6 +236,20 @@ class Dataset:
         example = f" (first: {printable(first)})" if first else ""
         parts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         return [f"{kinds.total()} members of shards are in no sample: {parts}{example}"]
+
+    def slow_sample(self) -> str:
+        """Return which sample a thread decodes for more than a second, or an empty text.
+
+        For the watchdog: takes no lock, which a thread that downloads may hold.
+        """
+        now, found = time.monotonic(), list(self._decoding.values())
+        since, samples = min(found, default=(now, []), key=lambda each: each[0])
+        if now - since < SLOW_SECONDS or not samples:
+            return ""
+        reader, number = samples[0]
+        more = f" (or the {len(samples) - 1} smaller ones read with it)" if samples[1:] else ""
+        key = printable(reader.index.keys[number])
+        return f"decoding {key} of {reader.shard.name} for {now - since:.0f} s{more}"
 
     def log_unused(self) -> None:
         """Warn of what of the samples read so far is not used as given."""

@@ -87,6 +87,7 @@ class TrainingSetup:
             self.data = open_data(config, world, checkpoint, folder.uri, show)
         for line in self.data.notes:
             self.log(f"warning: {line}")
+        watchdog.busy = self.data.train.slow_sample
         self.config = config = self.data.config
         # Networks and method.
         _set_precision(config.train.precision)

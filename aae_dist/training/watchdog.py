@@ -200,6 +200,8 @@ class Watchdog:
         self._beat_at = self._section_since = time.monotonic()
         self._section, self._section_seconds = "starting", SECTION_SECONDS
         self._main, self._warned = threading.get_ident(), False
+        self.busy: Callable[[], str] = str
+        """Returns what other threads of this rank are at, such as a sample that takes long."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -289,9 +291,13 @@ class Watchdog:
             stalled_seconds=now - self._beat_at,
             section=section,
             section_left=left,
-            location=_location(frame) if now - self._beat_at > self._tick else "",
+            location=self._where(frame) if now - self._beat_at > self._tick else "",
             in_collective=in_torch,
         )
+
+    def _where(self, frame: FrameType | None) -> str:
+        busy = self.busy()
+        return _location(frame) + (f", {busy}" if busy else "")
 
     def _log(self, text: str) -> None:
         try:

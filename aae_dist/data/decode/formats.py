@@ -10,6 +10,7 @@ nothing else, and above an image's first row they see zeros (PNG specification, 
 of zeros lies between two images.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,17 @@ Format = Literal["PNG", "JPEG", "WEBP"]
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # grey, colour, palette, grey and colour with alpha
 _JPEG_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC)))
 _JPEG_APP1 = 0xE1
+_JPEG_ARITHMETIC = 0xC9  # the first frame marker of arithmetic coding
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # one that ends a scan's data
+MAX_SCANS = 100
+"""Scans of a JPEG. Encoders write 1 to 20. An empty one takes a byte and visits all blocks: 20,000
+of them, 2 MB, take minutes."""
+MAX_SCANNED_PIXELS, MAX_ARITHMETIC_PIXELS = 1 << 31, 1 << 27
+"""Pixels times scans of a JPEG: an empty scan takes 0.1 ns per pixel, and arithmetic coding some
+30 ns, also where data lack."""
+MAX_CHUNKS = 1 << 17
+"""Chunks of a PNG or WebP file; an image of 1 GiB in chunks of 8 KiB has as many."""
 _JPEG_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 """Markers that must not precede the frame: a decoder could see another frame behind them."""
 _WEBP_HAS_EXIF, _WEBP_HAS_ALPHA, _WEBP_HAS_FRAMES = 0x08, 0x10, 0x02
@@ -47,6 +59,8 @@ class ImageHeader(NamedTuple):
     orientation: int = 1  # EXIF orientation, 1 to 8; 1 is upright
     is_cmyk: bool = False  # whether a JPEG has four components, as for printing
     unused: tuple[Kind, ...] = ()  # what of the file is left out when it is decoded
+    pixel_bytes: int = 4  # of a pixel as it is stored, at most
+    is_arithmetic: bool = False  # whether a JPEG is arithmetic-coded
 
 
 def read_header(data: bytes) -> ImageHeader | None:
@@ -65,7 +79,7 @@ def _stored(data: bytes) -> ImageHeader | None:
             return _jpeg_header(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp_header(data)
-    except (struct.error, IndexError, KeyError):
+    except Exception:  # noqa: BLE001, S110 - any bytes may stand where numbers should
         pass
     return None
 
@@ -84,7 +98,39 @@ def _png_header(data: bytes) -> ImageHeader | None:
     if b"acTL" in data[:_PNG_HEAD_BYTES]:
         unused += ("frames",)
     turn = orientation(exif)
-    return ImageHeader("PNG", _PNG_CHANNELS[colour], height, width, turn, unused=unused)
+    size = max(1, _PNG_SAMPLES.get(colour, 1) * depth // 8)
+    return ImageHeader("PNG", _PNG_CHANNELS[colour], height, width, turn, False, unused, size)
+
+
+def check_scans(data: bytes, header: ImageHeader) -> None:
+    """Raise SampleError if a JPEG has so many scans that decoding it would take too long."""
+    # An upper bound that costs no loop: a scan's data never contain the marker.
+    most = data.count(b"\xff\xda")
+    if most > MAX_SCANS:
+        most = _count_scans(data)
+    if most > MAX_SCANS:
+        raise SampleError(f"a JPEG of more than {MAX_SCANS} scans", reason="image")
+    pixels = header.height * header.width
+    limit = MAX_ARITHMETIC_PIXELS if header.is_arithmetic else MAX_SCANNED_PIXELS
+    if most * pixels > limit and (exact := _count_scans(data)) * pixels > limit:
+        kind = "an arithmetic-coded JPEG" if header.is_arithmetic else "a JPEG"
+        raise SampleError(
+            f"{kind} of {exact} scans and {pixels} pixels; scans x pixels may be {limit}",
+            reason="image",
+        )
+
+
+def _count_scans(data: bytes) -> int:
+    """Return the scans of a JPEG, up to one more than are allowed; not those of its thumbnails."""
+    scans, position = 0, 2
+    while scans <= MAX_SCANS and (found := _JPEG_MARKER.search(data, position)):
+        marker, position = data[found.end() - 1], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        scans += marker == _START_OF_SCAN
+        if marker not in _JPEG_WITHOUT_LENGTH or marker == _START_OF_SCAN:
+            position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    return scans
 
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:
@@ -100,7 +146,8 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
         if marker in _JPEG_FRAMES:
             height, width, components = struct.unpack_from(">HHB", data, position + 5)
             channels = 1 if components == 1 else 3
-            return ImageHeader("JPEG", channels, height, width, turn, components == 4)
+            header = ImageHeader("JPEG", channels, height, width, turn, components == 4)
+            return header._replace(is_arithmetic=marker >= _JPEG_ARITHMETIC)
         if marker == _JPEG_APP1 and turn == 1 and data.startswith(PREFIX, position + 4):
             turn = orientation(data[position + 4 : position + 2 + length])
         position += 2 + length
@@ -130,7 +177,9 @@ def _webp_header(data: bytes) -> ImageHeader | None:
 def _chunks(data: bytes, position: int, kind: bytes, length: str) -> Iterator[bytes]:
     """Yield the contents of the chunks of one kind, of a PNG (length first) or a WebP file."""
     first = length == ">I"
-    while position + 8 <= len(data):
+    for _ in range(MAX_CHUNKS):
+        if position + 8 > len(data):
+            return
         (size,) = struct.unpack_from(length, data, position if first else position + 4)
         if data[position + 4 * first : position + 4 * first + 4] == kind:
             yield data[position + 8 : position + 8 + size]
@@ -219,7 +268,7 @@ def validate_png(data: bytes) -> ValidPng | None:
         kind = PngKind(width, depth, colour)
         pixels = b"".join(chunk[8:-4] for chunk in chunks if chunk[4:8] == b"IDAT")
         rows = _inflated(pixels, height, kind.row_bytes)
-    except (struct.error, zlib.error, IndexError) as error:
+    except (struct.error, zlib.error, IndexError, ValueError) as error:
         raise _damaged(str(error)) from None
     return ValidPng(kind, height, pixels, rows if len(rows) <= _MAX_STACKED_BYTES else None)
 
@@ -269,6 +318,8 @@ def _png_chunks(data: bytes) -> list[bytes]:
             return found
         found.append(chunk)
         position += len(chunk)
+        if len(found) > MAX_CHUNKS:
+            raise _damaged(f"more than {MAX_CHUNKS} chunks")
 
 
 def _inflated(pixels: bytes, height: int, row: int) -> bytes:

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.decode import images as decoding
-from aae_dist.data.decode.images import NO_RESIZE, Bad, Note, Resize, Shape, map_collecting_errors
+from aae_dist.data.decode.images import (
+    NO_RESIZE,
+    Bad,
+    Begin,
+    Note,
+    Resize,
+    Shape,
+    map_collecting_errors,
+)
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.format.tar import ByteRange
 from aae_dist.errors import SampleError
@@ -52,24 +60,28 @@ class SampleDecoder:
         rows: NDArray[Any],
         bad: Bad,
         note: Note = decoding.ignore,
+        begin: Begin = decoding.ignore_group,
     ) -> dict[int, int]:
         """Write the images or arrays of samples into `rows`; return their labels, -1 for none.
 
         Rows are uint8 or float32 [n, C, H, W]. `bad` receives the errors by row, whose content is
-        then undefined; `note` takes labels that cannot be read and what is left out.
+        then undefined; `note` takes labels that cannot be read and what is left out, `begin` the
+        rows that are decoded next.
         """
         places = map_collecting_errors(lambda n: self._byte_ranges(*samples[n]), samples, bad)
         sizes = {n: sum(size for _, size in each) for n, each in places.items()}
         labels: dict[int, int] = {}
         for group in decoding.batch_by_size(sizes, _BYTES_PER_GROUP):
+            begin(group)
             # Read the fields of a group of samples.
             files = map_collecting_errors(lambda n: samples[n][0].read(places[n]), group, bad)
             # Decode their images or arrays into the rows.
             images = {n: file[0] for n, file in files.items()}
             if self._only_images and rows.dtype == np.uint8:
-                decoding.decode_images(rows, images, self._resize, bad, note)
+                decoding.decode_images(rows, images, self._resize, bad, note, begin)
             else:
-                map_collecting_errors(partial(self._decode_one, samples, images, rows), images, bad)
+                step = partial(self._decode_one, samples, images, rows, note)
+                map_collecting_errors(step, images, bad)
             # Parse their labels.
             good = [n for n in files if n not in bad]
             labels |= {n: self._label(files[n], n, note) for n in good}
@@ -79,17 +91,29 @@ class SampleDecoder:
     def layout(self, reader: ShardReader, number: int) -> tuple[Shape, torch.dtype]:
         """Return shape and dtype of the sample's image or array; SampleError if it has none."""
         data = reader.read(self._byte_ranges(reader, number)[:1])[0]
-        return layout(self._image_name(reader, number), data, self._resize)
+        bad: Bad = {}
+        name, resize = self._image_name(reader, number), self._resize
+        found = map_collecting_errors(lambda _: layout(name, data, resize), [0], bad)
+        for error in bad.values():
+            raise error
+        return found[0]
 
     def _decode_one(
         self,
         samples: Mapping[int, Sample],
         images: Mapping[int, bytes],
         rows: NDArray[Any],
+        note: Note,
         number: int,
     ) -> None:
         name = self._image_name(*samples[number])
-        decode_into(rows[number], name, images[number], self._resize)
+        decode_into(
+            rows[number],
+            name,
+            images[number],
+            self._resize,
+            lambda _, kind, why: note(number, kind, why),
+        )
 
     def _label(self, fields: list[bytes], number: int, note: Note) -> int:
         """Return the label of a sample; its fields are the image and, if any, the label.
@@ -139,12 +163,18 @@ class SampleDecoder:
         )
 
 
-def decode_into(row: NDArray[Any], name: str, data: bytes, resize: Resize = NO_RESIZE) -> None:
+def decode_into(
+    row: NDArray[Any],
+    name: str,
+    data: bytes,
+    resize: Resize = NO_RESIZE,
+    note: Note = decoding.ignore,
+) -> None:
     """Decode an image, or an array (npy, *.npy), into its row, [C, H, W]; SampleError if unfit."""
     if not is_array(name):
         if row.dtype != np.uint8:
             raise SampleError("an image, wanted a float32 array", reason="array")
-        row[:] = decoding.decode_image(data, row.shape, resize)  # type: ignore[arg-type]
+        row[:] = decoding.decode_image(data, row.shape, resize, note)  # type: ignore[arg-type]
         return
     array = decode_array(data)
     if array.shape != row.shape or array.dtype != row.dtype:
@@ -204,7 +234,9 @@ def decode_array(data: bytes) -> NDArray[Any]:
     shape, fortran_order, dtype, start = _header(data)
     if dtype.str not in _DTYPES:
         raise _error(f"the array is of type {dtype.str!r:.80}; uint8 and float32 are read")
-    if not 1 <= len(shape) <= 3 or min(shape) < 1:
+    # numpy takes True for a size.
+    is_shape = 1 <= len(shape) <= 3 and all(type(size) is int and size > 0 for size in shape)
+    if not is_shape:
         raise _error(f"the array has shape {shape!r:.80}; 1 to 3 dimensions are read, none empty")
     # Checked before anything is allocated: a header may claim terabytes.
     wanted = math.prod(shape) * dtype.itemsize

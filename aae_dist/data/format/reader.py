@@ -16,7 +16,7 @@ from aae_dist.data.cache.shard_cache import ShardCache, open_shard
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.format.tar import ByteRange, TarIndex, UnusedMembers, index_tar
 from aae_dist.data.format.tar_headers import Buffer, DamagedTarError
-from aae_dist.errors import SampleError, SampleReason, ShardError
+from aae_dist.errors import AaeDistError, SampleError, SampleReason, ShardError
 from aae_dist.storage import is_remote
 
 _MAX_UNPACKED_BYTES = 4 << 30  # bound on a .tar.gz shard, unpacked, and on all that are held
@@ -102,6 +102,13 @@ class ShardReader:
             index = index_tar(buffer[0 : len(buffer)] if whole else buffer)
         except DamagedTarError as error:
             raise ShardError(f"{self.shard.url}: {error}.", reason=error.reason) from None
+        except (AaeDistError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - bytes of an archive must not end the run
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ShardError(
+                f"{self.shard.url}: its headers cannot be read ({what:.200})."
+            ) from None
         if self._check_count and len(index) != self.shard.samples:
             raise ShardError(
                 f"{self.shard.url}: the shard has {len(index)} samples, the manifest says "
