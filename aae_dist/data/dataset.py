@@ -149,11 +149,11 @@ class Dataset:
             samples = {n: (reader, places[n][1]) for n, reader in opened.items()}
             thread = threading.get_ident()
 
-            def begin(group: Sequence[int]) -> None:
+            def started(group: Sequence[int]) -> None:
                 self._decoding[thread] = time.monotonic(), [samples[n] for n in group]
 
             try:
-                for n, label in self._decoder.decode(samples, rows, bad, note, begin).items():
+                for n, label in self._decoder.decode(samples, rows, bad, note, started).items():
                     labels[n] = label
             finally:
                 self._decoding.pop(thread, None)

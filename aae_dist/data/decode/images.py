@@ -141,10 +141,10 @@ def decode_images(
 ) -> None:
     """Decode images by row into rows of a batch, uint8 [n, C, H, W]; the errors go to `bad`.
 
-    Grey and colour are converted to C channels. `note` takes what is left out, `begin` the rows that
-    are decoded together. Errors lack the sample's name. Each step is done for all images before the
-    next step: the code of one step stays in the CPU's caches, which makes small PNG 2.3 times and
-    JPEG 1.6 times as fast (32 images at once).
+    Grey and colour are converted to C channels. `note` takes what is left out, `begin` the rows
+    that are decoded together. Errors lack the sample's name. Each step is done for all images
+    before the next step: the code of one step stays in the CPU's caches, which makes small PNG 2.3
+    times and JPEG 1.6 times as fast (32 images at once).
     """
     shape: Shape = rows.shape[1:]  # type: ignore[assignment]
     headers = map_collecting_errors(partial(_fitting_header, files, shape, resize), files, bad)
