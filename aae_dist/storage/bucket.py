@@ -332,6 +332,9 @@ class BucketStorage:
                     raise RangesRefusedError(f"{url}: the server knows no ranges.") from error
                 raise
             check_version(url, version, found.meta)
+            if end - start <= PIECE_BYTES:  # a stream costs 50 us more
+                yield memoryview(found.bytes())
+                return
             yield from (memoryview(piece) for piece in found.stream(PIECE_BYTES))
 
     def stream_whole(self, key: str, version: Entry | None = None) -> Iterator[Piece]:

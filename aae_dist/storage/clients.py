@@ -72,7 +72,6 @@ def client(root: str, patience_seconds: float | None, probe: bool) -> "ObjectSto
 
     A `probe`, for checks at the start of a run, has few retries and 15 s in all.
     """
-    strip_environment()
     return _shared(root, patience_seconds, probe, frozenset(os.environ.items()))
 
 
@@ -90,7 +89,7 @@ def _shared(
     return connect(root, retries, min(REQUEST_SECONDS, patience_seconds))
 
 
-NO_PROXY = "127.0.0.1:1"
+NO_PROXY = "127.255.255.254:1"
 """A proxy that does not exist."""
 _PROXIES = ("http_proxy", "all_proxy", "https_proxy")
 _KEYS = ("AWS_ACCESS_KEY_ID", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN")

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice, product
@@ -20,7 +20,7 @@ from aae_dist.data.format.manifest import (
     parse_classes,
 )
 from aae_dist.errors import DataError, LaunchError, StorageError
-from aae_dist.storage import Storage, check_key, is_remote, open_storage
+from aae_dist.storage import Entry, Storage, check_key, is_remote, open_storage
 from aae_dist.storage.base import WEB_SCHEMES, scheme_of
 
 _MAX_EXPANDED = 2_000_000
@@ -44,6 +44,8 @@ class ShardSource:
     folder: str
     names: list[str] = field(default_factory=list)
     manifest: Manifest | None = None
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    """Size and tag of remote shards, by name, where a listing has them."""
     classes: ClassMap = field(default_factory=dict)
 
 
@@ -162,7 +164,7 @@ def _add(sources: list[ShardSource], text: str, literal: bool, use_manifests: bo
     base, _, name = text[: found.start() if found else None].rpartition("/")
     if found:
         name = text[len(base) + 1 :]
-        sources.append(ShardSource(base or "/", _matching(base or "/", name, text)))
+        sources.append(_matching(base or "/", name, text))
     elif name.endswith(".json"):
         sources.append(_manifest_file(base or "/", name))
     elif is_shard_name(name):
@@ -215,17 +217,17 @@ def _classes_of(source: ShardSource) -> ClassMap:
     return {}
 
 
-def _matching(folder: str, pattern: str, text: str) -> list[str]:
+def _matching(folder: str, pattern: str, text: str) -> ShardSource:
     """Return the shards below `folder` whose path matches; '*' stays within one path part."""
+    listed = open_storage(folder).list() if is_remote(folder) else []
     if is_remote(folder):
-        keys = [entry.key for entry in open_storage(folder).list()]
-        names = [key for key in keys if _path_matches(key, pattern)]
+        names = [entry.key for entry in listed if _path_matches(entry.key, pattern)]
     else:
         names = glob.glob(pattern, root_dir=folder)
     shards = sorted(name for name in names if is_shard_name(name))
     if not shards:
         raise DataError(f"{text} matches no .tar or .tar.gz file; check the path and the pattern.")
-    return shards
+    return ShardSource(folder, shards, entries=_entries(listed, shards))
 
 
 def _path_matches(key: str, pattern: str) -> bool:
@@ -251,15 +253,21 @@ def _folder(text: str, use_manifest: bool) -> ShardSource:
     if manifest is not None:
         return ShardSource(text, [shard.name for shard in manifest.shards], manifest)
     # One listing of a bucket has all keys below; a local tree may be the whole machine.
+    listed = storage.list() if is_remote(text) else []
     if is_remote(text):
-        keys = [entry.key for entry in storage.list()]
+        keys = [entry.key for entry in listed]
     else:
         keys = [entry.name for entry in os.scandir(text) if entry.is_file()]
     names = sorted(key for key in keys if "/" not in key and is_shard_name(key))
     if not names:
         advice = hint(storage, keys if is_remote(text) else local_keys(text))
         raise DataError(f"{text}: no .tar or .tar.gz file in this folder; {advice}.")
-    return ShardSource(text, names)
+    return ShardSource(text, names, entries=_entries(listed, names))
+
+
+def _entries(listed: Sequence[Entry], names: Sequence[str]) -> dict[str, Entry]:
+    wanted = set(names)
+    return {entry.key: entry for entry in listed if entry.key in wanted}
 
 
 def _check_local_folder(text: str) -> None:
