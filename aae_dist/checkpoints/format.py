@@ -245,6 +245,7 @@ class DataMetadata(ImageMetadata):
     num_samples: int = Field(gt=0, lt=_INT64)
     lanes: int = Field(gt=0, lt=_INT64)
     shuffle_window: Literal["full"] | Annotated[int, Field(gt=0, lt=_INT64)]
+    baseline_loss: float | None = Field(default=None, gt=0)
 
 
 class ConfigMetadata(RootModel[dict[str, Map]]):

@@ -14,7 +14,7 @@ from aae_dist.config import messages
 from aae_dist.config.merge import Merge
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig, cross_checks
-from aae_dist.config.schema import RENAMED, Node, Tree, Value, from_plain, leaves, plain
+from aae_dist.config.schema import ADDED, RENAMED, Node, Tree, Value, from_plain, leaves, plain
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.run import Data, Device, Launch, Run
 from aae_dist.config.yaml import YamlProblem, dump, parse, read_overrides
@@ -169,12 +169,15 @@ def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def config_from_stored(tree: Mapping[str, Any]) -> RunConfig:
-    """Return a configuration stored by a run, translating the former names of keys."""
+    """Return a configuration stored by a run, with keys of other names or defaults translated."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in tree.items()}
     for old, new in RENAMED.items():
         (section, old_key), new_key = old.split("."), new.rpartition(".")[2]
         if isinstance(tree.get(section), dict) and old_key in tree[section]:
             tree[section].setdefault(new_key, tree[section].pop(old_key))
+    for section, added in ADDED.items():
+        if isinstance(tree.get(section), dict):
+            tree[section] = {**added.get(tree[section].get("kind"), {}), **tree[section]}
     return config_from_tree(tree)
 
 

@@ -130,9 +130,25 @@ def _loss_problems(method: Method, model: Model) -> Iterator[Problem]:
         yield "method.reconstruction_loss", "bce needs model.decoder_output=sigmoid (got linear)"
 
 
-def _gradient_problems(method: Method) -> Iterator[Problem]:
-    if method.kind == "adversarial" and method.gradient_ratio and method.weight != 1.0:
-        yield "method.gradient_ratio", "replaces method.weight; set method.weight=1"
+def _scaling_problems(data: Data, model: Model) -> Iterator[Problem]:
+    if data.standardize and model.decoder_output != "linear":
+        yield "data.standardize", "needs model.decoder_output=linear (got sigmoid)"
+
+
+def _balance_problems(method: Method, phases: Phases) -> Iterator[Problem]:
+    if method.kind != "adversarial":
+        return
+    kinds = {phases.reconstruction.optimizer.kind, phases.generator.optimizer.kind}
+    if method.balance == "auto" and not kinds <= {"adam", "adamw"}:
+        yield (
+            "method.balance",
+            "auto needs Adam in reconstruction and generator, whose second moments they share "
+            f"(got {' and '.join(sorted(kinds))}); use method.balance=none",
+        )
+    if method.balance == "auto" and method.gradient_ratio:
+        yield "method.gradient_ratio", "replaces the balance; use it with method.balance=none"
+    if method.gradient_ratio and method.weight not in (None, 1.0):
+        yield "method.gradient_ratio", "replaces method.weight; leave that out"
 
 
 def _variational_problems(method: Method, posterior: Posterior) -> Iterator[Problem]:
@@ -191,7 +207,8 @@ _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _prior_problems,
     _posterior_problems,
     _loss_problems,
-    _gradient_problems,
+    _balance_problems,
+    _scaling_problems,
     _variational_problems,
     _kl_problems,
     _batch_problems,

@@ -76,6 +76,11 @@ RENAMED = {
     "launch.max_stuck_seconds": "launch.hang_timeout_seconds",
 }
 """Former names of keys, which checkpoints of schema 1 may contain."""
+ADDED: Mapping[str, Mapping[str | None, Mapping[str, Any]]] = {
+    "data": {None: {"standardize": False}},
+    "method": {"adversarial": {"balance": "none"}},
+}
+"""By section and kind: what runs did whose checkpoints lack a key that has another default now."""
 
 Classes = tuple[type[Section], ...]
 """The section classes possible at a path: none for a plain value, several for a union by `kind`."""

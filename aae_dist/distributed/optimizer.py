@@ -20,6 +20,7 @@ Schedule = Callable[[float], float]
 """Progress in [0, 1] -> factor on the learning rate."""
 Terms = dict[str, Tensor]
 """Metric name -> this rank's share of it, a detached scalar; the mean over ranks is the metric."""
+_FLOOR = "max_exp_avg_sq"
 
 
 class SynchronizedOptimizer:
@@ -61,6 +62,9 @@ class SynchronizedOptimizer:
         """Updates skipped so far because a gradient was not finite."""
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         """Updates skipped since the last one that was applied."""
+        self.moments_of: SynchronizedOptimizer | None = None
+        """Adam of another phase on the same parameters, whose second moments are a floor for those
+        of this one: steps are then measured in that phase's units. Needs amsgrad."""
         self.norm_of: str | None = None
         """Name of the network whose own gradient norm `network_norm` holds."""
         self.network_norm = torch.zeros((), device=device)
@@ -134,6 +138,13 @@ class SynchronizedOptimizer:
             factor = (self.clip_norm / (self.gradient_norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, factor)
 
+        # amsgrad divides by the larger of its own second moments and these.
+        if self.moments_of is not None:
+            torch._foreach_copy_(
+                [self.optimizer.state[p][_FLOOR] for p in self.parameters],
+                [self.moments_of.optimizer.state[p]["exp_avg_sq"] for p in self.parameters],
+            )
+
         # Skip on the device, as torch.amp.GradScaler does: fused kernels read the flag and return.
         self.optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -149,7 +160,8 @@ class SynchronizedOptimizer:
                 state = {"momentum_buffer": torch.zeros_like(parameter)}
             else:
                 step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                moments = ("exp_avg", "exp_avg_sq")
+                moments = ["exp_avg", "exp_avg_sq"]
+                moments += [_FLOOR] if self.optimizer.defaults["amsgrad"] else []
                 state = {"step": step} | {m: torch.zeros_like(parameter) for m in moments}
             self.optimizer.state[parameter] = state
 
@@ -159,6 +171,7 @@ class SynchronizedOptimizer:
             f"{name}:{key}": value
             for name, parameter in self.named_parameters.items()
             for key, value in self.optimizer.state[parameter].items()
+            if key != _FLOOR  # set before each step
         }
         return state | {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 

@@ -8,7 +8,15 @@ from torch import Tensor
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.distributed.wrappers import frozen_view
 from aae_dist.losses import ADVERSARIES
-from aae_dist.methods.method import Encoded, Losses, Method, MicroBatch, Modules
+from aae_dist.methods.method import (
+    Draws,
+    Encoded,
+    Losses,
+    Method,
+    MicroBatch,
+    Modules,
+    sliced_wasserstein_to_prior,
+)
 
 
 class AdversarialMethod(Method):
@@ -25,10 +33,12 @@ class AdversarialMethod(Method):
         modules: Modules,
         optimizers: Mapping[str, SynchronizedOptimizer],
         adversary: str = "bce",
+        weight: float = 1.0,
+        distance_weight: float = 0.0,
+        num_projections: int = 128,
         r1_weight: float = 0.0,
         r1_every: int = 16,
         input_noise: float = 0.0,
-        weight: float = 1.0,
         gradient_ratio: float | None = None,
     ) -> None:
         super().__init__(modules, optimizers)
@@ -37,23 +47,40 @@ class AdversarialMethod(Method):
         self.frozen = frozen_view(modules.discriminator)
         self.adversary = ADVERSARIES[adversary]
         self.r1 = LazyR1(r1_weight, r1_every)
+        self.distance_weight, self.num_projections = distance_weight, num_projections
         self.input_noise, self.weight, self.gradient_ratio = input_noise, weight, gradient_ratio
         if gradient_ratio is not None:
             self.optimizers["reconstruction"].norm_of = "encoder"
 
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
         """Reconstruct; train the discriminator to tell codes from prior samples; fool it."""
-        reconstruction = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
+        reconstruction = self.reconstruct(parts)
         encoded = self.encode_once(parts, lambda part: part.noise_regularization_BN)
         discriminator = self.optimizers["discriminator"].update(self.discriminator_loss, encoded)
         generator = self.optimizers["generator"].update(
             self.generator_loss, encoded, norm=self.generator_norm()
         )
         return {
-            "loss/reconstruction": reconstruction,
+            **reconstruction,
             "loss/discriminator": discriminator,
             "loss/generator": generator,
         }
+
+    def reconstruct(self, parts: Sequence[MicroBatch]) -> Losses:
+        """Reconstruct; with a distance, also hold the bulk of the codes near the prior.
+
+        Without it, codes wander as one cloud, behind which the discriminator lags: MNIST at 32
+        dimensions ends with C2ST 0.99 instead of 0.69 (docs/algorithm.md).
+        """
+        if self.distance_weight:
+            return self.reconstruct_and_match(parts, self.distance, self.distance_weight)
+        loss = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
+        return {"loss/reconstruction": loss}
+
+    def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
+        """Return the sliced Wasserstein distance of codes and prior samples."""
+        n = self.num_projections
+        return sliced_wasserstein_to_prior(z_GZ, prior_GZ, weights_G, draws, n)
 
     def discriminator_loss(self, encoded: Encoded) -> Tensor:
         """Prior samples are the positives, codes the negatives; one pass over both."""

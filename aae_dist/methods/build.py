@@ -1,6 +1,7 @@
 """Methods with their optimizers, from the configuration."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from aae_dist.distributed.world import World
 from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.methods import without_adversary
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.method import Method, Modules
+from aae_dist.methods.method import Method, Modules, prior_variance
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 
@@ -27,9 +28,18 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build_method(
-    config: RunConfig, networks: Networks, prior: Prior, shape: SampleShape, world: World
+    config: RunConfig,
+    networks: Networks,
+    prior: Prior,
+    shape: SampleShape,
+    world: World,
+    baseline_loss: float = 1.0,
 ) -> Method:
-    """Return the run's method, its networks wrapped for data parallel training."""
+    """Return the run's method, its networks wrapped for data parallel training.
+
+    `baseline_loss` is the reconstruction loss of the data's mean, the unit of `method.weight` and
+    `method.distance_weight` where `method.balance` is auto.
+    """
     # Wrap each network, and let DDP rebuild its buckets before the first step.
     wrapped = {
         name: wrappers.data_parallel(_wrap_compute(name, module, config), world)
@@ -57,20 +67,39 @@ def build_method(
         reconstruction_loss=RECONSTRUCTION_LOSSES[config.method.reconstruction_loss],
         world=world,
     )
-    kind = METHODS[config.method.kind]
+    method = config.method
+    kind = METHODS[method.kind]
+    shares_moments = isinstance(method, sections.AdversarialMethod) and method.balance == "auto"
     optimizers = {
         phase: build_optimizer(
-            getattr(config.phases, phase), {name: wrapped[name] for name in names}
+            getattr(config.phases, phase),
+            {name: wrapped[name] for name in names},
+            amsgrad=shares_moments and phase == "generator",
         )
         for phase, names in kind.phases.items()
     }
-    arguments = config.method.model_dump(exclude={"kind", "reconstruction_loss"})
-    return kind(modules, optimizers, **arguments)
+    if shares_moments:
+        optimizers["generator"].moments_of = optimizers["reconstruction"]
+    return kind(modules, optimizers, **_arguments(method, prior, baseline_loss))
+
+
+def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> dict[str, Any]:
+    """Return the section's fields as arguments of the method, weights in units of the loss."""
+    arguments = method.model_dump(exclude={"kind", "reconstruction_loss", "balance"})
+    if isinstance(method, sections.AdversarialMethod):
+        weight, distance, r1 = method.weights
+        if method.balance == "auto":
+            variance = prior_variance(prior)
+            weight *= baseline_loss
+            distance *= baseline_loss * prior.latent_dim / variance if variance else 0.0
+            r1 *= variance  # summed over dimensions
+        arguments |= {"weight": weight, "distance_weight": distance, "r1_weight": r1}
+    return arguments
 
 
 def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
     method = config.method
-    penalised = isinstance(method, sections.AdversarialMethod) and method.r1_weight > 0
+    penalised = isinstance(method, sections.AdversarialMethod) and method.weights[2] > 0
     return wrappers.wrap_compute(
         network,
         # The discriminator is small, and its logits decide by small differences.
@@ -81,37 +110,34 @@ def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module
 
 
 def build_optimizer(
-    config: sections.Phase, networks: dict[str, nn.Module]
+    config: sections.Phase, networks: dict[str, nn.Module], amsgrad: bool = False
 ) -> SynchronizedOptimizer:
-    """Return the optimizer of one phase over its networks."""
+    """Return the optimizer of one phase over its networks; `amsgrad` is for Adam."""
     parameters = [
         p for network in networks.values() for p in wrappers.trainable_parameters(network).values()
     ]
     return SynchronizedOptimizer(
         networks=networks,
-        optimizer=_torch_optimizer(config.optimizer, parameters),
+        optimizer=_torch_optimizer(config.optimizer, parameters, amsgrad),
         schedule=build_schedule(config.schedule),
         clip_norm=config.clip_norm,
     )
 
 
 def _torch_optimizer(
-    config: sections.Optimizer, parameters: Iterable[nn.Parameter]
+    config: sections.Optimizer, parameters: Iterable[nn.Parameter], amsgrad: bool
 ) -> torch.optim.Optimizer:
     # fused: 7 ms instead of 47 for the 6.4 M parameters that a step of the default model updates.
-    match config:
-        case sections.Adam():
-            return torch.optim.Adam(
-                parameters, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-            )
-        case sections.AdamW():
-            return torch.optim.AdamW(
-                parameters,
-                lr=config.lr,
-                betas=config.betas,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-                fused=True,
-            )
-        case sections.Sgd():
-            return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, fused=True)
+    if isinstance(config, sections.Sgd):
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, fused=True)
+    decay = config.weight_decay if isinstance(config, sections.AdamW) else 0.0
+    kind = torch.optim.AdamW if isinstance(config, sections.AdamW) else torch.optim.Adam
+    return kind(
+        parameters,
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=decay,
+        amsgrad=amsgrad,
+        fused=True,
+    )

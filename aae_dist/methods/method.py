@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from aae_dist.distributed.optimizer import SynchronizedOptimizer, Terms
-from aae_dist.distributed.world import World
+from aae_dist.distributed.world import World, rows_of_all_ranks
+from aae_dist.losses import sliced_wasserstein
 from aae_dist.models import Posterior, run_encoder
 from aae_dist.priors import Prior
 from aae_dist.utils.tensors import keyed_generator, to_device
@@ -159,6 +160,10 @@ class Modules:
     world: World
 
 
+Distance = Callable[[Tensor, Tensor, Tensor, Draws], Tensor]
+"""(codes, prior samples, weights, draws) -> distance, a scalar; see `MatchingMethod.distance`."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A part of the batch with its codes; `z_BZ` carries the encoder's graph if it was kept."""
@@ -219,3 +224,73 @@ class Method(ABC):
         """Return the weighted error of decoding `z_BZ` against the part's images, a scalar."""
         x_hat_BCHW = self.modules.decoder(z_BZ)
         return part.weights_B @ self.modules.reconstruction_loss(x_hat_BCHW, part.x_BCHW)
+
+    # Matching: the distance is a statistic of the whole global batch, not a mean of what ranks or
+    # micro-batches could compute on their own. Every rank gathers all codes, computes the distance
+    # and its gradient with respect to them, which are small compared with the networks, and moves
+    # its own codes along that gradient: exact for any number of ranks and micro-batches.
+
+    def reconstruct_and_match(
+        self, parts: Sequence[MicroBatch], distance: Distance, weight: float
+    ) -> Losses:
+        """Minimise reconstruction error + weight * distance(codes, prior samples) by one update."""
+        encoded = self.encode_once(parts, lambda part: part.noise_reconstruction_BN)
+        value, pull_GZ = self.distance_and_gradient(encoded, distance)
+        terms = self.optimizers["reconstruction"].update_terms(
+            lambda part: self.loss_with_pull(part, pull_GZ, weight), encoded
+        )
+        return {**terms, "loss/distance": value}
+
+    def distance_and_gradient(
+        self, encoded: Sequence[Encoded], distance: Distance
+    ) -> tuple[Tensor, Tensor]:
+        """Return the distance, a scalar, and its gradient with respect to all codes, (G, Z)."""
+        table = torch.cat([_row(c) for c in encoded])
+        rows = torch.cat([c.part.rows_B for c in encoded])
+        draws = encoded[0].part.draws
+        world = self.modules.world
+        all_rows = rows_of_all_ranks(table, rows, draws.global_batch_size, world)
+        z_GZ, prior_GZ = (half.contiguous() for half in all_rows[:, 1:].chunk(2, dim=1))
+        z_GZ.requires_grad_()
+        with torch.enable_grad():
+            value = distance(z_GZ, prior_GZ, all_rows[:, 0] / world.size, draws)
+        (gradient_GZ,) = torch.autograd.grad(value, z_GZ)
+        return value.detach(), gradient_GZ
+
+    def loss_with_pull(
+        self, encoded: Encoded, pull_GZ: Tensor, weight: float
+    ) -> tuple[Tensor, Losses]:
+        """Return a scalar with the gradient of reconstruction error + weight * distance.
+
+        `pull_GZ` is the gradient of the distance with respect to all codes.
+        """
+        z_BZ = self.with_graph(encoded)
+        error = self.reconstruction_error(encoded.part, z_BZ)
+        pull = (pull_GZ[encoded.part.rows_B] * z_BZ).sum()
+        # DDP averages gradients over ranks, but each rank pulls codes of its own: sum them instead.
+        loss = error + weight * self.modules.world.size * pull
+        return loss, {"loss/reconstruction": error.detach()}
+
+
+def _row(encoded: Encoded) -> Tensor:
+    part = encoded.part
+    return torch.cat([part.weights_B[:, None], encoded.z_BZ.detach(), part.z_prior_BZ], 1)
+
+
+NUM_SAMPLES_OF_SCALE = 4096
+
+
+def prior_variance(prior: Prior) -> float:
+    """Return the sum over dimensions of the prior's variance, estimated from 4,096 samples."""
+    draw = keyed_generator(0, "width of the prior")
+    return float(prior.sample(NUM_SAMPLES_OF_SCALE, draw).double().var(0).sum())
+
+
+def sliced_wasserstein_to_prior(
+    z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws, num_projections: int
+) -> Tensor:
+    """Return the sliced Wasserstein distance along random directions, new ones each step."""
+    shape = (z_GZ.shape[1], num_projections)
+    drawn = torch.randn(shape, generator=draws.generator("directions"))
+    directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)
+    return sliced_wasserstein(z_GZ, prior_GZ, weights_G, directions_ZP)

@@ -1,11 +1,5 @@
 """Methods without a discriminator: plain, variational, WAE-MMD and sliced Wasserstein.
 
-The last two match batches of codes and prior samples. Their distance is a statistic of the whole
-global batch, not a mean of what ranks or micro-batches could compute on their own. Every rank
-gathers all codes, computes the distance and its gradient with respect to them, which are small
-compared with the networks, and moves its own codes along that gradient: exact for any number of
-ranks and micro-batches.
-
 Shapes: G rows of the global batch, B of this part, Z latent_dim.
 """
 
@@ -17,12 +11,18 @@ from torch import Tensor
 
 from aae_dist import losses
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
-from aae_dist.distributed.world import rows_of_all_ranks
 from aae_dist.errors import ConfigError
-from aae_dist.methods.method import Draws, Encoded, Losses, Method, MicroBatch, Modules
+from aae_dist.methods.method import (
+    Draws,
+    Losses,
+    Method,
+    MicroBatch,
+    Modules,
+    prior_variance,
+    sliced_wasserstein_to_prior,
+)
 from aae_dist.models import GaussianPosterior
 from aae_dist.priors import GaussianPrior
-from aae_dist.utils.tensors import keyed_generator, to_device
 
 
 class VariationalMethod(Method):
@@ -99,46 +99,7 @@ class MatchingMethod(Method):
 
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
         """Encode; compute the distance over the global batch; reconstruct and pull codes closer."""
-        encoded = self.encode_once(parts, lambda part: part.noise_reconstruction_BN)
-        distance, pull_GZ = self.distance_and_gradient(encoded)
-        terms = self.optimizers["reconstruction"].update_terms(
-            lambda part: self.loss(part, pull_GZ), encoded
-        )
-        return {**terms, "loss/distance": distance}
-
-    def distance_and_gradient(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-        """Return the distance, a scalar, and its gradient with respect to all codes, (G, Z)."""
-        table = torch.cat([self._row(c) for c in encoded])
-        rows = torch.cat([c.part.rows_B for c in encoded])
-        draws = encoded[0].part.draws
-        world = self.modules.world
-        all_rows = rows_of_all_ranks(table, rows, draws.global_batch_size, world)
-        z_GZ, prior_GZ = (half.contiguous() for half in all_rows[:, 1:].chunk(2, dim=1))
-        z_GZ.requires_grad_()
-        with torch.enable_grad():
-            distance = self.distance(z_GZ, prior_GZ, all_rows[:, 0] / world.size, draws)
-        (gradient_GZ,) = torch.autograd.grad(distance, z_GZ)
-        return distance.detach(), gradient_GZ
-
-    def loss(self, encoded: Encoded, pull_GZ: Tensor) -> tuple[Tensor, Losses]:
-        """Return a scalar with the gradient of reconstruction error + weight * distance.
-
-        `pull_GZ` is the gradient of the distance with respect to all codes.
-        """
-        z_BZ = self.with_graph(encoded)
-        error = self.reconstruction_error(encoded.part, z_BZ)
-        pull = (pull_GZ[encoded.part.rows_B] * z_BZ).sum()
-        # DDP averages gradients over ranks, but each rank pulls codes of its own: sum them instead.
-        loss = error + self.weight * self.modules.world.size * pull
-        return loss, {"loss/reconstruction": error.detach()}
-
-    @staticmethod
-    def _row(encoded: Encoded) -> Tensor:
-        part = encoded.part
-        return torch.cat([part.weights_B[:, None], encoded.z_BZ.detach(), part.z_prior_BZ], 1)
-
-
-NUM_SAMPLES_OF_SCALE = 4096
+        return self.reconstruct_and_match(parts, self.distance, self.weight)
 
 
 class MmdMethod(MatchingMethod):
@@ -148,9 +109,7 @@ class MmdMethod(MatchingMethod):
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
     ) -> None:
         super().__init__(modules, optimizers, weight)
-        draw = keyed_generator(0, "width of the prior")
-        samples = modules.prior.sample(NUM_SAMPLES_OF_SCALE, draw).double()
-        self.mean_square_distance = 2 * float(samples.var(0).sum())
+        self.mean_square_distance = 2 * prior_variance(modules.prior)
         if self.mean_square_distance == 0:
             raise ConfigError(
                 "method.kind=mmd takes the width of its kernels from the prior's spread, and all "
@@ -176,7 +135,5 @@ class SlicedWassersteinMethod(MatchingMethod):
         self.num_projections = num_projections
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        shape = (z_GZ.shape[1], self.num_projections)
-        drawn = torch.randn(shape, generator=draws.generator("directions"))
-        directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)
-        return losses.sliced_wasserstein(z_GZ, prior_GZ, weights_G, directions_ZP)
+        n = self.num_projections
+        return sliced_wasserstein_to_prior(z_GZ, prior_GZ, weights_G, draws, n)

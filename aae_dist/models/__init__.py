@@ -20,6 +20,8 @@ from aae_dist.models.autoencoder import (
     GaussianPosterior,
     Networks,
     Posterior,
+    StandardizedDecoder,
+    StandardizedEncoder,
     UniversalPosterior,
     run_encoder,
 )
@@ -51,6 +53,7 @@ __all__ = [
 DTYPES = dict.fromkeys(("fp32", "tf32", "bf16"), torch.float32) | {"fp64": torch.float64}
 """dtype of weights, codes and losses, by `train.precision`."""
 
+STANDARDIZED = {"encoder": StandardizedEncoder, "decoder": StandardizedDecoder}
 SAMPLES = 4
 """Rows that a user's network is tried on."""
 
@@ -99,6 +102,8 @@ def build_networks(
             own: sections.OwnNetwork | None = getattr(model, name)
             if own is None:
                 network = built[name](**roles[name])
+                if config.data.standardize and name in STANDARDIZED:
+                    network = STANDARDIZED[name](network, shape)
             else:
                 network = import_network(name, own, roles[name])
                 _check(name, network, roles[name], trains)

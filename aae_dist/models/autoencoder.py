@@ -112,6 +112,37 @@ def run_encoder(
     return outputs_BP
 
 
+class Standardized(nn.Module):
+    """A network that sees features of mean 0 and variance 1, whatever the data's units.
+
+    `mean` and `std` are constants, saved with the weights.
+    """
+
+    def __init__(self, network: nn.Module, sample_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.mean = nn.Parameter(torch.zeros(sample_shape), requires_grad=False)
+        self.std = nn.Parameter(torch.ones(()), requires_grad=False)
+
+
+class StandardizedEncoder(Standardized):
+    """Standardizes the encoder's inputs."""
+
+    def forward(self, x_BCHW: Tensor, *noise: Tensor) -> Tensor:
+        """Map samples in the data's units to posterior parameters of shape (B, P)."""
+        outputs_BP: Tensor = self.network((x_BCHW - self.mean) / self.std, *noise)
+        return outputs_BP
+
+
+class StandardizedDecoder(Standardized):
+    """Brings the decoder's outputs to the data's units."""
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        """Map codes of shape (B, Z) to samples in the data's units."""
+        x_BCHW: Tensor = self.network(z_BZ)
+        return x_BCHW * self.std + self.mean
+
+
 @dataclass(frozen=True)
 class Networks:
     """The networks of one run, by name; a run without an adversary has no discriminator."""
@@ -119,6 +150,14 @@ class Networks:
     encoder: nn.Module
     decoder: nn.Module
     discriminator: nn.Module | None
+
+    @torch.no_grad()
+    def set_scaling(self, mean_CHW: Tensor, std: float) -> None:
+        """Set mean and standard deviation of the features, in networks that standardize them."""
+        for network in (self.encoder, self.decoder):
+            if isinstance(network, Standardized):
+                network.mean.copy_(mean_CHW)
+                network.std.fill_(std)
 
     def named(self) -> dict[str, nn.Module]:
         """Return the networks that exist, by name."""

@@ -6,6 +6,7 @@ Every rank calls, rank 0 writes.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from aae_dist.checkpoints.format import Checkpoint, check_metadata, config_of
@@ -31,8 +32,41 @@ CHANGEABLE = (
     *("checkpoint", "launch", "wandb"),
 )
 """Keys, or whole sections, that do not change what the steps so far computed."""
-INFERRED = ("lanes", "shuffle_window", "channels", "image_size", "resize")
+INFERRED = ("lanes", "shuffle_window", "channels", "image_size", "resize", "standardize")
 """Keys of `data` that are inferred from the data when a run starts, where they are null."""
+NEW_DEFAULTS = (
+    *("method.balance", "method.weight", "method.distance_weight", "method.r1_weight"),
+    *(f"phases.generator.optimizer.{key}" for key in ("lr", "betas", "eps")),
+    "data.standardize",
+)
+"""Keys whose default has changed: runs of before keep theirs, see `with_former_defaults`."""
+
+
+def with_former_defaults(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
+    """Return `config` for a run of before a change of defaults, which keeps its own.
+
+    Every key whose default has changed and that `config` leaves there gets the value of `saved`.
+    """
+    trees: list[Any] = [_with_defaults(saved), config.model_dump(mode="json")]
+    if any(tree.get("method", {}).get("kind") != "adversarial" for tree in trees):
+        return config
+    trees.append(config_from_stored({"data": {"train": "unused"}}).model_dump(mode="json"))
+    for path in NEW_DEFAULTS:
+        *sections, key = path.split(".")
+        old, new, unset = (
+            reduce(lambda part, name: part.get(name, {}), sections, tree)
+            for tree in trees
+        )
+        if key in old and new.get(key) == unset.get(key):
+            new[key] = old[key]
+    return config_from_stored(trees[1])
+
+
+def of_checkpoint(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
+    """Return `config` with the defaults of the version that started the checkpoint's run."""
+    if checkpoint.metadata["data"].get("baseline_loss") is not None:
+        return config
+    return with_former_defaults(config, config_of(checkpoint))
 
 
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:
@@ -129,7 +163,7 @@ def finished_before(config: RunConfig) -> Outcome | None:
         return None
     if summary.plan != (config.train.steps, config.train.epochs):
         return None
-    check_same_run(summary.config, config, folder.uri)
+    check_same_run(summary.config, with_former_defaults(config, summary.config), folder.uri)
     if config.run.resume == "never":
         raise CheckpointError(
             f"run.resume=never, but {folder.uri} has finished already; take a new run.name"
@@ -272,7 +306,8 @@ def newest_checkpoint(
                 "take a new run.name or use run.resume=auto"
             )
         check_metadata(checkpoint)
-        check_same_run(config_of(checkpoint), config, folder.uri)
+        wanted = of_checkpoint(config, checkpoint)
+        check_same_run(config_of(checkpoint), wanted, folder.uri)
         check_lanes(checkpoint.metadata["data"]["lanes"], config, folder.uri)
         loaded.append(checkpoint)
         return checkpoint.step

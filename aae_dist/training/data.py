@@ -1,8 +1,9 @@
 """The data of a run: shards, their order, the evaluation and the prior, opened on all ranks."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +21,17 @@ from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator
 from aae_dist.inference.trained_run import load_run
+from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import is_remote
 from aae_dist.training.checkpointer import NewShards, find_new_shards, with_inferred
 from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.text import Show, progress
 
+NUM_MEASURED = 1024
+"""Samples whose mean and spread are measured: 3 % of error at one feature's standard deviation."""
+MAX_MEASURED_NUMBERS = 1 << 25
+"""Numbers in all samples that are measured: 256 MiB as float64."""
 NUM_PROBED = 256
 """Samples whose range is checked; of the first shard alone where shards have to be fetched."""
 NUM_LOOKED = 64
@@ -45,6 +51,11 @@ class TrainingData:
     validation: Dataset | None
     evaluator: Evaluator | None
     prior: Prior
+    baseline_loss: float | None
+    """Reconstruction loss of the data's mean; None in a run of a version that did not measure."""
+    scaling: tuple[Tensor, float] | None
+    """Mean, float32 (C, H, W), and standard deviation of the features, for the encoder and the
+    decoder of a new run; None where they get numbers as they are, or have them already."""
     new_shards: NewShards | None = None
     """Where to start when the shards are not those of the checkpoint."""
     notes: tuple[str, ...] = ()
@@ -60,6 +71,7 @@ class TrainingData:
             "lanes": self.order.lanes,
             "shuffle_window": self.order.window,
             "image_shape": list(self.train.image_shape),
+            "baseline_loss": self.baseline_loss,
         }
 
 
@@ -103,11 +115,13 @@ def open_data(
             *_class_notes(dataset, validation),
             *_unused_notes(dataset, world, config.decoding_threads),
         )
+        known = checkpoint.metadata["data"].get("baseline_loss") if checkpoint else None
         return TrainingData(
-            inferred, dataset, order, validation, evaluator, prior, new_shards, notes
+            inferred, dataset, order, validation, evaluator, prior, known, None, new_shards, notes
         )
 
-    return run_on_all_ranks(world, work)
+    data = run_on_all_ranks(world, work)
+    return data if checkpoint else _measured(data, world)
 
 
 def _class_notes(train: Dataset, validation: Dataset | None) -> Iterator[str]:
@@ -164,7 +178,57 @@ def _infer(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig
     inferred |= {"channels": channels, "resize": Resize.from_settings(config.data).how}
     if height == width:
         inferred["image_size"] = height
+    if config.data.standardize is None:
+        unbounded = config.model.decoder_output == "linear"
+        inferred["standardize"] = unbounded and dataset.dtype.is_floating_point
     return config.model_copy(update={"data": config.data.model_copy(update=inferred)})
+
+
+# What new runs measure: the unit of weights, and the scaling of features.
+
+
+def _measured(data: TrainingData, world: World) -> TrainingData:
+    found: list[Tensor] = []
+
+    def measure() -> float:
+        images = first_samples(data.train, data.order)
+        pixels = images.double() / 255 if images.dtype == torch.uint8 else images.double()
+        mean = pixels.mean(0)
+        std = (pixels - mean).square().mean().sqrt()
+        found.append(torch.cat([mean.flatten(), std[None]]).float())
+        loss = RECONSTRUCTION_LOSSES[data.config.method.reconstruction_loss]
+        return float(loss(mean.expand_as(pixels), pixels).mean()) or 1.0  # all samples are equal
+
+    # Only rank 0 measures: other machines may round otherwise.
+    baseline_loss = run_on_rank_zero(world, measure)
+    statistics = found[0] if found else torch.empty(math.prod(data.train.image_shape) + 1)
+    if world.size > 1:
+        statistics = statistics.to(world.device)
+        dist.broadcast(statistics, 0)
+    *_, std = statistics.tolist()
+    mean = statistics[:-1].cpu().unflatten(0, data.train.image_shape)
+    scaling = (mean, std or 1.0) if data.config.data.standardize else None
+    return replace(data, baseline_loss=baseline_loss, scaling=scaling)
+
+
+def first_samples(dataset: Dataset, order: SampleOrder) -> Tensor:
+    """Return the good ones of the order's first samples: 1,024, fewer of large ones.
+
+    They are read first in any case, and come from all lanes, so that shards sorted by class do not
+    bias them. Zeros of shape (1, C, H, W) if none is good.
+    """
+    most = min(NUM_MEASURED, max(1, MAX_MEASURED_NUMBERS // math.prod(dataset.image_shape)))
+    chosen: list[Tensor] = []
+    position = num = 0
+    while num < most and position < order.lane_length:
+        plan = order.batch(position)
+        samples = dataset.load(plan.indices[plan.valid][: most - num])
+        good = torch.ones(len(samples.images), dtype=torch.bool)
+        good[list(samples.bad)] = False
+        chosen.append(samples.images[good])
+        position, num = plan.next_position, num + len(good)
+    images = torch.cat(chosen)
+    return images if len(images) else images.new_zeros(1, *dataset.image_shape)
 
 
 # Settings that do not suit the samples.

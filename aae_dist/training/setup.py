@@ -24,7 +24,7 @@ from aae_dist.models import DTYPES, Autoencoder, build_networks, build_posterior
 from aae_dist.models.autoencoder import Posterior
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import Storage, open_storage
-from aae_dist.training.checkpointer import newest_checkpoint
+from aae_dist.training.checkpointer import newest_checkpoint, of_checkpoint
 from aae_dist.training.data import TrainingData, open_data
 from aae_dist.training.folder import Reporter, RunFolder
 from aae_dist.training.lock import RunLock
@@ -80,6 +80,7 @@ class TrainingSetup:
         keep = config.checkpoint.keep
         self.store = CheckpointStore(folder.storage, keep, *held, report=reporter.line)
         checkpoint = newest_checkpoint(self.store, config, folder, world)
+        config = of_checkpoint(config, checkpoint) if checkpoint else config
         self.goodput = Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
         # Data.
         with watchdog.section("opening the data"):
@@ -95,9 +96,13 @@ class TrainingSetup:
             reset_compiler()
         image_shape, prior = self.data.train.image_shape, self.data.prior
         self.networks = networks = build_networks(config, image_shape, world.device)
+        if self.data.scaling:
+            networks.set_scaling(*self.data.scaling)
         posterior = build_posterior(config.posterior)
         self.inputs = _step_inputs(self.data, posterior, world)
-        self.method = build_method(config, networks, prior, image_shape, world)
+        self.method = build_method(
+            config, networks, prior, image_shape, world, self.data.baseline_loss or 1.0
+        )
         # State.
         decay = config.train.ema_decay
         average = WeightAverage(networks, decay) if decay is not None else None

@@ -54,7 +54,7 @@ class TextbookLoop:
 
 
 def test_twenty_steps_equal_the_textbook_loop_in_float64() -> None:
-    config = tiny_config(phases=PHASES)
+    config = tiny_config(phases=PHASES, method={"kind": "adversarial", "balance": "none"})
     networks, method, inputs = build(config, single_world())
     textbook = TextbookLoop(networks)
     for step in range(20):
@@ -122,7 +122,7 @@ def minimum_flops(config: Any, samples: int) -> int:
 
 
 def test_flops_of_a_step_are_the_minimum() -> None:
-    config = tiny_config()
+    config = tiny_config(method={"kind": "adversarial", "balance": "none"})
     _, method, inputs = build(config, single_world())
     run_step(method, inputs, config, 0)
     with FlopCounterMode(display=False) as counter:

@@ -17,7 +17,7 @@ ADAM = {"optimizer": {"kind": "adam", "lr": 1e-3, "eps": 1e-12}, "schedule": {"k
 
 def part_of(step: int, **method: Any) -> tuple[AdversarialMethod, MicroBatch]:
     """Return a method and the one part of a step; that of step 4 has masked rows."""
-    config = tiny_config(method={"kind": "adversarial", **method})
+    config = tiny_config(method={"kind": "adversarial", "balance": "none", **method})
     _, built, inputs = build(config, single_world())
     assert isinstance(built, AdversarialMethod)
     images, valid = global_batch(config, step)
@@ -116,7 +116,7 @@ def test_the_generators_gradient_has_its_part_of_reconstructions(
 ) -> None:
     train = {"steps": 9, "global_batch_size": 24, "precision": "fp64"}
     train["micro_batch_size"] = micro_batch_size
-    method = {"kind": "adversarial", "gradient_ratio": 0.25}
+    method = {"kind": "adversarial", "balance": "none", "gradient_ratio": 0.25}
     config = tiny_config(method=method, train=train)
     _, built, inputs = build(config, single_world())
     assert isinstance(built, AdversarialMethod)
@@ -129,7 +129,7 @@ def test_the_generators_gradient_has_its_part_of_reconstructions(
 
 def encoder_after(optimizer: dict[str, Any], **method: Any) -> Tensor:
     phases = {phase: optimizer for phase in ("reconstruction", "discriminator", "generator")}
-    config = tiny_config(method={"kind": "adversarial", **method}, phases=phases)
+    config = tiny_config(method={"kind": "adversarial", "balance": "none", **method}, phases=phases)
     networks, built, inputs = build(config, single_world())
     for step in range(4):
         run_step(built, inputs, config, step)

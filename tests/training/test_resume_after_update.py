@@ -37,7 +37,7 @@ def test_a_configuration_with_keys_that_are_gone_is_still_compared() -> None:
     [
         ("phases", {"generator": {"clip_norm": 1.0}}),
         ("train", {"ema_decay": 0.9}),
-        ("method", {"kind": "adversarial", "gradient_ratio": 0.5}),
+        ("method", {"kind": "adversarial", "weight": 0.5}),
         ("data", {"crop_size": 4}),
         ("model", {"encoder": {"path": "own:Encoder"}}),
     ],

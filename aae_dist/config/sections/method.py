@@ -20,19 +20,44 @@ class AdversarialMethod(_Method):
     adversary: Literal["bce", "least_squares", "hinge"] = "bce"
     """Adversarial loss: cross-entropy (as in the paper), least squares (Mao et al. 2017) or
     hinge."""
-    r1_weight: NonNegativeFloat = 0.0
-    """Weight of the R1 penalty on the discriminator's gradient at prior samples; 0 for none."""
+    balance: Literal["auto", "none"] = "auto"
+    """How reconstruction and match share the encoder. auto: a distance between codes and prior
+    samples holds the bulk of the codes in the reconstruction update, the generator's steps are
+    measured by the second moments of reconstruction's Adam, and the weights below have no unit, so
+    that the same ones suit any data. none: as in the paper, each phase by itself."""
+    weight: PositiveFloat | None = None
+    """Factor on the generator's loss; by default 0.04 with balance=auto, where 1 stands for the
+    reconstruction loss of the data's mean, else 1. Without balance and with Adam it matters only
+    where the gradient is small compared to `eps`."""
+    distance_weight: NonNegativeFloat | None = None
+    """Factor on the sliced Wasserstein distance of codes and prior samples; by default 0.4 with
+    balance=auto, where 1 stands for the reconstruction loss of the data's mean per variance of the
+    prior, else 0 for none."""
+    num_projections: PositiveInt = 128
+    """Number of random directions of the distance per step."""
+    r1_weight: NonNegativeFloat | None = None
+    """Weight of the R1 penalty on the discriminator's gradient at prior samples, 0 for none; by
+    default 0.03 with balance=auto, where it is multiplied by `model.latent_dim` and the prior's
+    variance, else 0."""
     r1_every: PositiveInt = 16
     """Steps between R1 penalties; each is multiplied by this number (lazy regularization)."""
     input_noise: NonNegativeFloat = 0.0
     """Standard deviation of Gaussian noise added to the discriminator's inputs."""
-    weight: PositiveFloat = 1.0
-    """Factor on the generator's loss, for SGD. With Adam it matters only where the gradient is
-    small compared to `eps`; use `phases.generator.optimizer.lr` instead."""
     gradient_ratio: PositiveFloat | None = None
-    """Replaces `weight`, for SGD: scale the generator's gradient to this fraction of the norm of
-    the reconstruction gradient. Adam divides by the gradient's own size, so there the scale cancels
-    out beyond `eps`."""
+    """Replaces `weight`, for SGD and balance=none: scale the generator's gradient to this fraction
+    of the norm of the reconstruction gradient. Adam divides by the gradient's own size, so there
+    the scale cancels out beyond `eps`."""
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """The weights of the generator's loss, of the distance and of R1."""
+        by_default = (0.04, 0.4, 0.03) if self.balance == "auto" else (1.0, 0.0, 0.0)
+        given = (self.weight, self.distance_weight, self.r1_weight)
+        adversary, distance, r1 = (
+            default if value is None else value
+            for value, default in zip(given, by_default, strict=True)
+        )
+        return adversary, distance, r1
 
 
 class VariationalMethod(_Method):
@@ -183,9 +208,9 @@ class Phases(Section):
     """Trains encoder and decoder."""
     discriminator: Phase = Phase(optimizer=Adam(lr=1e-3, betas=(0.5, 0.999)))
     """Trains the discriminator."""
-    generator: Phase = Phase(optimizer=Adam(lr=1e-3, betas=(0.5, 0.999), eps=1e-3))
-    """Trains the encoder against the frozen discriminator. Adam's steps have the same size for any
-    gradient. Where the codes match the prior, this gradient is small (1e-4 per weight) and mostly
-    noise, and full steps of it roughen the encoder until the discriminator wins. With eps = 1e-3
-    such small gradients give the steps of SGD with lr / eps = 1 (the paper: 0.1 with momentum 0.9),
-    and no step is longer than Adam's."""
+    generator: Phase = Phase(optimizer=Adam(lr=2e-3))
+    """Trains the encoder against the frozen discriminator. With `method.balance: auto` its steps
+    are divided by the root of reconstruction's second moments, or of its own where those are
+    larger. With `none` use lr 1e-3, betas [0.5, 0.999] and eps 1e-3: where the codes match the
+    prior, this gradient is small (1e-4 per weight) and mostly noise, and full steps of Adam roughen
+    the encoder until the discriminator wins."""

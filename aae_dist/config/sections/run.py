@@ -67,6 +67,11 @@ class Data(Section):
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; by default as in the first image."""
     augment: Augment = Augment()
+    standardize: bool | None = None
+    """Centre each feature before the encoder and divide all by one standard deviation, of the first
+    1,024 samples of the order, and undo it behind the decoder, so that losses and outputs keep the
+    data's units. By default for floats with `model.decoder_output: linear`; networks of your own
+    get and return numbers as they are."""
     lanes: PositiveInt | None = None
     """Parallel sample streams of a global batch; must divide its size. By default the largest
     divisor up to 32."""
