@@ -63,7 +63,7 @@ class AdversarialMethod(Method):
         return {
             **reconstruction,
             "loss/discriminator": discriminator,
-            "loss/generator": generator,
+            "loss/generator": generator / self.weight,
         }
 
     def reconstruct(self, parts: Sequence[MicroBatch]) -> Losses:

@@ -11,7 +11,7 @@ from typing import Any
 
 from aae_dist.checkpoints.format import Checkpoint, check_metadata, config_of
 from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.config import RunConfig, config_from_stored
+from aae_dist.config import RunConfig, config_from_stored, config_from_tree
 from aae_dist.data import Manifest, SampleOrder
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import CheckpointError, ConfigError, LaunchError, TrainingDivergedError
@@ -50,12 +50,12 @@ def with_former_defaults(config: RunConfig, saved: Mapping[str, Any]) -> RunConf
     trees: list[Any] = [_with_defaults(saved), config.model_dump(mode="json")]
     if any(tree.get("method", {}).get("kind") != "adversarial" for tree in trees):
         return config
-    trees.append(config_from_stored({"data": {"train": "unused"}}).model_dump(mode="json"))
+    smallest = {"run": {"name": "a"}, "data": {"train": "b"}, "train": {"steps": 1}}
+    trees.append(config_from_tree(smallest).model_dump(mode="json"))
     for path in NEW_DEFAULTS:
         *sections, key = path.split(".")
         old, new, unset = (
-            reduce(lambda part, name: part.get(name, {}), sections, tree)
-            for tree in trees
+            reduce(lambda part, name: part.get(name, {}), sections, tree) for tree in trees
         )
         if key in old and new.get(key) == unset.get(key):
             new[key] = old[key]

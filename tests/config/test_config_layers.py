@@ -52,14 +52,14 @@ def test_numbers_in_scientific_notation_are_numbers(load):
 
 
 def test_one_key_of_a_phase_keeps_the_other_defaults_of_that_phase(load):
-    generator = load(overrides=["phases.generator.optimizer.lr=1e-4"]).config.phases.generator
-    assert generator.optimizer.lr == 1e-4
-    assert generator.optimizer.betas == (0.5, 0.999)
+    phase = load(overrides=["phases.discriminator.optimizer.lr=1e-4"]).config.phases.discriminator
+    assert phase.optimizer.lr == 1e-4
+    assert phase.optimizer.betas == (0.5, 0.999)
 
 
 def test_another_kind_starts_from_the_defaults_of_its_class(load):
-    loaded = load(overrides=["phases.generator.optimizer.kind=sgd"])
-    assert loaded.config.phases.generator.optimizer.lr == 1e-2
+    loaded = load(overrides=["phases.discriminator.optimizer.kind=sgd"])
+    assert loaded.config.phases.discriminator.optimizer.lr == 1e-2
     assert loaded.notes == ()
 
 
@@ -182,12 +182,12 @@ def test_several_workers_do_not_share_a_gpu(workers):
 
 def test_defaults_that_another_kind_brings_along_are_noted():
     base = ["run.name=a", "data.train=x.tar", "train.steps=5"]
-    phase = "phases.generator.optimizer"
+    phase = "phases.discriminator.optimizer"
     notes = load_config([], [*base, f"{phase}.kind=adamw"]).notes
     assert notes == (
         f"{phase}.kind is now adamw, with its own defaults: "
-        "betas=[0.9, 0.999] instead of [0.5, 0.999], eps=1e-08 instead of 0.001",
+        "betas=[0.9, 0.999] instead of [0.5, 0.999]",
     )
-    said = [f"{phase}={{kind: adamw, eps: 1e-3, betas: [0.5, 0.999]}}"]
+    said = [f"{phase}={{kind: adamw, betas: [0.5, 0.999]}}"]
     assert load_config([], [*base, *said]).notes == ()
     assert load_config([], [*base, "model.kind=conv", "prior.kind=laplace"]).notes == ()

@@ -34,6 +34,11 @@ COMMON = (
     "wandb.mode=disabled",
     "launch.kind=local",
 )
+FORMER = (
+    "phases.generator.optimizer={lr: 1e-3, betas: [0.5, 0.999], eps: 1e-3}",
+    "data.standardize=false",
+)
+"""What was the default when the hashes were made."""
 WIDTHS = "encoder_widths: [32], decoder_widths: [32], discriminator_widths: [32]"
 CONVOLUTIONS = "encoder_width: 4, decoder_width: 4, discriminator_widths: [32]"
 MLP = ("DATA=grey", f"model={{latent_dim: 2, {WIDTHS}}}")
@@ -46,24 +51,32 @@ VECTORS = (
 AUGMENT = "data.augment={flip: true, crop: 2, brightness: 0.2, contrast: 0.2}"
 
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "mlp adversarial ema": (1, (*MLP, "train.ema_decay=0.9", "posterior.kind=gaussian")),
+    "mlp adversarial ema": (
+        1,
+        (*MLP, "method.balance=none", "train.ema_decay=0.9", "posterior.kind=gaussian"),
+    ),
     "mlp adversarial micro-batches": (
         2,
         (
             *MLP,
             "train.micro_batch_size=8",
             "prior.kind=mixture",
-            "method={r1_weight: 0.1, r1_every: 4}",
+            "method={balance: none, r1_weight: 0.1, r1_every: 4}",
         ),
     ),
     "mlp hinge augmentation": (
         3,
-        (*MLP, AUGMENT, "method={adversary: hinge, input_noise: 0.1, gradient_ratio: 0.5}"),
+        (
+            *MLP,
+            AUGMENT,
+            "method={balance: none, adversary: hinge, input_noise: 0.1, gradient_ratio: 0.5}",
+        ),
     ),
     "conv adversarial bf16 augmentation": (
         1,
         (
             *CONV,
+            "method.balance=none",
             "model.discriminator_spectral_norm=true",
             "train.precision=bf16",
             AUGMENT,
@@ -153,7 +166,7 @@ def train_and_hash(name: str, folder: Path) -> dict[str, Any]:
     """Train a case to its end; return the SHA-256 of every tensor, and the state."""
     ranks, (data, *items) = CASES[name]
     shards = write_data(data.removeprefix("DATA="), folder)
-    arguments = ["train", *COMMON, f"run.storage={folder}/runs", *shards, *items]
+    arguments = ["train", *COMMON, *FORMER, f"run.storage={folder}/runs", *shards, *items]
     if ranks == 1:
         assert main(arguments) == 0  # in this process: importing torch takes longer than the run
     else:

@@ -62,7 +62,8 @@ def test_balanced_steps_equal_the_algorithm_written_out_slowly() -> None:
         z, n = e(x), len(x)
         error = ((d(z) - x) ** 2).sum() / 2 / n
         directions = torch.randn((4, 16), generator=keyed_generator(0, "directions", step)).double()
-        distance = sliced_wasserstein(z, z_prior, torch.full((n,), 1 / n).double(), directions)
+        even = torch.full((n,), 1 / n, dtype=torch.float64)
+        distance = sliced_wasserstein(z, z_prior, even, directions)
         weight = 0.5 * baseline / (variance / 4)
         reconstruct.step(error + weight * distance)
         # Discriminator.
@@ -77,8 +78,8 @@ def test_balanced_steps_equal_the_algorithm_written_out_slowly() -> None:
         fooled = F.softplus(-c(e(x))).mean()
         fool.step(0.3 * baseline * fooled, floor=reconstruct.v[:num])
         got = run_step(ours, inputs, config, step)
-        assert float(got["loss/reconstruction"]) == pytest.approx(float(error), rel=1e-8)
-        assert float(got["loss/distance"]) == pytest.approx(float(distance), rel=1e-8)
+        assert float(got["loss/reconstruction"]) == pytest.approx(error.item(), rel=1e-8)
+        assert float(got["loss/distance"]) == pytest.approx(distance.item(), rel=1e-8)
     for mine, slow in zip(networks.encoder.parameters(), e.parameters(), strict=True):
         assert torch.allclose(mine, slow, rtol=1e-7, atol=1e-9)
 

@@ -268,7 +268,7 @@ def test_refusals_are_told_at_once() -> None:
     for combination in refused:
         with pytest.raises((ConfigError, ValueError), match=refusal(*combination)):
             config_of(*combination)
-    assert len(refused) == 88
+    assert len(refused) == 95
 
 
 class WithoutDensity(Prior):

@@ -13,7 +13,7 @@ from helpers.shards import write_shards
 from helpers.steps import tiny_config
 
 from aae_dist.errors import CheckpointError
-from aae_dist.training.checkpointer import check_same_run, with_inferred
+from aae_dist.training.checkpointer import check_same_run, with_former_defaults, with_inferred
 
 
 def test_keys_younger_than_the_run_count_as_their_defaults() -> None:
@@ -75,3 +75,21 @@ def test_a_run_goes_on_with_the_size_that_it_began_with(tmp_path: Path) -> None:
         config = (tmp_path / name / "run" / "config.yaml").read_text()
         assert "resize: stretch" in config
         assert "image_size: 3" in config
+
+
+def test_a_run_of_before_a_change_of_defaults_keeps_its_own() -> None:
+    """Its checkpoint has no baseline and no balance; the same file of keys resumes it."""
+    former = {"lr": 1e-3, "betas": (0.5, 0.999), "eps": 1e-3}
+    phases = {"generator": {"optimizer": {"kind": "adam", **former}}}
+    saved = tiny_config(phases=phases).model_dump(mode="json")
+    del saved["method"]["balance"], saved["data"]["standardize"]
+    saved["method"] |= {"weight": 1.0, "r1_weight": 0.0}
+    resumed = with_former_defaults(tiny_config(), saved)
+    assert resumed.method.balance == "none"
+    assert resumed.data.standardize is False
+    assert resumed.phases.generator.optimizer.model_dump() == {"kind": "adam", **former}
+    check_same_run(saved, resumed, "the run")
+    # A key that is given is not overruled.
+    wanted = tiny_config(method={"kind": "adversarial", "weight": 2.0})
+    with pytest.raises(CheckpointError, match="method.weight: saved 1.0, now 2.0"):
+        check_same_run(saved, with_former_defaults(wanted, saved), "the run")
