@@ -14,6 +14,7 @@ ADVERSARIAL: dict[str, Any] = {}
 VARIATIONAL = {"method": {"kind": "variational"}, "posterior": {"kind": "gaussian"}}
 GAUSSIAN_POSTERIOR = {"posterior": {"kind": "gaussian"}, "prior": {"kind": "mixture"}}
 CLIPPED_SGD = {
+    "method": {"kind": "adversarial", "balance": "none"},
     "phases": {
         phase: {"optimizer": {"kind": "sgd", "lr": 0.01, "momentum": 0.5}, "clip_norm": 0.5}
         for phase in ("reconstruction", "discriminator", "generator")
@@ -27,6 +28,7 @@ SLICED = {
 REGULARIZED = {
     "method": {
         "kind": "adversarial",
+        "balance": "none",
         "adversary": "hinge",
         "r1_weight": 0.5,
         "r1_every": 4,

@@ -13,6 +13,8 @@ from aae_dist.models import DTYPES, Networks, build_networks, build_posterior
 from aae_dist.priors import build_prior
 
 SHAPE = (1, 6, 6)
+BASELINE = 1.5
+"""Half the summed variance of 36 random pixels, as a run measures it."""
 COMMON = {"latent_dim": 4, "discriminator_widths": (24, 16)}
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"kind": "mlp", **COMMON, "encoder_widths": (24, 16), "decoder_widths": (24, 16)},
@@ -39,7 +41,7 @@ def tiny_config(**sections: Any) -> RunConfig:
 def build(config: RunConfig, world: World) -> tuple[Networks, Method, StepInputs]:
     prior = build_prior(config.prior, config.model.latent_dim)
     networks = build_networks(config, SHAPE, world.device)
-    method = build_method(config, networks, prior, SHAPE, world)
+    method = build_method(config, networks, prior, SHAPE, world, BASELINE)
     batch, lanes = config.train.global_batch_size, config.lanes
     share = batch // lanes
     rows = slice(
