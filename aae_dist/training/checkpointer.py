@@ -36,7 +36,8 @@ INFERRED = ("lanes", "shuffle_window", "channels", "image_size", "resize", "stan
 """Keys of `data` that are inferred from the data when a run starts, where they are null."""
 NEW_DEFAULTS = (
     *("method.balance", "method.weight", "method.distance_weight", "method.r1_weight"),
-    *(f"phases.generator.optimizer.{key}" for key in ("lr", "betas", "eps")),
+    *(f"phases.{p}.optimizer.lr" for p in ("reconstruction", "discriminator", "generator")),
+    *("phases.generator.optimizer.betas", "phases.generator.optimizer.eps"),
     "data.standardize",
 )
 """Keys whose default has changed: runs of before keep theirs, see `with_former_defaults`."""
@@ -48,7 +49,7 @@ def with_former_defaults(config: RunConfig, saved: Mapping[str, Any]) -> RunConf
     Every key whose default has changed and that `config` leaves there gets the value of `saved`.
     """
     trees: list[Any] = [_with_defaults(saved), config.model_dump(mode="json")]
-    if any(tree.get("method", {}).get("kind") != "adversarial" for tree in trees):
+    if trees[0].get("method", {}).get("kind") != config.method.kind:
         return config
     smallest = {"run": {"name": "a"}, "data": {"train": "b"}, "train": {"steps": 1}}
     trees.append(config_from_tree(smallest).model_dump(mode="json"))

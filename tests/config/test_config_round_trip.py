@@ -40,14 +40,13 @@ def test_a_dumped_configuration_loads_as_an_equal_one(tmp_path, name, train, pri
         "data": {"train": train},
         "prior": prior,
         "train": {"steps": 3},
-        "phases": {"generator": {"optimizer": {"kind": "sgd", "lr": lr}}},
+        "phases": {"discriminator": {"optimizer": {"kind": "sgd", "lr": lr}}},
     }
     config = config_from_tree(tree)
     file = tmp_path / "config.yaml"
     file.write_text(dump_yaml(config), encoding="utf-8", newline="")
     loaded = load_config([file])
     assert loaded.config == config
-    assert loaded.notes == ()
     assert config_from_tree(config.model_dump(mode="json")) == config
 
 

@@ -30,7 +30,7 @@ class AdversarialMethod(_Method):
     reconstruction loss of the data's mean, else 1. Without balance and with Adam it matters only
     where the gradient is small compared to `eps`."""
     distance_weight: NonNegativeFloat | None = None
-    """Factor on the sliced Wasserstein distance of codes and prior samples; by default 0.4 with
+    """Factor on the sliced Wasserstein distance of codes and prior samples; by default 0.2 with
     balance=auto, where 1 stands for the reconstruction loss of the data's mean per variance of the
     prior, else 0 for none."""
     num_projections: PositiveInt = 128
@@ -51,7 +51,7 @@ class AdversarialMethod(_Method):
     @property
     def weights(self) -> tuple[float, float, float]:
         """The weights of the generator's loss, of the distance and of R1."""
-        by_default = (0.04, 0.4, 0.03) if self.balance == "auto" else (1.0, 0.0, 0.0)
+        by_default = (0.04, 0.2, 0.03) if self.balance == "auto" else (1.0, 0.0, 0.0)
         given = (self.weight, self.distance_weight, self.r1_weight)
         adversary, distance, r1 = (
             default if value is None else value
@@ -204,11 +204,11 @@ class Phases(Section):
     give the best balance of reconstruction error and match with the prior (docs/benchmarks.md).
     """
 
-    reconstruction: Phase = Phase(optimizer=Adam(lr=2e-3))
+    reconstruction: Phase = Phase(optimizer=Adam(lr=3e-3))
     """Trains encoder and decoder."""
-    discriminator: Phase = Phase(optimizer=Adam(lr=1e-3, betas=(0.5, 0.999)))
+    discriminator: Phase = Phase(optimizer=Adam(lr=2e-3, betas=(0.5, 0.999)))
     """Trains the discriminator."""
-    generator: Phase = Phase(optimizer=Adam(lr=2e-3))
+    generator: Phase = Phase(optimizer=Adam(lr=3e-3))
     """Trains the encoder against the frozen discriminator. With `method.balance: auto` its steps
     are divided by the root of reconstruction's second moments, or of its own where those are
     larger. With `none` use lr 1e-3, betas [0.5, 0.999] and eps 1e-3: where the codes match the
