@@ -61,9 +61,7 @@ def test_another_kind_starts_from_the_defaults_of_its_class(load):
     loaded = load(overrides=["phases.discriminator.optimizer.kind=sgd"])
     assert loaded.config.phases.discriminator.optimizer.lr == 1e-2
     kind = "phases.discriminator.optimizer.kind"
-    assert loaded.notes == (
-        f"{kind} is now sgd, with its own defaults: lr=0.01 instead of 0.002",
-    )
+    assert loaded.notes == (f"{kind} is now sgd, with its own defaults: lr=0.01 instead of 0.002",)
 
 
 def test_a_kind_that_is_the_default_anyway_changes_nothing(load):

@@ -18,7 +18,7 @@ CLIPPED_SGD = {
     "phases": {
         phase: {"optimizer": {"kind": "sgd", "lr": 0.01, "momentum": 0.5}, "clip_norm": 0.5}
         for phase in ("reconstruction", "discriminator", "generator")
-    }
+    },
 }
 MMD = {"method": {"kind": "mmd", "weight": 10.0}, "posterior": {"kind": "gaussian"}}
 SLICED = {

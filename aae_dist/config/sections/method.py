@@ -200,15 +200,15 @@ class Phase(Section):
 class Phases(Section):
     """Update rules of the three phases; a method ignores phases that it does not have.
 
-    Of the rates tried on MNIST with 8 latent dimensions, for 2,000 and 12,000 steps, the defaults
-    give the best balance of reconstruction error and match with the prior (docs/benchmarks.md).
+    The rates suit networks of 1,000 units; narrow ones, of 256, take 3e-3 in reconstruction and
+    generator (docs/algorithm.md).
     """
 
-    reconstruction: Phase = Phase(optimizer=Adam(lr=3e-3))
+    reconstruction: Phase = Phase(optimizer=Adam(lr=2e-3))
     """Trains encoder and decoder."""
     discriminator: Phase = Phase(optimizer=Adam(lr=2e-3, betas=(0.5, 0.999)))
     """Trains the discriminator."""
-    generator: Phase = Phase(optimizer=Adam(lr=3e-3))
+    generator: Phase = Phase(optimizer=Adam(lr=2e-3))
     """Trains the encoder against the frozen discriminator. With `method.balance: auto` its steps
     are divided by the root of reconstruction's second moments, or of its own where those are
     larger. With `none` use lr 1e-3, betas [0.5, 0.999] and eps 1e-3: where the codes match the
