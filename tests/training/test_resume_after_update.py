@@ -81,7 +81,7 @@ def test_a_run_of_before_a_change_of_defaults_keeps_its_own() -> None:
     """Its checkpoint has no baseline and no balance; the same file of keys resumes it."""
     former = {"lr": 1e-3, "betas": (0.5, 0.999), "eps": 1e-3}
     phases = {"generator": {"optimizer": {"kind": "adam", **former}}}
-    phases["discriminator"] = {"optimizer": {"lr": 1e-3, "betas": (0.5, 0.999)}}
+    phases["discriminator"] = {"optimizer": {"kind": "adam", "lr": 1e-3, "betas": (0.5, 0.999)}}
     saved = tiny_config(phases=phases).model_dump(mode="json")
     del saved["method"]["balance"], saved["data"]["standardize"]
     saved["method"] |= {"weight": 1.0, "r1_weight": 0.0}
