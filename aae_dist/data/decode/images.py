@@ -12,6 +12,7 @@ with any number of threads, and equal to what `aae-dist data pack --image-size` 
 import importlib.util
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor
 from aae_dist.config.sections.run import Data
 from aae_dist.data.decode import formats
 from aae_dist.data.decode.formats import ImageHeader, ValidPng
+from aae_dist.data.memory import MemoryBudget
 from aae_dist.data.unused import Kind
 from aae_dist.errors import AaeDistError, SampleError, ShardError
 
@@ -125,6 +127,9 @@ NO_RESIZE = Resize("none", None)
 _MAX_PIXELS = 1 << 26
 MAX_DECODED_BYTES = 1 << 28
 """Bytes of an image as its file holds it, inflated: 8192 x 8192 pixels of 32 bits."""
+_LARGE_IMAGES = MemoryBudget(1 << 30)
+"""For decoding images that are a group of their own: without it each thread might hold one."""
+_WORK_BYTES_PER_PIXEL = 12  # measured: coefficients of a progressive JPEG, colours, their copies
 _PIXELS_PER_GROUP = 1 << 22
 """Pixels decoded before the first image is resized: 12 MiB of colour per thread. One image may have
 more."""
@@ -156,19 +161,38 @@ def decode_images(
     sizes = {n: header.height * header.width for n, header in headers.items()}
     for group in batch_by_size(sizes, _PIXELS_PER_GROUP):
         begin(sorted(group, key=sizes.__getitem__, reverse=True))
-        # Validate PNG files: libpng's errors would end the process.
-        pngs = [n for n in group if headers[n].format == "PNG"]
-        valid = map_collecting_errors(lambda n: formats.validate_png(files[n]), pngs, bad)
-        # Pillow converts CMYK to RGB as torchvision did; simplejpeg rounds otherwise, by up to 2.
-        jpegs = [n for n in group if headers[n].format == "JPEG" and not headers[n].is_cmyk]
-        decoded = decode_pngs(valid, shape[0]) | decode_jpegs(files, jpegs, shape[0])
-        # Decode the rest with Pillow, turn upright and resize.
-        finish = partial(_finish, files, headers, decoded, shape, resize)
-        good = [n for n in group if n not in bad]
-        for n, image in map_collecting_errors(finish, good, bad).items():
-            rows[n][:] = image
-            if "alpha" in headers[n].unused and image.min() == image.max():
-                note(n, "flat", "")
+        pixels = sum(sizes[n] for n in group)
+        is_large = pixels > _PIXELS_PER_GROUP
+        memory = (
+            _LARGE_IMAGES.reserve(pixels * _WORK_BYTES_PER_PIXEL) if is_large else nullcontext()
+        )
+        with memory:
+            _decode_group(rows, files, headers, group, resize, bad, note)
+
+
+def _decode_group(
+    rows: NDArray[np.uint8],
+    files: Mapping[int, bytes],
+    headers: Mapping[int, ImageHeader],
+    group: Sequence[int],
+    resize: Resize,
+    bad: Bad,
+    note: Note,
+) -> None:
+    shape: Shape = rows.shape[1:]  # type: ignore[assignment]
+    # Validate PNG files: libpng's errors would end the process.
+    pngs = [n for n in group if headers[n].format == "PNG"]
+    valid = map_collecting_errors(lambda n: formats.validate_png(files[n]), pngs, bad)
+    # Pillow converts CMYK to RGB as torchvision did; simplejpeg rounds otherwise, by up to 2.
+    jpegs = [n for n in group if headers[n].format == "JPEG" and not headers[n].is_cmyk]
+    decoded = decode_pngs(valid, shape[0]) | decode_jpegs(files, jpegs, shape[0])
+    # Decode the rest with Pillow, turn upright and resize.
+    finish = partial(_finish, files, headers, decoded, shape, resize)
+    good = [n for n in group if n not in bad]
+    for n, image in map_collecting_errors(finish, good, bad).items():
+        rows[n][:] = image
+        if "alpha" in headers[n].unused and image.min() == image.max():
+            note(n, "flat", "")
 
 
 def decode_image(

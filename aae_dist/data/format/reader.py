@@ -16,11 +16,15 @@ from aae_dist.data.cache.shard_cache import ShardCache, open_shard
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.data.format.tar import ByteRange, TarIndex, UnusedMembers, index_tar
 from aae_dist.data.format.tar_headers import Buffer, DamagedTarError
+from aae_dist.data.memory import Holders
 from aae_dist.errors import AaeDistError, SampleError, SampleReason, ShardError
 from aae_dist.storage import is_remote
 
 _MAX_UNPACKED_BYTES = 4 << 30  # bound on a .tar.gz shard, unpacked, and on all that are held
 _UNPACK_CHUNK_BYTES = 1 << 20
+_UNPACKING = threading.Lock()
+UNPACKED = Holders()
+"""Open compressed shards of all data sets."""
 _READ_WHOLE_BYTES = 64 << 20  # smaller shards are indexed by one read, not six per sample
 _READ_TOGETHER_BYTES = 1 << 16  # fields this close together are one read: 2 us less per field
 _RETRY_SECONDS = 60.0  # between tries of a failed shard: each of its samples would wait for it
@@ -74,7 +78,8 @@ class ShardReader:
     @property
     def unpacked_bytes(self) -> int:
         """Memory that holds the contents of a compressed shard; a plain one is read in place."""
-        return len(self._buffer) if isinstance(self._buffer, bytes) else 0
+        buffer = self._buffer
+        return len(buffer) if isinstance(buffer, bytes) else 0
 
     def open(self) -> None:
         """Open the shard again if need be, and index it again if its local file was replaced."""
@@ -86,13 +91,17 @@ class ShardReader:
     def release(self) -> None:
         """Close the file and drop its contents; keep the index. Reading opens the shard again."""
         self._buffer = None
+        UNPACKED.remove(self)
 
     def _bytes(self) -> Buffer:
-        if self._buffer is None:
+        buffer = self._buffer  # once: another thread may release it
+        if buffer is None:
             # A ShardFile keeps the file's lock, and with it the copy in the cache.
             with open_shard(self.shard, self._cache) as file:
-                self._buffer = _contents(self.shard, file)
-        return self._buffer
+                buffer = self._buffer = _contents(self.shard, file)
+            if isinstance(buffer, bytes):
+                UNPACKED.add(self, len(buffer))
+        return buffer
 
     def _new_index(self, buffer: Buffer) -> TarIndex:
         # Another copy of a remote shard is another file with equal bytes.
@@ -138,17 +147,78 @@ def _contents(shard: Shard, file: BinaryIO) -> Buffer:
 
 
 def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
-    # In chunks: one read would first allocate all that it may return, 4 GiB.
+    # In chunks: one read would first allocate all that it may return, 4 GiB. What others hold is
+    # released as this one grows, and one shard is unpacked at once: the bound is the process's.
     data = io.BytesIO()
-    with gzip.open(packed, "rb") as file:
+    with _UNPACKING, gzip.open(packed, "rb") as file:
         while chunk := file.read(_UNPACK_CHUNK_BYTES):
+            UNPACKED.shrink(_MAX_UNPACKED_BYTES - data.tell() - len(chunk))
             data.write(chunk)
-            if data.tell() > _MAX_UNPACKED_BYTES:
-                raise ShardError(
-                    f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
-                    "write smaller shards, or plain .tar files."
-                )
+            _check_unpacked(shard, data.tell())
     return data.getvalue()
+
+
+def _check_unpacked(shard: Shard, num_bytes: int) -> None:
+    if num_bytes > _MAX_UNPACKED_BYTES:
+        raise ShardError(
+            f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
+            "write smaller shards, or plain .tar files."
+        )
+
+
+class _GzipStream:
+    """The contents of a compressed shard as a buffer to slice forwards, of which 1 MiB is held."""
+
+    def __init__(self, shard: Shard, packed: BinaryIO) -> None:
+        self._packed, self._size = packed, 0
+        with gzip.open(packed, "rb") as file:
+            while chunk := file.read(_UNPACK_CHUNK_BYTES):
+                self._size += len(chunk)
+                _check_unpacked(shard, self._size)
+        packed.seek(0)
+        self._file = gzip.open(packed, "rb")  # noqa: SIM115 - the shard's own file is closed
+        self._start, self._chunk = 0, b""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, key: "slice[Any, Any, Any]", /) -> bytes:
+        """Return the bytes of a slice; a slice must not start before the last one."""
+        start, stop, _ = key.indices(self._size)
+        end = self._start + len(self._chunk)
+        while end < stop:
+            # Keep what is wanted of the chunk, and read the next one.
+            kept = self._chunk[max(0, start - self._start) :] if start < end else b""
+            chunk = self._file.read(_UNPACK_CHUNK_BYTES)
+            if not chunk:
+                break
+            self._start, self._chunk = end - len(kept), kept + chunk
+            end += len(chunk)
+        return self._chunk[max(0, start - self._start) : max(0, stop - self._start)]
+
+
+def count_members(shard: Shard, cache: ShardCache | None) -> tuple[int, int]:
+    """Return the samples of a shard, and the members that none of them uses.
+
+    A compressed shard is read twice and never held. Raises ShardError as `ShardReader`.
+    """
+    if shard.name.lower().endswith(".tar"):
+        return index_counts(ShardReader(shard, check_count=False, cache=cache).index)
+    with open_shard(shard, cache) as file:
+        try:
+            return index_counts(index_tar(_GzipStream(shard, file)))
+        except DamagedTarError as error:
+            raise ShardError(f"{shard.url}: {error}.", reason=error.reason) from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ShardError(f"{shard.url}: damaged or not gzip ({error}).") from None
+        except OSError as error:
+            text = f"{shard.url}: cannot read the shard ({error.strerror})."
+            raise ShardError(text, reason="unreadable") from None
+
+
+def index_counts(index: TarIndex) -> tuple[int, int]:
+    """Return the samples of an index, and the members that none of them uses."""
+    return len(index), index.unused.counts.total()
 
 
 class OpenShards:

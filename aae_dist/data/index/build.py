@@ -21,8 +21,8 @@ from aae_dist.data.cache.directory import own_folder
 from aae_dist.data.cache.shard_cache import ShardCache, cache_of, storage_errors
 from aae_dist.data.format.manifest import FILE_NAME, ClassMap, Manifest, Shard, dump, join_classes
 from aae_dist.data.format.patterns import ShardSource, find, is_builtin
-from aae_dist.data.format.reader import ShardReader
-from aae_dist.data.format.tar import TarIndex, index_tar
+from aae_dist.data.format.reader import count_members, index_counts
+from aae_dist.data.format.tar import index_tar
 from aae_dist.data.format.tar_headers import DamagedTarError
 from aae_dist.errors import DataError, LaunchError, ShardError
 from aae_dist.storage import Entry, Storage, is_remote, open_storage
@@ -113,14 +113,10 @@ def try_count_shard(
         return error.with_traceback(None)
 
 
-def _counts(index: TarIndex) -> tuple[int, int]:
-    return len(index), index.unused.counts.total()
-
-
 def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> tuple[int, int]:
     """Return the samples, and the members that none of them uses."""
     if not is_remote(shard.folder) or cache is not None:
-        return _counts(ShardReader(shard, check_count=False, cache=cache).index)
+        return count_members(shard, cache)
     # Imported here: remote storage has loaded it, and local shards need no obstore.
     from aae_dist.storage.bucket import RangesRefusedError
 
@@ -133,7 +129,7 @@ def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> tuple[
                 buffer = RemoteBuffer(storage, found)
                 # A small shard is read by one request anyway, and indexed faster from its bytes.
                 is_small = found.size <= _SMALLEST_BYTES
-                return _counts(index_tar(buffer[0 : found.size] if is_small else buffer))
+                return index_counts(index_tar(buffer[0 : found.size] if is_small else buffer))
             except RangesRefusedError:
                 return _count_of_copy(shard)
     except DamagedTarError as error:
@@ -144,7 +140,7 @@ def _count_of_copy(shard: Shard) -> tuple[int, int]:
     """Count from a temporary copy on the disk."""
     with tempfile.TemporaryDirectory(prefix="aae_dist-count-") as folder:
         cache = ShardCache(Path(folder), None, _SECONDS)
-        return _counts(ShardReader(shard, check_count=False, cache=cache).index)
+        return count_members(shard, cache)
 
 
 _MAX_SAMPLES = 10**9

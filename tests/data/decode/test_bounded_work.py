@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from aae_dist.data import Dataset, open_dataset
 from aae_dist.data.decode import formats, images
 from aae_dist.data.decode import sample as decoding
 from aae_dist.data.decode.images import decode_image
+from aae_dist.data.memory import MemoryBudget
 from aae_dist.errors import DataError, SampleError
 
 MAX_CPU_SECONDS = 2.0
@@ -193,3 +195,37 @@ def test_a_sample_that_takes_long_is_named(tmp_path: Path, monkeypatch: pytest.M
     thread.join()
     assert named.startswith("decoding bad of a.tar for 0 s")
     assert dataset.slow_sample() == ""
+
+
+def test_large_images_are_decoded_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_LARGE_IMAGES", MemoryBudget(30 << 20))
+    monkeypatch.setattr(images, "_PIXELS_PER_GROUP", 1 << 20)
+    file = encoded(np.zeros((1500, 1500), np.uint8))
+    active, most = 0, 0
+    plain, lock = formats.validate_png, threading.Lock()
+
+    def noted(data: bytes) -> Any:
+        nonlocal active, most
+        with lock:
+            active += 1
+            most = max(most, active)
+        time.sleep(0.05)
+        found = plain(data)
+        with lock:
+            active -= 1
+        return found
+
+    monkeypatch.setattr(formats, "validate_png", noted)
+    with ThreadPoolExecutor(4) as pool:
+        assert [image.shape for image in pool.map(decode_image, [file] * 4)] == [
+            (1, 1500, 1500)
+        ] * 4
+    assert most == 1
+
+
+def test_who_wants_more_memory_than_there_is_has_it_alone() -> None:
+    budget = MemoryBudget(10)
+    with budget.reserve(100):
+        pass
+    with budget.reserve(5), budget.reserve(5):
+        pass

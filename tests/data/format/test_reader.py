@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -329,3 +330,51 @@ def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
     [path] = write_shards(tmp_path, [0])
     assert ours(path) == []
     assert Manifest((Shard(str(tmp_path), path.name, 0, 10240),)).num_samples == 0
+
+
+def write_compressed(folder: Path, count: int, num_bytes: int) -> None:
+    """Write `count` shards of one sample each, of `num_bytes` when unpacked and small on disk."""
+    folder.mkdir()
+    for number in range(count):
+        with tarfile.open(folder / f"{number}.tar.gz", "w:gz", compresslevel=1) as tar:
+            info = tarfile.TarInfo(f"{number}.bin")
+            info.size = num_bytes
+            tar.addfile(info, io.BytesIO(bytes(num_bytes)))
+
+
+def test_compressed_shards_are_counted_without_holding_them(tmp_path: Path) -> None:
+    write_compressed(tmp_path / "a", 4, 64 << 20)
+    tracemalloc.start()
+    manifest = open_manifest(str(tmp_path / "a"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert manifest.counts.tolist() == [1, 1, 1, 1]
+    assert most < 40 << 20
+
+
+def test_one_budget_of_unpacked_bytes_serves_all_data_sets_and_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_MAX_UNPACKED_BYTES", 40 << 20)
+    write_compressed(tmp_path / "a", 4, 16 << 20)
+    write_compressed(tmp_path / "b", 4, 16 << 20)
+    opened = [OpenShards(open_manifest(str(tmp_path / name))) for name in "ab"]
+    most = 0
+
+    def read(task: int) -> None:
+        nonlocal most
+        fields = opened[task % 2].get(task // 2 % 4).fields(0)
+        assert [len(data) for data in fields.values()] == [16 << 20]
+        most = max(most, reader.UNPACKED.num_bytes)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(16)))
+    assert 0 < most <= 40 << 20
+
+
+def test_a_shard_that_is_released_while_it_is_read_is_opened_again(tmp_path: Path) -> None:
+    write_compressed(tmp_path / "a", 1, 1 << 20)
+    opened = ShardReader(open_manifest(str(tmp_path / "a")).shards[0])
+    reader.UNPACKED.shrink(0)
+    assert opened.unpacked_bytes == 0
+    assert len(opened.fields(0)["bin"]) == 1 << 20
