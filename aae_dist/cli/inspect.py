@@ -1,6 +1,7 @@
 """What a run is worth, and what there is: evaluate, export, runs, report."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ example:
 MEANINGS = {
     "reconstruction/mse": "squared error per pixel",
     "reconstruction/sum_half": "half squared error per image",
+    "reconstruction/variance": "squared error of the mean",
+    "reconstruction/pca": "squared error of a PCA of the same size",
+    "evaluation/score": "0 is perfect; both goals",
     "prior_match/c2st": "0.5 is a perfect match",
     "prior_match/sliced_wasserstein": "1.0 is a perfect match",
     "prior_match/mmd": "1.0 is a perfect match",
@@ -49,9 +53,14 @@ MEANINGS = {
     "discriminator/accuracy_codes": "latent codes recognised",
     "samples_seen": "training images, all ranks",
     "throughput/samples_per_second": "training images, all ranks",
+    "alarm/off_prior": "the codes are far from the prior",
+    "alarm/lagging": "the discriminator does not keep up",
+    "alarm/discriminator_wins": "the encoder learns little from it",
+    "alarm/discriminator_dead": "it tells nothing apart",
+    "alarm/collapsed_codes": "hardly any spread in some direction",
 }  # what a metric says, short enough for a line of 80 characters; in the order of the table
 
-_GROUPS = ("reconstruction/", "prior_match/", "discriminator/", "loss/")
+_GROUPS = ("reconstruction/", "evaluation/", "prior_match/", "discriminator/", "loss/")
 COLUMNS = {
     "mse": "reconstruction/mse",
     "C2ST": "prior_match/c2st",
@@ -71,15 +80,21 @@ def evaluate(
     uri: str, items: tuple[str, ...], checkpoint: str, data: tuple[str, ...], as_json: bool
 ) -> int:
     """Measure how well a run reconstructs data, and how well its latent codes match its prior."""
+    from aae_dist.evaluation import why_no_pca
+    from aae_dist.training.folder import judge
+
     patterns, overrides = options.data_and_overrides([*data, *items])
     run = options.open_run(uri, checkpoint, overrides)
     print(f"evaluating step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
     metrics = run.evaluate(patterns).metrics
+    no_pca = why_no_pca(math.prod(run.image_shape), run.config.model.latent_dim)
+    verdict = judge(metrics, run.config, no_pca=no_pca)
     if as_json:
-        print(json.dumps({"step": run.step, **metrics}, indent=2))
+        print(json.dumps({"step": run.step, **metrics, "verdict": verdict}, indent=2))
     else:
         on = f" on {', '.join(patterns)}" if patterns else ""
         print_metrics(metrics, title=f"{uri} at step {run.step:,}{on}")
+        print_verdict(verdict)
     return 0
 
 
@@ -90,8 +105,14 @@ def results(metrics: Mapping[str, float]) -> dict[str, float]:
         for name, value in metrics.items()
         if name in MEANINGS
         or name.startswith(_GROUPS)
-        or (name.startswith("skipped_updates/") and value > 0)
+        or (name.startswith(("skipped_updates/", "alarm/")) and value)
     }
+
+
+def print_verdict(verdict: Mapping[str, Any] | None) -> None:
+    """Print the lines of a verdict on stdout; none of a run of before there were any."""
+    for line in (verdict or {}).get("text", ()):
+        print(text.printable(line))
 
 
 def print_metrics(metrics: Mapping[str, float], title: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aae_dist.cli.inspect import print_metrics, results
+from aae_dist.cli.inspect import print_metrics, print_verdict, results
 from aae_dist.cli.options import EXIT_CODES, items_argument, read_items, titled_option, verb
 from aae_dist.errors import LaunchError
 
@@ -63,6 +63,7 @@ def train(items: tuple[str, ...], dry_run: bool) -> int:
     print_metrics(results(outcome.metrics), title=f"Result at step {outcome.step:,}")
     print(f"Run folder: {outcome.run_uri}")
     print(f"Pictures:   {outcome.run_uri}/pictures/")
+    print_verdict(outcome.verdict)
     return 0
 
 
@@ -130,6 +131,7 @@ def _show_plan(plan: "SweepPlan") -> None:
 def _show_end(ledger: "Ledger") -> None:
     from aae_dist.sweeps.folder import TrialState
     from aae_dist.sweeps.plan import describe
+    from aae_dist.training.folder import match_of
 
     counts = {state: count for state, count in ledger.counts().items() if count}
     print(f"Trials: {', '.join(f'{count} {state}' for state, count in counts.items())}")
@@ -144,7 +146,9 @@ def _show_end(ledger: "Ledger") -> None:
         values = ledger.objective.values(entry.metrics) or ()
         shown = ", ".join(f"{value:.4g}" for value in values)
         parameters, plan = describe(entry.values or entry.plan.parameters), entry.plan
-        print(f"  {shown}  {parameters}  (trial {plan.label}, {plan.id})")
+        match = match_of(entry.metrics)
+        rated = f", {match} match" if match else ""
+        print(f"  {shown}  {parameters}  (trial {plan.label}, {plan.id}{rated})")
     print(f"Sweep folder: {ledger.plan.uri}, report: {ledger.plan.uri}/report.html")
     print(f"Train the best on its own: aae-dist train {ledger.plan.uri}/best.yaml")
 

@@ -32,6 +32,8 @@ _LOGGED = (
     *("step", "epoch", "samples_seen", "data/bad_samples", "throughput/samples_per_second"),
     *("goodput/fraction", *(f"goodput/{part}_seconds" for part in _GOODPUT)),
     *(f"checkpoint/{what}" for what in ("skipped", "seconds_blocked", "bytes", "seconds")),
+    *(f"codes/{what}" for what in ("off_prior", "shift", "narrowest", "widest")),
+    "alarm/off_prior",
 )
 _EVALUATED = (
     *("evaluation/score", "reconstruction/mse", "reconstruction/sum_half"),
@@ -40,6 +42,7 @@ _EVALUATED = (
     *("prior_match/sliced_wasserstein", "prior_match/mmd", NUM_SAMPLES),
     *("data/bad_validation_samples", "codes/smallest_spread"),
 )
+_ALARMS = {"alarm/discriminator_wins", "alarm/lagging"}
 _OF_DISCRIMINATOR = ("discriminator/accuracy_codes", "discriminator/accuracy_prior")
 
 
@@ -48,7 +51,7 @@ def logged(method: str) -> set[str]:
     phases = _PHASES.get(method, ("reconstruction",))
     names = {*_LOGGED, *(f"loss/{loss}" for loss in _LOSSES[method])}
     names |= {f"{what}/{phase}" for what in _PER_PHASE for phase in phases}
-    return names | ({"alarm/discriminator_wins"} if method == "adversarial" else set())
+    return names | (_ALARMS if method == "adversarial" else set())
 
 
 def scores(method: str) -> set[str]:

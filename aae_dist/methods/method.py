@@ -184,6 +184,8 @@ class Method(ABC):
 
     def __init__(self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer]) -> None:
         self.modules, self.optimizers = modules, dict(optimizers)
+        self.codes: dict[int, tuple[Tensor, Tensor]] = {}
+        """By first row of a micro-batch: weights (B) and codes (B, Z) that the step drew last."""
 
     @abstractmethod
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
@@ -198,7 +200,12 @@ class Method(ABC):
         """Return codes of shape (B, Z), drawn from q(z|x) with the given noise."""
         modules = self.modules
         outputs_BP = run_encoder(modules.encoder, modules.posterior, part.x_BCHW, noise_BN)
-        return modules.posterior.sample(outputs_BP, noise_BN)
+        return self.observed(part, modules.posterior.sample(outputs_BP, noise_BN))
+
+    def observed(self, part: MicroBatch, z_BZ: Tensor) -> Tensor:
+        """Return codes as they are, and keep them for the statistics of a log point."""
+        self.codes[part.rows.start] = (part.weights_B, z_BZ.detach())
+        return z_BZ
 
     def encode_once(
         self, parts: Sequence[MicroBatch], noise_of: Callable[[MicroBatch], Tensor]

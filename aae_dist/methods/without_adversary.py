@@ -52,6 +52,7 @@ class VariationalMethod(Method):
         """Return the weighted reconstruction error + beta * KL, a scalar, and its two terms."""
         outputs_BP = self.modules.encoder(part.x_BCHW)
         z_BZ = self.modules.posterior.sample(outputs_BP, part.noise_reconstruction_BN)
+        self.observed(part, z_BZ)
         kl = part.weights_B @ self.kl(outputs_BP, z_BZ)
         error = self.reconstruction_error(part, z_BZ)
         terms = {"loss/reconstruction": error.detach(), "loss/kl": kl.detach()}

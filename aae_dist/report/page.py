@@ -35,6 +35,7 @@ CHARTS = {
 GALLERY = ("reconstructions", "prior_samples", "latent_codes")
 """Pictures of a trial that the report shows."""
 MAX_GALLERY_TRIALS = 4  # four stand side by side on a screen, and weigh about a megabyte
+MAX_REMEDIES = 6  # pieces of advice that a note lists
 MAX_NAMED_TRIALS = 8  # trials that a note lists by number
 
 
@@ -171,6 +172,7 @@ def _notes(view: ReportView) -> Iterator[str]:
             "cannot be compared: those with another number than most have no rank."
         )
     yield from _ties(view)
+    yield from _poor_matches(view)
     if any(row.rank is None for row in finished):
         text = f"as they lack a finite {', '.join(view.objective.metrics)} or were scored on"
         yield f"Some finished trials have no rank, {text} another number of samples."
@@ -181,6 +183,24 @@ def _notes(view: ReportView) -> Iterator[str]:
         )
     elif view.plane is None and view.rows:
         yield "No trial has been evaluated yet."
+
+
+def _poor_matches(view: ReportView) -> Iterator[str]:
+    finished = [row for row in view.rows if row.trial.state == "finished" and row.match]
+    poor = [row for row in finished if row.match == "poor"]
+    if poor:
+        best = next((row for row in poor if row.is_best), None)
+        which = f", the best one ({best.trial.label}) among them" if best else ""
+        remedies = dict.fromkeys(a for row in poor for a in _advice(row))
+        yield (
+            f"{len(poor)} of {len(finished)} trials ended far from the prior (match: poor){which}: "
+            "decoded samples of the prior will not look like the data."
+            + (f" To try: {'; '.join(list(remedies)[:MAX_REMEDIES])}." if remedies else "")
+        )
+
+
+def _advice(row: RankedTrial) -> tuple[str, ...]:
+    return row.trial.verdict.advice if row.trial.verdict else ()
 
 
 def _ties(view: ReportView) -> Iterator[str]:

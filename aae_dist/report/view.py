@@ -9,6 +9,7 @@ from typing import Any
 from aae_dist.sweeps import SweepRecord, TrialRecord
 from aae_dist.sweeps.objective import Objective, Point, pareto_front, ranking
 from aae_dist.tracking.sinks import LABELS
+from aae_dist.training.folder import match_of
 
 Value = str | float
 NONE = "–"  # shown for a missing number
@@ -40,6 +41,11 @@ class RankedTrial:
     def is_best(self) -> bool:
         """Whether the table highlights it: rank 1, or on the Pareto front."""
         return self.rank == 1 or self.on_front
+
+    @property
+    def match(self) -> str | None:
+        """How well its codes match the prior: good, fair, poor, None without an evaluation."""
+        return match_of(self.trial.metrics)
 
     def metric(self, name: str) -> float | None:
         return finite(self.trial.metrics.get(name))

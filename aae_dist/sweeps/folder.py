@@ -21,7 +21,7 @@ from aae_dist.errors import DataError
 from aae_dist.storage import Storage, open_storage, read_or_none
 from aae_dist.storage.documents import Count, Document, Map, Metrics, Seconds, read_document
 from aae_dist.tracking.sinks import parse_records
-from aae_dist.training.folder import SUMMARY, RunState, Summary
+from aae_dist.training.folder import SUMMARY, RunState, Summary, Verdict
 
 SWEEP, TRIAL, TRIALS, BEST = "sweep.json", "trial.json", "trials", "best.yaml"
 
@@ -146,6 +146,8 @@ class TrialRecord:
     """PBT: {parent, step, values} of each time it exploited another trial's state."""
     restarts: int = 0
     """Times that its process failed and was started again."""
+    verdict: Verdict | None = None
+    """Of a finished trial."""
 
     @property
     def label(self) -> str:
@@ -254,4 +256,5 @@ def _trial(sweep: Storage, planned: PlannedTrial, live: bool, histories: bool) -
         workers=own.workers,
         lineage=tuple(event.model_dump() for event in own.lineage),
         restarts=own.restarts,
+        verdict=summary.verdict if summary else None,
     )

@@ -19,6 +19,10 @@ Record = Mapping[str, float | int]
 """One log point: `step`, `epoch`, `samples_seen` and metrics by name."""
 
 
+Summary = Mapping[str, float | int | str]
+"""Final metrics by name, and the verdict on the run in words."""
+
+
 class MetricSink(Protocol):
     """One destination; only rank 0 has any. No method may raise for an outside failure."""
 
@@ -28,8 +32,11 @@ class MetricSink(Protocol):
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Take one picture drawn at `step`."""
 
-    def close(self, summary: Record, state: str) -> None:
-        """Finish: final metrics, and finished, interrupted, pruned, diverged or failed."""
+    def close(self, summary: Summary, state: str) -> None:
+        """Finish: final metrics, the verdict's words, and how the run ended.
+
+        That is finished, interrupted, pruned, diverged or failed.
+        """
 
 
 class Console(MetricSink, Protocol):
@@ -77,7 +84,7 @@ class JsonLinesSink:
     def picture(self, name: str, png: bytes, step: int) -> None:
         pass
 
-    def close(self, summary: Record, state: str) -> None:
+    def close(self, summary: Summary, state: str) -> None:
         self._file.close()
 
     def truncate(self, step: int) -> None:
@@ -189,7 +196,7 @@ class ConsoleSink:
     def picture(self, name: str, png: bytes, step: int) -> None:
         pass
 
-    def close(self, summary: Record, state: str) -> None:
+    def close(self, summary: Summary, state: str) -> None:
         pass
 
     def _show(self, record: Record) -> None:
@@ -279,5 +286,5 @@ class LiveBarSink:
     def picture(self, name: str, png: bytes, step: int) -> None:
         pass
 
-    def close(self, summary: Record, state: str) -> None:
+    def close(self, summary: Summary, state: str) -> None:
         self._bar.stop()

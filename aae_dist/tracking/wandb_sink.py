@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from aae_dist.config import RunConfig
 from aae_dist.storage import Storage
 from aae_dist.tracking import wandb_process
-from aae_dist.tracking.sinks import Record, finite
+from aae_dist.tracking.sinks import Record, Summary, finite
 from aae_dist.utils.text import redacted, strip_environment
 
 QUEUE_LENGTH = 10_000
@@ -67,13 +67,15 @@ class WandbSink:
     def picture(self, name: str, png: bytes, step: int) -> None:
         self._put({"picture": name, "png": png, "step": step})
 
-    def close(self, summary: Record, state: str) -> None:
+    def close(self, summary: Summary, state: str) -> None:
         if self._closed:
             return
         self._closed = True
         deadline = time.monotonic() + self._close_seconds
         with suppress(queue.Full):
-            last = {"close": finite(summary), "state": state}
+            words = {name: value for name, value in summary.items() if isinstance(value, str)}
+            numbers = {name: v for name, v in summary.items() if not isinstance(v, str)}
+            last = {"close": {**finite(numbers), **words}, "state": state}
             self._queue.put(last, timeout=self._close_seconds / 2)
         # A server that does not answer leaves the second half of the time to write offline.
         if self._is_online and not self._connected.wait(self._close_seconds / 2):

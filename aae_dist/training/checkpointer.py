@@ -170,7 +170,8 @@ def finished_before(config: RunConfig) -> Outcome | None:
             f"run.resume=never, but {folder.uri} has finished already; take a new run.name"
         )
     metrics = {name: math.nan if v is None else v for name, v in summary.metrics.items()}
-    return Outcome(RunState.ALREADY_FINISHED, summary.step, metrics, folder.uri)
+    verdict = summary.verdict and summary.verdict.model_dump(mode="json")
+    return Outcome(RunState.ALREADY_FINISHED, summary.step, metrics, folder.uri, verdict)
 
 
 def _raise_if_it_diverges_again(summary: Summary, config: RunConfig, run_uri: str) -> None:

@@ -1,4 +1,4 @@
-"""A run as its launcher sees it: how it ended, the launcher's callbacks, and the run's folder.
+"""A run as its launcher sees it: how it ended, its verdict, callbacks, and the run's folder.
 
 The folder is `<run.storage>/<run.name>/`, with the same layout for every launcher.
 """
@@ -8,10 +8,10 @@ import json
 import logging
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -49,6 +49,8 @@ class Outcome:
     metrics: dict[str, float]
     """Newest value of every metric."""
     run_uri: str
+    verdict: dict[str, Any] | None = None
+    """How good a finished run is, in words; see `judge`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", RunState(self.state))  # text, where it comes from JSON
@@ -80,6 +82,18 @@ MARKER = ".nonce"
 """Shows workers that they see the folder that the driver sees."""
 
 
+class Verdict(Document):
+    """How good a finished run is; what `judge` returns."""
+
+    match: Literal["good", "fair", "poor"] | None = None
+    reconstruction: Map = Field(default_factory=dict)
+    alarms: tuple[str, ...] = ()
+    """Those that hold at the end."""
+    advice: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    """Lines for the console."""
+
+
 class Summary(Document):
     """How a run ended; the contents of summary.json."""
 
@@ -88,6 +102,7 @@ class Summary(Document):
     metrics: Metrics = Field(default_factory=dict)
     alarms: dict[str, Count] = Field(default_factory=dict)
     """Steps at which each alarm was first raised."""
+    verdict: Verdict | None = None
     config: Map = Field(default_factory=dict)
     cause: str | None = None
     """The error of a run that failed, in one line."""
@@ -136,6 +151,7 @@ class RunFolder:
             "step": outcome.step,
             "metrics": {k: v if math.isfinite(v) else None for k, v in outcome.metrics.items()},
             "alarms": dict(alarms or {}),
+            "verdict": outcome.verdict,
             "config": redacted(config.model_dump(mode="json")),
             **({"cause": redact(cause)} if cause else {}),
         }
@@ -181,6 +197,133 @@ def record_failure(
         folder.write_summary(ended, config, cause=one_line(error))
     except (AaeDistError, OSError) as problem:
         logger.warning("%s was not written: %s", SUMMARY, problem)
+
+
+GOOD_C2ST, FAIR_C2ST = 0.60, 0.70
+"""A match is good, or fair, up to this accuracy of a classifier; 0.5 is perfect."""
+COLLAPSED_SPREAD = 0.1
+"""Spread of the codes over that of the prior, in some direction, below which they collapsed."""
+MIN_GAIN = 0.02
+"""Part by which an error must lie beyond another one to be called different."""
+
+
+def match_of(metrics: Mapping[str, float | None]) -> str | None:
+    """Return how well codes match the prior: good, fair or poor; None without an evaluation.
+
+    Good is also what cannot be told from a perfect match: 0.5 within the interval of C2ST.
+    """
+    if "prior_match/c2st" not in metrics:
+        return None
+    c2st, low = metrics["prior_match/c2st"], metrics.get("prior_match/c2st_low")
+    spread = metrics.get("codes/smallest_spread")
+    if c2st is None or not math.isfinite(c2st) or _is_collapsed(spread):
+        return "poor"
+    if c2st <= GOOD_C2ST or (low is not None and low <= 0.5):
+        return "good"
+    return "fair" if c2st <= FAIR_C2ST else "poor"
+
+
+def judge(
+    metrics: Mapping[str, float | None],
+    config: RunConfig,
+    alarms: Mapping[str, int] | None = None,
+    no_pca: str | None = None,
+) -> dict[str, Any]:
+    """Return the verdict on a run: match, reconstruction, alarms, advice, and its lines of text.
+
+    Args:
+        metrics: newest value of every metric, an evaluation's among them.
+        config: the run's configuration.
+        alarms: the step at which each alarm was first raised.
+        no_pca: why there is no PCA to compare with.
+    """
+    metrics = {n: v if v is not None and math.isfinite(v) else None for n, v in metrics.items()}
+    match, reconstruction = match_of(metrics), _reconstruction(metrics, no_pca)
+    raised = dict(alarms or {})
+    lasting = [name for name in raised if metrics.get(f"alarm/{name}")]
+    advice = list(_advice(match, reconstruction, config))
+    lines = [reconstruction["text"]] if match else []
+    lines += [
+        f"Alarm {name}, since step {step:,}" + ("." if name in lasting else ", over by the end.")
+        for name, step in raised.items()
+    ]
+    if advice:
+        lines.append(f"To try: {'; '.join(advice)}.")
+    return {
+        "match": match,
+        "reconstruction": reconstruction,
+        "alarms": lasting,
+        "advice": advice,
+        "text": [*lines, _last_line(match, metrics)],
+    }
+
+
+def _is_collapsed(spread: float | None) -> bool:
+    return spread is not None and spread < COLLAPSED_SPREAD
+
+
+def _reconstruction(
+    metrics: Mapping[str, float | None], no_pca: str | None
+) -> dict[str, float | str | None]:
+    """Return the error as parts of the variance and of a PCA's error, None where unknown."""
+    mse, variance = metrics.get("reconstruction/mse"), metrics.get("reconstruction/variance")
+    pca = metrics.get("reconstruction/pca")
+    of_variance = mse / variance if mse is not None and variance else None
+    of_pca = mse / pca if mse is not None and pca else None
+    if pca == 0:
+        no_pca = "it loses nothing"
+    found: dict[str, float | str | None] = {"mse": mse, "of_variance": of_variance}
+    found["of_pca"] = of_pca
+    text = "Reconstruction: "
+    text += "error unknown" if mse is None else f"error {mse:.4g} per value"
+    if of_variance is not None:
+        text += f", {of_variance:.1%} of the variance"
+    if of_pca is not None and pca is not None and variance:
+        word = "better" if of_pca < 1 else "worse"
+        text += f"; a PCA of the same size loses {pca / variance:.1%}, so this is "
+        text += f"{abs(1 - of_pca):.0%} {word}" if abs(1 - of_pca) > MIN_GAIN else "as good"
+    else:
+        found["no_pca"] = no_pca or "its training samples could not be read, or are too few"
+        text += f"; not compared with a PCA ({found['no_pca']})"
+    return found | {"text": f"{text}."}
+
+
+def _advice(
+    match: str | None, reconstruction: Mapping[str, Any], config: RunConfig
+) -> Iterator[str]:
+    """Yield remedies that the runs of docs/benchmarks.md have shown to work."""
+    method = config.method
+    if match in ("fair", "poor"):
+        if method.kind != "adversarial":
+            yield "method.kind=adversarial"
+        elif getattr(method, "balance", "auto") != "auto":
+            yield "method.balance=auto, which holds the codes near the prior"
+    worse = (reconstruction["of_pca"] or 0.0) > 1 + MIN_GAIN
+    if match in ("fair", "poor") or worse:
+        now = config.train.steps or config.train.epochs
+        yield f"more {'steps' if config.train.steps else 'epochs'} (now {now:,})"
+    if match == "poor":
+        if config.model.latent_dim > 2:
+            yield f"a smaller model.latent_dim (now {config.model.latent_dim})"
+        yield f"another prior (now {config.prior.kind})"
+
+
+def _last_line(match: str | None, metrics: Mapping[str, float | None]) -> str:
+    if match is None:
+        return "Verdict: none, since nothing was evaluated; set data.validation."
+    c2st, spread = metrics["prior_match/c2st"], metrics.get("codes/smallest_spread")
+    if c2st is None:
+        return "Verdict: poor match: codes are not finite."
+    scores = f"C2ST {c2st:.3f}, where 0.5 is perfect and 1.0 is no overlap"
+    if _is_collapsed(spread):
+        return f"Verdict: poor match: the codes have collapsed in some direction ({scores})."
+    meaning = {
+        "good": "the codes are distributed as the prior, or nearly so",
+        "fair": "the codes differ from the prior in part",
+        "poor": "the codes ended far from the prior, so decoded samples of it will not look like "
+        "the data",
+    }
+    return f"Verdict: {match} match: {meaning[match]} ({scores})."
 
 
 def write_marker(folder: Storage) -> str:

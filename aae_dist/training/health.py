@@ -3,17 +3,20 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig
 from aae_dist.distributed.world import World, control_group, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import CheckpointError, LaunchError, RanksDifferError, TrainingDivergedError
+from aae_dist.priors import Prior
+from aae_dist.utils.tensors import keyed_generator
 
 INTERVAL_SECONDS = 1.0
 """A stop request takes effect after about this long; each round costs one tiny all-reduce."""
@@ -155,21 +158,107 @@ DEAD_MARGIN = 0.02
 """A discriminator whose two accuracies sum to 1 within this margin has no signal."""
 DISTINCT_C2ST = 0.6
 """Codes and prior samples are distinct above this accuracy of a classifier trained from scratch."""
+FAR_C2ST = 0.9
+"""Above this accuracy codes are far from the prior, at an evaluation during training too."""
+FAR, FAR_PER_DIMENSION = 3.0, 0.3
+"""Codes are far from the prior above the lower of FAR and this times the latent size.
+
+Measured by `codes/off_prior`, which collapsed codes bring to 0.35 to 1 per dimension. In
+docs/metrics.md runs that ended well were below 2.1 after 5 % of their steps, poor ones above 5.
+"""
+FAR_POINTS = 3
+SETTLED = 0.05
+"""Fraction of a run after which codes should have come near the prior: all runs start far off."""
+CHANCE_FRACTION = 0.6
+"""A discriminator near chance has at least this fraction of the loss of a balanced game."""
+CHANCE_ACCURACY = 0.75
 COLLAPSED_SPREAD = 0.1
 """Codes are collapsed when their spread over that of the prior is below this in any direction."""
 
 DISCRIMINATOR_WINS = "alarm/discriminator_wins"
 DISCRIMINATOR_DEAD = "alarm/discriminator_dead"
+LAGGING = "alarm/lagging"
+OFF_PRIOR = "alarm/off_prior"
 COLLAPSED_CODES = "alarm/collapsed_codes"
 
 MEANING = {
     DISCRIMINATOR_WINS: "the discriminator tells nearly all codes from prior samples, so the "
-    "encoder learns little from it; lower phases.discriminator.optimizer.lr",
+    "encoder learns little from it",
     DISCRIMINATOR_DEAD: "the discriminator tells nothing apart although codes and prior samples "
-    "differ; raise phases.discriminator.optimizer.lr or widen it",
-    COLLAPSED_CODES: "the codes hardly vary in some direction in which the prior does; lower "
-    "phases.generator.optimizer.lr",
+    "differ",
+    LAGGING: "the discriminator is near chance although the codes are far from the prior: they "
+    "move faster than it learns",
+    OFF_PRIOR: "the codes are far from the prior",
+    COLLAPSED_CODES: "the codes hardly vary in some direction in which the prior does",
 }
+
+
+NUM_DIRECTIONS = 64
+"""Random directions along which the codes of a step are compared with the prior."""
+NUM_REFERENCE = 8192
+"""Prior samples that they are compared with, the same throughout a run."""
+FREQUENCIES = (1.0, 2.0)
+"""Of the characteristic functions that are compared, in units of 1 / the prior's spread."""
+MIN_STEPS_BETWEEN = 10
+"""Steps between comparisons at least: one takes 0.3 ms at 128 codes, a small step 5 ms."""
+
+
+class CodeStatistics:
+    """Compares the codes of one step with the prior, from sums that ranks only have to add up.
+
+    Along random directions, which span the latent space: mean and spread, and the squared distance
+    of the characteristic functions (Epps and Pulley 1983), which sees any shape. Nothing here waits
+    for the device.
+    """
+
+    def __init__(self, prior: Prior, device: torch.device, dtype: torch.dtype) -> None:
+        draw, size = keyed_generator(0, "codes against the prior"), prior.latent_dim
+        bases = [
+            torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))[0]
+            for _ in range(-(-NUM_DIRECTIONS // size))
+        ]
+        directions_ZK = torch.cat(bases, dim=1)[:, :NUM_DIRECTIONS]
+        projected = prior.sample(NUM_REFERENCE, draw).double() @ directions_ZK
+        mean_K, std_K = projected.mean(0), projected.std(0).clamp_min(1e-12)
+        self._size = size
+        self._directions_ZK = (directions_ZK / std_K).to(device, dtype)
+        self._offset_K = (mean_K / std_K).to(device, dtype)
+        self._reference = _moments((projected - mean_K) / std_K).mean(1)
+
+    @staticmethod
+    def is_due(step: int, every: int) -> bool:
+        """Return whether the log point of `step` has them: not all where steps log each."""
+        return (step // every) % -(-MIN_STEPS_BETWEEN // every) == 0
+
+    @torch.no_grad()
+    def sums(self, codes: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return this rank's weighted sums, (6 K), whose mean over ranks `metrics` takes."""
+        parts = [
+            (_moments(z_BZ @ self._directions_ZK - self._offset_K) * weights_B[:, None]).sum(1)
+            for weights_B, z_BZ in codes
+        ]
+        return torch.stack(parts).sum(0).flatten()
+
+    def metrics(self, sums: Tensor, num_codes: int) -> dict[str, float]:
+        """Return the metrics of the means over `num_codes` codes, (6 K) on the CPU."""
+        moments = sums.double().unflatten(0, self._reference.shape)
+        mean_K, square_K = moments[0], moments[1]
+        spread_K = (square_K - mean_K.square()).clamp_min(0).sqrt()
+        distance = (moments[2:] - self._reference[2:]).square().sum(0).mean()
+        noise = (len(FREQUENCIES) - self._reference[2:].square().sum(0)).mean()
+        off = self._size * (distance / noise - 1 / num_codes)
+        return {
+            "codes/off_prior": off.item(),
+            "codes/shift": mean_K.square().mean().sqrt().item(),
+            "codes/narrowest": spread_K.min().item(),
+            "codes/widest": spread_K.max().item(),
+        }
+
+
+def _moments(projected_BK: Tensor) -> Tensor:
+    """Return mean, square, cosines and sines of each number, (6, B, K), to be averaged over B."""
+    waves = [wave(f * projected_BK) for f in FREQUENCIES for wave in (torch.cos, torch.sin)]
+    return torch.stack([projected_BK, projected_BK.square(), *waves])
 
 
 class GanDiagnostics:
@@ -178,36 +267,69 @@ class GanDiagnostics:
     Every rank passes the same numbers and gets the same alarms.
     """
 
-    def __init__(self, adversary: str = "bce") -> None:
-        self._winning_loss = WINNING_FRACTION * EQUILIBRIUM[adversary]
-        self._winning_points = 0
+    def __init__(
+        self, adversary: str | None = "bce", latent_dim: int = 10, advice: str = ""
+    ) -> None:
+        """`adversary`: None for methods without; `advice` ends the line of a new alarm."""
+        self._far = min(FAR, FAR_PER_DIMENSION * latent_dim)
+        self._balanced_loss = EQUILIBRIUM[adversary] if adversary else math.nan
+        self._advice = f"; try {advice}" if advice else ""
+        self._winning_points = self._far_points = self._chance_points = 0
         self._raised: dict[str, bool] = {}
 
-    def update(self, metrics: Metrics) -> tuple[dict[str, float], list[str]]:
-        """Return alarms as metrics, 1 or 0 each, and one line per new alarm."""
-        now = {**self._check_losses(metrics), **_check_evaluation(metrics)}
-        new = [MEANING[name] for name, on in now.items() if on and not self._raised.get(name)]
+    def update(self, metrics: Metrics, progress: float = 1.0) -> tuple[dict[str, float], list[str]]:
+        """Return alarms as metrics, 1 or 0 each, and one line per new alarm.
+
+        `progress` is the part of the run that is done.
+        """
+        now = {**self._check_losses(metrics), **self._check_codes(metrics, progress)}
+        for name, on in _check_evaluation(metrics, progress).items():
+            # Both are looked at in the last record; of the codes' place either is enough.
+            now[name] = on or (name in (LAGGING, OFF_PRIOR) and now.get(name, False))
+        new = [name for name, on in now.items() if on and not self._raised.get(name)]
         self._raised |= now
-        return {name: float(on) for name, on in now.items()}, new
+        lines = [f"{name.removeprefix('alarm/')}: {MEANING[name]}{self._advice}" for name in new]
+        return {name: float(on) for name, on in now.items()}, lines
 
     def _check_losses(self, metrics: Metrics) -> dict[str, bool]:
         loss = metrics.get("loss/discriminator", math.nan)
         if math.isnan(loss):
             return {}
-        self._winning_points = self._winning_points + 1 if loss < self._winning_loss else 0
+        wins = loss < WINNING_FRACTION * self._balanced_loss
+        self._winning_points = self._winning_points + 1 if wins else 0
         return {DISCRIMINATOR_WINS: self._winning_points >= CONSECUTIVE_POINTS}
 
+    def _check_codes(self, metrics: Metrics, progress: float) -> dict[str, bool]:
+        off = metrics.get("codes/off_prior", math.nan)
+        if math.isnan(off):
+            return {}
+        loss = metrics.get("loss/discriminator", math.nan)
+        is_far = off > self._far and progress >= SETTLED
+        self._far_points = self._far_points + 1 if is_far else 0
+        at_chance = is_far and loss > CHANCE_FRACTION * self._balanced_loss
+        self._chance_points = self._chance_points + 1 if at_chance else 0
+        # A raised alarm stays until the codes are near: they wander around any one limit.
+        far = self._far_points >= FAR_POINTS or (
+            self._raised.get(OFF_PRIOR, False) and off > self._far / 2
+        )
+        lags = self._chance_points >= FAR_POINTS or self._raised.get(LAGGING, False)
+        found = {OFF_PRIOR: far}
+        return found if math.isnan(loss) else found | {LAGGING: far and lags}
 
-def _check_evaluation(metrics: Metrics) -> dict[str, bool]:
+
+def _check_evaluation(metrics: Metrics, progress: float) -> dict[str, bool]:
     found = {}
     codes = metrics.get("discriminator/accuracy_codes")
     prior = metrics.get("discriminator/accuracy_prior")
     c2st = metrics.get("prior_match/c2st")
-    if codes is not None and prior is not None and c2st is not None:
-        if min(codes, prior) > WINNING_ACCURACY:
-            found[DISCRIMINATOR_WINS] = True
-        blind = abs(codes + prior - 1.0) < DEAD_MARGIN
-        found[DISCRIMINATOR_DEAD] = blind and c2st > DISTINCT_C2ST
+    if c2st is not None:
+        found[OFF_PRIOR] = far = c2st > FAR_C2ST and progress >= SETTLED
+        if codes is not None and prior is not None:
+            if min(codes, prior) > WINNING_ACCURACY:
+                found[DISCRIMINATOR_WINS] = True
+            blind = abs(codes + prior - 1.0) < DEAD_MARGIN
+            found[DISCRIMINATOR_DEAD] = blind and c2st > DISTINCT_C2ST
+            found[LAGGING] = far and (codes + prior) / 2 < CHANCE_ACCURACY
     spread = metrics.get("codes/smallest_spread")
     if spread is not None:
         found[COLLAPSED_CODES] = spread < COLLAPSED_SPREAD

@@ -217,17 +217,23 @@ class Recorder:
             self._folder.storage.write(METRICS, content)
             self._uploaded = content
 
-    def close(self, state: RunState) -> None:
-        """Upload the metrics and close the sinks."""
+    def close(self, state: RunState, verdict: Mapping[str, Any] | None = None) -> None:
+        """Upload the metrics and close the sinks, which get the verdict in words."""
         # Without validation data the losses are drawn here; an interrupted run, which has to exit
         # soon, leaves that to the run that resumes it.
         if not self._has_drawn and self.latest and state in (RunState.FINISHED, RunState.DIVERGED):
             self._draw(None)
         self.upload()
-        self.abandon(state.value)
+        words = {}
+        if verdict:
+            words = {
+                "verdict/match": verdict["match"] or "unknown",
+                "verdict/text": "\n".join(verdict["text"]),
+            }
+        self.abandon(state.value, words)
 
-    def abandon(self, state: str = "failed") -> None:
-        """Close the sinks, without an upload."""
+    def abandon(self, state: str = "failed", words: Mapping[str, str] | None = None) -> None:
+        """Close the sinks, without an upload; `words` is part of the summary."""
         for sink in self.sinks:
-            sink.close(self.latest, state)
+            sink.close({**self.latest, **(words or {})}, state)
         self._local.cleanup()

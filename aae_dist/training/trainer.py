@@ -26,11 +26,12 @@ from aae_dist.distributed.world import (
     run_on_rank_zero,
 )
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
+from aae_dist.evaluation import why_no_pca
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
 from aae_dist.training import health
 from aae_dist.training.checkpointer import Checkpointer, finished_before
-from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState, record_failure
+from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState, judge, record_failure
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.setup import TrainingSetup, run_lock
 from aae_dist.training.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
@@ -88,8 +89,12 @@ class Trainer:
         # Health.
         method = self.config.method
         self.rollbacks = health.RollbackPolicy(self.config, self.log)
-        adversary = method.adversary if method.kind == "adversarial" else "bce"
-        self.diagnostics = health.GanDiagnostics(adversary)
+        adversary = method.adversary if method.kind == "adversarial" else None
+        advice = "method.balance=auto" if getattr(method, "balance", "auto") != "auto" else ""
+        self.diagnostics = health.GanDiagnostics(adversary, self.config.model.latent_dim, advice)
+        dtype = self.inputs.dtype
+        self.codes = health.CodeStatistics(setup.data.prior, self.world.device, dtype)
+        self._num_codes = 0
         self._bad_samples_reported, self._has_told_unused = 0, False
         # Records and checkpoints.
         self.recorder = self._open_recorder(sinks, console)
@@ -167,6 +172,7 @@ class Trainer:
         self.method.set_progress(done / self.setup.total_samples)
         self._note_bad_samples(batch)
         losses: Losses = {}
+        self._num_codes = batch.num_valid
         if batch.num_valid:
             parts = self.inputs.parts(batch.images, batch.valid, batch.num_valid, self.state.step)
             losses = self.method.step(parts)
@@ -269,8 +275,7 @@ class Trainer:
         metrics: Metrics = {}
         # Losses and optimizers.
         if losses:
-            values = mean_over_ranks(torch.stack(list(losses.values())), self.world)
-            metrics = dict(zip(losses, values.tolist(), strict=True))
+            metrics |= self._losses_and_codes(losses)
         for phase, optimizer in self.method.optimizers.items():
             metrics[f"lr/{phase}"] = optimizer.lr
             if losses:
@@ -284,6 +289,17 @@ class Trainer:
         metrics["data/bad_samples"] = self.state.bad.num_samples
         metrics["throughput/samples_per_second"] = round(speed, 1)
         return metrics | self.goodput.metrics() | self.checkpointer.metrics()
+
+    def _losses_and_codes(self, losses: Losses) -> Metrics:
+        """Return the losses, and statistics of the codes; waits for the device once."""
+        shares = torch.stack(list(losses.values()))
+        has_codes = self.codes.is_due(self.state.step, self.config.train.log_every_steps)
+        sums = self.codes.sums(self.method.codes.values()) if has_codes else shares[:0]
+        means = mean_over_ranks(torch.cat([shares, sums]), self.world).cpu()
+        found = dict(zip(losses, means[: len(losses)].tolist(), strict=True))
+        if has_codes:
+            found |= self.codes.metrics(means[len(losses) :], self._num_codes)
+        return found
 
     def _evaluate_if_due(self) -> Metrics:
         every, evaluator = self.config.train.evaluate_every_steps, self.setup.data.evaluator
@@ -301,7 +317,8 @@ class Trainer:
         return evaluation.metrics
 
     def _record(self, record: Metrics) -> None:
-        alarms, lines = self.diagnostics.update(record)
+        done = self.order.samples_seen(self.state.position)
+        alarms, lines = self.diagnostics.update(record, done / self.setup.total_samples)
         for line in lines:
             self.log(f"alarm at step {self.state.step}: {line}")
         with self.goodput.part("record"), self.watchdog.section("recording"):
@@ -429,14 +446,20 @@ class Trainer:
             state = RunState(self.setup.reporter.stopped_as()) if stopped else ending
             # The last evaluation and the last save came after the last log point.
             metrics = self.recorder.latest | self.goodput.metrics() | self.checkpointer.metrics()
-            outcome = Outcome(state, self.state.step, metrics, self.setup.folder.uri)
             alarms = self.recorder.alarms()
-            self.recorder.close(state)
+            verdict = self._verdict(metrics, alarms) if state == RunState.FINISHED else None
+            outcome = Outcome(state, self.state.step, metrics, self.setup.folder.uri, verdict)
+            self.recorder.close(state, verdict)
             self.setup.folder.write_summary(outcome, self.config, alarms)
             return dataclasses.asdict(outcome)
 
         with self.watchdog.section("writing the summary", RANK_0_SECONDS):
             return Outcome(**run_on_rank_zero(self.world, close))
+
+    def _verdict(self, metrics: Metrics, alarms: dict[str, int]) -> dict[str, Any]:
+        num_values = math.prod(self.setup.data.train.image_shape)
+        no_pca = why_no_pca(num_values, self.config.model.latent_dim)
+        return judge(metrics, self.config, alarms, no_pca)
 
 
 def _as_json(outcome: Outcome | None) -> dict[str, Any] | None:

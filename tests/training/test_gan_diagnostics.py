@@ -1,12 +1,16 @@
 """Alarms of the game between encoder and discriminator."""
 
+from functools import cache
+
 import pytest
 import torch
+from torch import Tensor
 
 from aae_dist.evaluation.evaluator import smallest_spread
 from aae_dist.losses import ADVERSARIES
+from aae_dist.priors import GaussianPrior, MixturePrior, Prior
 from aae_dist.training import health
-from aae_dist.training.health import GanDiagnostics
+from aae_dist.training.health import CodeStatistics, GanDiagnostics
 
 
 def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
@@ -76,4 +80,114 @@ def test_codes_that_lie_in_a_plane_are_collapsed() -> None:
 
 
 def test_nothing_is_said_of_methods_without_a_discriminator() -> None:
-    assert GanDiagnostics().update({"loss/reconstruction": 1.0}) == ({}, [])
+    assert GanDiagnostics(None).update({"loss/reconstruction": 1.0}) == ({}, [])
+
+
+FAR, NEAR = {"codes/off_prior": 8.0}, {"codes/off_prior": 0.2}
+
+
+def alarms_of(game: GanDiagnostics, *records: dict[str, float], progress: float = 0.5) -> list[str]:
+    """Return the alarms that the last of some log points leaves on."""
+    for record in records:
+        metrics, _ = game.update(record, progress)
+    return sorted(name.removeprefix("alarm/") for name, on in metrics.items() if on)
+
+
+def test_codes_that_stay_far_from_the_prior_raise_an_alarm_once_the_run_has_settled() -> None:
+    assert alarms_of(GanDiagnostics(None), *[FAR] * 9, progress=0.04) == []
+    assert alarms_of(GanDiagnostics(None), FAR, FAR) == []
+    assert alarms_of(GanDiagnostics(None), FAR, FAR, NEAR, FAR) == []
+    assert alarms_of(GanDiagnostics(None), FAR, FAR, FAR) == ["off_prior"]
+    # It stays while codes wander around the limit, and is told of once.
+    game, between = GanDiagnostics(None, 10, "method.balance=auto"), {"codes/off_prior": 2.0}
+    lines = [line for record in (FAR, FAR, FAR, between, FAR) for line in game.update(record)[1]]
+    assert lines == ["off_prior: the codes are far from the prior; try method.balance=auto"]
+    assert alarms_of(game, between) == ["off_prior"]
+    assert alarms_of(game, NEAR) == []
+
+
+def test_a_discriminator_near_chance_lags_where_codes_are_far() -> None:
+    def point(loss: float, off: float = 8.0) -> dict[str, float]:
+        return {"loss/discriminator": loss, "codes/off_prior": off}
+
+    assert alarms_of(GanDiagnostics(), *[point(1.3)] * 3) == ["lagging", "off_prior"]
+    assert alarms_of(GanDiagnostics(), *[point(0.5)] * 3) == ["off_prior"]
+    assert alarms_of(GanDiagnostics(), *[point(1.3, 0.2)] * 3) == []
+    assert alarms_of(GanDiagnostics("hinge"), *[point(1.3)] * 3) == ["lagging", "off_prior"]
+    assert alarms_of(GanDiagnostics("hinge"), *[point(1.0)] * 3) == ["off_prior"]
+    game = GanDiagnostics()
+    assert alarms_of(game, *[point(1.3)] * 3, point(0.6)) == ["lagging", "off_prior"]
+    assert alarms_of(game, point(0.6, 0.2)) == []
+
+
+@pytest.mark.parametrize(
+    ("codes", "prior", "c2st", "raised"),
+    [
+        (0.7, 0.6, 0.99, ["lagging", "off_prior"]),
+        (0.9, 0.8, 0.99, ["off_prior"]),
+        (0.7, 0.6, 0.75, []),  # a run on its way
+        (0.5, 0.5, 0.99, ["discriminator_dead", "lagging", "off_prior"]),
+    ],
+)
+def test_a_fresh_classifier_sees_a_discriminator_that_lags(
+    codes: float, prior: float, c2st: float, raised: list[str]
+) -> None:
+    record = {
+        "discriminator/accuracy_codes": codes,
+        "discriminator/accuracy_prior": prior,
+        "prior_match/c2st": c2st,
+    }
+    assert alarms_of(GanDiagnostics(), record) == raised
+    # The cheap statistic of the same record does not clear what the classifier sees.
+    assert alarms_of(GanDiagnostics(), record | NEAR | {"loss/discriminator": 1.3}) == raised
+
+
+@cache
+def statistics_for(prior: Prior) -> CodeStatistics:
+    return CodeStatistics(prior, torch.device("cpu"), torch.float64)
+
+
+def statistics_of(prior: Prior, codes: Tensor, parts: int = 1) -> dict[str, float]:
+    statistics = statistics_for(prior)
+    weights = torch.full((len(codes),), 1 / len(codes), dtype=torch.float64)
+    chunks = list(zip(weights.chunk(parts), codes.double().chunk(parts), strict=True))
+    # Ranks or micro-batches: their sums are added up.
+    return statistics.metrics(sum(statistics.sums([chunk]) for chunk in chunks), len(codes))
+
+
+PRIORS = [GaussianPrior(10), GaussianPrior(32), MixturePrior(2)]
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: f"{prior.latent_dim}d")
+def test_samples_of_the_prior_are_not_off_it_and_all_else_is(prior: Prior) -> None:
+    def draw(seed: int, num: int = 128) -> Tensor:
+        return prior.sample(num, torch.Generator().manual_seed(seed))
+
+    found = [statistics_of(prior, draw(seed))["codes/off_prior"] for seed in range(20)]
+    assert abs(sum(found) / 20) < 0.05
+    assert max(found) < 0.5
+    same = statistics_of(prior, draw(1, 4000))
+    assert same["codes/shift"] < 0.05
+    assert 0.9 < same["codes/narrowest"] < 1 < same["codes/widest"] < 1.1
+    std = draw(0, 4000).std(0)
+    shifted = statistics_of(prior, draw(1, 4000) + std)
+    assert 0.6 < shifted["codes/shift"] < 1.3
+    far = min(health.FAR, health.FAR_PER_DIMENSION * prior.latent_dim)
+    for other in (draw(1) + 1.5 * std, 0.1 * draw(1), draw(1)[:1].expand(128, -1)):
+        assert statistics_of(prior, other)["codes/off_prior"] > far
+
+
+def test_statistics_are_the_same_for_any_number_of_ranks_and_parts() -> None:
+    prior = GaussianPrior(5)
+    codes = torch.randn(60, 5, generator=torch.Generator().manual_seed(1)).double()
+    alone = statistics_of(prior, codes)
+    for parts in (2, 3):
+        assert statistics_of(prior, codes, parts) == pytest.approx(alone, rel=1e-12)
+
+
+def test_statistics_are_of_one_step_in_ten_at_most() -> None:
+    for every in (1, 3, 7, 10, 50, 1000):
+        steps = [s for s in range(every, 2001, every) if CodeStatistics.is_due(s, every)]
+        assert steps
+        assert all(b - a >= 10 for a, b in zip(steps, steps[1:], strict=False))
+        assert every < 10 or len(steps) == 2000 // every

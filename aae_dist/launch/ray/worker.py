@@ -23,7 +23,7 @@ from aae_dist.launch.ending import WorkerResult
 from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.launch.ray.train import WorkerSpec, report_fatal
 from aae_dist.storage import join, open_storage
-from aae_dist.tracking.sinks import Record
+from aae_dist.tracking.sinks import Record, Summary
 from aae_dist.training.folder import Outcome, check_marker
 from aae_dist.training.trainer import train
 from aae_dist.utils.text import redact
@@ -160,7 +160,7 @@ class RemoteConsole:
     def picture(self, name: str, png: bytes, step: int) -> None:
         pass
 
-    def close(self, summary: Record, state: str) -> None:
+    def close(self, summary: Summary, state: str) -> None:
         pass  # the driver ends the bar
 
 
@@ -187,7 +187,7 @@ class PrometheusSink:
     def picture(self, name: str, png: bytes, step: int) -> None:
         pass
 
-    def close(self, summary: Record, state: str) -> None:
+    def close(self, summary: Summary, state: str) -> None:
         self._set("training", 0.0)
 
     def _set(self, name: str, value: float) -> None:
