@@ -81,14 +81,14 @@ def evaluate(
 ) -> int:
     """Measure how well a run reconstructs data, and how well its latent codes match its prior."""
     from aae_dist.evaluation import why_no_pca
-    from aae_dist.training.folder import judge
+    from aae_dist.training.folder import give_verdict
 
     patterns, overrides = options.data_and_overrides([*data, *items])
     run = options.open_run(uri, checkpoint, overrides)
     print(f"evaluating step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
     metrics = run.evaluate(patterns).metrics
     no_pca = why_no_pca(math.prod(run.image_shape), run.config.model.latent_dim)
-    verdict = judge(metrics, run.config, no_pca=no_pca)
+    verdict = give_verdict(metrics, run.config, no_pca=no_pca)
     if as_json:
         print(json.dumps({"step": run.step, **metrics, "verdict": verdict}, indent=2))
     else:

@@ -170,7 +170,7 @@ def finished_before(config: RunConfig) -> Outcome | None:
             f"run.resume=never, but {folder.uri} has finished already; take a new run.name"
         )
     metrics = {name: math.nan if v is None else v for name, v in summary.metrics.items()}
-    verdict = summary.verdict and summary.verdict.model_dump(mode="json")
+    verdict = summary.verdict.model_dump(mode="json") if summary.verdict else None
     return Outcome(RunState.ALREADY_FINISHED, summary.step, metrics, folder.uri, verdict)
 
 

@@ -50,7 +50,7 @@ class Outcome:
     """Newest value of every metric."""
     run_uri: str
     verdict: dict[str, Any] | None = None
-    """How good a finished run is, in words; see `judge`."""
+    """How good a finished run is, in words; see `give_verdict`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", RunState(self.state))  # text, where it comes from JSON
@@ -83,7 +83,7 @@ MARKER = ".nonce"
 
 
 class Verdict(Document):
-    """How good a finished run is; what `judge` returns."""
+    """How good a finished run is; what `give_verdict` returns."""
 
     match: Literal["good", "fair", "poor"] | None = None
     reconstruction: Map = Field(default_factory=dict)
@@ -210,7 +210,7 @@ MIN_GAIN = 0.02
 def match_of(metrics: Mapping[str, float | None]) -> str | None:
     """Return how well codes match the prior: good, fair or poor; None without an evaluation.
 
-    Good is also what cannot be told from a perfect match: 0.5 within the interval of C2ST.
+    Good includes what could be a perfect match: 0.5 lies within the interval of C2ST.
     """
     if "prior_match/c2st" not in metrics:
         return None
@@ -223,7 +223,7 @@ def match_of(metrics: Mapping[str, float | None]) -> str | None:
     return "fair" if c2st <= FAIR_C2ST else "poor"
 
 
-def judge(
+def give_verdict(
     metrics: Mapping[str, float | None],
     config: RunConfig,
     alarms: Mapping[str, int] | None = None,

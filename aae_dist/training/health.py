@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,13 @@ from torch import Tensor
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig
-from aae_dist.distributed.world import World, control_group, run_on_all_ranks, run_on_rank_zero
+from aae_dist.distributed.world import (
+    World,
+    control_group,
+    mean_over_ranks,
+    run_on_all_ranks,
+    run_on_rank_zero,
+)
 from aae_dist.errors import CheckpointError, LaunchError, RanksDifferError, TrainingDivergedError
 from aae_dist.priors import Prior
 from aae_dist.utils.tensors import keyed_generator
@@ -230,16 +236,34 @@ class CodeStatistics:
         """Return whether the log point of `step` has them: not all where steps log each."""
         return (step // every) % -(-MIN_STEPS_BETWEEN // every) == 0
 
+    def metrics(
+        self,
+        losses: Mapping[str, Tensor],
+        codes: Collection[tuple[Tensor, Tensor]],
+        num_codes: int,
+        world: World,
+    ) -> dict[str, float]:
+        """Return the means over ranks of losses and, if there are codes, their statistics.
+
+        A collective, which waits for the device once. `codes` are weights (B) and codes (B, Z) of
+        this rank's micro-batches, `num_codes` those of all ranks.
+        """
+        shares = torch.stack(list(losses.values()))
+        sums = self.sums(codes) if codes else shares[:0]
+        means = mean_over_ranks(torch.cat([shares, sums]), world).cpu()
+        found = dict(zip(losses, means[: len(losses)].tolist(), strict=True))
+        return found | (self.of_means(means[len(losses) :], num_codes) if codes else {})
+
     @torch.no_grad()
     def sums(self, codes: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """Return this rank's weighted sums, (6 K), whose mean over ranks `metrics` takes."""
+        """Return this rank's weighted sums, (6 K), whose mean over ranks `of_means` takes."""
         parts = [
             (_moments(z_BZ @ self._directions_ZK - self._offset_K) * weights_B[:, None]).sum(1)
             for weights_B, z_BZ in codes
         ]
         return torch.stack(parts).sum(0).flatten()
 
-    def metrics(self, sums: Tensor, num_codes: int) -> dict[str, float]:
+    def of_means(self, sums: Tensor, num_codes: int) -> dict[str, float]:
         """Return the metrics of the means over `num_codes` codes, (6 K) on the CPU."""
         moments = sums.double().unflatten(0, self._reference.shape)
         mean_K, square_K = moments[0], moments[1]

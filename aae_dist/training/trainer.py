@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES, is_comparable
 from aae_dist.data import Batch
@@ -22,16 +20,16 @@ from aae_dist.distributed.world import (
     RankComparison,
     World,
     gather_json,
-    mean_over_ranks,
     run_on_rank_zero,
 )
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.evaluation import why_no_pca
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
+from aae_dist.training import folder as run_folder
 from aae_dist.training import health
 from aae_dist.training.checkpointer import Checkpointer, finished_before
-from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState, judge, record_failure
+from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState, record_failure
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.setup import TrainingSetup, run_lock
 from aae_dist.training.watchdog import RANK_0_SECONDS, SECTION_SECONDS, Watchdog
@@ -92,8 +90,7 @@ class Trainer:
         adversary = method.adversary if method.kind == "adversarial" else None
         advice = "method.balance=auto" if getattr(method, "balance", "auto") != "auto" else ""
         self.diagnostics = health.GanDiagnostics(adversary, self.config.model.latent_dim, advice)
-        dtype = self.inputs.dtype
-        self.codes = health.CodeStatistics(setup.data.prior, self.world.device, dtype)
+        self.codes = health.CodeStatistics(setup.data.prior, self.world.device, self.inputs.dtype)
         self._num_codes = 0
         self._bad_samples_reported, self._has_told_unused = 0, False
         # Records and checkpoints.
@@ -275,7 +272,9 @@ class Trainer:
         metrics: Metrics = {}
         # Losses and optimizers.
         if losses:
-            metrics |= self._losses_and_codes(losses)
+            is_due = self.codes.is_due(self.state.step, self.config.train.log_every_steps)
+            codes = self.method.codes.values() if is_due else ()
+            metrics = self.codes.metrics(losses, codes, self._num_codes, self.world)
         for phase, optimizer in self.method.optimizers.items():
             metrics[f"lr/{phase}"] = optimizer.lr
             if losses:
@@ -289,17 +288,6 @@ class Trainer:
         metrics["data/bad_samples"] = self.state.bad.num_samples
         metrics["throughput/samples_per_second"] = round(speed, 1)
         return metrics | self.goodput.metrics() | self.checkpointer.metrics()
-
-    def _losses_and_codes(self, losses: Losses) -> Metrics:
-        """Return the losses, and statistics of the codes; waits for the device once."""
-        shares = torch.stack(list(losses.values()))
-        has_codes = self.codes.is_due(self.state.step, self.config.train.log_every_steps)
-        sums = self.codes.sums(self.method.codes.values()) if has_codes else shares[:0]
-        means = mean_over_ranks(torch.cat([shares, sums]), self.world).cpu()
-        found = dict(zip(losses, means[: len(losses)].tolist(), strict=True))
-        if has_codes:
-            found |= self.codes.metrics(means[len(losses) :], self._num_codes)
-        return found
 
     def _evaluate_if_due(self) -> Metrics:
         every, evaluator = self.config.train.evaluate_every_steps, self.setup.data.evaluator
@@ -439,6 +427,8 @@ class Trainer:
 
     def _finish(self, ending: RunState) -> Outcome:
         """Write the last records; every rank returns rank 0's outcome."""
+        num_values = math.prod(self.setup.data.train.image_shape)
+        no_pca = why_no_pca(num_values, self.config.model.latent_dim)
 
         def close() -> dict[str, Any]:
             assert self.recorder is not None
@@ -447,7 +437,9 @@ class Trainer:
             # The last evaluation and the last save came after the last log point.
             metrics = self.recorder.latest | self.goodput.metrics() | self.checkpointer.metrics()
             alarms = self.recorder.alarms()
-            verdict = self._verdict(metrics, alarms) if state == RunState.FINISHED else None
+            verdict = None
+            if state == RunState.FINISHED:
+                verdict = run_folder.give_verdict(metrics, self.config, alarms, no_pca)
             outcome = Outcome(state, self.state.step, metrics, self.setup.folder.uri, verdict)
             self.recorder.close(state, verdict)
             self.setup.folder.write_summary(outcome, self.config, alarms)
@@ -455,11 +447,6 @@ class Trainer:
 
         with self.watchdog.section("writing the summary", RANK_0_SECONDS):
             return Outcome(**run_on_rank_zero(self.world, close))
-
-    def _verdict(self, metrics: Metrics, alarms: dict[str, int]) -> dict[str, Any]:
-        num_values = math.prod(self.setup.data.train.image_shape)
-        no_pca = why_no_pca(num_values, self.config.model.latent_dim)
-        return judge(metrics, self.config, alarms, no_pca)
 
 
 def _as_json(outcome: Outcome | None) -> dict[str, Any] | None:

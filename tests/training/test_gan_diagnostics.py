@@ -152,7 +152,7 @@ def statistics_of(prior: Prior, codes: Tensor, parts: int = 1) -> dict[str, floa
     weights = torch.full((len(codes),), 1 / len(codes), dtype=torch.float64)
     chunks = list(zip(weights.chunk(parts), codes.double().chunk(parts), strict=True))
     # Ranks or micro-batches: their sums are added up.
-    return statistics.metrics(sum(statistics.sums([chunk]) for chunk in chunks), len(codes))
+    return statistics.of_means(sum(statistics.sums([chunk]) for chunk in chunks), len(codes))
 
 
 PRIORS = [GaussianPrior(10), GaussianPrior(32), MixturePrior(2)]
