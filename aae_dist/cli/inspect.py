@@ -103,9 +103,8 @@ def results(metrics: Mapping[str, float]) -> dict[str, float]:
     return {
         name: value
         for name, value in metrics.items()
-        if name in MEANINGS
-        or name.startswith(_GROUPS)
-        or (name.startswith(("skipped_updates/", "alarm/")) and value)
+        if (name in MEANINGS or name.startswith((*_GROUPS, "skipped_updates/")))
+        and (value or not name.startswith(("skipped_updates/", "alarm/")))
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from aae_dist.cli.inspect import results
 from aae_dist.config import RunConfig, config_from_tree
 from aae_dist.training.folder import give_verdict, match_of
 
@@ -103,3 +104,10 @@ def test_alarms_of_the_whole_run_are_told_and_those_that_stay_are_named() -> Non
     assert verdict["alarms"] == ["lagging"]
     assert "Alarm off_prior, since step 150, over by the end." in verdict["text"]
     assert "Alarm lagging, since step 1,300." in verdict["text"]
+
+
+def test_the_final_table_has_the_alarms_that_hold() -> None:
+    found = {"alarm/lagging": 1.0, "alarm/off_prior": 0.0, "loss/generator": 0.0}
+    found |= {"skipped_updates/generator": 0.0, "skipped_updates/discriminator": 2.0, "lr/x": 1.0}
+    wanted = {"alarm/lagging", "loss/generator", "skipped_updates/discriminator"}
+    assert set(results(found)) == wanted
