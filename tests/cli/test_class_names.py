@@ -100,5 +100,5 @@ def test_the_start_of_wandb_has_the_names(monkeypatch: pytest.MonkeyPatch) -> No
     )
     monkeypatch.setattr(wandb_sink, "WandbSink", lambda start, *args: started.append(start))
     config: Any = SimpleNamespace(wandb=SimpleNamespace(mode="offline"))
-    wandb_sink.open_wandb(config, None, Path(), print, {"cat": 0})  # type: ignore[arg-type]
+    wandb_sink.open_wandb(config, "id", None, Path(), print, classes={"cat": 0})  # type: ignore[arg-type]
     assert started[0]["config"]["classes"] == {"cat": 0}
