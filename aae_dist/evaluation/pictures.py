@@ -363,6 +363,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73")
 STYLES = ("-", "--", "-.")
 
 
+SMOOTHED_FROM = 60  # points of a curve from which on its mean is drawn over the values
+
+
 @dataclass(frozen=True)
 class Panel:
     """One plot: names and labels of its curves, and the value that a perfect match would have."""
@@ -422,6 +425,9 @@ def _draw(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) -> Non
         x, y = np.array(points, dtype=float).T
         # Few points are evaluations: shown one by one. Many are log points: a line says it all.
         marker = "o" if len(x) <= 30 else None
+        if len(x) > SMOOTHED_FROM:
+            axes.plot(x, y, color=colour, lw=0.6, alpha=0.35)
+            y = _smoothed(y)
         axes.plot(x, y, style, color=colour, lw=1.4, marker=marker, ms=3.5, label=label)
     if panel.perfect is not None:
         axes.axhline(panel.perfect, color="0.5", linewidth=1, linestyle=":", label="perfect match")
@@ -439,6 +445,13 @@ def _draw(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) -> Non
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _smoothed(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of each value and those around it, over 4 % of the curve."""
+    window = np.ones(2 * (len(y) // 50) + 1)
+    sums: NDArray[np.float64] = np.convolve(y, window, "same")
+    return sums / np.convolve(np.ones(len(y)), window, "same")
 
 
 def _has(record: Mapping[str, Any], name: str) -> bool:

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from aae_dist.errors import DataError
-from aae_dist.storage import Storage, open_storage, read_or_none
+from aae_dist.storage import Storage, open_storage
 from aae_dist.storage.documents import Count, Document, Map, Metrics, Seconds, read_document
-from aae_dist.tracking.sinks import parse_records
+from aae_dist.tracking.metric_log import newest_metrics, read_records
 from aae_dist.training.folder import SUMMARY, RunState, Summary, Verdict
 
 SWEEP, TRIAL, TRIALS, BEST = "sweep.json", "trial.json", "trials", "best.yaml"
@@ -192,7 +192,7 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
 
     Args:
         uri: the sweep's folder, local or in a bucket.
-        histories: also read each trial's metrics.jsonl.
+        histories: also read all metrics of each trial.
 
     Raises:
         DataError: there is no sweep, or its sweep.json is damaged.
@@ -237,11 +237,12 @@ def _trial(sweep: Storage, planned: PlannedTrial, live: bool, histories: bool) -
         return replace(plain, state=TrialState.FAILED, cause=str(error))
     if own is None:
         return plain
-    lines = read_or_none(folder, "metrics.jsonl") if histories or not summary else None
-    history = tuple(parse_records(lines or b""))
+    history = tuple(read_records(folder)) if histories else ()
     metrics: dict[str, float | None] = {}
     for record in history:
         metrics |= record
+    if not histories and summary is None:
+        metrics = newest_metrics(folder)
     metrics |= summary.metrics if summary and summary.state == RunState.FINISHED else {}
     is_gone = own.state == TrialState.RUNNING and not live  # without a live driver none runs
     return replace(

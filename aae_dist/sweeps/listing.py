@@ -14,16 +14,15 @@ from pydantic import BaseModel
 from aae_dist.config.schema import plain
 from aae_dist.config.yaml import LARGEST_BYTES, YamlProblem, parse
 from aae_dist.errors import AaeDistError, DataError
-from aae_dist.storage import Entry, Storage
+from aae_dist.storage import Storage
 from aae_dist.storage.documents import read_document
 from aae_dist.sweeps.folder import SILENT_SECONDS as SILENT_DRIVER_SECONDS
 from aae_dist.sweeps.folder import SweepDocument
-from aae_dist.tracking.sinks import parse_records
-from aae_dist.training.folder import CONFIG, METRICS, RUN, SUMMARY, RunRecord, RunState, Summary
+from aae_dist.tracking.metric_log import METRICS, newest_metrics
+from aae_dist.training.folder import CONFIG, RUN, SUMMARY, RunRecord, RunState, Summary
 from aae_dist.training.lock import KEY, LockOwner
 
 THREADS = 32
-TAIL_BYTES = 256 << 10  # end of metrics.jsonl that is read: some 500 log points
 SILENT_SECONDS = 60.0
 """A holder elsewhere that gave no sign of life for so long is gone: twice what makes a lock stale,
 since the clocks of this machine and of the storage differ."""
@@ -109,7 +108,7 @@ def _run_row(run: Storage, name: str) -> RunRow | None:
     modified = {key: entry.modified for key, entry in stats.items() if entry}
     state = _state(lock, summary, modified.get(KEY, 0.0))
     if state in ("running", "stopped") or summary is None:
-        metrics = _tail(run, stats[METRICS])
+        metrics = newest_metrics(run)
         step = int(metrics.pop("step", 0) or 0) or None
         state = "new" if state == "stopped" and step is None else state
     else:
@@ -187,14 +186,3 @@ def _config(run: Storage, problems: list[str]) -> Mapping[str, Any]:
         problems.append(f"{run.uri}/{CONFIG} is damaged: {error}")
         return {}
     return tree if isinstance(tree, dict) else {}
-
-
-def _tail(run: Storage, entry: Entry | None) -> dict[str, Any]:
-    """Return the newest value of each metric in the end of metrics.jsonl."""
-    if entry is None:
-        return {}
-    start = max(0, entry.size - TAIL_BYTES)
-    newest: dict[str, Any] = {}
-    for record in parse_records(run.read_range(METRICS, start, entry.size - start)):
-        newest |= record
-    return newest

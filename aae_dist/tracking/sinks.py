@@ -1,11 +1,9 @@
 """Where metrics go: the seam to the training loop, metrics.jsonl, and progress for people."""
 
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic_core import from_json
@@ -66,63 +64,19 @@ LABELS = {
 """Display names of the main metrics."""
 
 
-class JsonLinesSink:
-    """Appends records to a node-local file that the training loop uploads whole.
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line of metrics.jsonl, None if it holds none.
 
-    It starts with `earlier`, the contents in the run folder from before a resume, without the lines
-    after `resumed_step`: no step stands twice.
+    Values that are no finite numbers are left out.
     """
-
-    def __init__(self, path: Path, earlier: bytes = b"", resumed_step: int = 0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._file = path, path.open("w", encoding="utf-8")
-        self._replace(parse_records(earlier), resumed_step)
-
-    def log(self, record: Record) -> None:
-        self._append(record)
-
-    def picture(self, name: str, png: bytes, step: int) -> None:
-        pass
-
-    def close(self, summary: Summary, state: str) -> None:
-        self._file.close()
-
-    def truncate(self, step: int) -> None:
-        """Drop the lines after `step`, which the run will repeat."""
-        self._replace(self.records(), step)
-
-    def content(self) -> bytes:
-        """Return the whole file, to be uploaded."""
-        return self._path.read_bytes()
-
-    def records(self) -> list[dict[str, Any]]:
-        """Return all records so far, those from before a resume included."""
-        return parse_records(self.content())
-
-    def _replace(self, records: list[dict[str, Any]], last_step: int) -> None:
-        self._file.close()
-        self._file = self._path.open("w", encoding="utf-8")
-        for record in records:
-            if record["step"] <= last_step:
-                self._append(record)
-
-    def _append(self, record: Record) -> None:
-        self._file.write(json.dumps(finite(record), allow_nan=False) + "\n")
-        self._file.flush()
-
-
-def parse_records(content: bytes) -> list[dict[str, Any]]:
-    """Parse a metrics.jsonl; lines that are not complete records are skipped."""
     # A process that was killed while it wrote leaves half a line.
-    records = []
-    for line in content.splitlines():
-        try:
-            record = from_json(line, allow_inf_nan=False)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and _is_step(record.get("step")):
-            records.append({name: v for name, v in record.items() if _is_number(v)})
-    return records
+    try:
+        record = from_json(line, allow_inf_nan=False)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not _is_step(record.get("step")):
+        return None
+    return {name: v for name, v in record.items() if _is_number(v)}
 
 
 def _is_step(value: Any) -> bool:

@@ -76,7 +76,6 @@ class Reporter(Protocol):
 
 
 CONFIG, SUMMARY, RUN = "config.yaml", "summary.json", "run.json"
-METRICS = "metrics.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
 MARKER = ".nonce"
 """Shows workers that they see the folder that the driver sees."""

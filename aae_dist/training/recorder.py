@@ -11,9 +11,8 @@ from typing import Any
 
 from aae_dist.config import RunConfig
 from aae_dist.evaluation import EvaluationImages
-from aae_dist.storage import read_or_none
-from aae_dist.tracking import JsonLinesSink, MetricSink, OpenConsole, open_console, open_wandb
-from aae_dist.training.folder import BAD_SAMPLES, METRICS, RunFolder, RunState
+from aae_dist.tracking import MetricLog, MetricSink, OpenConsole, open_console, open_wandb
+from aae_dist.training.folder import BAD_SAMPLES, RunFolder, RunState
 
 PARTS = ("useful", "data_wait", "checkpoint", "evaluation", "record", "stall", "restart")
 """Every second of a run counts as exactly one of these."""
@@ -139,19 +138,18 @@ class Recorder:
         self._folder, self._line, self._name = folder, line, title
         self._local = tempfile.TemporaryDirectory(prefix="aae_dist-", ignore_cleanup_errors=True)
         path = Path(self._local.name)
-        earlier = read_or_none(folder.storage, METRICS) or b""
-        self.json_lines = JsonLinesSink(path / METRICS, earlier, resumed_step)
+        self.metric_log = MetricLog(folder.storage, resumed_step)
         self._console = (console or partial(open_console, line))(total_steps, resumed_step)
         wandb = open_wandb(config, run_id, folder.storage, path / "wandb", line, classes)
-        own = (self._console, self.json_lines, wandb)
+        own = (self._console, self.metric_log, wandb)
         self.sinks: list[MetricSink] = [*(sink for sink in own if sink is not None), *more]
         self.latest: dict[str, float] = {}
-        self._uploaded = self._bad_uploaded = b""
+        self._bad_uploaded = b""
         self._bad_lines: list[bytes] = []
         self._images: EvaluationImages | None = None  # of the next record
         self._has_drawn = False
-        for record in self.json_lines.records():
-            self.latest |= {name: math.nan if v is None else v for name, v in record.items()}
+        for name, value in self.metric_log.history.latest.items():
+            self.latest[name] = math.nan if value is None else value
 
     def show(self, shown: EvaluationImages) -> None:
         """Draw an evaluation's pictures together with the next record, which has its metrics."""
@@ -176,8 +174,9 @@ class Recorder:
             from aae_dist.evaluation.pictures import draw_all, loss_curves
             from aae_dist.utils.arrays import figure_to_png
 
+            points = self.metric_log.history.points()
             images = draw_all(shown, caption) if shown is not None else {}
-            images["losses"] = figure_to_png(loss_curves(self.json_lines.records(), caption))
+            images["losses"] = figure_to_png(loss_curves(points, caption))
             for name, image in images.items():
                 self._folder.storage.write(f"pictures/{name}.png", image)
                 for sink in self.sinks:
@@ -194,28 +193,20 @@ class Recorder:
 
     def truncate(self, step: int) -> None:
         """Drop the metrics past `step`, which the run rolls back to."""
-        self.json_lines.truncate(step)
+        self.metric_log.truncate(step)
 
     def alarms(self) -> dict[str, int]:
         """Return the step at which each alarm was first raised."""
-        first: dict[str, int] = {}
-        for record in self.json_lines.records():
-            for name in record:
-                if name.startswith("alarm/") and record[name]:
-                    first.setdefault(name.removeprefix("alarm/"), int(record["step"]))
-        return first
+        return dict(self.metric_log.history.alarms)
 
     def upload(self) -> None:
-        """Write metrics.jsonl and bad_samples.jsonl to the run's folder if they changed."""
+        """Write what is new of the metrics, and bad_samples.jsonl if it changed."""
         # Only appended to or replaced, so this thread may read it.
         bad_lines = b"".join(self._bad_lines)
         if bad_lines != self._bad_uploaded:
             self._folder.storage.write(BAD_SAMPLES, bad_lines)
             self._bad_uploaded = bad_lines
-        content = self.json_lines.content()
-        if content != self._uploaded:
-            self._folder.storage.write(METRICS, content)
-            self._uploaded = content
+        self.metric_log.upload()
 
     def close(self, state: RunState, verdict: Mapping[str, Any] | None = None) -> None:
         """Upload the metrics and close the sinks, which get the verdict in words."""
