@@ -138,7 +138,7 @@ class TrialRecord:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """Newest value of every metric; None for one that was not finite."""
     history: tuple[Mapping[str, Any], ...] = ()
-    """Its metrics.jsonl: one map per log point."""
+    """Its metrics: one map per log point."""
     seconds: float = 0.0
     """Wall seconds in which it held its workers, over all attempts."""
     workers: int = 1
