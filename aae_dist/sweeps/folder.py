@@ -19,7 +19,15 @@ from pydantic import AfterValidator, Field
 
 from aae_dist.errors import DataError
 from aae_dist.storage import Storage, open_storage
-from aae_dist.storage.documents import Count, Document, Map, Metrics, Seconds, read_document
+from aae_dist.storage.documents import (
+    MAX_SWEEP_BYTES,
+    Count,
+    Document,
+    Map,
+    Metrics,
+    Seconds,
+    read_document,
+)
 from aae_dist.tracking.metric_log import newest_metrics, read_records
 from aae_dist.training.folder import SUMMARY, RunState, Summary, Verdict
 
@@ -199,7 +207,7 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
         LaunchError: the storage cannot be read.
     """
     storage = open_storage(uri)
-    document = read_document(storage, SWEEP, SweepDocument)
+    document = read_document(storage, SWEEP, SweepDocument, MAX_SWEEP_BYTES)
     if document is None:
         raise DataError(f"{uri} holds no {SWEEP}; give the folder of a sweep, as `tune` printed it")
     live = document.state == "running" and document.age_seconds() < SILENT_SECONDS

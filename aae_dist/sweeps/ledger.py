@@ -13,7 +13,7 @@ from aae_dist.config import dump_yaml
 from aae_dist.config.metric_names import is_comparable
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage
-from aae_dist.storage.documents import read_document
+from aae_dist.storage.documents import MAX_SWEEP_BYTES, read_document
 from aae_dist.sweeps import folder as files
 from aae_dist.sweeps.folder import STATES, SweepState, TrialState
 from aae_dist.sweeps.objective import PARETO_PICK, Objective, ranking, usual_num_samples
@@ -156,7 +156,7 @@ class Ledger:
         self._began, self._written = time.monotonic(), 0.0
         self._state: SweepState = "running"
         self._writer = AsyncWriter(folder, self._content)
-        before = read_document(folder, files.SWEEP, files.SweepDocument)
+        before = read_document(folder, files.SWEEP, files.SweepDocument, MAX_SWEEP_BYTES)
         self._started_at = before.started_at if before else _now()
         self._seconds_before = before.seconds if before else 0.0
         self._best: str | None = None

@@ -15,7 +15,7 @@ from aae_dist.config.schema import plain
 from aae_dist.config.yaml import LARGEST_BYTES, YamlProblem, parse
 from aae_dist.errors import AaeDistError, DataError
 from aae_dist.storage import Storage
-from aae_dist.storage.documents import read_document
+from aae_dist.storage.documents import MAX_BYTES, MAX_SWEEP_BYTES, read_document
 from aae_dist.sweeps.folder import SILENT_SECONDS as SILENT_DRIVER_SECONDS
 from aae_dist.sweeps.folder import SweepDocument
 from aae_dist.tracking.metric_log import METRICS, newest_metrics
@@ -170,7 +170,7 @@ D = TypeVar("D", bound=BaseModel)
 def _document(run: Storage, key: str, kind: type[D], problems: list[str]) -> D | None:
     """Return a document, None if it is absent or damaged, which `problems` then says."""
     try:
-        return read_document(run, key, kind)
+        return read_document(run, key, kind, MAX_SWEEP_BYTES if key == SWEEP else MAX_BYTES)
     except DataError as error:
         problems.append(str(error))
         return None

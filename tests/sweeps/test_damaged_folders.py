@@ -159,7 +159,7 @@ class Small(Document):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (b" " * (MAX_BYTES + 1), "more than 16777216 bytes"),
+        (b" " * (MAX_BYTES + 1), "more than 4194304 bytes"),
         (b'{"tree": ' + b'{"a": ' * 40 + b"1" + b"}" * 41, "deeper than 32 levels"),
         (b'{"tree": {"a": 1e999}}', "not finite"),
         (b'{"tree": {"a": 1' + b"0" * 30 + b"}}", "more than 64 bits"),
