@@ -2,8 +2,8 @@
 
     python benchmarks/balance.py [--mnist DIR] [--seeds 3] [--quick] [--work DIR] [SET ...]
 
-Each data set is here or is made by a seed. A result is kept in WORK/results.jsonl, so a run that was
-stopped continues; the table and a picture per set are made from all results there.
+Each data set is here or is made by a seed. Results are kept in WORK/results.jsonl, so a run that
+was stopped continues; the table and a picture per set are made from all results there.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def smooth_maps(dimension: int) -> Callable[[np.random.Generator], Array]:
 
 def breast_cancer(_: np.random.Generator) -> Array:
     """The table of 30 features that comes with scikit-learn, on scales from 0.001 to 1,000."""
-    from sklearn.datasets import load_breast_cancer
+    from sklearn.datasets import load_breast_cancer  # an extra of this benchmark
 
     data: Array = load_breast_cancer().data
     return data
