@@ -44,7 +44,8 @@ def counts(numbers: np.random.Generator) -> Array:
     mean = np.exp(numbers.normal(-1, 1.2, (1, genes)) + numbers.normal(0, 0.9, (types, genes)))
     rate = mean[numbers.integers(0, types, num)] * numbers.lognormal(0, 0.4, num)[:, None]
     drawn = numbers.negative_binomial(dispersion, dispersion / (dispersion + rate))
-    return np.log1p(drawn / np.maximum(drawn.sum(1, keepdims=True), 1) * 1e4)
+    logs: Array = np.log1p(drawn / np.maximum(drawn.sum(1, keepdims=True), 1) * 1e4)
+    return logs
 
 
 def table(numbers: np.random.Generator) -> Array:
