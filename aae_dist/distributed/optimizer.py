@@ -103,7 +103,10 @@ class SynchronizedOptimizer:
         return total
 
     def update_terms(
-        self, loss_of: Callable[[Part], tuple[Tensor, Terms]], parts: Sequence[Part]
+        self,
+        loss_of: Callable[[Part], tuple[Tensor, Terms]],
+        parts: Sequence[Part],
+        norm: Tensor | None = None,
     ) -> Terms:
         """As `update`, for a loss that also returns its terms; return their sums over the parts."""
         sums: Terms = {}
@@ -113,7 +116,7 @@ class SynchronizedOptimizer:
             sums.update({n: sums[n] + term if n in sums else term for n, term in terms.items()})
             return loss
 
-        self.update(loss_alone, parts)
+        self.update(loss_alone, parts, norm)
         return sums
 
     def take_seconds(self) -> float:

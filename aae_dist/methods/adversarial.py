@@ -57,13 +57,13 @@ class AdversarialMethod(Method):
         reconstruction = self.reconstruct(parts)
         encoded = self.encode_once(parts, lambda part: part.noise_regularization_BN)
         discriminator = self.optimizers["discriminator"].update(self.discriminator_loss, encoded)
-        generator = self.optimizers["generator"].update(
+        generator = self.optimizers["generator"].update_terms(
             self.generator_loss, encoded, norm=self.generator_norm()
         )
         return {
             **reconstruction,
             "loss/discriminator": discriminator,
-            "loss/generator": generator / self.weight,
+            **generator,
         }
 
     def reconstruct(self, parts: Sequence[MicroBatch]) -> Losses:
@@ -93,11 +93,12 @@ class AdversarialMethod(Method):
         loss = part.weights_B @ self.adversary.discriminator_loss(logits_prior_B, logits_codes_B)
         return loss + self.r1.penalty(part, both, logits_prior_B) if penalised else loss
 
-    def generator_loss(self, encoded: Encoded) -> Tensor:
-        """The frozen discriminator should call the codes prior samples."""
+    def generator_loss(self, encoded: Encoded) -> tuple[Tensor, Losses]:
+        """The frozen discriminator should call the codes prior samples; logged without weight."""
         part = encoded.part
         logits_B = self.frozen(self.with_input_noise(part, self.with_graph(encoded), "codes"))
-        return self.weight * (part.weights_B @ self.adversary.generator_loss(logits_B))
+        loss = part.weights_B @ self.adversary.generator_loss(logits_B)
+        return self.weight * loss, {"loss/generator": loss.detach()}
 
     def generator_norm(self) -> Tensor | None:
         """Return the norm to scale the generator's gradient to; None leaves it as it is."""

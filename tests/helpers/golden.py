@@ -38,6 +38,7 @@ FORMER = (
     "phases.discriminator.optimizer.lr=1e-3",
     "phases.generator.optimizer={lr: 1e-3, betas: [0.5, 0.999], eps: 1e-3}",
     "data.standardize=false",
+    "train.best_metric=prior_match/c2st",
 )
 """What was the default when the hashes were made."""
 WIDTHS = "encoder_widths: [32], decoder_widths: [32], discriminator_widths: [32]"
