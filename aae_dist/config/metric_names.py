@@ -18,7 +18,7 @@ MIN_SCORED_SAMPLES = 8
 METHODS = tuple(schema.by_kind(schema.classes_in(Method)))
 
 _LOSSES = {
-    "adversarial": ("reconstruction", "discriminator", "generator"),
+    "adversarial": ("reconstruction", "distance", "discriminator", "generator"),
     "variational": ("reconstruction", "kl"),
     "autoencoder": ("reconstruction",),
     "mmd": ("reconstruction", "distance"),

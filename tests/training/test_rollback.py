@@ -97,6 +97,7 @@ def test_what_comes_again_is_met_with_half_the_learning_rate(
     rates = poison(monkeypatch, lambda rate: 0.0006 < rate < 0.00099)
     schedule = "phases.discriminator.schedule={kind: linear, decay_from: 0.5}"
     limits = ["train.max_skipped_updates=2", "train.max_rollbacks=2", schedule]
+    limits += ["phases.discriminator.optimizer.lr=1e-3"]
     outcome, lines = go(tmp_path, *limits)
     assert outcome.state == "finished"
     assert [line.rpartition(", ")[2] for line in lines if "rolling back" in line] == [

@@ -24,6 +24,7 @@ from aae_dist.training.trainer import Trainer, train
 
 pytestmark = pytest.mark.run
 
+DIVERGES = "phases.reconstruction.optimizer={kind: sgd, lr: 1e30}"
 NO_VALIDATION = "data.validation=null"
 
 
@@ -193,7 +194,7 @@ def test_epochs_count_every_sample_and_the_batch_size_may_change_between(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("phases.generator.optimizer.lr=1e-5", r"phases\.generator\.optimizer\.lr: saved 0\.001"),
+        ("phases.generator.optimizer.lr=1e-5", r"phases\.generator\.optimizer\.lr: saved 0\.002"),
         ("run.seed=1", r"run\.seed: saved 0, now 1"),
         ("model.latent_dim=4", r"model\.latent_dim: saved 2, now 4"),
         ("train.global_batch_size=50", "must be a multiple of 24"),
@@ -239,7 +240,7 @@ def test_init_from_takes_weights_and_starts_at_step_0(tmp_path: Path) -> None:
 
 
 def test_a_diverged_run_ends_with_its_own_error_after_the_configured_number(tmp_path: Path) -> None:
-    items = ["phases.reconstruction.optimizer={kind: sgd, lr: 1e30}", "train.max_skipped_updates=4"]
+    items = [DIVERGES, "method.balance=none", "train.max_skipped_updates=4"]
     with pytest.raises(TrainingDivergedError, match="skipped 4 consecutive updates"):
         go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "diverged"
@@ -247,7 +248,7 @@ def test_a_diverged_run_ends_with_its_own_error_after_the_configured_number(tmp_
 
 def test_the_command_of_a_run_that_diverges_exits_3(tmp_path: Path) -> None:
     items = [f"run.storage={tmp_path}", "run.name=run", NO_VALIDATION, "train.steps=100"]
-    items += ["phases.reconstruction.optimizer={kind: sgd, lr: 1e30}"]
+    items += [DIVERGES, "method.balance=none"]
     assert run_command(command(*items), tmp_path / "log.txt", timeout=55) == 3
     last = (tmp_path / "log.txt").read_text().splitlines()[-1]
     assert last.startswith("aae-dist: training diverged: ")
@@ -300,12 +301,12 @@ def test_a_run_writes_the_metrics_that_may_be_named(tmp_path: Path, method: str)
 
 
 def test_a_diverged_run_is_not_tried_again_unless_something_changed(tmp_path: Path) -> None:
-    items = ["phases.reconstruction.optimizer={kind: sgd, lr: 1e30}", "train.max_skipped_updates=4"]
+    items = [DIVERGES, "method.balance=none", "train.max_skipped_updates=4"]
     with pytest.raises(TrainingDivergedError):
         go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
     with pytest.raises(TrainingDivergedError, match="diverged at step 4 and would again"):
         go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
-    items[1] = "train.max_skipped_updates=6"
+    items[2] = "train.max_skipped_updates=6"
     with pytest.raises(TrainingDivergedError, match="skipped 6 consecutive updates"):
         go(tmp_path, NO_VALIDATION, "train.steps=100", *items)
 

@@ -204,6 +204,8 @@ def _classes_of(source: ShardSource) -> ClassMap:
         ("https:", "http:")
     ):  # a server may answer anything for a file that is absent
         return {}
+    if not is_remote(folder) and not all((Path(folder) / name).exists() for name in source.names):
+        return {}  # it is refused, and nothing else is looked at
     above, _, last = folder.rstrip("/").rpartition("/")
     for place in [folder, above] if last and above and not above.endswith("/") else [folder]:
         where = f"{place}/{CLASSES_FILE}"
