@@ -23,11 +23,9 @@ from aae_dist.evaluation.evaluator import EvaluationImages
 from aae_dist.utils.arrays import figure_to_png
 
 PAIRS_PER_ROW = 8
-GAP = 2
-"""Pixels of margin around an image, before enlarging."""
+GAP = 2  # pixels of margin around an image, before enlarging
 CELL_INCHES = 0.8
-PAPER = 1.0
-"""White, the colour of margins."""
+PAPER = 1.0  # white, the colour of margins
 
 Array = NDArray[Any]
 Range = tuple[float, float]
@@ -110,15 +108,14 @@ def _strip(images: Array) -> Array:
 def _show(grid: Array, title: str, caption: str) -> Figure:
     height, width = grid.shape[:2]
     inches = PAIRS_PER_ROW * CELL_INCHES
-    title_inches = 0.4
-    picture_inches = inches * height / width
+    picture_inches, title_inches = inches * height / width, TITLE_INCHES
     figure = Figure(figsize=(inches, picture_inches + title_inches))
     share = picture_inches / (picture_inches + title_inches)
     axes = figure.add_axes((0, 0, 1, share))
     axes.imshow(grid, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
     axes.set_axis_off()
-    text = _title(title, caption)
-    figure.text(0.5, (1 + share) / 2, text, ha="center", va="center", fontsize=11)
+    text, middle = _title(title, caption), (1 + share) / 2
+    figure.text(0.5, middle, text, ha="center", va="center", fontsize=11)
     return figure
 
 
@@ -126,8 +123,7 @@ def _title(title: str, caption: str) -> str:
     return f"{caption}: {title}" if caption else title
 
 
-COLUMNS = 4
-PANEL_INCHES = (1.6, 0.9)
+COLUMNS, PANEL_INCHES = 4, (1.6, 0.9)
 TITLE_INCHES = 0.4
 ORIGINAL, OTHER = "#000000", "#d55e00"
 
@@ -158,8 +154,7 @@ def lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figur
     return figure
 
 
-MAX_POINTS = 4000
-"""Codes drawn; more hide each other."""
+MAX_POINTS = 4000  # codes drawn; more hide each other
 BINS = 60
 INK = "#332288"
 SAFE = (
@@ -167,10 +162,8 @@ SAFE = (
     *("#aa4499", "#44aa99", "#999933", "#882255", "#ee7733"),
 )
 """Colours that the colour-blind tell apart: Paul Tol's "muted", and one of his "vibrant"."""
-NAMED_LABELS = 20
-"""Up to this many labels are named one by one; more are shown by a colour scale."""
-NAME_LENGTH = 18
-"""Letters of a class's name that fit next to the plot."""
+NAMED_LABELS = 20  # up to this many labels are named one by one; more are shown by a colour scale
+NAME_LENGTH = 18  # letters of a class's name that fit next to the plot
 NO_NAMES: Mapping[int, str] = {}
 GREYS = LinearSegmentedColormap.from_list("prior", ["#ffffff", "#7c7c7c"])
 
@@ -361,8 +354,6 @@ CURVE_COLUMNS = 3
 COLOURS = ("#0072b2", "#d55e00", "#009e73")
 """Blue, vermilion and green of Okabe and Ito, which the colour-blind tell apart."""
 STYLES = ("-", "--", "-.")
-
-
 SMOOTHED_FROM = 60  # points of a curve from which on its mean is drawn over the values
 
 

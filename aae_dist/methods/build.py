@@ -67,8 +67,14 @@ def build_method(
         reconstruction_loss=RECONSTRUCTION_LOSSES[config.method.reconstruction_loss],
         world=world,
     )
+    arguments = _arguments(config.method, prior, baseline_loss)
+    return METHODS[config.method.kind](modules, _build_optimizers(config, wrapped), **arguments)
+
+
+def _build_optimizers(
+    config: RunConfig, wrapped: dict[str, nn.Module]
+) -> dict[str, SynchronizedOptimizer]:
     method = config.method
-    kind = METHODS[method.kind]
     shares_moments = isinstance(method, sections.AdversarialMethod) and method.balance == "auto"
     optimizers = {
         phase: build_optimizer(
@@ -76,11 +82,11 @@ def build_method(
             {name: wrapped[name] for name in names},
             amsgrad=shares_moments and phase == "generator",
         )
-        for phase, names in kind.phases.items()
+        for phase, names in METHODS[method.kind].phases.items()
     }
     if shares_moments:
         optimizers["generator"].moments_of = optimizers["reconstruction"]
-    return kind(modules, optimizers, **_arguments(method, prior, baseline_loss))
+    return optimizers
 
 
 def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> dict[str, Any]:

@@ -73,12 +73,11 @@ class TrainingSetup:
 
         An AaeDistError is the same on every rank, whichever rank met the problem.
         """
-        self.world, self.reporter, self.folder, self.watchdog = world, reporter, folder, watchdog
-        self.lock = lock
+        self.world, self.reporter, self.folder = world, reporter, folder
+        self.watchdog, self.lock = watchdog, lock
         # Checkpoint; only rank 0, which holds the lock, writes.
-        held = (lock.check, lock.attempt) if lock else (lambda: None, 0)
-        keep = config.checkpoint.keep
-        self.store = CheckpointStore(folder.storage, keep, *held, report=reporter.line)
+        writer = (config.checkpoint.keep, *((lock.check, lock.attempt) if lock else ()))
+        self.store = CheckpointStore(folder.storage, *writer, report=reporter.line)
         checkpoint = newest_checkpoint(self.store, config, folder, world)
         config = of_checkpoint(config, checkpoint) if checkpoint else config
         self.goodput = Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
@@ -86,26 +85,23 @@ class TrainingSetup:
         with watchdog.section("opening the data"):
             show = partial(_show_counting, world, reporter, watchdog)
             self.data = open_data(config, world, checkpoint, folder.uri, show)
+            watchdog.busy = self.data.train.slow_sample
         for line in self.data.notes:
             self.log(f"warning: {line}")
-        watchdog.busy = self.data.train.slow_sample
         self.config = config = self.data.config
         # Networks and method.
-        _set_precision(config.train.precision)
-        if config.train.compile:
-            reset_compiler()
-        image_shape, prior = self.data.train.image_shape, self.data.prior
-        self.networks = networks = build_networks(config, image_shape, world.device)
+        _set_up_torch(config)
+        shape, prior = self.data.train.image_shape, self.data.prior
+        self.networks = networks = build_networks(config, shape, world.device)
         if self.data.scaling:
             networks.set_scaling(*self.data.scaling)
         posterior = build_posterior(config.posterior)
         self.inputs = _step_inputs(self.data, posterior, world)
-        self.method = build_method(
-            config, networks, prior, image_shape, world, self.data.baseline_loss or 1.0
-        )
+        unit = self.data.baseline_loss or 1.0
+        self.method = build_method(config, networks, prior, shape, world, unit)
         # State.
         decay = config.train.ema_decay
-        average = WeightAverage(networks, decay) if decay is not None else None
+        average = None if decay is None else WeightAverage(networks, decay)
         self.autoencoder = Autoencoder(average.networks if average else networks, posterior)
         vectors = prior.vectors_MZ if isinstance(prior, EmpiricalPrior) else None
         self.state = TrainState(networks, self.method.optimizers, average, vectors)
@@ -212,13 +208,15 @@ def _show_counting(
         yield on_count
 
 
-def _set_precision(precision: str) -> None:
+def _set_up_torch(config: RunConfig) -> None:
     """Let fp32 products on CUDA keep their 23 bits, or 10 of them with tf32."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = config.train.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
     # cuDNN's fastest sums of a convolution's gradients differ from run to run, and so would resumed
     # runs. Not measured: no GPU was at hand.
     torch.backends.cudnn.deterministic = True
+    if config.train.compile:
+        reset_compiler()
 
 
 def _step_inputs(data: TrainingData, posterior: Posterior, world: World) -> StepInputs:

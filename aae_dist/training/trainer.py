@@ -95,16 +95,10 @@ class Trainer:
         self._bad_samples_reported, self._has_told_unused = 0, False
         # Records and checkpoints.
         self.recorder = self._open_recorder(sinks, console)
-        self.checkpointer = Checkpointer(
-            setup.store,
-            self.world,
-            self.log,
-            setup.metadata,
-            self.goodput,
-            setup.last_step,
-            # A resumed run would miss the metrics that are not stored before its checkpoint.
-            self.recorder.upload if self.recorder else lambda: None,
-        )
+        # A resumed run would miss the metrics that are not stored before its checkpoint.
+        upload = self.recorder.upload if self.recorder else lambda: None
+        constant = (setup.metadata, self.goodput, setup.last_step)
+        self.checkpointer = Checkpointer(setup.store, self.world, self.log, *constant, upload)
 
     def fit(self) -> Outcome:
         with self._recording_failures():

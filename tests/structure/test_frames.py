@@ -19,7 +19,6 @@ from aae_dist.methods import Method
 
 PACKAGE = str(Path(aae_dist.__file__).parent)
 MAX_FRAMES = 10
-MAX_FRAMES = 14
 
 
 def package_frames(frame: FrameType | None) -> list[str]:
