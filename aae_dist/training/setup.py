@@ -76,8 +76,8 @@ class TrainingSetup:
         self.world, self.reporter, self.folder = world, reporter, folder
         self.watchdog, self.lock = watchdog, lock
         # Checkpoint; only rank 0, which holds the lock, writes.
-        writer = (config.checkpoint.keep, *((lock.check, lock.attempt) if lock else ()))
-        self.store = CheckpointStore(folder.storage, *writer, report=reporter.line)
+        held = (lock.check, lock.attempt) if lock else (lambda: None, 0)
+        self.store = CheckpointStore(folder.storage, config.checkpoint.keep, *held, reporter.line)
         checkpoint = newest_checkpoint(self.store, config, folder, world)
         config = of_checkpoint(config, checkpoint) if checkpoint else config
         self.goodput = Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
