@@ -239,7 +239,7 @@ def leave_summary(ledger, name):
     """Write what a finished run leaves: a trial without it would be taken up again."""
     entry = ledger.entries[name]
     config = entry.plan.config.model_dump(mode="json")
-    summary = {"state": "finished", "config": config, "metrics": entry.metrics}
+    summary = {"state": "finished", "step": 900, "config": config, "metrics": entry.metrics}
     folder = ledger.folder.child(TRIALS).child(name)
     folder.write("summary.json", json.dumps(summary).encode())
 
