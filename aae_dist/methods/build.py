@@ -14,7 +14,7 @@ from aae_dist.distributed.world import World
 from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.methods import without_adversary
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.method import Method, Modules, prior_variance
+from aae_dist.methods.method import Method, Modules, total_variance
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 
@@ -95,10 +95,10 @@ def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> d
     if isinstance(method, sections.AdversarialMethod):
         weight, distance, r1 = method.weights
         if method.balance == "auto":
-            variance = prior_variance(prior)
+            variance = total_variance(prior)
             weight *= baseline_loss
             distance *= baseline_loss * prior.latent_dim / variance if variance else 0.0
-            r1 *= variance  # summed over dimensions
+            r1 *= variance
         arguments |= {"weight": weight, "distance_weight": distance, "r1_weight": r1}
     return arguments
 

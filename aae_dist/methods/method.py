@@ -222,6 +222,11 @@ class Method(ABC):
             return encoded.z_BZ
         return self.encode(encoded.part, encoded.noise_BN)
 
+    def reconstruct(self, parts: Sequence[MicroBatch]) -> Losses:
+        """Minimise the reconstruction error by one update."""
+        loss = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
+        return {"loss/reconstruction": loss}
+
     def reconstruction_loss(self, part: MicroBatch) -> Tensor:
         """Return the weighted reconstruction error of decoder(encoder(x)), a scalar."""
         z_BZ = self.encode(part, part.noise_reconstruction_BN)
@@ -287,7 +292,7 @@ def _row(encoded: Encoded) -> Tensor:
 NUM_SAMPLES_OF_SCALE = 4096
 
 
-def prior_variance(prior: Prior) -> float:
+def total_variance(prior: Prior) -> float:
     """Return the sum over dimensions of the prior's variance, estimated from 4,096 samples."""
     draw = keyed_generator(0, "width of the prior")
     return float(prior.sample(NUM_SAMPLES_OF_SCALE, draw).double().var(0).sum())

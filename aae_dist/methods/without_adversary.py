@@ -18,8 +18,8 @@ from aae_dist.methods.method import (
     Method,
     MicroBatch,
     Modules,
-    prior_variance,
     sliced_wasserstein_to_prior,
+    total_variance,
 )
 from aae_dist.models import GaussianPosterior
 from aae_dist.priors import GaussianPrior
@@ -76,8 +76,7 @@ class AutoencoderMethod(Method):
     phases = {"reconstruction": ("encoder", "decoder")}
 
     def step(self, parts: Sequence[MicroBatch]) -> Losses:
-        loss = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
-        return {"loss/reconstruction": loss}
+        return self.reconstruct(parts)
 
 
 class MatchingMethod(Method):
@@ -110,7 +109,7 @@ class MmdMethod(MatchingMethod):
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
     ) -> None:
         super().__init__(modules, optimizers, weight)
-        self.mean_square_distance = 2 * prior_variance(modules.prior)
+        self.mean_square_distance = 2 * total_variance(modules.prior)
         if self.mean_square_distance == 0:
             raise ConfigError(
                 "method.kind=mmd takes the width of its kernels from the prior's spread, and all "
