@@ -13,6 +13,7 @@ from aae_dist.errors import DataError
 PACK_EXAMPLES = """\
 examples:
   aae-dist data pack mnist --out data/mnist
+  aae-dist data pack mnist --labelled 100 --out data/mnist-100
   aae-dist data pack folder --root photos --image-size 64 --out s3://bucket/photos
   aae-dist data pack csv --root photos/labels.csv --validation-fraction 0.2 --out data/photos
   aae-dist data pack npy --root genes.npy --labels tissues.npy --out data/genes
@@ -64,17 +65,22 @@ def data() -> None:
     type=options.WholeNumber(1),
     help="first cut out the centre square of so many pixels",
 )
+@click.option(
+    "--labelled",
+    type=options.WholeNumber(1),
+    help="keep so many labels in OUT/train, balanced over classes; OUT/labelled has these samples",
+)
+@click.option(
+    "--seed",
+    type=options.WholeNumber(0, 2**64 - 1),
+    default=0,
+    help="another seed gives another split of folder, csv and npy, and other labelled samples",
+)
 @own_files_option(
     "--validation-fraction",
     type=options.Fraction(),
     default=0.1,
     help="part of the samples that becomes OUT/validation",
-)
-@own_files_option(
-    "--seed",
-    type=options.WholeNumber(0, 2**64 - 1),
-    default=0,
-    help="another seed gives another split",
 )
 @own_files_option(
     "--validation-root",

@@ -9,6 +9,7 @@ from aae_dist.data.format.manifest import CLASSES_FILE, ClassMap, dump_classes
 from aae_dist.data.index.build import index_folder
 from aae_dist.data.pack import folders, sources
 from aae_dist.data.pack.known import KNOWN
+from aae_dist.data.pack.labelled import keep_labels
 from aae_dist.data.pack.sources import PackOptions, PackSource, SampleSet
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import Storage, is_remote, open_storage
@@ -39,7 +40,8 @@ def pack(
 ) -> dict[str, int]:
     """Write OUT/train and OUT/validation, tar shards with a manifest.json; return their samples.
 
-    Names of classes go into each manifest, and into OUT/classes.json.
+    Names of classes go into each manifest, and into OUT/classes.json; `options.labelled` writes
+    OUT/labelled, too (`keep_labels`).
 
     `out`, local or in a bucket, must be empty or absent, else DataError. `root` is a folder of
     images with a sub-folder per class, a CSV or .npy file, or the folder of torchvision's data sets
@@ -49,6 +51,8 @@ def pack(
     try:
         target = _empty_target(out)
         source = _source(name, root, options)
+        if options.labelled is not None:
+            source = keep_labels(source, options.labelled, options.seed)
         _write(target, source, options, write)
     except (OSError, LaunchError) as error:
         raise DataError(f"{out}: cannot write the shards ({error}).") from error

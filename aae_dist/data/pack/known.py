@@ -160,7 +160,7 @@ def _image_set(
         for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             yield sources.image_fields(number, np.ascontiguousarray(image), label, options)
 
-    return SampleSet(len(images), samples())
+    return SampleSet(len(images), samples(), labels.tolist())
 
 
 def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:

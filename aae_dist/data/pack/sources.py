@@ -23,6 +23,7 @@ from aae_dist.utils.arrays import npy_bytes, png_bytes
 Fields = dict[str, str | bytes]  # as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}
 Pixels = NDArray[np.uint8]  # [H, W] grey or [H, W, 3] colour
 
+LABEL_FIELD = "cls"
 FIELDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 
@@ -34,10 +35,11 @@ class PackOptions:
     image_size: int | None = None  # pixels, as by `data.image_size`; None keeps images as they are
     crop_size: int | None = None  # centre square that is cropped before, in pixels
     validation_fraction: float = 0.1  # folder, csv, npy: fraction of the samples for validation
-    seed: int = 0  # folder, csv and npy: seed of the split and of the order
+    seed: int = 0  # of the split and order of folder, csv and npy, and of the labelled samples
     labels: Path | None = None  # npy: array of integers, one per row
     classes: Path | None = None  # folder, csv and npy: JSON with the number of each class
     validation_root: Path | None = None  # folder and csv: the validation set, packed with the other
+    labelled: int | None = None  # training samples that keep their label; None keeps all labels
 
     @cached_property
     def known_classes(self) -> ClassMap | None:
@@ -61,6 +63,8 @@ class SampleSet:
 
     num_samples: int
     samples: Iterator[Fields]
+    labels: list[int | None] = field(default_factory=list)
+    """The number in the field `cls` of each sample; empty where they have none."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def image_fields(number: int, image: Pixels, label: int | None, options: PackOpt
     """Return the sample of an image, as PNG; its number in the source becomes the key."""
     fields: Fields = {"__key__": f"{number:08d}", "png": png_bytes(resized(image, options))}
     if label is not None:
-        fields["cls"] = str(label).encode()
+        fields[LABEL_FIELD] = str(label).encode()
     return fields
 
 
@@ -254,7 +258,7 @@ def image_files(
 
         fields, size = file_fields(keys[found], data, str(path), options, note)
         sizes.add(size)
-        return fields if label is None else {**fields, "cls": str(label).encode()}
+        return fields if label is None else {**fields, LABEL_FIELD: str(label).encode()}
 
     def advice() -> list[str]:
         counts, total = unused.counts, next(numbers)
@@ -271,7 +275,10 @@ def image_files(
         parts[name] = [found[n] for n in chosen["train"]]
         if "validation" in chosen:
             parts["validation"] = [found[n] for n in chosen["validation"]]
-    made = {name: SampleSet(len(part), map(sample, part)) for name, part in parts.items()}
+    made = {
+        name: SampleSet(len(part), map(sample, part), [found.label for found in part])
+        for name, part in parts.items()
+    }
     return PackSource(made, classes, advice, is_split="validation" in sets)
 
 
@@ -313,7 +320,10 @@ def npy_source(file: Path, options: PackOptions) -> PackSource:
         return _array_fields(number, rows[number], label, f"{file}, row {number}")
 
     parts = split([str(n) for n in range(len(rows))], options)
-    sets = {name: SampleSet(len(part), map(sample, part)) for name, part in parts.items()}
+    sets = {
+        name: SampleSet(len(part), map(sample, part), [labels.numbers[n] for n in part])
+        for name, part in parts.items()
+    }
     missing = labels.num_missing
     notes = [f"warning: {missing_labels(missing, len(rows))}"] if missing else []
     return PackSource(sets, labels.classes, lambda: notes)
@@ -385,4 +395,4 @@ def _array_fields(number: int, row: Array, label: int | None, name: str) -> Fiel
     if not np.isfinite(numbers).all():
         raise DataError(f"{name}: has numbers that are not finite; remove them.")
     fields: Fields = {"__key__": f"{number:08d}", "npy": npy_bytes(numbers)}
-    return fields if label is None else {**fields, "cls": str(label).encode()}
+    return fields if label is None else {**fields, LABEL_FIELD: str(label).encode()}
