@@ -25,6 +25,8 @@ METHODS: dict[str, type[Method]] = {
     "sliced_wasserstein": without_adversary.SlicedWassersteinMethod,
     "variational": without_adversary.VariationalMethod,
 }
+_COMMON = frozenset({"kind", "reconstruction_loss", "image_noise"})
+"""Fields of every method's section, which `Modules` has."""
 
 
 def build_method(
@@ -66,6 +68,7 @@ def build_method(
         prior=prior,
         reconstruction_loss=RECONSTRUCTION_LOSSES[config.method.reconstruction_loss],
         world=world,
+        image_noise=config.method.image_noise,
     )
     arguments = _arguments(config.method, prior, baseline_loss)
     return METHODS[config.method.kind](modules, _build_optimizers(config, wrapped), **arguments)
@@ -91,7 +94,7 @@ def _build_optimizers(
 
 def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> dict[str, Any]:
     """Return the section's fields as arguments of the method, weights in units of the loss."""
-    arguments = method.model_dump(exclude={"kind", "reconstruction_loss", "balance"})
+    arguments = method.model_dump(exclude={*_COMMON, "balance"})
     if isinstance(method, sections.AdversarialMethod):
         weight, distance, r1 = method.weights
         if method.balance == "auto":

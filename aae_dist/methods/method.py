@@ -158,6 +158,8 @@ class Modules:
     prior: Prior
     reconstruction_loss: Callable[[Tensor, Tensor], Tensor]
     world: World
+    image_noise: float = 0.0
+    """Standard deviation of the noise that a step adds to the encoder's inputs."""
 
 
 Distance = Callable[[Tensor, Tensor, Tensor, Draws], Tensor]
@@ -199,8 +201,21 @@ class Method(ABC):
     def encode(self, part: MicroBatch, noise_BN: Tensor) -> Tensor:
         """Return codes of shape (B, Z), drawn from q(z|x) with the given noise."""
         modules = self.modules
-        outputs_BP = run_encoder(modules.encoder, modules.posterior, part.x_BCHW, noise_BN)
+        x_BCHW = self.with_image_noise(part)
+        outputs_BP = run_encoder(modules.encoder, modules.posterior, x_BCHW, noise_BN)
         return self.observed(part, modules.posterior.sample(outputs_BP, noise_BN))
+
+    def with_image_noise(self, part: MicroBatch) -> Tensor:
+        """Return what the encoder reads: the step's images, (B, C, H, W), blurred by noise.
+
+        The same noise in every phase. The target of reconstruction stays clean (denoising:
+        Vincent et al. 2008).
+        """
+        x_BCHW = part.x_BCHW
+        if not self.modules.image_noise:
+            return x_BCHW
+        noise = part.draws.normal("noise on images", part.rows, x_BCHW[0].numel())
+        return x_BCHW + self.modules.image_noise * noise.view_as(x_BCHW)
 
     def observed(self, part: MicroBatch, z_BZ: Tensor) -> Tensor:
         """Return codes as they are, and keep them for the statistics of a log point."""

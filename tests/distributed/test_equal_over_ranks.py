@@ -46,6 +46,7 @@ RESNET_ADAMW = {
     "phases": {"reconstruction": {"optimizer": {"kind": "adamw", "weight_decay": 0.1}}},
 }
 FROZEN_TRUNK = {"model": {**MODELS["mlp"], **FROZEN}}
+DENOISING = {"method": {"kind": "adversarial", "image_noise": 0.3}}
 UNEVEN = {"data": {"train": "x", "lanes": 8}}
 
 
@@ -70,8 +71,14 @@ def test_losses_and_networks_agree_with_one_rank_over_100_steps(
 
 @pytest.mark.parametrize(
     "tree",
-    [VARIATIONAL, GAUSSIAN_POSTERIOR, CLIPPED_SGD, REGULARIZED, CONV, RESNET_ADAMW, FROZEN_TRUNK],
-    ids=["variational", "gaussian", "sgd", "regularized", "conv", "resnet adamw", "frozen trunk"],
+    [
+        *(VARIATIONAL, GAUSSIAN_POSTERIOR, CLIPPED_SGD, REGULARIZED),
+        *(CONV, RESNET_ADAMW, FROZEN_TRUNK, DENOISING),
+    ],
+    ids=[
+        *("variational", "gaussian", "sgd", "regularized"),
+        *("conv", "resnet adamw", "frozen trunk", "denoising"),
+    ],
 )
 def test_every_method_posterior_and_optimizer_agrees(tree: dict[str, Any]) -> None:
     expected, _ = train_steps(single_world(), tree, 30)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from helpers.ranks import single_world
+from helpers.steps import build, global_batch, tiny_config
 from torch import Tensor
 
 from aae_dist.methods import method
@@ -53,3 +55,22 @@ def test_a_rank_draws_only_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> Non
     asked.clear()
     draws(1500).of_rows("prior", range(1400, 1500), draw)
     assert asked == [1500 - method._ROWS_AT_ONCE]
+
+
+def test_the_encoder_reads_noise_and_the_target_stays_clean() -> None:
+    method_section = {"kind": "adversarial", "image_noise": 0.5}
+    config = tiny_config(method=method_section, train={"micro_batch_size": 8})
+    _, adversarial, inputs = build(config, single_world())
+    read = []
+    adversarial.modules.encoder.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    images, valid = global_batch(config, 0)
+    parts = inputs.parts(images, valid, len(images), 0)
+    targets = torch.cat([part.x_BCHW for part in parts]).clone()
+    adversarial.step(parts)
+    assert torch.equal(torch.cat([part.x_BCHW for part in parts]), targets)
+    noise = torch.cat(read[: len(parts)]) - targets
+    assert noise.std().item() == pytest.approx(0.5, rel=0.1)
+    assert abs(noise.mean().item()) < 0.05
+    # Every pass over a row reads the same noise, and no other row's.
+    assert all(any(torch.equal(x, y) for y in read[: len(parts)]) for x in read)
+    assert torch.unique(noise).numel() > 0.99 * noise.numel()

@@ -11,6 +11,9 @@ class _Method(Section):
     reconstruction_loss: Literal["sum_half", "mean", "bce", "l1"] = "sum_half"
     """Loss per sample. sum_half: half the summed squared error (as in the paper). mean: mean
     squared error. bce: summed binary cross-entropy. l1: summed absolute error."""
+    image_noise: NonNegativeFloat = 0.0
+    """Standard deviation of Gaussian noise added to the encoder's inputs in training, in the data's
+    units (images are in [0, 1]); reconstructions are compared with clean images (denoising)."""
 
 
 class AdversarialMethod(_Method):
