@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STORAGE ?= $(CURDIR)/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart test test-unit test-all test-engine faults check fix
+.PHONY: help install dev quickstart test test-unit test-all test-engine test-optuna-4 faults check fix
 
 help:
 	@echo "make quickstart  set up $(VENV) and train an adversarial autoencoder on the shipped digits"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all    all tests"
 	@echo "make faults      faults injected for real; writes the table of docs/reliability.md"
 	@echo "make test-engine the tests where Ray and wandb are not installed"
+	@echo "make test-optuna-4  Optuna's tests with its former major version"
 	@echo "make test-cluster  pods played in namespaces of this machine (root; 15 minutes)"
 	@echo "make check       format, lint, types, direction of imports, spelling"
 	@echo "make fix         format, and repair what the linter can"
@@ -53,6 +54,12 @@ test-engine: dev
 	$(BIN)/uv pip uninstall -q --python $(ENGINE)/bin/python ray wandb optuna pyarrow
 	$(BIN)/uv pip install -q --python $(ENGINE)/bin/python --no-deps --no-build-isolation -e .
 	OMP_NUM_THREADS=1 $(ENGINE)/bin/python -m pytest $(PARALLEL) -m "not ray and not slow"
+
+# Optuna 5 is locked; sweeps promise the same with 4.
+OPTUNA_4 := $(VENV)-optuna-4
+test-optuna-4: dev
+	$(BIN)/uv pip install -q --target $(OPTUNA_4) --no-deps 'optuna<5'
+	PYTHONPATH=$(OPTUNA_4) $(PYTEST) -k optuna tests/tune/test_tune_parts.py
 
 # Needs root: pods are network and mount namespaces of this machine.
 test-cluster: dev $(VENV)/.compiled

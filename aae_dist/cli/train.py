@@ -139,7 +139,7 @@ def _show_end(ledger: "Ledger") -> None:
         label = entry.plan.label
         print(f"  failed: trial {label}, {describe(entry.plan.parameters)}: {entry.cause}")
     if ledger.objective.is_pareto:
-        print(f"Pareto front of {ledger.objective} first, each by its ranks in all metrics:")
+        print(f"Pareto front of {ledger.objective} first, its knee point on top:")
     else:
         print(f"Best by {ledger.objective}:")
     for entry in ledger.ranked()[:BEST]:

@@ -92,6 +92,18 @@ def unknown(name: str, methods: Iterable[str]) -> str | None:
     return f"there is no metric {short_json(name)}; {advice}"
 
 
+def not_evaluated(name: str, methods: Iterable[str]) -> str | None:
+    """Return the problem with a metric that no evaluation of these methods' runs writes."""
+    methods = set(methods) or set(METHODS)
+    measured = {each for method in methods for each in evaluated(method)}
+    if name in measured:
+        return None
+    if text := unknown(name, methods):
+        return text
+    guess = _guess(name, measured) or "prior_match/c2st"
+    return f"{name} is not measured by evaluations, which decide; use for example {guess}"
+
+
 def best_metric_problems(tree: Tree) -> list[str]:
     """Return the problem with train.best_metric of a merged configuration, if there is one."""
     # This is not one of the checks between sections, which apply to stored configurations too: a

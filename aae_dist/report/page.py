@@ -7,7 +7,7 @@ import hashlib
 import re
 import sys
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -171,10 +171,11 @@ def _notes(view: ReportView) -> Iterator[str]:
             f"Trials were scored on different numbers of samples ({shown}), which "
             "cannot be compared: those with another number than most have no rank."
         )
+    yield from _constraints(view, finished)
     yield from _ties(view)
     yield from _poor_matches(view)
     if any(row.rank is None for row in finished):
-        text = f"as they lack a finite {', '.join(view.objective.metrics)} or were scored on"
+        text = f"as they lack a finite {', '.join(view.objective.inputs)} or were scored on"
         yield f"Some finished trials have no rank, {text} another number of samples."
     if view.plane is None and finished:
         yield (
@@ -183,6 +184,17 @@ def _notes(view: ReportView) -> Iterator[str]:
         )
     elif view.plane is None and view.rows:
         yield "No trial has been evaluated yet."
+
+
+def _constraints(view: ReportView, finished: Sequence[RankedTrial]) -> Iterator[str]:
+    if not view.objective.constraints or not finished:
+        return
+    kept = [row for row in finished if view.objective.is_kept(row.trial.metrics)]
+    bounds = " and ".join(f"{name} at most {bound:g}" for name, bound in view.objective.constraints)
+    if kept:
+        yield f"{len(kept)} of {len(finished)} finished trials keep {bounds}; they rank first."
+    else:
+        yield f"No trial keeps {bounds}: they rank by how far they are from it."
 
 
 def _poor_matches(view: ReportView) -> Iterator[str]:

@@ -36,6 +36,8 @@ class RankedTrial:
     score: Point | None  # one value per metric of the objective
     rank: int | None  # from 1, among finished trials
     on_front: bool = False  # whether it is on the Pareto front of the finished trials
+    breaks: tuple[str, ...] = ()
+    """Constraints that its scores break, such as `prior_match/c2st at most 0.65`."""
 
     @property
     def is_best(self) -> bool:
@@ -103,7 +105,7 @@ class ReportView:
 
 def make_view(sweep: SweepRecord) -> ReportView:
     """Return the view of a sweep in any state."""
-    objective = Objective.from_config(sweep.metric, sweep.mode)
+    objective = Objective.from_config(sweep.metric, sweep.mode, sweep.constraints)
     rows = _ranked(sweep.trials, objective, _whole(sweep))
     varied = _varied(rows)
     groups = [key for key in GROUPS if key in varied]
@@ -163,8 +165,9 @@ def _ranked(
     finished = [trial for trial in trials if trial.state == "finished"]
     order = ranking(objective, [trial.metrics for trial in finished])
     ranks = {finished[i].id: place for place, i in enumerate(order, start=1)}
-    points = [objective.values(finished[i].metrics) or () for i in order]
-    front = {finished[order[i]].id for i in pareto_front(points, objective.modes)}
+    kept = [finished[i] for i in order if objective.is_kept(finished[i].metrics)]
+    points = [objective.values(trial.metrics) or () for trial in kept]
+    front = {kept[i].id for i in pareto_front(points, objective.modes)}
     rows = [
         RankedTrial(
             trial,
@@ -172,10 +175,20 @@ def _ranked(
             objective.values(trial.metrics),
             ranks.get(trial.id),
             on_front=objective.is_pareto and trial.id in front,
+            breaks=_broken(objective, trial.metrics),
         )
         for trial in trials
     ]
     return tuple(sorted(rows, key=_merit))
+
+
+def _broken(objective: Objective, metrics: Mapping[str, float | None]) -> tuple[str, ...]:
+    found = [(name, bound, finite(metrics.get(name))) for name, bound in objective.constraints]
+    return tuple(
+        f"{name} at most {bound:g}"
+        for name, bound, value in found
+        if value is not None and value > bound
+    )
 
 
 def _merit(row: RankedTrial) -> tuple[float, int, int]:
@@ -189,7 +202,7 @@ def _varied(rows: Sequence[RankedTrial]) -> tuple[str, ...]:
 
 
 def _table_metrics(rows: Sequence[RankedTrial], objective: Objective) -> tuple[str, ...]:
-    known = [*objective.metrics, RECONSTRUCTION[0], *MATCH]
+    known = [*objective.inputs, RECONSTRUCTION[0], *MATCH]
     found = {name for row in rows for name in row.trial.metrics}
     named = [name for name in dict.fromkeys(known) if name in found]
     # Without validation data there are no scores: the losses are all that there is to see.

@@ -15,6 +15,7 @@ def checks(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
     """Yield one line for every contradiction; `configs` are those of (some of) the trials."""
     yield from _search(sweep)
     yield from _measure(sweep, configs)
+    yield from _constraints(sweep, configs)
     match sweep.scheduler:
         case AshaScheduler():
             yield from _asha(sweep, sweep.scheduler, configs)
@@ -64,11 +65,21 @@ def _measure(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
         yield f"sweep.metric: {', '.join(names)} is measured on data.validation, which is missing"
 
 
+def _constraints(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
+    methods = {config.method.kind for config in configs}
+    for name in sweep.constraints:
+        if problem := metric_names.not_evaluated(name, methods):
+            yield f"sweep.constraints: {problem}"
+    if sweep.constraints and any(config.data.validation is None for config in configs):
+        shown = ", ".join(sweep.constraints)
+        yield f"sweep.constraints: {shown} is measured on data.validation, which is missing"
+
+
 def _is_measured(sweep: Sweep, configs: Sequence[RunConfig]) -> bool:
     """Return whether only an evaluation gives the score; losses come with every log point."""
     names = [sweep.metric] if isinstance(sweep.metric, str) else list(sweep.metric)
     of_evaluations = {n for c in configs for n in metric_names.evaluated(c.method.kind)}
-    return not of_evaluations.isdisjoint(names)
+    return bool(sweep.constraints) or not of_evaluations.isdisjoint(names)
 
 
 def _asha(sweep: Sweep, asha: AshaScheduler, configs: Sequence[RunConfig]) -> Iterator[str]:

@@ -86,6 +86,7 @@ class SweepDocument(Document):
     name: str
     metric: str | list[str] | dict[str, float]
     mode: str | list[str]
+    constraints: dict[str, float] = {}
     space: Map
     search: Map
     scheduler: Map
@@ -190,6 +191,8 @@ class SweepRecord:
     """Wall seconds that drivers of this sweep have run, all in all."""
     trials: tuple[TrialRecord, ...]
     """By number."""
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    """Metrics, each with its highest allowed value."""
 
     def counts(self) -> dict[str, int]:
         return {state: sum(t.state == state for t in self.trials) for state in STATES}
@@ -229,6 +232,7 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
         updated_at=document.updated_at,
         seconds=document.seconds,
         trials=found,
+        constraints=document.constraints,
     )
 
 

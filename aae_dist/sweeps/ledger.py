@@ -150,7 +150,9 @@ class Ledger:
     def __init__(self, plan: SweepPlan, folder: Storage) -> None:
         """Load the trials of an earlier start, or none; the caller holds the sweep's lock."""
         self.plan, self.folder = plan, folder
-        self.objective = Objective.from_config(plan.sweep.metric, plan.sweep.mode)
+        self.objective = Objective.from_config(
+            plan.sweep.metric, plan.sweep.mode, plan.sweep.constraints
+        )
         self.entries: dict[str, Entry] = {}
         self._guard = threading.RLock()
         self._began, self._written = time.monotonic(), 0.0
@@ -255,7 +257,7 @@ class Ledger:
         """Return whether a score is of as many samples as most trials' are."""
         with self._guard:
             usual = usual_num_samples(e.metrics for e in self.entries.values())
-        return is_comparable(self.objective.metrics, metrics, usual)
+        return is_comparable(self.objective.inputs, metrics, usual)
 
     def in_state(self, *states: TrialState) -> list[Entry]:
         with self._guard:
@@ -313,8 +315,9 @@ class Ledger:
     def _document(self) -> dict[str, Any]:
         sweep, entries = self.plan.sweep, self.entries.values()
         best = next(iter(self.ranked()), None)
-        section = sweep.model_dump(mode="json", include={"name", "metric", "mode", "space"})
-        section |= sweep.model_dump(mode="json", include={"search", "scheduler", "max_concurrent"})
+        section = sweep.model_dump(mode="json", include={"name", "metric", "mode", "constraints"})
+        section |= sweep.model_dump(mode="json", include={"space", "search", "scheduler"})
+        section["max_concurrent"] = sweep.max_concurrent
         seconds = self._seconds_before + time.monotonic() - self._began
         return {
             **{"version": 1, "state": self._state, **section, "num_trials": self.plan.num_trials},
@@ -326,6 +329,8 @@ class Ledger:
 
     def _reason(self, best: Entry) -> str:
         """Return why this trial was picked: of a Pareto front none is the best in all metrics."""
+        if not self.objective.is_kept(best.metrics):
+            return f"{self.objective}: no trial keeps that, and this one is the nearest"
         if not self.objective.is_pareto:
             return str(self.objective)
         values = self.objective.values(best.metrics) or ()

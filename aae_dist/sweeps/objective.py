@@ -1,4 +1,10 @@
-"""What a sweep looks for: one metric, a weighted sum of metrics, or a Pareto front of several."""
+"""What a sweep looks for: one metric, a weighted sum of metrics, or a Pareto front of several.
+
+Constraints bound further metrics from above. Trials compare by the rules of Deb, "An efficient
+constraint handling method for genetic algorithms" (2000): one that keeps all constraints is better
+than any that does not; two that keep them compare by the objective, two that do not by how far they
+are from keeping them.
+"""
 
 import math
 from collections import Counter
@@ -14,7 +20,10 @@ Metrics = Mapping[str, float | None]
 Point = tuple[float, ...]  # one value per direction of the objective
 
 WEIGHTED_SUM = "objective/weighted_sum"
-PARETO_PICK = "of the Pareto front, picked by the lowest sum of its ranks in each metric"
+PARETO_PICK = (
+    "of the Pareto front, its knee point: the nearest one to the best value of every metric, with "
+    "each metric scaled to run from 0 to 1 over the front"
+)
 """How `ranking` picks one trial where several metrics count."""
 
 
@@ -26,10 +35,15 @@ class Objective:
     modes: tuple[Mode, ...]
     """One per direction: one for a single metric or a weighted sum, else one per metric."""
     weights: tuple[float, ...] | None = None  # one per metric, for a weighted sum only
+    constraints: tuple[tuple[str, float], ...] = ()
+    """Metrics, each with the highest value that is allowed."""
 
     @classmethod
     def from_config(
-        cls, metric: str | Mapping[str, float] | Sequence[str], mode: str | Sequence[str]
+        cls,
+        metric: str | Mapping[str, float] | Sequence[str],
+        mode: str | Sequence[str],
+        constraints: Mapping[str, float] | None = None,
     ) -> "Objective":
         """Read `sweep.metric` and `sweep.mode`; ConfigError where they contradict each other.
 
@@ -49,11 +63,17 @@ class Objective:
                 f"sweep.mode should be min or max, or a list of {directions} of them, one for each "
                 f"of {', '.join(metrics)} (got {mode!r})"
             )
-        return cls(metrics, cast(tuple[Mode, ...], modes), weights)
+        bounds = tuple((name, float(bound)) for name, bound in (constraints or {}).items())
+        return cls(metrics, cast(tuple[Mode, ...], modes), weights, bounds)
 
     @property
     def is_pareto(self) -> bool:
         return len(self.modes) > 1
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Metrics that decide: those of the objective and those of the constraints."""
+        return tuple(dict.fromkeys((*self.metrics, *(name for name, _ in self.constraints))))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,8 +96,51 @@ class Objective:
         values = self.values(metrics)
         return None if values is None else values[0]
 
+    def violations(self, metrics: Metrics) -> Point | None:
+        """Return for each constraint by how much its value is above the bound, negative below it.
+
+        In units of the bound (of 1 where that is 0), so that constraints add up. None when a value
+        is missing or not finite.
+        """
+        found = []
+        for name, bound in self.constraints:
+            value = metrics.get(name)
+            if value is None or not math.isfinite(value):
+                return None
+            found.append((value - bound) / (abs(bound) or 1.0))
+        return tuple(found)
+
+    def violation(self, metrics: Metrics) -> float | None:
+        """Return the sum of what is above the bounds, 0 where all constraints are kept."""
+        found = self.violations(metrics)
+        return None if found is None else sum(max(0.0, each) for each in found)
+
+    def is_kept(self, metrics: Metrics) -> bool:
+        """Return whether all constraints are kept; not without their values."""
+        return self.violation(metrics) == 0.0
+
+    def comparable_score(self, metrics: Metrics) -> float | None:
+        """Return one number by which a scheduler compares, in the direction of the objective.
+
+        With constraints the order is Deb's, see the module: 0 to 1 where all are kept (the
+        objective through a monotone function), 1 plus the violation else; the sign is changed where
+        high values are better. A Pareto front compares by its first metric.
+        """
+        values, violation = self.values(metrics), self.violation(metrics)
+        if values is None or violation is None:
+            return None
+        if not self.constraints:
+            return values[0]
+        sign = 1.0 if self.modes[0] == "min" else -1.0
+        kept = 0.5 + math.atan(sign * values[0]) / math.pi
+        return sign * (kept if violation == 0.0 else 1.0 + violation)
+
     def __str__(self) -> str:
         """Return the objective in words, such as `lowest prior_match/c2st`."""
+        bounds = " and ".join(f"{name} at most {bound:g}" for name, bound in self.constraints)
+        return self._goal() + (f", with {bounds}" if bounds else "")
+
+    def _goal(self) -> str:
         adjective = {"min": "lowest", "max": "highest"}
         if self.weights:
             terms = zip(self.weights, self.metrics, strict=True)
@@ -91,8 +154,7 @@ def pareto_front(points: Sequence[Point], modes: Sequence[Mode]) -> list[int]:
 
     A point dominates another when it is at least as good in every direction and better in one.
     """
-    costs = [_cost(point, modes) for point in points]
-    return [i for i, cost in enumerate(costs) if not any(_dominates(c, cost) for c in costs)]
+    return _front([_cost(point, modes) for point in points])
 
 
 def usual_num_samples(trials: Iterable[Metrics]) -> float | None:
@@ -104,41 +166,66 @@ def usual_num_samples(trials: Iterable[Metrics]) -> float | None:
 def ranking(objective: Objective, trials: Sequence[Metrics]) -> list[int]:
     """Return the indices of the trials that have a score, best first; ties keep their order.
 
-    Scores of another number of samples than most trials' count as none.
+    Scores of another number of samples than most trials' count as none. Trials that keep all
+    constraints come first, then the others by how far they are from keeping them.
 
     With several directions: the Pareto front first, then the front of the rest, and so on; within a
-    front by the sum of the ranks in each direction, so that balanced trials stand before extremes.
+    front by the distance to its ideal point (see `PARETO_PICK`), so that the knee comes first.
     """
     usual = usual_num_samples(trials)
-    points = {
-        i: point
-        for i, m in enumerate(trials)
-        if (point := objective.values(m)) is not None and is_comparable(objective.metrics, m, usual)
-    }
+    points, broken = dict[int, Point](), dict[int, float]()
+    for i, metrics in enumerate(trials):
+        point, violation = objective.values(metrics), objective.violation(metrics)
+        if (
+            point is None
+            or violation is None
+            or not is_comparable(objective.inputs, metrics, usual)
+        ):
+            continue
+        if violation > 0.0:
+            broken[i] = violation
+        points[i] = point
     costs = {i: _cost(point, objective.modes) for i, point in points.items()}
-    if not objective.is_pareto:
+    order = _by_front({i: cost for i, cost in costs.items() if i not in broken})
+    return order + sorted(broken, key=lambda i: (broken[i], costs[i]))
+
+
+def _by_front(costs: Mapping[int, Point]) -> list[int]:
+    if all(len(cost) == 1 for cost in costs.values()):
         return sorted(costs, key=costs.__getitem__)
-    rank_sums = _rank_sums(costs)
     order: list[int] = []
-    left = list(points)
+    left = dict(costs)
     while left:
-        front = {left[k] for k in pareto_front([points[i] for i in left], objective.modes)}
-        order += sorted(front, key=lambda i: (rank_sums[i], i))
-        left = [i for i in left if i not in front]
+        names = list(left)
+        front = [names[k] for k in _front(list(left.values()))]
+        distances = dict(zip(front, distances_to_ideal([left[i] for i in front]), strict=True))
+        order += sorted(front, key=lambda i: (distances[i], i))
+        left = {i: cost for i, cost in left.items() if i not in distances}
     return order
+
+
+def distances_to_ideal(costs: Sequence[Point]) -> list[float]:
+    """Return each point's Euclidean distance to the lowest cost in every direction.
+
+    Each direction is scaled to run from 0 to 1 over the points. The point with the lowest distance
+    is the knee of a front.
+    """
+    columns = list(zip(*costs, strict=True))
+    lows = [min(column) for column in columns]
+    spans = [max(column) - low or 1.0 for column, low in zip(columns, lows, strict=True)]
+    return [
+        math.hypot(*((c - low) / span for c, low, span in zip(cost, lows, spans, strict=True)))
+        for cost in costs
+    ]
 
 
 def _cost(point: Point, modes: Sequence[Mode]) -> Point:
     return tuple(v if mode == "min" else -v for v, mode in zip(point, modes, strict=True))
 
 
+def _front(costs: Sequence[Point]) -> list[int]:
+    return [i for i, cost in enumerate(costs) if not any(_dominates(c, cost) for c in costs)]
+
+
 def _dominates(a: Point, b: Point) -> bool:
     return a != b and all(x <= y for x, y in zip(a, b, strict=True))
-
-
-def _rank_sums(costs: Mapping[int, Point]) -> dict[int, int]:
-    columns = [sorted(values) for values in zip(*costs.values(), strict=True)]
-    return {
-        i: sum(column.index(v) for column, v in zip(columns, point, strict=True))
-        for i, point in costs.items()
-    }

@@ -1,7 +1,7 @@
 """Optuna proposes trials: conditional spaces, one or several directions, earlier trials known."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -14,11 +14,52 @@ from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import trial_id
 from aae_dist.tune.driver import point_of
-from aae_dist.tune.trial import OBJECTIVE, STATE
+from aae_dist.tune.trial import OBJECTIVE, STATE, VIOLATIONS
 
 FAIL, MODES = optuna.trial.TrialState.FAIL, optuna.study.StudyDirection
 DIRECTIONS = {"min": MODES.MINIMIZE, "max": MODES.MAXIMIZE}
 TRIES = 50  # consecutive proposals that repeat earlier trials after which the search is over
+
+
+SETS_CONSTRAINTS = hasattr(optuna.Trial, "set_constraint")
+"""Optuna 5 takes constraints from the trial; 4 asks the sampler's function for them."""
+
+
+def build_sampler(
+    seed: int, startup_trials: int, is_constrained: bool
+) -> optuna.samplers.TPESampler:
+    """Return the sampler of a sweep.
+
+    What differs between Optuna 4 and 5 is pinned: `multivariate` with `group`, which also models
+    terms that exist with some options only, and `constant_liar`, since trials run at once.
+    """
+    old: dict[str, Any] = (
+        {"constraints_func": _violations} if is_constrained and not SETS_CONSTRAINTS else {}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these arguments are experimental in Optuna 4
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=startup_trials,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            **old,
+        )
+
+
+def _note_violations(trial: optuna.Trial, violations: Sequence[float]) -> None:
+    """Attach constraints to a trial that is about to end: up to 0 is kept."""
+    for number, value in enumerate(violations):
+        if SETS_CONSTRAINTS:
+            trial.set_constraint(str(number), value)
+        else:
+            trial.set_user_attr(f"{VIOLATIONS}{number}", value)
+
+
+def _violations(trial: optuna.trial.FrozenTrial) -> tuple[float, ...]:
+    noted = trial.user_attrs
+    return tuple(noted[key] for key in sorted(noted) if key.startswith(VIOLATIONS))
 
 
 class OptunaDraw:
@@ -48,11 +89,9 @@ class OptunaSearcher(Searcher):
         assert search.kind == "optuna"
         self._ledger = ledger
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(
-            # A restart must not propose the first start's trials again.
-            seed=search.seed + len(ledger.entries),
-            n_startup_trials=search.startup_trials,
-        )
+        # A restart must not propose the first start's trials again.
+        seed = search.seed + len(ledger.entries)
+        sampler = build_sampler(seed, search.startup_trials, bool(ledger.objective.constraints))
         directions = [DIRECTIONS[mode] for mode in ledger.objective.modes]
         self._study = optuna.create_study(sampler=sampler, directions=directions)
         self._asked: dict[str, optuna.Trial] = {}
@@ -91,6 +130,7 @@ class OptunaSearcher(Searcher):
         state = TrialState.FAILED if error else TrialState(result.get(STATE, TrialState.PRUNED))
         compares = self._ledger.is_comparable({NUM_SAMPLES: result.get(NUM_SAMPLES)})
         if state == TrialState.FINISHED and f"{OBJECTIVE}0" in result and compares:
+            _note_violations(trial, result.get(VIOLATIONS, ()))
             count = len(self._ledger.objective.modes)
             self._study.tell(trial, [result[f"{OBJECTIVE}{n}"] for n in range(count)])
         elif state != TrialState.INTERRUPTED:
@@ -138,8 +178,11 @@ class OptunaSearcher(Searcher):
 
     def _tell(self, entry: Entry, trial: optuna.Trial) -> None:
         values = self._ledger.objective.values(entry.metrics)
+        violations = self._ledger.objective.violations(entry.metrics)
         counts = entry.state == TrialState.FINISHED and self._ledger.is_comparable(entry.metrics)
-        if counts and values is not None and trial_id(self._drawn(trial)) == entry.plan.id:
-            self._study.tell(trial, list(values))
+        is_scored = values is not None and violations is not None
+        if counts and is_scored and trial_id(self._drawn(trial)) == entry.plan.id:
+            _note_violations(trial, violations or ())
+            self._study.tell(trial, list(values or ()))
         else:
             self._study.tell(trial, state=FAIL)

@@ -11,9 +11,9 @@ from ray.tune import schedulers
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
 from aae_dist.sweeps.checks import asha_longest, asha_unit, mutations
-from aae_dist.sweeps.folder import TrialRecord
+from aae_dist.sweeps.folder import TrialRecord, TrialState
 from aae_dist.sweeps.objective import Objective
-from aae_dist.tune.trial import OBJECTIVE, SWEEP
+from aae_dist.tune.trial import KEPT, OBJECTIVE, SWEEP
 
 UNITS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
 """Keys of a result that count a unit; Tune's own training_iteration restarts at 0 after a crash."""
@@ -71,9 +71,12 @@ def _replay(scheduler: Any, objective: Objective, trial: TrialRecord, unit: str)
     stand_in = SimpleNamespace(trial_id=trial.id)
     scheduler.on_trial_add(None, stand_in)
     for record in trial.history:
-        value = objective.value(record)
+        value = objective.comparable_score(record)
         if value is not None and unit in record:
-            scheduler.on_trial_result(None, stand_in, {**record, OBJECTIVE: value})
+            scored = {OBJECTIVE: value, KEPT: objective.is_kept(record)}
+            scheduler.on_trial_result(None, stand_in, {**record, **scored})
+    if trial.state == TrialState.PRUNED:
+        scheduler.keeping.discard(trial.id)
 
 
 class ComparableScoresMixin:
@@ -99,7 +102,26 @@ class ComparableScoresMixin:
 
 
 class Asha(ComparableScoresMixin, schedulers.AsyncHyperBandScheduler):
-    """Stops trials that are behind others of their age."""
+    """Stops trials that are behind others of their age.
+
+    With constraints, a trial is never stopped while it is the only one, of those that run and those
+    that have finished, whose newest scores keep them all.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.keeping: set[str] = set()  # trials whose newest scores keep all constraints
+
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        decision = super().on_trial_result(controller, trial, result)
+        if KEPT not in result or not self.compares(result):
+            return decision
+        (self.keeping.add if result[KEPT] else self.keeping.discard)(trial.trial_id)
+        if decision == schedulers.TrialScheduler.STOP:
+            if self.keeping == {trial.trial_id}:
+                return schedulers.TrialScheduler.CONTINUE
+            self.keeping.discard(trial.trial_id)
+        return decision
 
 
 class RunFolderPbt(ComparableScoresMixin, schedulers.PopulationBasedTraining):

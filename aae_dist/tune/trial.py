@@ -28,6 +28,9 @@ from aae_dist.tune.sweep import ENVIRONMENT, tune_folder
 SWEEP = "sweep"
 """Key of a trial's config: {id, config (JSON of its run), values (parameters as they are now)}."""
 OBJECTIVE = "objective"  # key of a result: the number that schedulers compare
+VIOLATIONS = "violations"
+"""Key of a result: for each constraint by how much it is above its bound, in units of the bound."""
+KEPT = "constraints_kept"  # key of a result: whether all constraints are kept
 STATE, CAUSE, LINEAGE = "trial_state", "trial_cause", "trial_lineage"
 """Keys of a result: how the trial ended and why; a parent's state that it exploited."""
 EMPTY_SECONDS = 120.0
@@ -120,7 +123,7 @@ class Trial(tune.Trainable):
     def _start(self) -> Session:
         task, config = self._task, self._config
         stop = StopToken(parent=self._listener.token)
-        channel = session.Channel(config, task.objective.metrics, stop)
+        channel = session.Channel(config, task.objective.inputs, stop)
         if config.launch.most_workers > 1:
             return Session(partial(session.train_on_ray, config), channel, stop)
         here = partial(session.train_here, self._prepare, task.launch_id, task.pause_every)
@@ -155,9 +158,9 @@ class Trial(tune.Trainable):
 
     def _no_score(self, metrics: dict[str, float]) -> str | None:
         objective = self._task.objective
-        if objective.values(metrics) is not None:
+        if objective.comparable_score(metrics) is not None:
             return None
-        lacking = [n for n in objective.metrics if not math.isfinite(metrics.get(n, math.nan))]
+        lacking = [n for n in objective.inputs if not math.isfinite(metrics.get(n, math.nan))]
         return f"no score, since it has no finite {', '.join(lacking)}"
 
     def _result(self, metrics: dict[str, float]) -> dict[str, Any]:
@@ -166,9 +169,12 @@ class Trial(tune.Trainable):
         result |= {name: metrics.get(name, 0) for name in ("epoch", "samples_seen")}
         if NUM_SAMPLES in metrics:
             result[NUM_SAMPLES] = metrics[NUM_SAMPLES]
-        if (values := self._task.objective.values(metrics)) is not None:
+        objective = self._task.objective
+        values, violations = objective.values(metrics), objective.violations(metrics)
+        if values is not None and violations is not None:
             result |= {f"{OBJECTIVE}{n}": value for n, value in enumerate(values)}
-            result[OBJECTIVE] = values[0]
+            result |= {VIOLATIONS: list(violations), KEPT: objective.is_kept(metrics)}
+            result[OBJECTIVE] = objective.comparable_score(metrics)
         if self._lineage is not None:
             result[LINEAGE], self._lineage = self._lineage, None
         return result

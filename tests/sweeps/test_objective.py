@@ -101,3 +101,43 @@ def test_ranking_is_a_permutation_whose_head_is_the_front(points):
     front = pareto_front([tuple(map(float, p)) for p in points], ("min", "max", "min"))
     assert sorted(order) == list(range(len(points)))
     assert set(order[: len(front)]) == set(front)
+
+
+BOUND = {C2ST: 0.65}
+
+
+def test_trials_that_keep_the_constraints_stand_first_and_others_by_how_far_they_are_from_it():
+    pairs = [(0.01, 0.9), (0.03, 0.6), (0.005, 0.7), (0.02, 0.65), (0.001, math.nan)]
+    trials = [{MSE: mse, C2ST: c2st} for mse, c2st in pairs]
+    objective = Objective.from_config(MSE, "min", BOUND)
+    assert ranking(objective, trials) == [3, 1, 2, 0]
+    assert [objective.is_kept(t) for t in trials] == [False, True, False, True, False]
+    assert objective.violations(trials[2]) == (pytest.approx(0.05 / 0.65),)
+    assert str(objective) == "lowest reconstruction/mse, with prior_match/c2st at most 0.65"
+
+
+def test_scores_of_a_constraint_need_the_same_number_of_samples():
+    trials = [{MSE: 0.1, C2ST: 0.5, NUM_SAMPLES: n} for n in (500, 500, 499)]
+    assert ranking(Objective.from_config(MSE, "min", BOUND), trials) == [0, 1]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=8),
+    st.sampled_from(["min", "max"]),
+)
+def test_a_scheduler_orders_trials_as_the_ranking_does(pairs, mode):
+    trials = [{MSE: round(mse, 3), C2ST: round(c2st, 3)} for mse, c2st in pairs]
+    objective = Objective.from_config(MSE, mode, BOUND)
+    scores = [objective.comparable_score(trial) for trial in trials]
+    order = ranking(objective, trials)
+    ordered = [scores[i] if mode == "min" else -scores[i] for i in order]
+    assert ordered == sorted(ordered)
+
+
+def test_of_a_front_the_knee_comes_first_and_broken_constraints_last():
+    pairs = [(0.0, 1.0), (0.2, 0.3), (1.0, 0.0), (0.1, 0.9), (0.05, 0.2)]
+    trials = [{MSE: a, C2ST: b} for a, b in pairs]
+    objective = Objective.from_config([MSE, C2ST], "min")
+    assert ranking(objective, trials)[0] == 4
+    bounded = Objective.from_config([MSE, C2ST], "min", {MSE: 0.04})
+    assert ranking(bounded, trials) == [0, 4, 3, 1, 2]

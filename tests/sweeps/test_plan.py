@@ -143,6 +143,18 @@ def test_invalid_points_can_be_skipped():
         ((RATE,), "sweep.num_trials: is missing"),
         ((RATE, "sweep.search=grid"), "grid tries grid terms only"),
         ((SIZES, "data.validation=null"), "is measured on data.validation"),
+        (
+            (SIZES, "sweep.constraints={prior_match/c2s: 0.65}"),
+            'there is no metric "prior_match/c2s"; did you mean prior_match/c2st?',
+        ),
+        (
+            (SIZES, "sweep.constraints={loss/reconstruction: 9}"),
+            "loss/reconstruction is not measured by evaluations, which decide; use for example",
+        ),
+        (
+            (SIZES, "sweep.constraints={prior_match/c2st: .inf}"),
+            "sweep.constraints.prior_match/c2st: should be a finite number",
+        ),
         (("sweep.space.wandb.project={grid: [a, b]}",), "wandb is the same for all trials"),
         (("sweep.space.model.latent_dim=3",), "holds nothing to choose"),
         ((SIZES, "launch.kind=local"), "launch.kind=local: trials run under Ray Tune; drop it"),

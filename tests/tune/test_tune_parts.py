@@ -31,7 +31,7 @@ from aae_dist.tune.optuna import OptunaSearcher
 from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import RunFolderPbt, build_scheduler
 from aae_dist.tune.sweep import check_any_finished
-from aae_dist.tune.trial import OBJECTIVE, SWEEP, Trial
+from aae_dist.tune.trial import KEPT, OBJECTIVE, SWEEP, VIOLATIONS, Trial
 
 pytestmark = pytest.mark.ray
 
@@ -309,3 +309,70 @@ def test_tune_can_store_a_scheduler_that_asks_the_drivers_book(tmp_path, schedul
     # As tune.Tuner does before anything starts.
     assert type(cloudpickle.loads(cloudpickle.dumps(built))) is type(built)
     assert built.compares == ledger.is_comparable
+
+
+def judge_kept(scheduler, name, step, value, kept):
+    trial = Tried(name)
+    if name not in scheduler._trial_info:
+        scheduler.on_trial_add(None, trial)
+    return scheduler.on_trial_result(None, trial, {"step": step, OBJECTIVE: value, KEPT: kept})
+
+
+CONSTRAINED = (
+    "data.validation=builtin://digits/validation",
+    "train.evaluate_every_steps=100",
+    "sweep.constraints={prior_match/c2st: 0.65}",
+)
+
+
+def test_asha_never_stops_the_only_trial_that_keeps_the_constraints(tmp_path):
+    plan = plan_in(
+        tmp_path,
+        *CONSTRAINED,
+        "sweep.space.run.seed={grid: [0, 1]}",
+        "sweep.scheduler={kind: asha, grace: 100, reduction_factor: 3}",
+    )
+    objective = Objective.from_config("loss/reconstruction", "min", plan.sweep.constraints)
+    scheduler = build_scheduler(plan.sweep, objective, plan.configs, [])
+    go_on, stop = TrialScheduler.CONTINUE, TrialScheduler.STOP
+    assert judge_kept(scheduler, "a", 100, 0.1, kept=True) == go_on
+    assert judge_kept(scheduler, "b", 100, 0.2, kept=True) == stop  # a keeps them, too
+    assert judge_kept(scheduler, "a", 200, 1.5, kept=False) == go_on
+    assert judge_kept(scheduler, "c", 100, 0.3, kept=True) == go_on  # now the only one
+    assert judge_kept(scheduler, "d", 100, 1.1, kept=False) == stop
+
+    def record(c2st, loss):
+        return {"step": 100, "loss/reconstruction": loss, "prior_match/c2st": c2st}
+
+    ended = [
+        TrialRecord("t0", 0, "", {}, {}, "pruned", history=(record(0.6, 1.0),)),
+        TrialRecord("t1", 1, "", {}, {}, "finished", history=(record(0.7, 0.0),)),
+    ]
+    again = build_scheduler(plan.sweep, objective, plan.configs, ended)
+    assert again.keeping == set()  # a pruned trial cannot be the one that is chosen
+
+
+@pytest.mark.parametrize("is_constrained", [True, False])
+def test_optuna_gets_constraints_as_its_own_and_learns_from_them(tmp_path, is_constrained):
+    items = (*OPTUNA, *CONSTRAINED, "sweep.metric=reconstruction/mse")
+    items += () if is_constrained else ("sweep.constraints={prior_match/c2st: 9}",)
+    plan = plan_in(tmp_path, *items, "sweep.num_trials=30")
+    ledger = Ledger(plan, open_storage(plan.uri))
+    seen, searcher = [], OptunaSearcher(ledger)
+    while (config := searcher.suggest(f"tune-{len(seen)}")) != Searcher.FINISHED:
+        name = config[SWEEP]["id"]
+        size = ledger.entries[name].plan.parameters["model.latent_dim"]
+        # The error falls with the size, the match is lost above 20.
+        metrics = {"step": 900, "reconstruction/mse": 1 / size, "prior_match/c2st": size / 32}
+        ledger.start(name)
+        ledger.update(name, metrics, ledger.entries[name].plan.parameters)
+        ledger.finish(name, "finished")
+        violations = list(ledger.objective.violations(metrics))
+        result = {"trial_state": "finished", f"{OBJECTIVE}0": 1 / size, VIOLATIONS: violations}
+        searcher.on_trial_complete(f"tune-{len(seen)}", result)
+        seen.append(size)
+    allowed = [size for size in seen if size <= 20 or not is_constrained]
+    assert searcher._study.best_trial.value == pytest.approx(1 / max(allowed))
+    assert (sum(seen[10:]) / 20 < 30) == is_constrained
+    again = OptunaSearcher(ledger)  # as after a restart
+    assert again._study.best_trial.value == searcher._study.best_trial.value

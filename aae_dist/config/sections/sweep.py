@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.run import NAME
@@ -95,6 +95,9 @@ class Sweep(Section):
     """Objective: one metric, a map of metrics to weights (their sum), or a list (Pareto front)."""
     mode: Mode | tuple[Mode, ...] = "min"
     """Whether low or high values are better; a list gives one mode per metric of a list."""
+    constraints: dict[str, FiniteFloat] = {}
+    """Metrics of evaluations, each with its highest allowed value, `{prior_match/c2st: 0.65}`:
+    trials that keep all of them rank first."""
     num_trials: PositiveInt | None = None
     """Number of trials, for random search and Optuna; a grid has one per point."""
     search: Search = AutoSearch()

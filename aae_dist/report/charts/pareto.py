@@ -39,6 +39,8 @@ def draw(view: ReportView) -> Figure | None:
     for name, line in ((y, axes.axhline), (x, axes.axvline)):
         if name in PERFECT:
             line(PERFECT[name], color=charts.FAINT, linewidth=1, linestyle="--", zorder=1)
+        for bound in (b for constrained, b in view.objective.constraints if constrained == name):
+            line(bound, color=charts.INK, linewidth=1, linestyle=":", zorder=1)
     charts.scale(axes, "x", [row.metric(x) or 0.0 for row in rows])
     charts.scale(axes, "y", [row.metric(y) or 0.0 for row in rows])
     charts.legend(figure, _entries(view, rows))
@@ -52,7 +54,8 @@ def caption(view: ReportView) -> str:
     return (
         f"{label(x)} against {label(y)}, one point per trial"
         f"{f' with its {key}' if key else ''}. The line joins the trials of the Pareto "
-        "front; bars are 95 % intervals; the dashed line is a perfect match."
+        "front; bars are 95 % intervals; the dashed line is a perfect match"
+        f"{', the dotted one a constraint' if view.objective.constraints else ''}."
     )
 
 
@@ -109,6 +112,7 @@ def annotated_key(view: ReportView) -> str | None:
 def _front(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     x, y = view.plane or ("", "")
     finished = [row for row in rows if row.trial.state == "finished"]
+    finished = [row for row in finished if view.objective.is_kept(row.trial.metrics)]
     points = [(row.metric(x) or 0.0, row.metric(y) or 0.0) for row in finished]
     modes: list[Mode] = ["max" if view.mode(name) == "max" else "min" for name in (x, y)]
     front = sorted({points[i] for i in pareto_front(points, modes)})
