@@ -15,6 +15,7 @@ from aae_dist.utils import text
 
 if TYPE_CHECKING:
     from aae_dist.sweeps.listing import RunRow
+    from aae_dist.sweeps.recommendation import Recommendation
 
 EVALUATE_EXAMPLES = """\
 examples:
@@ -261,9 +262,18 @@ def _step(row: "RunRow") -> str:
 def report(uri: str) -> int:
     """Write the report of a sweep, while it runs or afterwards.
 
-    report.html, one file to be read anywhere, and its pictures go into the sweep's folder.
+    report.html, one file to be read anywhere, and its pictures go into the sweep's folder. The
+    sentence that recommends parameters is printed, too.
     """
-    from aae_dist.report import make_report
+    from aae_dist.report import make_report, recommendation_of
 
     print(f"Report: {make_report(uri)}")
+    print_recommendation(recommendation_of(uri))
     return 0
+
+
+def print_recommendation(recommendation: "Recommendation") -> None:
+    """Print the answer of a sweep on stdout, and what would make it surer."""
+    print(text.printable(recommendation.sentence))
+    if recommendation.seeds:
+        print(text.printable(recommendation.seeds))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aae_dist.cli.inspect import print_metrics, print_verdict, results
+from aae_dist.cli.inspect import print_metrics, print_recommendation, print_verdict, results
 from aae_dist.cli.options import EXIT_CODES, items_argument, read_items, titled_option, verb
 from aae_dist.errors import LaunchError
 
@@ -72,6 +72,7 @@ examples:
   aae-dist tune configs/sweep/quick.yaml
   aae-dist tune configs/sweep/quick.yaml 'sweep.space.model.latent_dim={grid: [2, 16]}'
   aae-dist tune my.yaml sweep.search=optuna sweep.num_trials=50 --dry-run
+  aae-dist tune my.yaml --more
 
 """
 LISTED = 100  # trials that a dry run lists
@@ -84,11 +85,15 @@ BEST = 5  # trials that the end of a sweep shows
 )
 @items_argument()
 @click.option("--dry-run", is_flag=True, help="print the sweep and its trials and stop")
-def tune(items: tuple[str, ...], dry_run: bool) -> int:
+@click.option(
+    "--more", is_flag=True, help="add the seeds that the recommendation of an ended sweep asks for"
+)
+def tune(items: tuple[str, ...], dry_run: bool, more: bool) -> int:
     """Run many trials of one configuration.
 
     The `sweep` section says what is searched and how. The same command, given again, returns
-    finished trials as they are and resumes the others.
+    finished trials as they are and resumes the others. At the end one sentence recommends
+    parameters; --more adds seeds where there are too few to choose.
     """
     from aae_dist.sweeps.plan import load_sweep
 
@@ -105,7 +110,7 @@ def tune(items: tuple[str, ...], dry_run: bool) -> int:
     from aae_dist.report import write_report
     from aae_dist.tune.sweep import launch_sweep
 
-    _show_end(launch_sweep(plan, write_report))
+    _show_end(launch_sweep(plan, write_report, more))
     return 0
 
 
@@ -149,6 +154,7 @@ def _show_end(ledger: "Ledger") -> None:
         match = match_of(entry.metrics)
         rated = f", {match} match" if match else ""
         print(f"  {shown}  {parameters}  (trial {plan.label}, {plan.id}{rated})")
+    print_recommendation(ledger.recommendation())
     print(f"Sweep folder: {ledger.plan.uri}, report: {ledger.plan.uri}/report.html")
     print(f"Train the best on its own: aae-dist train {ledger.plan.uri}/best.yaml")
 

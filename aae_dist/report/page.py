@@ -17,16 +17,18 @@ from markupsafe import Markup
 
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.report import view as data
-from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto
+from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto, recommendation
 from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label, number
 from aae_dist.storage import open_storage, read_or_none
 from aae_dist.sweeps.folder import BEST, TRIALS, read_sweep
 from aae_dist.sweeps.objective import PARETO_PICK
+from aae_dist.sweeps.recommendation import Recommendation
 from aae_dist.utils.arrays import figure_to_png
 from aae_dist.utils.text import duration
 
 REPORT = "report.html"
 CHARTS = {
+    "recommendation": (recommendation.draw, recommendation.caption),
     "pareto": (pareto.draw, pareto.caption),
     "parameters": (parameters.draw, parameters.caption),
     "parallel": (parameters.draw_parallel, parameters.parallel_caption),
@@ -66,10 +68,15 @@ def make_report(uri: str) -> str:
         if (figure := draw(view)) is not None:
             picture = figure_to_png(figure, DOTS_PER_INCH)
             storage.write(f"pictures/{name}.png", picture)
-            charts.append({"caption": caption(view), "png": picture})
+            charts.append({"name": name, "caption": caption(view), "png": picture})
     has_best = storage.size(BEST) is not None
     storage.write(REPORT, _render(view, charts, has_best).encode())
     return f"{storage.uri}/{REPORT}"
+
+
+def recommendation_of(uri: str) -> Recommendation:
+    """Return the recommendation of the sweep at `uri`; errors as for `make_report`."""
+    return data.recommendation(read_sweep(uri, histories=False))
 
 
 def _render(view: ReportView, charts: list[dict[str, Any]], has_best: bool) -> str:
@@ -85,6 +92,7 @@ def _render(view: ReportView, charts: list[dict[str, Any]], has_best: bool) -> s
         search=_search(view),
         facts=_facts(view),
         notes=list(_notes(view)),
+        reasons=_reasons(view),
         charts=charts,
         gallery=_gallery(view),
         best_file=BEST if has_best else None,
@@ -143,6 +151,16 @@ def _search(view: ReportView) -> str:
     sections = (view.sweep.search, view.sweep.scheduler)
     kinds = [str(section.get("kind", "")) for section in sections if section]
     return ", ".join(kind for kind in kinds if kind and kind != "none")
+
+
+def _reasons(view: ReportView) -> list[str]:
+    """Return the lines below the recommendation: its rule, what would change it, the seeds."""
+    found = view.recommendation
+    if found.state == "no_scores":
+        return []
+    changes = [f"{change[0].upper()}{change[1:]}." for change in found.would_change]
+    rule = [f"The rule: {found.rule}."] if found.state == "chosen" else []
+    return [*rule, *changes, *([found.seeds] if found.seeds else [])]
 
 
 def _facts(view: ReportView) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from aae_dist.sweeps import SweepRecord, TrialRecord
 from aae_dist.sweeps.objective import Objective, Point, pareto_front, ranking
+from aae_dist.sweeps.recommendation import SEED, Recommendation, ScoredTrial, recommend
 from aae_dist.tracking.sinks import LABELS
 from aae_dist.training.folder import match_of
 
@@ -21,7 +22,6 @@ PERFECT = {"prior_match/c2st": 0.5, "prior_match/sliced_wasserstein": 1.0, "prio
 """Scores of codes that match the prior perfectly."""
 GROUPS = ("prior.kind", "prior", "method.kind", "method", "posterior.kind", "model.kind")
 """Keys that may set the colours; the first swept one does."""
-SEED = "run.seed"
 MAX_OPTIONS = 8  # largest number of structural values that are shown whole, each in its own colour
 ORDER = ("finished", "running", "interrupted", "pruned", "failed", "waiting")
 
@@ -68,6 +68,13 @@ class ReportView:
     """Dotted keys whose values differ between trials, in the order of the space."""
     group_key: str | None  # key that sets the colours of the charts
     metrics: tuple[str, ...]  # metrics of the table, the objective's first
+    recommendation: Recommendation
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Dotted keys of the table: the space, and the seed where `tune --more` has added some."""
+        is_seeded = any(SEED in row.trial.values for row in self.rows)
+        return tuple(dict.fromkeys([*self.sweep.space, *([SEED] if is_seeded else [])]))
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -117,7 +124,15 @@ def make_view(sweep: SweepRecord) -> ReportView:
         varied=varied,
         group_key=next(iter([*groups, *named]), None),
         metrics=_table_metrics(rows, objective),
+        recommendation=recommendation(sweep),
     )
+
+
+def recommendation(sweep: SweepRecord) -> Recommendation:
+    """Return the answer of a sweep in any state, from its finished trials."""
+    objective = Objective.from_config(sweep.metric, sweep.mode, sweep.constraints)
+    finished = [trial for trial in sweep.trials if trial.state == "finished"]
+    return recommend(objective, [ScoredTrial(t.number, t.values, t.metrics) for t in finished])
 
 
 def finite(value: Any) -> float | None:

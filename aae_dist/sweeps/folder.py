@@ -78,6 +78,7 @@ class PlannedTrial(Document):
     id: Annotated[str, Field(pattern=NAME)]
     number: Count
     parameters: Map
+    added: bool = False
 
 
 class SweepDocument(Document):

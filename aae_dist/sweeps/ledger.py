@@ -3,9 +3,9 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from aae_dist.sweeps import folder as files
 from aae_dist.sweeps.folder import STATES, SweepState, TrialState
 from aae_dist.sweeps.objective import PARETO_PICK, Objective, ranking, usual_num_samples
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
+from aae_dist.sweeps.recommendation import SEED, Recommendation, ScoredTrial, recommend
 from aae_dist.tracking.sinks import finite
 from aae_dist.training.folder import SUMMARY, RunState, Summary
 
@@ -131,7 +132,8 @@ class Entry:
 
     def listed(self) -> dict[str, Any]:
         plan = self.plan
-        return {"id": plan.id, "number": plan.number, "parameters": plan.parameters}
+        listed = {"id": plan.id, "number": plan.number, "parameters": plan.parameters}
+        return listed | ({"added": True} if plan.is_added else {})
 
     def document(self) -> dict[str, Any]:
         plan = self.plan
@@ -149,7 +151,7 @@ class Ledger:
 
     def __init__(self, plan: SweepPlan, folder: Storage) -> None:
         """Load the trials of an earlier start, or none; the caller holds the sweep's lock."""
-        self.plan, self.folder = plan, folder
+        self.folder = folder
         self.objective = Objective.from_config(
             plan.sweep.metric, plan.sweep.mode, plan.sweep.constraints
         )
@@ -163,7 +165,13 @@ class Ledger:
         self._seconds_before = before.seconds if before else 0.0
         self._best: str | None = None
         known = {trial.id: trial for trial in before.trials} if before else {}
-        trials = plan.trials or [plan.trial(t.parameters, t.number) for t in known.values()]
+        added = [t for t in known.values() if t.added]
+        self.plan = plan = replace(plan, num_added=len(added))
+        trials = list(plan.trials) or [
+            plan.trial(t.parameters, t.number) for t in known.values() if not t.added
+        ]
+        first = len(trials)
+        trials += [plan.trial(t.parameters, first + n, True) for n, t in enumerate(added)]
         with ThreadPoolExecutor(files.READERS, thread_name_prefix="read-trials") as pool:
             entries = pool.map(self._read, trials)
             self.entries = {entry.plan.id: entry for entry in entries}
@@ -200,6 +208,23 @@ class Ledger:
             self.entries[trial.id] = Entry(trial, draws=draws)
             self._mark_dirty(self.entries[trial.id])  # its draws must outlive this driver
             return self.entries[trial.id]
+
+    def add_seeds(self, wanted: Sequence[tuple[Mapping[str, Any], int]]) -> list[Entry]:
+        """Add trials: of each parameters so many seeds, those after the highest one so far."""
+        with self._guard:
+            new = []
+            for parameters, count in wanted:
+                seeds = [
+                    int(entry.parameters.get(SEED, entry.plan.config.run.seed))
+                    for entry in self.entries.values()
+                    if {k: v for k, v in entry.parameters.items() if k != SEED} == dict(parameters)
+                ]
+                for number in range(count):
+                    seeded = {**parameters, SEED: max(seeds, default=-1) + 1 + number}
+                    trial = self.plan.trial(seeded, len(self.entries), is_added=True)
+                    self.plan = replace(self.plan, num_added=self.plan.num_added + 1)
+                    new.append(self.add(trial))
+            return new
 
     def start(self, name: str) -> None:
         with self._guard:
@@ -252,6 +277,12 @@ class Ledger:
         with self._guard:
             finished = [e for e in self.entries.values() if e.state == TrialState.FINISHED]
         return [finished[i] for i in ranking(self.objective, [e.metrics for e in finished])]
+
+    def recommendation(self) -> Recommendation:
+        """Return the answer of the sweep as far as it has come."""
+        finished = self.in_state(TrialState.FINISHED)
+        trials = [ScoredTrial(e.plan.number, e.parameters, e.metrics) for e in finished]
+        return recommend(self.objective, trials)
 
     def is_comparable(self, metrics: Mapping[str, float | None]) -> bool:
         """Return whether a score is of as many samples as most trials' are."""
@@ -324,6 +355,7 @@ class Ledger:
             **{"started_at": self._started_at, "updated_at": _now(), "seconds": round(seconds, 3)},
             **{"counts": self.counts(), "restarts": sum(entry.restarts for entry in entries)},
             "best": best and {"id": best.plan.id, "values": self.objective.values(best.metrics)},
+            "recommendation": self.recommendation().document(),
             "trials": [entry.listed() for entry in entries],
         }
 

@@ -190,6 +190,11 @@ def ranking(objective: Objective, trials: Sequence[Metrics]) -> list[int]:
     return order + sorted(broken, key=lambda i: (broken[i], costs[i]))
 
 
+def ranked_points(points: Sequence[Point], modes: Sequence[Mode]) -> list[int]:
+    """Return the indices of points, best first: front by front, the knee of each first."""
+    return _by_front({i: _cost(point, modes) for i, point in enumerate(points)})
+
+
 def _by_front(costs: Mapping[int, Point]) -> list[int]:
     if all(len(cost) == 1 for cost in costs.values()):
         return sorted(costs, key=costs.__getitem__)
@@ -198,13 +203,13 @@ def _by_front(costs: Mapping[int, Point]) -> list[int]:
     while left:
         names = list(left)
         front = [names[k] for k in _front(list(left.values()))]
-        distances = dict(zip(front, distances_to_ideal([left[i] for i in front]), strict=True))
+        distances = dict(zip(front, _distances_to_ideal([left[i] for i in front]), strict=True))
         order += sorted(front, key=lambda i: (distances[i], i))
         left = {i: cost for i, cost in left.items() if i not in distances}
     return order
 
 
-def distances_to_ideal(costs: Sequence[Point]) -> list[float]:
+def _distances_to_ideal(costs: Sequence[Point]) -> list[float]:
     """Return each point's Euclidean distance to the lowest cost in every direction.
 
     Each direction is scaled to run from 0 to 1 over the points. The point with the lowest distance

@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -39,6 +39,8 @@ class TrialPlan:
     number: int
     parameters: dict[str, Any]  # by dotted key of the space; a structural value is a map
     config: RunConfig
+    is_added: bool = False
+    """Whether it is no point of the search but another seed of one, added by `tune --more`."""
 
     @property
     def label(self) -> str:
@@ -57,16 +59,17 @@ class SweepPlan:
     notes: tuple[str, ...]
     configs: tuple[RunConfig, ...]  # runs of the trials, or of probes where Optuna proposes them
     layers: tuple[Tree, ...]
+    num_added: int = 0  # trials that `tune --more` has added to those of the search
 
     @property
     def num_trials(self) -> int:
-        return len(self.trials) or self.sweep.num_trials or 0
+        return (len(self.trials) or self.sweep.num_trials or 0) + self.num_added
 
-    def trial(self, parameters: dict[str, Any], number: int) -> TrialPlan:
+    def trial(self, parameters: dict[str, Any], number: int, is_added: bool = False) -> TrialPlan:
         """Return the trial of these parameters; ConfigError when they make no valid run."""
         found = _checked(self.layers, self.uri, self.sweep, parameters, number)
         if isinstance(found, TrialPlan):
-            return found
+            return replace(found, is_added=is_added)
         raise load.config_error(f"trial {describe(parameters)}", found)
 
     def winner(self, trial: TrialPlan) -> RunConfig:

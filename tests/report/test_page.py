@@ -97,7 +97,7 @@ def test_each_trial_has_a_row_with_state_cause_interval_cost_and_a_link(tmp_path
 def test_it_is_one_file_that_asks_nobody_for_anything(tmp_path):
     page = report(write_sweep(tmp_path / "s", some_trials(6)))
     sources = [a["src"] for a in page.all("img")]
-    assert len(sources) == 3
+    assert len(sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not page.all("link")
     assert not any("src" in a for a in page.all("script"))
@@ -214,9 +214,33 @@ def test_really_trained_trials_are_shown_with_their_pictures(tmp_path, capsys):
     trials = [Trial({"prior.kind": kind}, steps=20) for kind in ("gaussian", "mixture")]
     folder = write_sweep(tmp_path / "s", trials)
     assert main(["report", str(folder)]) == 0
-    assert capsys.readouterr().out.strip().endswith(f"{folder}/report.html")
+    report_line, answer, seeds = capsys.readouterr().out.strip().splitlines()[-3:]
+    assert report_line.endswith(f"{folder}/report.html")
+    assert answer.startswith("Recommended: kind=")
+    assert seeds.startswith("Too few seeds to be sure: 2 of kind=")
     page = Page((folder / "report.html").read_text())
     alternatives = [a["alt"] for a in page.all("img")]
     for name in ("reconstructions", "prior_samples", "latent_codes"):
         assert alternatives.count(name) == 2
     assert float(page.rows[1][page.rows[0].index("mse per pixel")]) > 0
+
+
+def test_the_recommendation_comes_first_and_the_picture_that_shows_why_next(tmp_path):
+    sizes = [(2, 0.03, 0.6), (2, 0.031, 0.61), (8, 0.01, 0.6), (8, 0.011, 0.6), (32, 0.001, 0.9)]
+    trials = [
+        Trial(
+            {"model.latent_dim": size, "run.seed": seed}, told={"metrics": {MSE: mse, C2ST: c2st}}
+        )
+        for seed, (size, mse, c2st) in enumerate(sizes)
+    ]
+    folder = write_sweep(tmp_path / "s", trials, metric=MSE, constraints={C2ST: 0.65})
+    page = report(folder)
+    order = [tag for tag, _ in page.elements if tag in ("h1", "p", "figure", "img", "h2")]
+    assert order[:4] == ["h1", "p", "figure", "img"]
+    assert page.all("p")[0]["class"] == "answer"
+    answer = "Recommended: latent_dim=8, with mean reconstruction/mse 0.0105 ± 0.0005 over 2 seeds"
+    assert answer in page.text
+    assert page.all("img")[0]["alt"].startswith("Why: each point is the mean over the seeds")
+    assert "Allowing prior_match/c2st up to 0.900 would choose latent_dim=32." in page.text
+    assert "breaks prior_match/c2st at most 0.65" in page.text
+    assert (folder / "pictures" / "recommendation.png").stat().st_size > 10_000

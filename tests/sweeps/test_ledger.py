@@ -279,3 +279,26 @@ def test_all_that_is_owed_is_written_before_the_process_ends(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_seeds_that_more_adds_are_trials_of_every_later_start(tmp_path):
+    plan = plan_in(tmp_path)
+    ledger = open_ledger(plan)
+    for number, score in enumerate([0.5, 0.25, 0.3, 0.4]):
+        finish(ledger, number, score)
+    found = ledger.recommendation()
+    added = ledger.add_seeds(found.add)
+    assert [entry.parameters for entry in added] == [
+        {"model.latent_dim": size, "run.seed": seed} for size in (4, 8) for seed in (1, 2)
+    ]
+    assert [entry.plan.config.run.seed for entry in added] == [1, 2, 1, 2]
+    ledger.write("interrupted")
+    again = open_ledger(plan_in(tmp_path))
+    assert [e.plan.id for e in again.pending()] == [e.plan.id for e in added]
+    assert (again.plan.num_trials, again.counts()["waiting"]) == (8, 4)
+    assert again.recommendation() == found
+    document = json.loads(open_storage(plan.uri).read("sweep.json"))
+    assert document["recommendation"] == json.loads(json.dumps(found.document()))
+    assert [len(t.parameters) for t in read_sweep(plan.uri).trials] == [1, 1, 1, 1, 2, 2, 2, 2]
+    more = open_ledger(plan_in(tmp_path, "sweep.space.model.latent_dim={grid: [2, 4, 8, 16, 32]}"))
+    assert sorted(e.plan.number for e in more.entries.values()) == list(range(9))

@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.errors import AaeDistError, CheckpointError, TrainingDivergedError
+from aae_dist.launch import sweep as shared
 from aae_dist.launch.ray.cluster import ResourceRequest
 from aae_dist.storage import open_storage
 from aae_dist.sweeps import TrialRecord
@@ -25,12 +26,10 @@ from aae_dist.sweeps.folder import TRIALS
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.objective import Objective
 from aae_dist.sweeps.plan import load_sweep
-from aae_dist.tune import sweep as tune_sweep
 from aae_dist.tune.driver import cause_of, max_concurrent_trials, placement_of
 from aae_dist.tune.optuna import OptunaSearcher
 from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import RunFolderPbt, build_scheduler
-from aae_dist.tune.sweep import check_any_finished
 from aae_dist.tune.trial import KEPT, OBJECTIVE, SWEEP, VIOLATIONS, Trial
 
 pytestmark = pytest.mark.ray
@@ -215,7 +214,7 @@ def test_a_sweep_without_a_finished_trial_exits_as_its_trials_died(tmp_path, cau
     for entry, cause in zip(ledger.in_state("waiting"), causes, strict=False):
         ledger.finish(entry.plan.id, "failed", cause)
     with pytest.raises(AaeDistError, match="no trial has finished") as raised:
-        check_any_finished(ledger)
+        shared.check_any_finished(ledger)
     assert raised.value.exit_code == code
 
 
@@ -230,9 +229,9 @@ def test_what_trials_left_is_read_of_many_at_a_time(tmp_path, monkeypatch):
         if config.run.seed > 1:
             raise CheckpointError(f"seed {config.run.seed} was started with another configuration")
 
-    monkeypatch.setattr(tune_sweep, "finished_before", finished_before)
+    monkeypatch.setattr(shared, "finished_before", finished_before)
     with pytest.raises(CheckpointError, match="seed 2 was"):
-        tune_sweep.check_same(plan.trials)
+        shared.check_same(plan.trials)
 
 
 def leave_summary(ledger, name):

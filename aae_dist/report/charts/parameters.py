@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from aae_dist.report import charts
-from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, Value, format_value, label
+from aae_dist.report.view import PERFECT, RankedTrial, ReportView, Value, format_value, label
+from aae_dist.sweeps.recommendation import SEED
 
 FIRST = "model.latent_dim"
 MAX_KEYS = 6

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from aae_dist.report import charts
-from aae_dist.report.view import PERFECT, SEED, RankedTrial, ReportView, format_value, label
+from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label
 from aae_dist.sweeps.objective import Mode, pareto_front
+from aae_dist.sweeps.recommendation import SEED
 
 MAX_ANNOTATED = 40  # largest number of trials whose points are annotated with a parameter
 DRAWN = {"finished": 1.0, "running": 0.55, "interrupted": 0.55, "pruned": 0.75}

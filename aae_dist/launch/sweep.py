@@ -1,0 +1,130 @@
+"""Parts of sweeps that all launchers share: checks, added seeds, reports, the end."""
+
+import contextlib
+import hashlib
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from aae_dist.errors import (
+    ConfigError,
+    DataError,
+    LaunchError,
+    TrainingDivergedError,
+    by_name,
+)
+from aae_dist.launch.ending import WorkersFailedError
+from aae_dist.sweeps.folder import READERS, TrialState
+from aae_dist.sweeps.ledger import Ledger
+from aae_dist.sweeps.plan import TrialPlan, describe
+from aae_dist.sweeps.recommendation import size_of
+from aae_dist.tracking import open_wandb
+from aae_dist.training.checkpointer import finished_before
+from aae_dist.utils.text import echo
+
+POLL_SECONDS = 0.5
+REPORT_SECONDS = 60.0  # least time between two reports while the sweep runs
+
+
+def check_same(trials: Sequence[TrialPlan]) -> None:
+    """Raise CheckpointError when a trial's folder holds another configuration's run."""
+
+    def check(trial: TrialPlan) -> None:
+        # One that diverged, or whose files are damaged, stays as the ledger has it.
+        with contextlib.suppress(TrainingDivergedError, DataError):
+            finished_before(trial.config)
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="check-trials") as pool:
+        list(pool.map(check, trials))
+
+
+def add_more(ledger: Ledger) -> None:
+    """Add the seeds that the recommendation asks for, once all other trials have ended."""
+    if ledger.plan.sweep.scheduler.kind == "pbt":
+        text = (
+            "changes parameters while trials run, so there is no trial to repeat with other seeds"
+        )
+        raise ConfigError(f"--more: pbt {text}; leave --more out")
+    if ledger.pending() or len(ledger.entries) < ledger.plan.num_trials:
+        echo("note: the sweep has trials left, which run first; give --more again afterwards")
+        return
+    recommendation = ledger.recommendation()
+    added = ledger.add_seeds(recommendation.add)
+    for entry in added:
+        echo(f"added: trial {entry.plan.label} ({describe(entry.parameters)})")
+    if not added:
+        echo("--more adds nothing: more seeds are not needed to choose")
+
+
+def check_any_finished(ledger: Ledger) -> None:
+    """Raise an error of the trials' own class when none has finished: it decides the exit code."""
+    if ledger.in_state(TrialState.FINISHED, TrialState.PRUNED):
+        return
+    causes = [entry.cause or "" for entry in ledger.in_state(TrialState.FAILED)]
+    # A cause begins with the class of its error.
+    names = {cause.partition(":")[0] for cause in causes}
+    kinds = {WorkersFailedError if name == "crashed" else by_name(name) for name in names}
+    error = kinds.pop() if len(kinds) == 1 else LaunchError
+    cause = causes[0] if causes else "no trial was started"
+    raise error(f"{ledger.plan.uri}: no trial has finished; the first one: {cause}")
+
+
+@contextlib.contextmanager
+def reports(uri: str, write: Callable[[str], None] | None) -> Iterator[Callable[[], None]]:
+    """Yield a function that has the report written soon, in a thread that can stop nothing."""
+    wanted, closed = threading.Event(), threading.Event()
+    if write is None:
+        yield wanted.set
+        return
+
+    def serve() -> None:
+        while not closed.is_set():
+            if wanted.wait(POLL_SECONDS):
+                wanted.clear()
+                _write(uri, write)
+                closed.wait(REPORT_SECONDS)
+
+    thread = threading.Thread(target=serve, name="report", daemon=True)
+    thread.start()
+    try:
+        yield wanted.set
+    finally:
+        closed.set()
+        thread.join(REPORT_SECONDS)
+        _write(uri, write)
+
+
+def _write(uri: str, write: Callable[[str], None]) -> None:
+    try:
+        write(uri)
+    except Exception as error:  # A report is worth less than the sweep.
+        echo(f"the report was not written: {type(error).__name__}: {error}")
+
+
+def log_recommendation(ledger: Ledger) -> None:
+    """Write the recommendation of a finished sweep to the summary of a W&B run of the sweep's own.
+
+    Where W&B is off it does nothing, and no failure of W&B is one of the sweep.
+    """
+    plan, found = ledger.plan, ledger.recommendation()
+    config = plan.configs[0]
+    if config.wandb.mode == "disabled" or found.chosen is None:
+        return
+    run = config.run.model_copy(update={"title": f"{plan.sweep.name}: recommendation"[:100]})
+    named = config.model_copy(update={"run": run})
+    with tempfile.TemporaryDirectory(prefix="aae_dist-wandb-") as place:
+        run_id = hashlib.sha256(ledger.folder.uri.encode()).hexdigest()[:16]
+        sink = open_wandb(named, run_id, ledger.folder, Path(place), echo)
+        if sink is None:
+            return
+        summary: dict[str, float | str] = {
+            "recommendation": found.sentence,
+            "recommendation/score": found.chosen.score[0],
+            "recommendation/seeds": float(found.chosen.num_seeds),
+        }
+        if (size := size_of(found.chosen.parameters)) is not None:
+            summary["recommendation/latent_dim"] = size
+        summary |= {f"recommendation/{n}_upper": v for n, v in found.chosen.bounds.items()}
+        sink.close(summary, "finished")
