@@ -1,5 +1,6 @@
 """Distributed training of adversarial autoencoders: Ray Train, DDP, WebDataset shards."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from aae_dist.errors import (
@@ -14,26 +15,53 @@ from aae_dist.errors import (
 from aae_dist.version import __version__
 
 if TYPE_CHECKING:
+    from aae_dist.api.callbacks import Callback
+    from aae_dist.api.config import load_config
+    from aae_dist.api.packing import pack
+    from aae_dist.api.result import History, TrainingResult
+    from aae_dist.api.training import train
+    from aae_dist.config import RunConfig
     from aae_dist.inference.trained_run import TrainedRun, load_run
 
 __all__ = [
     "AaeDistError",
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "History",
     "Interrupted",
     "LaunchError",
+    "RunConfig",
     "TrainedRun",
     "TrainingDivergedError",
+    "TrainingResult",
     "__version__",
+    "load_config",
     "load_run",
+    "pack",
+    "train",
 ]
+
+# Lazy: importing torch takes seconds, and a wrong configuration is answered at once.
+_MODULES = {
+    "Callback": "api.callbacks",
+    "History": "api.result",
+    "RunConfig": "config",
+    "TrainedRun": "inference.trained_run",
+    "TrainingResult": "api.result",
+    "load_config": "api.config",
+    "load_run": "inference.trained_run",
+    "pack": "api.packing",
+    "train": "api.training",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: importing torch takes seconds, and a wrong configuration is answered at once.
-    if name in ("TrainedRun", "load_run"):
-        from aae_dist.inference import trained_run
-
-        return getattr(trained_run, name)
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

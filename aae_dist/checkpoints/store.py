@@ -8,9 +8,11 @@ import json
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from aae_dist.checkpoints import format as layout
 from aae_dist.checkpoints.format import DAMAGED, MANIFEST, Checkpoint, Manifest, Metadata, Tensors
@@ -21,6 +23,10 @@ logger = logging.getLogger(__name__)
 _STEP = re.compile(r"^step-(\d{9,})$")
 _NUM_LISTINGS = 10
 """A live writer may delete the checkpoint being read; a fresh listing then has a newer one."""
+
+
+OnCheckpoint = Callable[[dict[str, Any]], None]
+"""Takes a checkpoint that is stored: `step`, `uri` of its folder, `best`."""
 
 
 def _nothing() -> None:
@@ -58,6 +64,8 @@ class CheckpointStore:
         self._copies: Tensors | None = None
         self._save_started = self.seconds_blocked = self.last_seconds = 0.0
         self.last_bytes = 0
+        self._stored: deque[dict[str, Any]] = deque()
+        self.on_stored: OnCheckpoint | None = None
 
     def save(
         self,
@@ -95,6 +103,13 @@ class CheckpointStore:
         """Return when no save is under way; raise the error of one that failed."""
         with self._blocked():
             self._finish_pending()
+
+    def announce(self) -> None:
+        """Call `on_stored`, in this thread, for the checkpoints stored since the last call."""
+        while self._stored:
+            stored = self._stored.popleft()
+            if self.on_stored is not None:
+                self.on_stored(stored)
 
     @property
     def is_saving(self) -> bool:
@@ -182,6 +197,8 @@ class CheckpointStore:
         elif best and not current.best:
             self._current = self._mark_best(current, before_commit)
         self._delete_old(step)
+        uri = f"{self._folder.storage.uri}/step-{step:09d}"
+        self._stored.append({"step": step, "uri": uri, "best": best})
         self.last_seconds = time.monotonic() - started
 
     def _write(

@@ -259,31 +259,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON, 
 
 def read_items(items: Sequence[str]) -> tuple[list["ConfigFile"], list[str]]:
     """Return (files, overrides): an override has `=` and names no file; addresses are read here."""
+    from aae_dist.api.config import fetch
+
     files: list[ConfigFile] = []
     overrides = []
     for item in items:
         if "://" in item.split("=", 1)[0]:
-            files.append(_fetch(item))
+            files.append(fetch(item))
         elif "=" not in item or Path(item).is_file():
             files.append(Path(item))
         else:
             overrides.append(item)
     return files, overrides
-
-
-def _fetch(uri: str) -> "ConfigFile":
-    from aae_dist.config.load import StoredFile
-    from aae_dist.config.yaml import LARGEST_BYTES
-    from aae_dist.storage import open_storage
-
-    folder, _, name = uri.rpartition("/")
-    try:
-        data = open_storage(folder, FETCH_SECONDS).read_range(name, 0, LARGEST_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(f"{uri}: no such file") from None
-    if len(data) > LARGEST_BYTES:
-        raise ConfigError(f"{uri}: larger than {LARGEST_BYTES:,} bytes, no configuration")
-    return StoredFile(uri, data)
 
 
 def data_and_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -88,7 +89,19 @@ class StoredFile:
         return self.data
 
 
-ConfigFile: TypeAlias = Path | StoredFile
+@dataclass(frozen=True)
+class GivenTree:
+    """A configuration that is no file: a dictionary of Python."""
+
+    title: str
+    """For messages; empty for what the user has not given."""
+    tree: Node
+
+    def __str__(self) -> str:
+        return self.title
+
+
+ConfigFile: TypeAlias = Path | StoredFile | GivenTree
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,8 @@ def read_layers(
     Overrides that cannot be parsed are appended to `unread`, if given, to be reported together with
     all other problems; else a ConfigError lists them too.
     """
-    title = " + ".join([*map(str, files), *(["overrides"] if overrides else [])])
+    titles = [*map(str, files), *(["overrides"] if overrides else [])]
+    title = " + ".join(filter(None, titles))
     layers: list[Tree] = []
     problems: list[str] = []
     for file in files:
@@ -191,6 +205,8 @@ def dump_yaml(config: RunConfig, without_secrets: bool = False) -> str:
 
 
 def _read_file(file: ConfigFile) -> Tree:
+    if isinstance(file, GivenTree):
+        return deepcopy(file.tree) if isinstance(file.tree, dict) else {}
     try:
         text = file.read_bytes().decode()
     except FileNotFoundError:

@@ -318,7 +318,7 @@ def open_dataset(
     """Open the shards that `urls` name.
 
     Args:
-        urls: `settings.train` or `settings.validation`.
+        urls: `settings.train` or `settings.validation`; memory:// stands for samples in memory.
         settings: The run's `data` section.
         image_shape: (C, H, W) that the images must have; by default as `settings` says, or as the
             first image is. Give the training images' shape for the validation images.
@@ -328,4 +328,8 @@ def open_dataset(
     Raises:
         DataError: Nothing is found or it cannot be read; one line says what and what to do.
     """
+    from aae_dist.data import arrays
+
+    if (held := arrays.find(urls)) is not None:
+        return arrays.ArrayDataset(held, settings, image_shape)
     return Dataset(open_manifest(urls, settings.cache, show), settings, image_shape, device)

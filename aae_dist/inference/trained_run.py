@@ -57,7 +57,7 @@ class TrainedRun:
         Args:
             images: (B, C, H, W), uint8 in [0, 255] or floats in [0, 1]; of a run whose decoder has
                 a linear output, as for vectors, floats of any size. A tensor, a NumPy array, or a
-                list of B of them; vectors of D numbers also as (B, D).
+                list of B of them; vectors of D numbers also as (B, D), grey images as (B, H, W).
 
         Returns:
             Floats of shape (B, Z) in `train.precision`, on the run's device.
@@ -69,6 +69,8 @@ class TrainedRun:
         x_BCHW = as_tensor("images", images)
         if self.image_shape[:2] == (1, 1) and x_BCHW.ndim == 2:
             x_BCHW = x_BCHW[:, None, None]
+        elif self.image_shape[0] == 1 and x_BCHW.ndim == 3:
+            x_BCHW = x_BCHW[:, None]
         _check_shape("images", x_BCHW, self.image_shape)
         _check_pixels(x_BCHW, self.config.model.decoder_output == "linear")
         return self._autoencoder.encode(x_BCHW)

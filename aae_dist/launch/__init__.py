@@ -7,7 +7,7 @@ from aae_dist.errors import Interrupted, LaunchError
 from aae_dist.launch.ray.cluster import check_storage
 from aae_dist.training.folder import Outcome
 
-__all__ = ["launch"]
+__all__ = ["launch", "start"]
 
 
 def launch(config: RunConfig) -> Outcome:
@@ -17,17 +17,6 @@ def launch(config: RunConfig) -> Outcome:
         Interrupted: the run was asked to stop and has saved a checkpoint.
         AaeDistError: any other user error, in one clear line.
     """
-    check_storage(config)
-    # Imported when called: `aae-dist --help` or a wrong configuration must not load torch or Ray.
-    if config.launch.kind == "local":
-        from aae_dist.launch.local import launch_local as start
-    elif find_spec("ray") is not None:
-        from aae_dist.launch.ray.driver import launch_ray as start
-    else:
-        raise LaunchError(
-            "launch.kind=ray needs Ray, which is not installed. Run pip install 'aae_dist[ray]', "
-            "or use launch.kind=local."
-        )
     outcome = start(config)
     if outcome.state == "interrupted":
         raise Interrupted(
@@ -35,3 +24,21 @@ def launch(config: RunConfig) -> Outcome:
             "that step. The same command resumes from there."
         )
     return outcome
+
+
+def start(config: RunConfig) -> Outcome:
+    """Train the run as `launch` does, and return how it ended also when it was interrupted."""
+    check_storage(config)
+    # Imported when called: `aae-dist --help` or a wrong configuration must not load torch or Ray.
+    if config.launch.kind == "local":
+        from aae_dist.launch.local import launch_local
+
+        return launch_local(config)
+    if find_spec("ray") is None:
+        raise LaunchError(
+            "launch.kind=ray needs Ray, which is not installed. Run pip install 'aae_dist[ray]', "
+            "or use launch.kind=local."
+        )
+    from aae_dist.launch.ray.driver import launch_ray
+
+    return launch_ray(config)

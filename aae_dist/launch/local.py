@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aae_dist.checkpoints.store import OnCheckpoint
 from aae_dist.config import RunConfig
 from aae_dist.data import Manifest, Shard
 from aae_dist.distributed import world as ranks
@@ -19,6 +20,7 @@ from aae_dist.inference import dataset_job as output
 from aae_dist.inference.dataset_job import DatasetJob, write_shard
 from aae_dist.launch import ending
 from aae_dist.storage import open_storage
+from aae_dist.tracking import MetricSink, OpenConsole
 from aae_dist.training.folder import Outcome
 from aae_dist.training.trainer import train
 from aae_dist.utils.text import echo, progress
@@ -27,10 +29,10 @@ Call = tuple[DatasetJob, int, Shard]
 
 
 class LocalReporter:
-    """Prints lines to standard output; a signal requests a stop."""
+    """Prints lines, by default to standard output; a signal requests a stop."""
 
-    def __init__(self, stop: ending.StopToken) -> None:
-        self._stop = stop
+    def __init__(self, stop: ending.StopToken, write: Callable[[str], None] = echo) -> None:
+        self._stop, self._write = stop, write
 
     def report(self, metrics: Mapping[str, float]) -> None:
         pass
@@ -45,15 +47,28 @@ class LocalReporter:
         return False  # to end this process, one sends a signal
 
     def line(self, text: str) -> None:
-        echo(text)
+        self._write(text)
 
 
-def launch_local(config: RunConfig) -> Outcome:
-    """Train in this process: alone, or as the rank that torchrun's environment names."""
+def launch_local(
+    config: RunConfig,
+    signals: contextlib.AbstractContextManager[ending.StopToken] | None = None,
+    reporter: LocalReporter | None = None,
+    sinks: Sequence[MetricSink] = (),
+    console: OpenConsole | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+) -> Outcome:
+    """Train in this process: alone, or as the rank that torchrun's environment names.
+
+    `signals` request a stop while they are entered, by default those of a command; `reporter` has
+    their token. The other arguments are those of `train`.
+    """
     torch.set_num_threads(config.launch.cpus_per_worker)
     world = ranks.from_environment(config.train.device)
-    with ending.StopSignals() as stop, process_group(world):
-        return train(config, world, LocalReporter(stop), launch_id=secrets.token_hex(8))
+    with signals or ending.StopSignals() as stop, process_group(world):
+        reporter = reporter or LocalReporter(stop)
+        launch_id = secrets.token_hex(8)
+        return train(config, world, reporter, launch_id, sinks, console, on_checkpoint)
 
 
 @contextlib.contextmanager

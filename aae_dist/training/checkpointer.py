@@ -235,6 +235,7 @@ class Checkpointer:
         # soon, and a slow storage should not slow down training.
         if not self._world.is_main:
             return
+        self._store.announce()
         if not must and self._store.is_saving:
             self._skipped += 1
             self._warn_if_slow(state.step)
@@ -252,11 +253,13 @@ class Checkpointer:
     def finish(self) -> None:
         """Return when the newest state is saved; raise the save's error on every rank."""
         run_on_rank_zero(self._world, self._store.wait)
+        self._store.announce()
 
     def metrics(self) -> dict[str, float]:
         """Return the cost of saving on rank 0 so far; empty on the other ranks."""
         if not self._world.is_main:
             return {}
+        self._store.announce()
         return {
             "checkpoint/skipped": self._skipped,
             "checkpoint/seconds_blocked": round(self._store.seconds_blocked, 3),

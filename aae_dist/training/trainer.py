@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from aae_dist.checkpoints.store import OnCheckpoint
 from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES, is_comparable
 from aae_dist.data import Batch
@@ -44,26 +45,27 @@ def train(
     launch_id: str,
     sinks: Sequence[MetricSink] = (),
     console: OpenConsole | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
 ) -> Outcome:
     """Train a run to its end, from its newest checkpoint if there is one.
 
-    Every rank calls this, with the thread count and the process group already set. The result, and
-    an AaeDistError, is the same on every rank; a run that has finished gives its earlier result.
+    Every rank calls this, with threads and process group set. The result, and an AaeDistError, is
+    the same on every rank; a run that has finished gives its earlier result.
 
     Args:
-        config: the run's configuration; `run.storage` is absolute.
+        config: with an absolute `run.storage`.
         world: this process's place among the ranks.
-        reporter: the launcher's callbacks: progress out, stop and save requests in.
+        reporter: the launcher's callbacks.
         launch_id: the same for all ranks and restarts of one launch; it may take over its own lock.
         sinks: where rank 0 logs in addition to the console, the run's folder and W&B.
         console: opens the progress display; by default a bar on a terminal, lines elsewhere.
+        on_checkpoint: called on rank 0 for each stored checkpoint, between two steps.
     """
     folder = RunFolder(config)
     if done := run_on_rank_zero(world, lambda: _as_json(finished_before(config))):
         return Outcome(**done)
-    limit = config.launch.hang_timeout_seconds
     with (
-        Watchdog(world, limit, reporter.line) as watchdog,
+        Watchdog(world, config.launch.hang_timeout_seconds, reporter.line) as watchdog,
         run_lock(folder.storage, world, launch_id) as lock,
     ):
         try:
@@ -71,6 +73,7 @@ def train(
         except BaseException as error:
             record_failure(folder, config, error, lock)
             raise
+        setup.store.on_stored = on_checkpoint
         return Trainer(setup, sinks, console).fit()
 
 

@@ -19,10 +19,10 @@ def evenly_spaced(most: int, total: int) -> NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
-def npy_bytes(array: NDArray[Any]) -> bytes:
-    """Return the array as a .npy file of little-endian float32."""
+def npy_bytes(array: NDArray[Any], dtype: str = "<f4") -> bytes:
+    """Return the array as a .npy file, by default of little-endian float32."""
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array, "<f4"), allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(array, dtype), allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -49,7 +49,7 @@ def pack(
     there is no terminal.
     """
     try:
-        target = _empty_target(out)
+        target = empty_target(out)
         source = _source(name, root, options)
         if options.labelled is not None:
             source = keep_labels(source, options.labelled, options.seed)
@@ -85,7 +85,8 @@ def _source(name: str, root: str | None, options: PackOptions) -> PackSource:
     return GIVEN[name](Path(root).expanduser(), options)
 
 
-def _empty_target(out: str) -> Storage:
+def empty_target(out: str) -> Storage:
+    """Return the folder to write to; DataError if it holds something."""
     target = open_storage(out)
     local = Path(target.uri)
     occupied = local.exists() and not (local.is_dir() and next(local.iterdir(), None) is None)
@@ -110,7 +111,7 @@ def _write(
         if parent:
             folder.rename(target.uri)
         else:
-            _upload(folder, target, write)
+            upload(folder, target, write)
 
 
 def _write_set(
@@ -136,7 +137,8 @@ def _write_set(
     index_folder(folder, classes)
 
 
-def _upload(folder: Path, target: Storage, write: Callable[[str], None]) -> None:
+def upload(folder: Path, target: Storage, write: Callable[[str], None]) -> None:
+    """Upload packed shards from a local folder."""
     # Manifests last: the shards that they list are there.
     paths = sorted(folder.rglob("*.tar")) + sorted(folder.rglob("*.json"))
     with progress("uploading", len(paths), "files", write) as advance:

@@ -1,0 +1,136 @@
+"""Configurations from Python: dictionaries like the YAML files, paths, or loaded before."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from aae_dist.config import RunConfig
+from aae_dist.config import load as loading
+from aae_dist.config.load import ConfigFile, GivenTree, StoredFile
+from aae_dist.config.schema import from_plain
+from aae_dist.config.yaml import LARGEST_BYTES
+from aae_dist.errors import ConfigError
+
+Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+"""A YAML file, by its path or address, or a dictionary like one."""
+ConfigSource: TypeAlias = RunConfig | Source | Sequence[Source]
+
+FETCH_SECONDS = 15.0
+UNNAMED = "python-without-a-name"
+DEFAULTS: Mapping[str, Any] = {"launch": {"kind": "local", "hang_timeout_seconds": None}}
+"""What Python changes of the defaults: a run trains in this process, which never ends it for a
+breakpoint, or a callback that takes its time."""
+
+
+def load_config(*files: Source, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration described by files or dictionaries, and overrides; later ones win.
+
+    Maps are merged and lists are replaced, as by `aae-dist train FILE... key=value...`. Unlike
+    there, `launch.kind` is local and `launch.hang_timeout_seconds` is null unless given. Local
+    paths are made absolute, relative to the current directory.
+
+    Args:
+        files: paths or addresses (s3://, https://) of YAML files, or dictionaries like them.
+        overrides: `dotted.key=value`, with values in YAML.
+
+    Raises:
+        ConfigError: lists all problems, each with its path, what was got and a fix.
+    """
+    return _load([*map(_file, files)], overrides, DEFAULTS)
+
+
+def resolve(
+    config: ConfigSource, overrides: Sequence[str], defaults: Mapping[str, Any]
+) -> RunConfig:
+    """Return the configuration that `aae_dist.train` is given; `defaults` is its first layer.
+
+    Raises:
+        ConfigError: it is none, or wrong.
+    """
+    merged = {**DEFAULTS, **defaults}
+    if isinstance(config, RunConfig):
+        if not overrides:
+            return config
+        tree = config.model_dump(mode="json")
+        return _load([GivenTree("config", from_plain(tree, "config"))], overrides, {})
+    return _load(as_files(config), overrides, merged)
+
+
+def as_files(config: Any) -> list[ConfigFile]:
+    """Return dictionaries and paths as files; ConfigError for anything else."""
+    many = isinstance(config, list | tuple)
+    return [_file(one) for one in (config if many else [config])]
+
+
+def digest(config: RunConfig, data: Sequence[str]) -> str:
+    """Return 10 hex digits for what decides a run's numbers, and its data by their addresses."""
+    tree = config.model_dump(mode="json")
+    for section in ("launch", "wandb", "checkpoint"):
+        del tree[section]
+    tree["run"] = {"seed": config.run.seed, "init_from": config.run.init_from}
+    tree["data"] |= {"train": list(data), "validation": None}
+    return sha256(dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def fetch(uri: str) -> StoredFile:
+    """Return a YAML file from a bucket or a web server; ConfigError if it is not there."""
+    from aae_dist.storage import open_storage
+
+    folder, _, name = uri.rpartition("/")
+    try:
+        data = open_storage(folder, FETCH_SECONDS).read_range(name, 0, LARGEST_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{uri}: no such file") from None
+    if len(data) > LARGEST_BYTES:
+        raise ConfigError(f"{uri}: larger than {LARGEST_BYTES:,} bytes, no configuration")
+    return StoredFile(uri, data)
+
+
+def _load(
+    files: Sequence[ConfigFile], overrides: Sequence[str], defaults: Mapping[str, Any]
+) -> RunConfig:
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: a list of key=value (got {overrides!r:.80})")
+    first = GivenTree("", from_plain(dict(defaults), "default of Python"))
+    loaded = loading.load_config([first, *files], overrides)
+    for note in loaded.notes:
+        warnings.warn(note, stacklevel=3)
+    return loaded.config
+
+
+def _file(given: Any) -> ConfigFile:
+    if isinstance(given, Mapping):
+        return GivenTree("config", from_plain(_plain(given, ""), "config"))
+    if isinstance(given, str) and "://" in given:
+        return fetch(given)
+    if isinstance(given, str | os.PathLike):
+        return Path(given)
+    raise ConfigError(
+        "config: a dictionary, the path of a YAML file, a list of both, or what "
+        f"aae_dist.load_config returns (got {type(given).__name__})"
+    )
+
+
+def _plain(value: Any, path: str) -> Any:
+    """Return a value as YAML has it: tuples become lists, numbers of NumPy plain ones."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"config: {path or 'a key'}: keys are text (got {key!r:.80})")
+        return {key: _plain(each, f"{path}.{key}".lstrip(".")) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, path) for each in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # of NumPy or torch
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise ConfigError(
+        f"config: {path}: text, numbers, lists and dictionaries, as in YAML (got "
+        f"{type(value).__name__})"
+    )

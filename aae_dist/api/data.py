@@ -1,0 +1,246 @@
+"""What Python users hand over as data, checked and in the one form that training reads."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aae_dist.data.arrays import Arrays
+from aae_dist.data.decode.sample import NO_LABEL
+from aae_dist.errors import DataError
+
+Layout = Literal["NCHW", "NHWC"]
+MEMORY_FRACTION = 0.5
+"""Largest part of the machine's free memory that a Dataset may take."""
+COLOURS = (1, 3, 4)
+
+
+def as_arrays(data: Any, layout: Layout | None = None, name: str = "data") -> Arrays:
+    """Return samples in memory.
+
+    Args:
+        data: `x` or `(x, y)`, arrays or tensors; or a `torch.utils.data.Dataset` of known length
+            whose samples are `x` or `(x, y)`, which is read once. x are images, uint8 or floats
+            (N, C, H, W), (N, H, W, C) or (N, H, W), or vectors, floats (N, D). Floats are kept as
+            float32. y are integers (N), -1 for no label.
+        layout: of images with 4 dimensions: NCHW (default, as in torch) or NHWC.
+        name: the argument's name, for errors.
+
+    Raises:
+        DataError: in one line, what is wrong with the data and what to do.
+    """
+    if layout not in (None, "NCHW", "NHWC"):
+        raise DataError(f"layout: NCHW or NHWC (got {layout!r})")
+    if _is_dataset(data):
+        x, y = _read(data, name)
+    elif isinstance(data, tuple):
+        if len(data) != 2:
+            raise DataError(f"{name}: a tuple is (x, y) (got {len(data)} parts)")
+        x, y = data
+    else:
+        x, y = data, None
+    images = _images(_numbers(x, name), layout, name)
+    return Arrays(images, _labels(y, len(images), name))
+
+
+def halves(arrays: Arrays, fraction: float) -> tuple[Arrays, Arrays]:
+    """Return training and validation samples: every k-th sample is for validation, k = 1/fraction.
+
+    Raises:
+        DataError: the fraction is not in (0, 1), or a part would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"validation: a fraction must be between 0 and 1 (got {fraction})")
+    total = len(arrays.images)
+    count = round(total * fraction)
+    if not 0 < count < total:
+        raise DataError(f"validation: {fraction} of {total} samples leaves a part empty")
+    chosen = np.zeros(total, np.bool_)
+    chosen[np.arange(count) * total // count] = True
+    return (
+        Arrays(arrays.images[~chosen], arrays.labels[~chosen]),
+        Arrays(arrays.images[chosen], arrays.labels[chosen]),
+    )
+
+
+def _is_dataset(data: Any) -> bool:
+    if isinstance(data, torch.utils.data.IterableDataset):
+        return True
+    return isinstance(data, torch.utils.data.Dataset)
+
+
+def _numbers(x: Any, name: str) -> NDArray[Any]:
+    """Return x as an array; DataError for what is none."""
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        array: NDArray[Any] = x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
+        return array
+    if isinstance(x, Iterator) or (hasattr(x, "__iter__") and not hasattr(x, "__len__")):
+        raise DataError(
+            f"{name}: a {type(x).__name__} can be read only once, and training reads it in another "
+            "order each epoch; give an array, a tensor or a Dataset of known length"
+        )
+    if isinstance(x, list | tuple) and any(isinstance(each, Tensor) for each in x):
+        x = [each.detach().cpu().numpy() if isinstance(each, Tensor) else each for each in x]
+    if not (hasattr(x, "__array__") or isinstance(x, list | tuple)):
+        raise DataError(
+            f"{name}: arrays, tensors or a torch Dataset are trained on (got {type(x).__name__})"
+        )
+    try:
+        array = np.asarray(x)
+    except ValueError:
+        array = np.empty(0, object)
+    if array.dtype == object:
+        raise DataError(
+            f"{name}: the samples differ in shape{_ragged(x)}; bring them to one, for images by "
+            "resizing or cropping them"
+        )
+    return array
+
+
+def _ragged(x: Any) -> str:
+    shapes = sorted({np.shape(each) for each in x if hasattr(each, "shape")})[:2]
+    return f" (such as {' and '.join(map(str, shapes))})" if len(shapes) > 1 else ""
+
+
+def _images(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
+    """Return uint8 or float32 (N, C, H, W)."""
+    shape = x.shape
+    if x.ndim < 2 or x.ndim > 4 or 0 in shape:
+        raise DataError(
+            f"{name}: x should be vectors (N, D) or images (N, H, W), (N, C, H, W) or (N, H, W, C),"
+            f" none of them empty (got shape {shape})"
+        )
+    is_float = np.issubdtype(x.dtype, np.floating)
+    if x.dtype != np.uint8 and not is_float:
+        raise DataError(
+            f"{name}: x should be uint8 (pixels 0 to 255) or floats (got {x.dtype}); convert it, "
+            "for instance x.astype('float32')"
+        )
+    if x.ndim == 2 and not is_float:
+        raise DataError(
+            f"{name}: x of shape {shape} are vectors, which should be floats (got uint8); convert "
+            "it, or give images (N, H, W)"
+        )
+    x = _as_nchw(x, layout, name)
+    if is_float:
+        x = _finite(x.astype(np.float32, copy=False), name)
+    return np.ascontiguousarray(x)
+
+
+def _as_nchw(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
+    if x.ndim == 2:
+        return x[:, None, None, :]
+    if x.ndim == 3:
+        return x[:, None]
+    first, last = x.shape[1], x.shape[3]
+    here = layout or "NCHW"
+    channels, other = (first, last) if here == "NCHW" else (last, first)
+    if channels not in COLOURS and other in COLOURS:
+        wanted = "NHWC" if here == "NCHW" else "NCHW"
+        said = f"layout={layout!r} was said" if layout else "NCHW is the default"
+        raise DataError(
+            f"{name}: x of shape {x.shape} looks like {wanted} ({said}, which would be {channels} "
+            f"channels); say layout={wanted!r}"
+        )
+    if channels == 4 and x.dtype == np.uint8:
+        raise DataError(
+            f"{name}: x has 4 channels, of which the last may be alpha; give 1 or 3, for instance "
+            + ("x[:, :3]" if here == "NCHW" else "x[..., :3]")
+        )
+    return x if here == "NCHW" else x.transpose(0, 3, 1, 2)
+
+
+def _finite(x: NDArray[Any], name: str) -> NDArray[Any]:
+    good = np.isfinite(x).reshape(len(x), -1).all(1)
+    if not good.all():
+        bad = np.flatnonzero(~good)
+        raise DataError(
+            f"{name}: {len(bad)} of {len(x)} samples have numbers that are not finite (NaN or "
+            f"infinite), the first is sample {bad[0]}; remove or fill them"
+        )
+    return x
+
+
+def _labels(y: Any, total: int, name: str) -> NDArray[np.int64]:
+    if y is None:
+        return np.full(total, NO_LABEL, np.int64)
+    labels = _numbers(y, f"{name}, labels")
+    if labels.shape != (total,):
+        raise DataError(
+            f"{name}: {total} samples need {total} labels, of shape ({total},) (got shape "
+            f"{labels.shape})"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{name}: labels should be integers (got {labels.dtype}); number the classes, for "
+            "instance by np.unique(y, return_inverse=True)[1]"
+        )
+    labels = labels.astype(np.int64)
+    if labels.min(initial=0) < NO_LABEL:
+        raise DataError(f"{name}: labels should be 0 or more, -1 for none (got {labels.min()})")
+    return labels
+
+
+def _read(data: Any, name: str) -> tuple[Sequence[Any] | NDArray[Any], Any]:
+    """Return all samples of a Dataset, read once, and its labels, None without any."""
+    try:
+        total = len(data)
+    except (TypeError, NotImplementedError):
+        raise DataError(
+            f"{name}: {type(data).__name__} has no length; give a Dataset with __len__ and "
+            "__getitem__, or write the samples as shards"
+        ) from None
+    if not total:
+        raise DataError(f"{name}: {type(data).__name__} has no samples")
+    first, has_label = _sample(data, 0, None, name)
+    num_bytes, free = total * first.nbytes, _free_bytes()
+    if num_bytes > MEMORY_FRACTION * free:
+        raise DataError(
+            f"{name}: {total} samples of {type(data).__name__} take {num_bytes / 2**30:.1f} GiB, "
+            f"and {free / 2**30:.1f} GiB of memory are free; write them as shards (aae-dist data)"
+        )
+    x = np.empty((total, *first.shape), first.dtype)
+    labels = []
+    for number in range(total):
+        image, label = _sample(data, number, has_label is not None, name)
+        if image.shape != first.shape or image.dtype != first.dtype:
+            raise DataError(
+                f"{name}: the samples differ: {first.dtype} {first.shape} and, sample {number}, "
+                f"{image.dtype} {image.shape}; bring them to one shape and type"
+            )
+        x[number] = image
+        labels.append(label)
+    return x, None if has_label is None else labels
+
+
+def _sample(
+    data: Any, number: int, labelled: bool | None, name: str
+) -> tuple[NDArray[Any], int | None]:
+    sample = data[number]
+    label = None
+    if isinstance(sample, tuple | list):
+        sample, label = (*sample, None)[:2]
+    if labelled is not None and labelled != (label is not None):
+        raise DataError(f"{name}: some samples have a label and some have none, as {number}")
+    array = _numbers(np.asarray(sample) if not isinstance(sample, Tensor) else sample, name)
+    try:
+        found = None if label is None else int(label)
+        is_whole = label is None or found == float(label)
+    except (TypeError, ValueError):
+        is_whole = False
+    if not is_whole:
+        raise DataError(f"{name}: the label of sample {number} is no integer (got {label!r:.40})")
+    return array, found
+
+
+def _free_bytes() -> float:
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):
+        return math.inf

@@ -1,0 +1,28 @@
+"""`aae_dist.pack`: samples in memory to shards."""
+
+import os
+from typing import Any
+
+from aae_dist.api.data import Layout, as_arrays
+from aae_dist.config.load import absolute_storage
+
+
+def pack(data: Any, out: str | os.PathLike[str], *, layout: Layout | None = None) -> str:
+    """Write samples as WebDataset shards; return the folder, for `data.train` or `data.validation`.
+
+    They keep their order, and their manifest has the id of the samples in memory: a run that
+    `aae_dist.train` started on these samples continues on the shards, on a cluster too, with the
+    same numbers. uint8 images of 1 or 3 channels become PNG; all else becomes .npy arrays, for
+    which `data.image_keys` is [npy]. A folder that holds these samples stays as it is.
+
+    Args:
+        data: what `aae_dist.train` takes.
+        out: an empty or absent folder: a local path, s3://, gs:// or az://.
+        layout: of images with 4 dimensions: NCHW (default) or NHWC.
+
+    Raises:
+        DataError: the data are wrong, or the folder holds something else or cannot be written.
+    """
+    from aae_dist.data.pack.memory import pack_arrays
+
+    return pack_arrays(as_arrays(data, layout), absolute_storage(os.fspath(out)))

@@ -1,0 +1,169 @@
+"""Samples in memory as a data set: the same order, masks and checkpoints as for shards.
+
+Samples are numbered as given. `Arrays.manifest` names shards after a hash of the contents, and
+`pack_arrays` writes shards of these names: a run may continue on either, since their manifests
+have the same id.
+"""
+
+import math
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aae_dist.config.sections.run import Data
+from aae_dist.data.dataset import Dataset, Samples
+from aae_dist.data.decode.images import Shape
+from aae_dist.data.format.manifest import Manifest, Shard
+from aae_dist.data.order import Indices
+from aae_dist.data.unused import Unused
+from aae_dist.errors import ConfigError, DataError
+
+SCHEME = "memory://"
+SHARD_SAMPLES, SHARD_BYTES = 5000, 256 << 20
+"""Largest number of samples and of their bytes in memory per shard, when they are packed."""
+_HASH_ROWS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Samples in memory, checked.
+
+    Attributes:
+        images: uint8 or float32 (N, C, H, W), finite; vectors of D numbers are (N, 1, 1, D).
+        labels: int64 (N), -1 for none.
+    """
+
+    images: NDArray[Any]
+    labels: NDArray[np.int64]
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 (hex) of shape, type, numbers and labels."""
+        digest = sha256(f"{self.images.shape} {self.images.dtype.str}".encode())
+        for start in range(0, len(self.images), _HASH_ROWS):
+            rows = np.ascontiguousarray(self.images[start : start + _HASH_ROWS])
+            digest.update(rows.data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+    @property
+    def is_png(self) -> bool:
+        """Whether shards hold the samples as PNG; else as .npy arrays."""
+        return self.images.dtype == np.uint8 and self.images.shape[1] in (1, 3)
+
+    @property
+    def url(self) -> str:
+        """The address that stands for the samples in `data.train` or `data.validation`."""
+        return f"{SCHEME}{self.id}"
+
+    @property
+    def shard_samples(self) -> int:
+        """Samples per shard; the last one may have fewer."""
+        row = max(1, math.prod(self.images.shape[1:]) * self.images.itemsize)
+        return max(1, min(SHARD_SAMPLES, SHARD_BYTES // row))
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The shards that `pack_arrays` writes, by their names and numbers of samples."""
+        total, size = len(self.images), self.shard_samples
+        counts = [min(size, total - start) for start in range(0, total, size)]
+        shards = (
+            Shard("memory://arrays", shard_name(self.id, f"{number:06d}"), count, 0)
+            for number, count in enumerate(counts)
+        )
+        return Manifest(tuple(shards))
+
+
+def shard_name(content: str, number: str) -> str:
+    """Return the name of a packed shard of arrays whose id is `content`."""
+    return f"{content[:32]}-{number}.tar"
+
+
+_held: "weakref.WeakValueDictionary[str, Arrays]" = weakref.WeakValueDictionary()
+
+
+def hold(arrays: Arrays) -> str:
+    """Let `open_dataset` find the samples while the caller keeps them; return their address."""
+    _held[arrays.url] = arrays
+    return arrays.url
+
+
+def find(urls: str | Sequence[str]) -> Arrays | None:
+    """Return the samples that an address of `hold` stands for; None for addresses of shards.
+
+    Raises:
+        DataError: this process does not hold them.
+    """
+    given = [urls] if isinstance(urls, str) else list(urls)
+    if not any(url.startswith(SCHEME) for url in given):
+        return None
+    if len(given) > 1:
+        raise DataError(f"{given[0]}: samples in memory do not mix with shards; give one of them.")
+    found = _held.get(given[0])
+    if found is None:
+        raise DataError(
+            f"{given[0][:24]}...: this process does not hold these samples, which were given in "
+            "memory from Python; give the same arrays again, or shards."
+        )
+    return found
+
+
+class ArrayDataset(Dataset):
+    """A data set of samples in memory.
+
+    Raises:
+        ConfigError: `settings` ask to change images, or `image_shape` is another one.
+    """
+
+    def __init__(self, arrays: Arrays, settings: Data, image_shape: Shape | None = None) -> None:
+        shape = (arrays.images.shape[1], arrays.images.shape[2], arrays.images.shape[3])
+        _check_settings(settings, shape)
+        if image_shape is not None and shape != image_shape:
+            raise ConfigError(
+                f"samples in memory have shape {shape}, and {image_shape} is wanted, as for "
+                "training; give validation data of the same shape"
+            )
+        self.manifest, self.cache, self.unused = arrays.manifest, None, Unused()
+        self.image_shape, self.dtype = shape, torch.from_numpy(arrays.images[:0]).dtype
+        self._arrays, self._settings = arrays, settings
+        self._ends = np.cumsum(self.manifest.counts)
+
+    def load(self, indices: Indices | Sequence[int], workers: Executor | None = None) -> Samples:
+        wanted = np.asarray(indices, np.int64)
+        images = torch.from_numpy(self._arrays.images.take(wanted, axis=0))
+        return Samples(images, torch.from_numpy(self._arrays.labels.take(wanted)), {})
+
+    def decode_rows(self, indices: Indices, workers: Executor | None = None) -> Samples:
+        return self.load(indices)
+
+    def keys(self, indices: Indices | Sequence[int]) -> list[str]:
+        return [f"{number:08d}" for number in np.asarray(indices, np.int64).tolist()]
+
+    def unused_members(self) -> list[str]:
+        return []
+
+    def slow_sample(self) -> str:
+        return ""
+
+
+def _check_settings(settings: Data, shape: Shape) -> None:
+    channels, height, width = shape
+    wanted = {
+        "image_size": (settings.image_size, height if height == width else None),
+        "channels": (settings.channels, channels),
+        "crop_size": (settings.crop_size, None),
+    }
+    for key, (asked, has) in wanted.items():
+        if asked is not None and asked != has:
+            raise ConfigError(
+                f"data.{key}={asked}: samples in memory are used as they are, of shape {shape}; "
+                "leave it out, or change the arrays"
+            )

@@ -1,0 +1,124 @@
+"""Wrong data from Python: one clear line each, as a new user would meet them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from aae_dist.api.data import as_arrays, halves
+from aae_dist.errors import DataError
+
+X = np.zeros((5, 1, 4, 4), np.uint8)
+RAGGED = [np.zeros((3, 4), np.uint8), np.zeros((4, 4), np.uint8)]
+
+
+class NoLength(torch.utils.data.Dataset):
+    def __getitem__(self, number: int) -> Any:
+        return X[number]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(X)
+
+
+class Growing(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> Any:
+        return np.zeros((1, 4, 4 + number), np.uint8)
+
+
+class HalfLabelled(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> Any:
+        return (X[number], 3) if number else X[number]
+
+
+class Empty(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 0
+
+
+NAN = np.ones((4, 3), np.float32)
+NAN[2, 1] = np.nan
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "ragged": (RAGGED, r"the samples differ in shape \(such as \(3, 4\) and \(4, 4\)\)"),
+    "ragged lists": ([[1.0, 2.0], [1.0]], "the samples differ in shape"),
+    "nan": (NAN, "1 of 4 samples have numbers that are not finite .* the first is sample 2"),
+    "nhwc": (np.zeros((5, 8, 8, 3), np.uint8), "looks like NHWC .*say layout='NHWC'"),
+    "alpha": (np.zeros((5, 4, 8, 8), np.uint8), r"x\[:, :3\]"),
+    "labels of another length": ((X, np.zeros(4, int)), r"5 samples need 5 labels.*\(4,\)"),
+    "labels of floats": ((X, np.zeros(5)), "labels should be integers"),
+    "labels of text": ((X, np.array(list("abcde"))), "labels should be integers"),
+    "three parts": ((X, X, X), r"a tuple is \(x, y\)"),
+    "int64": (np.zeros((5, 4), np.int64), "uint8 .* or floats .*int64"),
+    "uint8 vectors": (np.zeros((5, 4), np.uint8), "vectors, which should be floats"),
+    "one dimension": (np.zeros(5, np.float32), r"got shape \(5,\)"),
+    "empty": (np.zeros((0, 4), np.float32), r"none of them empty"),
+    "no length": (NoLength(), "NoLength has no length; give a Dataset with __len__"),
+    "a stream": (Stream(), "Stream has no length"),
+    "a generator": ((x for x in X), "a generator can be read only once"),
+    "an iterator": (iter(X), "can be read only once"),
+    "a set of numbers": (3.0, r"got float\)"),
+    "text": ("data.npy", r"got str\)"),
+    "growing": (Growing(), r"the samples differ: uint8 \(1, 4, 4\) and, sample 1"),
+    "half labelled": (HalfLabelled(), "some samples have a label and some have none"),
+    "no samples": (Empty(), "Empty has no samples"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_data_are_answered_in_one_line(name: str) -> None:
+    data, message = WRONG[name]
+    with pytest.raises(DataError, match=message) as caught:
+        as_arrays(data)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("data")
+
+
+def test_a_wrong_layout_is_named() -> None:
+    with pytest.raises(DataError, match="say layout='NCHW'"):
+        as_arrays(np.zeros((5, 3, 8, 8), np.uint8), layout="NHWC")
+    with pytest.raises(DataError, match="NCHW or NHWC"):
+        as_arrays(X, layout="HWC")  # type: ignore[arg-type]
+
+
+def test_layouts_and_types_give_one_form() -> None:
+    x = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    nhwc = as_arrays(x, "NHWC").images
+    assert nhwc.shape == (2, 3, 4, 5)
+    assert (nhwc == as_arrays(torch.from_numpy(x).permute(0, 3, 1, 2)).images).all()
+    assert as_arrays(x[..., 0]).images.shape == (2, 1, 4, 5)
+    vectors = as_arrays(np.ones((2, 7), np.float64)).images
+    assert (vectors.shape, vectors.dtype) == ((2, 1, 1, 7), np.float32)
+    assert as_arrays(torch.ones(2, 7, dtype=torch.bfloat16)).images.dtype == np.float32
+    assert as_arrays([torch.ones(7), torch.zeros(7)]).images.shape == (2, 1, 1, 7)
+    assert as_arrays((X, [1, 2, 3, 4, -1])).labels.tolist() == [1, 2, 3, 4, -1]
+    assert as_arrays(X).labels.tolist() == [-1] * 5
+
+
+def test_equal_samples_have_one_id_and_others_another() -> None:
+    ids = {
+        as_arrays(X).id,
+        as_arrays(X.copy()).id,
+        as_arrays((X, np.zeros(5, int))).id,
+        as_arrays(X.astype(np.float32)).id,
+        as_arrays(X.reshape(5, 1, 2, 8)).id,
+    }
+    assert len(ids) == 4
+
+
+def test_a_fraction_splits_evenly_and_without_overlap() -> None:
+    arrays = as_arrays(np.arange(50, dtype=np.float32)[:, None])
+    train, validation = halves(arrays, 0.1)
+    assert validation.images.ravel().tolist() == [0, 10, 20, 30, 40]
+    assert len(train.images) == 45
+    for fraction in (0.0, 1.0, 0.001):
+        with pytest.raises(DataError, match="validation"):
+            halves(arrays, fraction)
