@@ -206,7 +206,7 @@ class Method(ABC):
         return self.observed(part, modules.posterior.sample(outputs_BP, noise_BN))
 
     def with_image_noise(self, part: MicroBatch) -> Tensor:
-        """Return what the encoder reads: the step's images, (B, C, H, W), blurred by noise.
+        """Return the encoder's input: the step's images, (B, C, H, W), blurred by noise.
 
         The same noise in every phase. The target of reconstruction stays clean (denoising:
         Vincent et al. 2008).
