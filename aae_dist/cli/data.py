@@ -3,12 +3,15 @@
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aae_dist.cli import options
 from aae_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from aae_dist.config.sections.run import Data
 
 PACK_EXAMPLES = """\
 examples:
@@ -29,6 +32,11 @@ VERIFY_EXAMPLES = """\
 examples:
   aae-dist data verify data/mnist/train
   aae-dist data verify s3://bucket/photos/train data.image_size=64 --json
+"""
+DIMENSION_EXAMPLES = """\
+examples:
+  aae-dist data dimension data/mnist/train
+  aae-dist data dimension s3://bucket/photos/train data.image_size=64 --json
 """
 PACKED = ("mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "folder", "csv", "npy")
 """As `data.pack.NAMES`, which would cost an import of torch."""
@@ -178,19 +186,51 @@ def verify(items: tuple[str, ...], threads: int, as_json: bool) -> int:
 
     Exit code 2 if there are any.
     """
+    from aae_dist.data.index import verify as verification
+
+    patterns, settings = _shards(items)
+    found = verification.verify(patterns, settings, threads)
+    print(json.dumps(found.document(), indent=2) if as_json else verification.report(found))
+    verification.refuse_if_unsound(found)
+    return 0
+
+
+@data.command(
+    short_help="estimate the intrinsic dimension, and which latent sizes to try",
+    epilog=DIMENSION_EXAMPLES,
+)
+@click.argument(
+    "items",
+    nargs=-1,
+    required=True,
+    type=options.Item(),
+    metavar="PATTERN | data.key=value",
+    help="shards: a pattern, a folder, several of them; and settings of the section data",
+)
+@options.json_option
+def dimension(items: tuple[str, ...], as_json: bool) -> int:
+    """Estimate the intrinsic dimension of a data set, and propose latent sizes for a sweep.
+
+    Two estimators look at the nearest neighbours of up to 5,000 samples, as pixels in [0, 1]; their
+    disagreement is shown. Nothing is trained.
+    """
+    from aae_dist.evaluation import dimension as estimation
+
+    found = estimation.dimension_of(*_shards(items))
+    print(json.dumps(estimation.document(found), indent=2) if as_json else estimation.report(found))
+    return 0
+
+
+def _shards(items: tuple[str, ...]) -> tuple[list[str], "Data"]:
+    """Return the patterns among the arguments, and the section data with the settings."""
     overrides = [item for item in items if item.startswith("data.") and "=" in item]
     patterns = [item for item in items if item not in overrides]
     if not patterns:
         raise DataError("no shards are named; give a pattern or a folder.")
     from aae_dist.config import load_config
     from aae_dist.config.load import absolute_storage
-    from aae_dist.data.index import verify as verification
 
     patterns = [absolute_storage(pattern) for pattern in patterns]
     # JSON is YAML, and braces of a pattern need its quotes.
-    run = ["run.name=verify", "train.steps=1", f"data.train={json.dumps(patterns)}"]
-    settings = load_config([], [*run, *overrides]).config.data
-    found = verification.verify(patterns, settings, threads)
-    print(json.dumps(found.document(), indent=2) if as_json else verification.report(found))
-    verification.refuse_if_unsound(found)
-    return 0
+    run = ["run.name=shards", "train.steps=1", f"data.train={json.dumps(patterns)}"]
+    return patterns, load_config([], [*run, *overrides]).config.data

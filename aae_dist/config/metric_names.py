@@ -6,6 +6,7 @@ method and compares.
 
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from itertools import product
 
 from aae_dist.config import schema
 from aae_dist.config.schema import Tree, Value, short_json
@@ -35,12 +36,14 @@ _LOGGED = (
     *(f"codes/{what}" for what in ("off_prior", "shift", "narrowest", "widest")),
     "alarm/off_prior",
 )
+_BY, _ENDS = ("twonn", "mle"), ("", "_low", "_high")  # estimators of a dimension, its interval
 _EVALUATED = (
     *("evaluation/score", "reconstruction/mse", "reconstruction/sum_half"),
     *("reconstruction/variance", "reconstruction/pca"),
     *("prior_match/c2st", "prior_match/c2st_low", "prior_match/c2st_high"),
     *("prior_match/sliced_wasserstein", "prior_match/mmd", NUM_SAMPLES),
     *("data/bad_validation_samples", "codes/smallest_spread"),
+    *(f"{of}/dimension_{by}{end}" for of, by, end in product(("data", "codes"), _BY, _ENDS)),
 )
 _ALARMS = {"alarm/discriminator_wins", "alarm/lagging"}
 _OF_DISCRIMINATOR = ("discriminator/accuracy_codes", "discriminator/accuracy_prior")

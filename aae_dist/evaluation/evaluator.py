@@ -20,6 +20,7 @@ from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
+from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
 from aae_dist.evaluation.linear import linear_baselines
 from aae_dist.evaluation.prior_match import PriorBaseline, build_baseline, score
 from aae_dist.models import Autoencoder
@@ -218,6 +219,8 @@ class Evaluator:
             self._linear = linear_baselines(
                 self._dataset, self._indices, self._training, latent_dim
             )
+            dimension = data_dimension(self._dataset, self._indices, self._seed)
+            self._linear |= dimension.metrics("data") if dimension else {}
         metrics |= self._linear
         metrics |= score(rows.codes, self._baseline, self._seed)
         metrics["evaluation/score"] = combined_score(metrics)
@@ -230,6 +233,8 @@ class Evaluator:
             }
         if bool(rows.codes.isfinite().all()):
             metrics["codes/smallest_spread"] = smallest_spread(rows.codes, prior_nZ.double())
+            dimension = intrinsic_dimension(rows.codes, self._seed)
+            metrics |= dimension.metrics("codes") if dimension else {}
         return metrics
 
     def _images(

@@ -70,20 +70,29 @@ def why_no_pca(num_values: int, latent_dim: int) -> str | None:
 def training_rows(dataset: Dataset, most: int) -> Tensor:
     """Return the good ones of `most` training samples as rows, none where they cannot be read.
 
-    They are spread over a few shards; of shards that have to be fetched it is the first alone.
+    Of shards that have to be fetched it is the first alone.
     """
-    shards, counts = dataset.manifest.shards, dataset.manifest.counts
-    num_shards = 1 if is_remote(shards[0].folder) else NUM_SHARDS
-    chosen = [shard for shard in evenly_spaced(num_shards, len(shards)) if counts[shard]]
-    starts = np.cumsum(counts) - counts
-    share = -(-most // max(len(chosen), 1))
-    numbers = [starts[shard] + evenly_spaced(share, counts[shard]) for shard in chosen]
+    num_shards = 1 if is_remote(dataset.manifest.shards[0].folder) else NUM_SHARDS
+    numbers = spread_numbers(dataset, most, num_shards)
     try:
-        rows = [good_rows(dataset, part[start : start + CHUNK]) for part in numbers
-                for start in range(0, len(part), CHUNK)]  # fmt: skip
+        rows = [
+            good_rows(dataset, numbers[start : start + CHUNK])
+            for start in range(0, len(numbers), CHUNK)
+        ]
     except AaeDistError:  # a baseline is not worth a run
         rows = []
     return torch.cat(rows)[:most] if rows else torch.empty(0, math.prod(dataset.image_shape))
+
+
+def spread_numbers(dataset: Dataset, most: int, num_shards: int) -> NDArray[np.int64]:
+    """Return the numbers of about `most` samples, spread over a few shards, ascending."""
+    counts = np.asarray(dataset.manifest.counts)
+    chosen = [shard for shard in evenly_spaced(num_shards, len(counts)) if counts[shard]]
+    starts = np.cumsum(counts) - counts
+    share = -(-most // max(len(chosen), 1))
+    return np.concatenate(
+        [starts[:0], *(starts[shard] + evenly_spaced(share, counts[shard]) for shard in chosen)]
+    )
 
 
 def good_rows(dataset: Dataset, numbers: NDArray[np.int64]) -> Tensor:

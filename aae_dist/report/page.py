@@ -4,6 +4,7 @@ It is made from the files in the sweep's folder, at any time, also while the swe
 """
 
 import hashlib
+import math
 import re
 import sys
 from base64 import b64encode
@@ -37,6 +38,7 @@ CHARTS = {
 GALLERY = ("reconstructions", "prior_samples", "latent_codes")
 """Pictures of a trial that the report shows."""
 MAX_GALLERY_TRIALS = 4  # four stand side by side on a screen, and weigh about a megabyte
+DIMENSION = "data/dimension"  # beginning of the names of the estimates
 MAX_REMEDIES = 6  # pieces of advice that a note lists
 MAX_NAMED_TRIALS = 8  # trials that a note lists by number
 
@@ -158,9 +160,25 @@ def _reasons(view: ReportView) -> list[str]:
     found = view.recommendation
     if found.state == "no_scores":
         return []
+    dimension = [text] if (text := _dimension(view)) else []
     changes = [f"{change[0].upper()}{change[1:]}." for change in found.would_change]
     rule = [f"The rule: {found.rule}."] if found.state == "chosen" else []
-    return [*rule, *changes, *([found.seeds] if found.seeds else [])]
+    return [*rule, *dimension, *changes, *([found.seeds] if found.seeds else [])]
+
+
+def _dimension(view: ReportView) -> str:
+    """Return the intrinsic dimension of the data next to the sizes that were tried, or nothing."""
+    sizes = sorted({c.size for c in view.recommendation.candidates if math.isfinite(c.size)})
+    row = next((row for row in view.rows if row.metric(f"{DIMENSION}_twonn") is not None), None)
+    if row is None or not sizes:
+        return ""
+    shown = [
+        f"{name} {number(row.metric(f'{DIMENSION}_{key}'), 3)} "
+        f"({' to '.join(number(end, 3) for end in row.interval(f'{DIMENSION}_{key}') or ())})"
+        for key, name in (("twonn", "TwoNN"), ("mle", "MLE"))
+    ]
+    tried = ", ".join(f"{size:g}" for size in sizes)
+    return f"Intrinsic dimension of the data: {' and '.join(shown)}; sizes tried: {tried}."
 
 
 def _facts(view: ReportView) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ def test_the_first_page_lists_all_verbs_in_groups(capsys):
     ("line", "wanted"),
     [
         ("aae-dist t", {"train", "tune"}),
-        ("aae-dist data ", {"pack", "index", "verify"}),
+        ("aae-dist data ", {"pack", "index", "verify", "dimension"}),
         ("aae-dist data pack m", {"mnist"}),
         ("aae-dist encode run --format ", {"parquet", "npy"}),
         ("aae-dist submit --fo", {"--follow"}),

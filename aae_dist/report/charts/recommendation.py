@@ -47,10 +47,24 @@ def caption(view: ReportView) -> str:
         if bounds
         else ""
     )
+    span = dimension_of_data(view)
+    band = (
+        " The grey band is the intrinsic dimension of the data, by both estimates." if span else ""
+    )
     return (
         "Why: each point is the mean over the seeds of one choice of parameters, with one standard "
-        f"error, by latent size.{limit}"
+        f"error, by latent size.{limit}{band}"
     )
+
+
+def dimension_of_data(view: ReportView) -> tuple[float, float] | None:
+    """Return the lower and the higher estimate of the data's intrinsic dimension."""
+    for row in view.rows:
+        found = [row.metric(f"data/dimension_{by}") for by in ("twonn", "mle")]
+        known = [value for value in found if value is not None]
+        if known:
+            return min(known), max(known)
+    return None
 
 
 def group_of(candidate: Candidate) -> str:
@@ -95,6 +109,8 @@ def _panel(
                 markeredgewidth=2 if is_chosen else 1.2,
             )  # fmt: skip
         values += heights
+    if (span := dimension_of_data(view)) is not None:
+        axes.axvspan(*span, color=charts.FAINT, alpha=0.25, linewidth=0, zorder=0)
     if place is None:
         axes.axhline(bounds[name], color=charts.INK, linewidth=1.2, linestyle=":")
     if name in PERFECT:
