@@ -14,6 +14,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 import aae_dist
+from aae_dist import load_run
 from aae_dist.cli import main
 from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
@@ -111,6 +112,21 @@ def test_other_data_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr()
     assert json.loads(printed.out)["prior_match/num_samples"] == 50
     assert printed.err.startswith(f"evaluating step 7 of {run} ...\n")
+
+
+def test_parzen_scores_the_data_by_decoded_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    save_run(run, shape=(1, SIDE, SIDE))
+    write_shards(tmp_path / "shards", (20, 30))
+    argv = ["evaluate", run, f"{tmp_path}/shards/001.tar", "--json"]
+    assert main([*argv, "--parzen", "300"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parzen/num_samples"] == 300
+    trained = load_run(run)
+    assert trained.parzen(300, f"{tmp_path}/shards/001.tar").items() <= found.items()
+    assert main([*argv, "--parzen", "0"]) == 2
 
 
 def digits_of(folder: Path, side: int) -> str:
