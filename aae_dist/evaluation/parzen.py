@@ -52,7 +52,7 @@ class Rows:
     """Float32 (n, K): along orthonormal directions."""
 
     @classmethod
-    def of(cls, rows_nD: Tensor, centre_D: Tensor, directions_DK: Tensor) -> "Rows":
+    def centred(cls, rows_nD: Tensor, centre_D: Tensor, directions_DK: Tensor) -> "Rows":
         """Return rows less the centre, along the directions too."""
         # Centred, as float32 keeps squared distances as exactly as the squared lengths allow.
         values = (rows_nD.double() - centre_D).float()
@@ -70,7 +70,7 @@ def squared_distances(x_nD: Tensor, y_sD: Tensor) -> Tensor:
 
 
 def lower_bounds(points: Rows, samples: Rows) -> Tensor:
-    """Return what the squared distances are at least, (n, s): those along the directions."""
+    """Return the squared distances along the directions, (n, s): no distance is smaller."""
     return squared_distances(points.projected, samples.projected)
 
 
@@ -87,7 +87,8 @@ def main_directions(rows_nD: Tensor, num: int) -> Tensor:
     """
     draw = torch.Generator().manual_seed(0)
     first = torch.randn(rows_nD.shape[1], min(num, rows_nD.shape[1]), generator=draw)
-    return torch.linalg.qr(rows_nD.T @ (rows_nD @ first))[0]
+    directions_DK: Tensor = torch.linalg.qr(rows_nD.T @ (rows_nD @ first))[0]
+    return directions_DK
 
 
 @dataclass
@@ -199,7 +200,7 @@ def parzen_metrics(
         num_samples: decoded samples, from 1.
         seed: seed of the samples.
         world: the ranks that share the work.
-        advance: is told how many samples are done.
+        advance: takes the number of samples done since its last call.
 
     Raises:
         ValueError: fewer than two points, or no sample.
@@ -247,7 +248,7 @@ class _Window:
                 num = min(BLOCK, num_samples - block * BLOCK)
                 codes = self.prior.sample(num, keyed_generator(self.seed, "parzen", block))
                 images = self.decode(codes.to(self.world.device)).flatten(1).cpu()
-                samples = Rows.of(images, centre, directions)
+                samples = Rows.centred(images, centre, directions)
                 for start in range(0, num_points, POINTS_AT_ONCE):
                     rows = slice(start, start + POINTS_AT_ONCE)
                     sums.add(rows, points[rows], samples, reach)

@@ -171,7 +171,7 @@ class TrainedRun:
             num_samples: number of decoded prior samples; the paper has 10,000 and 10,000,000.
             data: shards as for `evaluate`.
             world: ranks that share the samples, all of which call this; by default one.
-            advance: is told how many samples are done.
+            advance: takes the number of samples done since its last call.
 
         Raises:
             ConfigError, DataError: as for `evaluate`.

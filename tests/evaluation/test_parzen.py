@@ -125,7 +125,7 @@ def test_far_samples_are_left_out_and_near_ones_are_not(
 
     def rows(*lengths: float) -> Rows:
         values = torch.tensor([[0.5 * length**0.5, 0.75**0.5 * length**0.5] for length in lengths])
-        return Rows.of(values, centre, direction)
+        return Rows.centred(values, centre, direction)
 
     sums = KernelSums.empty(torch.tensor([0.5], dtype=torch.float64), 1)
     sums.add(slice(None), rows(0.0), rows(4.0, 4.5, 90.0), reach=10.0)
