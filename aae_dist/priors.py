@@ -4,8 +4,11 @@ Shapes: N samples, Z latent_dim, K modes or classes.
 """
 
 import importlib
+import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,11 @@ class Prior(ABC):
     def __init__(self, latent_dim: int) -> None:
         self.latent_dim = latent_dim
 
+    @property
+    def parts(self) -> tuple["Part", ...]:
+        """The independent parts of the code, in the order of their columns; by default one."""
+        return (Part(slice(0, self.latent_dim), self),)
+
     @abstractmethod
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Draw samples of shape (N, Z), from `generator` alone."""
@@ -37,6 +45,22 @@ class Prior(ABC):
     def log_prob(self, z_NZ: Tensor) -> Tensor | None:
         """Return log p(z) in nats, shape (N), or None where the density is not known."""
         return None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Columns of the code that have a prior of their own."""
+
+    columns: slice
+    prior: Prior
+
+    @property
+    def dims(self) -> int:
+        return self.prior.latent_dim
+
+    @property
+    def is_categorical(self) -> bool:
+        return isinstance(self.prior, CategoricalPrior)
 
 
 class GaussianPrior(Prior):
@@ -231,6 +255,56 @@ class EmpiricalPrior(Prior):
         ]
 
 
+class ProductPrior(Prior):
+    """p(z) = product of the priors of its parts: they are independent."""
+
+    def __init__(self, priors: Sequence[Prior]) -> None:
+        super().__init__(sum(prior.latent_dim for prior in priors))
+        self.priors = tuple(priors)
+        ends = list(itertools.accumulate(prior.latent_dim for prior in self.priors))
+        starts = [0, *ends[:-1]]
+        self._parts = tuple(
+            Part(slice(start, end), prior)
+            for start, end, prior in zip(starts, ends, self.priors, strict=True)
+        )
+        self._with_classes = next((prior for prior in self.priors if prior.num_classes), None)
+        self.num_classes = self._with_classes.num_classes if self._with_classes else None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self._parts
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        return torch.cat([prior.sample(num_samples, generator) for prior in self.priors], 1)
+
+    def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the first part that has classes by label, and the others from their priors."""
+        if self._with_classes is None:
+            return super().sample_class(labels_N, generator)
+        drawn = [
+            prior.sample_class(labels_N, generator)
+            if prior is self._with_classes
+            else prior.sample(len(labels_N), generator)
+            for prior in self.priors
+        ]
+        return torch.cat(drawn, 1)
+
+    def log_prob(self, z_NZ: Tensor) -> Tensor | None:
+        sums_N = torch.zeros_like(z_NZ[:, 0])
+        for part in self.parts:
+            log_density_N = part.prior.log_prob(z_NZ[:, part.columns])
+            if log_density_N is None:
+                return None
+            sums_N = sums_N + log_density_N
+        return sums_N
+
+
+def matched_parts(prior: Prior) -> tuple[Part, ...]:
+    """Return the parts whose codes are compared with prior samples: the continuous ones, if any."""
+    continuous = tuple(part for part in prior.parts if not part.is_categorical)
+    return continuous or prior.parts
+
+
 PRIORS: dict[str, type[Prior]] = {
     "categorical": CategoricalPrior,
     "gaussian": GaussianPrior,
@@ -255,6 +329,8 @@ def build_prior(config: sections.Prior, latent_dim: int, vectors: Tensor | None 
             return EmpiricalPrior(vectors)
         case sections.CustomPrior():
             return _import_prior(config, latent_dim)
+        case sections.ProductPrior():
+            return ProductPrior([build_prior(part.prior, part.dims) for part in config.parts])
         case _:
             return PRIORS[config.kind](latent_dim, **config.model_dump(exclude={"kind"}))
 

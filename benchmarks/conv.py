@@ -105,7 +105,7 @@ class Side:
         settings, world, shape = config(model, latent_dim), single(), (3, SIDE, SIDE)
         prior, posterior = (
             build_prior(settings.prior, latent_dim),
-            build_posterior(settings.posterior),
+            build_posterior(settings.posterior, settings.prior),
         )
         self.networks = build_networks(settings, shape, world.device)
         self.method = build_method(settings, self.networks, prior, shape, world)

@@ -77,7 +77,7 @@ def build_engine(
     inputs = StepInputs(
         seed=0,
         prior=prior,
-        posterior=build_posterior(config.posterior),
+        posterior=build_posterior(config.posterior, config.prior),
         rows=rows,
         global_batch_size=global_batch_size,
         micro_batch_size=None,

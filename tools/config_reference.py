@@ -79,7 +79,12 @@ def table(
         (name, field, values), *more = fields
         if more:
             name, values = "*", {name: values[""] for name, _, values in fields}
-        for part in sections_of(field.annotation):
+        parts = sections_of(field.annotation)
+        if len(parts) > 1 and {part for _, part in seen}.issuperset(parts):
+            kinds = ", ".join(str(part.model_fields["kind"].default) for part in parts)
+            yield "\n" + textwrap.fill(f"`{path}.{name}`: of a kind above: {kinds}.", 100)
+            continue
+        for part in parts:
             yield from table(f"{path}.{name}", part, values, seen)
 
 

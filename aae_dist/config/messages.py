@@ -90,6 +90,8 @@ def _locate(classes: Classes, loc: Sequence[str | int]) -> tuple[Keys, Classes]:
             if len(below) > 1 and rest and rest[0] in variants:
                 below = (variants[str(rest.pop(0))],)
         elif isinstance(part, int) or not keys or _is_open(around, keys[-1]):
+            if isinstance(part, int) and keys:
+                below = schema.item_classes(around, str(keys[-1]))
             keys.append(part)
     return tuple(keys), around
 
@@ -110,7 +112,10 @@ def _line(keys: Keys, errors: list[Mapping[str, Any]], root: type[Section], tree
             return f"{path} is missing; {_example(path, around)}"
         case "union_tag_not_found" | "union_tag_invalid":
             tags = list(schema.by_kind(schema.children(around, str(keys[-1]))))
-            return _wrong_kind(path, tags, find(tree, (*keys, "kind")))
+            node, whole = find(tree, (*keys, "kind")), (*keys, "kind")
+            if isinstance(node, Value):
+                node = Value(_value(node, whole), node.source)
+            return _wrong_kind(path, tags, node)
     return _wrong_value(keys, errors, around, tree)
 
 
@@ -201,10 +206,15 @@ def _guesses(key: str, parent: str, around: Classes, root: type[Section]) -> lis
 def _value(node: Node | None, keys: Keys) -> Any:
     if not isinstance(node, Value):
         return None
-    index = keys[-1] if keys else None
-    if isinstance(node.value, list) and isinstance(index, int) and index < len(node.value):
-        return node.value[index]
-    return node.value
+    # The keys behind that of a list lead to a value in it.
+    first = next((place for place, key in enumerate(keys) if isinstance(key, int)), len(keys))
+    value = node.value
+    for key in keys[first:]:
+        try:
+            value = value[key]
+        except (LookupError, TypeError):
+            return value
+    return value
 
 
 def _got(node: Node | None, keys: Keys = ()) -> str:

@@ -4,6 +4,7 @@ They are listed here because the code that measures them needs torch. A test tra
 method and compares.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from itertools import product
@@ -45,6 +46,13 @@ _EVALUATED = (
     *("data/bad_validation_samples", "codes/smallest_spread"),
     *(f"{of}/dimension_{by}{end}" for of, by, end in product(("data", "codes"), _BY, _ENDS)),
 )
+OF_CLASSES = (
+    *("codes/class_entropy", "codes/confidence"),
+    *("clustering/error", "clustering/nmi", "clustering/ari"),
+)
+"""Measured where the code, or a part of it, is categorical; those of clusters need labels."""
+_OF_A_PART = re.compile(r"part_[1-9][0-9]*/")
+"""What precedes the metrics of one part of a code in parts."""
 _ALARMS = {"alarm/discriminator_wins", "alarm/lagging"}
 _OF_DISCRIMINATOR = ("discriminator/accuracy_codes", "discriminator/accuracy_prior")
 
@@ -81,7 +89,7 @@ def is_comparable(
 def unknown(name: str, methods: Iterable[str]) -> str | None:
     """Return the problem with a metric that no run of these methods logs, else None."""
     methods = set(methods) or set(METHODS)
-    if name in _all_of(methods):
+    if _OF_A_PART.sub("", name, count=1) in _all_of(methods):
         return None
     owners = [method for method in METHODS if name in _all_of([method])]
     if owners:
@@ -98,8 +106,8 @@ def unknown(name: str, methods: Iterable[str]) -> str | None:
 def not_evaluated(name: str, methods: Iterable[str]) -> str | None:
     """Return the problem with a metric that no evaluation of these methods' runs writes."""
     methods = set(methods) or set(METHODS)
-    measured = {each for method in methods for each in evaluated(method)}
-    if name in measured:
+    measured = {each for method in methods for each in evaluated(method)}.union(OF_CLASSES)
+    if _OF_A_PART.sub("", name, count=1) in measured:
         return None
     if text := unknown(name, methods):
         return text
@@ -114,7 +122,8 @@ def best_metric_problems(tree: Tree) -> list[str]:
     name, method = _leaf(tree, "train", "best_metric"), _leaf(tree, "method", "kind")
     if name is None or method is None or not isinstance(name.value, str):
         return []
-    if method.value not in METHODS or name.value in scores(str(method.value)):
+    plain = _OF_A_PART.sub("", name.value, count=1)
+    if method.value not in METHODS or plain in {*OF_CLASSES, *scores(str(method.value))}:
         return []
     text = unknown(name.value, [str(method.value)])
     text = text or (
@@ -131,7 +140,8 @@ def _leaf(tree: Tree, section: str, key: str) -> Value | None:
 
 
 def _all_of(methods: Iterable[str]) -> set[str]:
-    return {name for method in methods for name in logged(method) | evaluated(method)}
+    named = {name for method in methods for name in logged(method) | evaluated(method)}
+    return named.union(OF_CLASSES)
 
 
 def _guess(name: str, known: Collection[str]) -> str | None:

@@ -99,29 +99,57 @@ WITHOUT_KL = {
 
 
 def _prior_problems(prior: Prior, model: Model) -> Iterator[Problem]:
-    kind, latent_dim = prior.kind, model.latent_dim
-    if kind == "swiss_roll" and latent_dim != 2:
+    if prior.kind != "product":
+        yield from _size_problems(prior.kind, "prior.kind", "model.latent_dim", model.latent_dim)
+        return
+    total = sum(part.dims for part in prior.parts)
+    if total != model.latent_dim:
         yield (
-            "prior.kind",
-            f"swiss_roll exists in 2 dimensions only (got model.latent_dim={latent_dim}); "
-            "set model.latent_dim=2 or choose another prior",
+            "model.latent_dim",
+            f"must be the sum of prior.parts' dims, {total} (got {model.latent_dim}); "
+            f"set model.latent_dim={total}",
         )
-    if kind == "mixture" and latent_dim % 2:
+    for number, part in enumerate(prior.parts):
+        path = f"prior.parts.{number}"
+        yield from _size_problems(part.prior.kind, f"{path}.prior.kind", "dims", part.dims)
+        if part.straight_through and part.prior.kind != "categorical":
+            yield (
+                f"{path}.straight_through",
+                f"is for a categorical part (got prior.kind={part.prior.kind}); leave it out",
+            )
+
+
+def _size_problems(kind: str, path: str, key: str, dims: int) -> Iterator[Problem]:
+    if kind == "swiss_roll" and dims != 2:
         yield (
-            "prior.kind",
-            f"mixture needs an even model.latent_dim (got {latent_dim}); "
-            f"use {latent_dim + 1} or choose another prior",
+            path,
+            f"swiss_roll exists in 2 dimensions only (got {key}={dims}); "
+            f"set {key}=2 or choose another prior",
         )
-    if kind in ("sphere", "categorical") and latent_dim < 2:
-        yield "prior.kind", f"{kind} needs at least 2 dimensions; set model.latent_dim=2 or more"
+    if kind == "mixture" and dims % 2:
+        yield (
+            path,
+            f"mixture needs an even {key} (got {dims}); use {dims + 1} or choose another prior",
+        )
+    if kind in ("sphere", "categorical") and dims < 2:
+        yield path, f"{kind} needs at least 2 dimensions; set {key}=2 or more"
+
+
+def kinds_of(prior: Prior) -> list[str]:
+    """Return the kinds of a prior's parts, or its own."""
+    return [p.prior.kind for p in prior.parts] if prior.kind == "product" else [prior.kind]
 
 
 def _posterior_problems(posterior: Posterior, prior: Prior) -> Iterator[Problem]:
-    if posterior.kind == "categorical" and prior.kind not in ON_THE_SIMPLEX:
+    if posterior.kind != "categorical":
+        return
+    for kind in [kind for kind in kinds_of(prior) if kind not in ON_THE_SIMPLEX][:1]:
+        advice = "use prior.kind=categorical"
+        if prior.kind == "product":
+            advice = "choose another posterior: categorical parts have a softmax in any case"
         yield (
             "posterior.kind",
-            f"categorical codes are probabilities, which prior.kind={prior.kind} is not; "
-            "use prior.kind=categorical",
+            f"categorical codes are probabilities, which prior.kind={kind} is not; {advice}",
         )
 
 
@@ -160,10 +188,11 @@ def _variational_problems(method: Method, posterior: Posterior) -> Iterator[Prob
 
 
 def _kl_problems(method: Method, prior: Prior) -> Iterator[Problem]:
-    if method.kind == "variational" and prior.kind in WITHOUT_KL:
+    without = [kind for kind in kinds_of(prior) if kind in WITHOUT_KL]
+    if method.kind == "variational" and without:
         yield (
             "prior.kind",
-            f"{prior.kind} {WITHOUT_KL[prior.kind]}, so method variational has no KL term; "
+            f"{without[0]} {WITHOUT_KL[without[0]]}, so method variational has no KL term; "
             "use method.kind=adversarial",
         )
 

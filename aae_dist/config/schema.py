@@ -104,6 +104,22 @@ def children(classes: Classes, key: str) -> Classes:
     return tuple(child for annotation in found for child in classes_in(annotation))
 
 
+def item_classes(classes: Classes, key: str) -> Classes:
+    """Return the section classes of the items of lists at `key` of any of `classes`."""
+    found = [cls.model_fields[key].annotation for cls in classes if key in cls.model_fields]
+    lists = [a for annotation in found for a in _plain_types(annotation) if get_origin(a) is tuple]
+    return tuple(c for each in lists for item in get_args(each) for c in classes_in(item))
+
+
+def _plain_types(annotation: Any) -> list[Any]:
+    """Return the members of a union without what `Annotated` adds."""
+    if get_origin(annotation) is Annotated:
+        return _plain_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [a for member in get_args(annotation) for a in _plain_types(member)]
+    return [annotation]
+
+
 def may_be_list(classes: Classes, path: str) -> bool:
     """Return whether the value at a dotted path may be a list; true for an unknown path."""
     *parents, last = path.split(".")

@@ -20,9 +20,10 @@ from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
+from aae_dist.evaluation.classes import clustering_scores
 from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
 from aae_dist.evaluation.linear import linear_baselines
-from aae_dist.evaluation.prior_match import PriorBaseline, build_baseline, score
+from aae_dist.evaluation.part_scores import PartScores, combined_score, numbered
 from aae_dist.models import Autoencoder
 from aae_dist.priors import Prior
 from aae_dist.utils.arrays import evenly_spaced
@@ -76,24 +77,27 @@ class ScoredRows:
     squared_errors: Tensor
     """Float64 [n], summed over an image."""
     code_logits: Tensor
-    """Float64 [n], of the discriminator; nan without one."""
+    """Float64 [n, A], of the discriminator of each part; nan without one."""
     prior_logits: Tensor
-    """Float64 [n], of one prior sample per row; nan without a discriminator."""
+    """Float64 [n, A], of one prior sample per row; nan without a discriminator."""
     codes: Tensor
     """Float64 [n, Z]."""
 
-    NUM_SCALARS: ClassVar[int] = 5
+    NUM_SCALARS: ClassVar[int] = 3
 
     def pack(self) -> Tensor:
-        """Return one table, float64 [n, 5 + Z], for a single collective."""
+        """Return one table, float64 [n, 3 + 2 A + Z], for a single collective."""
         # float64 holds every float32 code, and every label below 2**53, exactly.
-        *scalars, codes = (column.cpu().double() for column in vars(self).values())
-        return torch.cat([torch.stack(scalars, dim=1), codes], dim=1)
+        columns = [column.cpu().double() for column in vars(self).values()]
+        return torch.cat([c[:, None] if c.ndim == 1 else c for c in columns], dim=1)
 
     @classmethod
-    def unpack(cls, table: Tensor) -> "ScoredRows":
-        readable, labels, errors, code_logits, prior_logits = table[:, : cls.NUM_SCALARS].unbind(1)
-        codes = table[:, cls.NUM_SCALARS :]
+    def unpack(cls, table: Tensor, num_parts: int) -> "ScoredRows":
+        rest = table.shape[1] - cls.NUM_SCALARS - 2 * num_parts
+        scalars, code_logits, prior_logits, codes = table.split(
+            [cls.NUM_SCALARS, num_parts, num_parts, rest], dim=1
+        )
+        readable, labels, errors = scalars.unbind(1)
         return cls(readable == 1, labels.long(), errors, code_logits, prior_logits, codes)
 
     def __len__(self) -> int:
@@ -135,7 +139,7 @@ class Evaluator:
         self._name = name
         self._threads, self._classes = threads, classes or {}
         self._training = training
-        self._baseline: PriorBaseline | None = None
+        self._num_parts, self._scores = len(prior.parts), PartScores(prior, seed)
         self._linear: dict[str, float] | None = None
 
     @torch.no_grad()
@@ -147,7 +151,7 @@ class Evaluator:
         # Encode this rank's chunks, then gather all rows on rank 0.
         chunks = run_on_all_ranks(self._world, lambda: self._encode_own(networks, prior_nZ))
         table = _gather_in_order(chunks, self.num_samples, self._world)
-        rows = ScoredRows.unpack(table)
+        rows = ScoredRows.unpack(table, self._num_parts)
         good, prior_nZ = rows[rows.readable], prior_nZ[: len(rows)][rows.readable]
         pictured = evenly_spaced(NUM_PICTURED, len(good))
         originals: list[Tensor] = []
@@ -171,7 +175,7 @@ class Evaluator:
         num_chunks = -(-self.num_samples // CHUNK)
         chunks = range(self._world.rank, num_chunks, self._world.size)
         per_rank = -(-num_chunks // self._world.size)
-        num_columns = ScoredRows.NUM_SCALARS + self._prior.latent_dim
+        num_columns = ScoredRows.NUM_SCALARS + 2 * self._num_parts + self._prior.latent_dim
         table = torch.zeros(per_rank, CHUNK, num_columns, dtype=torch.float64)
         pool = ThreadPoolExecutor(self._threads, "decode") if self._threads > 1 else nullcontext()
         with pool as workers:
@@ -192,7 +196,7 @@ class Evaluator:
         errors = squared_errors(networks.decode(z_BZ), images)
         code_logits = networks.discriminate(z_BZ)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
-        absent = torch.full_like(errors, torch.nan)
+        absent = errors.new_full((len(errors), self._num_parts), torch.nan)
         return ScoredRows(
             readable=readable,
             labels=samples.labels,
@@ -210,8 +214,6 @@ class Evaluator:
                 f"{MIN_SCORED_SAMPLES} are needed; `aae-dist data verify` lists the bad ones"
                 + (f"; of the first: {next(iter(bad))}" if bad else ".")
             )
-        if self._baseline is None or len(self._baseline.prior_samples) != len(rows):
-            self._baseline = build_baseline(self._prior, len(rows), self._seed)
         num_pixels = math.prod(self._dataset.image_shape)
         metrics = reconstruction_metrics(rows.squared_errors, num_pixels)
         if self._linear is None:
@@ -222,19 +224,21 @@ class Evaluator:
             dimension = data_dimension(self._dataset, self._indices, self._seed)
             self._linear |= dimension.metrics("data") if dimension else {}
         metrics |= self._linear
-        metrics |= score(rows.codes, self._baseline, self._seed)
+        metrics |= self._scores.measure(rows.codes, prior_nZ)
         metrics["evaluation/score"] = combined_score(metrics)
         metrics["data/bad_validation_samples"] = float(self.num_samples - len(rows))
-        if not bool((rows.code_logits.isnan() & rows.prior_logits.isnan()).all()):
-            right = {"codes": rows.code_logits <= 0, "prior": rows.prior_logits > 0}
-            metrics |= {
-                f"discriminator/accuracy_{name}": mask.double().mean().item()
-                for name, mask in right.items()
-            }
+        metrics |= discriminator_metrics(rows)
         if bool(rows.codes.isfinite().all()):
-            metrics["codes/smallest_spread"] = smallest_spread(rows.codes, prior_nZ.double())
-            dimension = intrinsic_dimension(rows.codes, self._seed)
-            metrics |= dimension.metrics("codes") if dimension else {}
+            metrics |= self._of_codes(rows)
+        return metrics
+
+    def _of_codes(self, rows: ScoredRows) -> dict[str, float]:
+        """Return the intrinsic dimension of the codes, and what clusters say of labels."""
+        dimension = intrinsic_dimension(rows.codes, self._seed)
+        metrics = dimension.metrics("codes") if dimension else {}
+        clusters = next((part for part in self._prior.parts if part.is_categorical), None)
+        if clusters is not None:
+            metrics |= clustering_scores(rows.codes[:, clusters.columns], rows.labels)
         return metrics
 
     def _images(
@@ -254,15 +258,21 @@ class Evaluator:
         )
 
 
-def smallest_spread(codes_nZ: Tensor, prior_nZ: Tensor) -> float:
-    """Return the codes' standard deviation over the prior's, each along its flattest direction.
+def discriminator_metrics(rows: ScoredRows) -> dict[str, float]:
+    """Return the discriminator's accuracy on codes and on prior samples; empty without one.
 
-    About 1 for codes that fill the space as the prior does, 0 when they lie in a plane of it.
+    With several parts it is the mean over parts, and that of each.
     """
-    flattest = [
-        float(torch.linalg.eigvalsh(torch.atleast_2d(z.T.cov()))[0]) for z in (codes_nZ, prior_nZ)
-    ]
-    return math.sqrt(max(flattest[0], 0.0) / max(flattest[1], 1e-12))
+    if bool((rows.code_logits.isnan() & rows.prior_logits.isnan()).all()):
+        return {}
+    right = {"codes": rows.code_logits <= 0, "prior": rows.prior_logits > 0}
+    shares = {n: mask.double().mean(0).tolist() for n, mask in right.items()}
+    names = {name: f"discriminator/accuracy_{name}" for name in right}
+    metrics = {names[name]: sum(share) / len(share) for name, share in shares.items()}
+    if len(shares["codes"]) == 1:
+        return metrics
+    each = [{names[n]: shares[n][part] for n in names} for part in range(len(shares["codes"]))]
+    return metrics | numbered(each)
 
 
 def _gather_in_order(rows: Tensor, num_samples: int, world: World) -> Tensor:
@@ -302,14 +312,3 @@ def reconstruction_metrics(squared_errors_n: Tensor, num_pixels: int) -> dict[st
     """
     mean = squared_errors_n.to(torch.float64).mean().item()
     return {"reconstruction/mse": mean / num_pixels, "reconstruction/sum_half": mean / 2}
-
-
-def combined_score(metrics: Mapping[str, float]) -> float:
-    """Return `evaluation/score`, which rewards both goals: 0 is perfect.
-
-    The part of the variance that reconstructions miss, 1 for predicting the mean, plus C2ST as
-    2 * (c2st - 0.5), 1 for codes and prior samples that do not overlap; below 0.5 is chance.
-    """
-    missed = metrics["reconstruction/mse"] / (metrics["reconstruction/variance"] or math.nan)
-    c2st = metrics["prior_match/c2st"]
-    return missed + (2 * max(c2st - 0.5, 0.0) if math.isfinite(c2st) else math.nan)

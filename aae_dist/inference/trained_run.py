@@ -52,7 +52,9 @@ class TrainedRun:
         self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)
         networks = build_networks(self.config, self.image_shape, device, trains=False)
         load_weights(networks, weights_to_use(checkpoint.tensors))
-        self._autoencoder = Autoencoder(networks, build_posterior(self.config.posterior))
+        self._autoencoder = Autoencoder(
+            networks, build_posterior(self.config.posterior, self.config.prior)
+        )
 
     def encode(self, images: Values) -> Tensor:
         """Return the codes of images: the means of q(z|x).

@@ -1,7 +1,6 @@
 """The adversarial autoencoder: Makhzani et al., arXiv 1511.05644, section 2."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,8 +14,9 @@ from aae_dist.methods.method import (
     Method,
     MicroBatch,
     Modules,
-    sliced_wasserstein_to_prior,
+    PartwiseDistance,
 )
+from aae_dist.priors import Part
 
 
 class AdversarialMethod(Method):
@@ -38,6 +38,7 @@ class AdversarialMethod(Method):
         num_projections: int = 128,
         r1_weight: float = 0.0,
         r1_every: int = 16,
+        r1_variances: Sequence[float] = (),
         input_noise: float = 0.0,
         gradient_ratio: float | None = None,
     ) -> None:
@@ -46,8 +47,10 @@ class AdversarialMethod(Method):
         self.discriminator = modules.discriminator
         self.frozen = frozen_view(modules.discriminator)
         self.adversary = ADVERSARIES[adversary]
-        self.r1 = LazyR1(r1_weight, r1_every)
-        self.distance_weight, self.num_projections = distance_weight, num_projections
+        variances = r1_variances or [1.0] * len(modules.prior.parts)
+        self.r1 = LazyR1(r1_weight, r1_every, modules.prior.parts, variances)
+        self.distance_weight = distance_weight
+        self.distance = PartwiseDistance(modules.prior, num_projections)
         self.input_noise, self.weight, self.gradient_ratio = input_noise, weight, gradient_ratio
         if gradient_ratio is not None:
             self.optimizers["reconstruction"].norm_of = "encoder"
@@ -56,15 +59,13 @@ class AdversarialMethod(Method):
         """Reconstruct; train the discriminator to tell codes from prior samples; fool it."""
         reconstruction = self.reconstruct(parts)
         encoded = self.encode_once(parts, lambda part: part.noise_regularization_BN)
-        discriminator = self.optimizers["discriminator"].update(self.discriminator_loss, encoded)
+        discriminator = self.optimizers["discriminator"].update_terms(
+            self.discriminator_loss, encoded
+        )
         generator = self.optimizers["generator"].update_terms(
             self.generator_loss, encoded, norm=self.generator_norm()
         )
-        return {
-            **reconstruction,
-            "loss/discriminator": discriminator,
-            **generator,
-        }
+        return {**reconstruction, **discriminator, **generator}
 
     def reconstruct(self, parts: Sequence[MicroBatch]) -> Losses:
         """Reconstruct; with a distance, also hold the bulk of the codes near the prior.
@@ -74,25 +75,32 @@ class AdversarialMethod(Method):
         """
         if not self.distance_weight:
             return super().reconstruct(parts)
-        distance = partial(sliced_wasserstein_to_prior, num_projections=self.num_projections)
-        return self.reconstruct_and_match(parts, distance, self.distance_weight)
+        return self.reconstruct_and_match(parts, self.distance, self.distance_weight)
 
-    def discriminator_loss(self, encoded: Encoded) -> Tensor:
+    def discriminator_loss(self, encoded: Encoded) -> tuple[Tensor, Losses]:
         """Prior samples are the positives, codes the negatives; one pass over both."""
         part = encoded.part
         z_prior_BZ = self.with_input_noise(part, part.z_prior_BZ, "prior samples")
         z_codes_BZ = self.with_input_noise(part, encoded.z_BZ.detach(), "codes")
         penalised = self.r1.is_due(part)
         both = torch.cat([z_prior_BZ, z_codes_BZ]).requires_grad_(penalised)
-        logits_prior_B, logits_codes_B = self.discriminator(both).chunk(2)
-        loss = part.weights_B @ self.adversary.discriminator_loss(logits_prior_B, logits_codes_B)
-        return loss + self.r1.penalty(part, both, logits_prior_B) if penalised else loss
+        logits_prior, logits_codes = self.discriminator(both).chunk(2)
+        # One loss, or one per part of the code.
+        losses = part.weights_B @ self.adversary.discriminator_loss(logits_prior, logits_codes)
+        loss = losses.sum()
+        if penalised:
+            loss = loss + self.r1.penalty(part, both, logits_prior)
+        terms = {"loss/discriminator": loss.detach()}
+        if losses.ndim and len(losses) > 1:
+            each = enumerate(losses.detach(), start=1)
+            terms |= {f"part_{number}/loss/discriminator": value for number, value in each}
+        return loss, terms
 
     def generator_loss(self, encoded: Encoded) -> tuple[Tensor, Losses]:
         """The frozen discriminator should call the codes prior samples; logged without weight."""
         part = encoded.part
-        logits_B = self.frozen(self.with_input_noise(part, self.with_graph(encoded), "codes"))
-        loss = part.weights_B @ self.adversary.generator_loss(logits_B)
+        logits = self.frozen(self.with_input_noise(part, self.with_graph(encoded), "codes"))
+        loss = (part.weights_B @ self.adversary.generator_loss(logits)).sum()
         return self.weight * loss, {"loss/generator": loss.detach()}
 
     def generator_norm(self) -> Tensor | None:
@@ -119,14 +127,20 @@ class LazyR1:
     Lazy as in Karras et al., arXiv 1912.04958, section 3.1: in one step of `every`, times `every`.
     """
 
-    def __init__(self, weight: float, every: int) -> None:
+    def __init__(
+        self, weight: float, every: int, parts: Sequence[Part], factors: Sequence[float]
+    ) -> None:
+        """`factors` are on the weight, one per part of the code."""
         self.weight, self.every = weight, every
+        self._parts = [(part.columns, factor) for part, factor in zip(parts, factors, strict=True)]
 
     def is_due(self, part: MicroBatch) -> bool:
         return self.weight > 0 and part.draws.step % self.every == 0
 
-    def penalty(self, part: MicroBatch, both: Tensor, logits_prior_B: Tensor) -> Tensor:
+    def penalty(self, part: MicroBatch, both: Tensor, logits_prior: Tensor) -> Tensor:
         """Return the penalty, a scalar; `both` are the inputs, (2B, Z), prior samples first."""
-        (gradient,) = torch.autograd.grad(logits_prior_B.sum(), both, create_graph=True)
-        square_B = gradient[: len(logits_prior_B)].square().sum(1)
+        (gradient,) = torch.autograd.grad(logits_prior.sum(), both, create_graph=True)
+        squares_BZ = gradient[: len(logits_prior)].square()
+        # The discriminator of each part reads its own columns, so this is a penalty for each.
+        square_B = torch.stack([f * squares_BZ[:, own].sum(1) for own, f in self._parts]).sum(0)
         return 0.5 * self.weight * self.every * (part.weights_B @ square_B)

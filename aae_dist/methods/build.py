@@ -47,7 +47,7 @@ def build_method(
         name: wrappers.data_parallel(_wrap_compute(name, module, config), world)
         for name, module in networks.named().items()
     }
-    posterior = build_posterior(config.posterior)
+    posterior = build_posterior(config.posterior, config.prior)
     noise = ((posterior.encoder_noise_dim,),) if posterior.encoder_noise_dim else ()
     examples: dict[str, tuple[tuple[int, ...], ...]] = {
         "encoder": (shape, *noise),
@@ -98,10 +98,15 @@ def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> d
     if isinstance(method, sections.AdversarialMethod):
         weight, distance, r1 = method.weights
         if method.balance == "auto":
-            variance = total_variance(prior)
+            variances = [total_variance(part.prior) for part in prior.parts]
             weight *= baseline_loss
-            distance *= baseline_loss * prior.latent_dim / variance if variance else 0.0
-            r1 *= variance
+            if len(variances) > 1:
+                distance *= baseline_loss  # the distance itself is per variance of each part
+                arguments["r1_variances"] = variances
+            else:
+                (variance,) = variances
+                distance *= baseline_loss * prior.latent_dim / variance if variance else 0.0
+                r1 *= variance
         arguments |= {"weight": weight, "distance_weight": distance, "r1_weight": r1}
     return arguments
 

@@ -313,11 +313,29 @@ def total_variance(prior: Prior) -> float:
     return float(prior.sample(NUM_SAMPLES_OF_SCALE, draw).double().var(0).sum())
 
 
-def sliced_wasserstein_to_prior(
-    z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws, num_projections: int
-) -> Tensor:
-    """Return the sliced Wasserstein distance along random directions, new ones each step."""
-    shape = (z_GZ.shape[1], num_projections)
-    drawn = torch.randn(shape, generator=draws.generator("directions"))
-    directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)
-    return sliced_wasserstein(z_GZ, prior_GZ, weights_G, directions_ZP)
+class PartwiseDistance:
+    """The sliced Wasserstein distance of codes and prior samples, along new directions each step.
+
+    Of a code in parts it is the sum over parts, each per variance of the part's prior: one-hot
+    vectors of K classes have a variance of about 1 / K per dimension, which directions through the
+    whole code would hardly see.
+    """
+
+    def __init__(self, prior: Prior, num_projections: int) -> None:
+        self._parts, self._num = prior.parts, num_projections
+        self._scales = [1.0]
+        if len(self._parts) > 1:
+            variances = [total_variance(part.prior) for part in self._parts]
+            self._scales = [
+                part.dims / v if v else 0.0 for part, v in zip(self._parts, variances, strict=True)
+            ]
+
+    def __call__(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
+        """Return the distance, a scalar; see `MatchingMethod.distance`."""
+        generator, distances = draws.generator("directions"), []
+        for part, scale in zip(self._parts, self._scales, strict=True):
+            drawn = torch.randn((part.dims, self._num), generator=generator)
+            directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)
+            z, prior = z_GZ[:, part.columns], prior_GZ[:, part.columns]
+            distances.append(scale * sliced_wasserstein(z, prior, weights_G, directions_ZP))
+        return torch.stack(distances).sum()

@@ -18,7 +18,7 @@ from aae_dist.methods.method import (
     Method,
     MicroBatch,
     Modules,
-    sliced_wasserstein_to_prior,
+    PartwiseDistance,
     total_variance,
 )
 from aae_dist.models import GaussianPosterior
@@ -103,14 +103,15 @@ class MatchingMethod(Method):
 
 
 class MmdMethod(MatchingMethod):
-    """WAE-MMD (algorithm 2), for any prior: kernels as wide as the prior."""
+    """WAE-MMD (algorithm 2), for any prior: kernels as wide as it, a sum over the code's parts."""
 
     def __init__(
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
     ) -> None:
         super().__init__(modules, optimizers, weight)
-        self.mean_square_distance = 2 * total_variance(modules.prior)
-        if self.mean_square_distance == 0:
+        parts = modules.prior.parts
+        self.widths = [(part.columns, 2 * total_variance(part.prior)) for part in parts]
+        if not all(mean_square_distance for _, mean_square_distance in self.widths):
             raise ConfigError(
                 "method.kind=mmd takes the width of its kernels from the prior's spread, and all "
                 "samples of this prior are equal; use another prior or "
@@ -118,7 +119,11 @@ class MmdMethod(MatchingMethod):
             )
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        return losses.maximum_mean_discrepancy(z_GZ, prior_GZ, weights_G, self.mean_square_distance)
+        discrepancies = [
+            losses.maximum_mean_discrepancy(z_GZ[:, own], prior_GZ[:, own], weights_G, width)
+            for own, width in self.widths
+        ]
+        return torch.stack(discrepancies).sum()
 
 
 class SlicedWassersteinMethod(MatchingMethod):
@@ -132,8 +137,7 @@ class SlicedWassersteinMethod(MatchingMethod):
         num_projections: int,
     ) -> None:
         super().__init__(modules, optimizers, weight)
-        self.num_projections = num_projections
+        self.to_prior = PartwiseDistance(modules.prior, num_projections)
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        n = self.num_projections
-        return sliced_wasserstein_to_prior(z_GZ, prior_GZ, weights_G, draws, n)
+        return self.to_prior(z_GZ, prior_GZ, weights_G, draws)

@@ -3,6 +3,7 @@
 Only this file of the package reads the configuration.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,13 +21,20 @@ from aae_dist.models.autoencoder import (
     GaussianPosterior,
     Networks,
     Posterior,
+    ProductPosterior,
     StandardizedDecoder,
     StandardizedEncoder,
     UniversalPosterior,
     run_encoder,
 )
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
-from aae_dist.models.mlp import MlpDecoder, MlpDiscriminator, MlpEncoder, SampleShape
+from aae_dist.models.mlp import (
+    MlpDecoder,
+    MlpDiscriminator,
+    MlpEncoder,
+    PartwiseDiscriminator,
+    SampleShape,
+)
 from aae_dist.models.own import check_network, check_unit_range, import_network
 from aae_dist.utils.tensors import derived_seed
 
@@ -42,7 +50,9 @@ __all__ = [
     "MlpDiscriminator",
     "MlpEncoder",
     "Networks",
+    "PartwiseDiscriminator",
     "Posterior",
+    "ProductPosterior",
     "SampleShape",
     "UniversalPosterior",
     "build_networks",
@@ -58,8 +68,24 @@ SAMPLES = 4
 """Rows that a user's network is tried on."""
 
 
-def build_posterior(config: sections.Posterior) -> Posterior:
-    """Return the posterior of the configuration."""
+def build_posterior(config: sections.Posterior, prior: sections.Prior | None = None) -> Posterior:
+    """Return the posterior of a run, with a softmax under each categorical part of its prior."""
+    own = _own_posterior(config)
+    if not isinstance(prior, sections.ProductPrior):
+        return own
+    if not any(part.prior.kind == "categorical" for part in prior.parts):
+        return own
+    return ProductPosterior([(part.dims, _posterior_of_part(part, own)) for part in prior.parts])
+
+
+def _posterior_of_part(part: sections.Part, own: Posterior) -> Posterior:
+    if part.prior.kind != "categorical":
+        return own
+    of_run = isinstance(own, CategoricalPosterior) and own.straight_through
+    return CategoricalPosterior(part.straight_through or of_run)
+
+
+def _own_posterior(config: sections.Posterior) -> Posterior:
     match config:
         case sections.DeterministicPosterior():
             return DeterministicPosterior()
@@ -82,33 +108,31 @@ def build_networks(
     Raises:
         ConfigError: the kind of network does not fit the samples, or a user's does not work.
     """
-    # What each role's network is called with.
-    model, posterior = config.model, build_posterior(config.posterior)
-    num_outputs = posterior.outputs_per_dim * model.latent_dim
-    noise = {"noise_dim": posterior.encoder_noise_dim} if posterior.encoder_noise_dim else {}
-    roles: dict[str, dict[str, Any]] = {
-        "encoder": {"sample_shape": shape, "num_outputs": num_outputs, **noise},
-        "decoder": {"latent_dim": model.latent_dim, "sample_shape": shape},
-        "discriminator": {"latent_dim": model.latent_dim},
-    }
-    if config.method.kind != "adversarial":
-        del roles["discriminator"]
-    built = _built_in(model)
+    model, roles, built = config.model, _roles(config, shape), _built_in(config.model)
+
+    def make_one(name: str, role: Mapping[str, Any]) -> nn.Module:
+        own: sections.OwnNetwork | None = getattr(model, name)
+        if own is None:
+            network = built[name](**role)
+            if config.data.standardize and name in STANDARDIZED:
+                network = STANDARDIZED[name](network, shape)
+            return network
+        network = import_network(name, own, role)
+        _check(name, network, role, trains)
+        if name == "decoder" and config.method.reconstruction_loss == "bce":
+            check_unit_range(name, network, torch.randn(SAMPLES, model.latent_dim))
+        return network
 
     # Draw weights from a generator of the network's own, without moving torch's global one.
     def make(name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.run.seed, f"weights of {name}"))
-            own: sections.OwnNetwork | None = getattr(model, name)
-            if own is None:
-                network = built[name](**roles[name])
-                if config.data.standardize and name in STANDARDIZED:
-                    network = STANDARDIZED[name](network, shape)
+            if name == "discriminator" and isinstance(config.prior, sections.ProductPrior):
+                columns = columns_of(config.prior)
+                each = [make_one(name, {"latent_dim": c.stop - c.start}) for c in columns]
+                network: nn.Module = PartwiseDiscriminator(each, columns)
             else:
-                network = import_network(name, own, roles[name])
-                _check(name, network, roles[name], trains)
-                if name == "decoder" and config.method.reconstruction_loss == "bce":
-                    check_unit_range(name, network, torch.randn(SAMPLES, model.latent_dim))
+                network = make_one(name, roles[name])
             return network.to(device=device, dtype=DTYPES[config.train.precision])
 
     is_image = len(shape) == 3 and min(shape[1:]) > 1
@@ -119,6 +143,27 @@ def build_networks(
         )
     made = {name: make(name) for name in roles}
     return Networks(made["encoder"], made["decoder"], made.get("discriminator"))
+
+
+def _roles(config: RunConfig, shape: SampleShape) -> dict[str, dict[str, Any]]:
+    """Return the arguments of each network, by its name."""
+    posterior = build_posterior(config.posterior, config.prior)
+    latent_dim = config.model.latent_dim
+    noise = {"noise_dim": posterior.encoder_noise_dim} if posterior.encoder_noise_dim else {}
+    num_outputs = posterior.num_outputs(latent_dim)
+    roles: dict[str, dict[str, Any]] = {
+        "encoder": {"sample_shape": shape, "num_outputs": num_outputs, **noise},
+        "decoder": {"latent_dim": latent_dim, "sample_shape": shape},
+    }
+    if config.method.kind == "adversarial":
+        roles["discriminator"] = {"latent_dim": latent_dim}
+    return roles
+
+
+def columns_of(prior: sections.ProductPrior) -> list[slice]:
+    """Return the columns of each part of the code."""
+    ends = list(itertools.accumulate(part.dims for part in prior.parts))
+    return [slice(end - part.dims, end) for end, part in zip(ends, prior.parts, strict=True)]
 
 
 def _built_in(model: sections.Model) -> Mapping[str, Callable[..., nn.Module]]:

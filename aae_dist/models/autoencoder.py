@@ -1,9 +1,9 @@
 """Posteriors q(z|x), and a whole autoencoder as its users call it: images in and out.
 
-Shapes: B samples, C H W image, Z latent_dim, P = outputs_per_dim * Z encoder outputs, N noise
-numbers.
+Shapes: B samples, C H W image, Z latent_dim, P encoder outputs, N noise numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 class Posterior(Protocol):
     """Turns encoder outputs into codes."""
 
-    outputs_per_dim: int
-    """Encoder outputs for each latent dimension."""
     encoder_noise_dim: int
     """N if the encoder itself reads the noise, else 0."""
+
+    def num_outputs(self, latent_dim: int) -> int:
+        """Return P, the number of encoder outputs."""
 
     def noise_dim(self, latent_dim: int) -> int:
         """Return N, the number of standard normal numbers per sample; 0 for none."""
@@ -33,8 +34,10 @@ class Posterior(Protocol):
 class DeterministicPosterior:
     """The encoder's output is the code; all of q(z)'s spread comes from the data."""
 
-    outputs_per_dim = 1
     encoder_noise_dim = 0
+
+    def num_outputs(self, latent_dim: int) -> int:
+        return latent_dim
 
     def noise_dim(self, latent_dim: int) -> int:
         return 0
@@ -84,8 +87,10 @@ class GaussianPosterior:
     Reparameterised as in Kingma and Welling, arXiv 1312.6114, section 2.4.
     """
 
-    outputs_per_dim = 2
     encoder_noise_dim = 0
+
+    def num_outputs(self, latent_dim: int) -> int:
+        return 2 * latent_dim
 
     def noise_dim(self, latent_dim: int) -> int:
         return latent_dim
@@ -101,6 +106,34 @@ class GaussianPosterior:
         """Return mean and log standard deviation, each of shape (B, Z)."""
         mean_BZ, log_std_BZ = outputs_BP.chunk(2, dim=1)
         return mean_BZ, log_std_BZ
+
+
+class ProductPosterior:
+    """Independent posteriors of the parts of a code, side by side."""
+
+    def __init__(self, parts: Sequence[tuple[int, Posterior]]) -> None:
+        """`parts` are numbers of dimensions and posteriors, in the order of the code."""
+        self.parts = tuple(parts)
+        self.encoder_noise_dim = max(posterior.encoder_noise_dim for _, posterior in parts)
+        self._outputs = [posterior.num_outputs(dims) for dims, posterior in parts]
+        # What the encoder itself reads is no noise of a part.
+        self._noise = [0 if p.encoder_noise_dim else p.noise_dim(dims) for dims, p in parts]
+
+    def num_outputs(self, latent_dim: int) -> int:
+        return sum(self._outputs)
+
+    def noise_dim(self, latent_dim: int) -> int:
+        return self.encoder_noise_dim or sum(self._noise)
+
+    def sample(self, outputs_BP: Tensor, noise_BN: Tensor) -> Tensor:
+        used = noise_BN[:, :0] if self.encoder_noise_dim else noise_BN
+        noise = used.split(self._noise, 1)
+        each = zip(self.parts, outputs_BP.split(self._outputs, 1), noise, strict=True)
+        return torch.cat([posterior.sample(own, n) for (_, posterior), own, n in each], 1)
+
+    def mean(self, outputs_BP: Tensor) -> Tensor:
+        each = zip(self.parts, outputs_BP.split(self._outputs, 1), strict=True)
+        return torch.cat([posterior.mean(own) for (_, posterior), own in each], 1)
 
 
 def run_encoder(
@@ -204,11 +237,14 @@ class Autoencoder:
 
     @torch.no_grad()
     def discriminate(self, codes_BZ: Tensor) -> Tensor | None:
-        """Return logits of shape (B) that codes are prior samples; None without a discriminator."""
+        """Return logits (B, A) that codes are prior samples, by each of A adversaries.
+
+        None without a discriminator.
+        """
         if self.networks.discriminator is None:
             return None
-        logits_B: Tensor = self.networks.discriminator(codes_BZ.to(self.like))
-        return logits_B
+        logits: Tensor = self.networks.discriminator(codes_BZ.to(self.like))
+        return logits.reshape(len(logits), -1)
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:
         """Return images as floats in [0, 1] on the networks' device."""

@@ -79,6 +79,7 @@ def _is_measured(sweep: Sweep, configs: Sequence[RunConfig]) -> bool:
     """Return whether only an evaluation gives the score; losses come with every log point."""
     names = [sweep.metric] if isinstance(sweep.metric, str) else list(sweep.metric)
     of_evaluations = {n for c in configs for n in metric_names.evaluated(c.method.kind)}
+    of_evaluations.update(metric_names.OF_CLASSES)
     return bool(sweep.constraints) or not of_evaluations.isdisjoint(names)
 
 

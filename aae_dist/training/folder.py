@@ -200,6 +200,8 @@ def record_failure(
 
 GOOD_C2ST, FAIR_C2ST = 0.60, 0.70
 """A match is good, or fair, up to this accuracy of a classifier; 0.5 is perfect."""
+GOOD_CLASSES, FAIR_CLASSES = 0.9, 0.7
+"""`codes/class_entropy` and `codes/confidence` of a good, or fair, match of classes."""
 COLLAPSED_SPREAD = 0.1
 """Spread of the codes over that of the prior, in some direction, below which they collapsed."""
 MIN_GAIN = 0.02
@@ -209,7 +211,8 @@ MIN_GAIN = 0.02
 def match_of(metrics: Mapping[str, float | None]) -> str | None:
     """Return how well codes match the prior: good, fair or poor; None without an evaluation.
 
-    Good includes what could be a perfect match: 0.5 lies within the interval of C2ST.
+    Of a code in parts it is the worst part's. Good includes what could be a perfect match: 0.5 lies
+    within the interval of C2ST.
     """
     if "prior_match/c2st" not in metrics:
         return None
@@ -217,7 +220,11 @@ def match_of(metrics: Mapping[str, float | None]) -> str | None:
     spread = metrics.get("codes/smallest_spread")
     if c2st is None or not math.isfinite(c2st) or _is_collapsed(spread):
         return "poor"
-    if c2st <= GOOD_C2ST or (low is not None and low <= 0.5):
+    classes = [metrics.get(f"codes/{name}") for name in ("class_entropy", "confidence")]
+    certain = min([value for value in classes if value is not None], default=1.0)
+    if certain < FAIR_CLASSES:
+        return "poor"
+    if certain >= GOOD_CLASSES and (c2st <= GOOD_C2ST or (low is not None and low <= 0.5)):
         return "good"
     return "fair" if c2st <= FAIR_C2ST else "poor"
 

@@ -21,7 +21,7 @@ from aae_dist.distributed.world import (
     run_on_rank_zero,
 )
 from aae_dist.errors import CheckpointError, LaunchError, RanksDifferError, TrainingDivergedError
-from aae_dist.priors import Prior
+from aae_dist.priors import Prior, matched_parts
 from aae_dist.utils.tensors import keyed_generator
 
 INTERVAL_SECONDS = 1.0
@@ -178,6 +178,8 @@ SETTLED = 0.05
 CHANCE_FRACTION = 0.6
 """A discriminator near chance has at least this fraction of the loss of a balanced game."""
 CHANCE_ACCURACY = 0.75
+CERTAIN = 0.9
+"""Classes match their prior above this `codes/class_entropy` and `codes/confidence`."""
 COLLAPSED_SPREAD = 0.1
 """Codes are collapsed when their spread over that of the prior is below this in any direction."""
 
@@ -218,13 +220,16 @@ class CodeStatistics:
     """
 
     def __init__(self, prior: Prior, device: torch.device, dtype: torch.dtype) -> None:
-        draw, size = keyed_generator(0, "codes against the prior"), prior.latent_dim
+        draw = keyed_generator(0, "codes against the prior")
+        self._columns = columns_compared(prior)
+        size = prior.latent_dim if self._columns is None else len(self._columns)
         bases = [
             torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))[0]
             for _ in range(-(-NUM_DIRECTIONS // size))
         ]
         directions_ZK = torch.cat(bases, dim=1)[:, :NUM_DIRECTIONS]
-        projected = prior.sample(NUM_REFERENCE, draw).double() @ directions_ZK
+        reference = self._compared(prior.sample(NUM_REFERENCE, draw))
+        projected = reference.double() @ directions_ZK
         mean_K, std_K = projected.mean(0), projected.std(0).clamp_min(1e-12)
         self._size = size
         self._directions_ZK = (directions_ZK / std_K).to(device, dtype)
@@ -258,10 +263,16 @@ class CodeStatistics:
     def sums(self, codes: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """Return this rank's weighted sums, (6 K), whose mean over ranks `of_means` takes."""
         parts = [
-            (_moments(z_BZ @ self._directions_ZK - self._offset_K) * weights_B[:, None]).sum(1)
+            (
+                _moments(self._compared(z_BZ) @ self._directions_ZK - self._offset_K)
+                * weights_B[:, None]
+            ).sum(1)
             for weights_B, z_BZ in codes
         ]
         return torch.stack(parts).sum(0).flatten()
+
+    def _compared(self, z_BZ: Tensor) -> Tensor:
+        return z_BZ if self._columns is None else z_BZ[:, self._columns]
 
     def of_means(self, sums: Tensor, num_codes: int) -> dict[str, float]:
         """Return the metrics of the means over `num_codes` codes, (6 K) on the CPU."""
@@ -277,6 +288,14 @@ class CodeStatistics:
             "codes/narrowest": spread_K.min().item(),
             "codes/widest": spread_K.max().item(),
         }
+
+
+def columns_compared(prior: Prior) -> list[int] | None:
+    """Return the columns of the code whose parts are continuous, None for all of them."""
+    parts = matched_parts(prior)
+    if parts == prior.parts:
+        return None
+    return [column for part in parts for column in range(part.columns.start, part.columns.stop)]
 
 
 def _moments(projected_BK: Tensor) -> Tensor:
@@ -341,6 +360,45 @@ class GanDiagnostics:
         return found if math.isnan(loss) else found | {LAGGING: far and lags}
 
 
+class PartAlarms:
+    """The alarms of a code in parts: each part plays a game of its own, any may raise an alarm."""
+
+    def __init__(self, prior: Prior, adversary: str | None, advice: str = "") -> None:
+        """`adversary` and `advice` as for `GanDiagnostics`."""
+        columns = columns_compared(prior)
+        size = prior.latent_dim if columns is None else len(columns)
+        # The place of the continuous codes at log points is measured over all their parts.
+        self._place = GanDiagnostics(None, size, advice)
+        self._parts = {
+            f"part {number}, {'categorical' if part.is_categorical else 'continuous'}": (
+                f"part_{number}/",
+                GanDiagnostics(adversary, part.dims, advice),
+            )
+            for number, part in enumerate(prior.parts, start=1)
+        }
+
+    def update(self, metrics: Metrics, progress: float = 1.0) -> tuple[dict[str, float], list[str]]:
+        """Return alarms and lines as `GanDiagnostics.update` does; a line names its part."""
+        place = {n: v for n, v in metrics.items() if n == "codes/off_prior"}
+        alarms, lines = self._place.update(place, progress)
+        for title, (prefix, game) in self._parts.items():
+            own = {n.removeprefix(prefix): v for n, v in metrics.items() if n.startswith(prefix)}
+            found, new = game.update(own, progress)
+            alarms |= {name: max(on, alarms.get(name, 0.0)) for name, on in found.items()}
+            lines += [line.replace(":", f" ({title}):", 1) for line in new]
+        return alarms, lines
+
+
+Diagnostics = GanDiagnostics | PartAlarms
+
+
+def diagnostics_of(prior: Prior, adversary: str | None, advice: str = "") -> Diagnostics:
+    """Return the alarms of a run, for each part of its code."""
+    if len(prior.parts) > 1:
+        return PartAlarms(prior, adversary, advice)
+    return GanDiagnostics(adversary, prior.latent_dim, advice)
+
+
 def _check_evaluation(metrics: Metrics, progress: float) -> dict[str, bool]:
     found = {}
     codes = metrics.get("discriminator/accuracy_codes")
@@ -354,6 +412,11 @@ def _check_evaluation(metrics: Metrics, progress: float) -> dict[str, bool]:
             blind = abs(codes + prior - 1.0) < DEAD_MARGIN
             found[DISCRIMINATOR_DEAD] = blind and c2st > DISTINCT_C2ST
             found[LAGGING] = far and (codes + prior) / 2 < CHANCE_ACCURACY
+    elif codes is not None and prior is not None and "codes/confidence" in metrics:
+        classes = [metrics[f"codes/{name}"] for name in ("class_entropy", "confidence")]
+        found[DISCRIMINATOR_WINS] = min(codes, prior) > WINNING_ACCURACY
+        blind = abs(codes + prior - 1.0) < DEAD_MARGIN
+        found[DISCRIMINATOR_DEAD] = blind and min(classes) < CERTAIN
     spread = metrics.get("codes/smallest_spread")
     if spread is not None:
         found[COLLAPSED_CODES] = spread < COLLAPSED_SPREAD

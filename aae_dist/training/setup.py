@@ -95,7 +95,7 @@ class TrainingSetup:
         self.networks = networks = build_networks(config, shape, world.device)
         if self.data.scaling:
             networks.set_scaling(*self.data.scaling)
-        posterior = build_posterior(config.posterior)
+        posterior = build_posterior(config.posterior, config.prior)
         self.inputs = _step_inputs(self.data, posterior, world)
         unit = self.data.baseline_loss or 1.0
         self.method = build_method(config, networks, prior, shape, world, unit)

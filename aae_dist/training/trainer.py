@@ -92,7 +92,7 @@ class Trainer:
         self.rollbacks = health.RollbackPolicy(self.config, self.log)
         adversary = method.adversary if method.kind == "adversarial" else None
         advice = "method.balance=auto" if getattr(method, "balance", "auto") != "auto" else ""
-        self.diagnostics = health.GanDiagnostics(adversary, self.config.model.latent_dim, advice)
+        self.diagnostics = health.diagnostics_of(setup.data.prior, adversary, advice)
         self.codes = health.CodeStatistics(setup.data.prior, self.world.device, self.inputs.dtype)
         self._num_codes = 0
         self._bad_samples_reported, self._has_told_unused = 0, False

@@ -8,8 +8,8 @@ from helpers.ranks import single_world
 from torch import Tensor
 
 from aae_dist.evaluation import Evaluator
-from aae_dist.evaluation.evaluator import combined_score
 from aae_dist.evaluation.linear import LinearErrors, fit_pca, num_fitted, why_no_pca
+from aae_dist.evaluation.part_scores import combined_score
 
 
 def of_rank(rank: int, num: int, num_values: int, seed: int = 0) -> Tensor:

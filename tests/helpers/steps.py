@@ -50,7 +50,7 @@ def build(config: RunConfig, world: World) -> tuple[Networks, Method, StepInputs
     inputs = StepInputs(
         seed=config.run.seed,
         prior=prior,
-        posterior=build_posterior(config.posterior),
+        posterior=build_posterior(config.posterior, config.prior),
         rows=rows,
         global_batch_size=batch,
         micro_batch_size=config.train.micro_batch_size,

@@ -53,7 +53,14 @@ PRIORS: dict[str, dict[str, Any]] = {
     "data": {"vectors": "unused"},
     "run": {"uri": "unused"},
     "custom": {"path": "aae_dist.priors:GaussianPrior"},
+    "product": {
+        "parts": (
+            {"dims": 3, "prior": {"kind": "categorical"}},
+            {"dims": 2, "prior": {"kind": "mixture"}},
+        )
+    },
 }
+LATENT_DIMS = {"product": 5}
 WITH_DENSITY = ("gaussian", "mixture", "laplace", "student_t", "custom")
 ON_THE_SIMPLEX = ("categorical", "data", "run", "custom")
 LOSSES = ("sum_half", "mean", "bce", "l1")
@@ -64,6 +71,8 @@ ALL: list[Combination] = list(itertools.product(MODEL_CHOICES, METHODS, PRIORS, 
 
 def refusal(model: str, method: str, prior: str, posterior: str) -> str | None:
     """Return words of the reason why a combination is refused; None if it is admitted."""
+    if posterior == "categorical" and prior == "product":
+        return "choose another posterior"
     if posterior == "categorical" and prior not in ON_THE_SIMPLEX:
         return "use prior.kind=categorical"
     if method == "variational" and posterior != "gaussian":
@@ -128,15 +137,19 @@ COVER = cover()
 def config_of(model: str, method: str, prior: str, posterior: str) -> RunConfig:
     extras = Extras.of(model, method, prior, posterior)
     straight = {"straight_through": extras.straight_through} if posterior == "categorical" else {}
+    chosen = PRIORS[prior]
+    if prior == "product":
+        first, *others = chosen["parts"]
+        chosen = {"parts": (first | {"straight_through": extras.straight_through}, *others)}
     return tiny_config(
         model={
             **MODELS[model],
-            "latent_dim": 2,
+            "latent_dim": LATENT_DIMS.get(prior, 2),
             "decoder_output": "linear" if extras.is_linear else "sigmoid",
             "discriminator_spectral_norm": extras.spectral_norm,
         },
         method={"kind": method, **METHODS[method], "reconstruction_loss": extras.loss},
-        prior={"kind": prior, **PRIORS[prior]},
+        prior={"kind": prior, **chosen},
         posterior={"kind": posterior, **straight},
         train={
             "steps": STEPS,
@@ -165,7 +178,7 @@ class Run:
         draw = torch.Generator().manual_seed(0)
         is_set = config.prior.kind in ("data", "run")
         self.vectors = torch.rand(9, 2, generator=draw) if is_set else None
-        prior = build_prior(config.prior, 2, self.vectors)
+        prior = build_prior(config.prior, config.model.latent_dim, self.vectors)
         networks = build_networks(config, extras.shape, world.device)
         self.method: Method = build_method(config, networks, prior, extras.shape, world)
         decay = config.train.ema_decay
@@ -174,7 +187,7 @@ class Run:
         self.inputs = StepInputs(
             seed=0,
             prior=prior,
-            posterior=build_posterior(config.posterior),
+            posterior=build_posterior(config.posterior, config.prior),
             rows=slice(0, 24),
             global_batch_size=24,
             micro_batch_size=config.train.micro_batch_size,
@@ -268,7 +281,7 @@ def test_refusals_are_told_at_once() -> None:
     for combination in refused:
         with pytest.raises((ConfigError, ValueError), match=refusal(*combination)):
             config_of(*combination)
-    assert len(refused) == 95
+    assert len(refused) == 107
 
 
 class WithoutDensity(Prior):

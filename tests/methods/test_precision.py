@@ -43,7 +43,7 @@ def error_after_training(precision: str, model: str, loss: str) -> float:
     prior, shape = build_prior(config.prior, 8), (1, 28, 28)
     networks = build_networks(config, shape, world.device)
     method = build_method(config, networks, prior, shape, world)
-    posterior = build_posterior(config.posterior)
+    posterior = build_posterior(config.posterior, config.prior)
     inputs = StepInputs(0, prior, posterior, slice(0, BATCH), BATCH, None, world, torch.float32)
     valid, generator = torch.ones(BATCH, dtype=torch.bool), torch.Generator().manual_seed(0)
     for step in range(STEPS):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from aae_dist.evaluation.evaluator import smallest_spread
+from aae_dist.evaluation.part_scores import smallest_spread
 from aae_dist.losses import ADVERSARIES
-from aae_dist.priors import GaussianPrior, MixturePrior, Prior
+from aae_dist.priors import CategoricalPrior, GaussianPrior, MixturePrior, Prior, ProductPrior
 from aae_dist.training import health
 from aae_dist.training.health import CodeStatistics, GanDiagnostics
 
@@ -191,3 +191,52 @@ def test_statistics_are_of_one_step_in_ten_at_most() -> None:
         assert steps
         assert all(b - a >= 10 for a, b in zip(steps, steps[1:], strict=False))
         assert every < 10 or len(steps) == 2000 // every
+
+
+def test_alarms_of_a_code_in_parts_name_the_part() -> None:
+    prior = ProductPrior([CategoricalPrior(4), GaussianPrior(2)])
+    game = health.diagnostics_of(prior, "bce", "more steps")
+    even = {"discriminator/accuracy_codes": 0.5, "discriminator/accuracy_prior": 0.5}
+    good = {"codes/class_entropy": 0.99, "codes/confidence": 0.98, "codes/smallest_spread": 0.9}
+    fine = {"prior_match/c2st": 0.52, "codes/smallest_spread": 0.9}
+
+    def evaluated(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+        each = (("part_1/", first), ("part_2/", second))
+        return {prefix + n: v for prefix, metrics in each for n, v in metrics.items()}
+
+    alarms, lines = game.update(evaluated(even | good, even | fine))
+    assert lines == []
+    assert set(alarms.values()) == {0.0}
+    # Softmax codes that say nothing, and a discriminator that does not mind.
+    alarms, lines = game.update(evaluated(even | good | {"codes/confidence": 0.3}, even | fine))
+    assert alarms[health.DISCRIMINATOR_DEAD] == 1.0
+    assert lines == [
+        "discriminator_dead (part 1, categorical): "
+        f"{health.MEANING[health.DISCRIMINATOR_DEAD]}; try more steps"
+    ]
+    alarms, lines = game.update(evaluated(even | good, even | fine | {"prior_match/c2st": 0.8}))
+    assert alarms[health.DISCRIMINATOR_DEAD] == 1.0
+    assert lines[0].startswith("discriminator_dead (part 2, continuous): ")
+
+
+def test_one_won_game_of_two_is_an_alarm() -> None:
+    prior = ProductPrior([CategoricalPrior(4), GaussianPrior(2)])
+    game = health.diagnostics_of(prior, "bce")
+    losses = {"part_1/loss/discriminator": 0.01, "part_2/loss/discriminator": 1.386}
+    for _ in range(health.CONSECUTIVE_POINTS):
+        alarms, lines = game.update({"loss/discriminator": 1.396, **losses})
+    assert alarms[health.DISCRIMINATOR_WINS] == 1.0
+    assert lines[0].startswith("discriminator_wins (part 1, categorical): ")
+
+
+def test_the_place_of_codes_in_parts_is_that_of_the_continuous_ones() -> None:
+    prior = ProductPrior([CategoricalPrior(4), GaussianPrior(2)])
+    both = CodeStatistics(prior, torch.device("cpu"), torch.float64)
+    z = prior.sample(512, torch.Generator().manual_seed(1)).double()
+    weights = torch.full((512,), 1 / 512, dtype=torch.float64)
+    metrics = both.of_means(both.sums([(weights, z)]), 512)
+    assert abs(metrics["codes/off_prior"]) < 0.2
+    z[:, :4] = 0.25  # classes that say nothing have scores of their own
+    assert both.of_means(both.sums([(weights, z)]), 512) == metrics
+    z[:, 4] += 3
+    assert both.of_means(both.sums([(weights, z)]), 512)["codes/off_prior"] > 1.0

@@ -223,6 +223,37 @@ class CustomPrior(Section):
     """Further keyword arguments of the class."""
 
 
+class Part(Section):
+    """Consecutive dimensions of the code that have a prior, and an adversary, of their own."""
+
+    dims: PositiveInt
+    """Number of latent dimensions; those of all parts sum to `model.latent_dim`."""
+    prior: Annotated[
+        GaussianPrior
+        | MixturePrior
+        | SwissRollPrior
+        | UniformPrior
+        | LaplacePrior
+        | StudentTPrior
+        | SpherePrior
+        | CategoricalPrior
+        | CustomPrior,
+        Field(discriminator="kind"),
+    ] = GaussianPrior()
+    """Prior of these dimensions. Under a categorical one the encoder has a softmax, elsewhere the
+    run's posterior."""
+    straight_through: bool = False
+    """For a categorical part: codes are one-hot, with the gradients of the softmax."""
+
+
+class ProductPrior(Section):
+    """Independent parts, each with a prior of its own: z = [class | style], for example."""
+
+    kind: Literal["product"] = "product"
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)]
+    """The parts in the order of their dimensions, as `{dims: 10, prior: {kind: categorical}}`."""
+
+
 Prior = Annotated[
     GaussianPrior
     | MixturePrior
@@ -234,6 +265,7 @@ Prior = Annotated[
     | CategoricalPrior
     | DataPrior
     | RunPrior
-    | CustomPrior,
+    | CustomPrior
+    | ProductPrior,
     Field(discriminator="kind"),
 ]

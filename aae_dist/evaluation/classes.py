@@ -1,0 +1,96 @@
+"""Scores of codes that are classes: how even and how sure they are, and what they say of labels.
+
+Shapes: n samples, K classes. All are computed from the gathered table, on rank 0, in float64.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def class_scores(probabilities_nK: Tensor) -> dict[str, float]:
+    """Return how a categorical part of the code matches its prior, float [n, K]; 1 is perfect.
+
+    `codes/class_entropy`: entropy of the mean of the rows over log K, 1 for classes that are used
+    equally often, 0 for one class alone. `codes/confidence`: mean of each row's largest entry, 1
+    for one-hot codes, 1 / K for codes that say nothing.
+    """
+    mean_K = probabilities_nK.double().mean(0)
+    entropy = -torch.special.xlogy(mean_K, mean_K).sum().item()
+    return {
+        "codes/class_entropy": entropy / math.log(len(mean_K)),
+        "codes/confidence": probabilities_nK.double().amax(1).mean().item(),
+    }
+
+
+def classification_error(probabilities_nK: Tensor, labels_n: Tensor) -> float | None:
+    """Return the part of the labelled samples whose most likely class is not their label.
+
+    Labels are int64, -1 where absent; None without any.
+    """
+    known = labels_n >= 0
+    if not bool(known.any()):
+        return None
+    wrong = probabilities_nK[known].argmax(1) != labels_n[known]
+    return wrong.double().mean().item()
+
+
+def clustering_scores(probabilities_nK: Tensor, labels_n: Tensor) -> dict[str, float]:
+    """Return how well clusters agree with labels, int64, -1 where absent; empty without any.
+
+    A sample belongs to the cluster of its largest entry. `clustering/error` is the protocol of
+    Makhzani et al., arXiv 1511.05644, section 6: each cluster takes the label of the sample that is
+    surest of it, here of the same samples. `clustering/nmi` is the mutual information over the
+    mean of both entropies, `clustering/ari` the adjusted Rand index (Hubert and Arabie 1985).
+    """
+    known = labels_n >= 0
+    if not bool(known.any()):
+        return {}
+    probabilities, labels = probabilities_nK[known].double(), labels_n[known]
+    clusters = probabilities.argmax(1)
+    label_of_cluster = labels[probabilities.argmax(0)]
+    wrong = label_of_cluster[clusters] != labels
+    counts = _contingency(clusters, labels)
+    return {
+        "clustering/error": wrong.double().mean().item(),
+        "clustering/nmi": normalized_mutual_information(counts),
+        "clustering/ari": adjusted_rand_index(counts),
+    }
+
+
+def _contingency(clusters_n: Tensor, labels_n: Tensor) -> Tensor:
+    """Return the number of samples of each cluster and label that occur, float64 (clusters, L)."""
+    _, rows = clusters_n.unique(return_inverse=True)
+    _, columns = labels_n.unique(return_inverse=True)
+    num = int(columns.max()) + 1
+    flat = (rows * num + columns).bincount(minlength=(int(rows.max()) + 1) * num)
+    counts: Tensor = flat.unflatten(0, (-1, num))
+    return counts.double()
+
+
+def normalized_mutual_information(counts: Tensor) -> float:
+    """Return the mutual information of two partitions over the mean of their entropies.
+
+    1 for equal partitions, also for two that have one part each.
+    """
+    joint = counts / counts.sum()
+    rows, columns = joint.sum(1), joint.sum(0)
+    entropies = [-torch.special.xlogy(p, p).sum().item() for p in (rows, columns, joint)]
+    mean = (entropies[0] + entropies[1]) / 2
+    return (entropies[0] + entropies[1] - entropies[2]) / mean if mean > 0 else 1.0
+
+
+def adjusted_rand_index(counts: Tensor) -> float:
+    """Return the Rand index of two partitions, 0 on average for random ones and 1 for equal ones.
+
+    `counts`, float64, are the samples that two partitions share.
+    """
+
+    def pairs(sizes: Tensor) -> float:
+        return (sizes * (sizes - 1) / 2).sum().item()
+
+    both, rows, columns = pairs(counts), pairs(counts.sum(1)), pairs(counts.sum(0))
+    expected = rows * columns / max(pairs(counts.sum()[None]), 1.0)
+    most = (rows + columns) / 2
+    return (both - expected) / (most - expected) if most != expected else 1.0

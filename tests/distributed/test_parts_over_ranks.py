@@ -1,0 +1,36 @@
+"""Codes in parts are the same for any number of ranks."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.ranks import run_ranks, single_world
+from helpers.steps import MODELS, train_steps
+
+pytestmark = pytest.mark.distributed
+
+PARTS: dict[str, Any] = {
+    "model": {**MODELS["mlp"], "latent_dim": 6},
+    "posterior": {"kind": "gaussian"},
+    "prior": {
+        "kind": "product",
+        "parts": (
+            {"dims": 3, "prior": {"kind": "categorical"}},
+            {"dims": 3, "prior": {"kind": "gaussian"}},
+        ),
+    },
+}
+MMD = {**PARTS, "method": {"kind": "mmd", "weight": 10.0}}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("tree", [PARTS, MMD], ids=["adversarial", "mmd"])
+def test_one_rank_and_several_agree(tree: dict[str, Any], size: int) -> None:
+    expected, networks = train_steps(single_world(), tree, 20)
+    per_rank = run_ranks(train_steps, size, tree, 20)
+    for step, wanted in enumerate(expected):
+        got = {k: sum(losses[step][k] for losses, _ in per_rank) / size for k in wanted}
+        assert got == pytest.approx(wanted, abs=1e-12)
+    for network, *others in zip(networks, *(flat for _, flat in per_rank), strict=True):
+        assert torch.allclose(others[0], network, rtol=0, atol=1e-12)
+        assert all(torch.equal(others[0], other) for other in others)
