@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STORAGE ?= $(CURDIR)/runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev quickstart test test-unit test-all test-engine test-optuna-4 faults check fix
+.PHONY: help install dev quickstart test test-unit test-all test-engine test-optuna-4 faults fuzz check fix
 
 help:
 	@echo "make quickstart  set up $(VENV) and train an adversarial autoencoder on the shipped digits"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-unit   those that take milliseconds"
 	@echo "make test-all    all tests"
 	@echo "make faults      faults injected for real; writes the table of docs/reliability.md"
+	@echo "make fuzz        mutated and made-up inputs, FUZZ_CASES=500 per test; minutes"
 	@echo "make test-engine the tests where Ray and wandb are not installed"
 	@echo "make test-optuna-4  Optuna's tests with its former major version"
 	@echo "make test-cluster  pods played in namespaces of this machine (root; 15 minutes)"
@@ -75,6 +76,14 @@ check: dev
 
 faults: dev
 	FAULTS_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/faults
+
+# One process: its peaks of memory are those of the cases, and it counts them. An input that ends the
+# process lies in .fuzz-last.
+FUZZ_CASES ?= 500
+fuzz: dev
+	FUZZ_CASES=$(FUZZ_CASES) FUZZ_LAST=$(CURDIR)/.fuzz-last OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/fuzz --timeout=3600
+	@rm -f .fuzz-last
 
 fix: dev
 	$(BIN)/ruff check --fix .

@@ -19,6 +19,11 @@ A message states the problem, the value found, and the fix. Each class carries i
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+_COMMANDS = {
+    code: ascii(chr(code))[1:-1]
+    for code in (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F))
+} | {code: ascii(chr(code))[1:-1] for code in range(0x2066, 0x206A)}
+"""Characters that command a terminal or reorder a line; a message may repeat a user's text."""
 StorageReason = Literal["forbidden", "changed", "unreachable", "other"]
 """Why a bucket or a web server refused: forbidden and changed are final; unreachable means that all
 retries failed; other is the server's own words."""
@@ -29,9 +34,15 @@ SampleReason = Literal["field", "image", "array", "size", "label", "unreadable",
 
 
 class AaeDistError(Exception):
-    """Base of all errors that aae_dist raises on purpose; catch this one."""
+    """Base of all errors that aae_dist raises on purpose; catch this one.
+
+    Its text is fit for a terminal: control characters in it are escaped.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return super().__str__().translate(_COMMANDS)
 
 
 class ConfigError(AaeDistError):

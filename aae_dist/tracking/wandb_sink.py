@@ -275,14 +275,13 @@ def has_key(environment: Mapping[str, str], home: Path) -> bool:
     """Return whether W&B will find credentials for its server."""
     if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(environment.get("WANDB_BASE_URL") or DEFAULT_SERVER).hostname or ""
     named = environment.get("NETRC")
-    for path in [Path(named).expanduser()] if named else [home / ".netrc", home / "_netrc"]:
-        try:
-            if netrc.netrc(str(path)).authenticators(host):
+    for path in [Path(named)] if named else [home / ".netrc", home / "_netrc"]:
+        # An address that is none, a home that is nobody's, a file that is no text: no key.
+        with suppress(OSError, ValueError, RuntimeError, netrc.NetrcParseError):
+            host = urlsplit(environment.get("WANDB_BASE_URL") or DEFAULT_SERVER).hostname or ""
+            if netrc.netrc(str(path.expanduser())).authenticators(host):
                 return True
-        except (OSError, netrc.NetrcParseError):
-            continue
     return False
 
 

@@ -337,12 +337,13 @@ def write_marker(folder: Storage) -> str:
     token = secrets.token_hex(16)
     if folder.create(MARKER, token.encode()):
         return token
-    return folder.read(MARKER).decode()
+    return folder.read(MARKER).decode(errors="replace")
 
 
 def check_marker(folder: Storage, token: str) -> None:
     """Raise LaunchError unless `folder` holds the driver's token: then it is another folder."""
-    if read_or_none(folder, MARKER) != token.encode():
+    found = read_or_none(folder, MARKER)
+    if found is None or found.decode(errors="replace") != token:
         raise LaunchError(
             f"{folder.uri}: this folder is not shared between nodes: a worker does not see what "
             "the driver wrote there. Set run.storage to s3:// (gs://, az://) or to a shared mount."

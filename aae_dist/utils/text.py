@@ -113,7 +113,7 @@ def _forms(value: str) -> tuple[str, ...]:
             part = part.partition("=")[2] if re.match(r"[A-Za-z]+=.", part) else part
             is_word = re.fullmatch(r"[a-z_]+|https?:.*", part)
             parts |= {part} if len(part) >= _SHORTEST_PIECE and not is_word else set()
-    encoded = {quote(part, safe="") for part in parts}
+    encoded = {quote(part, safe="", errors="surrogateescape") for part in parts}
     lower = {re.sub("%..", lambda found: found.group().lower(), part) for part in encoded}
     escaped = {json.dumps(part)[1:-1] for part in parts} | {repr(part)[1:-1] for part in parts}
     return tuple(sorted(parts | encoded | lower | escaped, key=len, reverse=True))

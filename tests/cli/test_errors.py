@@ -25,6 +25,11 @@ def test_an_error_of_ours_is_one_clean_message_and_its_exit_code(error, code, ca
     assert (out, err) == ("", "aae-dist: what, got, do\n")
 
 
+def test_what_would_command_a_terminal_is_escaped_in_every_error_of_ours():
+    error = errors.ConfigError("model.\x1b[2J\u202e\x9b: unknown key\n  next")
+    assert str(error) == r"model.\x1b[2J\u202e\x9b: unknown key" + "\n  next"
+
+
 @pytest.fixture
 def raising(monkeypatch):
     """Return a function that makes `aae-dist report` raise."""

@@ -27,6 +27,11 @@ def test_a_wildcard_of_a_bucket_is_no_signature() -> None:
     assert redact("s3://bucket/shard-??.tar", {}) == "s3://bucket/shard-??.tar"
 
 
+def test_a_secret_that_is_no_text_hides_and_breaks_nothing() -> None:
+    secret = os.fsdecode(b"abcdef\x80gh")
+    assert redact(f"got {secret}", {"AWS_SESSION_TOKEN": secret}) == "got ***"
+
+
 def test_values_of_secrets_are_hidden_and_others_are_not() -> None:
     environment = {"MY_TOKEN": "abcdefgh1234", "HOME": "/home/me", "X_KEY_FILE": "/run/secret"}
     line = "abcdefgh1234 in /home/me, /run/secret"

@@ -66,9 +66,18 @@ def test_a_key_is_found_in_netrc_for_its_server_only(tmp_path):
     assert not has_key({"NETRC": str(tmp_path / "none")}, tmp_path)
 
 
-def test_a_broken_netrc_is_no_key(tmp_path):
-    (tmp_path / ".netrc").write_text("this is not netrc\n")
+@pytest.mark.parametrize("text", [b"this is not netrc\n", b"machine \x80 login a password b"])
+def test_a_broken_netrc_is_no_key(text, tmp_path):
+    (tmp_path / ".netrc").write_bytes(text)
     assert not has_key({}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"WANDB_BASE_URL": "http://[::1"}, {"NETRC": "~nobody-of-this-name/x"}]
+)
+def test_a_variable_that_names_no_place_is_no_key(odd, tmp_path):
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert not has_key(odd, tmp_path)
 
 
 def test_a_run_has_an_id_of_its_own_from_its_first_start_on(tmp_path):

@@ -26,3 +26,11 @@ def test_another_folder_of_the_same_name_is_not_shared(tmp_path):
 def test_a_bucket_is_shared(s3):
     uri = s3() + "/runs/a"
     check_marker(open_storage(uri), write_marker(open_storage(uri)))
+
+
+def test_a_marker_that_is_no_text_is_a_folder_that_is_not_shared(tmp_path):
+    folder = open_storage(str(tmp_path))
+    folder.write(".nonce", b"\x80\xff")
+    check_marker(folder, write_marker(folder))
+    with pytest.raises(LaunchError, match="not shared"):
+        check_marker(folder, "another")

@@ -33,9 +33,9 @@ _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # one that ends a scan
 MAX_SCANS = 100
 """Scans of a JPEG. Encoders write 1 to 20. An empty one takes a byte and visits all blocks: 20,000
 of them, 2 MB, take minutes."""
-MAX_SCANNED_PIXELS, MAX_ARITHMETIC_PIXELS = 1 << 31, 1 << 27
-"""Pixels times scans of a JPEG: an empty scan takes 0.1 ns per pixel, and arithmetic coding some
-30 ns, also where data lack."""
+MAX_SCANNED_PIXELS, MAX_ARITHMETIC_PIXELS = 1 << 31, 1 << 25
+"""Pixels times scans of a JPEG: an empty scan takes 0.1 ns per pixel, and arithmetic coding up to
+40 ns, also where data lack."""
 MAX_CHUNKS = 1 << 17
 """Chunks of a PNG or WebP file; an image of 1 GiB in chunks of 8 KiB has as many."""
 _JPEG_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
@@ -59,7 +59,6 @@ class ImageHeader(NamedTuple):
     orientation: int = 1  # EXIF orientation, 1 to 8; 1 is upright
     is_cmyk: bool = False  # whether a JPEG has four components, as for printing
     unused: tuple[Kind, ...] = ()  # what of the file is left out when it is decoded
-    pixel_bytes: int = 4  # of a pixel as it is stored, at most
     is_arithmetic: bool = False  # whether a JPEG is arithmetic-coded
 
 
@@ -98,8 +97,7 @@ def _png_header(data: bytes) -> ImageHeader | None:
     if b"acTL" in data[:_PNG_HEAD_BYTES]:
         unused += ("frames",)
     turn = orientation(exif)
-    size = max(1, _PNG_SAMPLES.get(colour, 1) * depth // 8)
-    return ImageHeader("PNG", _PNG_CHANNELS[colour], height, width, turn, False, unused, size)
+    return ImageHeader("PNG", _PNG_CHANNELS[colour], height, width, turn, unused=unused)
 
 
 def check_scans(data: bytes, header: ImageHeader) -> None:

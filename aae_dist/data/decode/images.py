@@ -125,8 +125,10 @@ def ignore_group(numbers: Sequence[int]) -> None:
 
 NO_RESIZE = Resize("none", None)
 _MAX_PIXELS = 1 << 26
-MAX_DECODED_BYTES = 1 << 28
-"""Bytes of an image as its file holds it, inflated: 8192 x 8192 pixels of 32 bits."""
+_MAX_SLOW_PIXELS = 1 << 25
+"""Pixels of what takes two to three times the work or memory: a WebP file (34 bytes may have as
+many), PNG of 16 bits, JPEG of four components, and JPEG that libjpeg-turbo calls damaged, so that
+Pillow decodes it again."""
 _LARGE_IMAGES = MemoryBudget(1 << 30)
 """For decoding images that are a group of their own: without it each thread might hold one."""
 _WORK_BYTES_PER_PIXEL = 12  # measured: coefficients of a progressive JPEG, colours, their copies
@@ -220,16 +222,11 @@ def checked_header(data: bytes) -> ImageHeader:
     header = formats.read_header(data)
     if header is None:
         raise _damaged(f"not a PNG, JPEG or WebP image (starts with {data[:8]!r})")
-    if not 0 < header.height * header.width <= _MAX_PIXELS:
+    is_slow = header.format == "WEBP" or header.is_cmyk or "depth" in header.unused
+    most = _MAX_SLOW_PIXELS if is_slow else _MAX_PIXELS
+    if not 0 < header.height * header.width <= most:
         raise SampleError(
-            f"{header.height} x {header.width} pixels; at most {_MAX_PIXELS} are read",
-            reason="size",
-        )
-    num_bytes = header.height * header.width * header.pixel_bytes
-    if num_bytes > MAX_DECODED_BYTES:
-        raise SampleError(
-            f"{header.height} x {header.width} pixels of {header.pixel_bytes} bytes are "
-            f"{num_bytes} bytes; at most {MAX_DECODED_BYTES} are read",
+            f"{header.height} x {header.width} pixels; at most {most} are read",
             reason="size",
         )
     if header.format == "JPEG":
@@ -361,6 +358,9 @@ def _finish(
     """Return the image upright and of the wanted shape, decoded by Pillow if it is not yet."""
     header, image = headers[number], decoded.get(number)
     if image is None:
+        is_second = header.format == "JPEG" and not header.is_cmyk
+        if is_second and header.height * header.width > _MAX_SLOW_PIXELS:
+            raise _damaged("the JPEG image is damaged, and too large to be decoded in part")
         image = _decode_with_pillow(files[number], header, shape[0])
     image = formats.apply_orientation(image, header.orientation)
     if image.shape != (shape[0], header.height, header.width):

@@ -149,8 +149,8 @@ def parse_classes(data: bytes, where: str) -> ClassMap:
     if len(data) > _MAX_CLASSES_BYTES:
         raise DataError(f"{where}: {len(data)} bytes are more than {_MAX_CLASSES_BYTES}. {advice}")
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        document = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
         raise DataError(f"{where} is not JSON ({str(error):.200}). {advice}") from None
     return _class_map(document, where, advice)
 

@@ -21,6 +21,9 @@ from aae_dist.errors import AaeDistError, SampleError, SampleReason, ShardError
 from aae_dist.storage import is_remote
 
 _MAX_UNPACKED_BYTES = 4 << 30  # bound on a .tar.gz shard, unpacked, and on all that are held
+_SMALL_UNPACKED_BYTES, _MAX_UNPACKED_RATIO = 256 << 20, 200
+"""Shards of images unpack to one to five times their bytes, gzip's bombs to 1,000 times: 4 MB that
+hold up all threads for 20 s. Up to 256 MiB any ratio is taken."""
 _UNPACK_CHUNK_BYTES = 1 << 20
 _UNPACKING = threading.Lock()
 UNPACKED = Holders()
@@ -149,21 +152,28 @@ def _contents(shard: Shard, file: BinaryIO) -> Buffer:
 def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
     # In chunks: one read would first allocate all that it may return, 4 GiB. What others hold is
     # released as this one grows, and one shard is unpacked at once: the bound is the process's.
-    data = io.BytesIO()
-    with _UNPACKING, gzip.open(packed, "rb") as file:
+    # An error's traceback would keep what was unpacked until then: it is closed here.
+    with _UNPACKING, gzip.open(packed, "rb") as file, io.BytesIO() as data:
         while chunk := file.read(_UNPACK_CHUNK_BYTES):
             UNPACKED.shrink(_MAX_UNPACKED_BYTES - data.tell() - len(chunk))
             data.write(chunk)
-            _check_unpacked(shard, data.tell())
-    return data.getvalue()
+            _check_unpacked(shard, packed, data.tell())
+        return data.getvalue()
 
 
-def _check_unpacked(shard: Shard, num_bytes: int) -> None:
+def _check_unpacked(shard: Shard, packed: BinaryIO, num_bytes: int) -> None:
     if num_bytes > _MAX_UNPACKED_BYTES:
         raise ShardError(
             f"{shard.url}: more than {_MAX_UNPACKED_BYTES >> 30} GiB when unpacked; "
             "write smaller shards, or plain .tar files."
         )
+    if num_bytes > _SMALL_UNPACKED_BYTES:
+        size = os.fstat(packed.fileno()).st_size
+        if num_bytes > size * _MAX_UNPACKED_RATIO:
+            raise ShardError(
+                f"{shard.url}: unpacks to more than {_MAX_UNPACKED_RATIO} times its {size} bytes; "
+                "write a plain .tar file."
+            )
 
 
 class _GzipStream:
@@ -174,7 +184,7 @@ class _GzipStream:
         with gzip.open(packed, "rb") as file:
             while chunk := file.read(_UNPACK_CHUNK_BYTES):
                 self._size += len(chunk)
-                _check_unpacked(shard, self._size)
+                _check_unpacked(shard, packed, self._size)
         packed.seek(0)
         self._file = gzip.open(packed, "rb")  # noqa: SIM115 - the shard's own file is closed
         self._start, self._chunk = 0, b""

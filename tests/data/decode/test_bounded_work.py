@@ -56,10 +56,11 @@ def segment(marker: int, data: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
 
 
-def jpeg_of_scans(count: int, side: int = 8192, frame: int = 0xC2) -> bytes:
-    """Return a JPEG of `count` scans that visit every block and say nothing."""
+def jpeg_of_scans(count: int, side: int = 8192, frame: int = 0xC2, parts: int = 1) -> bytes:
+    """Return a JPEG of `count` further scans that visit every block and say nothing."""
     head = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64)
-    head += segment(frame, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
+    components = b"".join(bytes((n, 0x11, 0)) for n in range(1, parts + 1))
+    head += segment(frame, struct.pack(">BHHB", 8, side, side, parts) + components)
     head += segment(0xC4, b"\0\1" + bytes(15) + b"\0") + segment(
         0xC4, b"\x10\1" + bytes(15) + b"\xe0"
     )
@@ -79,6 +80,13 @@ def png(width: int, height: int, depth: int, colour: int, data: bytes, extra: by
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def webp(width: int, height: int) -> bytes:
+    """Return the header of a lossless WebP file."""
+    bits = (width - 1) | (height - 1) << 14
+    body = b"WEBPVP8L" + struct.pack("<IBI", 8, 0x2F, bits) + bytes(3)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 HOSTILE = {
     "jpeg of 101 scans": ("jpg", lambda: jpeg_of_scans(101), "more than 100 scans"),
     "jpeg of 20,000 scans": ("jpg", lambda: jpeg_of_scans(20_000), "more than 100 scans"),
@@ -88,7 +96,15 @@ HOSTILE = {
         lambda: jpeg_of_scans(50, frame=0xCA),
         "arithmetic-coded JPEG of 51",
     ),
-    "png of 16 bits": ("png", lambda: png(8192, 8192, 16, 6, b""), "536870912 bytes; at most"),
+    "jpeg, arithmetic, plain": (
+        "jpg",
+        lambda: jpeg_of_scans(0, frame=0xC9),
+        "JPEG of 1 scans and 67108864",
+    ),
+    "jpeg of four components": ("jpg", lambda: jpeg_of_scans(0, parts=4), "at most 33554432"),
+    "jpeg without its data": ("jpg", lambda: jpeg_of_scans(1)[:300], "too large to be decoded in"),
+    "webp of few bytes": ("webp", lambda: webp(8192, 8192), "at most 33554432 are read"),
+    "png of 16 bits": ("png", lambda: png(8192, 8192, 16, 6, b""), "pixels; at most 33554432"),
     "png of chunks": (
         "png",
         lambda: png(4, 4, 8, 0, b"", chunk(b"teXt", b"") * 200_000),

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -378,3 +379,30 @@ def test_a_shard_that_is_released_while_it_is_read_is_opened_again(tmp_path: Pat
     reader.UNPACKED.shrink(0)
     assert opened.unpacked_bytes == 0
     assert len(opened.fields(0)["bin"]) == 1 << 20
+
+
+def test_four_bombs_at_once_cost_one_budget_and_little_time(tmp_path: Path) -> None:
+    part = gzip.compress(bytes(16 << 20))
+    for number in range(4):
+        (tmp_path / f"{number}.tar.gz").write_bytes(part * 20)
+    shards = [Shard(str(tmp_path), f"{n}.tar.gz", 1, 20 * len(part)) for n in range(4)]
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of this process's memory
+    before, began = peak_bytes(), time.process_time()
+
+    def opened(shard: Shard) -> str:
+        with pytest.raises(ShardError, match="unpacks to more than 200 times its") as caught:
+            ShardReader(shard)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(opened, shards))) == 4
+    with pytest.raises(ShardError, match="unpacks to more than 200 times its"):
+        reader.count_members(shards[0], None)
+    assert peak_bytes() - before < 640 << 20
+    assert (time.process_time() - began) / 5 < 2.0
+
+
+def peak_bytes() -> int:
+    """Return the peak of this process's resident memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10

@@ -118,6 +118,7 @@ def test_the_class_map_of_one_pack_numbers_another(tmp_path: Path) -> None:
         ("3", "no list of at most"),
         ("[" * 100_000, "is not JSON"),
         ("", "is not JSON"),
+        ('["\\ud800"]', "is not JSON"),
     ],
 )
 def test_a_class_map_that_is_none_is_one_line(tmp_path: Path, text: str, problem: str) -> None:
