@@ -277,7 +277,7 @@ def has_key(environment: Mapping[str, str], home: Path) -> bool:
         return True
     named = environment.get("NETRC")
     for path in [Path(named)] if named else [home / ".netrc", home / "_netrc"]:
-        # An address that is none, a home that is nobody's, a file that is no text: no key.
+        # An address that is none, a home that does not exist, a file that is no text: no key.
         with suppress(OSError, ValueError, RuntimeError, netrc.NetrcParseError):
             host = urlsplit(environment.get("WANDB_BASE_URL") or DEFAULT_SERVER).hostname or ""
             if netrc.netrc(str(path.expanduser())).authenticators(host):
