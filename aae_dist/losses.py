@@ -161,6 +161,65 @@ def sliced_wasserstein(
     return mean
 
 
+NUM_KNOTS, LAST_KNOT = 17, 3.0
+"""Arguments of the characteristic functions, from 0 to 3 over the prior's standard deviation."""
+
+
+def characteristic_distance(
+    z_NZ: Tensor,
+    prior_NZ: Tensor,
+    weights_N: Tensor,
+    directions_ZP: Tensor,
+    std: float,
+    is_gaussian: bool,
+) -> Tensor:
+    """Return the unbiased squared distance of characteristic functions along directions, a scalar.
+
+    Along each direction the empirical characteristic function of the codes is compared with that of
+    the prior: mean over directions of sum_k w_k |phi_z(t_k) - phi_prior(t_k)|^2, the statistic of
+    Epps and Pulley (1983) as SIGReg uses it (LeJEPA, arXiv 2511.08544), for any prior. The 17 knots
+    t_k run from 0 to 3 over `std`, the prior's standard deviation per dimension; w_k are those of
+    the trapezoid rule times exp(-(std t)^2 / 2), scaled to a sum of 1. The mean at the match is 0,
+    so that it is negative for some batches.
+
+    With `is_gaussian` the prior is N(0, std^2 I), whose function exp(-(std t)^2 / 2) is exact; else
+    the prior samples give it. `weights_N` are 1 / n for n unmasked rows, of both samples, and 0 for
+    masked ones; the P directions may have any length.
+    """
+    unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
+    # At 0 both functions are 1, so that knot counts in the sum of the weights alone.
+    scaled_K = torch.linspace(0, LAST_KNOT, NUM_KNOTS, dtype=z_NZ.dtype, device=z_NZ.device)
+    window_K = torch.exp(-0.5 * scaled_K.square())
+    trapezoid_K = torch.ones_like(scaled_K)
+    trapezoid_K[[0, -1]] = 0.5
+    weights_K = trapezoid_K * window_K / (trapezoid_K * window_K).sum()
+    scaled_K, window_K, weights_K = scaled_K[1:], window_K[1:], weights_K[1:]
+    n = 1 / weights_N.square().sum().clamp(min=1e-12)  # a batch may have no unmasked row
+
+    def function(x_NZ: Tensor) -> tuple[Tensor, Tensor]:
+        angles_NPK = (x_NZ @ unit_ZP)[..., None] * (scaled_K / std)
+        real, imaginary = (torch.tensordot(weights_N, part, 1) for part in (
+            angles_NPK.cos(), angles_NPK.sin()
+        ))  # fmt: skip
+        return real, imaginary
+
+    def unbiased_square(real_PK: Tensor, imaginary_PK: Tensor) -> Tensor:
+        """Return |phi|^2 without each row's product with itself, which is 1."""
+        square = real_PK.square() + imaginary_PK.square()
+        return (square - 1 / n) * n / (n - 1).clamp(min=1)
+
+    real_PK, imaginary_PK = function(z_NZ)
+    if is_gaussian:
+        own_PK = window_K.square()
+        cross_PK = real_PK * window_K
+    else:
+        real, imaginary = function(prior_NZ)
+        own_PK = unbiased_square(real, imaginary)
+        cross_PK = real_PK * real + imaginary_PK * imaginary
+    distance_PK = unbiased_square(real_PK, imaginary_PK) + own_PK - 2 * cross_PK
+    return (distance_PK @ weights_K).mean()
+
+
 def gaussian_kl(mean_BZ: Tensor, log_std_BZ: Tensor, prior_std: float) -> Tensor:
     """Return KL(N(mean, std^2) || N(0, prior_std^2 I)) in nats, shape (B).
 

@@ -1,5 +1,8 @@
 """Losses against their formulas written out."""
 
+import cmath
+import math
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -79,6 +82,79 @@ def test_distances_of_samples_are_their_formulas_without_masked_rows() -> None:
         (gradient,) = torch.autograd.grad(distance, x, retain_graph=True)
         assert bool(gradient.isfinite().all())
         assert torch.equal(gradient.abs().sum(1) > 0, valid)
+
+
+def slow_characteristic(
+    x: torch.Tensor, y: torch.Tensor | None, directions: torch.Tensor, std: float
+) -> float:
+    """Sum over pairs of different rows, by complex numbers; `y` None stands for the Gaussian."""
+    knots = [3 * k / 16 for k in range(17)]
+    weights = [math.exp(-k * k / 2) * (0.5 if n in (0, 16) else 1) for n, k in enumerate(knots)]
+    total = 0.0
+    for direction in directions.t():
+        unit = direction / direction.norm()
+        a = (x @ unit).tolist()
+        b = None if y is None else (y @ unit).tolist()
+        for knot, weight in zip(knots, weights, strict=True):
+
+            def pairs(values: list[float], t: float) -> float:
+                n = len(values)
+                found = (
+                    math.cos(t * (values[i] - values[j]))
+                    for i in range(n) for j in range(n) if i != j
+                )  # fmt: skip
+                return sum(found) / (n * (n - 1))
+
+            t = knot / std
+            mean = sum(cmath.exp(1j * t * v) for v in a) / len(a)
+            target = (
+                complex(math.exp(-knot * knot / 2))
+                if b is None
+                else sum(cmath.exp(1j * t * v) for v in b) / len(b)
+            )
+            own = abs(target) ** 2 if b is None else pairs(b, t)
+            square = pairs(a, t) + own - 2 * (mean * target.conjugate()).real
+            total += weight / sum(weights) * square
+    return total / directions.shape[1]
+
+
+@pytest.mark.parametrize("is_gaussian", [True, False])
+def test_the_characteristic_distance_is_its_formula_and_its_gradient_that_of_its_values(
+    is_gaussian: bool,
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 9, 3, generator=draw).double()
+    valid = torch.tensor([1, 0, 1, 1, 1, 0, 1, 1, 1]).bool()
+    weights = valid.double() / valid.sum()
+    directions = torch.randn(3, 5, generator=draw).double()
+
+    def distance(z: torch.Tensor) -> torch.Tensor:
+        return losses.characteristic_distance(z, y, weights, directions, 2.0, is_gaussian)
+
+    slow = slow_characteristic(x[valid], None if is_gaussian else y[valid], directions, 2.0)
+    assert distance(x).item() == pytest.approx(slow, rel=1e-9)
+    assert torch.autograd.gradcheck(distance, x.requires_grad_())
+    (gradient,) = torch.autograd.grad(distance(x), x)
+    assert torch.equal(gradient.abs().sum(1) > 0, valid)
+
+
+@pytest.mark.parametrize("is_gaussian", [True, False])
+def test_the_mean_of_the_characteristic_distance_is_zero_at_the_match(is_gaussian: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.full((32,), 1 / 32).double()
+
+    def distance(shift: float) -> float:
+        x, y = 2 * torch.randn(2, 32, 4, generator=draw).double()
+        directions = torch.randn(4, 16, generator=draw).double()
+        return losses.characteristic_distance(
+            x + shift, y, weights, directions, 2.0, is_gaussian
+        ).item()
+
+    at_match = torch.tensor([distance(0.0) for _ in range(200)])
+    assert abs(at_match.mean()) < 3 * at_match.std() / math.sqrt(200)
+    assert at_match.min() < 0
+    far = torch.tensor([distance(1.0) for _ in range(200)])
+    assert far.mean() > 20 * at_match.std() / math.sqrt(200)
 
 
 def test_the_gradient_of_the_discrepancy_is_that_of_its_values_and_keeps_few_matrices() -> None:

@@ -25,6 +25,7 @@ _LOSSES = {
     "autoencoder": ("reconstruction",),
     "mmd": ("reconstruction", "distance"),
     "sliced_wasserstein": ("reconstruction", "distance"),
+    "characteristic": ("reconstruction", "distance"),
 }
 _PHASES = {"adversarial": ("reconstruction", "discriminator", "generator")}
 """Phases of the methods that have more than the reconstruction phase."""

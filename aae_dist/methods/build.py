@@ -21,6 +21,7 @@ from aae_dist.priors import Prior
 METHODS: dict[str, type[Method]] = {
     "adversarial": AdversarialMethod,
     "autoencoder": without_adversary.AutoencoderMethod,
+    "characteristic": without_adversary.CharacteristicMethod,
     "mmd": without_adversary.MmdMethod,
     "sliced_wasserstein": without_adversary.SlicedWassersteinMethod,
     "variational": without_adversary.VariationalMethod,

@@ -334,8 +334,15 @@ class PartwiseDistance:
         """Return the distance, a scalar; see `MatchingMethod.distance`."""
         generator, distances = draws.generator("directions"), []
         for part, scale in zip(self._parts, self._scales, strict=True):
-            drawn = torch.randn((part.dims, self._num), generator=generator)
-            directions_ZP = to_device(drawn, z_GZ.device, z_GZ.dtype)
+            directions_ZP = random_directions(part.dims, self._num, generator, z_GZ)
             z, prior = z_GZ[:, part.columns], prior_GZ[:, part.columns]
             distances.append(scale * sliced_wasserstein(z, prior, weights_G, directions_ZP))
         return torch.stack(distances).sum()
+
+
+def random_directions(
+    dims: int, num_projections: int, generator: torch.Generator, like: Tensor
+) -> Tensor:
+    """Return directions of any length, [dims, P], on the device and of the type of `like`."""
+    drawn = torch.randn((dims, num_projections), generator=generator)
+    return to_device(drawn, like.device, like.dtype)

@@ -1,8 +1,9 @@
-"""Methods without a discriminator: plain, variational, WAE-MMD and sliced Wasserstein.
+"""Methods without a discriminator: plain, variational, and distances of codes to the prior.
 
 Shapes: G rows of the global batch, B of this part, Z latent_dim.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -19,10 +20,11 @@ from aae_dist.methods.method import (
     MicroBatch,
     Modules,
     PartwiseDistance,
+    random_directions,
     total_variance,
 )
 from aae_dist.models import GaussianPosterior
-from aae_dist.priors import GaussianPrior
+from aae_dist.priors import GaussianPrior, Prior
 
 
 class VariationalMethod(Method):
@@ -141,3 +143,48 @@ class SlicedWassersteinMethod(MatchingMethod):
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
         return self.to_prior(z_GZ, prior_GZ, weights_G, draws)
+
+
+class CharacteristicMethod(MatchingMethod):
+    """Characteristic functions of codes and prior are compared along random directions.
+
+    For a Gaussian prior that is SIGReg (LeJEPA, arXiv 2511.08544) in unbiased form. Of a code in
+    parts it is the sum over parts, each in the scale of its own prior.
+    """
+
+    def __init__(
+        self,
+        modules: Modules,
+        optimizers: Mapping[str, SynchronizedOptimizer],
+        weight: float,
+        num_projections: int,
+    ) -> None:
+        super().__init__(modules, optimizers, weight)
+        self.num_projections = num_projections
+        self.parts = [(part, _std_of(part.prior)) for part in modules.prior.parts]
+        if not all(std for _, std in self.parts):
+            raise ConfigError(
+                "method.kind=characteristic takes its scale from the prior's spread, and all "
+                "samples of this prior are equal; use another prior or "
+                "method.kind=sliced_wasserstein"
+            )
+
+    def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
+        generator, distances = draws.generator("directions"), []
+        for part, std in self.parts:
+            directions = random_directions(part.dims, self.num_projections, generator, z_GZ)
+            codes, samples = z_GZ[:, part.columns], prior_GZ[:, part.columns]
+            is_gaussian = isinstance(part.prior, GaussianPrior)
+            distances.append(
+                losses.characteristic_distance(
+                    codes, samples, weights_G, directions, std, is_gaussian
+                )
+            )
+        return torch.stack(distances).sum()
+
+
+def _std_of(prior: Prior) -> float:
+    """Return the standard deviation per dimension."""
+    if isinstance(prior, GaussianPrior):
+        return prior.std
+    return math.sqrt(total_variance(prior) / prior.latent_dim)

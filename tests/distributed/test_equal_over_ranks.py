@@ -25,6 +25,11 @@ SLICED = {
     "method": {"kind": "sliced_wasserstein", "weight": 10.0, "num_projections": 16},
     "prior": {"kind": "uniform"},
 }
+CHARACTERISTIC = {
+    "method": {"kind": "characteristic", "weight": 10.0, "num_projections": 16},
+    "prior": {"kind": "mixture"},
+}
+SIGREG = {"method": {"kind": "characteristic", "weight": 10.0, "num_projections": 16}}
 REGULARIZED = {
     "method": {
         "kind": "adversarial",
@@ -86,7 +91,11 @@ def test_every_method_posterior_and_optimizer_agrees(tree: dict[str, Any]) -> No
         assert got == pytest.approx(wanted, abs=1e-9)
 
 
-@pytest.mark.parametrize("tree", [MMD, SLICED], ids=["mmd", "sliced_wasserstein"])
+@pytest.mark.parametrize(
+    "tree",
+    [MMD, SLICED, CHARACTERISTIC, SIGREG],
+    ids=["mmd", "sliced_wasserstein", "characteristic", "characteristic gaussian"],
+)
 @pytest.mark.parametrize("size", [2, 3])
 def test_distances_over_the_global_batch_agree(tree: dict[str, Any], size: int) -> None:
     expected, networks = train_steps(single_world(), tree, 30)
@@ -98,7 +107,7 @@ def test_distances_over_the_global_batch_agree(tree: dict[str, Any], size: int) 
         assert all(torch.equal(others[0], other) for other in others)
 
 
-@pytest.mark.parametrize("tree", [MMD, SLICED, REGULARIZED, CONV])
+@pytest.mark.parametrize("tree", [MMD, SLICED, CHARACTERISTIC, REGULARIZED, CONV])
 def test_micro_batches_change_nothing_for_any_method(tree: dict[str, Any]) -> None:
     expected, _ = train_steps(single_world(), tree, 20)
     train = {"steps": 100, "global_batch_size": 24, "precision": "fp64", "micro_batch_size": 5}

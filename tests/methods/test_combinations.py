@@ -40,6 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "autoencoder": {},
     "mmd": {},
     "sliced_wasserstein": {},
+    "characteristic": {},
 }
 PRIORS: dict[str, dict[str, Any]] = {
     "gaussian": {},

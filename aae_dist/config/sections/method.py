@@ -95,8 +95,23 @@ class SlicedWassersteinMethod(_Method):
     """Number of random directions per step."""
 
 
+class CharacteristicMethod(_Method):
+    """Reconstruction plus a distance of characteristic functions of codes and prior (SIGReg)."""
+
+    kind: Literal["characteristic"] = "characteristic"
+    weight: PositiveFloat = 400.0
+    """Weight of the squared distance relative to the reconstruction error."""
+    num_projections: PositiveInt = 128
+    """Number of random directions per step."""
+
+
 Method = Annotated[
-    AdversarialMethod | VariationalMethod | AutoencoderMethod | MmdMethod | SlicedWassersteinMethod,
+    AdversarialMethod
+    | VariationalMethod
+    | AutoencoderMethod
+    | MmdMethod
+    | SlicedWassersteinMethod
+    | CharacteristicMethod,
     Field(discriminator="kind"),
 ]
 
