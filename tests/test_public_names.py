@@ -1,7 +1,9 @@
 """The public names, and what importing them costs."""
 
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,35 @@ import aae_dist
 def test_public_names_exist() -> None:
     assert all(hasattr(aae_dist, name) for name in aae_dist.__all__)
     assert aae_dist.__all__ == sorted(aae_dist.__all__)
+    public = [name for name in dir(aae_dist) if not name.startswith("__")]
+    assert public == [name for name in aae_dist.__all__ if name != "__version__"]
+
+
+def test_the_package_is_typed() -> None:
+    assert (Path(aae_dist.__file__).parent / "py.typed").exists()
+
+
+def test_public_functions_state_arguments_and_errors() -> None:
+    for name in ("load_config", "load_run", "pack", "submit", "train"):
+        text = getattr(aae_dist, name).__doc__
+        assert "Args:" in text, name
+        assert "Raises:" in text, name
+        for argument in inspect.signature(getattr(aae_dist, name)).parameters:
+            assert f"{argument}:" in text, f"{name}: {argument}"
+
+
+PARTS = """
+import sys
+import aae_dist
+for name in aae_dist.__all__:
+    getattr(aae_dist, name)
+print([m for m in ("ray", "wandb", "optuna", "pyarrow") if m in sys.modules])
+"""
+
+
+def test_all_public_names_are_there_without_ray() -> None:
+    out = subprocess.run([sys.executable, "-c", PARTS], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
 
 
 def test_importing_the_package_loads_neither_torch_nor_ray_nor_wandb() -> None:

@@ -17,12 +17,12 @@ from aae_dist.launch.ending import StopToken
 
 @contextmanager
 def unchanged_process() -> Iterator[None]:
-    """Restore threads, random states, warnings and precision of torch on leaving."""
+    """Restore threads, random states, warnings, variables and precision on leaving."""
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    deterministic = torch.backends.cudnn.deterministic
+    deterministic, environment = torch.backends.cudnn.deterministic, dict(os.environ)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             yield
@@ -36,6 +36,9 @@ def unchanged_process() -> Iterator[None]:
             torch.cuda.set_rng_state_all(on_cuda)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
         torch.backends.cudnn.deterministic = deterministic
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 class GentleSignals:

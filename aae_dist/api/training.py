@@ -68,7 +68,7 @@ def train(
         LaunchError: the run cannot start: storage, resources, another process that trains it.
         BaseException: what a callback raised, when the run has ended with a checkpoint.
     """
-    train_set, validation_set = _samples(data, validation, layout)
+    train_set, validation_set = samples_in_memory(data, validation, layout)
     listed = Callbacks(callbacks)
     resolved = _resolved(config, overrides, train_set, validation_set)
     if resolved.launch.kind == "ray" and callbacks:
@@ -94,9 +94,10 @@ def train(
 # Configuration and data.
 
 
-def _samples(
+def samples_in_memory(
     data: Any, validation: Any, layout: Layout | None
 ) -> tuple[Arrays | None, Arrays | None]:
+    """Return training and validation samples that were given in memory, None for shards."""
     train_set = None if data is None else as_arrays(data, layout)
     if isinstance(validation, float):
         if train_set is None:
