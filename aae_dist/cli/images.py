@@ -69,6 +69,10 @@ def sample(
     class at a time. Training reads no labels: the name of a class of the data stands for the class
     of the prior that holds most codes of its samples.
     """
+    from aae_dist.config.load import absolute_storage
+    from aae_dist.inference.early_checks import check_classes
+
+    check_classes(absolute_storage(uri), classes)  # torch takes seconds to import
     import torch
 
     from aae_dist.inference.images import checked_path, classes_of_names, write_images
@@ -157,7 +161,8 @@ def interpolate(
 
     pairs     from one code to another, one row per pair
     plane     a patch between four codes; of a 2-D latent space, the whole range of the prior
-    traverse  one row per dimension, which moves over the prior's range; the others stay
+    traverse  one row per dimension, which moves over the prior's range; the others stay. A .png
+              names the dimension of each row and the value of each image
     """
     from aae_dist.inference import images
 
@@ -167,7 +172,12 @@ def interpolate(
     run = options.open_run(uri, checkpoint, overrides)
     codes = images.codes_of(run, wanted)
     rows, columns, _ = codes.shape
-    images.write_images(file, run.decode(codes.flatten(0, 1)), columns)
+    decoded = run.decode(codes.flatten(0, 1))
+    if wanted.kind == "traverse" and file.suffix.lower() == ".png":
+        caption = f"{run.config.run.name}, step {run.step:,}: traversal"
+        images.write_traversal(file, decoded, codes, caption)
+    else:
+        images.write_images(file, decoded, columns)
     path = images.fitting_path(run, wanted.path)
     print(
         f"{rows} rows of {columns} images ({wanted.kind}, {path}) of step {run.step:,} written to "
@@ -277,7 +287,7 @@ def write_dataset(
         run=run.uri,
         step=run.step,
         data=config.data.model_copy(update={"decoded": "none"}).model_dump_json(),
-        threads=config.launch.cpus_per_worker,
+        threads=config.launch.threads,
         device=config.train.device,
         out=absolute_storage(out),
         format=format,

@@ -43,8 +43,8 @@ example:
   aae-dist report s3://bucket/runs/priors-and-sizes
 """
 MEANINGS = {
-    "reconstruction/mse": "squared error per pixel",
-    "reconstruction/sum_half": "half squared error per image",
+    "reconstruction/mse": "squared error per value",
+    "reconstruction/sum_half": "half squared error per sample",
     "reconstruction/variance": "squared error of the mean",
     "reconstruction/pca": "squared error of a PCA of the same size",
     "evaluation/score": "0 is perfect; both goals",
@@ -52,8 +52,8 @@ MEANINGS = {
     "prior_match/sliced_wasserstein": "1.0 is a perfect match",
     "prior_match/mmd": "1.0 is a perfect match",
     "prior_match/num_samples": "codes compared with the prior",
-    "parzen/log_likelihood": "nats per image; blur gains, see the error",
-    "parzen/standard_error": "of this mean over images",
+    "parzen/log_likelihood": "nats per sample; blur gains, see the error",
+    "parzen/standard_error": "of this mean over samples",
     "parzen/sigma": "standard deviation of the window",
     "parzen/num_samples": "decoded samples in the window",
     "codes/class_entropy": "1: all classes equally often",
@@ -67,8 +67,8 @@ MEANINGS = {
     "data/dimension_mle": "the same, from more neighbours",
     "codes/dimension_twonn": "intrinsic dimension of the codes",
     "codes/dimension_mle": "the same, from more neighbours",
-    "samples_seen": "training images, all ranks",
-    "throughput/samples_per_second": "training images, all ranks",
+    "samples_seen": "training samples, all ranks",
+    "throughput/samples_per_second": "training samples, all ranks",
     "alarm/off_prior": "the codes are far from the prior",
     "alarm/lagging": "the discriminator does not keep up",
     "alarm/discriminator_wins": "the encoder learns little from it",
@@ -188,10 +188,12 @@ def export(uri: str, checkpoint: str, out: str, format: str) -> int:
     run; export.json says what they take and give.
     """
     from aae_dist.config.load import absolute_storage
-    from aae_dist.inference import export as exporting
+    from aae_dist.inference.early_checks import check_format
     from aae_dist.storage import open_storage
 
-    exporting.check_format(format)
+    check_format(format)  # torch takes seconds to import
+    from aae_dist.inference import export as exporting
+
     run = options.open_run(uri, checkpoint)
     target = open_storage(absolute_storage(out))
     print(f"exporting step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
@@ -220,7 +222,7 @@ def runs(uri: str, as_json: bool) -> int:
 
     Shows the state (finished, running, interrupted, diverged, failed: ended by an error, stopped:
     its process died, new: nothing saved yet, unreadable), step, prior, latent size z, squared error
-    per pixel, scores of the match with the prior, and how long ago the run last wrote; below the
+    per value, scores of the match with the prior, and how long ago the run last wrote; below the
     table, why runs failed or cannot be read. Of a sweep, its number of trials and its state.
     """
     from aae_dist.config.load import absolute_storage

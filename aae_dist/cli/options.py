@@ -307,7 +307,7 @@ def open_run(
     run = aae_dist.load_run(absolute_storage(uri), from_environment(device).device, checkpoint)
     run.config = with_overrides(run.config, overrides)
     # As many as in training: matrix products round differently with another number of threads.
-    torch.set_num_threads(run.config.launch.cpus_per_worker)
+    torch.set_num_threads(run.config.launch.threads)
     return run
 
 

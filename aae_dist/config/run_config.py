@@ -41,7 +41,7 @@ class RunConfig(Section):
     def decoding_threads(self) -> int:
         """Decoding threads per rank (see `data.threads`)."""
         threads = self.data.threads
-        return self.launch.cpus_per_worker if threads is None else threads
+        return self.launch.threads if threads is None else threads
 
     @field_validator("*")
     @classmethod

@@ -54,6 +54,8 @@ class EvaluationImages:
     """Float32 [k, C, H, W]: the first k prior samples, decoded."""
     classes: Mapping[int, str] = field(default_factory=dict)
     """Names of labels, where they have some."""
+    prior: Prior | None = None
+    """p(z), for its density."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,7 @@ class Evaluator:
             reconstructions=networks.decode(shown_kZ.float().to(device)).float().cpu(),
             decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
             classes=self._classes,
+            prior=self._prior,
         )
 
 

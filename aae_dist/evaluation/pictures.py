@@ -1,4 +1,4 @@
-"""Pictures of a run: images as a grid, vectors as lines, latent codes over the prior, curves.
+"""Pictures of a run: images as a grid, latent codes over the prior, curves.
 
 Figures are made without pyplot, so nothing is global and any thread may draw.
 """
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.evaluation.evaluator import EvaluationImages
+from aae_dist.evaluation.vectors import TITLE_INCHES, is_vectors, vectors
+from aae_dist.priors import GaussianPrior, Prior
 from aae_dist.utils.arrays import figure_to_png
 
 PAIRS_PER_ROW = 8
@@ -40,7 +42,7 @@ def draw_all(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]:
             shown.decoded_prior, caption, range_of(shown.originals)
         ),
         "latent_codes": lambda: latent_codes(
-            shown.codes, shown.labels, shown.prior_samples, caption, shown.classes
+            shown.codes, shown.labels, shown.prior_samples, caption, shown.classes, shown.prior
         ),
     }
     return {name: figure_to_png(draw()) for name, draw in pictures.items()}
@@ -51,12 +53,11 @@ def reconstructions(
 ) -> Figure:
     """Show each original, uint8 or floats, with its reconstruction below it.
 
-    Bytes stand for pixels in [0, 1]. Floats are shown in their own range where that is larger, and
-    vectors as lines.
+    Bytes stand for pixels in [0, 1]. Floats are shown in their own range where that is larger;
+    vectors as `vectors` does.
     """
     if is_vectors(originals_kCHW):
-        title = "originals (black), and over each its reconstruction"
-        return lines(originals_kCHW, reconstructions_kCHW, _title(title, caption))
+        return vectors(originals_kCHW, reconstructions_kCHW, caption)
     shown = range_of(originals_kCHW)
     is_bytes = originals_kCHW.dtype == torch.uint8
     top = _as_pictures(originals_kCHW.float() / (255 if is_bytes else 1), shown)
@@ -73,7 +74,7 @@ def reconstructions(
 def decoded_samples(images_kCHW: Tensor, caption: str = "", shown: Range = PIXELS) -> Figure:
     """Show images decoded from samples of the prior; `shown` are the values of black and white."""
     if is_vectors(images_kCHW):
-        return lines(images_kCHW, None, _title("samples of the prior, decoded", caption))
+        return vectors(images_kCHW, None, caption)
     images = _as_pictures(images_kCHW, shown)
     starts = range(0, len(images), PAIRS_PER_ROW)
     grid = np.concatenate([_strip(images[start : start + PAIRS_PER_ROW]) for start in starts])
@@ -123,39 +124,8 @@ def _title(title: str, caption: str) -> str:
     return f"{caption}: {title}" if caption else title
 
 
-COLUMNS, PANEL_INCHES = 4, (1.6, 0.9)
-TITLE_INCHES = 0.4
-ORIGINAL, OTHER = "#000000", "#d55e00"
-
-
-def is_vectors(samples_kCHW: Tensor) -> bool:
-    """Return whether samples are rows of numbers rather than images."""
-    return tuple(samples_kCHW.shape[1:3]) == (1, 1)
-
-
-def lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figure:
-    """Draw each vector, and over it, in another colour, the one at that place of `others_k11D`."""
-    rows = -(-len(samples_k11D) // COLUMNS)
-    width, height = COLUMNS * PANEL_INCHES[0], rows * PANEL_INCHES[1] + TITLE_INCHES
-    figure = Figure(figsize=(width, height))
-    top = 1 - TITLE_INCHES / height
-    figure.subplots_adjust(0.05, 0.2 / rows, 0.99, top, wspace=0.25, hspace=0.35)
-    low, high = 0.0, 0.0
-    for place, vector in enumerate(samples_k11D):
-        axes = figure.add_subplot(rows, COLUMNS, place + 1)
-        axes.plot(vector.flatten().numpy(), color=ORIGINAL, linewidth=0.8)
-        if others_k11D is not None:
-            axes.plot(others_k11D[place].flatten().numpy(), color=OTHER, linewidth=0.8)
-        axes.tick_params(labelsize=5)
-        low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
-    for axes in figure.axes:
-        axes.set_ylim(low, high)  # one scale, so that panels can be compared
-    figure.text(0.5, (1 + top) / 2, title, ha="center", va="center", fontsize=9)
-    return figure
-
-
 MAX_POINTS = 4000  # codes drawn; more hide each other
-BINS = 60
+BINS, FINE_BINS = 60, 200
 INK = "#332288"
 SAFE = (
     *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677"),
@@ -176,11 +146,13 @@ def latent_codes(
     prior_mZ: Tensor,
     caption: str = "",
     classes: Mapping[int, str] = NO_NAMES,
+    prior: Prior | None = None,
 ) -> Figure:
     """Draw codes as dots coloured by label over the prior's density in grey, with both marginals.
 
     Above two dimensions both are projected on the first two principal axes of the codes. Labels are
-    int64, -1 where absent; `classes` are the names of some.
+    int64, -1 where absent; `classes` are the names of some. The density is that of `prior` where it
+    is known in the plane, else a histogram of `prior_mZ`.
     """
     # Project codes and prior to two dimensions.
     finite = codes_nZ.isfinite().all(1)
@@ -189,7 +161,8 @@ def latent_codes(
         figure.text(0.5, 0.5, "no latent code is finite", ha="center", va="center")
         return figure
     labels = labels_n[finite].numpy()
-    codes, prior, names = _in_plane(codes_nZ[finite].double(), prior_mZ.double())
+    codes_nZ = codes_nZ[finite].double()
+    codes, drawn, names = _in_plane(codes_nZ, prior_mZ.double())
 
     # Lay out the main plot and its two marginals.
     figure = Figure(figsize=(7.6, 6.6))
@@ -200,18 +173,19 @@ def latent_codes(
     main = figure.add_subplot(grid[1, 0])
     top = figure.add_subplot(grid[0, 0], sharex=main)
     right = figure.add_subplot(grid[1, 1], sharey=main)
-    limits = _equal_spans([_limits(codes[:, axis], prior[:, axis]) for axis in range(2)])
+    limits = _equal_spans([_limits(codes[:, axis], drawn[:, axis]) for axis in range(2)])
 
     # Draw the prior's density, the codes over it, and the marginals.
-    density = _density(prior, limits)
+    density = _known_density(prior, codes_nZ, limits)
+    density = _density(drawn, limits) if density is None else density
     extent = (*limits[0], *limits[1])
     main.imshow(density, cmap=GREYS, extent=extent, origin="lower", aspect="auto")
     _scatter(main, codes, labels, classes)
     level = _level_holding(density, 0.9)
     main.contour(density, levels=[level], extent=extent, colors="0.25", linewidths=0.9)
     main.set(xlim=limits[0], ylim=limits[1], xlabel=names[0], ylabel=names[1])
-    _marginal(top, codes[:, 0], prior[:, 0], limits[0], "vertical")
-    _marginal(right, codes[:, 1], prior[:, 1], limits[1], "horizontal")
+    _marginal(top, codes[:, 0], drawn[:, 0], limits[0], "vertical")
+    _marginal(right, codes[:, 1], drawn[:, 1], limits[1], "horizontal")
     top.legend(loc="upper left", fontsize=7, frameon=False, borderpad=0)
     place = f"{caption}: " if caption else ""
     figure.suptitle(f"{place}latent codes over the prior", fontsize=12)
@@ -275,6 +249,27 @@ def _density(prior: Array, limits: list[Limits]) -> Array:
     for axis in range(2):
         counts = np.apply_along_axis(np.convolve, axis, counts, kernel, mode="same")
     return counts
+
+
+def _known_density(prior: Prior | None, codes_nZ: Tensor, limits: list[Limits]) -> Array | None:
+    """Return the prior's density in the plane on a fine grid, as `_density`; None if not known.
+
+    It is known of two dimensions; of more, for a Gaussian, whose projections are Gaussians.
+    """
+    dim = codes_nZ.shape[1]
+    if prior is None or dim < 2 or (dim > 2 and type(prior) is not GaussianPrior):
+        return None
+    edges = [torch.linspace(*limit, 2 * FINE_BINS + 1, dtype=torch.float64) for limit in limits]
+    x, y = (edge[1::2] for edge in edges)  # centres of cells
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+    if dim > 2:
+        mean, axes, _ = principal_axes(codes_nZ)
+        prior, points = GaussianPrior(2, prior.std), points + mean @ axes  # type: ignore[attr-defined]
+    log_density = prior.log_prob(points.float())
+    if log_density is None or bool(log_density.isnan().any()):
+        return None
+    density: Array = (log_density - log_density.max()).exp().double().numpy()
+    return density.reshape(FINE_BINS, FINE_BINS)
 
 
 def _level_holding(density: Array, share: float) -> float:
@@ -368,7 +363,7 @@ class Panel:
 
 
 EVALUATION_PANELS = (
-    Panel("squared error per pixel (validation)", (("reconstruction/mse", ""),)),
+    Panel("squared error per value (validation)", (("reconstruction/mse", ""),)),
     Panel("accuracy of a two-sample test (C2ST)", (("prior_match/c2st", ""),), perfect=0.5),
     Panel(
         "distance to the prior / that of a perfect match",

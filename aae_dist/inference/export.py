@@ -4,14 +4,14 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aae_dist.errors import AaeDistError, ConfigError
+from aae_dist.errors import AaeDistError
+from aae_dist.inference.early_checks import check_format
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.storage import Storage
 
@@ -19,7 +19,6 @@ TOLERANCE = 1e-5  # tolerance of the check; for codes above 1 relative to the la
 NUM_CHECKED = 64  # images that an exported program is compared with the run on
 BATCHES = (1, 7, 64)  # batch sizes for the check; the program is traced with another
 TRACED_BATCH = 3
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 METADATA_FILE = "export.json"
 
 Run = Callable[[Tensor], Tensor]
@@ -39,16 +38,6 @@ class Part:
 
 class ExportError(AaeDistError):
     """A network cannot be exported, or the exported program computes other values than the run."""
-
-
-def check_format(name: str) -> None:
-    """Raise ConfigError when a package of the format is not installed."""
-    absent = [p for p in ONNX_PACKAGES if find_spec(p) is None] if name == "onnx" else []
-    if absent:
-        raise ConfigError(
-            f"--format onnx needs {', '.join(absent)}: pip install {' '.join(ONNX_PACKAGES)} "
-            "(or use --format torch)"
-        )
 
 
 def export(

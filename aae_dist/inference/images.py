@@ -74,9 +74,34 @@ def grid(
     return canvas
 
 
+PICTURE_PIXELS = 720
+"""Width that a grid of small images is scaled up to, by a whole factor: pixels stay sharp."""
+MAX_FACTOR = 8
+
+
 def _write_png(path: Path, images: Images, columns: int | None = None) -> None:
     pixels = grid(images, columns)
+    factor = min(MAX_FACTOR, max(1, PICTURE_PIXELS // pixels.shape[1]))
+    pixels = pixels.repeat(factor, 0).repeat(factor, 1)
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
+
+
+def write_traversal(path: Path, images: Tensor, codes: Tensor, caption: str) -> None:
+    """Write a .png of a traversal: a row per dimension, with its name and the value of each image.
+
+    Args:
+        path: the file.
+        images: decoded, (Z * S, C, H, W), in [0, 1], row by row.
+        codes: (Z, S, Z); in row i dimension i moves.
+        caption: the picture's title.
+    """
+    from aae_dist.evaluation.vectors import draw_traversal
+    from aae_dist.utils.arrays import figure_to_png
+
+    values = torch.stack([codes[n, :, n] for n in range(len(codes))])
+    pictures = images.detach().float().cpu().unflatten(0, values.shape)
+    png = figure_to_png(draw_traversal(pictures, values, caption))
+    write_file(path, lambda: path.write_bytes(png))
 
 
 WRITERS: Mapping[str, Callable[[Path, Images], None]] = {

@@ -63,10 +63,12 @@ def launch_local(
     `signals` request a stop while they are entered, by default those of a command; `reporter` has
     their token. The other arguments are those of `train`.
     """
-    torch.set_num_threads(config.launch.cpus_per_worker)
+    torch.set_num_threads(config.launch.threads)
     world = ranks.from_environment(config.train.device)
     with signals or ending.StopSignals() as stop, process_group(world):
         reporter = reporter or LocalReporter(stop)
+        if world.is_main:
+            reporter.line(f"Threads: {config.launch.threads} per rank (launch.cpus_per_worker)")
         launch_id = secrets.token_hex(8)
         return train(config, world, reporter, launch_id, sinks, console, on_checkpoint)
 

@@ -56,7 +56,7 @@ SAMPLES_PER_SECOND = "throughput/samples_per_second"
 LOSS_PREFIX = "loss/"
 
 LABELS = {
-    "reconstruction/mse": "mse per pixel",
+    "reconstruction/mse": "mse per value",
     "prior_match/c2st": "C2ST",
     "prior_match/sliced_wasserstein": "sliced Wasserstein",
     "prior_match/mmd": "MMD",

@@ -10,6 +10,7 @@ import json
 import netrc
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aae_dist.config import RunConfig
-from aae_dist.storage import Storage
+from aae_dist.storage import Storage, is_remote, join
 from aae_dist.tracking import wandb_process
 from aae_dist.tracking.sinks import Record, Summary, finite
 from aae_dist.utils.text import redacted, strip_environment
@@ -39,7 +40,8 @@ class WandbSink:
 
     `start` is the request that opens the run. `keep_files` copies the node-local folder of W&B's
     own files into the run's folder, once at the end. `close` waits for the server at most
-    `close_seconds`; of more than `queue_length` waiting requests the rest are dropped.
+    `close_seconds`; of more than `queue_length` waiting requests the rest are dropped. `kept_at` is
+    the address of the run's folder, for the line that says how to upload what was written offline.
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class WandbSink:
         keep_files: Callable[[Path], None],
         close_seconds: float = CLOSE_SECONDS,
         queue_length: int = QUEUE_LENGTH,
+        kept_at: str = "",
     ) -> None:
         self._folder, self._write, self._keep_files = folder, write, keep_files
-        self._close_seconds = close_seconds
+        self._close_seconds, self._kept_at = close_seconds, kept_at
         self._queue: queue.Queue[Request] = queue.Queue(queue_length)
         self._process: subprocess.Popen[bytes] | None = None
         self._connected, self._given_up, self._closed = threading.Event(), False, False
@@ -86,6 +89,15 @@ class WandbSink:
         if self.num_dropped:
             self._write(f"W&B was too slow: {self.num_dropped} requests are in the run folder only")
         self._copy_files()
+        for path in sorted(self._folder.glob("wandb/offline-run-*")):
+            self._write(self._how_to_sync(path.name))
+
+    def _how_to_sync(self, name: str) -> str:
+        place = join(self._kept_at or str(self._folder), "wandb", name)
+        where = f"W&B wrote offline, to {place}."
+        if is_remote(place):
+            return f"{where} Upload: copy that folder to this machine, then wandb sync {name}"
+        return f"{where} Upload: wandb sync {shlex.quote(place)}"
 
     def _put(self, request: Request) -> None:
         try:
@@ -247,7 +259,7 @@ def open_wandb(
     start = start_request(config, run_id, mode, folder)
     if classes:  # W&B shows them in the run's configuration
         start["config"]["classes"] = dict(classes)
-    return WandbSink(start, folder, write, keep_files)
+    return WandbSink(start, folder, write, keep_files, kept_at=storage.uri)
 
 
 def decide_mode(

@@ -136,7 +136,7 @@ def train_here(
     """
     _free_memory()  # of a trial that failed: its error held it until now
     config = prepare()
-    torch.set_num_threads(config.launch.cpus_per_worker)
+    torch.set_num_threads(config.launch.cpus)
     world = from_environment(cluster.own_device(config.train.device))
     try:
         return train(config, world, SessionReporter(channel, stop, pause_every), launch_id)

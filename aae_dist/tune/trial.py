@@ -200,7 +200,7 @@ def run_empty_trial(config: RunConfig) -> tuple[str, str]:
     """
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    place_on = tune.PlacementGroupFactory([{"CPU": float(config.launch.cpus_per_worker)}])
+    place_on = tune.PlacementGroupFactory([{"CPU": float(config.launch.cpus)}])
     with tune_folder() as place:
         tuner = tune.Tuner(
             tune.with_resources(EmptyTrial, place_on),

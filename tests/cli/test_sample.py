@@ -37,12 +37,26 @@ def test_every_format_can_be_written_and_read_back(tmp_path):
     assert np.array_equal(np.load(tmp_path / "x.npz")["images"], images)
     assert np.array_equal(load_file(tmp_path / "x.safetensors")["images"], images)
     with Image.open(tmp_path / "x.png") as picture:
-        assert (picture.size, picture.mode) == ((11, 9), "L")
+        assert (picture.size, picture.mode) == ((8 * 11, 8 * 9), "L")  # small ones are scaled up
+    large = np.zeros((4, 1, 400, 400), dtype=np.float32)
+    WRITERS[".png"](tmp_path / "large.png", large)
+    with Image.open(tmp_path / "large.png") as picture:
+        assert picture.size == (801, 801)
 
 
 def test_an_unknown_suffix_is_refused_before_the_run_is_loaded(capsys):
     assert main(["sample", "/nowhere", "--out", "x.gif"]) == 2
     assert "should be one of .png, .npy, .npz, .safetensors" in capsys.readouterr().err
+
+
+def test_classes_of_a_prior_without_any_are_refused_before_a_checkpoint_is_read(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("prior: {kind: gaussian}\n")  # there is no checkpoint
+    assert main(["sample", str(tmp_path), "--out", "x.png", "--classes", "0,1"]) == 2
+    assert "the prior of" in (err := capsys.readouterr().err)
+    assert "(gaussian) has none" in err
+    (tmp_path / "config.yaml").write_text("prior: {kind: mixture}\n")
+    assert main(["sample", str(tmp_path), "--out", "x.png", "--classes", "0,1"]) == 2
+    assert "no checkpoint that verifies" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [["sample", "--out", "x.png"], ["evaluate"]])

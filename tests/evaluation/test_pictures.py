@@ -12,6 +12,8 @@ from PIL import Image
 from aae_dist.evaluation import EvaluationImages
 from aae_dist.evaluation import pictures as pictures
 from aae_dist.evaluation.pictures import latent_codes, loss_curves, principal_axes
+from aae_dist.evaluation.vectors import draw_traversal
+from aae_dist.priors import GaussianPrior, SwissRollPrior
 from aae_dist.utils.arrays import figure_to_png
 
 pytestmark = pytest.mark.run  # waits for time-outs, servers or pictures
@@ -86,6 +88,49 @@ def test_vectors_are_drawn_as_lines():
         gallery(2, 1, 9), originals=vectors, reconstructions=vectors, decoded_prior=vectors
     )
     assert len(pictures.draw_all(example)) == 3
+
+
+def test_vectors_of_many_features_are_two_heat_maps_and_one_plot_of_values():
+    x = normal(32, 1, 1, 500) * 3
+    figure = pictures.reconstructions(x, x * 0.5, "a run")
+    left, right, values = figure.axes[:3]
+    assert np.array_equal(left.images[0].get_array(), x.flatten(1).double())
+    assert left.images[0].get_clim() == right.images[0].get_clim()
+    drawn_x, drawn_x_hat = values.get_lines()[1].get_data()
+    assert np.allclose(drawn_x_hat, drawn_x / 2)
+    assert (values.get_xlabel(), values.get_ylabel()) == ("x", "x reconstructed")
+    assert len(pictures.decoded_samples(x).axes) == 2  # one map and its colours
+    size(figure_to_png(figure))
+
+
+def test_a_traversal_names_each_dimension_and_value():
+    values = torch.linspace(-2, 2, 5).expand(3, 5)
+    figure = draw_traversal(torch.rand(3, 5, 1, 7, 9), values, "a run")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert [t for t in texts if t.startswith("$")] == ["$z_{1}$", "$z_{2}$", "$z_{3}$"]
+    assert texts[1:6] == ["-2.00", "-1.00", "+0.00", "+1.00", "+2.00"]
+    assert len(figure.axes[0].images) == 15
+    lines = draw_traversal(torch.rand(3, 5, 1, 1, 9), values, "a run")
+    assert [axes.get_ylabel() for axes in lines.axes] == ["$z_{1}$", "$z_{2}$", "$z_{3}$"]
+    for drawn in (figure, lines):
+        size(figure_to_png(drawn))
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_the_line_of_a_known_prior_is_that_of_its_density(dim):
+    prior = GaussianPrior(dim)
+    figure = latent_codes(normal(500, dim), torch.zeros(500), normal(300, dim, seed=1), prior=prior)
+    main = figure.axes[0]
+    [line] = [p for c in main.collections if hasattr(c, "levels") for p in c.get_paths()]
+    radius = np.hypot(*(line.vertices - line.vertices.mean(0)).T)
+    # 90 % of a Gaussian of the plane lie within sqrt(2 ln 10) = 2.146; a histogram is ragged.
+    assert np.abs(radius - 2.146).max() < 0.06
+
+
+def test_a_prior_without_a_density_is_drawn_by_its_samples():
+    prior = SwissRollPrior(2)
+    codes = prior.sample(500, torch.Generator().manual_seed(0))
+    size(figure_to_png(latent_codes(codes, torch.zeros(500), codes, prior=prior)))
 
 
 @pytest.mark.parametrize("num_labels", [0, 10, 20, 100])

@@ -1,15 +1,18 @@
-"""Kills at random times until a run of 500 steps is done: bit-equal, and what it cost."""
+"""Kills at random times until a run is done: bit-equal, and what it cost."""
 
 import os
 import random
 import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from helpers.equality import assert_bit_equal, assert_ledger_exact, summary
 from helpers.faulty import PACE
 from helpers.fleet import finish, fleet
+from helpers.runs import command, descendants, kill_all, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(580)]
 
@@ -63,3 +66,63 @@ def test_random_kills_until_the_end(tmp_path: Path, row) -> None:
     parts = sum(v for k, v in found.items() if k.endswith("_seconds") and "/wall" not in k
                 and k.startswith("goodput/"))  # fmt: skip
     assert parts == pytest.approx(found["goodput/wall_seconds"], abs=0.1)
+
+
+KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
+
+
+@pytest.mark.timeout(300 + 90 * KILLS)
+def test_random_kills_of_torchrun_and_its_ranks_on_s3(
+    tmp_path: Path, s3: Callable[[], str], row
+) -> None:
+    line = row(
+        "28",
+        "SIGKILL of torchrun, of one of its 2 ranks, or of all, at random times; storage on S3",
+        "the same command ends bit-equal, each sample counted once",
+    )
+    seed = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
+    rng, bucket, log = random.Random(seed), s3(), tmp_path / "log.txt"
+    steps, more = 600, ["checkpoint.every_steps=10", "checkpoint.keep=2", "data.validation=null"]
+    items = [f"run.storage={bucket}", f"train.steps={steps}", *more, "train.log_every_steps=50"]
+
+    def attempt(name: str, is_killed: bool) -> int:
+        """Run the command, and kill it a while after its first step if it has not ended."""
+        log.write_text("")
+        process = start(command(*items, f"run.name={name}", ranks=2), log)
+        try:
+            while is_killed and process.poll() is None and not _has_stepped(log):
+                time.sleep(0.05)
+            until = time.monotonic() + rng.uniform(0, 4)
+            while process.poll() is None and not (is_killed and time.monotonic() > until):
+                time.sleep(0.02)
+            if process.poll() is None:
+                _kill_some(process.pid, rng)
+        finally:
+            kill_all(process)
+        return process.returncode
+
+    assert attempt("whole", False) == 0, log.read_text()[-3000:]
+    kills = runs = 0
+    while kills < KILLS:
+        runs += 1
+        while attempt(f"run{runs}", kills < KILLS) != 0:
+            kills += 1
+            print(f"{kills} kills, run {runs}: {log.read_text()[-120:]!r}", flush=True)
+            assert kills <= KILLS, log.read_text()[-3000:]
+        assert_bit_equal(f"{bucket}/run{runs}", f"{bucket}/whole", steps)
+        assert_ledger_exact(f"{bucket}/run{runs}", BATCH, 50, steps)
+    line.seen.append(f"seed {seed}; {kills} kills over {runs} runs of {steps} steps, all bit-equal")
+
+
+def _has_stepped(log: Path) -> bool:
+    return any(words in log.read_text(errors="replace") for words in ("step ", "Result at"))
+
+
+def _kill_some(torchrun: int, rng: random.Random) -> None:
+    """SIGKILL torchrun, one of its ranks, or all of them; the caller ends what is left."""
+    pids = descendants(torchrun)
+    one = [rng.choice(pids)] if pids else [torchrun]  # it may be about to end
+    for pid in rng.choice([[torchrun], one, [torchrun, *pids]]):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    time.sleep(rng.uniform(0, 0.5))

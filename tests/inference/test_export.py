@@ -9,6 +9,7 @@ from helpers.trained import save_run
 
 import aae_dist
 from aae_dist.cli import main
+from aae_dist.inference import early_checks
 from aae_dist.inference import export as exporting
 from aae_dist.storage import open_storage
 
@@ -109,7 +110,8 @@ def test_onnx_programs_give_the_codes_and_images_of_the_run(tmp_path: Path, kind
 def test_without_its_packages_onnx_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None if "onnx" in name else name)
+    # The run is absent: this is said before it is looked for.
+    monkeypatch.setattr(early_checks, "find_spec", lambda name: None if "onnx" in name else name)
     assert main(["export", str(tmp_path), "--format", "onnx", "--out", str(tmp_path / "x")]) == 2
     err = capsys.readouterr().err
     assert "pip install onnx onnxscript onnxruntime" in err

@@ -222,7 +222,7 @@ def test_really_trained_trials_are_shown_with_their_pictures(tmp_path, capsys):
     alternatives = [a["alt"] for a in page.all("img")]
     for name in ("reconstructions", "prior_samples", "latent_codes"):
         assert alternatives.count(name) == 2
-    assert float(page.rows[1][page.rows[0].index("mse per pixel")]) > 0
+    assert float(page.rows[1][page.rows[0].index("mse per value")]) > 0
 
 
 def test_the_recommendation_comes_first_and_the_picture_that_shows_why_next(tmp_path):

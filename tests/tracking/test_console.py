@@ -79,7 +79,7 @@ def test_an_evaluation_is_always_written():
     sink.log(record(2, **{"prior_match/c2st": 0.61234, "reconstruction/mse": 0.02}))
     sink.log({"step": 3, "prior_match/c2st": 0.6})
     assert lines[1:] == [
-        "evaluation at step 2: mse per pixel 0.02, C2ST 0.6123",
+        "evaluation at step 2: mse per value 0.02, C2ST 0.6123",
         "evaluation at step 3: C2ST 0.6",
     ]
 

@@ -35,14 +35,17 @@ def exit_codes(log: Path) -> list[int]:
 
 def test_a_pruned_trial_is_finished_and_an_interrupted_one_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    sinks = {}
+    sinks, lines = {}, []
     for state in ("pruned", "interrupted"):
         start = {
             **{"mode": "offline", "project": "tests", "entity": None, "group": "sweep"},
             **{"tags": [], "name": state, "id": state, "config": {}, "dir": str(tmp_path / state)},
             **{"init_seconds": 30.0, "finish_seconds": 20.0},
         }
-        sinks[state] = WandbSink(start, tmp_path / state, print, lambda path: None, 50)
+        kept = "s3://b/run" if state == "pruned" else f"{tmp_path}/a run"
+        sinks[state] = WandbSink(
+            start, tmp_path / state, lines.append, lambda path: None, 50, kept_at=kept
+        )
     for state, sink in sinks.items():
         sink.log({"step": 1, "loss/reconstruction": 1.0})
         sink.close({"step": 1}, state)
@@ -51,3 +54,11 @@ def test_a_pruned_trial_is_finished_and_an_interrupted_one_is_not(tmp_path, monk
         for state in sinks
     }
     assert codes == {"pruned": [0], "interrupted": [255]}
+    # Where it lies and how to upload it.
+    names = [next((tmp_path / s).glob("wandb/offline-run-*")).name for s in sinks]
+    assert lines == [
+        f"W&B wrote offline, to s3://b/run/wandb/{names[0]}. Upload: copy that folder to this "
+        f"machine, then wandb sync {names[0]}",
+        f"W&B wrote offline, to {tmp_path}/a run/wandb/{names[1]}. Upload: wandb sync "
+        f"'{tmp_path}/a run/wandb/{names[1]}'",
+    ]

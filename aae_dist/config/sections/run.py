@@ -1,5 +1,8 @@
 """Sections run, data, train, checkpoint, launch and wandb: all about a run but its networks."""
 
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -172,6 +175,21 @@ class Checkpoint(Section):
     """Number of newest checkpoints to keep, besides the best one by `train.best_metric`."""
 
 
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_cores() -> int:
+    """Return the threads that `OMP_NUM_THREADS` asks for, or the cores that a process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked[:4]) > 0:
+        return int(asked[:4])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with suppress(OSError, ValueError):  # a container's share of the machine
+        quota, period = map(int, _CPU_LIMIT.read_text().split())
+        return max(1, min(cores or 1, quota // period))
+    return cores or 1
+
+
 class Launch(Section):
     """Processes and machines; they change a run's numbers at most by floating-point rounding."""
 
@@ -183,8 +201,9 @@ class Launch(Section):
     resources for, and changes their number while it runs."""
     resize_seconds: PositiveFloat = 60.0
     """With [fewest, most] workers: seconds between checks for resources for more of them."""
-    cpus_per_worker: PositiveInt = 1
-    """CPU cores and torch threads per rank, under both launchers."""
+    cpus_per_worker: PositiveInt | None = None
+    """CPU cores and torch threads per rank, under both launchers. By default all cores of the
+    machine (or `OMP_NUM_THREADS`) for kind=local as one process, else 1."""
     gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
     """auto: 1 if any live node or autoscaler group has GPUs, else 0. Fractions: for a single worker
     only."""
@@ -194,6 +213,17 @@ class Launch(Section):
     """A rank that makes no progress for this long prints its stacks and exits; null: no limit."""
     max_wait_minutes: PositiveFloat = 30.0
     """Longest wait for the cluster to provide the resources."""
+
+    @property
+    def cpus(self) -> int:
+        """CPU cores and torch threads of a worker under Ray."""
+        return self.cpus_per_worker or 1
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of this process, as a rank or for a trained run."""
+        alone = self.kind == "local" and os.environ.get("WORLD_SIZE", "1") == "1"
+        return self.cpus_per_worker or (available_cores() if alone else 1)
 
     @property
     def is_elastic(self) -> bool:

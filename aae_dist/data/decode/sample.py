@@ -84,7 +84,7 @@ class SampleDecoder:
                 map_collecting_errors(step, images, bad)
             # Parse their labels.
             good = [n for n in files if n not in bad]
-            labels |= {n: self._label(files[n], n, note) for n in good}
+            labels |= {n: self._label(samples[n], files[n], n, note) for n in good}
             del files, images  # or two groups would be held while the next is read
         return labels
 
@@ -115,14 +115,15 @@ class SampleDecoder:
             lambda _, kind, why: note(number, kind, why),
         )
 
-    def _label(self, fields: list[bytes], number: int, note: Note) -> int:
+    def _label(self, sample: Sample, fields: list[bytes], number: int, note: Note) -> int:
         """Return the label of a sample; its fields are the image and, if any, the label.
 
         One that cannot be read is none: nothing that trains reads labels.
         """
         if len(fields) == 1:
             if self._wants_label:
-                note(number, "entry", "")
+                names = ", ".join(sample[0].index.names(sample[1])[1])
+                note(number, "entry", f"no {self._label_key!r:.80}; it has {names:.200}")
             return NO_LABEL
         try:
             return parse_label(fields[1], self._label_entry)

@@ -33,6 +33,8 @@ class Findings:
     examples: list[str] = field(default_factory=list)  # the first bad: shard, key and problem
     notes: list[str] = field(default_factory=list)
     """What is not used as given; it makes no sample bad."""
+    other_sizes: int = 0
+    """Good samples of another size than the first one, where no size is chosen yet."""
 
     @property
     def num_bad(self) -> int:
@@ -52,6 +54,7 @@ class Findings:
         """Add the findings of a shard."""
         self.shards += other.shards
         self.samples += other.samples
+        self.other_sizes += other.other_sizes
         self.bad_shards |= other.bad_shards
         self.bad_samples += other.bad_samples
         self.examples = (self.examples + other.examples)[:_NUM_LISTED]
@@ -85,10 +88,18 @@ def verify(urls: str | Sequence[str], settings: Data, threads: int) -> Findings:
             try_all=True,
         )
         starts = np.cumsum(dataset.manifest.counts) - dataset.manifest.counts
-        jobs = [(dataset, shard, int(start)) for shard, start in zip(sound, starts, strict=True)]
+        resized = _resized(dataset, settings)
+        places = zip(sound, starts, strict=True)
+        jobs = [(dataset, resized, shard, int(start)) for shard, start in places]
         for part in ordered_map(pool, _read_shard, jobs):
             found.add(part)
             advance(1)
+    if found.other_sizes:
+        _, height, width = dataset.image_shape
+        found.notes.append(
+            f"{found.other_sizes} of {len(dataset)} images are not {height} x {width} pixels, as "
+            "the first one: to train on them give data.image_size"
+        )
     found.notes += dataset.unused_lines(dataset.unused.counts, len(dataset))
     found.notes += dataset.unused_members()
     if listed.class_conflict:
@@ -107,11 +118,28 @@ def _bad_shard(shard: Shard, error: ShardError) -> Findings:
     return Findings(shards=1, bad_shards={shard.url: f"{error.reason}: {printable(str(error))}"})
 
 
-def _read_shard(dataset: Dataset, shard: Shard, start: int) -> Findings:
+def _resized(dataset: Dataset, settings: Data) -> Dataset | None:
+    """Return the data set with all images brought to one size; None where the size is chosen."""
+    _, height, width = dataset.image_shape
+    if settings.image_size or settings.resize or height == 1:
+        return None
+    changed = {"image_size": min(height, width), "resize": "cover", "decoded": "none"}
+    return Dataset(dataset.manifest, settings.model_copy(update=changed), try_all=True)
+
+
+def _read_shard(dataset: Dataset, resized: Dataset | None, shard: Shard, start: int) -> Findings:
     found = Findings(shards=1)
     for first in range(start, start + shard.samples, _ROWS_PER_READ):
         numbers = np.arange(first, min(first + _ROWS_PER_READ, start + shard.samples))
         bad = dataset.load(numbers).bad
+        # Images of other sizes were not decoded: they may be sound.
+        odd = [row for row, error in bad.items() if error.reason == "size"] if resized else []
+        if resized and odd:
+            again = resized.load(numbers[odd]).bad
+            good = [row for place, row in enumerate(odd) if place not in again]
+            bad = {row: error for row, error in bad.items() if row not in good}
+            bad |= {odd[place]: error for place, error in again.items()}
+            found.other_sizes += len(good)
         for row, error in bad.items():
             if isinstance(error, ShardError):
                 return _bad_shard(shard, error)

@@ -64,7 +64,7 @@ def request_on(config: RunConfig, nodes: Iterable[Resources]) -> ResourceRequest
         gpus = float(any(node.get("GPU", 0.0) >= 1 for node in nodes))
     if config.train.device == "cpu":
         gpus = 0.0
-    per_worker = {"CPU": float(launch.cpus_per_worker)} | ({"GPU": float(gpus)} if gpus else {})
+    per_worker = {"CPU": float(launch.cpus)} | ({"GPU": float(gpus)} if gpus else {})
     return ResourceRequest(launch.most_workers, per_worker, launch.fewest_workers)
 
 
@@ -152,7 +152,7 @@ def check_machine(config: RunConfig) -> None:
     """Raise LaunchError, before Ray starts, if it would start here and here are too few CPUs."""
     if is_local():
         cpus, launch = {"CPU": float(os.cpu_count() or 1)}, config.launch
-        per_worker = {"CPU": float(launch.cpus_per_worker)}
+        per_worker = {"CPU": float(launch.cpus)}
         request = ResourceRequest(launch.most_workers, per_worker, launch.fewest_workers)
         refuse_if_impossible(request, [cpus], "this machine, where Ray would start, has")
 

@@ -40,7 +40,7 @@ def run_rank(spec: WorkerSpec) -> WorkerResult[Outcome]:
     if spec.search_path not in sys.path:
         sys.path.append(spec.search_path)
     config = RunConfig.model_validate_json(spec.config)
-    torch.set_num_threads(config.launch.cpus_per_worker)
+    torch.set_num_threads(config.launch.cpus)
     try:
         world = ranks.from_environment(config.train.device)
     except AaeDistError as error:

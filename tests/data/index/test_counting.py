@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.object_server import Fault, ObjectServer, serving
-from helpers.shards import write_shards
+from helpers.shards import encoded, write_shards
+from webdataset import TarWriter
 
 from aae_dist.cli import main
 from aae_dist.data.format.manifest import Shard
@@ -187,6 +189,27 @@ def test_verify_tells_what_is_wrong(
     assert reasons == {"001.tar": "size", "003.tar": "missing"}
     assert found["bad_samples"] == {"image": 1}
     assert "002.tar, sample '000010': not a PNG" in found["examples"][0]
+
+
+def test_verify_takes_unequal_sizes_until_one_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "a").mkdir()
+    with TarWriter(str(tmp_path / "a/0.tar")) as writer:
+        for number, side in enumerate((4, 4, 6, 9)):
+            image = encoded(np.full((side, side + number % 2), number, np.uint8))
+            writer.write({"__key__": f"{number}", "png": image})
+        writer.write({"__key__": "cut", "png": encoded(np.zeros((8, 8), np.uint8))[:-20]})
+    uri = str(tmp_path / "a")
+    assert main(["data", "verify", uri]) == 2
+    out = capsys.readouterr().out
+    assert "1 shards, 4 good samples" in out
+    assert "bad samples: 1 (image)" in out
+    assert "3 of 5 images are not 4 x 4 pixels, as the first one" in out
+    assert "data.image_size" in out
+    assert main(["data", "verify", uri, "data.resize=none"]) == 2
+    assert "bad samples: 4 (size)" in capsys.readouterr().out
 
 
 def test_verify_without_a_manifest_lists_damaged_shards(
