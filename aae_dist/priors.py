@@ -31,8 +31,13 @@ class Prior(ABC):
 
     @property
     def parts(self) -> tuple["Part", ...]:
-        """The independent parts of the code, in the order of their columns; by default one."""
+        """The independent parts that the encoder infers, in the order of their columns."""
         return (Part(slice(0, self.latent_dim), self),)
+
+    @property
+    def given(self) -> "Part | None":
+        """The part of the code that is the sample's label, one-hot."""
+        return None
 
     @abstractmethod
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -258,27 +263,36 @@ class EmpiricalPrior(Prior):
 class ProductPrior(Prior):
     """p(z) = product of the priors of its parts: they are independent."""
 
-    def __init__(self, priors: Sequence[Prior]) -> None:
+    def __init__(self, priors: Sequence[Prior], given: int | None = None) -> None:
+        """`given` is the number of the part that is the sample's label, from 0."""
         super().__init__(sum(prior.latent_dim for prior in priors))
         self.priors = tuple(priors)
         ends = list(itertools.accumulate(prior.latent_dim for prior in self.priors))
         starts = [0, *ends[:-1]]
-        self._parts = tuple(
+        parts = [
             Part(slice(start, end), prior)
             for start, end, prior in zip(starts, ends, self.priors, strict=True)
-        )
+        ]
+        self._given = None if given is None else parts.pop(given)
+        self._parts = tuple(parts)
         self._with_classes = next((prior for prior in self.priors if prior.num_classes), None)
+        if self._given is not None:
+            self._with_classes = self._given.prior
         self.num_classes = self._with_classes.num_classes if self._with_classes else None
 
     @property
     def parts(self) -> tuple[Part, ...]:
         return self._parts
 
+    @property
+    def given(self) -> Part | None:
+        return self._given
+
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
         return torch.cat([prior.sample(num_samples, generator) for prior in self.priors], 1)
 
     def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw the first part that has classes by label, and the others from their priors."""
+        """Draw the given part, or the first that has classes, by label, the others as they are."""
         if self._with_classes is None:
             return super().sample_class(labels_N, generator)
         drawn = [
@@ -290,6 +304,8 @@ class ProductPrior(Prior):
         return torch.cat(drawn, 1)
 
     def log_prob(self, z_NZ: Tensor) -> Tensor | None:
+        if self._given is not None:
+            return None
         sums_N = torch.zeros_like(z_NZ[:, 0])
         for part in self.parts:
             log_density_N = part.prior.log_prob(z_NZ[:, part.columns])
@@ -330,7 +346,9 @@ def build_prior(config: sections.Prior, latent_dim: int, vectors: Tensor | None 
         case sections.CustomPrior():
             return _import_prior(config, latent_dim)
         case sections.ProductPrior():
-            return ProductPrior([build_prior(part.prior, part.dims) for part in config.parts])
+            given = [number for number, part in enumerate(config.parts) if part.given]
+            priors = [build_prior(part.prior, part.dims) for part in config.parts]
+            return ProductPrior(priors, *given)
         case _:
             return PRIORS[config.kind](latent_dim, **config.model_dump(exclude={"kind"}))
 

@@ -209,9 +209,9 @@ def reconstruct(uri: str, items: tuple[str, ...], checkpoint: str, out: str, num
     patterns, overrides = options.data_and_overrides(items)
     run = options.open_run(uri, checkpoint, overrides)
     samples = run.open(patterns)
-    originals, _ = samples.read(evenly_spaced(num, len(samples)))
+    originals, labels = samples.read(evenly_spaced(num, len(samples)))
     samples.log_unused()
-    images = run.reconstruct(originals)
+    images = run.reconstruct(originals, labels)
     if path.suffix.lower() == ".png":
         # Imported here: matplotlib takes seconds.
         from aae_dist.evaluation.pictures import reconstructions

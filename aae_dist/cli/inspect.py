@@ -58,6 +58,7 @@ MEANINGS = {
     "parzen/num_samples": "decoded samples in the window",
     "codes/class_entropy": "1: all classes equally often",
     "codes/confidence": "1: every code is one class",
+    "classification/error": "classes that are not the label",
     "clustering/error": "of clusters named by one sample",
     "clustering/nmi": "1: clusters are the labels",
     "clustering/ari": "0 by chance; 1: they are the labels",

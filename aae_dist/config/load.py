@@ -24,6 +24,7 @@ from aae_dist.utils.text import redacted
 
 PATHS = (
     *(("run", "storage"), ("run", "init_from"), ("data", "train"), ("data", "validation")),
+    ("data", "labelled"),
     *(("prior", "uri"), ("prior", "vectors")),
 )
 """Keys whose value is a local path or a URL, or a list of them."""

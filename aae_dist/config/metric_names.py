@@ -19,16 +19,24 @@ MIN_SCORED_SAMPLES = 8
 """Validation samples that an evaluation needs at least; better are 10,000."""
 METHODS = tuple(schema.by_kind(schema.classes_in(Method)))
 
-_LOSSES = {
-    "adversarial": ("reconstruction", "distance", "discriminator", "generator"),
+_OF_ADVERSARIAL = ("reconstruction", "distance", "discriminator", "generator")
+_LOSSES: dict[str, tuple[str, ...]] = {
+    "adversarial": _OF_ADVERSARIAL,
+    "label_guided": _OF_ADVERSARIAL,
+    "semi_supervised": (*_OF_ADVERSARIAL, "classification"),
     "variational": ("reconstruction", "kl"),
     "autoencoder": ("reconstruction",),
     "mmd": ("reconstruction", "distance"),
     "sliced_wasserstein": ("reconstruction", "distance"),
     "characteristic": ("reconstruction", "distance"),
 }
-_PHASES = {"adversarial": ("reconstruction", "discriminator", "generator")}
+_PHASES: dict[str, tuple[str, ...]] = {
+    "adversarial": ("reconstruction", "discriminator", "generator"),
+    "label_guided": ("reconstruction", "discriminator", "generator"),
+    "semi_supervised": ("reconstruction", "discriminator", "generator", "classification"),
+}
 """Phases of the methods that have more than the reconstruction phase."""
+_WITH_ADVERSARY = ("adversarial", "label_guided", "semi_supervised")
 _PER_PHASE = ("lr", "gradient_norm", "skipped_updates", "step_seconds")
 _GOODPUT = ["wall", "useful", "data_wait", "checkpoint", "evaluation", "record", "stall", "restart"]
 _LOGGED = (
@@ -49,7 +57,7 @@ _EVALUATED = (
 )
 OF_CLASSES = (
     *("codes/class_entropy", "codes/confidence"),
-    *("clustering/error", "clustering/nmi", "clustering/ari"),
+    *("clustering/error", "clustering/nmi", "clustering/ari", "classification/error"),
 )
 """Measured where the code, or a part of it, is categorical; those of clusters need labels."""
 _OF_A_PART = re.compile(r"part_[1-9][0-9]*/")
@@ -63,18 +71,18 @@ def logged(method: str) -> set[str]:
     phases = _PHASES.get(method, ("reconstruction",))
     names = {*_LOGGED, *(f"loss/{loss}" for loss in _LOSSES[method])}
     names |= {f"{what}/{phase}" for what in _PER_PHASE for phase in phases}
-    return names | (_ALARMS if method == "adversarial" else set())
+    return names | (_ALARMS if method in _WITH_ADVERSARY else set())
 
 
 def scores(method: str) -> set[str]:
     """Return the metrics that an evaluation measures on validation data, excluding alarms."""
-    return {*_EVALUATED, *(_OF_DISCRIMINATOR if method == "adversarial" else ())}
+    return {*_EVALUATED, *(_OF_DISCRIMINATOR if method in _WITH_ADVERSARY else ())}
 
 
 def evaluated(method: str) -> set[str]:
     """Return the metrics that only records of evaluations contain, including alarms."""
     alarms = {"alarm/collapsed_codes"}
-    alarms |= {"alarm/discriminator_dead"} if method == "adversarial" else set()
+    alarms |= {"alarm/discriminator_dead"} if method in _WITH_ADVERSARY else set()
     return scores(method) | alarms
 
 

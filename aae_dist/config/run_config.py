@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from aae_dist.config.sections import Section
 from aae_dist.config.sections import model as networks
-from aae_dist.config.sections.method import AdversarialMethod, Method, Phases
+from aae_dist.config.sections.method import AdversarialMethod, AnyAdversarial, Method, Phases
 from aae_dist.config.sections.model import Model, Posterior, Prior
 from aae_dist.config.sections.run import Checkpoint, Data, Launch, Run, Train, Wandb
 
@@ -119,6 +119,77 @@ def _prior_problems(prior: Prior, model: Model) -> Iterator[Problem]:
             )
 
 
+def _given_problems(prior: Prior, data: Data) -> Iterator[Problem]:
+    if prior.kind != "product":
+        return
+    given = [number for number, part in enumerate(prior.parts) if part.given]
+    for number in given:
+        part, path = prior.parts[number], f"prior.parts.{number}.given"
+        if part.prior.kind != "categorical":
+            yield path, f"needs prior: {{kind: categorical}} (got {part.prior.kind})"
+        if part.straight_through:
+            yield path, "is one-hot as it is; leave straight_through out"
+        if data.label_key is None:
+            yield path, "needs labels, and data.label_key is null; name their field"
+    if len(given) > 1:
+        yield "prior.parts", f"at most one part is given (got {len(given)})"
+    if len(given) == len(prior.parts):
+        yield "prior.parts", "every part is given; add one that the encoder infers"
+
+
+def num_classes_of(prior: Prior) -> int | None:
+    """Return the number of classes of a prior that labels can guide; None for others."""
+    match prior:
+        case networks.MixturePrior():
+            return prior.num_modes
+        case networks.SwissRollPrior():
+            return prior.num_classes
+        case _:
+            return None
+
+
+def label_rule(config: RunConfig) -> tuple[int, bool] | None:
+    """Return the number of labels that training reads, and whether every sample needs one.
+
+    None where the samples' labels are not read.
+    """
+    prior = config.prior
+    given = [p.dims for p in prior.parts if p.given] if prior.kind == "product" else []
+    if given:
+        return given[0], True
+    guided = num_classes_of(prior) if config.method.kind == "label_guided" else None
+    return None if guided is None else (guided, False)
+
+
+def _label_problems(method: Method, prior: Prior, data: Data) -> Iterator[Problem]:
+    if method.kind == "label_guided" and num_classes_of(prior) is None:
+        yield (
+            "prior.kind",
+            f"method label_guided needs a prior with classes, mixture or swiss_roll (got "
+            f"{prior.kind})",
+        )
+    if method.kind == "label_guided" and data.label_key is None:
+        yield "data.label_key", "method label_guided reads labels; name their field"
+    if (data.labelled is None) == (method.kind == "semi_supervised"):
+        yield (
+            "data.labelled",
+            "names the labelled samples of method.kind=semi_supervised, and no other method's "
+            f"(got data.labelled={'null' if data.labelled is None else 'shards'}, "
+            f"method.kind={method.kind})",
+        )
+    if method.kind != "semi_supervised":
+        return
+    parts = prior.parts if prior.kind == "product" else ()
+    if not any(part.prior.kind == "categorical" for part in parts) or any(
+        part.given for part in parts
+    ):
+        yield (
+            "prior.kind",
+            "method semi_supervised needs prior.kind=product with a categorical part for the "
+            "class, and none that is given",
+        )
+
+
 def _size_problems(kind: str, path: str, key: str, dims: int) -> Iterator[Problem]:
     if kind == "swiss_roll" and dims != 2:
         yield (
@@ -164,9 +235,11 @@ def _scaling_problems(data: Data, model: Model) -> Iterator[Problem]:
 
 
 def _balance_problems(method: Method, phases: Phases) -> Iterator[Problem]:
-    if method.kind != "adversarial":
+    if not isinstance(method, AnyAdversarial):
         return
     kinds = {phases.reconstruction.optimizer.kind, phases.generator.optimizer.kind}
+    if method.kind == "semi_supervised":
+        kinds.add(phases.classification.optimizer.kind)
     if method.balance == "auto" and not kinds <= {"adam", "adamw"}:
         yield (
             "method.balance",
@@ -234,6 +307,8 @@ def _gpu_problems(launch: Launch) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _length_problems,
     _prior_problems,
+    _given_problems,
+    _label_problems,
     _posterior_problems,
     _loss_problems,
     _balance_problems,

@@ -88,6 +88,25 @@ class Dataset:
         self.shards.release_unplanned()
         self._memory = self._new_memory(torch.device(device))
 
+    label_rule: tuple[int, bool] | None = None
+    """Number of labels that training reads, and whether every sample needs one; None: it reads
+    none. `with_label_holes` makes the others bad."""
+
+    def with_label_holes(self, samples: "Samples") -> "Samples":
+        """Return loaded samples of which those without a label that training needs are bad."""
+        if self.label_rule is None:
+            return samples
+        num, needed = self.label_rule
+        bad = dict(samples.bad)
+        for row, label in enumerate(samples.labels.tolist()):
+            is_absent = label == NO_LABEL
+            if row in bad or (is_absent and not needed) or 0 <= label < num:
+                continue
+            got = "no label" if is_absent else f"label {label}"
+            problem = f"{got}; this run reads labels from 0 to {num - 1}"
+            bad[row] = SampleError(problem, reason="label")
+        return Samples(samples.images, samples.labels, dict(sorted(bad.items())))
+
     def __len__(self) -> int:
         return self.manifest.num_samples
 

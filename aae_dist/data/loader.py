@@ -197,6 +197,7 @@ class BatchLoader:
         indices, valid = plan.indices[self._rows], plan.valid[self._rows].copy()
         with self._transfer.sending():
             samples = self._dataset.load(indices[valid], self._workers)
+            samples = self._dataset.with_label_holes(samples)
             if not valid.all():
                 samples = _scatter(samples, valid)
         # Mask the bad ones.

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from aae_dist.priors import Prior
+
 
 def class_scores(probabilities_nK: Tensor) -> dict[str, float]:
     """Return how a categorical part of the code matches its prior, float [n, K]; 1 is perfect.
@@ -24,16 +26,26 @@ def class_scores(probabilities_nK: Tensor) -> dict[str, float]:
     }
 
 
-def classification_error(probabilities_nK: Tensor, labels_n: Tensor) -> float | None:
-    """Return the part of the labelled samples whose most likely class is not their label.
+def classification_error(found_n: Tensor, labels_n: Tensor) -> float:
+    """Return the part of the labelled samples whose class is not their label, nan without any.
 
-    Labels are int64, -1 where absent; None without any.
+    Both are int64, labels -1 where absent.
     """
     known = labels_n >= 0
-    if not bool(known.any()):
-        return None
-    wrong = probabilities_nK[known].argmax(1) != labels_n[known]
-    return wrong.double().mean().item()
+    return (found_n[known] != labels_n[known]).double().mean().item()
+
+
+SAMPLES_PER_CLASS = 200
+ROWS_AT_ONCE = 1024
+
+
+def nearest_class(codes_nZ: Tensor, prior: Prior) -> Tensor:
+    """Return the class of the prior, int64 [n], with the nearest of 200 samples of each."""
+    assert prior.num_classes is not None
+    drawn = torch.arange(prior.num_classes).repeat_interleave(SAMPLES_PER_CLASS)
+    known = prior.sample_class(drawn, torch.Generator().manual_seed(0)).double()
+    rows = codes_nZ.double().split(ROWS_AT_ONCE)
+    return torch.cat([drawn[torch.cdist(part, known).argmin(1)] for part in rows])
 
 
 def clustering_scores(probabilities_nK: Tensor, labels_n: Tensor) -> dict[str, float]:

@@ -10,17 +10,22 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
-from aae_dist.evaluation.classes import clustering_scores
+from aae_dist.evaluation.classes import (
+    classification_error,
+    clustering_scores,
+    nearest_class,
+)
 from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
 from aae_dist.evaluation.linear import linear_baselines
 from aae_dist.evaluation.part_scores import PartScores, combined_score, numbered
@@ -34,6 +39,15 @@ MAX_SAMPLES = 10_000
 NUM_PICTURED = 32
 PRIOR_PICTURED = 5000
 """Prior samples in pictures: enough for a smooth density, however few the codes are."""
+
+
+ClassesBy = Literal["part", "modes"] | None
+
+
+def classes_by(config: RunConfig) -> ClassesBy:
+    """Return where the codes of a run hold the classes that it was trained on; None without."""
+    by_kind: dict[str, ClassesBy] = {"semi_supervised": "part", "label_guided": "modes"}
+    return by_kind.get(config.method.kind)
 
 
 @dataclass(frozen=True)
@@ -123,11 +137,14 @@ class Evaluator:
         threads: int = 1,
         classes: Mapping[int, str] | None = None,
         training: Dataset | None = None,
+        classes_by: ClassesBy = None,
     ) -> None:
         """Choose the samples to score: at most `max_samples`, evenly spaced over all.
 
         `name` is what errors call the data set; `threads` decode this rank's samples; `classes` are
         names of labels. To samples of `training` a PCA is fitted, a baseline of reconstruction.
+        `classes_by` is where a run that trains on labels has its classes: in the categorical part
+        of the code, or in the modes of the prior.
         """
         total = dataset.manifest.num_samples
         self.num_samples = min(total, max_samples)
@@ -140,7 +157,7 @@ class Evaluator:
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._name = name
         self._threads, self._classes = threads, classes or {}
-        self._training = training
+        self._training, self._classes_by = training, classes_by
         self._num_parts, self._scores = len(prior.parts), PartScores(prior, seed)
         self._linear: dict[str, float] | None = None
 
@@ -184,6 +201,7 @@ class Evaluator:
             for slot, chunk in enumerate(chunks):
                 rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_samples))
                 samples = self._dataset.load(self._indices[rows], workers)
+                samples = self._dataset.with_label_holes(samples)
                 part = self._encode_chunk(networks, chunk, samples, prior_nZ[rows])
                 table[slot, : len(part)] = part.pack()
         return table
@@ -194,7 +212,8 @@ class Evaluator:
         images = samples.images.to(self._world.device)
         readable = torch.ones(len(images), dtype=torch.bool)
         readable[list(samples.bad)] = False
-        z_BZ = networks.encode(images, keyed_generator(self._seed, "evaluation/posterior", chunk))
+        draw = keyed_generator(self._seed, "evaluation/posterior", chunk)
+        z_BZ = networks.encode(images, draw, samples.labels.to(images.device))
         errors = squared_errors(networks.decode(z_BZ), images)
         code_logits = networks.discriminate(z_BZ)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
@@ -241,6 +260,12 @@ class Evaluator:
         clusters = next((part for part in self._prior.parts if part.is_categorical), None)
         if clusters is not None:
             metrics |= clustering_scores(rows.codes[:, clusters.columns], rows.labels)
+        if self._classes_by is not None and bool((rows.labels >= 0).any()):
+            if self._classes_by == "modes" or clusters is None:
+                found = nearest_class(rows.codes, self._prior)
+            else:
+                found = rows.codes[:, clusters.columns].argmax(1)
+            metrics["classification/error"] = classification_error(found, rows.labels)
         return metrics
 
     def _images(

@@ -352,7 +352,7 @@ def _rows(
     """Yield keys, labels and output rows of each chunk."""
     for start, images, labels in _chunks(data):
         keys = data.keys(range(start, start + len(labels)))
-        rows = run.reconstruct(images) if job.format == "tar" else run.encode(images)
+        rows = (run.reconstruct if job.format == "tar" else run.encode)(images, labels)
         yield keys, labels.numpy(), rows.float().cpu().numpy()
 
 

@@ -134,7 +134,7 @@ def classes_of_names(run: TrainedRun, names: Sequence[str]) -> dict[str, tuple[i
         samples = data.load(numbers[start : start + 256])
         good = torch.ones(len(samples.labels), dtype=torch.bool)
         good[list(samples.bad)] = False
-        codes = run.encode(samples.images[good]).float().cpu()
+        codes = run.encode(samples.images[good], samples.labels[good]).float().cpu()
         nearest = drawn[torch.cdist(codes, known).argmin(1)]
         for name, count in counts.items():
             count += nearest[samples.labels[good] == labels[name]].bincount(minlength=num_classes)
@@ -196,8 +196,7 @@ def _ends(run: TrainedRun, options: InterpolationOptions, num: int) -> Tensor:
         return run.prior.sample(num, torch.Generator().manual_seed(options.seed))
     data = run.open(list(options.data))
     drawn = np.random.default_rng(options.seed).choice(len(data), num, replace=num > len(data))
-    images, _ = data.read(drawn)
-    return run.encode(images).float().cpu()
+    return run.encode(*data.read(drawn)).float().cpu()
 
 
 def _range(run: TrainedRun, seed: int) -> tuple[Tensor, Tensor]:

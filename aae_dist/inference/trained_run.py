@@ -16,10 +16,11 @@ from aae_dist.checkpoints.format import (
 )
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
+from aae_dist.config.run_config import label_rule
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.world import World, check_cuda
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
-from aae_dist.evaluation import Evaluation, Evaluator
+from aae_dist.evaluation import Evaluation, Evaluator, classes_by
 from aae_dist.evaluation.evaluator import MAX_SAMPLES
 from aae_dist.evaluation.parzen import Advance, parzen_metrics
 from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
@@ -56,20 +57,22 @@ class TrainedRun:
             networks, build_posterior(self.config.posterior, self.config.prior)
         )
 
-    def encode(self, images: Values) -> Tensor:
+    def encode(self, images: Values, labels: Values | None = None) -> Tensor:
         """Return the codes of images: the means of q(z|x).
 
         Args:
             images: (B, C, H, W), uint8 in [0, 255] or floats in [0, 1]; of a run whose decoder has
                 a linear output, as for vectors, floats of any size. A tensor, a NumPy array, or a
                 list of B of them; vectors of D numbers also as (B, D), grey images as (B, H, W).
+            labels: integers (B), for a run whose codes hold the label (`given: label`); all other
+                runs do not read them.
 
         Returns:
             Floats of shape (B, Z) in `train.precision`, on the run's device.
 
         Raises:
             ValueError: the images have another shape than the run was trained on, or are neither
-                uint8 nor such floats.
+                uint8 nor such floats; or labels are needed.
         """
         x_BCHW = as_tensor("images", images)
         if self.image_shape[:2] == (1, 1) and x_BCHW.ndim == 2:
@@ -78,7 +81,7 @@ class TrainedRun:
             x_BCHW = x_BCHW[:, None]
         _check_shape("images", x_BCHW, self.image_shape)
         _check_pixels(x_BCHW, self.config.model.decoder_output == "linear")
-        return self._autoencoder.encode(x_BCHW)
+        return self._autoencoder.encode(x_BCHW, labels_B=self._labels_of(x_BCHW, labels))
 
     def decode(self, codes: Values) -> Tensor:
         """Return the images of codes.
@@ -98,13 +101,13 @@ class TrainedRun:
             raise ValueError(f"codes must be real numbers; got {z_BZ.dtype}")
         return self._autoencoder.decode(z_BZ)
 
-    def reconstruct(self, images: Values) -> Tensor:
+    def reconstruct(self, images: Values, labels: Values | None = None) -> Tensor:
         """Return decode(encode(images)), floats of shape (B, C, H, W); takes what `encode` takes.
 
         Raises:
             ValueError: as for `encode`.
         """
-        return self.decode(self.encode(images))
+        return self.decode(self.encode(images, labels))
 
     def sample(
         self, num: int, generator: torch.Generator | None = None, labels: Values | None = None
@@ -151,6 +154,7 @@ class TrainedRun:
             name=", ".join(given),
             threads=self.config.decoding_threads,
             training=self._training_data(),
+            classes_by=classes_by(self.config),
         )
         evaluation = evaluator.evaluate(self._autoencoder)
         dataset.log_unused()
@@ -212,7 +216,9 @@ class TrainedRun:
             ConfigError: none are given and the run was trained without.
             DataError: they are not there or damaged.
         """
-        return open_dataset(self.shards(data), self.config.data, self.image_shape)
+        dataset = open_dataset(self.shards(data), self.config.data, self.image_shape)
+        dataset.label_rule = label_rule(self.config)
+        return dataset
 
     def shards(self, data: str | Sequence[str] | None = None) -> str | Sequence[str]:
         """Return `data`, or the run's validation shards; ConfigError without either."""
@@ -224,6 +230,11 @@ class TrainedRun:
     def as_modules(self) -> tuple[nn.Module, nn.Module]:
         """Return copies in float32: pixels (B, C, H, W) to codes (B, Z), and codes to pixels."""
         networks, posterior = self._autoencoder.networks, self._autoencoder.posterior
+        if self.prior.given is not None:
+            raise ConfigError(
+                f"{self.uri}: its codes hold the label, which no network computes, so its encoder "
+                "cannot be exported; use aae_dist.load_run"
+            )
         encoder = copy.deepcopy(Encoding(networks.encoder, posterior)).float().eval()
         decoder = copy.deepcopy(networks.decoder).float().eval()
         for parameter in [*encoder.parameters(), *decoder.parameters()]:
@@ -240,6 +251,17 @@ class TrainedRun:
                     tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
                 )
         return digest.hexdigest()
+
+    def _labels_of(self, x_BCHW: Tensor, given: Values | None) -> Tensor | None:
+        """Return checked labels for codes that hold the label; None for all others."""
+        part = self.prior.given
+        if part is None:
+            return None
+        if given is None:
+            raise ValueError(
+                f"the codes of {self.uri} hold the label; give labels, from 0 to {part.dims - 1}"
+            )
+        return self._checked_labels(given, len(x_BCHW))
 
     def _checked_labels(self, given: Values, num: int) -> Tensor:
         classes, labels = self.prior.num_classes, as_tensor("labels", given).cpu()

@@ -84,7 +84,8 @@ class AdversarialMethod(Method):
         z_codes_BZ = self.with_input_noise(part, encoded.z_BZ.detach(), "codes")
         penalised = self.r1.is_due(part)
         both = torch.cat([z_prior_BZ, z_codes_BZ]).requires_grad_(penalised)
-        logits_prior, logits_codes = self.discriminator(both).chunk(2)
+        conditions = [torch.cat([each, each]) for each in self.conditions(part)]
+        logits_prior, logits_codes = self.discriminator(both, *conditions).chunk(2)
         # One loss, or one per part of the code.
         losses = part.weights_B @ self.adversary.discriminator_loss(logits_prior, logits_codes)
         loss = losses.sum()
@@ -99,9 +100,14 @@ class AdversarialMethod(Method):
     def generator_loss(self, encoded: Encoded) -> tuple[Tensor, Losses]:
         """The frozen discriminator should call the codes prior samples; logged without weight."""
         part = encoded.part
-        logits = self.frozen(self.with_input_noise(part, self.with_graph(encoded), "codes"))
+        z_BZ = self.with_input_noise(part, self.with_graph(encoded), "codes")
+        logits = self.frozen(z_BZ, *self.conditions(part))
         loss = (part.weights_B @ self.adversary.generator_loss(logits)).sum()
         return self.weight * loss, {"loss/generator": loss.detach()}
+
+    def conditions(self, part: MicroBatch) -> tuple[Tensor, ...]:
+        """Return the discriminator's further inputs per row, the same for code and prior sample."""
+        return ()
 
     def generator_norm(self) -> Tensor | None:
         """Return the norm to scale the generator's gradient to; None leaves it as it is."""

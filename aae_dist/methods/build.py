@@ -14,12 +14,15 @@ from aae_dist.distributed.world import World
 from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.methods import without_adversary
 from aae_dist.methods.adversarial import AdversarialMethod
+from aae_dist.methods.labels import LabelGuidedMethod, SemiSupervisedMethod
 from aae_dist.methods.method import Method, Modules, total_variance
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 
 METHODS: dict[str, type[Method]] = {
     "adversarial": AdversarialMethod,
+    "label_guided": LabelGuidedMethod,
+    "semi_supervised": SemiSupervisedMethod,
     "autoencoder": without_adversary.AutoencoderMethod,
     "characteristic": without_adversary.CharacteristicMethod,
     "mmd": without_adversary.MmdMethod,
@@ -28,6 +31,10 @@ METHODS: dict[str, type[Method]] = {
 }
 _COMMON = frozenset({"kind", "reconstruction_loss", "image_noise"})
 """Fields of every method's section, which `Modules` has."""
+
+
+SHARING = {"generator", "classification"}
+"""Phases that move the encoder in steps of reconstruction's second moments (method.balance)."""
 
 
 def build_method(
@@ -79,24 +86,25 @@ def _build_optimizers(
     config: RunConfig, wrapped: dict[str, nn.Module]
 ) -> dict[str, SynchronizedOptimizer]:
     method = config.method
-    shares_moments = isinstance(method, sections.AdversarialMethod) and method.balance == "auto"
+    shares_moments = isinstance(method, sections.AnyAdversarial) and method.balance == "auto"
     optimizers = {
         phase: build_optimizer(
             getattr(config.phases, phase),
             {name: wrapped[name] for name in names},
-            amsgrad=shares_moments and phase == "generator",
+            amsgrad=shares_moments and phase in SHARING,
         )
         for phase, names in METHODS[method.kind].phases.items()
     }
     if shares_moments:
-        optimizers["generator"].moments_of = optimizers["reconstruction"]
+        for phase in optimizers.keys() & SHARING:
+            optimizers[phase].moments_of = optimizers["reconstruction"]
     return optimizers
 
 
 def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> dict[str, Any]:
     """Return the section's fields as arguments of the method, weights in units of the loss."""
     arguments = method.model_dump(exclude={*_COMMON, "balance"})
-    if isinstance(method, sections.AdversarialMethod):
+    if isinstance(method, sections.AnyAdversarial):
         weight, distance, r1 = method.weights
         if method.balance == "auto":
             variances = [total_variance(part.prior) for part in prior.parts]
@@ -106,15 +114,20 @@ def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> d
                 arguments["r1_variances"] = variances
             else:
                 (variance,) = variances
-                distance *= baseline_loss * prior.latent_dim / variance if variance else 0.0
+                distance *= baseline_loss * prior.parts[0].dims / variance if variance else 0.0
                 r1 *= variance
         arguments |= {"weight": weight, "distance_weight": distance, "r1_weight": r1}
+    if isinstance(method, sections.SemiSupervisedMethod):
+        balanced = method.balance == "auto"
+        given, by_default = method.classification_weight, 0.2 if balanced else 1.0
+        unit = baseline_loss if balanced else 1.0
+        arguments["classification_weight"] = unit * (by_default if given is None else given)
     return arguments
 
 
 def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
     method = config.method
-    penalised = isinstance(method, sections.AdversarialMethod) and method.weights[2] > 0
+    penalised = isinstance(method, sections.AnyAdversarial) and method.weights[2] > 0
     return wrappers.wrap_compute(
         network,
         # The discriminator is small, and its logits decide by small differences.

@@ -48,6 +48,12 @@ class Draws:
 
         `draw` returns as many independent rows, (num, ...), on the CPU, as it is asked for.
         """
+        return to_device(self.on_cpu(purpose, rows, draw), self.device, self.dtype)
+
+    def on_cpu(
+        self, purpose: str, rows: range, draw: Callable[[int, torch.Generator], Tensor]
+    ) -> Tensor:
+        """Return the rows of `of_rows` as they are drawn."""
         first = rows.start // _ROWS_AT_ONCE * _ROWS_AT_ONCE
         blocks = []
         for start in range(first, rows.stop, _ROWS_AT_ONCE):
@@ -57,8 +63,7 @@ class Draws:
             blocks.append(
                 draw(num_rows, keyed_generator(self.seed, purpose, self.step, *keys)).clone()
             )
-        drawn = torch.cat(blocks)[rows.start - first : rows.stop - first]
-        return to_device(drawn, self.device, self.dtype)
+        return torch.cat(blocks)[rows.start - first : rows.stop - first]
 
     def normal(self, purpose: str, rows: range, num: int) -> Tensor:
         """Return standard normal noise of shape (B, num) for rows of the global batch."""
@@ -80,10 +85,16 @@ class MicroBatch:
     z_prior_BZ: Tensor
     noise_reconstruction_BN: Tensor
     noise_regularization_BN: Tensor
+    labels_B: Tensor
+    """int64, -1 where a sample has none."""
     rows: range
     """Numbers of the rows in the global batch."""
     draws: Draws
     """Source of all other random numbers of the step."""
+    labelled_x_BCHW: Tensor | None = None
+    """As many rows of the labelled set; None without one."""
+    labelled_B: Tensor | None = None
+    """Their labels, int64."""
 
     @property
     def rows_B(self) -> Tensor:  # noqa: N802 - shapes are in the names
@@ -92,11 +103,21 @@ class MicroBatch:
 
     def split(self, size: int) -> list["MicroBatch"]:
         """Return consecutive parts of at most `size` rows."""
-        columns = {name: column for name, column in vars(self).items() if name != "draws"}
+        columns = {n: c for n, c in vars(self).items() if n != "draws" and c is not None}
         parts = [slice(start, start + size) for start in range(0, len(self.rows), size)]
         return [
             replace(self, **{n: column[part] for n, column in columns.items()}) for part in parts
         ]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Labelled samples that every rank holds, on the CPU; constant during a run."""
+
+    images: Tensor
+    """uint8 or float32, (M, C, H, W)."""
+    labels: Tensor
+    """int64, (M)."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +135,18 @@ class StepInputs:
     micro_batch_size: int | None
     world: World
     dtype: torch.dtype
+    is_guided: bool = False
+    """Whether a sample's label chooses the class of its prior sample."""
+    labelled: LabelledSet | None = None
 
-    def parts(self, images: Tensor, valid: Tensor, num_valid: int, step: int) -> list[MicroBatch]:
+    def parts(
+        self,
+        images: Tensor,
+        valid: Tensor,
+        num_valid: int,
+        step: int,
+        labels: Tensor | None = None,
+    ) -> list[MicroBatch]:
         """Return this rank's micro-batches.
 
         Args:
@@ -123,6 +154,7 @@ class StepInputs:
             valid: bool, (B); masked rows get weight 0.
             num_valid: unmasked samples of the global batch, the same on all ranks.
             step: number of the step, from 0.
+            labels: int64, (B), -1 for none; by default no sample has one.
         """
         device = self.world.device
         draws = Draws(self.seed, step, self.global_batch_size, device, self.dtype)
@@ -130,17 +162,56 @@ class StepInputs:
         noise_dim = self.posterior.noise_dim(self.prior.latent_dim)
         weight = self.world.size / max(num_valid, 1)  # with no good sample all weights are 0
         weights_B = valid.to(device, self.dtype, non_blocking=True) * weight
-        x = images.to(device, non_blocking=True).to(self.dtype)
+        if labels is None:
+            labels = torch.full((len(images),), -1)
+        labels_B = labels.to(device, non_blocking=True)
         part = MicroBatch(
-            x_BCHW=x.div_(255) if images.dtype == torch.uint8 else x,
+            x_BCHW=self._pixels(images),
             weights_B=weights_B,
-            z_prior_BZ=draws.of_rows("prior", rows, self.prior.sample),
+            labels_B=labels_B,
+            z_prior_BZ=self._prior_samples(draws, rows, labels_B),
             noise_reconstruction_BN=draws.normal("noise of reconstruction", rows, noise_dim),
             noise_regularization_BN=draws.normal("noise of regularization", rows, noise_dim),
             rows=rows,
             draws=draws,
+            **self._labelled_rows(draws, rows),
         )
         return part.split(self.micro_batch_size or len(images))
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        x = images.to(self.world.device, non_blocking=True).to(self.dtype)
+        return x.div_(255) if images.dtype == torch.uint8 else x
+
+    def _prior_samples(self, draws: Draws, rows: range, labels_B: Tensor) -> Tensor:
+        """Return a prior sample per row, (B, Z): of the class of its label if labels guide."""
+        z_BZ = draws.of_rows("prior", rows, self.prior.sample)
+        if not self.is_guided:
+            return z_BZ
+        num_classes = self.prior.num_classes
+        assert num_classes is not None
+
+        # A block holds rows of other ranks, whose labels are unknown here: one sample per class.
+        def of_each(num: int, generator: torch.Generator) -> Tensor:
+            each = [torch.full((num,), label) for label in range(num_classes)]
+            return torch.stack([self.prior.sample_class(n, generator) for n in each], 1)
+
+        z_BKZ = draws.of_rows("prior of each class", rows, of_each)
+        own_BZ = z_BKZ[torch.arange(len(labels_B)), labels_B.clamp(0, num_classes - 1)]
+        return torch.where((labels_B >= 0)[:, None], own_BZ, z_BZ)
+
+    def _labelled_rows(self, draws: Draws, rows: range) -> dict[str, Tensor]:
+        """Return as many rows of the labelled set, drawn with replacement; none without one."""
+        held = self.labelled
+        if held is None:
+            return {}
+        most = len(held.labels)
+        chosen_B = draws.on_cpu(
+            "labelled samples", rows, lambda n, draw: torch.randint(most, (n,), generator=draw)
+        )
+        return {
+            "labelled_x_BCHW": self._pixels(held.images[chosen_B]),
+            "labelled_B": held.labels[chosen_B].to(self.world.device),
+        }
 
 
 Losses = Terms
@@ -201,20 +272,21 @@ class Method(ABC):
     def encode(self, part: MicroBatch, noise_BN: Tensor) -> Tensor:
         """Return codes of shape (B, Z), drawn from q(z|x) with the given noise."""
         modules = self.modules
-        x_BCHW = self.with_image_noise(part)
-        outputs_BP = run_encoder(modules.encoder, modules.posterior, x_BCHW, noise_BN)
+        x_BCHW = self.with_image_noise(part, part.x_BCHW)
+        outputs_BP = run_encoder(
+            modules.encoder, modules.posterior, x_BCHW, noise_BN, part.labels_B
+        )
         return self.observed(part, modules.posterior.sample(outputs_BP, noise_BN))
 
-    def with_image_noise(self, part: MicroBatch) -> Tensor:
-        """Return the encoder's input: the step's images, (B, C, H, W), blurred by noise.
+    def with_image_noise(self, part: MicroBatch, x_BCHW: Tensor, what: str = "images") -> Tensor:
+        """Return the encoder's input: images of the step, (B, C, H, W), blurred by noise.
 
         The same noise in every phase. The target of reconstruction stays clean (denoising:
         Vincent et al. 2008).
         """
-        x_BCHW = part.x_BCHW
         if not self.modules.image_noise:
             return x_BCHW
-        noise = part.draws.normal("noise on images", part.rows, x_BCHW[0].numel())
+        noise = part.draws.normal(f"noise on {what}", part.rows, x_BCHW[0].numel())
         return x_BCHW + self.modules.image_noise * noise.view_as(x_BCHW)
 
     def observed(self, part: MicroBatch, z_BZ: Tensor) -> Tensor:

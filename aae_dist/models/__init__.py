@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from aae_dist.config import RunConfig
+from aae_dist.config.run_config import num_classes_of
 from aae_dist.config.sections import model as sections
+from aae_dist.config.sections.method import AnyAdversarial
 from aae_dist.errors import ConfigError
 from aae_dist.models.autoencoder import (
     Autoencoder,
@@ -29,6 +31,7 @@ from aae_dist.models.autoencoder import (
 )
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
 from aae_dist.models.mlp import (
+    LabelledDiscriminator,
     MlpDecoder,
     MlpDiscriminator,
     MlpEncoder,
@@ -75,10 +78,14 @@ def build_posterior(config: sections.Posterior, prior: sections.Prior | None = N
         return own
     if not any(part.prior.kind == "categorical" for part in prior.parts):
         return own
-    return ProductPosterior([(part.dims, _posterior_of_part(part, own)) for part in prior.parts])
+    given = [number for number, part in enumerate(prior.parts) if part.given]
+    parts = [(part.dims, _posterior_of_part(part, own)) for part in prior.parts]
+    return ProductPosterior(parts, *given)
 
 
 def _posterior_of_part(part: sections.Part, own: Posterior) -> Posterior:
+    if part.given:
+        return DeterministicPosterior()
     if part.prior.kind != "categorical":
         return own
     of_run = isinstance(own, CategoricalPosterior) and own.straight_through
@@ -131,6 +138,11 @@ def build_networks(
                 columns = columns_of(config.prior)
                 each = [make_one(name, {"latent_dim": c.stop - c.start}) for c in columns]
                 network: nn.Module = PartwiseDiscriminator(each, columns)
+            elif name == "discriminator" and config.method.kind == "label_guided":
+                num_classes = num_classes_of(config.prior)
+                assert num_classes is not None
+                own = make_one(name, {"latent_dim": model.latent_dim + num_classes + 1})
+                network = LabelledDiscriminator(own, num_classes)
             else:
                 network = make_one(name, roles[name])
             return network.to(device=device, dtype=DTYPES[config.train.precision])
@@ -155,15 +167,16 @@ def _roles(config: RunConfig, shape: SampleShape) -> dict[str, dict[str, Any]]:
         "encoder": {"sample_shape": shape, "num_outputs": num_outputs, **noise},
         "decoder": {"latent_dim": latent_dim, "sample_shape": shape},
     }
-    if config.method.kind == "adversarial":
+    if isinstance(config.method, AnyAdversarial):
         roles["discriminator"] = {"latent_dim": latent_dim}
     return roles
 
 
 def columns_of(prior: sections.ProductPrior) -> list[slice]:
-    """Return the columns of each part of the code."""
-    ends = list(itertools.accumulate(part.dims for part in prior.parts))
-    return [slice(end - part.dims, end) for end, part in zip(ends, prior.parts, strict=True)]
+    """Return the columns of each part of the code that the encoder infers."""
+    ends = itertools.accumulate(part.dims for part in prior.parts)
+    each = zip(ends, prior.parts, strict=True)
+    return [slice(end - part.dims, end) for end, part in each if not part.given]
 
 
 def _built_in(model: sections.Model) -> Mapping[str, Callable[..., nn.Module]]:

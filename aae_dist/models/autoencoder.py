@@ -111,19 +111,39 @@ class GaussianPosterior:
 class ProductPosterior:
     """Independent posteriors of the parts of a code, side by side."""
 
-    def __init__(self, parts: Sequence[tuple[int, Posterior]]) -> None:
-        """`parts` are numbers of dimensions and posteriors, in the order of the code."""
-        self.parts = tuple(parts)
+    def __init__(self, parts: Sequence[tuple[int, Posterior]], given: int | None = None) -> None:
+        """`parts` are numbers of dimensions and posteriors, in the order of the code.
+
+        Part number `given`, from 0, is the label; `with_labels` puts it among the outputs.
+        """
+        self.parts, self.given = tuple(parts), given
         self.encoder_noise_dim = max(posterior.encoder_noise_dim for _, posterior in parts)
         self._outputs = [posterior.num_outputs(dims) for dims, posterior in parts]
         # What the encoder itself reads is no noise of a part.
         self._noise = [0 if p.encoder_noise_dim else p.noise_dim(dims) for dims, p in parts]
 
     def num_outputs(self, latent_dim: int) -> int:
-        return sum(self._outputs)
+        return sum(self._outputs) - (0 if self.given is None else self._outputs[self.given])
 
     def noise_dim(self, latent_dim: int) -> int:
         return self.encoder_noise_dim or sum(self._noise)
+
+    def with_labels(self, outputs_BP: Tensor, labels_B: Tensor) -> Tensor:
+        """Return the encoder's outputs with the labels, one-hot, in the place of the given part.
+
+        Rows without a label, -1, get zeros.
+        """
+        assert self.given is not None
+        dims, start = self._outputs[self.given], sum(self._outputs[: self.given])
+        one_hot = F.one_hot(labels_B.clamp(0, dims - 1), dims).to(outputs_BP)
+        one_hot = one_hot * (labels_B >= 0)[:, None]
+        return torch.cat([outputs_BP[:, :start], one_hot, outputs_BP[:, start:]], 1)
+
+    def logits(self, outputs_BP: Tensor) -> Tensor:
+        """Return the logits of the first categorical part, shape (B, K)."""
+        each = zip(self.parts, outputs_BP.split(self._outputs, 1), strict=True)
+        logits_BK: Tensor = next(o for (_, p), o in each if isinstance(p, CategoricalPosterior))
+        return logits_BK
 
     def sample(self, outputs_BP: Tensor, noise_BN: Tensor) -> Tensor:
         used = noise_BN[:, :0] if self.encoder_noise_dim else noise_BN
@@ -137,11 +157,21 @@ class ProductPosterior:
 
 
 def run_encoder(
-    encoder: nn.Module, posterior: Posterior, x_BCHW: Tensor, noise_BN: Tensor
+    encoder: nn.Module,
+    posterior: Posterior,
+    x_BCHW: Tensor,
+    noise_BN: Tensor,
+    labels_B: Tensor | None = None,
 ) -> Tensor:
-    """Return the encoder's outputs, shape (B, P); it reads the noise if the posterior needs it."""
+    """Return the encoder's outputs, shape (B, P); it reads the noise if the posterior needs it.
+
+    Of a code that holds the label, the outputs hold it too.
+    """
     inputs = (x_BCHW, noise_BN) if posterior.encoder_noise_dim else (x_BCHW,)
     outputs_BP: Tensor = encoder(*inputs)
+    if isinstance(posterior, ProductPosterior) and posterior.given is not None:
+        assert labels_B is not None, "the code holds the label"
+        return posterior.with_labels(outputs_BP, labels_B.to(outputs_BP.device))
     return outputs_BP
 
 
@@ -211,17 +241,23 @@ class Autoencoder:
         return next(self.networks.encoder.parameters())
 
     @torch.no_grad()
-    def encode(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(
+        self,
+        images_BCHW: Tensor,
+        generator: torch.Generator | None = None,
+        labels_B: Tensor | None = None,
+    ) -> Tensor:
         """Return codes of shape (B, Z).
 
         Args:
             images_BCHW: uint8 in [0, 255] or floats in [0, 1].
             generator: on the CPU; codes are then drawn from q(z|x), else they are q's means (for
                 a universal posterior, the codes of zero noise).
+            labels_B: int64, for codes that hold the label.
         """
         x_BCHW, posterior = self.pixels(images_BCHW), self.posterior
         noise_BN = _noise(x_BCHW, posterior.encoder_noise_dim, generator)
-        outputs_BP = run_encoder(self.networks.encoder, posterior, x_BCHW, noise_BN)
+        outputs_BP = run_encoder(self.networks.encoder, posterior, x_BCHW, noise_BN, labels_B)
         mean_BZ = posterior.mean(outputs_BP)
         if generator is None:
             return mean_BZ

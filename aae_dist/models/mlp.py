@@ -115,6 +115,24 @@ class PartwiseDiscriminator(nn.Module):
         return torch.stack(logits, 1)
 
 
+class LabelledDiscriminator(nn.Module):
+    """A discriminator that also reads the class of each code, one of K, or that it has none."""
+
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
+        """`network` maps (B, Z + K + 1) to logits (B)."""
+        super().__init__()
+        self.network, self.num_classes = network, num_classes
+
+    def forward(self, z_BZ: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        """Map codes or prior samples, with labels int64 or -1 for none, to logits of shape (B)."""
+        if labels_B is None:
+            labels_B = torch.full((z_BZ.shape[0],), -1, device=z_BZ.device)
+        classes_B = torch.where(labels_B < 0, self.num_classes, labels_B)
+        one_hot = F.one_hot(classes_B, self.num_classes + 1).to(z_BZ)
+        logits_B: Tensor = self.network(torch.cat([z_BZ, one_hot], 1))
+        return logits_B
+
+
 ROUNDS = 12
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.config import RunConfig
+from aae_dist.config.run_config import label_rule
 from aae_dist.config.sections.model import DataPrior, RunPrior
 from aae_dist.config.sections.run import Augment
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
@@ -19,7 +20,7 @@ from aae_dist.data.decode.images import Resize
 from aae_dist.data.format.manifest import join_classes
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
-from aae_dist.evaluation import Evaluator
+from aae_dist.evaluation import Evaluator, classes_by
 from aae_dist.inference.trained_run import load_run
 from aae_dist.losses import RECONSTRUCTION_LOSSES
 from aae_dist.priors import Prior, build_prior
@@ -90,6 +91,7 @@ def open_data(
     def work() -> TrainingData:
         # Shards.
         dataset = open_dataset(config.data.train, config.data, device=world.device, show=show)
+        dataset.label_rule = label_rule(config)
         if problems := [*_augment_problems(config, dataset), *_range_problems(config, dataset)]:
             raise ConfigError("\n  ".join(problems))
         new_shards = find_new_shards(checkpoint, dataset.manifest, config, run_uri)
@@ -101,6 +103,7 @@ def open_data(
         if config.data.validation is not None:
             shards, shape = config.data.validation, dataset.image_shape
             validation = open_dataset(shards, config.data, shape, show=show)
+            validation.label_rule = dataset.label_rule
             evaluator = Evaluator(
                 validation,
                 prior,
@@ -109,6 +112,7 @@ def open_data(
                 threads=config.decoding_threads,
                 training=dataset,
                 classes=validation.manifest.names,
+                classes_by=classes_by(config),
             )
         inferred = _infer(config, dataset, order)
         notes = (

@@ -300,7 +300,7 @@ def _advice(
     """Yield remedies that the runs of docs/benchmarks.md have shown to work."""
     method = config.method
     if match in ("fair", "poor"):
-        if method.kind != "adversarial":
+        if not hasattr(method, "adversary"):
             yield "method.kind=adversarial"
         elif getattr(method, "balance", "auto") != "auto":
             yield "method.balance=auto, which holds the codes near the prior"

@@ -293,7 +293,7 @@ class CodeStatistics:
 def columns_compared(prior: Prior) -> list[int] | None:
     """Return the columns of the code whose parts are continuous, None for all of them."""
     parts = matched_parts(prior)
-    if parts == prior.parts:
+    if sum(part.dims for part in parts) == prior.latent_dim:
         return None
     return [column for part in parts for column in range(part.columns.start, part.columns.stop)]
 

@@ -19,7 +19,7 @@ from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.wrappers import reset_compiler, trainable_parameters, unwrap_ddp
 from aae_dist.errors import CheckpointError, LaunchError
 from aae_dist.methods import StepInputs, build_method
-from aae_dist.methods.method import Modules
+from aae_dist.methods.method import LabelledSet, Modules
 from aae_dist.models import DTYPES, Autoencoder, build_networks, build_posterior, run_encoder
 from aae_dist.models.autoencoder import Posterior
 from aae_dist.priors import EmpiricalPrior
@@ -27,6 +27,7 @@ from aae_dist.storage import Storage, open_storage
 from aae_dist.training.checkpointer import newest_checkpoint, of_checkpoint
 from aae_dist.training.data import TrainingData, open_data
 from aae_dist.training.folder import Reporter, RunFolder
+from aae_dist.training.labelled import labelled_set
 from aae_dist.training.lock import RunLock
 from aae_dist.training.recorder import Goodput
 from aae_dist.training.state import TrainState
@@ -96,7 +97,8 @@ class TrainingSetup:
         if self.data.scaling:
             networks.set_scaling(*self.data.scaling)
         posterior = build_posterior(config.posterior, config.prior)
-        self.inputs = _step_inputs(self.data, posterior, world)
+        labelled = labelled_set(config, self.data.train, checkpoint, world)
+        self.inputs = _step_inputs(self.data, posterior, world, labelled)
         unit = self.data.baseline_loss or 1.0
         self.method = build_method(config, networks, prior, shape, world, unit)
         # State.
@@ -104,7 +106,7 @@ class TrainingSetup:
         average = None if decay is None else WeightAverage(networks, decay)
         self.autoencoder = Autoencoder(average.networks if average else networks, posterior)
         vectors = prior.vectors_MZ if isinstance(prior, EmpiricalPrior) else None
-        self.state = TrainState(networks, self.method.optimizers, average, vectors)
+        self.state = TrainState(networks, self.method.optimizers, average, vectors, labelled)
         run_on_all_ranks(world, lambda: self._load(checkpoint))
         self._fit_micro_batch()
         self.last_step, self.total_samples = end_of_run(config, self.data.order, self.state)
@@ -219,7 +221,9 @@ def _set_up_torch(config: RunConfig) -> None:
         reset_compiler()
 
 
-def _step_inputs(data: TrainingData, posterior: Posterior, world: World) -> StepInputs:
+def _step_inputs(
+    data: TrainingData, posterior: Posterior, world: World, labelled: LabelledSet | None
+) -> StepInputs:
     train = data.config.train
     return StepInputs(
         seed=data.config.run.seed,
@@ -230,6 +234,8 @@ def _step_inputs(data: TrainingData, posterior: Posterior, world: World) -> Step
         micro_batch_size=None if train.micro_batch_size == "auto" else train.micro_batch_size,
         world=world,
         dtype=DTYPES[train.precision],
+        is_guided=data.config.method.kind == "label_guided",
+        labelled=labelled,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from aae_dist.checkpoints.format import WeightAverage, load_weights, weights_to_use
 from aae_dist.data.bad_samples import BadSamples
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
+from aae_dist.methods.method import LabelledSet
 from aae_dist.models import Networks
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -27,6 +28,8 @@ class TrainState:
     average: WeightAverage | None = None
     prior_vectors: Tensor | None = None
     """Vectors of a prior that is a set of them; constant."""
+    labelled: LabelledSet | None = None
+    """Labelled samples of a semi-supervised run; constant."""
     step: int = 0
     """Steps done, one global batch each."""
     position: int = 0
@@ -58,6 +61,8 @@ class TrainState:
             tensors["ema"] = self.average.tensors()
         if self.prior_vectors is not None:
             tensors["prior"] = {"vectors": self.prior_vectors}
+        if self.labelled is not None:
+            tensors["labelled"] = {"images": self.labelled.images, "labels": self.labelled.labels}
         return tensors
 
     def metadata(self) -> dict[str, Any]:

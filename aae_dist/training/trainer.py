@@ -90,7 +90,7 @@ class Trainer:
         # Health.
         method = self.config.method
         self.rollbacks = health.RollbackPolicy(self.config, self.log)
-        adversary = method.adversary if method.kind == "adversarial" else None
+        adversary = getattr(method, "adversary", None)
         advice = "method.balance=auto" if getattr(method, "balance", "auto") != "auto" else ""
         self.diagnostics = health.diagnostics_of(setup.data.prior, adversary, advice)
         self.codes = health.CodeStatistics(setup.data.prior, self.world.device, self.inputs.dtype)
@@ -168,7 +168,8 @@ class Trainer:
         losses: Losses = {}
         self._num_codes = batch.num_valid
         if batch.num_valid:
-            parts = self.inputs.parts(batch.images, batch.valid, batch.num_valid, self.state.step)
+            given = (batch.images, batch.valid, batch.num_valid)
+            parts = self.inputs.parts(*given, self.state.step, batch.labels)
             losses = self.method.step(parts)
         self.state.step += 1
         if losses and self.state.average is not None:

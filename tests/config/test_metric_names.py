@@ -50,7 +50,17 @@ def test_a_metric_that_some_trials_write_is_not_refused():
 @pytest.mark.parametrize("method", metric_names.METHODS)
 def test_whatever_a_run_writes_may_be_the_objective(method):
     names = metric_names.logged(method) | metric_names.evaluated(method)
-    more = ["posterior.kind=gaussian"] if method == "variational" else []
+    parts = "[{dims: 6, prior: {kind: categorical}}, {dims: 2}]"
+    more = {
+        "variational": ["posterior.kind=gaussian"],
+        "label_guided": ["prior.kind=mixture"],
+        "semi_supervised": [
+            f"prior={{kind: product, parts: {parts}}}",
+            "data.labelled=s3://b/z.tar",
+            "sweep.space=null",
+            "sweep.space.run.seed={grid: [0, 1]}",
+        ],
+    }.get(method, [])
     overrides = [f"method.kind={method}", f"sweep.metric=[{', '.join(sorted(names))}]", *more]
     assert load_sweep([], [*SWEEP, *overrides]).num_trials == 2
 

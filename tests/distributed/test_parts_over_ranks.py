@@ -21,11 +21,35 @@ PARTS: dict[str, Any] = {
     },
 }
 MMD = {**PARTS, "method": {"kind": "mmd", "weight": 10.0}}
+GIVEN = {
+    **PARTS,
+    "prior": {
+        "kind": "product",
+        "parts": (
+            {"dims": 3, "prior": {"kind": "categorical"}, "given": "label"},
+            {"dims": 3, "prior": {"kind": "gaussian"}},
+        ),
+    },
+}
+GUIDED = {"method": {"kind": "label_guided"}, "prior": {"kind": "mixture", "num_modes": 3}}
+LABELLED = {
+    **PARTS,
+    "method": {"kind": "semi_supervised", "image_noise": 0.1},
+    "data": {"train": "x", "labelled": "y"},
+}
+METHODS = {
+    "adversarial": PARTS,
+    "mmd": MMD,
+    "given": GIVEN,
+    "label_guided": GUIDED,
+    "semi_supervised": LABELLED,
+}
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("tree", [PARTS, MMD], ids=["adversarial", "mmd"])
-def test_one_rank_and_several_agree(tree: dict[str, Any], size: int) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_one_rank_and_several_agree(name: str, size: int) -> None:
+    tree = METHODS[name]
     expected, networks = train_steps(single_world(), tree, 20)
     per_rank = run_ranks(train_steps, size, tree, 20)
     for step, wanted in enumerate(expected):
@@ -34,3 +58,12 @@ def test_one_rank_and_several_agree(tree: dict[str, Any], size: int) -> None:
     for network, *others in zip(networks, *(flat for _, flat in per_rank), strict=True):
         assert torch.allclose(others[0], network, rtol=0, atol=1e-12)
         assert all(torch.equal(others[0], other) for other in others)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batches_change_nothing(name: str) -> None:
+    expected, _ = train_steps(single_world(), METHODS[name], 8)
+    train = {"steps": 100, "global_batch_size": 24, "precision": "fp64", "micro_batch_size": 5}
+    (got, _) = train_steps(single_world(), {**METHODS[name], "train": train}, 8)
+    for got_step, wanted in zip(got, expected, strict=True):
+        assert got_step == pytest.approx(wanted, abs=1e-12)

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from aae_dist.config import RunConfig
+from aae_dist.config.run_config import label_rule
 from aae_dist.distributed.world import World
 from aae_dist.methods import Method, StepInputs, build_method
+from aae_dist.methods.method import LabelledSet
 from aae_dist.models import DTYPES, Networks, build_networks, build_posterior
 from aae_dist.priors import build_prior
 
@@ -40,6 +42,11 @@ def tiny_config(**sections: Any) -> RunConfig:
 
 def build(config: RunConfig, world: World) -> tuple[Networks, Method, StepInputs]:
     prior = build_prior(config.prior, config.model.latent_dim)
+    labelled = None
+    if config.data.labelled is not None:
+        draw = torch.Generator().manual_seed(7)
+        images = torch.randint(0, 256, (9, *SHAPE), generator=draw, dtype=torch.uint8)
+        labelled = LabelledSet(images, torch.arange(9) % 3)
     networks = build_networks(config, SHAPE, world.device)
     method = build_method(config, networks, prior, SHAPE, world, BASELINE)
     batch, lanes = config.train.global_batch_size, config.lanes
@@ -56,6 +63,8 @@ def build(config: RunConfig, world: World) -> tuple[Networks, Method, StepInputs
         micro_batch_size=config.train.micro_batch_size,
         world=world,
         dtype=DTYPES[config.train.precision],
+        is_guided=config.method.kind == "label_guided",
+        labelled=labelled,
     )
     return networks, method, inputs
 
@@ -71,11 +80,22 @@ def global_batch(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
     return images, valid
 
 
+def global_labels(config: RunConfig, step: int) -> Tensor:
+    """Return labels from 0 to 2 of a step's whole batch; a part of the samples has none, -1.
+
+    A code that holds the label has one of every sample.
+    """
+    generator = torch.Generator().manual_seed(1000 + step)
+    lowest = -1 if label_rule(config) != (3, True) else 0
+    return torch.randint(lowest, 3, (config.train.global_batch_size,), generator=generator)
+
+
 def run_step(method: Method, inputs: StepInputs, config: RunConfig, step: int) -> dict[str, Tensor]:
     images, valid = global_batch(config, step)
     method.set_progress(step / 100)
     rows = inputs.rows
-    return method.step(inputs.parts(images[rows], valid[rows], int(valid.sum()), step))
+    labels = global_labels(config, step)[rows]
+    return method.step(inputs.parts(images[rows], valid[rows], int(valid.sum()), step, labels))
 
 
 def train_steps(

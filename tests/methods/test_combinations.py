@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.ranks import single_world
-from helpers.steps import MODELS, global_batch, tiny_config
+from helpers.steps import MODELS, global_batch, global_labels, tiny_config
 from torch import Tensor
 
 import aae_dist
@@ -22,6 +22,7 @@ from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig
 from aae_dist.errors import ConfigError
 from aae_dist.methods import Method, StepInputs, build_method
+from aae_dist.methods.method import LabelledSet
 from aae_dist.models import DTYPES, build_networks, build_posterior
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
@@ -36,6 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "hinge": {"kind": "adversarial", "adversary": "hinge", "r1_weight": 0.1, "r1_every": 3},
     "blurred": {"kind": "adversarial", "input_noise": 0.1},
     "ratio": {"kind": "adversarial", "balance": "none", "gradient_ratio": 0.5},
+    "label_guided": {},
+    "semi_supervised": {},
     "variational": {},
     "autoencoder": {},
     "mmd": {},
@@ -60,8 +63,15 @@ PRIORS: dict[str, dict[str, Any]] = {
             {"dims": 2, "prior": {"kind": "mixture"}},
         )
     },
+    "given": {
+        "kind": "product",
+        "parts": (
+            {"dims": 3, "prior": {"kind": "categorical"}, "given": "label"},
+            {"dims": 2, "prior": {"kind": "mixture"}},
+        ),
+    },
 }
-LATENT_DIMS = {"product": 5}
+LATENT_DIMS = {"product": 5, "given": 5}
 WITH_DENSITY = ("gaussian", "mixture", "laplace", "student_t", "custom")
 ON_THE_SIMPLEX = ("categorical", "data", "run", "custom")
 LOSSES = ("sum_half", "mean", "bce", "l1")
@@ -72,7 +82,11 @@ ALL: list[Combination] = list(itertools.product(MODEL_CHOICES, METHODS, PRIORS, 
 
 def refusal(model: str, method: str, prior: str, posterior: str) -> str | None:
     """Return words of the reason why a combination is refused; None if it is admitted."""
-    if posterior == "categorical" and prior == "product":
+    if method == "label_guided" and prior not in ("mixture", "swiss_roll"):
+        return "method label_guided needs a prior with classes"
+    if method == "semi_supervised" and prior != "product":
+        return "method semi_supervised needs prior.kind=product"
+    if posterior == "categorical" and prior in ("product", "given"):
         return "choose another posterior"
     if posterior == "categorical" and prior not in ON_THE_SIMPLEX:
         return "use prior.kind=categorical"
@@ -142,7 +156,9 @@ def config_of(model: str, method: str, prior: str, posterior: str) -> RunConfig:
     if prior == "product":
         first, *others = chosen["parts"]
         chosen = {"parts": (first | {"straight_through": extras.straight_through}, *others)}
+    labelled = {"data": {"train": "x", "labelled": "y"}} if method == "semi_supervised" else {}
     return tiny_config(
+        **labelled,
         model={
             **MODELS[model],
             "latent_dim": LATENT_DIMS.get(prior, 2),
@@ -184,7 +200,11 @@ class Run:
         self.method: Method = build_method(config, networks, prior, extras.shape, world)
         decay = config.train.ema_decay
         average = WeightAverage(networks, decay) if decay else None
-        self.state = TrainState(networks, self.method.optimizers, average, self.vectors)
+        labelled = None
+        if config.data.labelled is not None:
+            labelled = LabelledSet(samples(extras, 9, 99), torch.arange(9) % 3)
+        optimizers = self.method.optimizers
+        self.state = TrainState(networks, optimizers, average, self.vectors, labelled)
         self.inputs = StepInputs(
             seed=0,
             prior=prior,
@@ -194,6 +214,8 @@ class Run:
             micro_batch_size=config.train.micro_batch_size,
             world=world,
             dtype=DTYPES[config.train.precision],
+            is_guided=config.method.kind == "label_guided",
+            labelled=self.state.labelled,
         )
 
     def train(self, until: int) -> None:
@@ -201,7 +223,9 @@ class Run:
             step = self.state.step
             images, (_, valid) = samples(self.extras, 24, step), global_batch(self.config, step)
             self.method.set_progress(step / 100)
-            losses = self.method.step(self.inputs.parts(images, valid, int(valid.sum()), step))
+            labels = global_labels(self.config, step)
+            parts = self.inputs.parts(images, valid, int(valid.sum()), step, labels)
+            losses = self.method.step(parts)
             assert all(bool(loss.isfinite()) for loss in losses.values()), losses
             self.state.step += 1
             if self.state.average:
@@ -244,9 +268,9 @@ def check(combination: Combination, folder: Path) -> None:
     loaded = aae_dist.load_run(str(folder))
     assert loaded.step == STEPS
     images = samples(extras, 3, STEPS)
-    assert loaded.reconstruct(images).shape == images.shape
+    assert loaded.reconstruct(images, labels=[0, 1, 2]).shape == images.shape
     assert loaded.sample(4).shape == (4, *extras.shape)
-    assert bool(loaded.encode(images).isfinite().all())
+    assert bool(loaded.encode(images, labels=[0, 1, 2]).isfinite().all())
 
 
 @pytest.mark.run
@@ -282,7 +306,7 @@ def test_refusals_are_told_at_once() -> None:
     for combination in refused:
         with pytest.raises((ConfigError, ValueError), match=refusal(*combination)):
             config_of(*combination)
-    assert len(refused) == 107
+    assert len(refused) == 223
 
 
 class WithoutDensity(Prior):

@@ -16,10 +16,9 @@ class _Method(Section):
     units (images are in [0, 1]); reconstructions are compared with clean images (denoising)."""
 
 
-class AdversarialMethod(_Method):
-    """Adversarial autoencoder: reconstruction, discriminator update, generator update."""
+class AnyAdversarial(_Method):
+    """The keys of every method that has an adversary."""
 
-    kind: Literal["adversarial"] = "adversarial"
     adversary: Literal["bce", "least_squares", "hinge"] = "bce"
     """Adversarial loss: cross-entropy (as in the paper), least squares (Mao et al. 2017) or
     hinge."""
@@ -61,6 +60,35 @@ class AdversarialMethod(_Method):
             for value, default in zip(given, by_default, strict=True)
         )
         return adversary, distance, r1
+
+
+class AdversarialMethod(AnyAdversarial):
+    """Adversarial autoencoder: reconstruction, discriminator update, generator update."""
+
+    kind: Literal["adversarial"] = "adversarial"
+
+
+class LabelGuidedMethod(AnyAdversarial):
+    """Adversarial, with a prior whose modes are chosen by labels (paper, section 2.3).
+
+    The discriminator also reads the label, one-hot, with one class more for samples without one:
+    these are compared with the whole prior, all others with the class of their label.
+    """
+
+    kind: Literal["label_guided"] = "label_guided"
+
+
+class SemiSupervisedMethod(AnyAdversarial):
+    """Adversarial, and a classification phase that trains the class part of the code on labels.
+
+    Paper, section 5. The first categorical part of `prior.parts` holds the class; the labelled
+    samples are those of `data.labelled`.
+    """
+
+    kind: Literal["semi_supervised"] = "semi_supervised"
+    classification_weight: PositiveFloat | None = None
+    """Factor on the cross-entropy of the classification phase; by default 0.2 with balance=auto,
+    where 1 stands for the reconstruction loss of the data's mean, else 1."""
 
 
 class VariationalMethod(_Method):
@@ -107,6 +135,8 @@ class CharacteristicMethod(_Method):
 
 Method = Annotated[
     AdversarialMethod
+    | LabelGuidedMethod
+    | SemiSupervisedMethod
     | VariationalMethod
     | AutoencoderMethod
     | MmdMethod
@@ -216,7 +246,7 @@ class Phase(Section):
 
 
 class Phases(Section):
-    """Update rules of the three phases; a method ignores phases that it does not have.
+    """Update rules of the phases; a method ignores phases that it does not have.
 
     The rates suit networks of 1,000 units; narrow ones, of 256, take 3e-3 in reconstruction and
     generator (docs/algorithm.md).
@@ -232,3 +262,6 @@ class Phases(Section):
     larger. With `none` use lr 1e-3, betas [0.5, 0.999] and eps 1e-3: where the codes match the
     prior, this gradient is small (1e-4 per weight) and mostly noise, and full steps of Adam roughen
     the encoder until the discriminator wins."""
+    classification: Phase = Phase(optimizer=Adam(lr=2e-3))
+    """Trains the encoder on labelled samples; with `method.balance: auto` in steps measured as the
+    generator's."""

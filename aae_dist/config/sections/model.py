@@ -244,6 +244,9 @@ class Part(Section):
     run's posterior."""
     straight_through: bool = False
     """For a categorical part: codes are one-hot, with the gradients of the softmax."""
+    given: Literal["label"] | None = None
+    """label: the part is the sample's label, one-hot, instead of something that the encoder infers;
+    the decoder reads it, no adversary does. Samples without a label are left out."""
 
 
 class ProductPrior(Section):

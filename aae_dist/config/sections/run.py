@@ -53,12 +53,15 @@ class Data(Section):
     az://, https:// or builtin://."""
     validation: Urls | None = None
     """Validation shards; without them there is no evaluation."""
+    labelled: Urls | None = None
+    """Shards of the labelled samples of `method.kind: semi_supervised`, read once: at most 256 MiB.
+    Checkpoints keep a copy."""
     image_keys: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
     """Fields of a sample that may hold the image; the first one present is used. npy: arrays,
     vectors."""
     label_key: str | None = "cls"
     """Field of the integer label, or field:entry for an entry of a JSON object. Labels are used in
-    pictures and by encode and reconstruct."""
+    pictures, scores, by encode and reconstruct, and in training where docs/parts.md says so."""
     image_size: PositiveInt | None = None
     """Height and width in pixels after resizing; by default those of the first image."""
     resize: Literal["cover", "stretch", "crop", "none"] | None = None
