@@ -78,17 +78,34 @@ class RemoteBuffer:
         return data
 
 
-def count_shard(shard: Shard, before: Counted | None, cache: ShardCache | None) -> Counted:
+class Opened:
+    """The folders of shards that are counted, each opened once: to open one takes 0.1 ms."""
+
+    def __init__(self) -> None:
+        self._storages: dict[str, Storage] = {}
+
+    def get(self, folder: str) -> Storage:
+        storage = self._storages.get(folder)
+        if storage is None:
+            storage = self._storages[folder] = open_storage(folder, _SECONDS)
+        return storage
+
+
+def count_shard(
+    shard: Shard, before: Counted | None, cache: ShardCache | None, opened: Opened | None = None
+) -> Counted:
     """Return the shard with its current number of samples, size and tag.
 
     Takes an earlier count if the file has not changed since. A cache keeps a remote shard that will
-    be read soon; None keeps nothing. Raises ShardError if it is absent, damaged or unreachable.
+    be read soon; None keeps nothing. `opened` serves several calls. Raises ShardError if the shard
+    is absent, damaged or unreachable.
     """
+    opened = opened or Opened()
     # A listing has the version of most remote shards: one request fewer per shard.
     found = Entry(shard.name, shard.bytes, shard.etag) if shard.etag else None
     if found is None:
         with storage_errors(shard):
-            found = open_storage(shard.folder, _SECONDS).stat(shard.name)
+            found = opened.get(shard.folder).stat(shard.name)
             if found is None:
                 raise FileNotFoundError
     now = replace(shard, samples=-1, bytes=found.size, etag=found.etag)
@@ -99,21 +116,23 @@ def count_shard(shard: Shard, before: Counted | None, cache: ShardCache | None) 
     )
     if before is not None and (before[0].bytes, before[1]) == (now.bytes, stamp):
         return replace(now, samples=before[0].samples, unused=before[0].unused), stamp
-    samples, unused = _num_samples(now, found, cache)
+    samples, unused = _num_samples(now, found, cache, opened)
     return replace(now, samples=samples, unused=unused), stamp
 
 
 def try_count_shard(
-    shard: Shard, before: Counted | None, cache: ShardCache | None
+    shard: Shard, before: Counted | None, cache: ShardCache | None, opened: Opened | None = None
 ) -> Counted | ShardError:
     """Return the result of `count_shard`, or its error: one bad shard does not end work on many."""
     try:
-        return count_shard(shard, before, cache)
+        return count_shard(shard, before, cache, opened)
     except ShardError as error:
         return error.with_traceback(None)
 
 
-def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> tuple[int, int]:
+def _num_samples(
+    shard: Shard, found: Entry, cache: ShardCache | None, opened: Opened
+) -> tuple[int, int]:
     """Return the samples, and the members that none of them uses."""
     if not is_remote(shard.folder) or cache is not None:
         return count_members(shard, cache)
@@ -122,9 +141,9 @@ def _num_samples(shard: Shard, found: Entry, cache: ShardCache | None) -> tuple[
 
     if not shard.name.lower().endswith(".tar"):
         return _count_of_copy(shard)  # gzip has no ranges
-    storage = open_storage(shard.folder, _SECONDS)
     try:
         with storage_errors(shard):
+            storage = opened.get(shard.folder)
             try:
                 buffer = RemoteBuffer(storage, found)
                 # A small shard is read by one request anyway, and indexed faster from its bytes.
@@ -335,7 +354,8 @@ def _count(
         pool = executor or stack.enter_context(ThreadPoolExecutor(_THREADS))
         advance = stack.enter_context(show("counting samples", len(shards), "shards"))
         before = journal.entries if journal else {}
-        tasks = ((shard, before.get(shard.url), cache) for shard in shards)
+        opened = Opened() if executor is None else None  # other machines open their own
+        tasks = ((shard, before.get(shard.url), cache, opened) for shard in shards)
         done, failed = list[Shard](), CountFailures(len(shards), _KEPT if journal else _NOT_KEPT)
         for found in ordered_map(pool, try_count_shard, tasks):
             advance(1)
