@@ -65,9 +65,10 @@ def sample(
 ) -> int:
     """Draw from a run's prior and decode the samples.
 
-    A prior with classes (the modes of a mixture, the pieces of a swiss roll) can be sampled one
-    class at a time. Training reads no labels: the name of a class of the data stands for the class
-    of the prior that holds most codes of its samples.
+    A prior with classes (the modes of a mixture, the pieces of a swiss roll, the class part of a
+    product) can be sampled one class at a time. Class k is label k where training has read labels;
+    elsewhere the name of a class of the data stands for the class of the prior that holds most
+    codes of its samples.
     """
     from aae_dist.config.load import absolute_storage
     from aae_dist.inference.early_checks import check_classes
@@ -125,12 +126,15 @@ def _chosen(classes: str, known: int | None, prior: str) -> Sequence[int]:
     return chosen
 
 
+KINDS = ("pairs", "plane", "traverse", "styles", "classes")
+
+
 @options.verb("decode interpolation paths through the latent space", INTERPOLATE_EXAMPLES)
 @options.run_argument
 @options.data_argument
 @options.checkpoint_option
 @out_option
-@click.option("--kind", type=options.Choice(("pairs", "plane", "traverse")), default="pairs")
+@click.option("--kind", type=options.Choice(KINDS), default="pairs")
 @click.option("--num", type=options.WholeNumber(1), default=8, help="rows of pairs")
 @click.option("--steps", type=options.WholeNumber(2), default=10, help="images per row")
 @click.option(
@@ -163,6 +167,8 @@ def interpolate(
     plane     a patch between four codes; of a 2-D latent space, the whole range of the prior
     traverse  one row per dimension, which moves over the prior's range; the others stay. A .png
               names the dimension of each row and the value of each image
+    styles    one row per class, one column per style; for codes of class and style
+    classes   one row per class, from it to the next one, all of one style
     """
     from aae_dist.inference import images
 
@@ -248,7 +254,8 @@ ALONE = "launch.kind=local"  # unless workers are asked for, however the run was
     "--format",
     type=options.Choice(("parquet", "npy")),
     default="parquet",
-    help="parquet (key, label, class, code) or npy (NAME.codes.npy, .labels.npy, .keys.npy)",
+    help="parquet (key, label, class, code; of a class part predicted, probabilities) or npy "
+    "(NAME.codes.npy, .labels.npy, .keys.npy)",
 )
 def encode(uri: str, items: tuple[str, ...], checkpoint: str, out: str, format: str) -> int:
     """Write the latent codes of a data set.

@@ -46,6 +46,7 @@ class OutputSpec:
     num_rows: int
     width: int  # latent dimension, for codes
     classes: tuple[tuple[int, str], ...] = ()  # label and name of each class
+    probabilities: slice | None = None  # columns of the code that are class probabilities
     as_arrays: bool = False  # whether images are stored as float32 arrays instead of PNG
 
 
@@ -74,7 +75,8 @@ def open_output(format: str, folder: Path, spec: OutputSpec) -> Iterator[ShardOu
 class ParquetOutput:
     """`NAME.parquet`: key (string), label (int64 or null), class (its name or null), code.
 
-    A code is a fixed-size list of float32.
+    A code is a fixed-size list of float32. Of codes with a class part also the most likely class
+    (`predicted`, int64) and the `probabilities` of all, which are a part of the code.
     """
 
     def __init__(self, folder: Path, spec: OutputSpec) -> None:
@@ -89,8 +91,10 @@ class ParquetOutput:
                 pyarrow.field("label", pyarrow.int64()),
                 pyarrow.field("class", pyarrow.string()),
                 pyarrow.field("code", pyarrow.list_(pyarrow.float32(), spec.width), nullable=False),
+                *self._class_fields(spec),
             ]
         )
+        self._probabilities = spec.probabilities
         self._writer: Any = pyarrow.parquet.ParquetWriter(
             self.paths[0], self._schema, compression="zstd"
         )
@@ -120,9 +124,31 @@ class ParquetOutput:
             self._arrow.FixedSizeListArray.from_arrays(
                 self._arrow.array(rows.reshape(-1)), self._width
             ),
+            *self._class_columns(rows),
         ]
         self._writer.write_table(self._arrow.Table.from_arrays(columns, schema=self._schema))
         self._keys, self._labels, self._rows = [], [], []
+
+    def _class_fields(self, spec: OutputSpec) -> list[Any]:
+        if spec.probabilities is None:
+            return []
+        num = spec.probabilities.stop - spec.probabilities.start
+        probabilities = self._arrow.list_(self._arrow.float32(), num)
+        return [
+            self._arrow.field("predicted", self._arrow.int64(), nullable=False),
+            self._arrow.field("probabilities", probabilities, nullable=False),
+        ]
+
+    def _class_columns(self, rows: Rows) -> list[Any]:
+        if self._probabilities is None:
+            return []
+        own = np.ascontiguousarray(rows[:, self._probabilities])
+        return [
+            self._arrow.array(own.argmax(1), self._arrow.int64()),
+            self._arrow.FixedSizeListArray.from_arrays(
+                self._arrow.array(own.reshape(-1)), own.shape[1]
+            ),
+        ]
 
 
 class NpyOutput:
@@ -325,7 +351,8 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
         as_arrays = data.dtype.is_floating_point or run.image_shape[0] not in (1, 3)
     width = run.config.model.latent_dim
     name = shard_name(number)
-    spec = OutputSpec(name, shard.samples, width, job.classes, as_arrays)
+    inferred = next((part.columns for part in run.prior.parts if part.is_categorical), None)
+    spec = OutputSpec(name, shard.samples, width, job.classes, inferred, as_arrays)
     out = open_storage(job.out)
     with tempfile.TemporaryDirectory(prefix="aae_dist-shard-") as folder:
         with open_output(job.format, Path(folder), spec) as output:

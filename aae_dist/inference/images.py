@@ -13,6 +13,13 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from aae_dist.errors import ConfigError
+from aae_dist.inference.class_codes import (
+    class_walks,
+    has_labels_as_classes,
+    needed_class_part,
+    style_swaps,
+    with_class_of,
+)
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.utils.arrays import evenly_spaced
 
@@ -119,10 +126,19 @@ PRIOR_PER_CLASS = 200
 def classes_of_names(run: TrainedRun, names: Sequence[str]) -> dict[str, tuple[int, float]]:
     """Return for each class of the data the prior's class with most of its codes, and their share.
 
-    Codes are those of validation samples, else of training samples. A code belongs to the class of
-    the nearest of 200 samples of each. ConfigError if no sample has the label.
+    Codes are those of validation samples, else of training samples. A code belongs to the class
+    with the nearest of 200 samples of each. Where training has read labels, class and label are the
+    same. ConfigError if no sample has the label, or the prior lacks it.
     """
     labels = {name: number for number, name in run.classes.items()}
+    if has_labels_as_classes(run):
+        beyond = [name for name in names if labels[name] >= (run.prior.num_classes or 0)]
+        if beyond:
+            raise ConfigError(
+                f"--classes: {beyond[0]!r:.80} is label {labels[beyond[0]]}, and the prior of "
+                f"{run.uri} has {run.prior.num_classes} classes"
+            )
+        return {name: (labels[name], 1.0) for name in names}
     data = run.open(run.config.data.validation or run.config.data.train)
     num_classes = run.prior.num_classes
     assert num_classes is not None
@@ -158,7 +174,8 @@ class InterpolationOptions:
     kind: str = "pairs"
     """pairs: from one code to another, one row per pair. plane: a patch between four codes, or, of
     a 2-D latent space, the prior's whole range. traverse: one row per dimension, the others
-    fixed."""
+    fixed. styles: one row per class, one column per style. classes: one row per class, from it to
+    the next one."""
     num: int = 8  # rows of pairs
     steps: int = 10  # images per row
     path: str = "auto"  # auto: spherical on a sphere and for a Gaussian above 2 dimensions
@@ -180,14 +197,22 @@ def codes_of(run: TrainedRun, options: InterpolationOptions) -> Tensor:
     path = fitting_path(run, options.path)
     if options.kind == "pairs":
         ends = _ends(run, options, 2 * options.num)
-        return between(ends[0::2], ends[1::2], options.steps, path)
+        # A label that the code holds has no values between: the way keeps the start's.
+        targets = with_class_of(ends[1::2], ends[0::2], run)
+        return between(ends[0::2], targets, options.steps, path)
+    if options.kind == "styles":
+        return style_swaps(_ends(run, options, options.steps), needed_class_part(run, "styles"))
+    if options.kind == "classes":
+        part = needed_class_part(run, "classes")
+        return class_walks(_ends(run, options, 1)[0], part, options.steps)
     low, high = _range(run, options.seed)
     if options.kind == "traverse":
         return traversal(_ends(run, options, 1)[0], low, high, options.steps)
     if len(low) == 2:
         corners = [(low[0], high[1]), (high[0], high[1]), (low[0], low[1]), (high[0], low[1])]
         return plane(torch.tensor(corners), options.steps, "linear")
-    return plane(_ends(run, options, 4), options.steps, path)
+    ends = _ends(run, options, 4)
+    return plane(with_class_of(ends, ends[:1].expand_as(ends), run), options.steps, path)
 
 
 def _ends(run: TrainedRun, options: InterpolationOptions, num: int) -> Tensor:
