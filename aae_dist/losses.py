@@ -34,7 +34,90 @@ def absolute_error_sum(x_hat_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
     return (x_hat_BCHW - x_BCHW).abs().flatten(1).sum(1)
 
 
+_EPSILON = 1e-8
+"""Keeps logarithms finite for features and samples without counts, as in scvi-tools."""
+
+
+def poisson_log_prob(x: Tensor, rate: Tensor) -> Tensor:
+    """Return log Poisson(x; rate) in nats, of the shape of counts `x`; both in counts."""
+    return x * (rate + _EPSILON).log() - rate - (x + 1).lgamma()
+
+
+def negative_binomial_log_prob(x: Tensor, mean: Tensor, dispersion: Tensor) -> Tensor:
+    """Return log NB(x; mean, dispersion) in nats, of the shape of counts `x`.
+
+    The variance is mean + mean^2 / dispersion: Lopez et al. 2018 (scVI), doi
+    10.1038/s41592-018-0229-2, supplementary note 3.
+    """
+    log_total = (dispersion + mean + _EPSILON).log()
+    return (
+        dispersion * ((dispersion + _EPSILON).log() - log_total)
+        + x * ((mean + _EPSILON).log() - log_total)
+        + (x + dispersion).lgamma()
+        - dispersion.lgamma()
+        - (x + 1).lgamma()
+    )
+
+
+def zinb_log_prob(x: Tensor, mean: Tensor, dispersion: Tensor, dropout_logits: Tensor) -> Tensor:
+    """Return the log of d * [x = 0] + (1 - d) * NB(x; mean, dispersion), d = sigmoid(logits).
+
+    In nats, of the shape of counts `x`. Source as for `negative_binomial_log_prob`.
+    """
+    kept = negative_binomial_log_prob(x, mean, dispersion) - F.softplus(dropout_logits)
+    zero = torch.logaddexp(-F.softplus(-dropout_logits), kept)
+    return torch.where(x < 0.5, zero, kept)
+
+
+def _rates(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Return proportions times the total of each sample, (B, C, H, W)."""
+    totals_B = x_BCHW.flatten(1).sum(1)
+    return parameters_BKCHW[:, 0] * totals_B.view(-1, *[1] * (x_BCHW.ndim - 1))
+
+
+def poisson_loss(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Return -log p(x) in nats, shape (B); K = 1: proportions (see `models.counts`)."""
+    return -poisson_log_prob(x_BCHW, _rates(parameters_BKCHW, x_BCHW)).flatten(1).sum(1)
+
+
+def negative_binomial_loss(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Return -log p(x) in nats, shape (B); K = 2: proportions and log dispersion."""
+    rate, dispersion = _rates(parameters_BKCHW, x_BCHW), parameters_BKCHW[:, 1].exp()
+    return -negative_binomial_log_prob(x_BCHW, rate, dispersion).flatten(1).sum(1)
+
+
+def zinb_loss(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Return -log p(x) in nats, shape (B); K = 3: also dropout logits."""
+    rate, dispersion = _rates(parameters_BKCHW, x_BCHW), parameters_BKCHW[:, 1].exp()
+    log_prob = zinb_log_prob(x_BCHW, rate, dispersion, parameters_BKCHW[:, 2])
+    return -log_prob.flatten(1).sum(1)
+
+
+def half_deviance(likelihood: str, x_BCHW: Tensor) -> Tensor:
+    """Return the loss of the mean profile above that of a perfect fit, in nats, shape (B).
+
+    What half the summed squared error of the mean is for images. The mean profile is that of all
+    samples, scaled to the total of each; the dispersion is 1, as at the start of training.
+    """
+    totals_B = x_BCHW.flatten(1).sum(1)
+    profile = x_BCHW.sum(0) / totals_B.sum().clamp_min(1)
+    rates = profile * totals_B.view(-1, *[1] * (x_BCHW.ndim - 1))
+    if likelihood == "poisson":
+        each = poisson_log_prob(x_BCHW, x_BCHW) - poisson_log_prob(x_BCHW, rates)
+    else:
+        one = torch.ones_like(x_BCHW)
+        each = negative_binomial_log_prob(x_BCHW, x_BCHW, one)
+        each = each - negative_binomial_log_prob(x_BCHW, rates, one)
+    return each.flatten(1).sum(1)
+
+
+COUNT_LOSSES = {
+    "poisson": poisson_loss,
+    "negative_binomial": negative_binomial_loss,
+    "zinb": zinb_loss,
+}
 RECONSTRUCTION_LOSSES = {
+    **COUNT_LOSSES,
     "sum_half": squared_error_half_sum,
     "mean": squared_error_mean,
     "bce": cross_entropy_sum,

@@ -224,9 +224,22 @@ def _posterior_problems(posterior: Posterior, prior: Prior) -> Iterator[Problem]
         )
 
 
+COUNTS = ("poisson", "negative_binomial", "zinb")
+"""Reconstruction losses that are likelihoods of counts."""
+
+
 def _loss_problems(method: Method, model: Model) -> Iterator[Problem]:
     if method.reconstruction_loss == "bce" and model.decoder_output == "linear":
         yield "method.reconstruction_loss", "bce needs model.decoder_output=sigmoid (got linear)"
+    if method.reconstruction_loss not in COUNTS:
+        return
+    if model.decoder_output != "linear":
+        yield (
+            "method.reconstruction_loss",
+            f"{method.reconstruction_loss} needs model.decoder_output=linear (got sigmoid)",
+        )
+    if method.image_noise:
+        yield "method.image_noise", "is for images and other floats, not for counts; leave it out"
 
 
 def _scaling_problems(data: Data, model: Model) -> Iterator[Problem]:

@@ -214,7 +214,7 @@ class Evaluator:
         readable[list(samples.bad)] = False
         draw = keyed_generator(self._seed, "evaluation/posterior", chunk)
         z_BZ = networks.encode(images, draw, samples.labels.to(images.device))
-        errors = squared_errors(networks.decode(z_BZ), images)
+        errors = squared_errors(networks.decode(z_BZ, images), images)
         code_logits = networks.discriminate(z_BZ)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
         absent = errors.new_full((len(errors), self._num_parts), torch.nan)
@@ -279,7 +279,7 @@ class Evaluator:
             labels=rows.labels,
             prior_samples=prior_mZ,
             originals=originals,
-            reconstructions=networks.decode(shown_kZ.float().to(device)).float().cpu(),
+            reconstructions=networks.decode(shown_kZ.float().to(device), originals).float().cpu(),
             decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
             classes=self._classes,
             prior=self._prior,

@@ -23,7 +23,14 @@ from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
 from aae_dist.evaluation import Evaluation, Evaluator, classes_by
 from aae_dist.evaluation.evaluator import MAX_SAMPLES
 from aae_dist.evaluation.parzen import Advance, parzen_metrics
-from aae_dist.models import Autoencoder, Encoding, build_networks, build_posterior
+from aae_dist.models import (
+    Autoencoder,
+    CountDecoder,
+    Encoding,
+    ExpectedCounts,
+    build_networks,
+    build_posterior,
+)
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
 from aae_dist.utils.arrays import evenly_spaced
@@ -74,13 +81,7 @@ class TrainedRun:
             ValueError: the images have another shape than the run was trained on, or are neither
                 uint8 nor such floats; or labels are needed.
         """
-        x_BCHW = as_tensor("images", images)
-        if self.image_shape[:2] == (1, 1) and x_BCHW.ndim == 2:
-            x_BCHW = x_BCHW[:, None, None]
-        elif self.image_shape[0] == 1 and x_BCHW.ndim == 3:
-            x_BCHW = x_BCHW[:, None]
-        _check_shape("images", x_BCHW, self.image_shape)
-        _check_pixels(x_BCHW, self.config.model.decoder_output == "linear")
+        x_BCHW = self._checked_images(images)
         return self._autoencoder.encode(x_BCHW, labels_B=self._labels_of(x_BCHW, labels))
 
     def decode(self, codes: Values) -> Tensor:
@@ -104,10 +105,14 @@ class TrainedRun:
     def reconstruct(self, images: Values, labels: Values | None = None) -> Tensor:
         """Return decode(encode(images)), floats of shape (B, C, H, W); takes what `encode` takes.
 
+        Of counts, expected ones with the total of each sample.
+
         Raises:
             ValueError: as for `encode`.
         """
-        return self.decode(self.encode(images, labels))
+        x_BCHW = self._checked_images(images)
+        z_BZ = self._autoencoder.encode(x_BCHW, labels_B=self._labels_of(x_BCHW, labels))
+        return self._autoencoder.decode(z_BZ, x_BCHW)
 
     def sample(
         self, num: int, generator: torch.Generator | None = None, labels: Values | None = None
@@ -237,6 +242,8 @@ class TrainedRun:
             )
         encoder = copy.deepcopy(Encoding(networks.encoder, posterior)).float().eval()
         decoder = copy.deepcopy(networks.decoder).float().eval()
+        if isinstance(decoder, CountDecoder):
+            decoder = ExpectedCounts(decoder)
         for parameter in [*encoder.parameters(), *decoder.parameters()]:
             # Contiguous memory: exporters warn about any other layout.
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
@@ -262,6 +269,16 @@ class TrainedRun:
                 f"the codes of {self.uri} hold the label; give labels, from 0 to {part.dims - 1}"
             )
         return self._checked_labels(given, len(x_BCHW))
+
+    def _checked_images(self, images: Values) -> Tensor:
+        x_BCHW = as_tensor("images", images)
+        if self.image_shape[:2] == (1, 1) and x_BCHW.ndim == 2:
+            x_BCHW = x_BCHW[:, None, None]
+        elif self.image_shape[0] == 1 and x_BCHW.ndim == 3:
+            x_BCHW = x_BCHW[:, None]
+        _check_shape("images", x_BCHW, self.image_shape)
+        _check_pixels(x_BCHW, self.config.model.decoder_output == "linear")
+        return x_BCHW
 
     def _checked_labels(self, given: Values, num: int) -> Tensor:
         classes, labels = self.prior.num_classes, as_tensor("labels", given).cpu()

@@ -24,12 +24,11 @@ from aae_dist.models.autoencoder import (
     Networks,
     Posterior,
     ProductPosterior,
-    StandardizedDecoder,
-    StandardizedEncoder,
     UniversalPosterior,
     run_encoder,
 )
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
+from aae_dist.models.counts import NUM_OUTPUTS, CountDecoder, CountEncoder, ExpectedCounts
 from aae_dist.models.mlp import (
     LabelledDiscriminator,
     MlpDecoder,
@@ -39,6 +38,7 @@ from aae_dist.models.mlp import (
     SampleShape,
 )
 from aae_dist.models.own import check_network, check_unit_range, import_network
+from aae_dist.models.standardized import StandardizedDecoder, StandardizedEncoder
 from aae_dist.utils.tensors import derived_seed
 
 __all__ = [
@@ -46,8 +46,11 @@ __all__ = [
     "CategoricalPosterior",
     "ConvDecoder",
     "ConvEncoder",
+    "CountDecoder",
+    "CountEncoder",
     "DeterministicPosterior",
     "Encoding",
+    "ExpectedCounts",
     "GaussianPosterior",
     "MlpDecoder",
     "MlpDiscriminator",
@@ -116,17 +119,17 @@ def build_networks(
         ConfigError: the kind of network does not fit the samples, or a user's does not work.
     """
     model, roles, built = config.model, _roles(config, shape), _built_in(config.model)
+    loss = config.method.reconstruction_loss
 
     def make_one(name: str, role: Mapping[str, Any]) -> nn.Module:
         own: sections.OwnNetwork | None = getattr(model, name)
         if own is None:
-            network = built[name](**role)
-            if config.data.standardize and name in STANDARDIZED:
-                network = STANDARDIZED[name](network, shape)
-            return network
+            return _in_units(name, built[name](**role), config, shape)
         network = import_network(name, own, role)
         _check(name, network, role, trains)
-        if name == "decoder" and config.method.reconstruction_loss == "bce":
+        if name == "decoder" and loss in NUM_OUTPUTS:
+            return CountDecoder(network, shape, loss)
+        if name == "decoder" and loss == "bce":
             check_unit_range(name, network, torch.randn(SAMPLES, model.latent_dim))
         return network
 
@@ -157,6 +160,18 @@ def build_networks(
     return Networks(made["encoder"], made["decoder"], made.get("discriminator"))
 
 
+def _in_units(name: str, network: nn.Module, config: RunConfig, shape: SampleShape) -> nn.Module:
+    """Return a built-in network as one that reads or writes the data's units."""
+    loss = config.method.reconstruction_loss
+    if loss in NUM_OUTPUTS:
+        if name == "encoder":
+            return CountEncoder(network, shape)
+        return CountDecoder(network, shape, loss) if name == "decoder" else network
+    if config.data.standardize and name in STANDARDIZED:
+        return STANDARDIZED[name](network, shape)
+    return network
+
+
 def _roles(config: RunConfig, shape: SampleShape) -> dict[str, dict[str, Any]]:
     """Return the arguments of each network, by its name."""
     posterior = build_posterior(config.posterior, config.prior)
@@ -167,6 +182,8 @@ def _roles(config: RunConfig, shape: SampleShape) -> dict[str, dict[str, Any]]:
         "encoder": {"sample_shape": shape, "num_outputs": num_outputs, **noise},
         "decoder": {"latent_dim": latent_dim, "sample_shape": shape},
     }
+    if outputs := NUM_OUTPUTS.get(config.method.reconstruction_loss):
+        roles["decoder"]["sample_shape"] = (outputs * shape[0], *shape[1:])
     if isinstance(config.method, AnyAdversarial):
         roles["discriminator"] = {"latent_dim": latent_dim}
     return roles

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aae_dist.models.counts import CountDecoder
+from aae_dist.models.standardized import Standardized
+
 
 class Posterior(Protocol):
     """Turns encoder outputs into codes."""
@@ -175,37 +178,6 @@ def run_encoder(
     return outputs_BP
 
 
-class Standardized(nn.Module):
-    """A network that sees features of mean 0 and variance 1, whatever the data's units.
-
-    `mean` and `std` are constants, saved with the weights.
-    """
-
-    def __init__(self, network: nn.Module, sample_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.mean = nn.Parameter(torch.zeros(sample_shape), requires_grad=False)
-        self.std = nn.Parameter(torch.ones(()), requires_grad=False)
-
-
-class StandardizedEncoder(Standardized):
-    """Standardizes the encoder's inputs."""
-
-    def forward(self, x_BCHW: Tensor, *noise: Tensor) -> Tensor:
-        """Map samples in the data's units to posterior parameters of shape (B, P)."""
-        outputs_BP: Tensor = self.network((x_BCHW - self.mean) / self.std, *noise)
-        return outputs_BP
-
-
-class StandardizedDecoder(Standardized):
-    """Brings the decoder's outputs to the data's units."""
-
-    def forward(self, z_BZ: Tensor) -> Tensor:
-        """Map codes of shape (B, Z) to samples in the data's units."""
-        x_BCHW: Tensor = self.network(z_BZ)
-        return x_BCHW * self.std + self.mean
-
-
 @dataclass(frozen=True)
 class Networks:
     """The networks of one run, by name; a run without an adversary has no discriminator."""
@@ -215,12 +187,17 @@ class Networks:
     discriminator: nn.Module | None
 
     @torch.no_grad()
-    def set_scaling(self, mean_CHW: Tensor, std: float) -> None:
-        """Set mean and standard deviation of the features, in networks that standardize them."""
+    def set_scaling(self, mean_CHW: Tensor, std: float, library: float | None = None) -> None:
+        """Set mean and standard deviation of the features, in networks that standardize them.
+
+        `library` is the median total of counts, for networks of counts.
+        """
         for network in (self.encoder, self.decoder):
             if isinstance(network, Standardized):
                 network.mean.copy_(mean_CHW)
                 network.std.fill_(std)
+            if library is not None and isinstance(found := getattr(network, "library", 0), Tensor):
+                found.fill_(library)
 
     def named(self) -> dict[str, nn.Module]:
         """Return the networks that exist, by name."""
@@ -266,9 +243,15 @@ class Autoencoder:
         return posterior.sample(outputs_BP, noise_BN)
 
     @torch.no_grad()
-    def decode(self, codes_BZ: Tensor) -> Tensor:
-        """Return images of shape (B, C, H, W), floats in [0, 1] behind a sigmoid output."""
-        x_hat_BCHW: Tensor = self.networks.decoder(codes_BZ.to(self.like))
+    def decode(self, codes_BZ: Tensor, images_BCHW: Tensor | None = None) -> Tensor:
+        """Return images of shape (B, C, H, W), floats in [0, 1] behind a sigmoid output.
+
+        Of counts these are expected ones, with the totals of `images_BCHW` if given.
+        """
+        decoder = self.networks.decoder
+        x_hat_BCHW: Tensor = decoder(codes_BZ.to(self.like))
+        if isinstance(decoder, CountDecoder):
+            return decoder.expected(x_hat_BCHW, images_BCHW)
         return x_hat_BCHW
 
     @torch.no_grad()

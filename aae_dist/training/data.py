@@ -22,7 +22,8 @@ from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator, classes_by
 from aae_dist.inference.trained_run import load_run
-from aae_dist.losses import RECONSTRUCTION_LOSSES
+from aae_dist.losses import COUNT_LOSSES, RECONSTRUCTION_LOSSES, half_deviance
+from aae_dist.models.counts import log_normalized
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import is_remote
 from aae_dist.training.checkpointer import NewShards, find_new_shards, with_inferred
@@ -54,9 +55,10 @@ class TrainingData:
     prior: Prior
     baseline_loss: float | None
     """Reconstruction loss of the data's mean; None in a run of a version that did not measure."""
-    scaling: tuple[Tensor, float] | None
-    """Mean, float32 (C, H, W), and standard deviation of the features, for the encoder and the
-    decoder of a new run; None where they get numbers as they are, or have them already."""
+    scaling: tuple[Tensor, float, float] | None
+    """Mean, float32 (C, H, W), and standard deviation of the features, and the median total of
+    counts, for the encoder and the decoder of a new run; None where they get numbers as they are,
+    or have them already."""
     new_shards: NewShards | None = None
     """Where to start when the shards are not those of the checkpoint."""
     notes: tuple[str, ...] = ()
@@ -197,21 +199,29 @@ def _measured(data: TrainingData, world: World) -> TrainingData:
     def measure() -> float:
         images = first_samples(data.train, data.order)
         pixels = images.double() / 255 if images.dtype == torch.uint8 else images.double()
-        mean = pixels.mean(0)
-        std = (pixels - mean).square().mean().sqrt()
-        found.append(torch.cat([mean.flatten(), std[None]]).float())
-        loss = RECONSTRUCTION_LOSSES[data.config.method.reconstruction_loss]
-        return float(loss(mean.expand_as(pixels), pixels).mean()) or 1.0  # all samples are equal
+        name = data.config.method.reconstruction_loss
+        library = pixels.flatten(1).sum(1).median()
+        features = log_normalized(pixels, library) if name in COUNT_LOSSES else pixels
+        mean = features.mean(0)
+        std = (features - mean).square().mean().sqrt()
+        found.append(torch.cat([mean.flatten(), std[None], library[None]]).float())
+        if name in COUNT_LOSSES:
+            losses = half_deviance(name, pixels)
+        else:
+            losses = RECONSTRUCTION_LOSSES[name](mean.expand_as(pixels), pixels)
+        return float(losses.mean()) or 1.0  # all samples are equal
 
     # Only rank 0 measures: other machines may round otherwise.
     baseline_loss = run_on_rank_zero(world, measure)
-    statistics = found[0] if found else torch.empty(math.prod(data.train.image_shape) + 1)
+    statistics = found[0] if found else torch.empty(math.prod(data.train.image_shape) + 2)
     if world.size > 1:
         statistics = statistics.to(world.device)
         dist.broadcast(statistics, 0)
-    *_, std = statistics.tolist()
-    mean = statistics[:-1].cpu().unflatten(0, data.train.image_shape)
-    scaling = (mean, std or 1.0) if data.config.data.standardize else None
+    *_, std, library = statistics.tolist()
+    mean = statistics[:-2].cpu().unflatten(0, data.train.image_shape)
+    counts = data.config.method.reconstruction_loss in COUNT_LOSSES
+    scaled = data.config.data.standardize or counts
+    scaling = (mean, std or 1.0, library or 1.0) if scaled else None
     return replace(data, baseline_loss=baseline_loss, scaling=scaling)
 
 
@@ -256,19 +266,44 @@ def _augment_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
 
 
 def _range_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
+    loss = config.method.reconstruction_loss
+    if loss in COUNT_LOSSES:
+        yield from _count_problems(loss, data)
+        return
     bce = config.method.reconstruction_loss == "bce"
     sigmoid = config.model.decoder_output == "sigmoid" and config.model.decoder is None
     if data.dtype == torch.uint8 or not (bce or sigmoid):
         return
-    first = data.manifest.shards[0]
-    total = first.samples if is_remote(first.folder) else len(data)
-    images = data.load(evenly_spaced(NUM_PROBED, total)).images
+    images = _probed(data)
     low, high = images.min().item(), images.max().item()
     if low < 0 or high > 1:
         key = "method.reconstruction_loss: bce" if bce else "model.decoder_output: sigmoid"
         yield (
             f"{key} is for numbers in [0, 1]; data.train has numbers from {low:g} to {high:g}; use "
             "model.decoder_output=linear with another loss than bce, or scale the data"
+        )
+
+
+def _probed(data: Dataset) -> Tensor:
+    first = data.manifest.shards[0]
+    total = first.samples if is_remote(first.folder) else len(data)
+    return data.load(evenly_spaced(NUM_PROBED, total)).images
+
+
+def _count_problems(loss: str, data: Dataset) -> Iterator[str]:
+    if data.dtype == torch.uint8:
+        yield (
+            f"method.reconstruction_loss: {loss} is for counts, floats of whole numbers; these "
+            "samples are uint8 images"
+        )
+        return
+    x = _probed(data)
+    wrong = x[(x < 0) | (x != x.round())]
+    if len(wrong):
+        yield (
+            f"method.reconstruction_loss: {loss} is for counts, whole numbers from 0 on; "
+            f"data.train has {wrong[0]:g}; give counts as they were measured, without "
+            "normalization, or use sum_half"
         )
 
 

@@ -324,6 +324,7 @@ class Trial:
         The method's optimizers have allocated their state. `shape` is that of this rank's share of
         the global batch, (B, C, H, W).
         """
+        self._loss = modules.reconstruction_loss
         self._posterior, self._z_dim = modules.posterior, modules.prior.latent_dim
         self._encoder, self._decoder = unwrap_ddp(modules.encoder), unwrap_ddp(modules.decoder)
         self._discriminator = modules.discriminator and unwrap_ddp(modules.discriminator)
@@ -354,7 +355,7 @@ class Trial:
         noise_BN = x_BCHW.new_zeros(len(x_BCHW), self._posterior.noise_dim(self._z_dim))
         outputs_BP = run_encoder(self._encoder, self._posterior, x_BCHW, noise_BN)
         z_BZ = self._posterior.sample(outputs_BP, noise_BN)
-        loss = (self._decoder(z_BZ) - x_BCHW).square().sum()
+        loss = self._loss(self._decoder(z_BZ), x_BCHW).sum()
         if self._discriminator is not None:
             loss = loss + self._discriminator(torch.cat([z_BZ.detach(), z_BZ])).sum()
         torch.autograd.grad(loss, parameters, allow_unused=True)

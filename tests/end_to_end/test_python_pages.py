@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["docs/python.md"]
+PAGES = ["docs/python.md", "docs/counts.md"]
 
 
 @pytest.mark.run
