@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aae_dist.data.dataset import Dataset, open_dataset
+    from aae_dist.data.dataset import Dataset, open_dataset, read_arrays
     from aae_dist.data.format.manifest import Manifest, Shard
     from aae_dist.data.index.build import build_index, open_manifest
     from aae_dist.data.loader import Augmenter, Batch, BatchLoader
@@ -26,11 +26,12 @@ __all__ = [
     "open_dataset",
     "open_manifest",
     "rank_rows",
+    "read_arrays",
     "resolve_window",
 ]
 
 _MODULES = {
-    "dataset": ("Dataset", "open_dataset"),
+    "dataset": ("Dataset", "open_dataset", "read_arrays"),
     "index.build": ("build_index", "open_manifest"),
     "loader": ("Augmenter", "Batch", "BatchLoader"),
     "format.manifest": ("Manifest", "Shard"),

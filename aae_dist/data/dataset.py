@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config.sections.run import Data
@@ -325,6 +327,24 @@ class Dataset:
         )
         # On a CPU the device's memory is the host's.
         return DeviceStore(shared, device) if kind == "device" and device.type != "cpu" else shared
+
+
+def read_arrays(urls: str | Sequence[str], **settings: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return all samples of shards in memory, as `aae_dist.train` takes them.
+
+    Args:
+        urls: a pattern, folder or manifest, or several; local, s3://, https:// or builtin://.
+        settings: keys of the `data` section, such as `image_size` or `image_keys`.
+
+    Returns:
+        uint8 or float32 (N, C, H, W), and labels, int64 (N), -1 for none.
+
+    Raises:
+        DataError: nothing is found, or a sample is bad.
+    """
+    dataset = open_dataset(urls, Data(train="shards", **settings))
+    images, labels = dataset.read(range(len(dataset)))
+    return images.numpy(), labels.numpy()
 
 
 def open_dataset(

@@ -22,11 +22,12 @@ from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator, classes_by
 from aae_dist.inference.trained_run import load_run
-from aae_dist.losses import COUNT_LOSSES, RECONSTRUCTION_LOSSES, half_deviance
+from aae_dist.losses import COUNT_LOSSES, RECONSTRUCTION_LOSSES
 from aae_dist.models.counts import log_normalized
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import is_remote
 from aae_dist.training.checkpointer import NewShards, find_new_shards, with_inferred
+from aae_dist.training.counts import explainable_loss
 from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.text import Show, progress
 
@@ -206,10 +207,9 @@ def _measured(data: TrainingData, world: World) -> TrainingData:
         std = (features - mean).square().mean().sqrt()
         found.append(torch.cat([mean.flatten(), std[None], library[None]]).float())
         if name in COUNT_LOSSES:
-            losses = half_deviance(name, pixels)
-        else:
-            losses = RECONSTRUCTION_LOSSES[name](mean.expand_as(pixels), pixels)
-        return float(losses.mean()) or 1.0  # all samples are equal
+            return explainable_loss(name, pixels, data.config.model.latent_dim) or 1.0
+        loss = RECONSTRUCTION_LOSSES[name]
+        return float(loss(mean.expand_as(pixels), pixels).mean()) or 1.0  # all samples are equal
 
     # Only rank 0 measures: other machines may round otherwise.
     baseline_loss = run_on_rank_zero(world, measure)
