@@ -144,11 +144,18 @@ def _data_layer(given: Sequence[Arrays | None], place: Any) -> ConfigFile:
 
 
 def _run(plan: SweepPlan, more: bool) -> None:
+    from aae_dist.report import write_report
+
+    if plan.configs[0].launch.kind == "local":
+        from aae_dist.launch.local_sweep import launch_local_sweep
+
+        launch_local_sweep(plan, write_report, more)
+        return
     if find_spec("ray") is None:
         raise LaunchError(
-            "aae_dist.tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]'"
+            "aae_dist.tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]', or "
+            "use launch.kind=local"
         )
-    from aae_dist.report import write_report
     from aae_dist.tune.sweep import launch_sweep
 
     launch_sweep(plan, write_report, more)

@@ -73,6 +73,7 @@ examples:
   aae-dist tune configs/sweep/quick.yaml 'sweep.space.model.latent_dim={grid: [2, 16]}'
   aae-dist tune my.yaml sweep.search=optuna sweep.num_trials=50 --dry-run
   aae-dist tune my.yaml --more
+  aae-dist tune my.yaml launch.kind=local
 
 """
 LISTED = 100  # trials that a dry run lists
@@ -103,11 +104,18 @@ def tune(items: tuple[str, ...], dry_run: bool, more: bool) -> int:
     if dry_run:
         _show_plan(plan)
         return 0
+    from aae_dist.report import write_report
+
+    if plan.configs[0].launch.kind == "local":
+        from aae_dist.launch.local_sweep import launch_local_sweep
+
+        _show_end(launch_local_sweep(plan, write_report, more))
+        return 0
     if find_spec("ray") is None:
         raise LaunchError(
-            "aae-dist tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]'"
+            "aae-dist tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]', or "
+            "use launch.kind=local"
         )
-    from aae_dist.report import write_report
     from aae_dist.tune.sweep import launch_sweep
 
     _show_end(launch_sweep(plan, write_report, more))

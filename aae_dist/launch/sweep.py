@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,21 +12,82 @@ from pathlib import Path
 from aae_dist.errors import (
     ConfigError,
     DataError,
+    Interrupted,
     LaunchError,
     TrainingDivergedError,
     by_name,
 )
 from aae_dist.launch.ending import WorkersFailedError
-from aae_dist.sweeps.folder import READERS, TrialState
+from aae_dist.launch.ray.cluster import check_data
+from aae_dist.storage import open_storage
+from aae_dist.sweeps.folder import READERS, SweepState, TrialState
 from aae_dist.sweeps.ledger import Ledger
-from aae_dist.sweeps.plan import TrialPlan, describe
+from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.sweeps.recommendation import size_of
 from aae_dist.tracking import open_wandb
 from aae_dist.training.checkpointer import finished_before
+from aae_dist.training.lock import RunLock
 from aae_dist.utils.text import echo
 
+RunTrials = Callable[[Ledger, str, Callable[[], None]], bool]
+"""Runs the trials of a ledger, with the launch's id; returns whether it was asked to stop. The
+function that it gets has the report written soon."""
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 60.0  # least time between two reports while the sweep runs
+
+
+def run_sweep(
+    plan: SweepPlan,
+    run: RunTrials,
+    write_report: Callable[[str], None] | None = None,
+    more: bool = False,
+) -> Ledger:
+    """Run the trials that are not finished yet; return the ledger of all.
+
+    `run` runs them and returns whether it was asked to stop. `write_report` is called with the
+    sweep's folder now and then, and at the end. With `more`, a sweep that has ended gets the seeds
+    that its recommendation asks for.
+
+    Raises:
+        Interrupted: the sweep was asked to stop; running trials have saved.
+        AaeDistError: the sweep cannot start, or no trial has finished.
+    """
+    folder = open_storage(plan.uri)
+    folder.check_writable()
+    launch_id = secrets.token_hex(8)
+    with RunLock.acquire(folder, launch_id):
+        check_same(plan.trials)
+        ledger = Ledger(plan, folder)
+        if more:
+            add_more(ledger)
+        if len(ledger.entries) >= ledger.plan.num_trials and not ledger.pending():
+            echo(f"This sweep had already finished: {plan.uri}")
+            ledger.write("finished")
+            return ledger
+        check_data(plan.configs)
+        with reports(plan.uri, write_report) as changed:
+            _run_to_end(ledger, run, launch_id, changed)
+    return ledger
+
+
+def _run_to_end(
+    ledger: Ledger, run: RunTrials, launch_id: str, changed: Callable[[], None]
+) -> None:
+    state: SweepState = "interrupted"
+    ledger.write()
+    try:
+        if run(ledger, launch_id, changed):
+            raise Interrupted(
+                f"{ledger.plan.uri}: stopped as asked, each running trial with a checkpoint. "
+                "The same command resumes from there."
+            )
+        state = "finished"
+    finally:
+        for entry in ledger.in_state(TrialState.RUNNING):
+            ledger.finish(entry.plan.id, TrialState.INTERRUPTED)
+        ledger.write(state)
+    check_any_finished(ledger)
+    log_recommendation(ledger)
 
 
 def check_same(trials: Sequence[TrialPlan]) -> None:

@@ -118,6 +118,8 @@ def asha_longest(asha: AshaScheduler, configs: Sequence[RunConfig]) -> int | Non
 
 
 def _pbt(sweep: Sweep, pbt: PbtScheduler, configs: Sequence[RunConfig]) -> Iterator[str]:
+    if any(config.launch.kind == "local" for config in configs):
+        yield "sweep.scheduler: pbt needs Ray Tune; leave out launch.kind=local, or use asha"
     if any(config.launch.most_workers > 1 for config in configs):
         text = "sweep.scheduler: pbt moves state between trials of one worker only"
         yield f"{text}; set launch.workers=1, or use asha"

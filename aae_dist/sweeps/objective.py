@@ -135,6 +135,14 @@ class Objective:
         kept = 0.5 + math.atan(sign * values[0]) / math.pi
         return sign * (kept if violation == 0.0 else 1.0 + violation)
 
+    def no_score(self, metrics: Metrics) -> str | None:
+        """Return why a trial has no score, None if it has one."""
+        if self.comparable_score(metrics) is not None:
+            return None
+        found = {name: metrics.get(name) for name in self.inputs}
+        lacking = [name for name, v in found.items() if v is None or not math.isfinite(v)]
+        return f"no score, since it has no finite {', '.join(lacking)}"
+
     def __str__(self) -> str:
         """Return the objective in words, such as `lowest prior_match/c2st`."""
         bounds = " and ".join(f"{name} at most {bound:g}" for name, bound in self.constraints)

@@ -172,8 +172,6 @@ def _checked(
         return [*problems, *config]
     if problems:
         return problems
-    if config.launch.kind == "local":
-        return ["launch.kind=local: trials run under Ray Tune; drop it"]
     return TrialPlan(name, number, parameters, config)
 
 

@@ -14,10 +14,10 @@ from aae_dist.config import RunConfig
 from aae_dist.launch.ending import PROCESS_DIED, StopToken, WorkersFailedError, condensed, last_line
 from aae_dist.launch.ray import cluster, driver, monitor
 from aae_dist.launch.ray.cluster import ResourceRequest, Resources
+from aae_dist.launch.sweep_progress import SweepProgress
 from aae_dist.sweeps.folder import TrialState, read_sweep
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.training.folder import write_marker
-from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import build_scheduler
 from aae_dist.tune.trial import CAUSE, LINEAGE, STATE, SWEEP, SweepTask, Trial
 from aae_dist.utils.text import echo

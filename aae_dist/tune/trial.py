@@ -1,7 +1,6 @@
 """One trial of a sweep, as Ray Tune sees it: a process that trains one run after another."""
 
 import logging
-import math
 import os
 import socket
 import sys
@@ -17,12 +16,12 @@ from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.launch.ending import StopReason, StopToken, last_line
 from aae_dist.launch.ray.monitor import StopListener
+from aae_dist.launch.trial_session import Channel, Ended, Session, train_here
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
 from aae_dist.training.folder import Outcome, RunState, check_marker
 from aae_dist.tune import session
-from aae_dist.tune.session import Ended, Session
 from aae_dist.tune.sweep import ENVIRONMENT, tune_folder
 
 SWEEP = "sweep"
@@ -123,10 +122,10 @@ class Trial(tune.Trainable):
     def _start(self) -> Session:
         task, config = self._task, self._config
         stop = StopToken(parent=self._listener.token)
-        channel = session.Channel(config, task.objective.inputs, stop)
+        channel = Channel(config, task.objective.inputs, stop)
         if config.launch.most_workers > 1:
             return Session(partial(session.train_on_ray, config), channel, stop)
-        here = partial(session.train_here, self._prepare, task.launch_id, task.pause_every)
+        here = partial(train_here, self._prepare, task.launch_id, task.pause_every)
         return Session(here, channel, stop)
 
     def _prepare(self) -> RunConfig:
@@ -150,18 +149,15 @@ class Trial(tune.Trainable):
         result = self._result(outcome.metrics)
         self._at_step = outcome.step
         if outcome.state in (RunState.FINISHED, RunState.ALREADY_FINISHED):
-            end = {"done": True, STATE: TrialState.FINISHED, CAUSE: self._no_score(outcome.metrics)}
+            end = {
+                "done": True,
+                STATE: TrialState.FINISHED,
+                CAUSE: self._task.objective.no_score(outcome.metrics),
+            }
             return result | end
         if self._task.pause_every and not self._listener.token.requested:
             return result
         return result | {"done": True, STATE: StopReason.INTERRUPTED}
-
-    def _no_score(self, metrics: dict[str, float]) -> str | None:
-        objective = self._task.objective
-        if objective.comparable_score(metrics) is not None:
-            return None
-        lacking = [n for n in objective.inputs if not math.isfinite(metrics.get(n, math.nan))]
-        return f"no score, since it has no finite {', '.join(lacking)}"
 
     def _result(self, metrics: dict[str, float]) -> dict[str, Any]:
         self._at_step = int(metrics.get("step", 0))

@@ -157,7 +157,15 @@ def test_invalid_points_can_be_skipped():
         ),
         (("sweep.space.wandb.project={grid: [a, b]}",), "wandb is the same for all trials"),
         (("sweep.space.model.latent_dim=3",), "holds nothing to choose"),
-        ((SIZES, "launch.kind=local"), "launch.kind=local: trials run under Ray Tune; drop it"),
+        (
+            (
+                RATE,
+                "sweep.num_trials=4",
+                "sweep.scheduler={kind: pbt, every_steps: 20}",
+                "launch.kind=local",
+            ),
+            "pbt needs Ray Tune; leave out launch.kind=local, or use asha",
+        ),
         ((SIZES, "sweep.name=a/b"), "sweep.name: should be a name of letters, digits and . - _"),
         ((SIZES, "sweep.schedular=asha"), "did you mean sweep.scheduler"),
         (

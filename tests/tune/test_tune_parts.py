@@ -8,9 +8,12 @@ import pytest
 
 pytest.importorskip("ray.tune")
 
+from hypothesis import given
+from hypothesis import strategies as st
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train._internal.storage import StorageContext
+from ray.tune import schedulers
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import TrialScheduler
@@ -20,15 +23,16 @@ from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.errors import AaeDistError, CheckpointError, TrainingDivergedError
 from aae_dist.launch import sweep as shared
 from aae_dist.launch.ray.cluster import ResourceRequest
+from aae_dist.launch.sweep_progress import SweepProgress
 from aae_dist.storage import open_storage
 from aae_dist.sweeps import TrialRecord
 from aae_dist.sweeps.folder import TRIALS
+from aae_dist.sweeps.halving import Rungs
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.objective import Objective
 from aae_dist.sweeps.plan import load_sweep
 from aae_dist.tune.driver import cause_of, max_concurrent_trials, placement_of
 from aae_dist.tune.optuna import OptunaSearcher
-from aae_dist.tune.progress import SweepProgress
 from aae_dist.tune.schedulers import RunFolderPbt, build_scheduler
 from aae_dist.tune.trial import KEPT, OBJECTIVE, SWEEP, VIOLATIONS, Trial
 
@@ -192,7 +196,7 @@ def test_optuna_is_told_of_no_score_that_does_not_compare(tmp_path):
         ledger.finish(name, "finished")
         result = {"trial_state": "finished", f"{OBJECTIVE}0": 0.5, NUM_SAMPLES: samples}
         searcher.on_trial_complete(f"tune-{number}", result)
-    assert [trial.value for trial in searcher._study.trials] == [0.5, 0.5, None]
+    assert [trial.value for trial in searcher.optuna.study.trials] == [0.5, 0.5, None]
     assert len(ledger.ranked()) == 2
     line = SweepProgress(ledger, 1)._end_line(ledger.in_state("finished")[2])
     assert "499 samples, other trials of another number: not compared" in line
@@ -371,7 +375,38 @@ def test_optuna_gets_constraints_as_its_own_and_learns_from_them(tmp_path, is_co
         searcher.on_trial_complete(f"tune-{len(seen)}", result)
         seen.append(size)
     allowed = [size for size in seen if size <= 20 or not is_constrained]
-    assert searcher._study.best_trial.value == pytest.approx(1 / max(allowed))
+    assert searcher.optuna.study.best_trial.value == pytest.approx(1 / max(allowed))
     assert (sum(seen[10:]) / 20 < 30) == is_constrained
     again = OptunaSearcher(ledger)  # as after a restart
-    assert again._study.best_trial.value == searcher._study.best_trial.value
+    assert again.optuna.study.best_trial.value == searcher.optuna.study.best_trial.value
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.sampled_from([100, 200, 300, 600]), st.floats(-1, 1))),
+    st.sampled_from(["min", "max"]),
+)
+def test_rungs_without_ray_decide_as_rays_asha(events, mode):
+    theirs = schedulers.AsyncHyperBandScheduler(
+        time_attr="step", metric=OBJECTIVE, mode=mode, max_t=900, grace_period=100,
+        reduction_factor=3, stop_last_trials=False,
+    )  # fmt: skip
+    ours, seen, stopped = Rungs(100, 900, 3, mode), {}, set()
+    for number, step, score in events:
+        name = f"t{number}"
+        if name not in seen:
+            seen[name] = Tried(name)
+            theirs.on_trial_add(None, seen[name])
+        if name not in stopped:
+            result = {"step": step, OBJECTIVE: score}
+            decision = theirs.on_trial_result(None, seen[name], result) == TrialScheduler.STOP
+            assert ours.stops(name, step, score, is_kept=False) == decision
+            stopped |= {name} if decision else set()
+
+
+def test_rungs_never_stop_the_only_trial_that_keeps_the_constraints():
+    rungs = Rungs(100, 900, 3, "min")
+    assert not rungs.stops("a", 100, 0.1, is_kept=True)
+    assert rungs.stops("b", 100, 0.2, is_kept=True)
+    assert not rungs.stops("a", 200, 1.5, is_kept=False)
+    assert not rungs.stops("c", 100, 0.3, is_kept=True)
+    assert rungs.stops("d", 100, 1.1, is_kept=False)

@@ -186,6 +186,11 @@ def available_cores() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked[:4]) > 0:
         return int(asked[:4])
+    return usable_cores()
+
+
+def usable_cores() -> int:
+    """Return the cores that a process may use, here or in its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with suppress(OSError, ValueError):  # a container's share of the machine
         quota, period = map(int, _CPU_LIMIT.read_text().split())
@@ -198,7 +203,7 @@ class Launch(Section):
 
     kind: Literal["ray", "local"] = "ray"
     """ray: Ray Train starts the workers. local: this process, or the ranks that torchrun
-    started."""
+    started; trials of a sweep run in processes of this machine."""
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
     """Data-parallel ranks under Ray, or [fewest, most]: the run then uses as many as there are
     resources for, and changes their number while it runs."""

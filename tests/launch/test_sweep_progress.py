@@ -4,10 +4,10 @@ import io
 
 from rich.console import Console
 
+from aae_dist.launch.sweep_progress import SweepProgress
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.plan import load_sweep
-from aae_dist.tune.progress import SweepProgress
 
 
 def open_view(tmp_path, clock, terminal=None):

@@ -1,0 +1,364 @@
+"""Runs a sweep on this machine without Ray: trials in worker processes, one folder, one ledger."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import torch
+
+from aae_dist.config import RunConfig
+from aae_dist.config.sections.run import usable_cores
+from aae_dist.config.sections.sweep import AshaScheduler
+from aae_dist.errors import LaunchError
+from aae_dist.launch.ending import PROCESS_DIED, StopReason, StopSignals, StopToken, condensed
+from aae_dist.launch.sweep import run_sweep
+from aae_dist.launch.sweep_progress import SweepProgress
+from aae_dist.sweeps.checks import asha_longest, asha_unit
+from aae_dist.sweeps.folder import TrialState, read_sweep
+from aae_dist.sweeps.halving import Rungs
+from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
+from aae_dist.sweeps.plan import SweepPlan
+from aae_dist.training.folder import RunState
+from aae_dist.utils.text import echo
+
+POLL_SECONDS = 0.5
+STOP_SECONDS = 120.0  # how long trials may take to save and end after a signal
+STOPPING = "stopping: running trials save a checkpoint first; a second signal ends at once"
+UNITS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
+Message = dict[str, Any]
+
+
+class TrialSource(Protocol):
+    """Where trials come from."""
+
+    def next(self) -> Entry | None:
+        """Return the next trial to run, None when there is none for now."""
+
+
+class Worker:
+    """A worker process and the trial that it trains; `inbox` gets (worker, message or None)."""
+
+    def __init__(
+        self,
+        number: int,
+        gpu: int | None,
+        threads: int,
+        log: Path,
+        inbox: "queue.Queue[tuple[Worker, Message]]",
+    ) -> None:
+        self.entry: Entry | None = None
+        self.log = log
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "aae_dist.launch.local_trial"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is the driver's, which lets trials save
+            )
+        name = f"trial-worker-{number}"
+        self._reader = threading.Thread(target=self._read, args=(inbox,), name=name, daemon=True)
+        self._reader.start()
+
+    def send(self, message: Message) -> None:
+        assert self.process.stdin is not None
+        # A process that has just died is noticed by its reader.
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def close(self) -> None:
+        """End the process: at once where it trains, which its trial survives."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.process.wait()
+        self._reader.join()
+
+    def last_words(self) -> str:
+        """Return in one line why the process died, as its log says."""
+        text = self.log.read_text(errors="replace")[-10_000:].strip()
+        number = self.process.wait()
+        how = f"signal {-number}" if number < 0 else f"exit status {number}"
+        return f"{PROCESS_DIED} ({how})" + (f": {condensed(text)}" if number > 0 and text else "")
+
+    def _read(self, inbox: "queue.Queue[tuple[Worker, Message]]") -> None:
+        assert self.process.stdout is not None
+        stream: IO[bytes] = self.process.stdout
+        with stream:
+            for line in stream:
+                if line.endswith(b"\n"):
+                    inbox.put((self, json.loads(line)))
+        inbox.put((self, {"gone": True}))
+
+
+class Pending:
+    """The trials of a plan that are not done."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._todo = ledger.pending()
+        if ledger.plan.sweep.scheduler.kind == "asha":
+            # By their hash: in a grid's own order each trial may be better than all before it.
+            self._todo.sort(key=lambda entry: entry.plan.id)
+
+    def next(self) -> Entry | None:
+        return self._todo.pop(0) if self._todo else None
+
+
+class LocalSweep:
+    """Hands trials to worker processes, takes their results, keeps the ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        launch_id: str,
+        stop: StopToken,
+        changed: Callable[[], None],
+        place: Path,
+    ) -> None:
+        self._ledger, self._launch_id, self._stop = ledger, launch_id, stop
+        self._changed, self._place = changed, place
+        self._objective = ledger.objective
+        self._inbox: queue.Queue[tuple[Worker, Message]] = queue.Queue()
+        self._again: list[Entry] = []  # trials whose process died
+        self._optuna = _optuna_study(ledger)
+        self._source: TrialSource = self._optuna or Pending(ledger)
+        self._rungs = _rungs(ledger)
+        self._gpus = gpu_slots(ledger.plan.configs)
+        wanted = ledger.plan.sweep.max_concurrent
+        self._slots = num_slots(ledger.plan.configs, len(self._gpus), wanted)
+        self._workers: list[Worker] = []
+        self._started = 0
+
+    def run(self) -> None:
+        """Return when every trial has ended, or all have stopped after a request."""
+        plan, counts = self._ledger.plan, self._ledger.counts()
+        waiting = counts[TrialState.WAITING] + counts[TrialState.INTERRUPTED]
+        echo(
+            f"sweep {plan.uri}: {waiting} of {plan.num_trials} trials to run, {self._slots} at "
+            "once in processes of this machine"
+        )
+        ended, stop_by = 0, 0.0
+        try:
+            with SweepProgress(self._ledger, self._slots) as progress:
+                while self._fill() or self._busy():
+                    self._take()
+                    progress.update()
+                    self._ledger.write(force=False)
+                    if problem := self._ledger.pop_error():
+                        echo(f"the sweep's folder was not written, trying again: {problem}")
+                    if (now_ended := len(self._ledger.in_state(*FINAL))) > ended:
+                        ended = now_ended
+                        self._changed()
+                    if self._stop.requested and not stop_by:
+                        echo(STOPPING)
+                        stop_by = time.monotonic() + STOP_SECONDS
+                        for worker in self._workers:
+                            worker.process.send_signal(signal.SIGTERM)
+                    if stop_by and time.monotonic() > stop_by:
+                        break
+        finally:
+            for worker in self._workers:
+                worker.close()
+
+    def _busy(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.entry is not None]
+
+    def _fill(self) -> bool:
+        """Give free slots the next trials; return whether any was given."""
+        given = False
+        while not self._stop.requested and len(self._busy()) < self._slots:
+            entry = self._again.pop(0) if self._again else self._source.next()
+            if entry is None:
+                break
+            idle = next((worker for worker in self._workers if worker.entry is None), None)
+            self._give(idle or self._new_worker(), entry)
+            given = True
+        return given
+
+    def _new_worker(self) -> Worker:
+        number, self._started = self._started, self._started + 1
+        gpu = self._gpus[len(self._workers) % len(self._gpus)] if self._gpus else None
+        threads = max(config.launch.cpus for config in self._ledger.plan.configs)
+        log = self._place / f"worker-{number}.log"
+        worker = Worker(number, gpu, threads, log, self._inbox)
+        self._workers.append(worker)
+        return worker
+
+    def _give(self, worker: Worker, entry: Entry) -> None:
+        worker.entry = entry
+        self._ledger.start(entry.plan.id)
+        worker.send(
+            {
+                "trial": entry.plan.id,
+                "config": entry.plan.config.model_dump_json(),
+                "scores": self._objective.inputs,
+                "launch_id": self._launch_id,
+            }
+        )
+
+    def _take(self) -> None:
+        """Take what workers have sent, waiting a moment for the first."""
+        with contextlib.suppress(queue.Empty):
+            worker, message = self._inbox.get(timeout=POLL_SECONDS)
+            while True:
+                self._handle(worker, message)
+                worker, message = self._inbox.get_nowait()
+
+    def _handle(self, worker: Worker, message: Message) -> None:
+        entry = worker.entry
+        if "gone" in message:
+            self._workers.remove(worker)
+            worker.close()
+            if entry is not None:
+                self._restart(entry, worker.last_words())
+        elif entry is None or "ready" in message:
+            return
+        elif "crash" in message:
+            worker.entry = None
+            self._restart(entry, message["crash"])
+        elif "mistake" in message:
+            self._conclude(worker, entry, TrialState.FAILED, message["mistake"])
+        elif "state" in message:
+            self._ledger.update(entry.plan.id, message["metrics"], entry.parameters)
+            self._finish(worker, entry, message)
+        else:
+            self._ledger.update(entry.plan.id, message["metrics"], entry.parameters)
+            worker.send({"stop": self._is_pruned(entry, message["metrics"])})
+
+    def _finish(self, worker: Worker, entry: Entry, message: Message) -> None:
+        metrics, state = message["metrics"], message["state"]
+        if state in (RunState.FINISHED, RunState.ALREADY_FINISHED):
+            self._is_pruned(entry, metrics)  # its scores count for others
+            cause = self._objective.no_score(metrics)
+            self._conclude(worker, entry, TrialState.FINISHED, cause)
+        elif state == StopReason.PRUNED:
+            cause = f"stopped by asha at step {int(metrics.get('step', 0))}"
+            self._conclude(worker, entry, TrialState.PRUNED, cause)
+        else:
+            self._conclude(worker, entry, TrialState.INTERRUPTED)
+
+    def _conclude(
+        self, worker: Worker, entry: Entry, state: TrialState, cause: str | None = None
+    ) -> None:
+        worker.entry = None
+        self._close_trial(entry, state, cause)
+
+    def _close_trial(self, entry: Entry, state: TrialState, cause: str | None) -> None:
+        self._ledger.finish(entry.plan.id, state, cause)
+        if self._rungs is not None and state == TrialState.FAILED:
+            self._rungs.drop(entry.plan.id)
+        if self._optuna is not None:
+            compares = self._ledger.is_comparable(entry.metrics)
+            violations = self._objective.violations(entry.metrics)
+            values = self._objective.values(entry.metrics)
+            known = values if compares and violations is not None else None
+            self._optuna.ended(entry.plan.id, state, known, violations or ())
+
+    def _restart(self, entry: Entry, cause: str) -> None:
+        if self._stop.requested:
+            self._close_trial(entry, TrialState.INTERRUPTED, None)
+        elif entry.restarts < self._ledger.plan.sweep.max_failures:
+            self._ledger.crashed(entry.plan.id, cause)
+            self._again.append(entry)
+        else:
+            self._close_trial(entry, TrialState.FAILED, f"crashed: {cause}")
+
+    def _is_pruned(self, entry: Entry, metrics: dict[str, float]) -> bool:
+        scheduler = self._ledger.plan.sweep.scheduler
+        if self._rungs is None or not isinstance(scheduler, AshaScheduler):
+            return False
+        score = self._objective.comparable_score(metrics)
+        unit = UNITS[asha_unit(scheduler, self._ledger.plan.configs)]
+        if score is None or unit not in metrics or not self._ledger.is_comparable(metrics):
+            return False
+        kept = self._objective.is_kept(metrics)
+        return self._rungs.stops(entry.plan.id, metrics[unit], score, kept)
+
+
+def _optuna_study(ledger: Ledger) -> Any:
+    if ledger.plan.sweep.search.kind != "optuna":
+        return None
+    try:
+        from aae_dist.launch.optuna_study import OptunaStudy
+    except ImportError:
+        raise LaunchError(
+            "sweep.search=optuna needs Optuna, which is not installed: pip install optuna"
+        ) from None
+    return OptunaStudy(ledger)
+
+
+def _rungs(ledger: Ledger) -> Rungs | None:
+    """Return the rungs of ASHA with the scores of earlier starts, None without that scheduler."""
+    plan, objective = ledger.plan, ledger.objective
+    asha = plan.sweep.scheduler
+    if not isinstance(asha, AshaScheduler):
+        return None
+    longest = asha_longest(asha, plan.configs)
+    assert longest is not None  # checked with the configuration
+    rungs = Rungs(asha.grace, longest, asha.reduction_factor, objective.modes[0])
+    unit = UNITS[asha_unit(asha, plan.configs)]
+    earlier = read_sweep(plan.uri).trials if ledger.in_state(*FINAL) else ()
+    for trial in earlier:
+        for record in trial.history if trial.state in FINAL else ():
+            score = objective.comparable_score(record)
+            if score is not None and unit in record:
+                rungs.stops(trial.id, record[unit], score, objective.is_kept(record))
+        if trial.state in (TrialState.PRUNED, TrialState.FAILED):
+            rungs.drop(trial.id)
+    return rungs
+
+
+def gpu_slots(configs: Sequence[RunConfig]) -> list[int]:
+    """Return the GPU of each slot, fractions sharing one; none where trials take no GPU."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = [1.0 if g == "auto" else g for g in (c.launch.gpus_per_worker for c in configs)]
+    on_cpu = all(c.train.device == "cpu" or c.launch.gpus_per_worker == 0 for c in configs)
+    if num_gpus == 0 or on_cpu or not wanted:
+        return []
+    per_gpu = max(1, int(1 / max(*wanted, 1e-3)))
+    return [gpu for _ in range(per_gpu) for gpu in range(num_gpus)]
+
+
+def num_slots(configs: Sequence[RunConfig], num_gpu_slots: int, wanted: int | None) -> int:
+    """Return how many trials run at once: as many as cores and GPUs allow, or `wanted`."""
+    fit = max(1, usable_cores() // max(config.launch.cpus for config in configs))
+    if num_gpu_slots:
+        fit = min(fit, num_gpu_slots)
+    return wanted or fit
+
+
+def launch_local_sweep(
+    plan: SweepPlan, write_report: Callable[[str], None] | None = None, more: bool = False
+) -> Ledger:
+    """Run the trials that are not finished yet in processes of this machine.
+
+    Arguments, result and errors are those of `run_sweep`.
+    """
+
+    def run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> bool:
+        with StopSignals() as stop, _log_folder() as place:
+            LocalSweep(ledger, launch_id, stop, changed, place).run()
+        return stop.requested
+
+    return run_sweep(plan, run, write_report, more)
+
+
+@contextlib.contextmanager
+def _log_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="aae_dist-tune-") as place:
+        yield Path(place)

@@ -1,0 +1,215 @@
+"""How the match with the prior depends on the latent size, by method, on data of known dimension.
+
+    python benchmarks/latent_size.py --work DIR [--quick] [SET ...]
+
+Every set is one sweep of `aae-dist tune` with launch.kind=local in DIR: sizes x methods x seeds. A
+study that was stopped continues with the same command, and a finished one only prints again. Per
+set and method it fits C2ST as a logistic function of the logarithm of the size and prints d*, the
+size where the fit crosses 0.65, with a 95 % interval from resampling seeds; next to it the true
+dimension and what TwoNN and MLE say of the data before any training. --quick is the cut of 63
+trials on digits.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from balance import _field, smooth_maps
+from numpy.typing import NDArray
+from timing import print_header
+from webdataset import TarWriter
+
+from aae_dist.cli.main import main as aae_dist
+from aae_dist.sweeps import SweepRecord, read_sweep
+
+Array = NDArray[Any]
+CROSSING = 0.65
+"""C2ST above which a match is called lost, as in sweeps with that constraint."""
+NUM_RESAMPLES = 200
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "adversarial": {"kind": "adversarial"},
+    "mmd": {"kind": "mmd"},
+    "sliced_wasserstein": {"kind": "sliced_wasserstein"},
+    "characteristic": {"kind": "characteristic"},
+    "variational": {"kind": "variational"},
+}
+QUICK_METHODS = ("adversarial", "sliced_wasserstein", "characteristic")
+SIZES, QUICK_SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128), (2, 4, 8, 12, 16, 32, 64)
+KNOWN = {f"map of {d}": d for d in (2, 5, 10, 20)}
+"""Sets of a known dimension: random smooth maps of Gaussians into 100 numbers."""
+SETS = ("digits", *KNOWN)
+SCORES = {"mse": "reconstruction/mse", "c2st": "prior_match/c2st"}
+
+
+def write_shards(name: str, work: Path) -> Path:
+    """Write train.tar and validation.tar of a set of known dimension, once."""
+    folder = work / "data" / name.replace(" ", "-")
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: Array = smooth_maps(KNOWN[name])(np.random.default_rng(0)).astype(np.float32)
+    for split, part in (("validation", rows[:2000]), ("train", rows[2000:])):
+        with TarWriter(str(folder / f"{split}.tar")) as tar:
+            for number, row in enumerate(part):
+                tar.write({"__key__": f"{number:06d}", **_field(row)})
+    (folder / "done").touch()
+    return folder
+
+
+def overrides(name: str, options: argparse.Namespace) -> list[str]:
+    """Return the configuration of a set's sweep."""
+    work: Path = options.work
+    methods = QUICK_METHODS if options.quick else tuple(METHODS)
+    sizes = QUICK_SIZES if options.quick else SIZES
+    posterior = "gaussian" if options.posterior == "gaussian" else "deterministic"
+    if posterior == "deterministic":
+        methods = tuple(method for method in methods if method != "variational")
+    hidden = ", ".join(
+        f"{part}_widths: [{options.width}, {options.width}]"
+        for part in ("encoder", "decoder", "discriminator")
+    )
+    space = {
+        "method": {"grid": [METHODS[method] for method in methods]},
+        "model.latent_dim": {"grid": list(sizes)},
+        "run.seed": {"grid": list(range(options.seeds))},
+    }
+    if name == "digits":
+        data = ["data.train=builtin://digits/train", "data.validation=builtin://digits/validation"]
+    else:
+        folder = write_shards(name, work)
+        data = [f"data.{k}={folder / v}" for k, v in (("train", "train.tar"),)]
+        data += [f"data.validation={folder / 'validation.tar'}", "data.image_keys=[npy]"]
+        data += ["model.decoder_output=linear"]
+    label = f"{name.replace(' ', '-')}-{posterior}-{options.steps}-{'quick' * options.quick}"
+    return [
+        *(f"sweep.name={label.rstrip('-')}", f"run.storage={work}", *data),
+        *(f"model={{{hidden}}}", f"posterior.kind={posterior}"),
+        *(f"sweep.space={json.dumps(space)}", "sweep.metric=reconstruction/mse"),
+        f"sweep.constraints={{prior_match/c2st: {CROSSING}}}",
+        *(f"train.steps={options.steps}", "train.global_batch_size=128"),
+        *("train.log_every_steps=500", f"checkpoint.every_steps={options.steps}"),
+        *("launch.kind=local", "launch.cpus_per_worker=1", "wandb.mode=disabled"),
+        *([f"sweep.max_concurrent={options.concurrent}"] if options.concurrent else []),
+    ]
+
+
+def run_sweep(name: str, options: argparse.Namespace) -> SweepRecord:
+    """Run or resume the sweep of a set, and read it."""
+    items = overrides(name, options)
+    if code := aae_dist(["tune", *items]):
+        raise SystemExit(code)
+    sweep_name = items[0].removeprefix("sweep.name=")
+    return read_sweep(str(options.work / sweep_name), histories=False)
+
+
+def points_of(sweep: SweepRecord) -> dict[str, dict[float, list[tuple[float, float]]]]:
+    """Return (mse, c2st) per seed, by method and size, of the finished trials."""
+    found: dict[str, dict[float, list[tuple[float, float]]]] = {}
+    for trial in sweep.trials:
+        scores = [trial.metrics.get(metric) for metric in SCORES.values()]
+        if trial.state != "finished" or None in scores:
+            continue
+        by_size = found.setdefault(trial.parameters["method"]["kind"], {})
+        mse, c2st = (float(score or 0.0) for score in scores)
+        by_size.setdefault(float(trial.parameters["model.latent_dim"]), []).append((mse, c2st))
+    return found
+
+
+def logistic(x: Array, middle: float, slope: float, top: float) -> Array:
+    """Return C2ST as a function of log2 of the size: 0.5 at small sizes, `top` at large ones."""
+    curve: Array = 0.5 + (top - 0.5) / (1 + np.exp(-slope * (x - middle)))
+    return curve
+
+
+def crossing(sizes: Array, c2st: Array) -> float:
+    """Return the size where the fitted C2ST crosses 0.65; infinite where it stays below."""
+    x = np.log2(sizes)
+    best, least = (math.nan, math.nan, math.nan), math.inf
+    # A grid, since three parameters on few points have no reliable starting values.
+    for middle in np.linspace(x.min() - 2, x.max() + 4, 91):
+        for slope in (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0):
+            for top in np.linspace(0.65, 1.0, 8):
+                error = float(np.square(logistic(x, middle, slope, top) - c2st).sum())
+                if error < least:
+                    best, least = (middle, slope, top), error
+    middle, slope, top = best
+    share = (CROSSING - 0.5) / (top - 0.5)
+    return math.inf if share >= 1 else 2 ** (middle + math.log(share / (1 - share)) / slope)
+
+
+def interval(by_size: Mapping[float, Sequence[tuple[float, float]]]) -> tuple[float, float, float]:
+    """Return d* and its 95 % interval, from resampling the seeds of each size."""
+    sizes = np.array(sorted(by_size))
+    values = [np.array([c2st for _, c2st in by_size[size]]) for size in sizes]
+    draw = np.random.default_rng(0)
+
+    def of(choose: Callable[[Array], Array]) -> float:
+        return crossing(sizes, np.array([choose(seeds).mean() for seeds in values]))
+
+    resampled = [of(lambda s: draw.choice(s, len(s))) for _ in range(NUM_RESAMPLES)]
+    low, high = np.quantile(np.array(resampled), (0.025, 0.975), method="nearest")
+    return of(lambda seeds: seeds), float(low), float(high)
+
+
+def report(name: str, sweep: SweepRecord) -> dict[str, float]:
+    """Print the table of a set; return its d* by method."""
+    found = points_of(sweep)
+    first = next((t.metrics for t in sweep.trials if "data/dimension_mle" in t.metrics), {})
+    estimates = [first.get(f"data/dimension_{by}") or math.nan for by in ("twonn", "mle")]
+    truth = KNOWN.get(name, "unknown")
+    print(f"\n{name}: true dimension {truth}, TwoNN {estimates[0]:.1f}, MLE {estimates[1]:.1f}")
+    print("| method | size | mse | C2ST | seeds |")
+    print("|---|---|---|---|---|")
+    for method, by_size in found.items():
+        for size, seeds in sorted(by_size.items()):
+            mse, c2st = np.array(seeds).mean(0)
+            print(f"| {method} | {size:g} | {mse:.5f} | {c2st:.3f} | {len(seeds)} |")
+    critical = {}
+    for method, by_size in found.items():
+        value, low, high = interval(by_size)
+        critical[method] = value
+        print(f"d* of {method}: {value:.1f} (95 % interval {low:.1f} to {high:.1f})")
+    return critical
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of values without ties."""
+    ranks = [np.argsort(np.argsort(np.array(values))) for values in (a, b)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def main() -> None:
+    """Run the study and print it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("sets", nargs="*", choices=[*SETS, []], default=[], metavar="SET")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="7 sizes, 3 methods, 3 seeds, digits")
+    parser.add_argument("--posterior", choices=("deterministic", "gaussian"), default="gaussian")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=400)
+    parser.add_argument("--concurrent", type=int)
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    print_header("The match with the prior by latent size")
+    sets = options.sets or (["digits"] if options.quick else list(SETS))
+    started, critical = time.monotonic(), dict[str, dict[str, float]]()
+    for name in sets:
+        critical[name] = report(name, run_sweep(name, options))
+    known = [name for name in sets if name in KNOWN]
+    if len(known) > 2:
+        truth = [float(KNOWN[name]) for name in known]
+        for method in METHODS:
+            values = [critical[name][method] for name in known if method in critical[name]]
+            if len(values) == len(truth):
+                print(f"{method}: rank correlation {rank_correlation(truth, values):.2f}")
+    print(f"{time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
