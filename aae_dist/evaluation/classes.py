@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from aae_dist.priors import Prior
+from aae_dist.priors import MixturePrior, Part, Prior, SwissRollPrior
 
 
 def class_scores(probabilities_nK: Tensor) -> dict[str, float]:
@@ -106,3 +106,31 @@ def adjusted_rand_index(counts: Tensor) -> float:
     expected = rows * columns / max(pairs(counts.sum()[None]), 1.0)
     most = (rows + columns) / 2
     return (both - expected) / (most - expected) if most != expected else 1.0
+
+
+def style_swaps(styles_SZ: Tensor, part: Part) -> Tensor:
+    """Return codes (K, S, Z): in row k all styles with class k, one column per style."""
+    codes_KSZ = styles_SZ.expand(part.dims, *styles_SZ.shape).clone()
+    codes_KSZ[:, :, part.columns] = torch.eye(part.dims, dtype=styles_SZ.dtype)[:, None]
+    return codes_KSZ
+
+
+def class_part(prior: Prior) -> Part | None:
+    """Return the part of the code that holds the class: the given or first categorical one."""
+    return prior.given or next((part for part in prior.parts if part.is_categorical), None)
+
+
+def codes_of_classes(prior: Prior, num_styles: int, generator: torch.Generator) -> Tensor | None:
+    """Return prior samples of every class, (K, S, Z), None for a prior without classes.
+
+    With a class part, a column has the same style in every class.
+    """
+    part = class_part(prior)
+    if part is not None:
+        num_styles = num_styles if part.dims < prior.latent_dim else 1
+        return style_swaps(prior.sample(num_styles, generator), part)
+    if prior.num_classes is None or not isinstance(prior, MixturePrior | SwissRollPrior):
+        return None
+    labels = torch.arange(prior.num_classes).repeat_interleave(num_styles)
+    codes_KSZ: Tensor = prior.sample_class(labels, generator).unflatten(0, (-1, num_styles))
+    return codes_KSZ

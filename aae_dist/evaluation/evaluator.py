@@ -24,6 +24,7 @@ from aae_dist.errors import DataError
 from aae_dist.evaluation.classes import (
     classification_error,
     clustering_scores,
+    codes_of_classes,
     nearest_class,
 )
 from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
@@ -37,6 +38,7 @@ from aae_dist.utils.tensors import keyed_generator
 CHUNK = 256
 MAX_SAMPLES = 10_000
 NUM_PICTURED = 32
+NUM_STYLES, MAX_CLASSES_PICTURED = 8, 32
 PRIOR_PICTURED = 5000
 """Prior samples in pictures: enough for a smooth density, however few the codes are."""
 
@@ -70,6 +72,8 @@ class EvaluationImages:
     """Names of labels, where they have some."""
     prior: Prior | None = None
     """p(z), for its density."""
+    class_grid: Tensor | None = None
+    """Float32 [K, S, C, H, W]: prior samples of each class in S styles, decoded; None without."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +287,17 @@ class Evaluator:
             decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
             classes=self._classes,
             prior=self._prior,
+            class_grid=self._class_grid(networks),
         )
+
+    def _class_grid(self, networks: Autoencoder) -> Tensor | None:
+        draw = keyed_generator(self._seed, "pictures/classes")
+        codes_KSZ = codes_of_classes(self._prior, NUM_STYLES, draw)
+        if codes_KSZ is None or len(codes_KSZ) > MAX_CLASSES_PICTURED:
+            return None
+        decoded = networks.decode(codes_KSZ.flatten(0, 1).to(self._world.device))
+        grid_KSCHW: Tensor = decoded.float().cpu().unflatten(0, codes_KSZ.shape[:2])
+        return grid_KSCHW
 
 
 def discriminator_metrics(rows: ScoredRows) -> dict[str, float]:

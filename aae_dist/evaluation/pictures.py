@@ -60,25 +60,25 @@ def reconstructions(
         return vectors(originals_kCHW, reconstructions_kCHW, caption)
     shown = range_of(originals_kCHW)
     is_bytes = originals_kCHW.dtype == torch.uint8
-    top = _as_pictures(originals_kCHW.float() / (255 if is_bytes else 1), shown)
-    bottom = _as_pictures(reconstructions_kCHW, shown)
+    top = as_pictures(originals_kCHW.float() / (255 if is_bytes else 1), shown)
+    bottom = as_pictures(reconstructions_kCHW, shown)
     rows = []
     for start in range(0, len(top), PAIRS_PER_ROW):
-        rows.append(_strip(top[start : start + PAIRS_PER_ROW]))
-        rows.append(_strip(bottom[start : start + PAIRS_PER_ROW]))
+        rows.append(strip(top[start : start + PAIRS_PER_ROW]))
+        rows.append(strip(bottom[start : start + PAIRS_PER_ROW]))
         rows.append(np.full((2 * GAP, *rows[0].shape[1:]), PAPER, dtype=np.float32))
     title = "originals, and below each its reconstruction"
-    return _show(np.concatenate(rows[:-1]), title, caption)
+    return show(np.concatenate(rows[:-1]), title, caption)
 
 
 def decoded_samples(images_kCHW: Tensor, caption: str = "", shown: Range = PIXELS) -> Figure:
     """Show images decoded from samples of the prior; `shown` are the values of black and white."""
     if is_vectors(images_kCHW):
         return vectors(images_kCHW, None, caption)
-    images = _as_pictures(images_kCHW, shown)
+    images = as_pictures(images_kCHW, shown)
     starts = range(0, len(images), PAIRS_PER_ROW)
-    grid = np.concatenate([_strip(images[start : start + PAIRS_PER_ROW]) for start in starts])
-    return _show(grid, "samples of the prior, decoded", caption)
+    grid = np.concatenate([strip(images[start : start + PAIRS_PER_ROW]) for start in starts])
+    return show(grid, "samples of the prior, decoded", caption)
 
 
 def range_of(originals_kCHW: Tensor) -> Range:
@@ -88,7 +88,7 @@ def range_of(originals_kCHW: Tensor) -> Range:
     return min(0.0, float(originals_kCHW.min())), max(1.0, float(originals_kCHW.max()))
 
 
-def _as_pictures(images_kCHW: Tensor, shown: Range) -> Array:
+def as_pictures(images_kCHW: Tensor, shown: Range) -> Array:
     """Return [k, H, W, 3] in [0, 1]; other than three channels are shown as grey, by the first."""
     low, high = shown
     channels = ((images_kCHW - low) / (high - low)).clamp(0, 1).nan_to_num(0.5).permute(0, 2, 3, 1)
@@ -97,7 +97,7 @@ def _as_pictures(images_kCHW: Tensor, shown: Range) -> Array:
     return pictures
 
 
-def _strip(images: Array) -> Array:
+def strip(images: Array) -> Array:
     """Return up to PAIRS_PER_ROW images side by side, with margins, padded to a full row."""
     missing = PAIRS_PER_ROW - len(images)
     margins = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
@@ -106,7 +106,8 @@ def _strip(images: Array) -> Array:
     return np.concatenate(list(framed), axis=1)
 
 
-def _show(grid: Array, title: str, caption: str) -> Figure:
+def show(grid: Array, title: str, caption: str) -> Figure:
+    """Return a figure of pixels, [H, W, 3] in [0, 1], under its title."""
     height, width = grid.shape[:2]
     inches = PAIRS_PER_ROW * CELL_INCHES
     picture_inches, title_inches = inches * height / width, TITLE_INCHES

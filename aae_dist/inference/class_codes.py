@@ -1,4 +1,4 @@
-"""Codes of runs whose code has a class part: style swaps and walks between classes.
+"""Codes of runs whose code has a class part: walks between classes, and what keeps the class.
 
 Shapes: K classes, S styles or steps, Z latent_dim.
 """
@@ -8,19 +8,14 @@ from torch import Tensor
 
 from aae_dist.config.run_config import label_rule
 from aae_dist.errors import ConfigError
+from aae_dist.evaluation.classes import class_part
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.priors import Part
 
 
-def class_part(run: TrainedRun) -> Part | None:
-    """Return the part of the code that holds the class: the given or first categorical one."""
-    inferred = (part for part in run.prior.parts if part.is_categorical)
-    return run.prior.given or next(inferred, None)
-
-
 def needed_class_part(run: TrainedRun, kind: str) -> Part:
     """Return the class part; ConfigError without one, or where it is the whole code."""
-    part = class_part(run)
+    part = class_part(run.prior)
     if part is None or part.dims == run.prior.latent_dim:
         raise ConfigError(
             f"--kind {kind} changes the class and keeps the style, and the code of {run.uri} "
@@ -32,13 +27,6 @@ def needed_class_part(run: TrainedRun, kind: str) -> Part:
 def has_labels_as_classes(run: TrainedRun) -> bool:
     """Return whether class k of the prior is label k: the run has trained on labels."""
     return run.config.method.kind == "semi_supervised" or label_rule(run.config) is not None
-
-
-def style_swaps(styles_SZ: Tensor, part: Part) -> Tensor:
-    """Return codes (K, S, Z): in row k all styles with class k, one column per style."""
-    codes_KSZ = styles_SZ.expand(part.dims, *styles_SZ.shape).clone()
-    codes_KSZ[:, :, part.columns] = torch.eye(part.dims, dtype=styles_SZ.dtype)[:, None]
-    return codes_KSZ
 
 
 def class_walks(style_Z: Tensor, part: Part, num_steps: int) -> Tensor:

@@ -13,11 +13,11 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from aae_dist.errors import ConfigError
+from aae_dist.evaluation.classes import style_swaps
 from aae_dist.inference.class_codes import (
     class_walks,
     has_labels_as_classes,
     needed_class_part,
-    style_swaps,
     with_class_of,
 )
 from aae_dist.inference.trained_run import TrainedRun

@@ -171,11 +171,13 @@ class Recorder:
         caption = f"{self._name}, step {step:,}"
         try:
             # Imported here: matplotlib takes seconds, and the first step must not wait for it.
+            from aae_dist.evaluation.class_pictures import draw_classes
             from aae_dist.evaluation.pictures import draw_all, loss_curves
             from aae_dist.utils.arrays import figure_to_png
 
             points = self.metric_log.history.points()
             images = draw_all(shown, caption) if shown is not None else {}
+            images |= draw_classes(shown, caption) if shown is not None else {}
             images["losses"] = figure_to_png(loss_curves(points, caption))
             for name, image in images.items():
                 self._folder.storage.write(f"pictures/{name}.png", image)
