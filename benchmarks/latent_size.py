@@ -15,6 +15,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -120,26 +122,32 @@ def points_of(sweep: SweepRecord) -> dict[str, dict[float, list[tuple[float, flo
     return found
 
 
-def logistic(x: Array, middle: float, slope: float, top: float) -> Array:
+def logistic(x: Array, middle: Array, slope: Array, top: Array) -> Array:
     """Return C2ST as a function of log2 of the size: 0.5 at small sizes, `top` at large ones."""
     curve: Array = 0.5 + (top - 0.5) / (1 + np.exp(-slope * (x - middle)))
     return curve
 
 
+@lru_cache
+def curves(sizes: tuple[float, ...]) -> tuple[Array, Array]:
+    """Return (middle, slope, top) of many curves, [M, 3], and their values at sizes, [M, n].
+
+    A grid, since three parameters on few points have no reliable starting values.
+    """
+    x = np.log2(np.array(sizes))
+    middles, slopes = np.linspace(x.min() - 2, x.max() + 4, 91), (0.5, 0.75, 1, 1.5, 2, 3, 4, 6)
+    grid = np.array(list(product(middles, slopes, np.linspace(CROSSING, 1.0, 8))))
+    return grid, logistic(x, *(column[:, None] for column in grid.T))
+
+
 def crossing(sizes: Array, c2st: Array) -> float:
     """Return the size where the fitted C2ST crosses 0.65; infinite where it stays below."""
-    x = np.log2(sizes)
-    best, least = (math.nan, math.nan, math.nan), math.inf
-    # A grid, since three parameters on few points have no reliable starting values.
-    for middle in np.linspace(x.min() - 2, x.max() + 4, 91):
-        for slope in (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0):
-            for top in np.linspace(0.65, 1.0, 8):
-                error = float(np.square(logistic(x, middle, slope, top) - c2st).sum())
-                if error < least:
-                    best, least = (middle, slope, top), error
-    middle, slope, top = best
+    grid, values = curves(tuple(sizes))
+    middle, slope, top = grid[np.square(values - c2st).sum(1).argmin()]
     share = (CROSSING - 0.5) / (top - 0.5)
-    return math.inf if share >= 1 else 2 ** (middle + math.log(share / (1 - share)) / slope)
+    if share >= 1:
+        return math.inf
+    return float(2 ** (middle + math.log(share / (1 - share)) / slope))
 
 
 def interval(by_size: Mapping[float, Sequence[tuple[float, float]]]) -> tuple[float, float, float]:

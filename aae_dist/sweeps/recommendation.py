@@ -319,8 +319,7 @@ def _would_change(
         sign = 1.0 if objective.modes[0] == "min" else -1.0
         limit = best.score[0] + sign * (best.standard_error or 0.0)
         yield (
-            f"{nearest.name} would be chosen with a mean of {limit:.4g} instead of "
-            f"{nearest.score[0]:.4g}"
+            f"a mean of {limit:.4g} instead of {nearest.score[0]:.4g} would choose {nearest.name}"
         )
 
 
