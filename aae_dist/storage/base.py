@@ -130,11 +130,14 @@ def read_or_none(storage: Storage, key: str) -> bytes | None:
         return None
 
 
+# Control characters, a backslash, or a part that is empty, '.' or '..'. One expression: of 100,000
+# shards four million characters are checked at a start.
+_NO_KEY = re.compile(r"[\x00-\x1f\\]|(?:^|/)\.{0,2}(?:/|$)")
+
+
 def check_key(key: str) -> str:
     """Return `key` when it names something below a folder; raise LaunchError otherwise."""
-    parts = key.split("/")
-    unprintable = any(ord(character) < 32 or character == "\\" for character in key)
-    if unprintable or any(part in ("", ".", "..") for part in parts):
+    if _NO_KEY.search(key):
         raise LaunchError(
             f"{key!r} is no storage key. Use names joined by '/', "
             "without '.', '..', '\\', control characters or a '/' at either end."

@@ -6,9 +6,14 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aae_dist.errors import DataError
+
+Size = TypeVar("Size", int, NDArray[np.int64])
 
 _NAME = "aae_dist-shards"
 _ADVICE = "Give another data.cache.dir."
@@ -104,8 +109,8 @@ def try_remove(path: Path) -> bool:
     return True
 
 
-def rounded(size: int) -> int:
-    """Return `size` rounded up to whole blocks."""
+def rounded(size: Size) -> Size:
+    """Return `size`, a number or an array of them, rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 

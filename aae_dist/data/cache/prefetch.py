@@ -157,9 +157,7 @@ def open_bytes(
     order: SampleOrder, manifest: Manifest, lanes: range, epoch: int, start: int = 0
 ) -> int:
     """Return the most bytes of remote shards that `lanes` can need at once in an epoch."""
-    sizes = np.array(
-        [copy_bytes(s.bytes) if is_remote(s.folder) else 0 for s in manifest.shards], np.int64
-    )
+    sizes = np.where(manifest.remote_bytes >= 0, copy_bytes(manifest.remote_bytes), 0)
     if order.window == "full":
         return int(sizes[order.counts > 0].sum())
     shards, line_ends = order.shard_permutation(epoch)

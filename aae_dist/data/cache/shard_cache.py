@@ -249,8 +249,8 @@ def url_digest(url: str) -> str:
     return sha256(url.encode()).hexdigest()[:URL_DIGITS]
 
 
-def copy_bytes(size: int) -> int:
-    """Return the bytes of the bound that a shard of `size` bytes takes."""
+def copy_bytes(size: directory.Size) -> directory.Size:
+    """Return the bytes of the bound that a shard of `size` bytes takes, or each of an array."""
     return directory.rounded(size) + directory.BLOCK
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from aae_dist.errors import DataError, LaunchError
-from aae_dist.storage import check_key, join
+from aae_dist.storage import check_key, is_remote, join
 
 FILE_NAME = "manifest.json"
 CLASSES_FILE = "classes.json"
@@ -73,6 +73,12 @@ class Manifest:
     def counts(self) -> NDArray[np.int64]:
         """Samples of every shard, int64 [shards]."""
         return np.array([shard.samples for shard in self.shards], np.int64)
+
+    @cached_property
+    def remote_bytes(self) -> NDArray[np.int64]:
+        """Bytes of every shard in a bucket or on a web server, -1 of local ones, int64 [shards]."""
+        remote = {folder: is_remote(folder) for folder in {shard.folder for shard in self.shards}}
+        return np.array([s.bytes if remote[s.folder] else -1 for s in self.shards], np.int64)
 
     @property
     def names(self) -> dict[int, str]:
