@@ -226,19 +226,30 @@ def maximum_mean_discrepancy(
 
 
 def sliced_wasserstein(
-    z_NZ: Tensor, prior_NZ: Tensor, weights_N: Tensor, directions_ZP: Tensor
+    z_NZ: Tensor,
+    prior_NZ: Tensor,
+    weights_N: Tensor,
+    directions_ZP: Tensor,
+    labels_N: Tensor | None = None,
 ) -> Tensor:
     """Return the mean squared Wasserstein-2 distance along directions, a scalar.
 
     Kolouri et al., arXiv 1804.01947, equation 14: in one dimension, sort and compare. `weights_N`
     are 1 / n for n unmasked rows, of both samples, and 0 for masked ones; the P directions may have
-    any length.
+    any length. With labels, whole numbers, codes are compared with prior samples of their label
+    alone.
     """
     unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
     # Masked rows go to the end of both orders, where their difference is 0.
     end = torch.finfo(z_NZ.dtype).max / 4
     masked_N1 = weights_N[:, None] == 0
-    z_NP, prior_NP = ((x @ unit_ZP).masked_fill(masked_N1, end) for x in (z_NZ, prior_NZ))
+    projected = [x @ unit_ZP for x in (z_NZ, prior_NZ)]
+    if labels_N is not None:
+        # In both orders each label has a range of its own, with as many rows.
+        used = torch.stack(projected).detach().masked_fill(masked_N1, 0.0)
+        apart_N1 = (used.max() - used.min() + 1) * labels_N[:, None]
+        projected = [x_NP + apart_N1 for x_NP in projected]
+    z_NP, prior_NP = (x_NP.masked_fill(masked_N1, end) for x_NP in projected)
     differences_NP = z_NP.sort(dim=0).values - prior_NP.sort(dim=0).values
     mean: Tensor = differences_NP.square().sum() * weights_N.max() / unit_ZP.shape[1]
     return mean

@@ -5,22 +5,38 @@ Shapes: B rows on this rank, K classes.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
+from aae_dist.distributed.world import rows_of_all_ranks
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.method import Losses, MicroBatch, Modules
+from aae_dist.methods.method import Distance, Encoded, Losses, MicroBatch, Modules
 from aae_dist.models import ProductPosterior, run_encoder
 
 
 class LabelGuidedMethod(AdversarialMethod):
-    """The discriminator reads the label, and labels choose the prior's mode (section 2.3)."""
+    """The discriminator reads the label, and labels choose the prior's mode (section 2.3).
+
+    The distance of `method.balance: auto` compares codes with the prior samples of their label: one
+    that knew no labels would hold the codes where they are, in the modes of other classes.
+    """
 
     def conditions(self, part: MicroBatch) -> tuple[Tensor, ...]:
         return (part.labels_B,)
+
+    def distance_and_gradient(
+        self, encoded: Sequence[Encoded], distance: Distance
+    ) -> tuple[Tensor, Tensor]:
+        labels = torch.cat([e.part.labels_B for e in encoded]).to(encoded[0].z_BZ.dtype)
+        rows, world = torch.cat([e.part.rows_B for e in encoded]), self.modules.world
+        num_rows = encoded[0].part.draws.global_batch_size
+        labels_G = rows_of_all_ranks(labels[:, None], rows, num_rows, world)[:, 0]
+        return super().distance_and_gradient(encoded, partial(self.distance, labels_G=labels_G))
 
 
 class SemiSupervisedMethod(AdversarialMethod):

@@ -402,13 +402,21 @@ class PartwiseDistance:
                 part.dims / v if v else 0.0 for part, v in zip(self._parts, variances, strict=True)
             ]
 
-    def __call__(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        """Return the distance, a scalar; see `MatchingMethod.distance`."""
+    def __call__(
+        self,
+        z_GZ: Tensor,
+        prior_GZ: Tensor,
+        weights_G: Tensor,
+        draws: Draws,
+        labels_G: Tensor | None = None,
+    ) -> Tensor:
+        """Return the distance, a scalar; see `MatchingMethod.distance`, `sliced_wasserstein`."""
         generator, distances = draws.generator("directions"), []
         for part, scale in zip(self._parts, self._scales, strict=True):
             directions_ZP = random_directions(part.dims, self._num, generator, z_GZ)
             z, prior = z_GZ[:, part.columns], prior_GZ[:, part.columns]
-            distances.append(scale * sliced_wasserstein(z, prior, weights_G, directions_ZP))
+            found = sliced_wasserstein(z, prior, weights_G, directions_ZP, labels_G)
+            distances.append(scale * found)
         return torch.stack(distances).sum()
 
 

@@ -10,6 +10,7 @@ from helpers.steps import MODELS, build, global_batch, global_labels, tiny_confi
 
 from aae_dist.config import load_config
 from aae_dist.errors import ConfigError
+from aae_dist.losses import sliced_wasserstein
 from aae_dist.methods.labels import LabelGuidedMethod, SemiSupervisedMethod
 from aae_dist.models import DeterministicPosterior, PartwiseDiscriminator, ProductPosterior
 from aae_dist.priors import MixturePrior
@@ -79,6 +80,23 @@ def test_labels_choose_the_mode_and_a_sample_without_one_meets_the_whole_prior()
     assert torch.equal(method.discriminator(part.z_prior_BZ), method.discriminator(
         part.z_prior_BZ, nameless
     ))  # fmt: skip
+
+
+def test_the_distance_compares_codes_with_prior_samples_of_their_label() -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.tensor([-1, 0, 2] * 8)
+    z, prior = torch.randn(2, 24, 4, generator=draw, dtype=torch.float64)
+    weights = torch.full((24,), 1 / 20, dtype=torch.float64)
+    weights[[1, 5, 8, 15]] = 0.0
+    directions = torch.randn(4, 9, generator=draw, dtype=torch.float64)
+    found = sliced_wasserstein(z, prior, weights, directions, labels.double())
+    slow = 0.0
+    for label in (-1, 0, 2):
+        own = (labels == label) & (weights > 0)
+        even = torch.full((int(own.sum()),), 1 / 20, dtype=torch.float64)
+        slow += float(sliced_wasserstein(z[own], prior[own], even, directions))
+    assert float(found) == pytest.approx(slow, rel=1e-12)
+    assert float(found) > float(sliced_wasserstein(z, prior, weights, directions))
 
 
 def test_classification_learns_the_labelled_set_alone() -> None:
