@@ -19,6 +19,8 @@ help:
 	@echo "make test-optuna-4  Optuna's tests with its former major version"
 	@echo "make test-cluster  pods played in namespaces of this machine (root; 15 minutes)"
 	@echo "make check       format, lint, types, direction of imports, spelling"
+	@echo "make docs        the documentation site, in site/"
+	@echo "make notebooks   execute the notebooks of the site again"
 	@echo "make fix         format, and repair what the linter can"
 
 install: $(VENV)/.installed
@@ -74,6 +76,14 @@ check: dev
 	$(BIN)/codespell
 	$(BIN)/python tools/check_words.py
 
+# The site in site/, without a warning; nothing of it is fetched while reading.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Executes docs/notebooks again, from tools/notebooks.
+notebooks: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/python tools/notebooks.py
+
 faults: dev
 	FAULTS_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/faults
 
@@ -106,6 +116,10 @@ $(VENV)/.installed: $(VENV)/.tools requirements/main.lock pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.lock
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev requirements/docs.lock
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/docs.lock
 	touch $@
 
 # As in the image: played pods cannot write bytecode, and Ray without it took 4 minutes to start.

@@ -196,6 +196,8 @@ class Networks:
             if isinstance(network, Standardized):
                 network.mean.copy_(mean_CHW)
                 network.std.fill_(std)
+            if isinstance(network, CountDecoder):
+                network.set_profile(mean_CHW)
             if library is not None and isinstance(found := getattr(network, "library", 0), Tensor):
                 found.fill_(library)
 

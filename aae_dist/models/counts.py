@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from aae_dist.models.standardized import StandardizedEncoder
 
+LEAST_COUNT = 0.1
+"""Added to each feature of the mean profile, in counts at the median total."""
 NUM_OUTPUTS = {"poisson": 1, "negative_binomial": 1, "zinb": 2}
 """Outputs of the decoder's network per feature: proportions and, for zinb, dropout logits."""
 
@@ -41,6 +43,7 @@ class CountDecoder(nn.Module):
     """z -> parameters of the counts' distribution, (B, K, C, H, W).
 
     K = 0: proportions, which sum to 1; 1: log dispersion, one per feature; 2: dropout logits.
+    Training starts from the mean profile, which Adam would need a thousand steps to reach.
     """
 
     def __init__(self, network: nn.Module, sample_shape: tuple[int, ...], likelihood: str) -> None:
@@ -48,6 +51,7 @@ class CountDecoder(nn.Module):
         super().__init__()
         self.network, self.num_outputs = network, NUM_OUTPUTS[likelihood]
         self.library = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.log_profile = nn.Parameter(torch.zeros(sample_shape), requires_grad=False)
         self.log_dispersion = None
         if likelihood != "poisson":
             self.log_dispersion = nn.Parameter(torch.zeros(sample_shape))
@@ -56,11 +60,17 @@ class CountDecoder(nn.Module):
         """Map codes of shape (B, Z) to parameters of shape (B, K, C, H, W)."""
         # One channel after the other: (B, outputs * C, ...) -> outputs of (B, C, ...).
         outputs = self.network(z_BZ).chunk(self.num_outputs, dim=1)
-        proportions = outputs[0].flatten(1).softmax(1).view_as(outputs[0])
+        logits = outputs[0] + self.log_profile
+        proportions = logits.flatten(1).softmax(1).view_as(logits)
         parameters = [proportions]
         if self.log_dispersion is not None:
             parameters.append(self.log_dispersion.expand_as(proportions))
         return torch.stack([*parameters, *outputs[1:]], dim=1)
+
+    @torch.no_grad()
+    def set_profile(self, mean_CHW: Tensor) -> None:
+        """Set the mean profile from the mean of log-normalized counts."""
+        self.log_profile.copy_((mean_CHW.expm1() + LEAST_COUNT).log())
 
     def expected(self, parameters_BKCHW: Tensor, x_BCHW: Tensor | None = None) -> Tensor:
         """Return expected counts (B, C, H, W), of totals as in `x_BCHW` or else the median one."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["docs/python.md", "docs/counts.md"]
+PAGES = ["docs/python.md", "docs/counts.md", "docs/start.md"]
 
 
 @pytest.mark.run

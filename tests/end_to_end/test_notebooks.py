@@ -1,0 +1,54 @@
+"""The notebooks run from top to bottom, and hold the outputs of a whole execution."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+# What a kernel has: IPython's Image is a name in two of them.
+DISPLAY = """
+import sys, types
+display = types.ModuleType("IPython.display")
+display.Image = lambda data, width: len(data)
+sys.modules["IPython"] = package = types.ModuleType("IPython")
+sys.modules["IPython.display"] = package.display = display
+package.get_ipython = lambda: None
+"""
+
+
+def cells(notebook: Path, kind: str = "code") -> list[dict[str, Any]]:
+    return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == kind]
+
+
+@pytest.mark.run
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(notebook: Path, tmp_path: Path) -> None:
+    code = DISPLAY + "\n".join("".join(cell["source"]) for cell in cells(notebook))
+    environment = {**os.environ, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_cells_with_outputs_were_executed_in_order() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["cells", "digits", "own_parts"]
+    for notebook in NOTEBOOKS:
+        numbers = [cell["execution_count"] for cell in cells(notebook)]
+        # Stored as a whole execution left it, or without any output.
+        assert numbers in (list(range(1, len(numbers) + 1)), [None] * len(numbers))
+    assert any(cell["outputs"] for cell in cells(ROOT / "docs" / "notebooks" / "digits.ipynb"))
+
+
+def test_notebooks_are_those_of_their_sources() -> None:
+    for notebook in NOTEBOOKS:
+        source = (ROOT / "tools" / "notebooks" / f"{notebook.stem}.py").read_text()
+        for cell in cells(notebook):
+            assert "".join(cell["source"]) in source
