@@ -217,10 +217,14 @@ class Evaluator:
         readable = torch.ones(len(images), dtype=torch.bool)
         readable[list(samples.bad)] = False
         draw = keyed_generator(self._seed, "evaluation/posterior", chunk)
-        z_BZ = networks.encode(images, draw, samples.labels.to(images.device))
+        given = (samples.labels.to(images.device),) if self._prior.given else ()
+        z_BZ = networks.encode(images, draw, *given)
         errors = squared_errors(networks.decode(z_BZ, images), images)
-        code_logits = networks.discriminate(z_BZ)
-        prior_logits = networks.discriminate(prior_BZ.to(self._world.device))
+        conditions = (samples.labels.cpu(),) if self._classes_by == "modes" else ()
+        if conditions:
+            prior_BZ = self._guided(prior_BZ, *conditions, chunk)
+        code_logits = networks.discriminate(z_BZ, *conditions)
+        prior_logits = networks.discriminate(prior_BZ.to(self._world.device), *conditions)
         absent = errors.new_full((len(errors), self._num_parts), torch.nan)
         return ScoredRows(
             readable=readable,
@@ -230,6 +234,12 @@ class Evaluator:
             prior_logits=absent if prior_logits is None else prior_logits,
             codes=z_BZ,
         )
+
+    def _guided(self, prior_BZ: Tensor, labels_B: Tensor, chunk: int) -> Tensor:
+        """Return prior samples of the labels' classes; the given ones where there is no label."""
+        draw, known_B = keyed_generator(self._seed, "evaluation/modes", chunk), labels_B >= 0
+        own_BZ = self._prior.sample_class(labels_B.clamp(min=0), draw)
+        return torch.where(known_B[:, None], own_BZ, prior_BZ)
 
     def _metrics(self, rows: ScoredRows, prior_nZ: Tensor) -> dict[str, float]:
         if len(rows) < MIN_SCORED_SAMPLES:

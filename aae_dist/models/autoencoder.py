@@ -257,14 +257,15 @@ class Autoencoder:
         return x_hat_BCHW
 
     @torch.no_grad()
-    def discriminate(self, codes_BZ: Tensor) -> Tensor | None:
+    def discriminate(self, codes_BZ: Tensor, labels_B: Tensor | None = None) -> Tensor | None:
         """Return logits (B, A) that codes are prior samples, by each of A adversaries.
 
-        None without a discriminator.
+        None without a discriminator. `labels_B` are for one that reads labels.
         """
         if self.networks.discriminator is None:
             return None
-        logits: Tensor = self.networks.discriminator(codes_BZ.to(self.like))
+        conditions = () if labels_B is None else (labels_B.to(self.like.device),)
+        logits: Tensor = self.networks.discriminator(codes_BZ.to(self.like), *conditions)
         return logits.reshape(len(logits), -1)
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:

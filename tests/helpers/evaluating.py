@@ -36,6 +36,9 @@ class Images:
         self.bad, self.lost, self.largest_read = bad, lost, 0
         self.workers = None
 
+    def with_label_holes(self, samples: Samples) -> Samples:
+        return samples
+
     def load(self, indices, workers=None):
         self.workers = workers or self.workers
         self.largest_read = max(self.largest_read, len(indices))
@@ -65,7 +68,7 @@ class Networks:
         noise = torch.randn(len(images), 2, generator=generator).to(self.weight.dtype)
         return pixels @ self.weight * 0.5 + 0.1 * noise
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, images: Tensor | None = None) -> Tensor:
         return (z.to(self.weight.dtype) @ self.weight.T).sigmoid().unflatten(1, (1, 4, 4))
 
     def discriminate(self, z: Tensor) -> Tensor | None:
