@@ -12,6 +12,7 @@ from helpers.shards import encoded
 from aae_dist import load_run
 from aae_dist.cli import main
 from aae_dist.evaluation import pictures
+from aae_dist.storage import open_storage
 from aae_dist.tracking import wandb_sink
 from aae_dist.training import recorder
 
@@ -46,7 +47,7 @@ def test_names_of_classes_reach_codes_pictures_samples_and_wandb(
     assert main([*train, "model.latent_dim=2"]) == 0
     labels = {name: number for number, name in enumerate(sorted(NAMES))}
     names = dict(enumerate(sorted(NAMES)))
-    assert shown[-1][-1] == names
+    assert shown[-1][-2] == names
     assert opened == [labels]
     assert load_run(str(runs / "a")).classes == names
     out = tmp_path / "codes"
@@ -90,7 +91,7 @@ def test_class_maps_that_differ_between_training_and_validation_are_told(
     assert "'dog' is label 2 in data.train and 1 in data.validation" in line
 
 
-def test_the_start_of_wandb_has_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_of_wandb_has_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
     started: list[dict[str, Any]] = []
@@ -98,7 +99,8 @@ def test_the_start_of_wandb_has_the_names(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         wandb_sink, "start_request", lambda *args: {"config": {}, "mode": "offline"}
     )
-    monkeypatch.setattr(wandb_sink, "WandbSink", lambda start, *args: started.append(start))
+    monkeypatch.setattr(wandb_sink, "WandbSink", lambda start, *args, **kept: started.append(start))
     config: Any = SimpleNamespace(wandb=SimpleNamespace(mode="offline"))
-    wandb_sink.open_wandb(config, "id", None, Path(), print, classes={"cat": 0})  # type: ignore[arg-type]
+    storage = open_storage(str(tmp_path))
+    wandb_sink.open_wandb(config, "id", storage, tmp_path, print, classes={"cat": 0})
     assert started[0]["config"]["classes"] == {"cat": 0}

@@ -38,7 +38,7 @@ def test_each_class_is_a_row_of_samples(run: str, tmp_path: Path) -> None:
     wanted = trained.sample(8, torch.Generator().manual_seed(0), labels)
     assert np.array_equal(np.load(tmp_path / "x.npy"), wanted.numpy())
     with Image.open(tmp_path / "x.png") as picture:
-        assert picture.size == (4 * 29 - 1, 2 * 29 - 1)
+        assert picture.size == (6 * (4 * 29 - 1), 6 * (2 * 29 - 1))  # small images are enlarged
     assert main(["sample", run, "--classes", "all", "--num", "1", "--out", out]) == 0
 
 

@@ -29,7 +29,7 @@ def test_codes_of_bytes_and_of_fractions_are_equal(run: aae_dist.TrainedRun) -> 
 @pytest.mark.parametrize(
     ("images", "problem"),
     [
-        (torch.zeros(2, 28, 28), r"must have shape \(B, 1, 28, 28\); got \(2, 28, 28\)"),
+        (torch.zeros(2, 28), r"must have shape \(B, 1, 28, 28\); got \(2, 28\)"),
         (torch.zeros(2, 3, 28, 28), r"got \(2, 3, 28, 28\)"),
         (torch.zeros(2, 1, 28, 28, dtype=torch.int64), "uint8 or floats in .*; got torch.int64"),
         (torch.full((2, 1, 28, 28), 255.0), "got floats from 255 to 255"),
@@ -74,7 +74,7 @@ def test_arrays_and_lists_are_encoded_as_tensors_are(run: aae_dist.TrainedRun) -
 @pytest.mark.parametrize(
     ("images", "problem"),
     [
-        (np.zeros((2, 28, 28)), r"must have shape \(B, 1, 28, 28\); got \(2, 28, 28\)"),
+        (np.zeros((2, 28)), r"must have shape \(B, 1, 28, 28\); got \(2, 28\)"),
         (
             [np.zeros((1, 28, 28)), np.zeros((1, 27, 28))],
             r"one shape; got \(1, 27, 28\), \(1, 28, 28",
