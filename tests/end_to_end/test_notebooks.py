@@ -19,6 +19,7 @@ display.Image = lambda data, width: len(data)
 sys.modules["IPython"] = package = types.ModuleType("IPython")
 sys.modules["IPython.display"] = package.display = display
 package.get_ipython = lambda: None
+package.version_info = (9, 0)  # matplotlib asks
 """
 
 

@@ -85,7 +85,7 @@ def poisoned_run(world: World, tree: dict[str, Any], bad_step: int, bad_rank: in
         poison = step == bad_step and world.rank == bad_rank
         original = method.discriminator_loss  # type: ignore[attr-defined]
         if poison:
-            method.discriminator_loss = lambda c, f=original: f(c) * float("nan")  # type: ignore[attr-defined]
+            method.discriminator_loss = lambda c, f=original: (f(c)[0] * float("nan"), {})  # type: ignore[attr-defined]
         run_step(method, inputs, config, step)
         method.discriminator_loss = original  # type: ignore[attr-defined]
         if step == bad_step:

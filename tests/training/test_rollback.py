@@ -66,12 +66,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, is_bad: Any) -> list[float]:
     """Make the discriminator's loss nan where `is_bad()`; return its learning rates by then."""
     original, rates = AdversarialMethod.discriminator_loss, []
 
-    def loss(self: AdversarialMethod, coded: Any) -> torch.Tensor:
+    def loss(self: AdversarialMethod, coded: Any) -> Any:
         rate = self.optimizers["discriminator"].lr
         if not is_bad(rate):
             return original(self, coded)
         rates.append(rate)
-        return original(self, coded) * float("nan")
+        found, terms = original(self, coded)
+        return found * float("nan"), terms
 
     monkeypatch.setattr(AdversarialMethod, "discriminator_loss", loss)
     return rates
