@@ -88,9 +88,8 @@ class Trainer:
         self.order, self.log = setup.data.order, setup.log
         self.watchdog, self.goodput = setup.watchdog, setup.goodput
         # Health.
-        method = self.config.method
+        method, adversary = self.config.method, getattr(self.config.method, "adversary", None)
         self.rollbacks = health.RollbackPolicy(self.config, self.log)
-        adversary = getattr(method, "adversary", None)
         advice = "method.balance=auto" if getattr(method, "balance", "auto") != "auto" else ""
         self.diagnostics = health.diagnostics_of(setup.data.prior, adversary, advice)
         self.codes = health.CodeStatistics(setup.data.prior, self.world.device, self.inputs.dtype)

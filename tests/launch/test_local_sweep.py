@@ -83,6 +83,7 @@ def test_a_sweep_runs_recommends_takes_more_seeds_and_is_then_finished(
     assert {t.state for t in trials} == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_processes_are_killed_ends_with_the_numbers_of_an_unbroken_one(
     tmp_path: Path,
 ) -> None:
