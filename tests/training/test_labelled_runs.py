@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.ranks import single_world
+from helpers.reporters import Silent
 from helpers.runs import TINY, final_tensors, metrics
 from webdataset import TarWriter
 
@@ -26,23 +27,6 @@ MODEL = (
 PARTS = "{dims: 10, prior: {kind: categorical}}, {dims: 2, prior: {kind: gaussian}}"
 PRODUCT = (MODEL, f"prior={{kind: product, parts: [{PARTS}]}}")
 GIVEN = (MODEL, f"prior={{kind: product, parts: [{PARTS.replace('}}', '}, given: label}', 1)}]}}")
-
-
-class Silent:
-    def report(self, metrics: object) -> None:
-        pass
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def stopped_as(self) -> str:
-        return "interrupted"
-
-    def save_requested(self) -> bool:
-        return False
-
-    def line(self, text: str) -> None:
-        pass
 
 
 def go(storage: Path, name: str, *items: str) -> Outcome:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.ranks import single_world
+from helpers.reporters import Silent
 from helpers.runs import TINY, final_tensors
 from webdataset import TarWriter
 
@@ -22,23 +23,6 @@ from aae_dist.training.trainer import train
 from aae_dist.utils.text import Advance
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
-
-
-class Silent:
-    def report(self, metrics: object) -> None:
-        pass
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def stopped_as(self) -> str:
-        return "interrupted"
-
-    def save_requested(self) -> bool:
-        return False
-
-    def line(self, text: str) -> None:
-        pass
 
 
 def go(storage: Path, name: str, *items: str) -> Outcome:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.reporters import Silent
 from helpers.runs import TINY, final_tensors, metrics
 
 from aae_dist.config import load_config
@@ -22,32 +23,12 @@ from aae_dist.training.trainer import Trainer, train
 pytestmark = pytest.mark.run
 
 
-class Lines:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def report(self, metrics: Any) -> None:
-        pass
-
-    def stop_requested(self) -> bool:
-        return False
-
-    def stopped_as(self) -> str:
-        return "interrupted"
-
-    def save_requested(self) -> bool:
-        return False
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def go(storage: Path, *items: str) -> tuple[Outcome, list[str]]:
     torch.set_num_threads(1)
     base = [f"run.storage={storage}", "run.name=run", "launch.kind=local", *TINY]
     base += ["data.validation=null", "checkpoint.every_steps=5", "checkpoint.keep=10"]
     config = load_config([], [*base, "train.steps=30", "train.log_every_steps=5", *items]).config
-    reporter = Lines()
+    reporter = Silent()
     return train(config, single(), reporter, "launch"), reporter.lines
 
 
