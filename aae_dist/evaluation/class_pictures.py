@@ -1,4 +1,4 @@
-"""The picture of a code with classes: one row per class, one column per style."""
+"""The picture of a prior with classes: a row per class; of a code in parts, a column per style."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from aae_dist.evaluation.pictures import as_pictures, range_of, show, strip
 from aae_dist.evaluation.vectors import is_vectors, vectors
 from aae_dist.utils.arrays import figure_to_png
 
-TITLE = "one row per class, one column per style"
+TITLE = "decoded samples of the prior, one row per class"
 
 
 def draw_classes(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]:
@@ -18,4 +18,7 @@ def draw_classes(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]
     if is_vectors(grid_KSCHW[0]):
         return {"classes": figure_to_png(vectors(grid_KSCHW.flatten(0, 1), None, caption))}
     rows = [strip(as_pictures(row, range_of(shown.originals))) for row in grid_KSCHW]
-    return {"classes": figure_to_png(show(np.concatenate(rows), TITLE, caption))}
+    # Only a code in parts has a style of its own, which the rows can share.
+    has_style = shown.prior is not None and len(shown.prior.parts) > 1
+    title = f"{TITLE}, one column per style" if has_style else TITLE
+    return {"classes": figure_to_png(show(np.concatenate(rows), title, caption))}
