@@ -281,13 +281,7 @@ def characteristic_distance(
     masked ones; the P directions may have any length.
     """
     unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
-    # At 0 both functions are 1, so that knot counts in the sum of the weights alone.
-    scaled_K = torch.linspace(0, LAST_KNOT, NUM_KNOTS, dtype=z_NZ.dtype, device=z_NZ.device)
-    window_K = torch.exp(-0.5 * scaled_K.square())
-    trapezoid_K = torch.ones_like(scaled_K)
-    trapezoid_K[[0, -1]] = 0.5
-    weights_K = trapezoid_K * window_K / (trapezoid_K * window_K).sum()
-    scaled_K, window_K, weights_K = scaled_K[1:], window_K[1:], weights_K[1:]
+    scaled_K, window_K, weights_K = _knots(z_NZ)
     n = 1 / weights_N.square().sum().clamp(min=1e-12)  # a batch may have no unmasked row
 
     def function(x_NZ: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,6 +306,17 @@ def characteristic_distance(
         cross_PK = real_PK * real + imaginary_PK * imaginary
     distance_PK = unbiased_square(real_PK, imaginary_PK) + own_PK - 2 * cross_PK
     return (distance_PK @ weights_K).mean()
+
+
+def _knots(z_NZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the knots over the prior's standard deviation, exp(-t^2 / 2) there, and weights."""
+    scaled_K = torch.linspace(0, LAST_KNOT, NUM_KNOTS, dtype=z_NZ.dtype, device=z_NZ.device)
+    window_K = torch.exp(-0.5 * scaled_K.square())
+    trapezoid_K = torch.ones_like(scaled_K)
+    trapezoid_K[[0, -1]] = 0.5
+    weights_K = trapezoid_K * window_K / (trapezoid_K * window_K).sum()
+    # At 0 both functions are 1, so that knot counts in the sum of the weights alone.
+    return scaled_K[1:], window_K[1:], weights_K[1:]
 
 
 def gaussian_kl(mean_BZ: Tensor, log_std_BZ: Tensor, prior_std: float) -> Tensor:

@@ -69,26 +69,9 @@ def train(
         BaseException: what a callback raised, when the run has ended with a checkpoint.
     """
     train_set, validation_set = samples_in_memory(data, validation, layout)
-    listed = Callbacks(callbacks)
     resolved = _resolved(config, overrides, train_set, validation_set)
-    if resolved.launch.kind == "ray" and callbacks:
-        raise ConfigError("callbacks run in this process; use launch.kind=local, or none of them")
-    with unchanged_process():
-        resolved = _placed(resolved, train_set, validation_set)
-        if resolved.launch.kind == "ray":
-            outcome = _through_ray(resolved)
-        else:
-            outcome = _here(resolved, listed, progress)
-    if listed.error is not None:
-        raise listed.error
-    return TrainingResult(
-        state=str(outcome.state),
-        step=outcome.step,
-        metrics=outcome.metrics,
-        verdict=outcome.verdict,
-        uri=outcome.run_uri,
-        held=[each for each in (train_set, validation_set) if each is not None],
-    )
+    outcome = _run(resolved, train_set, validation_set, callbacks, progress)
+    return _result(outcome, train_set, validation_set)
 
 
 # Configuration and data.
@@ -152,6 +135,39 @@ def _placed(
 
 
 # Training.
+
+
+def _run(
+    config: RunConfig,
+    train_set: Arrays | None,
+    validation_set: Arrays | None,
+    callbacks: Sequence[Any],
+    progress: bool,
+) -> Outcome:
+    if config.launch.kind == "ray" and callbacks:
+        raise ConfigError("callbacks run in this process; use launch.kind=local, or none of them")
+    listed = Callbacks(callbacks)
+    with unchanged_process():
+        config = _placed(config, train_set, validation_set)
+        if config.launch.kind == "ray":
+            return _through_ray(config)
+        outcome = _here(config, listed, progress)
+    if listed.error is not None:
+        raise listed.error
+    return outcome
+
+
+def _result(
+    outcome: Outcome, train_set: Arrays | None, validation_set: Arrays | None
+) -> TrainingResult:
+    return TrainingResult(
+        state=str(outcome.state),
+        step=outcome.step,
+        metrics=outcome.metrics,
+        verdict=outcome.verdict,
+        uri=outcome.run_uri,
+        held=[each for each in (train_set, validation_set) if each is not None],
+    )
 
 
 def _through_ray(config: RunConfig) -> Outcome:

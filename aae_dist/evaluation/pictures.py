@@ -165,15 +165,7 @@ def latent_codes(
     codes_nZ = codes_nZ[finite].double()
     codes, drawn, names = _in_plane(codes_nZ, prior_mZ.double())
 
-    # Lay out the main plot and its two marginals.
-    figure = Figure(figsize=(7.6, 6.6))
-    grid = figure.add_gridspec(
-        2, 2, width_ratios=(6, 1), height_ratios=(1, 6), wspace=0.04, hspace=0.04,
-        left=0.1, right=0.86, top=0.92, bottom=0.08,
-    )  # fmt: skip
-    main = figure.add_subplot(grid[1, 0])
-    top = figure.add_subplot(grid[0, 0], sharex=main)
-    right = figure.add_subplot(grid[1, 1], sharey=main)
+    figure, main, top, right = _plot_with_marginals()
     limits = _equal_spans([_limits(codes[:, axis], drawn[:, axis]) for axis in range(2)])
 
     # Draw the prior's density, the codes over it, and the marginals.
@@ -195,6 +187,18 @@ def latent_codes(
         ha="center", va="center", fontsize=9, color="0.3",
     )  # fmt: skip
     return figure
+
+
+def _plot_with_marginals() -> tuple[Figure, Axes, Axes, Axes]:
+    """Return a figure with its main plot and the marginals above and right of it."""
+    figure = Figure(figsize=(7.6, 6.6))
+    grid = figure.add_gridspec(
+        2, 2, width_ratios=(6, 1), height_ratios=(1, 6), wspace=0.04, hspace=0.04,
+        left=0.1, right=0.86, top=0.92, bottom=0.08,
+    )  # fmt: skip
+    main = figure.add_subplot(grid[1, 0])
+    top = figure.add_subplot(grid[0, 0], sharex=main)
+    return figure, main, top, figure.add_subplot(grid[1, 1], sharey=main)
 
 
 def principal_axes(codes_nZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -137,15 +137,8 @@ def build_networks(
     def make(name: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(config.run.seed, f"weights of {name}"))
-            if name == "discriminator" and isinstance(config.prior, sections.ProductPrior):
-                columns = columns_of(config.prior)
-                each = [make_one(name, {"latent_dim": c.stop - c.start}) for c in columns]
-                network: nn.Module = PartwiseDiscriminator(each, columns)
-            elif name == "discriminator" and config.method.kind == "label_guided":
-                num_classes = num_classes_of(config.prior)
-                assert num_classes is not None
-                own = make_one(name, {"latent_dim": model.latent_dim + num_classes + 1})
-                network = LabelledDiscriminator(own, num_classes)
+            if name == "discriminator":
+                network = _discriminator(config, lambda role: make_one(name, role))
             else:
                 network = make_one(name, roles[name])
             return network.to(device=device, dtype=DTYPES[config.train.precision])
@@ -158,6 +151,24 @@ def build_networks(
         )
     made = {name: make(name) for name in roles}
     return Networks(made["encoder"], made["decoder"], made.get("discriminator"))
+
+
+def _discriminator(
+    config: RunConfig, make_one: Callable[[Mapping[str, Any]], nn.Module]
+) -> nn.Module:
+    """Return the discriminator of whole codes, of their parts, or of codes and labels."""
+    latent_dim = config.model.latent_dim
+    if isinstance(config.prior, sections.ProductPrior):
+        columns = columns_of(config.prior)
+        each = [make_one({"latent_dim": c.stop - c.start}) for c in columns]
+        return PartwiseDiscriminator(each, columns)
+    if config.method.kind == "label_guided":
+        num_classes = num_classes_of(config.prior)
+        assert num_classes is not None
+        return LabelledDiscriminator(
+            make_one({"latent_dim": latent_dim + num_classes + 1}), num_classes
+        )
+    return make_one({"latent_dim": latent_dim})
 
 
 def _in_units(name: str, network: nn.Module, config: RunConfig, shape: SampleShape) -> nn.Module:

@@ -83,12 +83,7 @@ class TrainingSetup:
         config = of_checkpoint(config, checkpoint) if checkpoint else config
         self.goodput = Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
         # Data.
-        with watchdog.section("opening the data"):
-            show = partial(_show_counting, world, reporter, watchdog)
-            self.data = open_data(config, world, checkpoint, folder.uri, show)
-            watchdog.busy = self.data.train.slow_sample
-        for line in self.data.notes:
-            self.log(f"warning: {line}")
+        self.data = self._open_data(config, checkpoint)
         self.config = config = self.data.config
         # Networks and method.
         _set_up_torch(config)
@@ -163,6 +158,15 @@ class TrainingSetup:
     def log(self, text: str) -> None:
         if self.world.is_main:
             self.reporter.line(text)
+
+    def _open_data(self, config: RunConfig, checkpoint: Checkpoint | None) -> TrainingData:
+        with self.watchdog.section("opening the data"):
+            show = partial(_show_counting, self.world, self.reporter, self.watchdog)
+            data = open_data(config, self.world, checkpoint, self.folder.uri, show)
+            self.watchdog.busy = data.train.slow_sample
+        for line in data.notes:
+            self.log(f"warning: {line}")
+        return data
 
     def _load(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
