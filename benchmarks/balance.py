@@ -2,8 +2,9 @@
 
     python benchmarks/balance.py [--mnist DIR] [--seeds 3] [--quick] [--work DIR] [SET ...]
 
-Each data set is here or is made by a seed. Results are kept in WORK/results.jsonl, so a run that
-was stopped continues; the table and a picture per set are made from all results there.
+Each data set is here or is made by a seed. Results are kept in benchmarks/results/balance.jsonl (or
+--results), so a run that was stopped continues; the table and a picture per set are made from all
+results there. Delete its lines of a method whose defaults have changed.
 """
 
 import argparse
@@ -101,6 +102,8 @@ GAUSSIAN = "posterior.kind=gaussian"
 SETS = {
     "digits, 8": DataSet(None, (widths(8),)),
     "digits, 32": DataSet(None, (widths(32),)),
+    "digits, 64": DataSet(None, (widths(64),)),
+    "digits, 128": DataSet(None, (widths(128),)),
     "mixture, 2": DataSet(None, (widths(2), GAUSSIAN, "prior.kind=mixture")),
     "swiss roll, 2": DataSet(None, (widths(2), GAUSSIAN, "prior.kind=swiss_roll")),
     "colour, 16": DataSet(
@@ -215,8 +218,9 @@ def measure(name: str, method: str, seed: int, steps: int, folder: Path, work: P
     summary = json.loads((storage / run / "summary.json").read_text())
     trained = load_run(f"{storage}/{run}")
     dataset = open_dataset(str(train), trained.config.data, trained.image_shape)
-    codes = trained.encode(dataset.load(evenly_spaced(NUM_SCORED, len(dataset))).images).float()
+    images = dataset.load(evenly_spaced(min(NUM_SCORED, len(dataset)), len(dataset))).images
     draw = torch.Generator().manual_seed(seed)
+    codes = trained.encode(images, generator=draw).float()
     own = c2st(codes, trained.prior.sample(len(codes), draw).float(), draw).value
     names = ("reconstruction/mse", "prior_match/c2st", "prior_match/sliced_wasserstein")
     return {
@@ -227,6 +231,7 @@ def measure(name: str, method: str, seed: int, steps: int, folder: Path, work: P
     }
 
 
+RESULTS = Path(__file__).parent / "results" / "balance.jsonl"
 SCORES = ("mse", "c2st", "sliced_wasserstein")
 
 
@@ -291,12 +296,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one seed, a third of the steps")
     parser.add_argument("--work", type=Path, default=Path("runs/balance"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if unknown := set(arguments.sets) - set(SETS):
         parser.error(f"no such set: {', '.join(sorted(unknown))}; use {', '.join(SETS)}")
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    file = work / "results.jsonl"
+    file = arguments.results
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     keys = ("set", "method", "seed", "steps")
     done = {tuple(r[key] for key in keys) for r in results}

@@ -64,8 +64,13 @@ class TrainedRun:
             networks, build_posterior(self.config.posterior, self.config.prior)
         )
 
-    def encode(self, images: Values, labels: Values | None = None) -> Tensor:
-        """Return the codes of images: the means of q(z|x).
+    def encode(
+        self,
+        images: Values,
+        labels: Values | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the codes of images: the means of q(z|x), or samples of it.
 
         Args:
             images: (B, C, H, W), uint8 in [0, 255] or floats in [0, 1]; of a run whose decoder has
@@ -73,6 +78,8 @@ class TrainedRun:
                 list of B of them; vectors of D numbers also as (B, D), grey images as (B, H, W).
             labels: integers (B), for a run whose codes hold the label (`given: label`); all other
                 runs do not read them.
+            generator: on the CPU; codes are then drawn from q(z|x), as those that are compared with
+                the prior are.
 
         Returns:
             Floats of shape (B, Z) in `train.precision`, on the run's device.
@@ -82,7 +89,7 @@ class TrainedRun:
                 uint8 nor such floats; or labels are needed.
         """
         x_BCHW = self._checked_images(images)
-        return self._autoencoder.encode(x_BCHW, labels_B=self._labels_of(x_BCHW, labels))
+        return self._autoencoder.encode(x_BCHW, generator, self._labels_of(x_BCHW, labels))
 
     def decode(self, codes: Values) -> Tensor:
         """Return the images of codes.

@@ -26,6 +26,18 @@ def test_codes_of_bytes_and_of_fractions_are_equal(run: aae_dist.TrainedRun) -> 
     assert not codes.requires_grad
 
 
+def test_codes_are_drawn_from_the_posterior_with_a_generator(tmp_path: Path) -> None:
+    save_run(tmp_path, posterior={"kind": "gaussian"})
+    run, images = aae_dist.load_run(str(tmp_path)), torch.rand(400, 1, 28, 28)
+    first, again = (
+        run.encode(images, generator=torch.Generator().manual_seed(0)) for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    mean = run.encode(images)
+    assert 0.01 < (first - mean).std() < 100
+    assert abs((first - mean).mean()) < 0.2 * (first - mean).std()
+
+
 @pytest.mark.parametrize(
     ("images", "problem"),
     [
