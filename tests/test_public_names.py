@@ -39,6 +39,7 @@ print([m for m in ("ray", "wandb", "optuna", "pyarrow") if m in sys.modules])
 """
 
 
+@pytest.mark.run
 def test_all_public_names_are_there_without_ray() -> None:
     out = subprocess.run([sys.executable, "-c", PARTS], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

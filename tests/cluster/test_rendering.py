@@ -18,6 +18,7 @@ def test_nobody_changed_a_source_without_rendering_again():
     assert (RENDERED / "SOURCES.sha256").read_text().strip() == done.stdout.strip(), ADVICE
 
 
+@pytest.mark.run
 @pytest.mark.skipif(
     not (shutil.which("kubectl") or shutil.which("kustomize")),
     reason="neither kubectl nor kustomize is installed; the files are checked without",

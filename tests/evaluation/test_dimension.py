@@ -35,7 +35,13 @@ def points(kind: str, d: int) -> torch.Tensor:
     return torch.from_numpy(x)
 
 
-@pytest.mark.parametrize(("kind", "d"), SKDIM)
+@pytest.mark.parametrize(
+    ("kind", "d"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if n in (3, 5) else ())
+        for n, case in enumerate(SKDIM)
+    ],
+)
 def test_both_estimates_are_near_the_truth_and_those_of_scikit_dimension(kind: str, d: int) -> None:
     found = intrinsic_dimension(points(kind, d))
     assert found is not None

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from aae_dist.errors import AaeDistError
 
-FEW_CASES = 25
+FEW_CASES = 10
 NUM_CASES = int(os.environ.get("FUZZ_CASES", FEW_CASES))
 LAST = os.environ.get("FUZZ_LAST")
 CPU_SECONDS = 2.0

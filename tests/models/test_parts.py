@@ -114,7 +114,8 @@ def test_adversaries_of_parts_equal_separate_networks_with_their_own_adams(
             adam.zero_grad()
         for mine, other in zip(discriminator.networks, apart, strict=True):
             for p, q in zip(mine.parameters(), other.parameters(), strict=True):
-                assert torch.equal(p, q)
+                # Some processors round sums of products of another layout differently.
+                torch.testing.assert_close(p, q, rtol=0, atol=1e-15)
 
 
 def test_the_generator_of_parts_is_the_sum_of_the_games() -> None:
