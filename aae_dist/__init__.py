@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aae_dist import data, losses, methods, metrics, models, priors
     from aae_dist.api.callbacks import Callback
     from aae_dist.api.config import load_config
+    from aae_dist.api.hub import pull, push
     from aae_dist.api.packing import pack
     from aae_dist.api.result import History, TrainingResult
     from aae_dist.api.sweeping import SweepResult, submit, tune
@@ -49,6 +50,8 @@ __all__ = [
     "models",
     "pack",
     "priors",
+    "pull",
+    "push",
     "submit",
     "train",
     "tune",
@@ -65,6 +68,8 @@ _MODULES = {
     "load_config": "api.config",
     "load_run": "inference.trained_run",
     "pack": "api.packing",
+    "pull": "api.hub",
+    "push": "api.hub",
     "submit": "api.sweeping",
     "train": "api.training",
 }

@@ -22,7 +22,7 @@ def test_the_package_is_typed() -> None:
 
 
 def test_public_functions_state_arguments_and_errors() -> None:
-    for name in ("load_config", "load_run", "pack", "submit", "train"):
+    for name in ("load_config", "load_run", "pack", "pull", "push", "submit", "train"):
         text = getattr(aae_dist, name).__doc__
         assert "Args:" in text, name
         assert "Raises:" in text, name

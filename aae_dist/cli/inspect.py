@@ -1,4 +1,4 @@
-"""What a run is worth, and what there is: evaluate, export, runs, report."""
+"""What a run is worth, and what there is: evaluate, runs, report."""
 
 import json
 import math
@@ -23,14 +23,6 @@ examples:
   aae-dist evaluate runs/quickstart --data builtin://digits/train --json
   aae-dist evaluate runs/mnist --parzen 10000
   torchrun --nproc-per-node 2 -m aae_dist evaluate runs/mnist --parzen 10000000
-"""
-EXPORT_EXAMPLES = """\
-examples:
-  aae-dist export runs/quickstart --out exported
-  aae-dist export runs/quickstart --format onnx --out exported
-
-A .pt2 file holds weights and a program: load only those whose origin you trust. --format onnx
-needs pip install onnx onnxscript onnxruntime.
 """
 RUNS_EXAMPLES = """\
 examples:
@@ -169,44 +161,6 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
         shown = text.printable(name)
         lines.add_row(shown, text.number(metrics[name]), MEANINGS.get(name, ""))
     console.Console(markup=False, highlight=False).print(lines)
-
-
-@options.verb("write encoder and decoder as programs of their own", EXPORT_EXAMPLES)
-@options.run_argument
-@options.checkpoint_option
-@click.option("--out", required=True, metavar="FOLDER", help="where to write")
-@click.option(
-    "--format",
-    type=options.Choice(("torch", "onnx")),
-    default="torch",
-    help="torch: .pt2, for torch.export.load; onnx: .onnx, for any ONNX runtime",
-)
-def export(uri: str, checkpoint: str, out: str, format: str) -> int:
-    """Write a run's encoder and decoder as programs that run without aae_dist.
-
-    The encoder maps pixels in [0, 1] to codes, the means of q(z|x); the decoder maps codes to
-    pixels. Both take batches of any size, in float32. Each is loaded again and compared with the
-    run; export.json says what they take and give.
-    """
-    from aae_dist.config.load import absolute_storage
-    from aae_dist.inference.early_checks import check_format
-    from aae_dist.storage import open_storage
-
-    check_format(format)  # torch takes seconds to import
-    from aae_dist.inference import export as exporting
-
-    run = options.open_run(uri, checkpoint)
-    target = open_storage(absolute_storage(out))
-    print(f"exporting step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
-    images = exporting.validation_images(run, lambda note: print(note, file=sys.stderr))
-    differences = exporting.export(run, target, format, images)
-    suffix = exporting.WRITERS[format][1]
-    for name, difference in differences.items():
-        print(
-            f"{target.uri}/{name}.{suffix}: equal to the run within {difference:.1e} "
-            f"(tolerance {exporting.TOLERANCE:g})"
-        )
-    return 0
 
 
 @options.verb("list runs with their state, step and scores", RUNS_EXAMPLES)

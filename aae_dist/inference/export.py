@@ -162,7 +162,7 @@ def export_metadata(
     images = {"shape": ["batch", channels, height, width], "dtype": "float32", "range": bounds}
     codes = {"shape": ["batch", run.config.model.latent_dim], "dtype": "float32"}
     return {
-        "run": run.uri,
+        "run": run.config.run.name,
         "step": run.step,
         "format": format,
         "torch": torch.__version__,

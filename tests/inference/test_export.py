@@ -27,7 +27,6 @@ def save(tmp_path: Path, **sections: Any) -> str:
 
 @pytest.mark.run
 @pytest.mark.timeout(180)
-@pytest.mark.run
 def test_exported_programs_give_the_codes_and_images_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -35,6 +34,8 @@ def test_exported_programs_give_the_codes_and_images_of_the_run(
     assert main(["export", uri, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("equal to the run within") == 2
+    assert aae_dist.load_run(str(out)).step == 7
+    assert (out / "README.md").read_text().startswith("---\nlicense: unknown\n")
     run = aae_dist.load_run(uri)
     images = torch.stack([torch.from_numpy(image_of(n))[None] for n in range(11)])
     encoder = torch.export.load(out / "encoder.pt2").module()
@@ -94,9 +95,7 @@ def test_onnx_programs_give_the_codes_and_images_of_the_run(tmp_path: Path, kind
     save_run(tmp_path / "run", shape=(3, 28, 30), data=data, model=model)
     uri, out = str(tmp_path / "run"), tmp_path / "out"
     assert main(["export", uri, "--format", "onnx", "--out", str(out)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == [
-        *("decoder.onnx", "encoder.onnx", "export.json")
-    ]
+    assert {"decoder.onnx", "encoder.onnx", "export.json"} < {path.name for path in out.iterdir()}
     run, images = aae_dist.load_run(uri), torch.rand(11, 3, 28, 30)
     codes = run.encode(images)
     for name, wanted in (("encoder", codes), ("decoder", run.decode(codes))):
