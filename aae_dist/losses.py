@@ -60,9 +60,10 @@ def negative_binomial_log_prob(x: Tensor, mean: Tensor, dispersion: Tensor) -> T
 
 
 def zinb_log_prob(x: Tensor, mean: Tensor, dispersion: Tensor, dropout_logits: Tensor) -> Tensor:
-    """Return the log of d * [x = 0] + (1 - d) * NB(x; mean, dispersion), d = sigmoid(logits).
+    """Return the log of d * [x = 0] + (1 - d) * NB(x; mean, dispersion), d of `dropout_logits`.
 
-    In nats, of the shape of counts `x`. Source as for `negative_binomial_log_prob`.
+    d = sigmoid(dropout_logits). In nats, of the shape of counts `x`. Source as for
+    `negative_binomial_log_prob`.
     """
     kept = negative_binomial_log_prob(x, mean, dispersion) - F.softplus(dropout_logits)
     zero = torch.logaddexp(-F.softplus(-dropout_logits), kept)
@@ -95,6 +96,8 @@ def zinb_loss(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
 
 def half_deviance(likelihood: str, x_BCHW: Tensor) -> Tensor:
     """Return the loss of the mean profile above that of a perfect fit, in nats, shape (B).
+
+    The `likelihood` is poisson or another key of `COUNT_LOSSES`: those share the negative binomial.
 
     What half the summed squared error of the mean is for images. The mean profile is that of all
     samples, scaled to the total of each; the dispersion is 1, as at the start of training.

@@ -42,7 +42,8 @@ def c2st(codes: Values, prior: Prior, seed: int = 0) -> Accuracy:
 def sliced_wasserstein(codes: Values, prior: Prior, seed: int = 0) -> float:
     """Return the sliced Wasserstein-2 distance to the prior, over that of two prior samples.
 
-    1.0 is a perfect match (Bonneel et al. 2015). Arguments and errors as for `c2st`.
+    1.0 is a perfect match (Bonneel et al. 2015). Arguments and errors as for `c2st`: codes (n, Z),
+    and the seed of prior samples and directions.
     """
     return prior_match(codes, prior, seed)["prior_match/sliced_wasserstein"]
 
@@ -51,7 +52,7 @@ def mmd(codes: Values, prior: Prior, seed: int = 0) -> float:
     """Return the maximum mean discrepancy to the prior, over that of two prior samples.
 
     1.0 is a perfect match (Gretton et al. 2012, equation 5, Gaussian kernels at 5 scales).
-    Arguments and errors as for `c2st`.
+    Arguments and errors as for `c2st`: codes (n, Z), and the seed of prior samples.
     """
     return prior_match(codes, prior, seed)["prior_match/mmd"]
 
@@ -59,8 +60,8 @@ def mmd(codes: Values, prior: Prior, seed: int = 0) -> float:
 def prior_match(codes: Values, prior: Prior, seed: int = 0) -> dict[str, float]:
     """Return all scores by the names that runs give them: `prior_match/c2st` and others.
 
-    Equal to those of a run whose `run.seed` is `seed`, for the same codes. Arguments and errors as
-    for `c2st`.
+    Equal to those of a run whose `run.seed` is `seed`, for the same codes (n, Z). Arguments and
+    errors as for `c2st`.
     """
     z_nZ = _checked(codes, prior)
     return score(z_nZ, build_baseline(prior, len(z_nZ), seed), seed)

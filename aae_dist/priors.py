@@ -41,10 +41,18 @@ class Prior(ABC):
 
     @abstractmethod
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Draw samples of shape (N, Z), from `generator` alone."""
+        """Draw `num_samples` samples, float32 of shape (N, Z), from `generator` alone."""
 
     def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one sample, shape (N, Z), of each given class; int64 labels in [0, num_classes)."""
+        """Draw one sample, shape (N, Z), of each given class, from `generator` alone.
+
+        Args:
+            labels_N: int64 in [0, num_classes).
+            generator: on the CPU.
+
+        Raises:
+            TypeError: the prior has no classes.
+        """
         raise TypeError(f"{type(self).__name__} has no classes to sample from")
 
     def log_prob(self, z_NZ: Tensor) -> Tensor | None:
@@ -61,10 +69,12 @@ class Part:
 
     @property
     def dims(self) -> int:
+        """Number of latent dimensions of the part."""
         return self.prior.latent_dim
 
     @property
     def is_categorical(self) -> bool:
+        """Whether its codes are classes, one-hot or probabilities."""
         return isinstance(self.prior, CategoricalPrior)
 
 
@@ -100,7 +110,7 @@ class LaplacePrior(Prior):
 
 
 class StudentTPrior(Prior):
-    """z = scale * g / sqrt(c / k), with g ~ N(0, I) and c chi-squared with k degrees of freedom."""
+    """z = scale * g / sqrt(c / k), with g ~ N(0, I), c chi-squared and k = degrees_of_freedom."""
 
     def __init__(self, latent_dim: int, degrees_of_freedom: int = 5, scale: float = 1.0) -> None:
         super().__init__(latent_dim)
@@ -139,10 +149,11 @@ class UniformPrior(Prior):
 
 
 class MixturePrior(Prior):
-    """K equally likely Gaussians on a circle, elongated along the radius.
+    """K = `num_modes` equally likely Gaussians on a circle, elongated along the radius.
 
-    Mode k stands at angle 2 pi k / K. Beyond two dimensions every pair of dimensions holds such a
-    ring, and a sample has the same mode in all of them.
+    `std_radial` and `std_tangential` are the standard deviations along the radius, of length
+    `radius`, and across it. Mode k stands at angle 2 pi k / K. Beyond two dimensions every pair of
+    dimensions holds such a ring, and a sample has the same mode in all of them.
     """
 
     def __init__(
@@ -191,7 +202,8 @@ class MixturePrior(Prior):
 class SwissRollPrior(Prior):
     """Points of a 2-D spiral: angle and radius both grow with sqrt(u), u uniform in [0, 1].
 
-    The spiral is a curve, so it has no density in the plane. Class k of K is u in [k/K, (k+1)/K).
+    It has `num_turns` turns and ends at `radius`. The spiral is a curve, so it has no density in
+    the plane. Class k of K is u in [k/K, (k+1)/K).
     """
 
     def __init__(
@@ -292,7 +304,7 @@ class ProductPrior(Prior):
         return torch.cat([prior.sample(num_samples, generator) for prior in self.priors], 1)
 
     def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw the given part, or the first that has classes, by label, the others as they are."""
+        """Draw (N, Z): the given part, or the first with classes, by label, and the others."""
         if self._with_classes is None:
             return super().sample_class(labels_N, generator)
         drawn = [
@@ -335,7 +347,7 @@ PRIORS: dict[str, type[Prior]] = {
 
 
 def build_prior(config: sections.Prior, latent_dim: int, vectors: Tensor | None = None) -> Prior:
-    """Return the prior of the configuration; ConfigError if a custom one cannot be used.
+    """Return the prior of a section, `config`; ConfigError if a custom one cannot be used.
 
     The kinds `data` and `run` draw from `vectors`, float32 (M, latent_dim).
     """

@@ -1,11 +1,14 @@
 """The public names, and what importing them costs."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.docstrings import problems, public_modules, public_objects
 
 import aae_dist
 
@@ -28,6 +31,32 @@ def test_public_functions_state_arguments_and_errors() -> None:
         assert "Raises:" in text, name
         for argument in inspect.signature(getattr(aae_dist, name)).parameters:
             assert f"{argument}:" in text, f"{name}: {argument}"
+
+
+def test_public_names_have_arguments_shapes_and_errors() -> None:
+    found = [each for m in [aae_dist, *public_modules(aae_dist)] for each in public_objects(m)]
+    assert len(found) > 80
+    assert [text for name, each in found for text in problems(name, each)] == []
+
+
+def test_sources_of_formulas_are_named() -> None:
+    for module in (aae_dist.losses, aae_dist.metrics):
+        text = Path(module.__file__ or "").read_text()
+        assert re.search(r"arXiv|et al\.|doi", text), module.__name__
+
+
+def undocumented(images: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the images."""
+    raise ValueError(count)
+
+
+def test_an_incomplete_docstring_is_found() -> None:
+    assert list(problems("f", undocumented)) == [
+        "f: argument images has no shape",
+        "f: argument count is not explained",
+        "f: the result has no shape",
+        "f: raises ValueError, which is not said",
+    ]
 
 
 PARTS = """

@@ -25,7 +25,10 @@ class Callback:
         """
 
     def on_evaluate(self, metrics: Metrics) -> bool | None:
-        """Take an evaluation, with `step`, `prior_match/c2st`, `reconstruction/mse` and others."""
+        """Take the metrics of an evaluation: `step`, `prior_match/c2st`, `reconstruction/mse`, ...
+
+        All are floats; docs/metrics.md has their meanings and units.
+        """
 
     def on_checkpoint(self, checkpoint: dict[str, Any]) -> bool | None:
         """Take a checkpoint that is stored: `step`, `uri` of its folder, `best`."""

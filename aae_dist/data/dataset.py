@@ -151,7 +151,10 @@ class Dataset:
         return Samples(images, labels, rows)
 
     def decode_rows(self, indices: Indices, workers: Executor | None = None) -> Samples:
-        """Read and decode samples, whether or not they are in memory; see `load`."""
+        """Read and decode samples, whether or not they are in memory; arguments as for `load`.
+
+        `indices` are sample numbers, int64 (n); `workers` share the work.
+        """
         images = torch.empty((len(indices), *self.image_shape), dtype=self.dtype)
         labels = np.full(len(indices), NO_LABEL, np.int64)
         rows, places = images.numpy(), list(self.places(indices))
@@ -187,7 +190,10 @@ class Dataset:
         return Samples(images, torch.from_numpy(labels), dict(sorted(bad.items())))
 
     def read(self, indices: Indices | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the images and labels of `load`.
+        """Return images, uint8 or float32 (n, C, H, W), and labels, int64 (n), -1 for none.
+
+        Args:
+            indices: n sample numbers; repeats are allowed.
 
         Raises:
             DataError: A sample is bad; the first of them is named.
@@ -199,18 +205,18 @@ class Dataset:
         return samples.images, samples.labels
 
     def keys(self, indices: Indices | Sequence[int]) -> list[str]:
-        """Return the WebDataset keys of samples."""
+        """Return the WebDataset keys of samples; `indices` are n sample numbers."""
         places = self.places(np.asarray(indices, np.int64))
         return [self.shards.get(shard).index.keys[number] for shard, number in places]
 
     def places(self, indices: Indices) -> Iterator[tuple[int, int]]:
-        """Return the number of each sample's shard, and the sample's number in it."""
+        """Yield for each of n sample numbers, `indices`, the shard's number and that inside it."""
         shards = np.searchsorted(self._ends, indices, side="right")
         inside = indices - (self._ends[shards] - self.manifest.counts[shards])
         return zip(shards.tolist(), inside.tolist(), strict=True)
 
     def bad_sample(self, number: int, slot: int, error: ShardError | SampleError) -> BadSample:
-        """Return the record of sample `number`, met at `slot` of a global batch."""
+        """Return the record of sample `number`, met at `slot` of a batch, for its `error`."""
         [(shard, inside)] = self.places(np.array([number]))
         entry, whole = self.manifest.shards[shard], isinstance(error, ShardError)
         return BadSample(

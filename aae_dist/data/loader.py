@@ -76,6 +76,8 @@ class BatchLoader:
     so the sum is there before it is needed.
 
     Args:
+        dataset: The data set, which stays open.
+        order: Which samples each global batch has.
         rows: This rank's rows of each global batch, from `rank_rows`.
         position: Where to start, 0 or a stored `next_position`.
         num_steps: Number of batches, the same on every rank; None for no end.

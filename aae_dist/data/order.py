@@ -128,6 +128,7 @@ class SampleOrder:
 
     Args:
         counts: Samples of every shard, in manifest order.
+        seed: of all permutations, `run.seed`.
         global_batch_size: Samples per step, over all ranks; a multiple of `lanes`.
         lanes: Streams that the line of an epoch is cut into; at least one per rank.
         window: Samples shuffled together in a lane, or "full" for one permutation of the epoch.
@@ -266,6 +267,7 @@ class SampleOrder:
 def rank_rows(rank: int, world_size: int, lanes: int, global_batch_size: int) -> slice:
     """Return the rows of the global batch that `rank` trains on: those of its whole lanes.
 
+    `global_batch_size` rows are `lanes` streams of equal length, shared by `world_size` ranks.
     Shares differ by one lane at most when `world_size` does not divide `lanes`.
     """
     slots = global_batch_size // lanes
@@ -273,7 +275,12 @@ def rank_rows(rank: int, world_size: int, lanes: int, global_batch_size: int) ->
 
 
 def resolve_window(settings: Data, manifest: Manifest) -> Window:
-    """Return `data.shuffle_window`; by default full up to 4 GiB, else four average shards."""
+    """Return the samples shuffled together in a lane, or "full".
+
+    Args:
+        settings: the `data` section; its `shuffle_window` wins.
+        manifest: without one, full for data of up to 4 GiB, else four average shards.
+    """
     if settings.shuffle_window is not None:
         return settings.shuffle_window
     packed = sum(shard.bytes for shard in manifest.shards if not shard.name.endswith(".tar"))

@@ -50,7 +50,13 @@ class TrainedRun:
     """
 
     def __init__(self, checkpoint: Checkpoint, uri: str, device: torch.device) -> None:
-        """Build the networks and copy the checkpoint's weights; use `load_run` instead."""
+        """Build the networks and copy the checkpoint's weights; use `load_run` instead.
+
+        Args:
+            checkpoint: what `CheckpointStore.load` returns.
+            uri: the run's folder.
+            device: of the networks.
+        """
         self.uri, self.device = uri, device
         self.step: int = checkpoint.step
         self.image_shape, classes = images_of(checkpoint)
@@ -110,7 +116,7 @@ class TrainedRun:
         return self._autoencoder.decode(z_BZ)
 
     def reconstruct(self, images: Values, labels: Values | None = None) -> Tensor:
-        """Return decode(encode(images)), floats of shape (B, C, H, W); takes what `encode` takes.
+        """Return decode(encode(images)), floats (B, C, H, W); images and labels as for `encode`.
 
         Of counts, expected ones with the total of each sample.
 
@@ -240,7 +246,11 @@ class TrainedRun:
         return found
 
     def as_modules(self) -> tuple[nn.Module, nn.Module]:
-        """Return copies in float32: pixels (B, C, H, W) to codes (B, Z), and codes to pixels."""
+        """Return copies in float32: pixels (B, C, H, W) to codes (B, Z), and codes to pixels.
+
+        Raises:
+            ConfigError: the codes hold the label, which no network computes.
+        """
         networks, posterior = self._autoencoder.networks, self._autoencoder.posterior
         if self.prior.given is not None:
             raise ConfigError(

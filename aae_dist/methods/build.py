@@ -47,8 +47,14 @@ def build_method(
 ) -> Method:
     """Return the run's method, its networks wrapped for data parallel training.
 
-    `baseline_loss` is the reconstruction loss of the data's mean, the unit of `method.weight` and
-    `method.distance_weight` where `method.balance` is auto.
+    Args:
+        config: the run's configuration.
+        networks: what `aae_dist.models.build_networks` returns.
+        prior: what `aae_dist.priors.build_prior` returns.
+        shape: of a sample: (C, H, W), or (D,) for vectors.
+        world: this process among the ranks.
+        baseline_loss: reconstruction loss of the data's mean, the unit of `method.weight` and
+            `method.distance_weight` where `method.balance` is auto.
     """
     # Wrap each network, and let DDP rebuild its buckets before the first step.
     wrapped = {
@@ -140,7 +146,13 @@ def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module
 def build_optimizer(
     config: sections.Phase, networks: dict[str, nn.Module], amsgrad: bool = False
 ) -> SynchronizedOptimizer:
-    """Return the optimizer of one phase over its networks; `amsgrad` is for Adam."""
+    """Return the optimizer of one phase.
+
+    Args:
+        config: the phase's section: optimizer, schedule, clipping.
+        networks: those that it trains, by name.
+        amsgrad: of Adam (Reddi et al., arXiv 1904.09237).
+    """
     parameters = [
         p for network in networks.values() for p in wrappers.trainable_parameters(network).values()
     ]

@@ -98,7 +98,7 @@ class MicroBatch:
 
     @property
     def rows_B(self) -> Tensor:  # noqa: N802 - shapes are in the names
-        """Numbers of the rows in the global batch, int64, on the device."""
+        """Numbers of the rows in the global batch, int64, shape (B), on the device."""
         return torch.arange(self.rows.start, self.rows.stop, device=self.x_BCHW.device)
 
     def split(self, size: int) -> list["MicroBatch"]:
@@ -250,6 +250,10 @@ class Method(ABC):
     """One way to train an autoencoder. The loop, checkpoints and metrics know only this.
 
     A class is made with the fields of its configuration section as keyword arguments.
+
+    Args:
+        modules: the networks, the prior and the loss.
+        optimizers: one per phase, by the phase's name.
     """
 
     phases: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -270,7 +274,7 @@ class Method(ABC):
             optimizer.set_progress(progress)
 
     def encode(self, part: MicroBatch, noise_BN: Tensor) -> Tensor:
-        """Return codes of shape (B, Z), drawn from q(z|x) with the given noise."""
+        """Return codes of shape (B, Z) of a part of the batch, from q(z|x) with the given noise."""
         modules = self.modules
         x_BCHW = self.with_image_noise(part, part.x_BCHW)
         outputs_BP = run_encoder(
@@ -279,10 +283,10 @@ class Method(ABC):
         return self.observed(part, modules.posterior.sample(outputs_BP, noise_BN))
 
     def with_image_noise(self, part: MicroBatch, x_BCHW: Tensor, what: str = "images") -> Tensor:
-        """Return the encoder's input: images of the step, (B, C, H, W), blurred by noise.
+        """Return the encoder's input: images (B, C, H, W) of a part of the batch, plus noise.
 
-        The same noise in every phase. The target of reconstruction stays clean (denoising:
-        Vincent et al. 2008).
+        The same noise in every phase, and another for another `what`. The target of reconstruction
+        stays clean (denoising: Vincent et al. 2008).
         """
         if not self.modules.image_noise:
             return x_BCHW
@@ -290,32 +294,38 @@ class Method(ABC):
         return x_BCHW + self.modules.image_noise * noise.view_as(x_BCHW)
 
     def observed(self, part: MicroBatch, z_BZ: Tensor) -> Tensor:
-        """Return codes as they are, and keep them for the statistics of a log point."""
+        """Return a part's codes (B, Z) as they are; keep them for the statistics of a log point."""
         self.codes[part.rows.start] = (part.weights_B, z_BZ.detach())
         return z_BZ
 
     def encode_once(
         self, parts: Sequence[MicroBatch], noise_of: Callable[[MicroBatch], Tensor]
     ) -> list[Encoded]:
-        """Encode all parts, for several uses of the same codes: nothing trains between them."""
+        """Encode all parts, for several uses of the same codes: nothing trains between them.
+
+        `noise_of` returns the noise of a part, (B, N).
+        """
         # With micro-batches the graphs of all parts would not fit in memory, which is why there are
         # micro-batches; a phase that needs gradients encodes each part again (`with_graph`).
         with torch.set_grad_enabled(len(parts) == 1):
             return [Encoded(p, noise_of(p), self.encode(p, noise_of(p))) for p in parts]
 
     def with_graph(self, encoded: Encoded) -> Tensor:
-        """Return the codes with the encoder's graph; encode again if it was not kept."""
+        """Return the codes (B, Z) of an encoded part with the encoder's graph.
+
+        If it was not kept, encode again.
+        """
         if encoded.z_BZ.requires_grad:
             return encoded.z_BZ
         return self.encode(encoded.part, encoded.noise_BN)
 
     def reconstruct(self, parts: Sequence[MicroBatch]) -> Losses:
-        """Minimise the reconstruction error by one update."""
+        """Minimise the reconstruction error of all parts of the batch by one update."""
         loss = self.optimizers["reconstruction"].update(self.reconstruction_loss, parts)
         return {"loss/reconstruction": loss}
 
     def reconstruction_loss(self, part: MicroBatch) -> Tensor:
-        """Return the weighted reconstruction error of decoder(encoder(x)), a scalar."""
+        """Return the weighted reconstruction error of decoder(encoder(x)) of a part, a scalar."""
         z_BZ = self.encode(part, part.noise_reconstruction_BN)
         return self.reconstruction_error(part, z_BZ)
 
@@ -332,7 +342,10 @@ class Method(ABC):
     def reconstruct_and_match(
         self, parts: Sequence[MicroBatch], distance: Distance, weight: float
     ) -> Losses:
-        """Minimise reconstruction error + weight * distance(codes, prior samples) by one update."""
+        """Minimise reconstruction error + weight * distance(codes, prior samples) by one update.
+
+        Both are of all `parts` of the batch.
+        """
         encoded = self.encode_once(parts, lambda part: part.noise_reconstruction_BN)
         value, pull_GZ = self.distance_and_gradient(encoded, distance)
         terms = self.optimizers["reconstruction"].update_terms(
@@ -343,7 +356,10 @@ class Method(ABC):
     def distance_and_gradient(
         self, encoded: Sequence[Encoded], distance: Distance
     ) -> tuple[Tensor, Tensor]:
-        """Return the distance, a scalar, and its gradient with respect to all codes, (G, Z)."""
+        """Return the distance, a scalar, and its gradient with respect to all codes, (G, Z).
+
+        The `encoded` parts are this rank's; codes of all ranks are gathered.
+        """
         table = torch.cat([_row(c) for c in encoded])
         rows = torch.cat([c.part.rows_B for c in encoded])
         draws = encoded[0].part.draws
@@ -361,7 +377,8 @@ class Method(ABC):
     ) -> tuple[Tensor, Losses]:
         """Return a scalar with the gradient of reconstruction error + weight * distance.
 
-        `pull_GZ` is the gradient of the distance with respect to all codes.
+        It is that of one `encoded` part. `pull_GZ` is the gradient of the distance with respect to
+        all codes.
         """
         z_BZ = self.with_graph(encoded)
         error = self.reconstruction_error(encoded.part, z_BZ)

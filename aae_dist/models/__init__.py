@@ -75,7 +75,10 @@ SAMPLES = 4
 
 
 def build_posterior(config: sections.Posterior, prior: sections.Prior | None = None) -> Posterior:
-    """Return the posterior of a run, with a softmax under each categorical part of its prior."""
+    """Return the posterior of a run, with a softmax under each categorical part of its prior.
+
+    Both `config` and `prior` are sections of its configuration.
+    """
     own = _own_posterior(config)
     if not isinstance(prior, sections.ProductPrior):
         return own
@@ -112,8 +115,13 @@ def build_networks(
 ) -> Networks:
     """Return networks with weights that depend on `run.seed` and each network's name alone.
 
-    Weights are drawn on the CPU, the same for every device. `trains` is False for networks that are
-    only used, such as those of a finished run.
+    Weights are drawn on the CPU, the same for every device.
+
+    Args:
+        config: the run's configuration.
+        shape: of a sample: (C, H, W), or (D,) for vectors.
+        device: of the networks.
+        trains: False for networks that are only used, such as those of a finished run.
 
     Raises:
         ConfigError: the kind of network does not fit the samples, or a user's does not work.

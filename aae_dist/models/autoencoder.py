@@ -60,6 +60,7 @@ class UniversalPosterior(DeterministicPosterior):
     """
 
     def __init__(self, noise_dim: int) -> None:
+        """`noise_dim` is N, the number of standard normal numbers that the encoder reads."""
         self.encoder_noise_dim = noise_dim
 
     def noise_dim(self, latent_dim: int) -> int:
@@ -132,7 +133,7 @@ class ProductPosterior:
         return self.encoder_noise_dim or sum(self._noise)
 
     def with_labels(self, outputs_BP: Tensor, labels_B: Tensor) -> Tensor:
-        """Return the encoder's outputs with the labels, one-hot, in the place of the given part.
+        """Return outputs (B, P) with the labels, one-hot, in the place of the given part.
 
         Rows without a label, -1, get zeros.
         """
@@ -216,7 +217,7 @@ class Autoencoder:
 
     @property
     def like(self) -> Tensor:
-        """Return a parameter, for the device and dtype of the networks."""
+        """A parameter, of any shape, for the device and dtype of the networks."""
         return next(self.networks.encoder.parameters())
 
     @torch.no_grad()
@@ -269,7 +270,7 @@ class Autoencoder:
         return logits.reshape(len(logits), -1)
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:
-        """Return images as floats in [0, 1] on the networks' device."""
+        """Return images, (B, C, H, W), as floats in [0, 1] on the networks' device."""
         x_BCHW = images_BCHW.to(self.like)
         return x_BCHW / 255 if images_BCHW.dtype == torch.uint8 else x_BCHW
 

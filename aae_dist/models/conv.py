@@ -69,7 +69,16 @@ def num_blocks(depth: int, residual: bool) -> int:
 
 
 class ConvEncoder(nn.Module):
-    """x -> parameters of q(z|x), or (x, noise) -> z for a universal posterior."""
+    """x -> parameters of q(z|x), or (x, noise) -> z for a universal posterior.
+
+    Args:
+        sample_shape: (C, H, W).
+        num_outputs: P.
+        width: channels after the first halving, doubled by each further one up to 8 times.
+        depth: convolutions, or residual blocks, per resolution.
+        residual: whether blocks have a shortcut.
+        noise_dim: N, of noise that the encoder reads; 0 for none.
+    """
 
     def __init__(
         self,
@@ -121,7 +130,16 @@ class Doubling(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """z -> x."""
+    """z -> x.
+
+    Args:
+        latent_dim: Z.
+        sample_shape: (C, H, W).
+        width: channels at the largest resolution but the image's own; as for `ConvEncoder`.
+        depth: convolutions, or residual blocks, per resolution.
+        residual: whether blocks have a shortcut.
+        sigmoid: whether outputs are in [0, 1]; else they are not bounded.
+    """
 
     def __init__(
         self,

@@ -28,6 +28,10 @@ class CountEncoder(StandardizedEncoder):
     """Counts -> posterior parameters: log-normalized, centred, divided by one deviation.
 
     `library`, the median total of the training data, is a constant saved with the weights.
+
+    Args:
+        network: maps the normalised counts, (B, C, H, W), to posterior parameters (B, P).
+        sample_shape: (C, H, W).
     """
 
     def __init__(self, network: nn.Module, sample_shape: tuple[int, ...]) -> None:
@@ -35,7 +39,7 @@ class CountEncoder(StandardizedEncoder):
         self.library = nn.Parameter(torch.ones(()), requires_grad=False)
 
     def forward(self, x_BCHW: Tensor, *noise: Tensor) -> Tensor:
-        """Map counts, whole numbers >= 0, to posterior parameters of shape (B, P)."""
+        """Map counts, whole numbers >= 0, to posterior parameters (B, P); noise is (B, N)."""
         return super().forward(log_normalized(x_BCHW, self.library), *noise)
 
 
@@ -47,7 +51,10 @@ class CountDecoder(nn.Module):
     """
 
     def __init__(self, network: nn.Module, sample_shape: tuple[int, ...], likelihood: str) -> None:
-        """`network` gives (B, outputs * C, H, W); see `NUM_OUTPUTS`."""
+        """`network` gives (B, outputs * C, H, W); `NUM_OUTPUTS` has these of each `likelihood`.
+
+        `sample_shape` is (C, H, W).
+        """
         super().__init__()
         self.network, self.num_outputs = network, NUM_OUTPUTS[likelihood]
         self.library = nn.Parameter(torch.ones(()), requires_grad=False)

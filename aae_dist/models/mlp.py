@@ -32,7 +32,14 @@ def exact(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class MlpEncoder(nn.Module):
-    """x -> parameters of q(z|x), or (x, noise) -> z for a universal posterior."""
+    """x -> parameters of q(z|x), or (x, noise) -> z for a universal posterior.
+
+    Args:
+        sample_shape: (C, H, W), or (D,) for vectors.
+        num_outputs: P.
+        widths: units of each hidden layer.
+        noise_dim: N, of noise that the encoder reads; 0 for none.
+    """
 
     def __init__(
         self,
@@ -56,7 +63,14 @@ class MlpEncoder(nn.Module):
 
 
 class MlpDecoder(nn.Module):
-    """z -> x."""
+    """z -> x.
+
+    Args:
+        latent_dim: Z.
+        sample_shape: (C, H, W), or (D,) for vectors.
+        widths: units of each hidden layer.
+        sigmoid: whether outputs are in [0, 1]; else they are not bounded.
+    """
 
     def __init__(
         self,
@@ -79,7 +93,14 @@ class MlpDecoder(nn.Module):
 
 
 class MlpDiscriminator(nn.Module):
-    """z -> logit that z is a sample of the prior rather than a code."""
+    """z -> logit that z is a sample of the prior rather than a code.
+
+    Args:
+        latent_dim: Z.
+        widths: units of each hidden layer.
+        spectral_norm: whether each weight is divided by its largest singular value (Miyato et al.,
+            arXiv 1802.05957).
+    """
 
     def __init__(
         self, latent_dim: int, widths: Sequence[int] = (1000, 1000), spectral_norm: bool = False
