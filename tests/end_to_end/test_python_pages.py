@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.pages import blocks
+from helpers.trained import save_run
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["docs/python.md", "docs/counts.md", "docs/start.md"]
@@ -24,3 +27,14 @@ def test_the_examples_of_a_page_run(page: str, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_examples_of_trained_runs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_run(tmp_path / "runs" / "quickstart", prior={"kind": "mixture"})
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, torch.Tensor] = {}
+    for code in blocks(ROOT / "docs" / "using.md", "python"):
+        exec(compile(code, "using.md", "exec"), names)
+    assert names["codes"].shape == (8, 2)
+    assert names["again"].shape == (8, 1, 28, 28)
+    assert names["of_mode_7"].shape == (5, 1, 28, 28)

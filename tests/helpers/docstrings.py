@@ -132,7 +132,7 @@ def _texts_of(found: type) -> Iterator[str]:
             if isinstance(node, ast.ClassDef) and node.name == each.__name__:
                 for before, after in zip([*node.body, *node.body], node.body[1:], strict=False):
                     if isinstance(before, ast.AnnAssign | ast.Assign) and _is_text(after):
-                        yield f"{ast.unparse(before)}: {after.value.value}"  # type: ignore[attr-defined]
+                        yield f"{ast.unparse(before)}: {after.value.value}"
 
 
 def _is_text(node: ast.stmt) -> bool:
