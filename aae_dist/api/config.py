@@ -12,6 +12,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config import load as loading
 from aae_dist.config.load import ConfigFile, GivenTree, StoredFile
 from aae_dist.config.schema import from_plain
+from aae_dist.config.sections.run import Layout
 from aae_dist.config.yaml import LARGEST_BYTES
 from aae_dist.errors import ConfigError
 
@@ -21,6 +22,8 @@ ConfigSource: TypeAlias = RunConfig | Source | Sequence[Source]
 
 FETCH_SECONDS = 15.0
 UNNAMED = "python-without-a-name"
+PLACEHOLDER: Mapping[str, Any] = {"train": "memory://", "image_keys": ["npy"]}
+"""Keys of `data` while samples in memory are not known yet."""
 DEFAULTS: Mapping[str, Any] = {"launch": {"kind": "local", "hang_timeout_seconds": None}}
 """What Python changes of the defaults: a run trains in this process, which never ends it for a
 breakpoint, or a callback that takes its time."""
@@ -58,6 +61,14 @@ def resolve(
         tree = config.model_dump(mode="json")
         return _load([GivenTree("config", from_plain(tree, "config"))], overrides, {})
     return _load(as_files(config), overrides, merged)
+
+
+def layout_of(config: ConfigSource, overrides: Sequence[str]) -> Layout | None:
+    """Return `data.layout` of the configuration for samples that are given in memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `resolve` is called again, with the data
+        defaults = {"run": {"name": UNNAMED}, "data": PLACEHOLDER}
+        return resolve(config, overrides, defaults).data.layout
 
 
 def as_files(config: Any) -> list[ConfigFile]:

@@ -3,21 +3,22 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aae_dist.config.sections.run import Layout
 from aae_dist.data.arrays import Arrays
-from aae_dist.data.decode.sample import NO_LABEL
+from aae_dist.data.decode.sample import NO_LABEL, channels_first
 from aae_dist.errors import DataError
 
-Layout = Literal["NCHW", "NHWC"]
 MEMORY_FRACTION = 0.5
 """Largest part of the machine's free memory that a Dataset may take."""
 COLOURS = (1, 3, 4)
+LAYOUTS = get_args(Layout)
 
 
 def as_arrays(data: Any, layout: Layout | None = None, name: str = "data") -> Arrays:
@@ -25,17 +26,18 @@ def as_arrays(data: Any, layout: Layout | None = None, name: str = "data") -> Ar
 
     Args:
         data: `x` or `(x, y)`, arrays or tensors; or a `torch.utils.data.Dataset` of known length
-            whose samples are `x` or `(x, y)`, which is read once. x are images, uint8 or floats
-            (N, C, H, W), (N, H, W, C) or (N, H, W), or vectors, floats (N, D). Floats are kept as
-            float32. y are integers (N), -1 for no label.
-        layout: of images with 4 dimensions: NCHW (default, as in torch) or NHWC.
+            whose samples are `x` or `(x, y)`, which is read once. x are uint8 or floats: images (N,
+            C, H, W), (N, H, W, C) or (N, H, W); signals; volumes; or vectors, floats (N, D). Floats
+            are kept as float32. y are integers (N), -1 for no label.
+        layout: what each dimension of x is, as in `data.layout`. Signals and volumes need it;
+            images of 4 dimensions are NCHW by default, as in torch.
         name: the argument's name, for errors.
 
     Raises:
         DataError: in one line, what is wrong with the data and what to do.
     """
-    if layout not in (None, "NCHW", "NHWC"):
-        raise DataError(f"layout: NCHW or NHWC (got {layout!r})")
+    if layout not in (None, *LAYOUTS):
+        raise DataError(f"layout: should be one of {', '.join(LAYOUTS)} (got {layout!r})")
     if _is_dataset(data):
         x, y = _read(data, name)
     elif isinstance(data, tuple):
@@ -109,12 +111,13 @@ def _ragged(x: Any) -> str:
 
 
 def _images(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
-    """Return uint8 or float32 (N, C, H, W)."""
+    """Return uint8 or float32 (N, C, H, W), (N, C, L) or (N, C, D, H, W)."""
     shape = x.shape
-    if x.ndim < 2 or x.ndim > 4 or 0 in shape:
+    if x.ndim < 2 or x.ndim > 5 or 0 in shape:
         raise DataError(
-            f"{name}: x should be vectors (N, D) or images (N, H, W), (N, C, H, W) or (N, H, W, C),"
-            f" none of them empty (got shape {shape})"
+            f"{name}: x should be vectors (N, D), images (N, H, W), (N, C, H, W) or (N, H, W, C), "
+            "or signals or volumes with a layout said, none of them empty (got shape "
+            f"{shape})"
         )
     is_float = np.issubdtype(x.dtype, np.floating)
     if x.dtype != np.uint8 and not is_float:
@@ -122,38 +125,48 @@ def _images(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
             f"{name}: x should be uint8 (pixels 0 to 255) or floats (got {x.dtype}); convert it, "
             "for instance x.astype('float32')"
         )
-    if x.ndim == 2 and not is_float:
+    if x.ndim == 2 and not is_float and layout is None:
         raise DataError(
             f"{name}: x of shape {shape} are vectors, which should be floats (got uint8); convert "
-            "it, or give images (N, H, W)"
+            "it, give images (N, H, W), or say layout='NL' if they are signals"
         )
-    x = _as_nchw(x, layout, name)
+    x = _channels_first(x, layout, name)
     if is_float:
         x = _finite(x.astype(np.float32, copy=False), name)
     return np.ascontiguousarray(x)
 
 
-def _as_nchw(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
-    if x.ndim == 2:
+def _channels_first(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
+    if layout is None and x.ndim == 2:
         return x[:, None, None, :]
-    if x.ndim == 3:
-        return x[:, None]
-    first, last = x.shape[1], x.shape[3]
-    here = layout or "NCHW"
-    channels, other = (first, last) if here == "NCHW" else (last, first)
+    if layout is None and x.ndim == 5:
+        raise DataError(
+            f"{name}: x of shape {x.shape} are volumes; say layout='NCDHW' or layout='NDHWC'"
+        )
+    here: Layout = layout or ("NHW" if x.ndim == 3 else "NCHW")
+    if x.ndim != len(here):
+        raise DataError(
+            f"{name}: layout={here!r} has {len(here)} dimensions, and x has shape {x.shape}; say "
+            "what each dimension is: N samples, C channels, L of signals, D H W"
+        )
+    if "C" not in here:
+        return channels_first(x, here)
+    first, last = x.shape[1], x.shape[-1]
+    channels, other = (first, last) if here[1] == "C" else (last, first)
     if channels not in COLOURS and other in COLOURS:
-        wanted = "NHWC" if here == "NCHW" else "NCHW"
+        sides = here.replace("C", "")[1:]
+        wanted = f"N{sides}C" if here[1] == "C" else f"NC{sides}"
         said = f"layout={layout!r} was said" if layout else "NCHW is the default"
         raise DataError(
             f"{name}: x of shape {x.shape} looks like {wanted} ({said}, which would be {channels} "
             f"channels); say layout={wanted!r}"
         )
-    if channels == 4 and x.dtype == np.uint8:
+    if channels == 4 and x.dtype == np.uint8 and layout is None:
         raise DataError(
-            f"{name}: x has 4 channels, of which the last may be alpha; give 1 or 3, for instance "
-            + ("x[:, :3]" if here == "NCHW" else "x[..., :3]")
+            f"{name}: x has 4 channels, of which the last may be alpha; give x[:, :3], or say "
+            "layout='NCHW' if it is none"
         )
-    return x if here == "NCHW" else x.transpose(0, 3, 1, 2)
+    return channels_first(x, here)
 
 
 def _finite(x: NDArray[Any], name: str) -> NDArray[Any]:

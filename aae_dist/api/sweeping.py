@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aae_dist.api.config import ConfigSource, as_files
-from aae_dist.api.data import Layout
+from aae_dist.api.config import PLACEHOLDER, ConfigSource, as_files
 from aae_dist.api.process import unchanged_process
 from aae_dist.api.training import samples_in_memory
 from aae_dist.config import RunConfig
 from aae_dist.config.load import ConfigFile, GivenTree
 from aae_dist.config.schema import from_plain
+from aae_dist.config.sections.run import Layout
 from aae_dist.data.arrays import Arrays
 from aae_dist.errors import ConfigError, Interrupted, LaunchError
 from aae_dist.inference.trained_run import TrainedRun, load_run
@@ -103,7 +103,8 @@ def tune(
             both (docs/sweeps.md).
         data: as for `aae_dist.train`; samples in memory are written as shards into `run.storage`.
         validation: as for `aae_dist.train`.
-        layout: of images with 4 dimensions: NCHW (default) or NHWC.
+        layout: what each dimension of x is, such as NHWC or NCL, by default `data.layout`
+            (docs/data.md); signals and volumes need it, images are NCHW without it.
         overrides: `dotted.key=value`, on top of `config`.
         more: whether to add the seeds that the recommendation of an ended sweep asks for.
 
@@ -114,8 +115,11 @@ def tune(
     """
     if isinstance(config, RunConfig):
         raise ConfigError("config: a run has no `sweep` section; give a dictionary or files")
-    given = samples_in_memory(data, validation, layout)
     files = as_files(config)
+    if data is not None and layout is None:
+        layer = GivenTree("", from_plain({"data": PLACEHOLDER}, "data given in Python"))
+        layout = load_sweep([*files, layer], overrides).configs[0].data.layout
+    given = samples_in_memory(data, validation, layout)
     plan = load_sweep([*files, _data_layer(given, lambda arrays: arrays.url)], overrides)
     with unchanged_process():
         if any(given):
@@ -135,9 +139,7 @@ def _data_layer(given: Sequence[Arrays | None], place: Any) -> ConfigFile:
     train_set, validation_set = given
     data: dict[str, Any] = {}
     if train_set is not None:
-        data["train"] = place(train_set)
-        if not train_set.is_png:
-            data["image_keys"] = ["npy"]
+        data = {"train": place(train_set), **train_set.settings}
     if validation_set is not None:
         data["validation"] = place(validation_set)
     return GivenTree("", from_plain({"data": data} if data else {}, "data given in Python"))

@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from aae_dist.api.callbacks import Callbacks
-from aae_dist.api.config import UNNAMED, ConfigSource, digest, resolve
-from aae_dist.api.data import Layout, as_arrays, halves
+from aae_dist.api.config import UNNAMED, ConfigSource, digest, layout_of, resolve
+from aae_dist.api.data import as_arrays, halves
 from aae_dist.api.process import GentleSignals, unchanged_process
 from aae_dist.api.result import TrainingResult
 from aae_dist.config import RunConfig
+from aae_dist.config.sections.run import Layout
 from aae_dist.data.arrays import Arrays, hold
 from aae_dist.errors import ConfigError, Interrupted
 from aae_dist.launch import start
@@ -49,14 +50,16 @@ def train(
         data: `x` or `(x, y)`, arrays or tensors, or a `torch.utils.data.Dataset` of known length;
             by default the shards of `data.train`. x: uint8 images (N, C, H, W), (N, H, W, C) with
             `layout="NHWC"`, or (N, H, W); floats of these shapes, in [0, 1] for a decoder with a
-            sigmoid output; or vectors, floats (N, D). y: integers (N), for pictures. Read in the
+            sigmoid output; vectors, floats (N, D); signals and volumes with their `layout`. y:
+            integers (N), for pictures. Read in the
             same order as shards; a hash of all numbers stands where a manifest's id does. With
             `launch.kind: ray` they are first written as shards into `run.storage`.
         callbacks: objects with some of the methods of `aae_dist.Callback`; not with
             `launch.kind: ray`.
         validation: as `data`, or the fraction of `data` to hold out, 0.1 for every tenth sample; by
             default the shards of `data.validation`. Without any there are no scores.
-        layout: of images with 4 dimensions: NCHW (default) or NHWC.
+        layout: what each dimension of x is, such as NHWC or NCL, by default `data.layout`
+            (docs/data.md); signals and volumes need it, images are NCHW without it.
         overrides: `dotted.key=value`, on top of `config`.
         progress: whether to show progress: a bar on a terminal or in a notebook, lines elsewhere.
 
@@ -68,6 +71,8 @@ def train(
         LaunchError: the run cannot start: storage, resources, another process that trains it.
         BaseException: what a callback raised, when the run has ended with a checkpoint.
     """
+    if data is not None and layout is None:
+        layout = layout_of(config, overrides)
     train_set, validation_set = samples_in_memory(data, validation, layout)
     resolved = _resolved(config, overrides, train_set, validation_set)
     outcome = _run(resolved, train_set, validation_set, callbacks, progress)
@@ -98,9 +103,7 @@ def _resolved(
     """Return the checked configuration, with the addresses of data in memory."""
     given: dict[str, Any] = {}
     if train_set is not None:
-        given["train"] = train_set.url
-        if not train_set.is_png:
-            given["image_keys"] = ["npy"]
+        given = {"train": train_set.url, **train_set.settings}
     if validation_set is not None:
         given["validation"] = validation_set.url
     defaults: Mapping[str, Any] = {"run": {"name": UNNAMED}, "data": given}

@@ -231,7 +231,7 @@ class ImageMetadata(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     image_shape: Annotated[
-        list[Annotated[int, Field(gt=0, lt=_INT64)]], Field(min_length=3, max_length=3)
+        list[Annotated[int, Field(gt=0, lt=_INT64)]], Field(min_length=2, max_length=4)
     ]
     classes: dict[str, Annotated[int, Field(ge=0, lt=_INT64)]] = Field(default_factory=dict)
 
@@ -265,11 +265,13 @@ def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return _checked(checkpoint, "config", ConfigMetadata).root
 
 
-def images_of(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], dict[str, int]]:
-    """Return (C, H, W) and the labels by name; CheckpointError if there is no shape."""
+def images_of(checkpoint: Checkpoint) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Return (C, H, W), or the shape of other samples, and the labels by name.
+
+    CheckpointError if there is no shape.
+    """
     data = _checked(checkpoint, "data", ImageMetadata)
-    channels, height, width = data.image_shape
-    return (channels, height, width), data.classes
+    return tuple(data.image_shape), data.classes
 
 
 M = TypeVar("M", bound=BaseModel)

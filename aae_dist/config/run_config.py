@@ -98,6 +98,16 @@ WITHOUT_KL = {
 """Priors for which KL(q(z|x) || p(z)) of a Gaussian q is infinite, and why."""
 
 
+def _channel_problems(data: Data) -> Iterator[Problem]:
+    has_arrays = any(key.rpartition(".")[2] == "npy" for key in data.image_keys)
+    if data.channels not in (None, 1, 3) and not has_arrays:
+        yield (
+            "data.channels",
+            f"images have 1 (grey) or 3 (colour) (got {data.channels}); other numbers are for "
+            "arrays, data.image_keys=[npy]",
+        )
+
+
 def _prior_problems(prior: Prior, model: Model) -> Iterator[Problem]:
     if prior.kind != "product":
         yield from _size_problems(prior.kind, "prior.kind", "model.latent_dim", model.latent_dim)
@@ -319,6 +329,7 @@ def _gpu_problems(launch: Launch) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _length_problems,
+    _channel_problems,
     _prior_problems,
     _given_problems,
     _label_problems,

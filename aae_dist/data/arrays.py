@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aae_dist.config.sections.run import Data
+from aae_dist.config.sections.run import Data, Layout
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.images import Shape
 from aae_dist.data.format.manifest import Manifest, Shard
@@ -37,7 +37,8 @@ class Arrays:
     """Samples in memory, checked.
 
     Attributes:
-        images: uint8 or float32 (N, C, H, W), finite; vectors of D numbers are (N, 1, 1, D).
+        images: uint8 or float32 (N, C, H, W), finite; vectors of D numbers are (N, 1, 1, D),
+            signals (N, C, L) and volumes (N, C, D, H, W).
         labels: int64 (N), -1 for none.
     """
 
@@ -57,7 +58,19 @@ class Arrays:
     @property
     def is_png(self) -> bool:
         """Whether shards hold the samples as PNG; else as .npy arrays."""
-        return self.images.dtype == np.uint8 and self.images.shape[1] in (1, 3)
+        is_images = self.images.dtype == np.uint8 and self.images.ndim == 4
+        return is_images and self.images.shape[1] in (1, 3)
+
+    @property
+    def layout(self) -> Layout | None:
+        """`data.layout` of these samples in shards; images and vectors need none."""
+        return {3: "NCL", 5: "NCDHW"}.get(self.images.ndim)  # type: ignore[return-value]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keys of `data` that shards of these samples need."""
+        found: dict[str, Any] = {"layout": self.layout}
+        return found if self.is_png else {**found, "image_keys": ["npy"]}
 
     @property
     def url(self) -> str:
@@ -124,7 +137,7 @@ class ArrayDataset(Dataset):
     """
 
     def __init__(self, arrays: Arrays, settings: Data, image_shape: Shape | None = None) -> None:
-        shape = (arrays.images.shape[1], arrays.images.shape[2], arrays.images.shape[3])
+        shape = arrays.images.shape[1:]
         _check_settings(settings, shape)
         if image_shape is not None and shape != image_shape:
             raise ConfigError(
@@ -155,9 +168,10 @@ class ArrayDataset(Dataset):
 
 
 def _check_settings(settings: Data, shape: Shape) -> None:
-    channels, height, width = shape
+    channels, *sides = shape
+    is_square = len(sides) == 2 and sides[0] == sides[1]
     wanted = {
-        "image_size": (settings.image_size, height if height == width else None),
+        "image_size": (settings.image_size, sides[0] if is_square else None),
         "channels": (settings.channels, channels),
         "crop_size": (settings.crop_size, None),
     }

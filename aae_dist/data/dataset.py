@@ -27,7 +27,7 @@ from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
 from aae_dist.data.order import Indices
 from aae_dist.data.unused import TEXTS, Kind, Unused
-from aae_dist.errors import DataError, SampleError, ShardError
+from aae_dist.errors import ConfigError, DataError, SampleError, ShardError
 from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.text import Show, progress
 
@@ -86,7 +86,8 @@ class Dataset:
         self.unused = Unused()
         """What of the samples decoded so far is not used as given."""
         self.image_shape, self.dtype = self._layout(image_shape, try_all)
-        """Channels, height, width of every image; uint8 or float32."""
+        """Channels, height, width of every image, (C, L) of signals, (C, D, H, W) of volumes, (1,
+        1, D) of vectors; uint8 or float32."""
         self.shards.release_unplanned()
         self._memory = self._new_memory(torch.device(device))
 
@@ -302,11 +303,16 @@ class Dataset:
         if image_shape is not None and not any(map(is_array, settings.image_keys)):
             return image_shape, torch.uint8
         shape, dtype = self._probed_layout(try_all)
+        if dtype != torch.uint8 and settings.channels not in (None, shape[0]):
+            raise ConfigError(
+                f"data.channels={settings.channels}: the arrays have {shape[0]} channels, of shape "
+                f"{shape}; leave it out, or say their data.layout"
+            )
         if image_shape is not None or dtype != torch.uint8:
             return image_shape or shape, dtype
-        channels, height, width = shape
+        channels, *sides = shape
         size = settings.image_size
-        return (settings.channels or channels, size or height, size or width), dtype
+        return (settings.channels or channels, *(size or side for side in sides)), dtype
 
     def _probed_layout(self, try_all: bool) -> tuple[Shape, torch.dtype]:
         """Return shape and dtype of the first readable sample; else raise the first one's error."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.evaluation.evaluator import EvaluationImages
-from aae_dist.evaluation.vectors import TITLE_INCHES, is_vectors, vectors
+from aae_dist.evaluation.vectors import TITLE_INCHES, is_lines, middle_slices, vectors
 from aae_dist.priors import GaussianPrior, Prior
 from aae_dist.utils.arrays import figure_to_png
 
@@ -54,13 +54,14 @@ def reconstructions(
     """Show each original, uint8 or floats, with its reconstruction below it.
 
     Bytes stand for pixels in [0, 1]. Floats are shown in their own range where that is larger;
-    vectors as `vectors` does.
+    vectors and signals as `vectors` does, volumes by their middle slice.
     """
-    if is_vectors(originals_kCHW):
-        return vectors(originals_kCHW, reconstructions_kCHW, caption)
     shown = range_of(originals_kCHW)
     is_bytes = originals_kCHW.dtype == torch.uint8
-    top = as_pictures(originals_kCHW.float() / (255 if is_bytes else 1), shown)
+    x_kCHW = originals_kCHW.float() / 255 if is_bytes else originals_kCHW
+    if is_lines(x_kCHW):
+        return vectors(x_kCHW, reconstructions_kCHW, caption)
+    top = as_pictures(x_kCHW, shown)
     bottom = as_pictures(reconstructions_kCHW, shown)
     rows = []
     for start in range(0, len(top), PAIRS_PER_ROW):
@@ -72,8 +73,8 @@ def reconstructions(
 
 
 def decoded_samples(images_kCHW: Tensor, caption: str = "", shown: Range = PIXELS) -> Figure:
-    """Show images decoded from samples of the prior; `shown` are the values of black and white."""
-    if is_vectors(images_kCHW):
+    """Show samples decoded from the prior; `shown` are the values of black and white."""
+    if is_lines(images_kCHW):
         return vectors(images_kCHW, None, caption)
     images = as_pictures(images_kCHW, shown)
     starts = range(0, len(images), PAIRS_PER_ROW)
@@ -91,6 +92,7 @@ def range_of(originals_kCHW: Tensor) -> Range:
 def as_pictures(images_kCHW: Tensor, shown: Range) -> Array:
     """Return [k, H, W, 3] in [0, 1]; other than three channels are shown as grey, by the first."""
     low, high = shown
+    images_kCHW = middle_slices(images_kCHW)
     channels = ((images_kCHW - low) / (high - low)).clamp(0, 1).nan_to_num(0.5).permute(0, 2, 3, 1)
     colour = channels if channels.shape[-1] == 3 else channels[..., :1].expand(-1, -1, -1, 3)
     pictures: Array = colour.float().numpy()

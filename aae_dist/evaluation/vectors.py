@@ -1,12 +1,17 @@
-"""Pictures of samples that are rows of numbers, and of traversals of the latent space."""
+"""Pictures of vectors, signals and volumes, and of traversals of the latent space."""
+
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
-COLUMNS, PANEL_INCHES = 4, (1.6, 0.9)
+COLUMNS, PANEL_INCHES, PITCH = 4, (1.6, 0.8), 1.12
+"""Panels of lines per row, inches of each, and the distance of two in widths."""
 TITLE_INCHES = 0.4
 ORIGINAL, OTHER = "#000000", "#d55e00"
 MANY_FEATURES = 48
@@ -15,18 +20,31 @@ MAX_DOTS = 20_000
 SHOWN_SHARE = 0.99  # of the values between the ends of the colour scale: one outlier hides nothing
 
 
-def is_vectors(samples_kCHW: Tensor) -> bool:
-    """Return whether samples are rows of numbers rather than images."""
-    return tuple(samples_kCHW.shape[1:3]) == (1, 1)
+MAX_LINES = 3
+"""Channels of a signal that are drawn."""
+
+
+def is_lines(samples_kCHW: Tensor) -> bool:
+    """Return whether samples are vectors (k, 1, 1, D) or signals (k, C, L) rather than images."""
+    return samples_kCHW.ndim == 3 or _is_vectors(samples_kCHW)
+
+
+def _is_vectors(samples_kCHW: Tensor) -> bool:
+    return samples_kCHW.ndim == 4 and tuple(samples_kCHW.shape[1:3]) == (1, 1)
+
+
+def middle_slices(samples: Tensor) -> Tensor:
+    """Return volumes (..., C, D, H, W) as images, by the middle of their D; all else unchanged."""
+    return samples[:, :, samples.shape[2] // 2] if samples.ndim == 5 else samples
 
 
 def vectors(samples_k11D: Tensor, others_k11D: Tensor | None, caption: str = "") -> Figure:
-    """Draw vectors, with their reconstructions `others_k11D` where there are any.
+    """Draw vectors or signals, with their reconstructions `others_k11D` where there are any.
 
-    Few features are lines, each reconstruction over its original. Many are heat maps, one row per
-    vector, and a plot of the reconstructed values against the original ones.
+    Signals and few features are lines, each reconstruction over its original. Many features are
+    heat maps, one row per vector, and a plot of the reconstructed values against the original ones.
     """
-    if samples_k11D.shape[-1] >= MANY_FEATURES:
+    if samples_k11D.shape[-1] >= MANY_FEATURES and _is_vectors(samples_k11D):
         return _heat_maps(samples_k11D, others_k11D, caption)
     title = "samples of the prior, decoded"
     if others_k11D is not None:
@@ -35,23 +53,45 @@ def vectors(samples_k11D: Tensor, others_k11D: Tensor | None, caption: str = "")
 
 
 def _lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figure:
-    rows = -(-len(samples_k11D) // COLUMNS)
+    """Draw a panel per sample, all of one scale."""
+    # In one pair of axes: 32 pairs of them take 20 times as long.
+    drawn = [(samples_k11D, ORIGINAL)]
+    drawn += [] if others_k11D is None else [(others_k11D, OTHER)]
+    finite = torch.cat([v.flatten()[v.flatten().isfinite()] for v, _ in drawn] + [torch.zeros(1)])
+    low, high = float(finite.min()), float(finite.max())
+    rows, columns = -(-len(samples_k11D) // COLUMNS), min(COLUMNS, len(samples_k11D))
     width, height = COLUMNS * PANEL_INCHES[0], rows * PANEL_INCHES[1] + TITLE_INCHES
     figure = Figure(figsize=(width, height))
     top = 1 - TITLE_INCHES / height
-    figure.subplots_adjust(0.05, 0.2 / rows, 0.99, top, wspace=0.25, hspace=0.35)
-    low, high = 0.0, 0.0
-    for place, vector in enumerate(samples_k11D):
-        axes = figure.add_subplot(rows, COLUMNS, place + 1)
-        axes.plot(vector.flatten().numpy(), color=ORIGINAL, linewidth=0.8)
-        if others_k11D is not None:
-            axes.plot(others_k11D[place].flatten().numpy(), color=OTHER, linewidth=0.8)
-        axes.tick_params(labelsize=5)
-        low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
-    for axes in figure.axes:
-        axes.set_ylim(low, high)  # one scale, so that panels can be compared
+    axes = figure.add_axes((0.06, 0.02, 0.93, top - 0.02))
+    places = [
+        (n % COLUMNS * PITCH, (rows - 1 - n // COLUMNS) * PITCH) for n in range(len(samples_k11D))
+    ]
+    for values, colour in drawn:
+        lines = [
+            np.column_stack(
+                [np.linspace(x, x + 1, len(line)), y + (line - low) / (high - low or 1)]
+            )
+            for (x, y), sample in zip(places, values, strict=True)
+            for line in _lines_of(sample)
+        ]
+        axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.8))
+    frames = [np.array([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1), (x, y)]) for x, y in places]
+    axes.add_collection(LineCollection(frames, colors="0.7", linewidths=0.5))
+    axes.set(xlim=(-0.01, columns * PITCH), ylim=(-0.03, rows * PITCH), xticks=[])
+    ends = [
+        (row * PITCH + end, value) for row in range(rows) for end, value in ((0, low), (1, high))
+    ]
+    axes.set_yticks([place for place, _ in ends], [f"{value:.3g}" for _, value in ends], fontsize=6)
+    axes.set_frame_on(False)
     figure.text(0.5, (1 + top) / 2, title, ha="center", va="center", fontsize=9)
     return figure
+
+
+def _lines_of(sample_CL: Tensor) -> NDArray[Any]:
+    """Return up to `MAX_LINES` channels."""
+    lines: NDArray[Any] = sample_CL.flatten(0, -2)[:MAX_LINES].double().numpy()
+    return lines
 
 
 def _heat_maps(samples_k11D: Tensor, others_k11D: Tensor | None, caption: str) -> Figure:
@@ -91,11 +131,13 @@ CELL_INCHES, LEFT_INCHES, LABEL_SHARE = 0.7, 0.5, 0.28
 def draw_traversal(images_ZSCHW: Tensor, values_ZS: Tensor, caption: str = "") -> Figure:
     """Draw a row of images per latent dimension, with its name and the value over each image.
 
-    Images are floats in [0, 1]; vectors are lines in one panel per dimension, coloured by value.
+    Images are floats in [0, 1]; vectors, and signals by their first channel, are lines in one panel
+    per dimension, coloured by value.
     """
     rows, steps = values_ZS.shape
-    if is_vectors(images_ZSCHW[0]):
-        return _traversal_of_vectors(images_ZSCHW.flatten(2), values_ZS, caption)
+    if is_lines(images_ZSCHW[0]):
+        return _traversal_of_vectors(images_ZSCHW[:, :, 0].flatten(2), values_ZS, caption)
+    images_ZSCHW = middle_slices(images_ZSCHW.flatten(0, 1)).unflatten(0, (rows, steps))
     height, width = images_ZSCHW.shape[-2:]
     cell = CELL_INCHES * height / width * (1 + LABEL_SHARE)
     size = (LEFT_INCHES + steps * CELL_INCHES, rows * cell + TITLE_INCHES)

@@ -224,7 +224,7 @@ CHUNK = 256  # samples of one forward pass; fixed, since rounding may depend on 
 METADATA_FILE = "_about.json"  # describes the folder; parquet readers skip names with '_' first
 VERSION = 2  # 1 had no column for the names of classes
 INPUT_KEYS = ("image_keys", "label_key", "image_size", "channels", "resize", "crop_size")
-"""Keys of `data` that determine the input of a sample."""
+"""Keys of `data`, with `layout` where it is given, that determine the input of a sample."""
 HASH_KEYS = {"weights": "weights", "id": "shards", "classes": "names of classes"}
 """Keys of a fingerprint with long values, by the name to show when they differ."""
 
@@ -246,6 +246,7 @@ class DatasetJob:
 def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> dict[str, Any]:
     """Return the output fingerprint: equal fingerprints mean equal files."""
     settings = json.loads(job.data)
+    keys = [*INPUT_KEYS, *(["layout"] if settings.get("layout") else [])]
     return {
         "version": VERSION,
         "format": job.format,
@@ -256,7 +257,7 @@ def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> 
         "data": {
             "id": manifest.id,
             "samples": manifest.num_samples,
-            "settings": {key: settings[key] for key in INPUT_KEYS if key in settings},
+            "settings": {key: settings[key] for key in keys if key in settings},
             "classes": [[name, number] for name, number in manifest.classes.items()],
         },
     }
@@ -348,7 +349,9 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
         data = Dataset(Manifest((shard,)), settings, run.image_shape)
         data.unused.reported = _reported
         # PNG supports no floats, and no other numbers of channels.
-        as_arrays = data.dtype.is_floating_point or run.image_shape[0] not in (1, 3)
+        shape = run.image_shape
+        is_png = data.dtype == torch.uint8 and len(shape) == 3 and shape[0] in (1, 3)
+        as_arrays = not is_png
     width = run.config.model.latent_dim
     name = shard_name(number)
     inferred = next((part.columns for part in run.prior.parts if part.is_categorical), None)

@@ -156,10 +156,9 @@ def export_metadata(
     run: TrainedRun, format: str, suffix: str, differences: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the contents of export.json: inputs and outputs of the programs."""
-    channels, height, width = run.image_shape
     # A linear decoder has the range of its data, which is not bounded.
     bounds = [0, 1] if run.config.model.decoder_output == "sigmoid" else None
-    images = {"shape": ["batch", channels, height, width], "dtype": "float32", "range": bounds}
+    images = {"shape": ["batch", *run.image_shape], "dtype": "float32", "range": bounds}
     codes = {"shape": ["batch", run.config.model.latent_dim], "dtype": "float32"}
     return {
         "run": run.config.run.name,

@@ -23,8 +23,8 @@ from aae_dist.inference.class_codes import (
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.utils.arrays import evenly_spaced
 
-Images = np.ndarray[tuple[int, int, int, int], np.dtype[np.float32]]
-"""[N, C, H, W], pixels in [0, 1]."""
+Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+"""[N, C, H, W], pixels in [0, 1]; signals [N, C, L], volumes [N, C, D, H, W]."""
 
 
 def is_file(out: str) -> bool:
@@ -67,9 +67,12 @@ def grid(
 ) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
     """Return the images side by side as uint8 [H, W, C], a white pixel between them.
 
-    Of other than one or three channels, which a picture cannot have, the first is shown.
+    Of other than one or three channels, which a picture cannot have, the first is shown, and of a
+    volume the middle slice.
     """
     images = images if images.shape[1] == 3 else images[:, :1]
+    if images.ndim == 5:
+        images = images[:, :, images.shape[2] // 2]
     num, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)
@@ -87,6 +90,12 @@ MAX_FACTOR = 8
 
 
 def _write_png(path: Path, images: Images, columns: int | None = None) -> None:
+    if images.ndim == 3:
+        from aae_dist.evaluation.vectors import vectors
+        from aae_dist.utils.arrays import figure_to_png
+
+        path.write_bytes(figure_to_png(vectors(torch.from_numpy(images), None)))
+        return
     pixels = grid(images, columns)
     factor = min(MAX_FACTOR, max(1, PICTURE_PIXELS // pixels.shape[1]))
     pixels = pixels.repeat(factor, 0).repeat(factor, 1)

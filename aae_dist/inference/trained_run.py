@@ -81,7 +81,9 @@ class TrainedRun:
         Args:
             images: (B, C, H, W), uint8 in [0, 255] or floats in [0, 1]; of a run whose decoder has
                 a linear output, as for vectors, floats of any size. A tensor, a NumPy array, or a
-                list of B of them; vectors of D numbers also as (B, D), grey images as (B, H, W).
+                list of B of them; vectors of D numbers also as (B, D), samples of one channel also
+                without it, as grey images (B, H, W). Signals are (B, C, L), volumes (B, C, D, H,
+                W), with the channels first whatever `data.layout` is.
             labels: integers (B), for a run whose codes hold the label (`given: label`); all other
                 runs do not read them.
             generator: on the CPU; codes are then drawn from q(z|x), as those that are compared with
@@ -289,9 +291,10 @@ class TrainedRun:
 
     def _checked_images(self, images: Values) -> Tensor:
         x_BCHW = as_tensor("images", images)
-        if self.image_shape[:2] == (1, 1) and x_BCHW.ndim == 2:
+        shape = self.image_shape
+        if len(shape) == 3 and shape[:2] == (1, 1) and x_BCHW.ndim == 2:
             x_BCHW = x_BCHW[:, None, None]
-        elif self.image_shape[0] == 1 and x_BCHW.ndim == 3:
+        elif shape[0] == 1 and x_BCHW.ndim == len(shape):
             x_BCHW = x_BCHW[:, None]
         _check_shape("images", x_BCHW, self.image_shape)
         _check_pixels(x_BCHW, self.config.model.decoder_output == "linear")

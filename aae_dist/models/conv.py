@@ -1,15 +1,16 @@
-"""Convolutional encoder and decoder, plain or residual, for images of any size and channels.
+"""Convolutional encoder and decoder, plain or residual, of signals, images or volumes of any size.
 
-The encoder halves the image (3 x 3 convolutions of stride 2) until its shorter side has at most 4
-pixels, which a linear layer turns into the outputs; the decoder goes the same way back (4 x 4
-transposed convolutions of stride 2, cropped where a side was odd). Normalisation is by groups, so
-that no sample depends on its batch, and no buffer on its rank.
+The encoder halves the sample (convolutions of 3 per side and stride 2) until its shortest side has
+at most 4 pixels, which a linear layer turns into the outputs; the decoder goes the same way back
+(transposed convolutions of 4 per side and stride 2, cropped where a side was odd). Normalisation is
+by groups, so that no sample depends on its batch, and no buffer on its rank.
 
-Shapes: B samples, C H W image, N noise numbers per sample, P posterior parameters, Z latent_dim.
+Shapes: B samples, C H W image (C L of signals, C D H W of volumes), N noise numbers per sample, P
+posterior parameters, Z latent_dim.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,32 @@ SMALLEST_SIDE = 4
 MOST_WIDENING = 8
 GROUPS = 8
 
-Size = tuple[int, int]
+Size = tuple[int, ...]
+"""(H, W) of images, (L,) of signals, (D, H, W) of volumes."""
+CONVOLUTIONS: Mapping[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+TRANSPOSED: Mapping[int, type[nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
 
 
 def sizes_of(size: Size) -> list[Size]:
-    """Return the sizes (H, W) of an image at every resolution, the image's own first."""
-    sizes = [size]
+    """Return the sizes of a sample at every resolution, its own first."""
+    sizes = [tuple(size)]
     while min(sizes[-1]) > SMALLEST_SIDE:
-        height, width = sizes[-1]
-        sizes.append(((height + 1) // 2, (width + 1) // 2))
+        sizes.append(tuple((side + 1) // 2 for side in sizes[-1]))
     return sizes
+
+
+def in_fast_memory(x: Tensor) -> Tensor:
+    """Return images with their channels last, and all else contiguous."""
+    is_images = x.ndim == 4
+    return x.contiguous(memory_format=torch.channels_last if is_images else torch.contiguous_format)
 
 
 def widths_of(width: int, num_halvings: int) -> list[int]:
@@ -42,20 +59,21 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, GROUPS), channels)
 
 
-def same(channels: int) -> nn.Conv2d:
-    """Return a 3 x 3 convolution that keeps size and channels."""
-    return nn.Conv2d(channels, channels, 3, padding=1)
+def convolution(num_sides: int, channels: int, out: int, stride: int = 1) -> nn.Module:
+    """Return a convolution of 3 per side that keeps the size, or halves it with stride 2."""
+    return CONVOLUTIONS[num_sides](channels, out, 3, stride=stride, padding=1)
 
 
 class Block(nn.Module):
     """The layers at one resolution: a convolution, or two with a shortcut around them."""
 
-    def __init__(self, channels: int, residual: bool) -> None:
+    def __init__(self, num_sides: int, channels: int, residual: bool) -> None:
         super().__init__()
         self.residual = residual
-        layers: list[nn.Module] = [norm(channels), nn.SiLU(), same(channels)]
-        if residual:  # He et al. 2016, arXiv 1603.05027: normalise and activate before each
-            layers += [norm(channels), nn.SiLU(), same(channels)]
+        layers: list[nn.Module] = []
+        # Residual, He et al. 2016, arXiv 1603.05027: normalise and activate before each.
+        for _ in range(2 if residual else 1):
+            layers += [norm(channels), nn.SiLU(), convolution(num_sides, channels, channels)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -91,7 +109,7 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, *size = sample_shape
-        sizes = sizes_of((size[0], size[1]))
+        sizes, num_sides = sizes_of(tuple(size)), len(size)
         # Noise comes as constant planes: convolutions then bend it as much as the image.
         channels += noise_dim
         layers: list[nn.Module] = []
@@ -99,19 +117,21 @@ class ConvEncoder(nn.Module):
         strides = [2] * (len(sizes) - 1) or [1]
         for out, stride in zip(widths_of(width, len(strides)), strides, strict=True):
             layers += [norm(channels), nn.SiLU()] if layers else []
-            layers += [nn.Conv2d(channels, out, 3, stride=stride, padding=1)]
-            layers += [Block(out, residual) for _ in range(num_blocks(depth, residual))]
+            layers += [convolution(num_sides, channels, out, stride)]
+            layers += [Block(num_sides, out, residual) for _ in range(num_blocks(depth, residual))]
             channels = out
         self.layers = nn.Sequential(*layers, norm(channels), nn.SiLU())
         self.output = nn.Linear(channels * math.prod(sizes[-1]), num_outputs)
-        self.to(memory_format=torch.channels_last)
+        if num_sides == 2:
+            self.to(memory_format=torch.channels_last)
 
     def forward(self, x_BCHW: Tensor, noise_BN: Tensor | None = None) -> Tensor:
-        """Map images in [0, 1] to posterior parameters of shape (B, P)."""
+        """Map samples, images in [0, 1], to posterior parameters of shape (B, P)."""
         if noise_BN is not None:
-            planes = noise_BN[:, :, None, None].expand(-1, -1, *x_BCHW.shape[2:])
+            planes = noise_BN.view(*noise_BN.shape, *[1] * (x_BCHW.ndim - 2))
+            planes = planes.expand(-1, -1, *x_BCHW.shape[2:])
             x_BCHW = torch.cat([x_BCHW, planes], 1)
-        features: Tensor = self.layers(x_BCHW.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.layers(in_fast_memory(x_BCHW))
         return exact(self.output, features.flatten(1), x_BCHW.dtype)
 
 
@@ -121,12 +141,14 @@ class Doubling(nn.Module):
     def __init__(self, channels: int, out: int, size: Size) -> None:
         super().__init__()
         self.size = size
-        self.layer = nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1)
+        self.layer = TRANSPOSED[len(size)](channels, out, 4, stride=2, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map (B, C, H / 2, W / 2) to (B, out, H, W)."""
         y_BCHW: Tensor = self.layer(x_BCHW)
-        return y_BCHW[..., : self.size[0], : self.size[1]]
+        for dim, side in enumerate(self.size, 2):
+            y_BCHW = y_BCHW.narrow(dim, 0, side)
+        return y_BCHW
 
 
 class ConvDecoder(nn.Module):
@@ -152,31 +174,32 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels, *size = sample_shape
-        *larger, smallest = sizes_of((size[0], size[1]))
+        *larger, smallest = sizes_of(tuple(size))
         outs = [channels, *widths_of(width, max(1, len(larger)))]
         self.small = (outs[-1], *smallest)
         self.input = nn.Linear(latent_dim, math.prod(self.small))
-        layers = list(self._layers(outs, larger, num_blocks(depth, residual), residual))
-        self.layers = nn.Sequential(*layers)
+        blocks = num_blocks(depth, residual)
+        self.layers = nn.Sequential(*self._layers(outs, larger, len(size), blocks, residual))
         self.output = nn.Sigmoid() if sigmoid else nn.Identity()
-        self.to(memory_format=torch.channels_last)
+        if len(size) == 2:
+            self.to(memory_format=torch.channels_last)
 
     @staticmethod
     def _layers(
-        outs: list[int], larger: list[Size], blocks: int, residual: bool
+        outs: list[int], larger: list[Size], num_sides: int, blocks: int, residual: bool
     ) -> Iterable[nn.Module]:
         for level in reversed(range(len(outs) - 1)):
-            yield from (Block(outs[level + 1], residual) for _ in range(blocks))
+            yield from (Block(num_sides, outs[level + 1], residual) for _ in range(blocks))
             yield from (norm(outs[level + 1]), nn.SiLU())
             if larger:
                 yield Doubling(outs[level + 1], outs[level], larger[level])
             else:
-                yield nn.Conv2d(outs[level + 1], outs[level], 3, padding=1)
+                yield convolution(num_sides, outs[level + 1], outs[level])
 
     def forward(self, z_BZ: Tensor) -> Tensor:
-        """Map codes to images of shape (B, C, H, W), in [0, 1] behind a sigmoid."""
+        """Map codes to samples of shape (B, C, H, W), in [0, 1] behind a sigmoid."""
         small = self.input(z_BZ).unflatten(1, self.small)
-        logits_BCHW = self.layers(small.contiguous(memory_format=torch.channels_last))
+        logits_BCHW = self.layers(in_fast_memory(small))
         # As in MlpDecoder: a sigmoid in bfloat16 soon has no gradient.
         x_BCHW: Tensor = self.output(logits_BCHW.to(z_BZ.dtype))
         return x_BCHW

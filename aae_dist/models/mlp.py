@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SampleShape = tuple[int, ...]
-"""(C, H, W) of images, (D,) of vectors."""
+"""(C, H, W) of images, (C, L) of signals, (C, D, H, W) of volumes, (1, 1, D) of vectors."""
 
 
 def fully_connected(sizes: Sequence[int], linear: type[nn.Linear] = nn.Linear) -> nn.Sequential:

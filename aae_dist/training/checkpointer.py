@@ -32,7 +32,9 @@ CHANGEABLE = (
     *("checkpoint", "launch", "wandb"),
 )
 """Keys, or whole sections, that do not change what the steps so far computed."""
-INFERRED = ("lanes", "shuffle_window", "channels", "image_size", "resize", "standardize")
+INFERRED = (
+    *("lanes", "shuffle_window", "channels", "layout", "image_size", "resize", "standardize"),
+)
 """Keys of `data` that are inferred from the data when a run starts, where they are null."""
 NEW_DEFAULTS = (
     *("method.balance", "method.weight", "method.distance_weight", "method.r1_weight"),

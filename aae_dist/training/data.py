@@ -180,11 +180,11 @@ def _order(
 
 def _infer(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig:
     """Return the configuration with the values inferred from the data."""
-    channels, height, width = dataset.image_shape
+    channels, *sides = dataset.image_shape
     inferred: dict[str, Any] = {"lanes": order.lanes, "shuffle_window": order.window}
     inferred |= {"channels": channels, "resize": Resize.from_settings(config.data).how}
-    if height == width:
-        inferred["image_size"] = height
+    if len(sides) == 2 and sides[0] == sides[1]:
+        inferred["image_size"] = sides[0]
     if config.data.standardize is None:
         unbounded = config.model.decoder_output == "linear"
         inferred["standardize"] = unbounded and dataset.dtype.is_floating_point
@@ -253,11 +253,10 @@ def _augment_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
     if augment == Augment():
         return
     unbounded = data.dtype.is_floating_point and config.model.decoder_output == "linear"
-    if data.image_shape[:2] == (1, 1):
-        yield (
-            f"data.augment: is for images; these samples are vectors of {data.image_shape[2]} "
-            "numbers; leave it out"
-        )
+    shape = data.image_shape
+    if len(shape) != 3 or shape[:2] == (1, 1):
+        kind = {2: "signals", 3: "vectors", 4: "volumes"}[len(shape)]
+        yield f"data.augment: is for images; these are {kind} of shape {shape}; leave it out"
     elif unbounded and (augment.brightness, augment.contrast) != (0.0, 0.0):
         yield (
             "data.augment: brightness and contrast clip to [0, 1], and data of floats for a linear "
@@ -339,7 +338,7 @@ def _read_vectors(config: RunConfig, show: Show) -> Tensor:
         case DataPrior() as prior:
             key, no_images = (
                 "prior.vectors",
-                {"label_key": None, "image_size": None, "channels": None},
+                {"label_key": None, "image_size": None, "channels": None, "layout": None},
             )
             settings = config.data.model_copy(update={"image_keys": (prior.key,), **no_images})
             dataset = open_dataset(prior.vectors, settings, show=show)

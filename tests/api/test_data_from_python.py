@@ -85,8 +85,34 @@ def test_wrong_data_are_answered_in_one_line(name: str) -> None:
 def test_a_wrong_layout_is_named() -> None:
     with pytest.raises(DataError, match="say layout='NCHW'"):
         as_arrays(np.zeros((5, 3, 8, 8), np.uint8), layout="NHWC")
-    with pytest.raises(DataError, match="NCHW or NHWC"):
+    with pytest.raises(DataError, match="should be one of NL, NCL"):
         as_arrays(X, layout="HWC")  # type: ignore[arg-type]
+
+
+WRONG_LAYOUTS: dict[str, tuple[tuple[int, ...], Any, str]] = {
+    "volumes without": ((5, 4, 4, 4, 1), None, "say layout='NCDHW' or layout='NDHWC'"),
+    "dimensions": ((5, 4, 4), "NHWC", "has 4 dimensions, and x has shape"),
+    "signals": ((5, 64, 3), "NCL", "say layout='NLC'"),
+    "volumes": ((5, 6, 6, 6, 1), "NCDHW", "say layout='NDHWC'"),
+    "too many": ((5, 1, 1, 1, 1, 1), None, "signals or volumes with a layout"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LAYOUTS)
+def test_wrong_layouts_are_answered_in_one_line(name: str) -> None:
+    shape, layout, message = WRONG_LAYOUTS[name]
+    with pytest.raises(DataError, match=message) as caught:
+        as_arrays(np.zeros(shape, np.float32), layout)
+    assert "\n" not in str(caught.value)
+
+
+def test_signals_and_volumes_have_their_channels_first() -> None:
+    x = np.random.default_rng(0).random((5, 6, 7, 8, 2), np.float32)
+    assert (as_arrays(x, "NDHWC").images == x.transpose(0, 4, 1, 2, 3)).all()
+    assert (as_arrays(x[..., 0], "NDHW").images == x[:, None, ..., 0]).all()
+    assert (as_arrays(x[:, :, 0, 0], "NLC").images == x[:, :, 0, 0].transpose(0, 2, 1)).all()
+    assert as_arrays(x[:, :, 0, 0, 0], "NL").images.shape == (5, 1, 6)
+    assert as_arrays(np.zeros((5, 4, 8, 8), np.uint8), "NCHW").images.shape == (5, 4, 8, 8)
 
 
 def test_layouts_and_types_give_one_form() -> None:

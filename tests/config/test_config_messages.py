@@ -46,7 +46,7 @@ def message(*overrides):
         ("data.train=[]", ["data.train: should be text or a list of 1 or more, got []"]),
         ("data.train=[a, 1]", ["data.train.1: should be text, got 1"]),
         ("data.train.x=1", ["data.train: should be text or a list"]),
-        ("data.channels=2", ["data.channels: should be one of 1, 3, got 2"]),
+        ("data.channels=2", ["data.channels: images have 1 (grey) or 3 (colour) (got 2)"]),
         ("launch.kind=rya", ["launch.kind: should be one of ray, local", "did you mean ray?"]),
         ("launch.gpus_per_worker=atuo", ["should be a number or auto", "did you mean auto?"]),
         ("model.kind=mpl", ["model.kind: should be one of mlp, conv, resnet", "did you mean mlp?"]),

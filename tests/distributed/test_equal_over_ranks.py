@@ -116,6 +116,19 @@ def test_micro_batches_change_nothing_for_any_method(tree: dict[str, Any]) -> No
         assert got_step == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["conv", "resnet"])
+@pytest.mark.parametrize("shape", [(2, 9), (1, 5, 6, 7)], ids=["signals", "volumes"])
+def test_signals_and_volumes_agree(kind: str, shape: tuple[int, ...]) -> None:
+    tree = {"model": MODELS[kind]}
+    expected, networks = train_steps(single_world(), tree, 12, None, shape)
+    per_rank = run_ranks(train_steps, 2, tree, 12, None, shape)
+    for got, wanted in zip(mean_losses(per_rank), expected, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-9)
+    for network, *others in zip(networks, *(flat for _, flat in per_rank), strict=True):
+        assert torch.allclose(others[0], network, atol=1e-9)
+        assert torch.equal(others[0], others[1])
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 8])
 def test_micro_batches_change_nothing(micro_batch_size: int) -> None:
     expected, _ = train_steps(single_world(), GAUSSIAN_POSTERIOR, 30)

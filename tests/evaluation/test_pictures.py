@@ -76,18 +76,34 @@ def test_numbers_beyond_one_are_scaled_alike_above_and_below():
     assert len(np.unique(inside)) > 20  # neither black nor white throughout
 
 
-def test_vectors_are_drawn_as_lines():
-    vectors = normal(9, 1, 1, 20) * 3
+@pytest.mark.parametrize("shape", [(1, 1, 20), (2, 60)], ids=["vectors", "signals"])
+def test_vectors_and_signals_are_drawn_as_lines(shape):
+    vectors = normal(9, *shape) * 3
     figure = pictures.reconstructions(vectors, vectors * 0.9, "a run")
-    assert len(figure.axes) == 9
-    original, reconstruction = (line.get_ydata() for line in figure.axes[3].get_lines())
-    assert np.allclose(original, vectors[3, 0, 0])
-    assert np.allclose(reconstruction, vectors[3, 0, 0] * 0.9)
+    originals, others, frames = figure.axes[0].collections
+    assert len(frames.get_segments()) == 9
+    scale = float(vectors.max() - vectors.min())
+    for lines, factor in ((originals, 1.0), (others, 0.9)):
+        drawn = lines.get_segments()[3 * shape[0]]
+        place = frames.get_segments()[3]
+        heights = (drawn[:, 1] - place[0, 1]) * scale + float(vectors.min())
+        assert np.allclose(heights, vectors[3].flatten(0, -2)[0] * factor, atol=1e-5)
+        assert (drawn[0, 0], drawn[-1, 0]) == pytest.approx((place[0, 0], place[1, 0]))
     size(figure_to_png(figure))
     example = dataclasses.replace(
         gallery(2, 1, 9), originals=vectors, reconstructions=vectors, decoded_prior=vectors
     )
     assert len(pictures.draw_all(example)) == 3
+
+
+def test_volumes_are_shown_by_their_middle_slices():
+    volumes = normal(9, 1, 5, 8, 8).sigmoid()
+    whole = grey_of(pictures.reconstructions(volumes, volumes * 0.5))
+    assert np.array_equal(
+        whole, grey_of(pictures.reconstructions(volumes[:, :, 2], volumes[:, :, 2] * 0.5))
+    )
+    traversal = draw_traversal(volumes[:8].unflatten(0, (2, 4)), torch.zeros(2, 4))
+    assert len(traversal.axes[0].images) == 8
 
 
 def test_vectors_of_many_features_are_two_heat_maps_and_one_plot_of_values():

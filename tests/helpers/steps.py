@@ -40,15 +40,17 @@ def tiny_config(**sections: Any) -> RunConfig:
     return RunConfig.model_validate(tree)
 
 
-def build(config: RunConfig, world: World) -> tuple[Networks, Method, StepInputs]:
+def build(
+    config: RunConfig, world: World, shape: tuple[int, ...] = SHAPE
+) -> tuple[Networks, Method, StepInputs]:
     prior = build_prior(config.prior, config.model.latent_dim)
     labelled = None
     if config.data.labelled is not None:
         draw = torch.Generator().manual_seed(7)
-        images = torch.randint(0, 256, (9, *SHAPE), generator=draw, dtype=torch.uint8)
+        images = torch.randint(0, 256, (9, *shape), generator=draw, dtype=torch.uint8)
         labelled = LabelledSet(images, torch.arange(9) % 3)
-    networks = build_networks(config, SHAPE, world.device)
-    method = build_method(config, networks, prior, SHAPE, world, BASELINE)
+    networks = build_networks(config, shape, world.device)
+    method = build_method(config, networks, prior, shape, world, BASELINE)
     batch, lanes = config.train.global_batch_size, config.lanes
     share = batch // lanes
     rows = slice(
@@ -69,11 +71,13 @@ def build(config: RunConfig, world: World) -> tuple[Networks, Method, StepInputs
     return networks, method, inputs
 
 
-def global_batch(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
+def global_batch(
+    config: RunConfig, step: int, shape: tuple[int, ...] = SHAPE
+) -> tuple[Tensor, Tensor]:
     """Return uint8 images and the mask of a step's whole batch; every fifth batch has a tail."""
     generator = torch.Generator().manual_seed(step)
     size = config.train.global_batch_size
-    images = torch.randint(0, 256, (size, *SHAPE), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (size, *shape), generator=generator, dtype=torch.uint8)
     valid = torch.ones(size, dtype=torch.bool)
     if step % 5 == 4:
         valid[torch.randperm(size, generator=generator)[: size // 3]] = False
@@ -90,8 +94,14 @@ def global_labels(config: RunConfig, step: int) -> Tensor:
     return torch.randint(lowest, 3, (config.train.global_batch_size,), generator=generator)
 
 
-def run_step(method: Method, inputs: StepInputs, config: RunConfig, step: int) -> dict[str, Tensor]:
-    images, valid = global_batch(config, step)
+def run_step(
+    method: Method,
+    inputs: StepInputs,
+    config: RunConfig,
+    step: int,
+    shape: tuple[int, ...] = SHAPE,
+) -> dict[str, Tensor]:
+    images, valid = global_batch(config, step, shape)
     method.set_progress(step / 100)
     rows = inputs.rows
     labels = global_labels(config, step)[rows]
@@ -103,16 +113,17 @@ def train_steps(
     tree: dict[str, Any],
     num_steps: int,
     before_step: Callable[[int, Networks], None] | None = None,
+    shape: tuple[int, ...] = SHAPE,
 ) -> tuple[list[dict[str, float]], list[Tensor]]:
     """Return this rank's losses of every step and its flattened networks at the end."""
     torch.set_num_threads(1)
     config = tiny_config(**tree)
-    networks, method, inputs = build(config, world)
+    networks, method, inputs = build(config, world, shape)
     losses = []
     for step in range(num_steps):
         if before_step is not None:
             before_step(step, networks)
-        values = run_step(method, inputs, config, step)
+        values = run_step(method, inputs, config, step, shape)
         losses.append({name: float(value) for name, value in values.items()})
     flat = [
         torch.cat([p.detach().flatten() for p in network.parameters()])

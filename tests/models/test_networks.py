@@ -24,7 +24,13 @@ def networks_of(model: dict[str, Any], shape: tuple[int, ...], **sections: Any) 
 
 
 @pytest.mark.parametrize("model", [CONV, RESNET, DEEP], ids=["conv", "resnet", "deep"])
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 48), (4, 37, 29), (2, 3, 3), (1, 6, 6)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((1, 28, 28), (3, 32, 48), (4, 37, 29), (2, 3, 3), (1, 6, 6)),
+        *((1, 64), (3, 37), (2, 4), (1, 8, 8, 8), (2, 5, 9, 7)),
+    ],
+)
 def test_decoders_return_the_shape_that_encoders_read(
     model: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
@@ -84,8 +90,8 @@ def test_gradients_reach_every_weight(model: dict[str, Any]) -> None:
 
 
 def test_convolutions_refuse_vectors() -> None:
-    with pytest.raises(ConfigError, match="model.kind=conv needs images.*use model.kind=mlp"):
-        networks_of(CONV, (12,))
+    with pytest.raises(ConfigError, match=r"needs signals, images or volumes.*data.layout=NL"):
+        networks_of(CONV, (1, 1, 12))
 
 
 def test_mlps_take_vectors() -> None:
@@ -95,9 +101,10 @@ def test_mlps_take_vectors() -> None:
 
 
 @pytest.mark.parametrize("model", [{"kind": "mlp", "latent_dim": 3}, CONV], ids=["mlp", "conv"])
-def test_a_universal_posterior_reads_noise(model: dict[str, Any]) -> None:
-    networks = networks_of(model, (1, 6, 6), posterior={"kind": "universal", "noise_dim": 5})
-    x = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+@pytest.mark.parametrize("shape", [(1, 6, 6), (2, 9), (1, 5, 4, 6)])
+def test_a_universal_posterior_reads_noise(model: dict[str, Any], shape: tuple[int, ...]) -> None:
+    networks = networks_of(model, shape, posterior={"kind": "universal", "noise_dim": 5})
+    x = torch.rand(2, *shape, dtype=torch.float64)
     noise = torch.randn(2, 5, dtype=torch.float64)
     first, second = (networks.encoder(x, n).detach() for n in (noise, -noise))
     assert first.shape == (2, 3)

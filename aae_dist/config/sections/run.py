@@ -45,6 +45,9 @@ class Augment(Section):
     only."""
 
 
+Layout = Literal["NL", "NCL", "NLC", "NHW", "NCHW", "NHWC", "NDHW", "NCDHW", "NDHWC"]
+
+
 class Data(Section):
     """Shards, and how their samples are decoded and ordered."""
 
@@ -70,8 +73,13 @@ class Data(Section):
     crop_size: PositiveInt | None = None
     """Side in pixels of a centre square cropped before resizing (CelebA: 148, then image_size
     64)."""
-    channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colour; by default as in the first image."""
+    channels: PositiveInt | None = None
+    """1 for grey, 3 for colour; by default as in the first image. Of arrays any number, which they
+    must have."""
+    layout: Layout | None = None
+    """Dimensions of arrays: N samples, C channels, L of a signal, H W of an image, D H W of a
+    volume. Samples come without the N, and a missing C is one channel. By default (C, H, W), (H, W)
+    or vectors (D); signals and volumes need it."""
     augment: Augment = Augment()
     standardize: bool | None = None
     """Centre each feature before the encoder and divide all by one standard deviation, of the first

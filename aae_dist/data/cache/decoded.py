@@ -158,6 +158,7 @@ def content_id(manifest: Manifest, settings: Data) -> str:
     """
     resize = Resize.from_settings(settings)
     facts: list[object] = [settings.image_keys, settings.label_key, resize.how, resize.crop_size]
+    facts.append(settings.layout)
     for shard in manifest.shards:
         facts.append([shard.url, shard.samples, shard.bytes, shard.etag])
         if not is_remote(shard.folder):

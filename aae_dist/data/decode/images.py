@@ -31,7 +31,7 @@ from aae_dist.data.memory import MemoryBudget
 from aae_dist.data.unused import Kind
 from aae_dist.errors import AaeDistError, SampleError, ShardError
 
-Shape = tuple[int, int, int]  # channels, height, width
+Shape = tuple[int, ...]  # channels, height, width; of arrays also (C, L) or (C, D, H, W)
 FILTER = Image.Resampling.LANCZOS
 """Averages all pixels that fall into a new one, so shrinking makes no moiré."""
 
@@ -343,7 +343,7 @@ def _fitting_header(
     files: Mapping[int, bytes], shape: Shape, resize: Resize, number: int
 ) -> ImageHeader:
     header = checked_header(files[number])
-    resize.check(header.height, header.width, shape[1:])
+    resize.check(header.height, header.width, (shape[1], shape[2]))
     return header
 
 
@@ -365,7 +365,7 @@ def _finish(
     image = formats.apply_orientation(image, header.orientation)
     if image.shape != (shape[0], header.height, header.width):
         raise _damaged(f"the image decodes to shape {image.shape}; it is damaged")
-    return image if image.shape == shape else resize.apply(image, shape[1:])
+    return image if image.shape == shape else resize.apply(image, (shape[1], shape[2]))
 
 
 def _decode_with_pillow(data: bytes, header: ImageHeader, channels: int) -> Pixels:

@@ -1,6 +1,6 @@
 """Fields of a sample to a row of the batch and a label.
 
-Arrays are uint8 or float32 of one to three dimensions, never pickled objects.
+Arrays are uint8 or float32 of one to four dimensions, never pickled objects.
 """
 
 import io
@@ -16,7 +16,7 @@ import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from aae_dist.config.sections.run import Data
+from aae_dist.config.sections.run import Data, Layout
 from aae_dist.data.decode import images as decoding
 from aae_dist.data.decode.images import (
     NO_RESIZE,
@@ -46,7 +46,7 @@ class SampleDecoder:
     def __init__(self, settings: Data) -> None:
         self._image_keys = settings.image_keys
         self._only_images = not any(map(is_array, settings.image_keys))
-        self._resize = Resize.from_settings(settings)
+        self._resize, self._axes = Resize.from_settings(settings), settings.layout
         # "json:label" is the entry `label` of the object in the field `json`.
         self._label_key, _, self._label_entry = (settings.label_key or "").partition(":")
         # The default key may be absent: data without labels are common.
@@ -92,8 +92,8 @@ class SampleDecoder:
         """Return shape and dtype of the sample's image or array; SampleError if it has none."""
         data = reader.read(self._byte_ranges(reader, number)[:1])[0]
         bad: Bad = {}
-        name, resize = self._image_name(reader, number), self._resize
-        found = map_collecting_errors(lambda _: layout(name, data, resize), [0], bad)
+        name, resize, axes = self._image_name(reader, number), self._resize, self._axes
+        found = map_collecting_errors(lambda _: layout(name, data, resize, axes), [0], bad)
         for error in bad.values():
             raise error
         return found[0]
@@ -113,6 +113,7 @@ class SampleDecoder:
             images[number],
             self._resize,
             lambda _, kind, why: note(number, kind, why),
+            self._axes,
         )
 
     def _label(self, sample: Sample, fields: list[bytes], number: int, note: Note) -> int:
@@ -170,14 +171,18 @@ def decode_into(
     data: bytes,
     resize: Resize = NO_RESIZE,
     note: Note = decoding.ignore,
+    axes: Layout | None = None,
 ) -> None:
-    """Decode an image, or an array (npy, *.npy), into its row, [C, H, W]; SampleError if unfit."""
+    """Decode an image, or an array (npy, *.npy), into its row, [C, H, W]; SampleError if unfit.
+
+    `axes` are the dimensions of arrays, as in `data.layout`.
+    """
     if not is_array(name):
         if row.dtype != np.uint8:
             raise SampleError("an image, wanted a float32 array", reason="array")
         row[:] = decoding.decode_image(data, row.shape, resize, note)  # type: ignore[arg-type]
         return
-    array = decode_array(data)
+    array = decode_array(data, axes)
     if array.shape != row.shape or array.dtype != row.dtype:
         raise SampleError(
             f"a {array.dtype} array of shape {array.shape}, wanted {row.dtype} {row.shape}",
@@ -186,11 +191,13 @@ def decode_into(
     row[:] = array
 
 
-def layout(name: str, data: bytes, resize: Resize = NO_RESIZE) -> tuple[Shape, torch.dtype]:
+def layout(
+    name: str, data: bytes, resize: Resize = NO_RESIZE, axes: Layout | None = None
+) -> tuple[Shape, torch.dtype]:
     """Return shape [C, H, W] and dtype of the row that this image or array makes by itself."""
     if is_array(name):
-        array = torch.from_numpy(decode_array(data).copy())
-        return (array.shape[0], array.shape[1], array.shape[2]), array.dtype
+        array = torch.from_numpy(decode_array(data, axes).copy())
+        return tuple(array.shape), array.dtype
     header = decoding.checked_header(data)
     return (header.channels, *resize.cropped(header.height, header.width)), torch.uint8
 
@@ -227,18 +234,32 @@ _DTYPES = ("|u1", "<f4")
 _MAX_HEADER_BYTES = 10_000
 
 
-def decode_array(data: bytes) -> NDArray[Any]:
+def channels_first(array: NDArray[Any], axes: Layout) -> NDArray[Any]:
+    """Return samples [N, ...] of layout `axes` with their channels behind N, a view."""
+    if "C" not in axes:
+        return array[:, None]
+    return np.moveaxis(array, axes.index("C"), 1)
+
+
+def decode_array(data: bytes, axes: Layout | None = None) -> NDArray[Any]:
     """Return the finite numbers in a .npy file as uint8 or float32 [C, H, W], a view of `data`.
 
-    [D] becomes [1, 1, D], and [H, W] becomes [1, H, W]. Raises SampleError for any other bytes.
+    Without `axes`, as in `data.layout`, [D] becomes [1, 1, D], and [H, W] becomes [1, H, W]. With
+    them it is [C, L], [C, H, W] or [C, D, H, W]. Raises SampleError for any other bytes.
     """
     shape, fortran_order, dtype, start = _header(data)
     if dtype.str not in _DTYPES:
         raise _error(f"the array is of type {dtype.str!r:.80}; uint8 and float32 are read")
     # numpy takes True for a size.
-    is_shape = 1 <= len(shape) <= 3 and all(type(size) is int and size > 0 for size in shape)
+    lengths = (len(axes) - 1,) if axes else (1, 2, 3)
+    is_shape = len(shape) in lengths and all(type(size) is int and size > 0 for size in shape)
     if not is_shape:
-        raise _error(f"the array has shape {shape!r:.80}; 1 to 3 dimensions are read, none empty")
+        wanted_shape = f"data.layout={axes} has {lengths[0]}" if axes else "1 to 3"
+        volumes = "" if axes or len(shape) != 4 else "; of volumes say data.layout=NCDHW or NDHWC"
+        raise _error(
+            f"the array has shape {shape!r:.80}; {wanted_shape} dimensions are read, none "
+            f"empty{volumes}"
+        )
     # Checked before anything is allocated: a header may claim terabytes.
     wanted = math.prod(shape) * dtype.itemsize
     if wanted != len(data) - start:
@@ -247,7 +268,9 @@ def decode_array(data: bytes) -> NDArray[Any]:
     array = array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise _error("the array has numbers that are not finite")
-    return array.reshape((1,) * (3 - len(shape)) + shape)
+    if axes:
+        array = channels_first(array[None], axes)[0]
+    return array.reshape((1,) * (3 - len(shape)) + shape) if not axes else array
 
 
 def is_array(name: str) -> bool:
