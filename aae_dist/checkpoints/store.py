@@ -58,7 +58,7 @@ class CheckpointStore:
         self._folder = _CheckpointFolder(run, report)
         self._keep, self._attempt = keep, attempt
         self.check_fencing = check_fencing
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
         self._current: Manifest | None = None
         self._copies: Tensors | None = None
@@ -95,6 +95,7 @@ class CheckpointStore:
             self._save_started = time.monotonic()
             files = layout.encode_metadata(metadata)
             self._copies = layout.snapshot(tensors, into=self._copies)  # no save reads it any more
+            self._worker = self._worker or ThreadPoolExecutor(1, "checkpoint")
             self._pending = self._worker.submit(
                 self._save, step, self._copies, files, best, before_commit
             )
@@ -102,6 +103,9 @@ class CheckpointStore:
     def wait(self) -> None:
         """Return when no save is under way; raise the error of one that failed."""
         with self._blocked():
+            if self._worker is not None:
+                self._worker.shutdown()  # a run leaves no thread; a later save starts another
+                self._worker = None
             self._finish_pending()
 
     def announce(self) -> None:

@@ -1,11 +1,16 @@
 """A run leaves the process as it was: threads, random states, warnings, signal handlers."""
 
+import logging
+import os
 import random
 import signal
+import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -28,6 +33,12 @@ def state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [np.array(part).tolist() for part in np.random.get_state()],
         "torch": torch.get_rng_state().tolist(),
+        "environment": dict(os.environ),
+        "path": list(sys.path),
+        "hooks": (sys.excepthook, threading.excepthook, sys.displayhook),
+        "logging": [(x.level, list(x.handlers)) for x in map(logging.getLogger, ("", "aae_dist"))],
+        "pictures": matplotlib.rcParams["backend"],
+        "threads running": {t.name for t in threading.enumerate()},
     }
 
 
