@@ -5,6 +5,7 @@ import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -18,6 +19,9 @@ Size = TypeVar("Size", int, NDArray[np.int64])
 _NAME = "aae_dist-shards"
 _ADVICE = "Give another data.cache.dir."
 BLOCK = 4096
+LOCK = "lock"
+"""Name of the file whose lock serializes changes, with a number: see `noted`."""
+_NOTE_DIGITS = 20
 
 
 def cache_folder(parent: str | None = None) -> Path:
@@ -62,6 +66,32 @@ def _problem(folder: Path, found: os.stat_result) -> str:
     if not os.access(folder, os.W_OK | os.X_OK):
         return "no permission to write there"
     return ""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the directory's lock; the value is the descriptor of the lock's file."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(folder / LOCK, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def noted(lock: int) -> int | None:
+    """Return the most bytes that the directory holds, None if the lock's file does not say."""
+    text = os.pread(lock, _NOTE_DIGITS + 1, 0)
+    return int(text) if len(text) == _NOTE_DIGITS and text.isdigit() else None
+
+
+def note(lock: int, num_bytes: int) -> None:
+    """Write the number that `noted` returns; on a full disk nothing is noted."""
+    try:
+        os.pwrite(lock, str(num_bytes).zfill(_NOTE_DIGITS).encode(), 0)
+    except OSError:
+        os.ftruncate(lock, 0)
 
 
 def open_pinned(path: Path) -> BinaryIO | None:

@@ -211,6 +211,7 @@ def check_cache(
 
 _THREADS = 4
 _POLL_SECONDS = 0.5
+_POLL_FACTOR = 20  # a full cache is looked at for a twentieth of the time
 _CLOSE_SECONDS = 5.0
 
 
@@ -329,6 +330,7 @@ class ShardPrefetcher:
     def _reserve(self, shard: Shard, first: int, last: int) -> Callable[[], None] | None:
         """Wait for space; return the download, None if there is none or training has passed it."""
         while not self._closed.is_set() and last > self._schedule.position:
+            began = time.monotonic()
             try:
                 reserved = self._cache.reserve(shard, first)
             except DataError:
@@ -337,8 +339,9 @@ class ShardPrefetcher:
                 return reserved
             if reserved is not Blocked.FULL:  # cached, or another process downloads it
                 return None
+            # To find out that the cache is full takes a second for 100,000 copies.
             with self._moved:
-                self._moved.wait(_POLL_SECONDS)
+                self._moved.wait(max(_POLL_SECONDS, _POLL_FACTOR * (time.monotonic() - began)))
         return None
 
 

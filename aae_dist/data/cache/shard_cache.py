@@ -13,7 +13,6 @@ copy may be evicted.
 
 import contextlib
 import errno
-import fcntl
 import math
 import os
 import stat
@@ -37,6 +36,7 @@ PART = ".part"
 URL_DIGITS = 40
 _POLL_SECONDS = 0.02
 _MAX_CHANGES = 3
+_EVICTED_AHEAD = 64  # one more copy is evicted per so many in the directory
 
 NextUse = Callable[[Sequence[str]], Sequence[float]]
 """From the `url_digest`s of copies to the position at which each is used next; infinity for
@@ -64,7 +64,6 @@ class Reservation:
 class _Copy:
     path: Path
     bytes: int
-    next_use: float
     used_at: float
 
 
@@ -74,6 +73,9 @@ class ShardCache:
     `max_bytes` bounds everything in the directory, at any time. None takes half of the disk's free
     space, with what is cached already counted as free. A shard may take `seconds` to arrive, with
     all retries.
+
+    The lock's file says how many bytes the directory holds at most, so that its files, of which
+    there may be 100,000, are counted only when that number reaches the bound.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None, seconds: float) -> None:
@@ -96,6 +98,7 @@ class ShardCache:
         deadline = time.monotonic() + self._seconds
         changes = 0
         while True:
+            began = time.monotonic()
             version = self._version(shard)
             path = self.folder / _name(shard.url, version)
             if file := directory.open_pinned(path):
@@ -114,7 +117,7 @@ class ShardCache:
                 case Blocked() as why if time.monotonic() > deadline:
                     raise eviction_timeout(self.folder, shard, why, self.max_bytes, self._seconds)
                 case _:
-                    time.sleep(_POLL_SECONDS)
+                    time.sleep(max(_POLL_SECONDS, time.monotonic() - began))
 
     def reserve(self, shard: Shard, due: float) -> Callable[[], None] | Blocked:
         """Reserve space for a shard, evicting copies that are used later than `due`.
@@ -148,7 +151,7 @@ class ShardCache:
         self, shard: Shard, path: Path, size: int, due: float | None
     ) -> Reservation | Blocked:
         part = path.with_name(path.name + PART)
-        with self._locked():
+        with self._locked() as lock:
             # Another process may have the shard, or be downloading it.
             if path.exists():
                 return Blocked.CACHED
@@ -161,8 +164,7 @@ class ShardCache:
                     f"{shard.url} takes {size} bytes and data.cache.max_bytes is "
                     f"{self.max_bytes}; give at least {wanted}, or write smaller shards."
                 )
-            missing = self._contents()[1] + wanted - self.max_bytes
-            if missing > 0 and not self._evict(missing, due):
+            if not self._make_room(lock, wanted, due):
                 return Blocked.FULL
             # Take its disk space. The disk may have less than the bound: others use it too.
             while True:
@@ -170,24 +172,44 @@ class ShardCache:
                     return Reservation(directory.create_partial(part, size), part, path)
                 except OSError as error:
                     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                    if not (is_full and self._evict(size, due)):
+                    if not (is_full and self._evict(self._contents()[0], size, due)):
                         raise disk_error(self.folder, shard, size, error) from error
 
-    def _evict(self, missing: int, due: float | None) -> bool:
-        """Remove copies that are used later than `due`; return whether `missing` bytes went."""
-        copies, _ = self._contents()
+    def _make_room(self, lock: int, wanted: int, due: float | None) -> bool:
+        """Return whether `wanted` more bytes fit the bound, and add them to what is noted."""
+        used = directory.noted(lock)
+        if used is None or used + wanted > self.max_bytes:
+            copies, used = self._contents()
+            missing = used + wanted - self.max_bytes
+            if missing > 0:
+                freed = self._evict(copies, missing, due)
+                used -= freed
+                wanted = wanted if freed >= missing else 0
+        directory.note(lock, used + wanted)
+        return wanted > 0
+
+    def _evict(self, copies: list[_Copy], missing: int, due: float | None) -> int:
+        """Remove copies that are used later than `due`; return the bytes that went.
+
+        None goes if all of these together have less than `missing` bytes.
+        """
         # First the copy that is used furthest in the future (Belady), then the one that was used
         # longest ago.
-        copies.sort(key=lambda copy: (-copy.next_use, copy.used_at))
-        later = [copy for copy in copies if due is None or copy.next_use > due]
-        if sum(copy.bytes for copy in later) < missing:
-            return False
-        for copy in later:
-            if missing <= 0:
-                break
+        uses = self.next_use([copy.path.name[:URL_DIGITS] for copy in copies])
+        pairs = [pair for pair in zip(uses, copies, strict=True) if due is None or pair[0] > due]
+        if sum(copy.bytes for _, copy in pairs) < missing:
+            return 0
+        pairs.sort(key=lambda pair: (-pair[0], pair[1].used_at))
+        # Of many some more: to count them all again for each download would be quadratic.
+        freed, spare = 0, len(copies) // _EVICTED_AHEAD
+        for _, copy in pairs:
+            if freed >= missing:
+                if spare == 0:
+                    break
+                spare -= 1
             if directory.try_remove(copy.path):
-                missing -= copy.bytes
-        return missing <= 0
+                freed += copy.bytes
+        return freed
 
     def _contents(self) -> tuple[list[_Copy], int]:
         """Return the complete copies, and the bytes of everything in the directory."""
@@ -201,11 +223,9 @@ class ShardCache:
             except FileNotFoundError:  # a failed download has just removed its part
                 continue
             used += directory.disk_bytes(found)
-            if not entry.name.endswith(PART) and entry.name != "lock":
-                copies.append(_Copy(path, directory.disk_bytes(found), 0.0, found.st_mtime))
-        uses = self.next_use([copy.path.name[:URL_DIGITS] for copy in copies])
-        pairs = zip(copies, uses, strict=True)
-        return [_Copy(c.path, c.bytes, use, c.used_at) for c, use in pairs], used
+            if not entry.name.endswith(PART) and entry.name != directory.LOCK:
+                copies.append(_Copy(path, directory.disk_bytes(found), found.st_mtime))
+        return copies, used
 
     def _download(self, shard: Shard, version: Entry, reservation: Reservation) -> None:
         descriptor, part, complete = reservation.descriptor, reservation.part, False
@@ -227,15 +247,8 @@ class ShardCache:
                 part.unlink(missing_ok=True)
             os.close(descriptor)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self.folder / "lock", flags, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _locked(self) -> contextlib.AbstractContextManager[int]:
+        return directory.locked(self.folder)
 
     def _half_of_the_disk(self) -> int:
         disk = os.statvfs(self.folder)

@@ -31,7 +31,7 @@ ClassMap = Mapping[str, int]
 _SHARD_NAME = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar file: its address and its expected contents."""
 

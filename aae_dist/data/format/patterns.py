@@ -249,6 +249,7 @@ def _manifest_file(folder: str, name: str) -> ShardSource:
 
 def _folder(text: str, use_manifest: bool) -> ShardSource:
     storage = open_storage(text)
+    text = storage.uri  # without a '/' at its end, as in the manifest
     if not is_remote(text):
         _check_local_folder(text)
     manifest = _read_manifest(storage, FILE_NAME) if use_manifest else None

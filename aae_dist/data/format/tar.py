@@ -232,7 +232,8 @@ def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
         return None
     if not (is_file | is_time | (kinds == b"5")).all() or headers["prefix"][numbers].any():
         return None
-    if not _say_only_a_time(blocks[numbers[is_time] + 1], sizes[is_time]).all():
+    times = numbers[is_time]
+    if times.size and not _say_only_a_time(blocks[times + 1], sizes[is_time]).all():
         return None
     for first in range(0, len(numbers), _CHECKED_AT_ONCE):
         if wrong_checksums(blocks[numbers[first : first + _CHECKED_AT_ONCE]]).any():

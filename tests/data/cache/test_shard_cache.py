@@ -122,6 +122,60 @@ def test_the_bound_holds_at_any_time(server: ObjectServer, tmp_path: Path) -> No
     assert max(seen) > 3 * SIZE
 
 
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note each time that the files of a folder are counted."""
+    seen: list[str] = []
+    scandir = os.scandir
+
+    def scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+        seen.append(str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    return seen
+
+
+def reserve_and_drop(cache: ShardCache, number: int) -> bool:
+    """Put an empty copy of one block into the cache, without a download."""
+    reserved = cache._reserve(
+        Shard("s3://b", "", 1, 1), cache.folder / f"{number:040d}-0", 4096, due=None
+    )
+    if isinstance(reserved, Blocked):
+        return False
+    os.close(reserved.descriptor)
+    reserved.part.rename(reserved.path)
+    return True
+
+
+def test_the_files_are_not_counted_for_each_download(
+    server: ObjectServer, tmp_path: Path, scans: list[str]
+) -> None:
+    caches = [opened(tmp_path, copies=1e6) for _ in range(2)]
+    for number in range(200):
+        assert reserve_and_drop(caches[number % 2], number)
+    assert len(scans) == 1, "the first time nothing is noted"
+    full = opened(tmp_path, copies=200 * 8192 / copy_bytes(SIZE))
+    for number in range(200, 400):
+        assert reserve_and_drop(full, number)
+        assert sum(path.stat().st_size for path in full.folder.iterdir()) <= full.max_bytes
+    assert len(scans) < 1 + 200 / 2, "several make room at once"
+
+
+@pytest.mark.parametrize("text", ["", "7", "no number of digits!", "9" * 400])
+def test_a_damaged_note_is_made_anew(
+    server: ObjectServer, tmp_path: Path, scans: list[str], text: str
+) -> None:
+    cache = opened(tmp_path, copies=2)
+    read(cache, shard(server, 0))
+    scans.clear()
+    (cache.folder / "lock").write_text(text)
+    for number in (1, 2, 3):
+        read(cache, shard(server, number))
+        assert disk_usage(cache.folder) <= cache.max_bytes
+    assert scans
+
+
 def test_a_copy_in_use_stays(server: ObjectServer, tmp_path: Path) -> None:
     cache = opened(tmp_path, copies=1, seconds=0.5)
     with cache.open(shard(server, 0)) as file:

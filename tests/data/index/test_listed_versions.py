@@ -1,14 +1,22 @@
 """A listing has the size and the tag of each shard: counting asks for nothing of that again."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.faulty_proxy import FaultyProxy, proxying
 from helpers.shards import write_shards
 
+from aae_dist.data.format.manifest import Shard
 from aae_dist.data.format.patterns import find
-from aae_dist.data.index.build import build_index, count_shard, listed_shards
+from aae_dist.data.index.build import (
+    _num_threads,
+    build_index,
+    count_shard,
+    listed_shards,
+    open_manifest,
+)
 from aae_dist.errors import ShardError
 from aae_dist.storage import Storage, open_storage
 
@@ -58,3 +66,22 @@ def test_a_shard_that_changes_after_the_listing_is_not_counted_as_the_listed_one
 def test_named_shards_have_no_listing_and_are_looked_up(folder: Storage) -> None:
     (source,) = find(f"{folder.uri}/{folder.list()[0].key}")
     assert source.entries == {}
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+def test_a_slash_behind_a_folder_does_not_hide_its_manifest(
+    folder: Storage, proxy: FaultyProxy, slashes: str
+) -> None:
+    build_index(folder.uri)
+    proxy.requests.clear()
+    manifest = open_manifest(folder.uri + slashes)
+    assert manifest.num_samples == 3 * NUM_SHARDS
+    assert {shard.folder for shard in manifest.shards} == {folder.uri}
+    assert not [line for line in proxy.requests if line.endswith(".tar")], "none is counted"
+
+
+def test_small_shards_are_counted_many_at_once(folder: Storage, proxy: FaultyProxy) -> None:
+    small = listed_shards(folder.uri).shards
+    assert _num_threads(small) >= 64
+    assert _num_threads([*small, replace(small[0], bytes=1 << 30)]) <= 16, "memory"
+    assert _num_threads([Shard("/local", "a.tar", -1, -1)]) <= 16
