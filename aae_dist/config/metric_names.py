@@ -19,7 +19,7 @@ MIN_SCORED_SAMPLES = 8
 """Validation samples that an evaluation needs at least; better are 10,000."""
 METHODS = tuple(schema.by_kind(schema.classes_in(Method)))
 
-_OF_ADVERSARIAL = ("reconstruction", "distance", "discriminator", "generator")
+_OF_ADVERSARIAL = ("reconstruction", "distance", "discriminator", "generator", "smoothness")
 _LOSSES: dict[str, tuple[str, ...]] = {
     "adversarial": _OF_ADVERSARIAL,
     "label_guided": _OF_ADVERSARIAL,
@@ -58,8 +58,10 @@ _EVALUATED = (
 OF_CLASSES = (
     *("codes/class_entropy", "codes/confidence"),
     *("clustering/error", "clustering/nmi", "clustering/ari", "classification/error"),
+    "reduction/neighbour_error",
 )
-"""Measured where the code, or a part of it, is categorical; those of clusters need labels."""
+"""Measured where the code, or a part of it, is categorical; those of clusters need labels, that of
+the reduction cluster heads, too."""
 _OF_A_PART = re.compile(r"part_[1-9][0-9]*/")
 """What precedes the metrics of one part of a code in parts."""
 _ALARMS = {"alarm/discriminator_wins", "alarm/lagging"}

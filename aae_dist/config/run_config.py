@@ -200,6 +200,30 @@ def _label_problems(method: Method, prior: Prior, data: Data) -> Iterator[Proble
         )
 
 
+def _head_problems(model: Model, prior: Prior) -> Iterator[Problem]:
+    kinds = [part.prior.kind == "categorical" for part in getattr(prior, "parts", ())]
+    if model.cluster_heads is not None and sorted(kinds) != [False, True]:
+        yield (
+            "model.cluster_heads",
+            "needs prior.kind=product with one categorical part, the class, and one other, the "
+            f"style (got {' and '.join(kinds_of(prior))})",
+        )
+
+
+def _smoothness_problems(method: Method, prior: Prior) -> Iterator[Problem]:
+    if not isinstance(method, AnyAdversarial) or not method.smoothness:
+        return
+    parts = prior.parts if prior.kind == "product" else ()
+    if not any(part.prior.kind == "categorical" and not part.given for part in parts):
+        yield (
+            "method.smoothness",
+            "is for class probabilities, and needs prior.kind=product with a categorical part that "
+            f"is not given (got {' and '.join(kinds_of(prior))})",
+        )
+    if method.reconstruction_loss in COUNTS:
+        yield "method.smoothness", "is for images and other floats, not for counts; leave it out"
+
+
 def _size_problems(kind: str, path: str, key: str, dims: int) -> Iterator[Problem]:
     if kind == "swiss_roll" and dims != 2:
         yield (
@@ -334,6 +358,8 @@ _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _given_problems,
     _label_problems,
     _posterior_problems,
+    _head_problems,
+    _smoothness_problems,
     _loss_problems,
     _balance_problems,
     _scaling_problems,

@@ -1,9 +1,9 @@
-"""The picture of a prior with classes: a row per class; of a code in parts, a column per style."""
+"""Pictures of classes: samples, a row per class and a column per style; codes by cluster."""
 
 import numpy as np
 
 from aae_dist.evaluation.evaluator import EvaluationImages
-from aae_dist.evaluation.pictures import as_pictures, range_of, show, strip
+from aae_dist.evaluation.pictures import as_pictures, latent_codes, range_of, show, strip
 from aae_dist.evaluation.vectors import is_lines, vectors
 from aae_dist.utils.arrays import figure_to_png
 
@@ -11,7 +11,18 @@ TITLE = "decoded samples of the prior, one row per class"
 
 
 def draw_classes(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]:
-    """Return the PNG `classes`; nothing for codes without classes."""
+    """Return the PNGs `classes`, of a prior with some, and `clusters`, of codes with a class part.
+
+    `clusters` has the codes of `latent_codes` in the colours of their most likely classes.
+    """
+    pictures = _draw_grid(shown, caption)
+    if shown.clusters is not None:
+        coloured = (shown.codes, shown.clusters, shown.prior_samples, caption)
+        pictures["clusters"] = figure_to_png(latent_codes(*coloured, colour="cluster"))
+    return pictures
+
+
+def _draw_grid(shown: EvaluationImages, caption: str) -> dict[str, bytes]:
     grid_KSCHW = shown.class_grid
     if grid_KSCHW is None:
         return {}

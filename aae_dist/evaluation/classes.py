@@ -35,6 +35,7 @@ def classification_error(found_n: Tensor, labels_n: Tensor) -> float:
     return (found_n[known] != labels_n[known]).double().mean().item()
 
 
+NEIGHBOURS = 5
 SAMPLES_PER_CLASS = 200
 ROWS_AT_ONCE = 1024
 
@@ -46,6 +47,22 @@ def nearest_class(codes_nZ: Tensor, prior: Prior) -> Tensor:
     known = prior.sample_class(drawn, torch.Generator().manual_seed(0)).double()
     rows = codes_nZ.double().split(ROWS_AT_ONCE)
     return torch.cat([drawn[torch.cdist(part, known).argmin(1)] for part in rows])
+
+
+def neighbour_error(points_nS: Tensor, labels_n: Tensor) -> float:
+    """Return the part of labelled points with another label than most of their 5 nearest others.
+
+    Labels are int64, -1 where absent; nan with no more than 5 labelled points.
+    """
+    known = labels_n >= 0
+    points, labels = points_nS[known].double(), labels_n[known]
+    if len(labels) <= NEIGHBOURS:
+        return math.nan
+    found = []
+    for part in points.split(ROWS_AT_ONCE):
+        nearest = torch.cdist(part, points).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
+        found.append(labels[nearest].mode(1).values)
+    return classification_error(torch.cat(found), labels)
 
 
 def clustering_scores(probabilities_nK: Tensor, labels_n: Tensor) -> dict[str, float]:

@@ -26,6 +26,7 @@ from aae_dist.evaluation.classes import (
     clustering_scores,
     codes_of_classes,
     nearest_class,
+    neighbour_error,
 )
 from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
 from aae_dist.evaluation.linear import linear_baselines
@@ -57,11 +58,11 @@ class EvaluationImages:
     """Contents of an evaluation's pictures, on the CPU: n scored samples, k of them shown."""
 
     codes: Tensor
-    """Float32 [n, Z]."""
+    """Float32 [n, Z]; with cluster heads, what the decoder reads of them, [n, S]."""
     labels: Tensor
     """int64 [n], -1 where absent."""
     prior_samples: Tensor
-    """Float32 [m, Z]."""
+    """Float32 [m, Z] or [m, S]."""
     originals: Tensor
     """uint8 or float32 [k, C, H, W], spread evenly over the scored samples."""
     reconstructions: Tensor
@@ -72,6 +73,8 @@ class EvaluationImages:
     """Names of labels, where they have some."""
     prior: Prior | None = None
     """p(z), for its density."""
+    clusters: Tensor | None = None
+    """int64 [n]: the most likely class of the categorical part that the encoder infers, if any."""
     class_grid: Tensor | None = None
     """Float32 [K, S, C, H, W]: prior samples of each class in S styles, decoded; None without."""
 
@@ -181,7 +184,7 @@ class Evaluator:
 
         # Compute the metrics on rank 0 and broadcast them.
         def compute_metrics() -> dict[str, float]:
-            metrics = self._metrics(good, prior_nZ)
+            metrics = self._metrics(good, prior_nZ) | self._of_map(networks, good)
             # Pictures' originals are read in here, where an error is raised on every rank.
             numbers = self._indices[rows.readable.numpy()][pictured]
             originals.append(self._dataset.load(numbers).images)
@@ -271,16 +274,29 @@ class Evaluator:
         """Return the intrinsic dimension of the codes, and what clusters say of labels."""
         dimension = intrinsic_dimension(rows.codes, self._seed)
         metrics = dimension.metrics("codes") if dimension else {}
-        clusters = next((part for part in self._prior.parts if part.is_categorical), None)
-        if clusters is not None:
-            metrics |= clustering_scores(rows.codes[:, clusters.columns], rows.labels)
+        clusters_nK = self._clusters(rows)
+        if clusters_nK is not None:
+            metrics |= clustering_scores(clusters_nK, rows.labels)
         if self._classes_by is not None and bool((rows.labels >= 0).any()):
-            if self._classes_by == "modes" or clusters is None:
+            if self._classes_by == "modes" or clusters_nK is None:
                 found = nearest_class(rows.codes, self._prior)
             else:
-                found = rows.codes[:, clusters.columns].argmax(1)
+                found = clusters_nK.argmax(1)
             metrics["classification/error"] = classification_error(found, rows.labels)
         return metrics
+
+    def _clusters(self, rows: ScoredRows) -> Tensor | None:
+        """Return the first categorical part of the codes, (n, K); None without one."""
+        part = next((part for part in self._prior.parts if part.is_categorical), None)
+        return None if part is None else rows.codes[:, part.columns]
+
+    def _of_map(self, networks: Autoencoder, rows: ScoredRows) -> dict[str, float]:
+        """Return scores of the map of cluster heads; empty without heads or labels."""
+        map_nS = networks.represent(rows.codes)
+        known = bool((rows.labels >= 0).any()) and bool(map_nS.isfinite().all())
+        if map_nS is rows.codes or not known:
+            return {}
+        return {"reduction/neighbour_error": neighbour_error(map_nS, rows.labels)}
 
     def _images(
         self, networks: Autoencoder, rows: ScoredRows, shown_kZ: Tensor, originals: Tensor
@@ -288,15 +304,17 @@ class Evaluator:
         """Return the contents of the pictures; `shown_kZ` are the codes of `originals`."""
         device = self._world.device
         prior_mZ = self._prior.sample(PRIOR_PICTURED, keyed_generator(self._seed, "pictures/prior"))
+        clusters = self._clusters(rows)
         return EvaluationImages(
-            codes=rows.codes.float(),
+            codes=networks.represent(rows.codes).float(),
             labels=rows.labels,
-            prior_samples=prior_mZ,
+            prior_samples=networks.represent(prior_mZ),
             originals=originals,
             reconstructions=networks.decode(shown_kZ.float().to(device), originals).float().cpu(),
             decoded_prior=networks.decode(prior_mZ[:NUM_PICTURED].to(device)).float().cpu(),
             classes=self._classes,
             prior=self._prior,
+            clusters=None if clusters is None else clusters.argmax(1),
             class_grid=self._class_grid(networks),
         )
 

@@ -150,6 +150,7 @@ def latent_codes(
     caption: str = "",
     classes: Mapping[int, str] = NO_NAMES,
     prior: Prior | None = None,
+    colour: str = "label",
 ) -> Figure:
     """Draw codes as dots coloured by label over the prior's density in grey, with both marginals.
 
@@ -175,7 +176,7 @@ def latent_codes(
     density = _density(drawn, limits) if density is None else density
     extent = (*limits[0], *limits[1])
     main.imshow(density, cmap=GREYS, extent=extent, origin="lower", aspect="auto")
-    _scatter(main, codes, labels, classes)
+    _scatter(main, codes, labels, classes, colour)
     level = _level_holding(density, 0.9)
     main.contour(density, levels=[level], extent=extent, colors="0.25", linewidths=0.9)
     main.set(xlim=limits[0], ylim=limits[1], xlabel=names[0], ylabel=names[1])
@@ -185,7 +186,7 @@ def latent_codes(
     place = f"{caption}: " if caption else ""
     figure.suptitle(f"{place}latent codes over the prior", fontsize=12)
     figure.text(
-        0.5, 0.94, "colour: label; grey: density of the prior; line: 90 % of it",
+        0.5, 0.94, f"colour: {colour}; grey: density of the prior; line: 90 % of it",
         ha="center", va="center", fontsize=9, color="0.3",
     )  # fmt: skip
     return figure
@@ -287,7 +288,7 @@ def _level_holding(density: Array, share: float) -> float:
 
 
 def _scatter(
-    axes: Axes, codes: Array, labels: NDArray[np.int64], classes: Mapping[int, str]
+    axes: Axes, codes: Array, labels: NDArray[np.int64], classes: Mapping[int, str], title: str
 ) -> None:
     every = max(1, len(codes) // MAX_POINTS)
     codes, labels = codes[::every], labels[::every]
@@ -298,10 +299,10 @@ def _scatter(
         axes.scatter(codes[:, 0], codes[:, 1], color=INK, **style)
     elif len(known) > NAMED_LABELS:
         drawn = axes.scatter(codes[:, 0], codes[:, 1], c=labels, cmap="cividis", **style)
-        axes.figure.colorbar(drawn, cax=axes.inset_axes((1.2, 0.1, 0.03, 0.8)), label="label")
+        axes.figure.colorbar(drawn, cax=axes.inset_axes((1.2, 0.1, 0.03, 0.8)), label=title)
     else:
         texts = {label: _shown_name(classes.get(label, str(label))) for label in known}
-        _scatter_named(axes, codes, labels, texts, style)
+        _scatter_named(axes, codes, labels, texts, title, style)
 
 
 def _shown_name(name: str) -> str:
@@ -317,6 +318,7 @@ def _scatter_named(
     codes: Array,
     labels: NDArray[np.int64],
     texts: Mapping[int, str],
+    title: str,
     style: dict[str, Any],
 ) -> None:
     """Draw each label in a colour of its own, with its text where its codes are."""
@@ -330,7 +332,7 @@ def _scatter_named(
     for position, label in enumerate(known):
         axes.scatter([], [], color=colours[position], s=30, label=texts[label])
     axes.legend(
-        loc="upper left", bbox_to_anchor=(1.18, 1.0), fontsize=9, frameon=False, title="label"
+        loc="upper left", bbox_to_anchor=(1.18, 1.0), fontsize=9, frameon=False, title=title
     )
     if few:
         for position, label in enumerate(known):

@@ -16,6 +16,7 @@ from aae_dist.methods.method import (
     Modules,
     PartwiseDistance,
 )
+from aae_dist.methods.smoothness import Smoothness
 from aae_dist.priors import Part
 
 
@@ -41,6 +42,8 @@ class AdversarialMethod(Method):
         r1_variances: Sequence[float] = (),
         input_noise: float = 0.0,
         gradient_ratio: float | None = None,
+        smoothness: float = 0.0,
+        smoothness_radius: float = 2.0,
     ) -> None:
         super().__init__(modules, optimizers)
         assert modules.discriminator is not None
@@ -52,6 +55,8 @@ class AdversarialMethod(Method):
         self.distance_weight = distance_weight
         self.distance = PartwiseDistance(modules.prior, num_projections)
         self.input_noise, self.weight, self.gradient_ratio = input_noise, weight, gradient_ratio
+        self.smoothness_weight = smoothness
+        self.smoothness = Smoothness(modules, smoothness_radius) if smoothness else None
         if gradient_ratio is not None:
             self.optimizers["reconstruction"].norm_of = "encoder"
 
@@ -103,7 +108,12 @@ class AdversarialMethod(Method):
         z_BZ = self.with_input_noise(part, self.with_graph(encoded), "codes")
         logits = self.frozen(z_BZ, *self.conditions(part))
         loss = (part.weights_B @ self.adversary.generator_loss(logits)).sum()
-        return self.weight * loss, {"loss/generator": loss.detach()}
+        terms = {"loss/generator": loss.detach()}
+        if self.smoothness is None:
+            return self.weight * loss, terms
+        change = self.smoothness.divergence(part)
+        terms["loss/smoothness"] = change.detach()
+        return self.weight * loss + self.smoothness_weight * change, terms
 
     def conditions(self, part: MicroBatch) -> tuple[Tensor, ...]:
         """Return the discriminator's further inputs per row, the same for code and prior sample."""

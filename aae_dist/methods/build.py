@@ -115,6 +115,7 @@ def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> d
         if method.balance == "auto":
             variances = [total_variance(part.prior) for part in prior.parts]
             weight *= baseline_loss
+            arguments["smoothness"] *= baseline_loss
             if len(variances) > 1:
                 distance *= baseline_loss  # the distance itself is per variance of each part
                 arguments["r1_variances"] = variances

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aae_dist.distributed.optimizer import SynchronizedOptimizer, Terms
 from aae_dist.distributed.world import World, rows_of_all_ranks
 from aae_dist.losses import sliced_wasserstein
-from aae_dist.models import Posterior, run_encoder
+from aae_dist.models import Posterior, cluster_heads, run_encoder
 from aae_dist.priors import Prior
 from aae_dist.utils.tensors import keyed_generator, to_device
 
@@ -261,6 +261,7 @@ class Method(ABC):
 
     def __init__(self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer]) -> None:
         self.modules, self.optimizers = modules, dict(optimizers)
+        self.heads = cluster_heads(modules.decoder)
         self.codes: dict[int, tuple[Tensor, Tensor]] = {}
         """By first row of a micro-batch: weights (B) and codes (B, Z) that the step drew last."""
 
@@ -330,9 +331,16 @@ class Method(ABC):
         return self.reconstruction_error(part, z_BZ)
 
     def reconstruction_error(self, part: MicroBatch, z_BZ: Tensor) -> Tensor:
-        """Return the weighted error of decoding `z_BZ` against the part's images, a scalar."""
+        """Return the weighted error of decoding `z_BZ` against the part's images, a scalar.
+
+        With cluster heads, the penalty on near ones is added.
+        """
         x_hat_BCHW = self.modules.decoder(z_BZ)
-        return part.weights_B @ self.modules.reconstruction_loss(x_hat_BCHW, part.x_BCHW)
+        error = part.weights_B @ self.modules.reconstruction_loss(x_hat_BCHW, part.x_BCHW)
+        if self.heads is None:
+            return error
+        # The weights of all micro-batches and ranks sum to the number of ranks: the penalty once.
+        return error + part.weights_B.sum() * self.heads.penalty()
 
     # Matching: the distance is a statistic of the whole global batch, not a mean of what ranks or
     # micro-batches could compute on their own. Every rank gathers all codes, computes the distance

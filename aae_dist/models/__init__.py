@@ -27,6 +27,7 @@ from aae_dist.models.autoencoder import (
     UniversalPosterior,
     run_encoder,
 )
+from aae_dist.models.cluster_heads import ClusterHeadDecoder, cluster_heads
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
 from aae_dist.models.counts import NUM_OUTPUTS, CountDecoder, CountEncoder, ExpectedCounts
 from aae_dist.models.mlp import (
@@ -44,6 +45,7 @@ from aae_dist.utils.tensors import derived_seed
 __all__ = [
     "Autoencoder",
     "CategoricalPosterior",
+    "ClusterHeadDecoder",
     "ConvDecoder",
     "ConvEncoder",
     "CountDecoder",
@@ -63,6 +65,7 @@ __all__ = [
     "UniversalPosterior",
     "build_networks",
     "build_posterior",
+    "cluster_heads",
     "run_encoder",
 ]
 
@@ -132,14 +135,15 @@ def build_networks(
     def make_one(name: str, role: Mapping[str, Any]) -> nn.Module:
         own: sections.OwnNetwork | None = getattr(model, name)
         if own is None:
-            return _in_units(name, built[name](**role), config, shape)
+            network = _with_heads(name, built[name](**role), config)
+            return _in_units(name, network, config, shape)
         network = import_network(name, own, role)
         _check(name, network, role, trains)
         if name == "decoder" and loss in NUM_OUTPUTS:
-            return CountDecoder(network, shape, loss)
+            return CountDecoder(_with_heads(name, network, config), shape, loss)
         if name == "decoder" and loss == "bce":
-            check_unit_range(name, network, torch.randn(SAMPLES, model.latent_dim))
-        return network
+            check_unit_range(name, network, torch.randn(SAMPLES, role["latent_dim"]))
+        return _with_heads(name, network, config)
 
     # Draw weights from a generator of the network's own, without moving torch's global one.
     def make(name: str) -> nn.Module:
@@ -179,6 +183,23 @@ def _discriminator(
     return make_one({"latent_dim": latent_dim})
 
 
+def _with_heads(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
+    """Return a decoder that reads cluster heads, if the configuration has some."""
+    heads = config.model.cluster_heads
+    if name != "decoder" or heads is None:
+        return network
+    classes, style = _columns_of_heads(config)
+    return ClusterHeadDecoder(network, classes, style, heads.distance, heads.weight)
+
+
+def _columns_of_heads(config: RunConfig) -> tuple[slice, slice]:
+    """Return the columns of the class and of the style."""
+    assert isinstance(config.prior, sections.ProductPrior)
+    first, second = config.prior.parts
+    columns = slice(0, first.dims), slice(first.dims, first.dims + second.dims)
+    return columns if first.prior.kind == "categorical" else (columns[1], columns[0])
+
+
 def _in_units(name: str, network: nn.Module, config: RunConfig, shape: SampleShape) -> nn.Module:
     """Return a built-in network as one that reads or writes the data's units."""
     loss = config.method.reconstruction_loss
@@ -197,9 +218,13 @@ def _roles(config: RunConfig, shape: SampleShape) -> dict[str, dict[str, Any]]:
     latent_dim = config.model.latent_dim
     noise = {"noise_dim": posterior.encoder_noise_dim} if posterior.encoder_noise_dim else {}
     num_outputs = posterior.num_outputs(latent_dim)
+    decoded_dim = latent_dim
+    if config.model.cluster_heads is not None:
+        _, style = _columns_of_heads(config)
+        decoded_dim = style.stop - style.start
     roles: dict[str, dict[str, Any]] = {
         "encoder": {"sample_shape": shape, "num_outputs": num_outputs, **noise},
-        "decoder": {"latent_dim": latent_dim, "sample_shape": shape},
+        "decoder": {"latent_dim": decoded_dim, "sample_shape": shape},
     }
     if outputs := NUM_OUTPUTS.get(config.method.reconstruction_loss):
         roles["decoder"]["sample_shape"] = (outputs * shape[0], *shape[1:])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aae_dist.models.cluster_heads import cluster_heads
 from aae_dist.models.counts import CountDecoder
 from aae_dist.models.standardized import Standardized
 
@@ -256,6 +257,15 @@ class Autoencoder:
         if isinstance(decoder, CountDecoder):
             return decoder.expected(x_hat_BCHW, images_BCHW)
         return x_hat_BCHW
+
+    @torch.no_grad()
+    def represent(self, codes_BZ: Tensor) -> Tensor:
+        """Return the map of cluster heads, (B, S); without heads, the codes as they are.
+
+        On the device and of the type of `codes_BZ`.
+        """
+        heads = cluster_heads(self.networks.decoder)
+        return codes_BZ if heads is None else heads.represent(codes_BZ.to(self.like)).to(codes_BZ)
 
     @torch.no_grad()
     def discriminate(self, codes_BZ: Tensor, labels_B: Tensor | None = None) -> Tensor | None:

@@ -37,12 +37,18 @@ LABELLED = {
     "method": {"kind": "semi_supervised", "image_noise": 0.1},
     "data": {"train": "x", "labelled": "y"},
 }
+REDUCED = {
+    **LABELLED,
+    "model": {**PARTS["model"], "cluster_heads": {}},
+    "method": {"kind": "semi_supervised", "smoothness": 0.5, "smoothness_radius": 0.7},
+}
 METHODS = {
     "adversarial": PARTS,
     "mmd": MMD,
     "given": GIVEN,
     "label_guided": GUIDED,
     "semi_supervised": LABELLED,
+    "reduction": REDUCED,
 }
 
 

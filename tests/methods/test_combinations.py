@@ -1,7 +1,7 @@
 """Every network with every method, prior and posterior: what is admitted trains, resumes, loads.
 
 What else can be chosen (loss, micro-batches, moving average, shape of samples, spectral norm,
-straight-through) is spread over the combinations by a hash.
+straight-through, cluster heads, smoothness) is spread over the combinations by a hash.
 """
 
 import hashlib
@@ -74,6 +74,7 @@ PRIORS: dict[str, dict[str, Any]] = {
 LATENT_DIMS = {"product": 5, "given": 5}
 WITH_DENSITY = ("gaussian", "mixture", "laplace", "student_t", "custom")
 ON_THE_SIMPLEX = ("categorical", "data", "run", "custom")
+WITH_ADVERSARY = ("adversarial", "least_squares", "hinge", "blurred", "ratio", "semi_supervised")
 LOSSES = ("sum_half", "mean", "bce", "l1")
 
 Combination = tuple[str, str, str, str]
@@ -108,6 +109,8 @@ class Extras:
     is_linear: bool
     spectral_norm: bool
     straight_through: bool
+    has_more: bool
+    """Cluster heads and smoothness, where the code has parts."""
 
     @classmethod
     def of(cls, model: str, *others: str) -> "Extras":
@@ -121,6 +124,7 @@ class Extras:
             is_linear=shape[:2] == (1, 1) and loss != "bce",
             spectral_norm=digest[4] % 2 == 1,
             straight_through=digest[5] % 2 == 1,
+            has_more=digest[6] % 2 == 1,
         )
 
 
@@ -156,16 +160,21 @@ def config_of(model: str, method: str, prior: str, posterior: str) -> RunConfig:
     if prior == "product":
         first, *others = chosen["parts"]
         chosen = {"parts": (first | {"straight_through": extras.straight_through}, *others)}
+    more = {}
+    if extras.has_more and prior == "product" and method in WITH_ADVERSARY:
+        more = {"smoothness": 0.5}
+    heads = {"cluster_heads": {}} if extras.has_more and prior in ("product", "given") else {}
     labelled = {"data": {"train": "x", "labelled": "y"}} if method == "semi_supervised" else {}
     return tiny_config(
         **labelled,
         model={
             **MODELS[model],
+            **heads,
             "latent_dim": LATENT_DIMS.get(prior, 2),
             "decoder_output": "linear" if extras.is_linear else "sigmoid",
             "discriminator_spectral_norm": extras.spectral_norm,
         },
-        method={"kind": method, **METHODS[method], "reconstruction_loss": extras.loss},
+        method={"kind": method, **METHODS[method], **more, "reconstruction_loss": extras.loss},
         prior={"kind": prior, **chosen},
         posterior={"kind": posterior, **straight},
         train={

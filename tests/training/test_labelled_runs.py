@@ -1,6 +1,7 @@
 """Whole runs that read labels: holes, the labelled set in checkpoints, scores."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -29,10 +30,10 @@ PRODUCT = (MODEL, f"prior={{kind: product, parts: [{PARTS}]}}")
 GIVEN = (MODEL, f"prior={{kind: product, parts: [{PARTS.replace('}}', '}, given: label}', 1)}]}}")
 
 
-def go(storage: Path, name: str, *items: str) -> Outcome:
+def go(storage: Path, name: str, *items: str, files: tuple[Path, ...] = ()) -> Outcome:
     torch.set_num_threads(1)
     place = (f"run.storage={storage}", f"run.name={name}", "launch.kind=local")
-    config = load_config([], [*place, *TINY, *items]).config
+    config = load_config(list(files), [*place, *TINY, *items]).config
     return train(config, single_world(), Silent(), "launch")
 
 
@@ -123,6 +124,29 @@ def test_a_sample_without_the_label_that_its_code_holds_is_a_hole(tmp_path: Path
     assert run.reconstruct(images, labels=[4, 0, 9]).shape == images.shape
     with pytest.raises(ConfigError, match="hold the label, which no network computes"):
         run.as_modules()
+
+
+METHODS = Path(__file__).parents[2] / "configs" / "method"
+
+
+def test_settings_of_a_public_reproduction_raise_alarms_at_the_first_evaluation(
+    tmp_path: Path,
+) -> None:
+    shards = digits(tmp_path / "labelled", 100)
+    items = (f"data.labelled={shards}", NPY, "model.latent_dim=20", "train.steps=60")
+    go(tmp_path, "run", *items, files=(METHODS / "reproduction.yaml",))
+    alarms = json.loads((tmp_path / "run" / "summary.json").read_text())["alarms"]
+    assert "discriminator_dead" in alarms, alarms
+
+
+def test_a_reduced_run_has_a_map_whose_neighbours_are_scored(tmp_path: Path) -> None:
+    shards = digits(tmp_path / "labelled", 40)
+    items = (f"data.labelled={shards}", NPY, "model.latent_dim=12", "train.steps=20")
+    outcome = go(tmp_path, "run", *items, files=(METHODS / "reduction.yaml",))
+    assert 0.0 < outcome.metrics["reduction/neighbour_error"] < 0.9
+    assert (tmp_path / "run" / "pictures" / "clusters.png").exists()
+    run = aae_dist.load_run(str(tmp_path / "run"))
+    assert run.sample(4, labels=[0, 1, 2, 3]).shape == (4, 1, 28, 28)
 
 
 def test_a_guided_run_tells_how_many_codes_are_in_their_mode(tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ class AnyAdversarial(_Method):
     of the norm of the reconstruction gradient. Adam divides by the gradient's own size, so there
     the scale cancels out beyond `eps`."""
 
+    smoothness: NonNegativeFloat = 0.0
+    """Factor on the change of the class probabilities, KL(q(y|x) || q(y|x + r)) in nats, where x
+    moves by `smoothness_radius` in the worst direction (virtual adversarial training: Miyato et al.
+    2018); 0 for none. It needs a categorical part of the code, and is added to the generator's
+    loss; with balance=auto, 1 stands for the reconstruction loss of the data's mean."""
+    smoothness_radius: PositiveFloat = 2.0
+    """Euclidean length of r, in the data's units (images are in [0, 1])."""
+
     @property
     def weights(self) -> tuple[float, float, float]:
         """The weights of the generator's loss, of the distance and of R1."""

@@ -19,6 +19,20 @@ class OwnNetwork(Section):
     """Further keyword arguments of the class."""
 
 
+class ClusterHeads(Section):
+    """One vector per class, its head, in the space of the style (paper, section 7).
+
+    The decoder reads the sum of the class's head and the style, so that class and style share a map
+    of few dimensions. It needs `prior.kind: product` with one categorical part and one other.
+    """
+
+    distance: PositiveFloat = 3.0
+    """Heads nearer to each other than this are pushed apart; in units of the style."""
+    weight: PositiveFloat = 1.0
+    """Factor on what is missing to the distance, summed over pairs of heads, in the units of the
+    reconstruction loss, to which it is added."""
+
+
 class _Model(Section):
     latent_dim: PositiveInt = 8
     """Number of dimensions of the latent code z."""
@@ -29,6 +43,8 @@ class _Model(Section):
     decoder_output: Literal["sigmoid", "linear"] = "sigmoid"
     """Output activation of the decoder: sigmoid for pixels in [0, 1], linear for unbounded
     values."""
+    cluster_heads: ClusterHeads | None = None
+    """Class vectors that the decoder reads with the style, for dimensionality reduction."""
     encoder: OwnNetwork | None = None
     """A custom class that replaces this kind's encoder."""
     decoder: OwnNetwork | None = None

@@ -1,0 +1,132 @@
+"""Scores of benchmarks/paper.py that a run does not measure by itself."""
+
+import argparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aae_dist import load_run
+from aae_dist.data.dataset import Dataset
+from aae_dist.evaluation.classes import clustering_scores, style_swaps
+from aae_dist.inference.class_codes import needed_class_part
+from aae_dist.inference.trained_run import TrainedRun
+
+Scores = dict[str, float]
+ROWS_AT_ONCE = 1000
+
+
+def rows_of(dataset: Dataset, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return images and labels of a data set, or of its first samples."""
+    total = dataset.manifest.num_samples
+    return dataset.read(np.arange(min(total, most or total)))
+
+
+def codes_of(run: TrainedRun, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return codes (n, Z), of which one that holds the label needs it."""
+    parts = zip(
+        images.split(ROWS_AT_ONCE),
+        (labels if labels is not None else torch.zeros(len(images))).split(ROWS_AT_ONCE),
+        strict=True,
+    )
+    return torch.cat([run.encode(x, labels=y if labels is not None else None) for x, y in parts])
+
+
+def parzen(uri: str, options: argparse.Namespace) -> Scores:
+    """Return the Parzen log-likelihood of the test images."""
+    return load_run(uri).parzen(options.parzen_samples)
+
+
+def kmeans(points_nD: Tensor, num_clusters: int, seed: int, restarts: int = 3) -> Tensor:
+    """Return squared distances to the centres, (n, K): Lloyd's algorithm, best of restarts."""
+    draw, best, least = torch.Generator().manual_seed(seed), points_nD[:0], float("inf")
+    for _ in range(restarts):
+        # k-means++: each further centre is drawn by the squared distance to those that are there.
+        centres = points_nD[torch.randint(len(points_nD), (1,), generator=draw)]
+        while len(centres) < num_clusters:
+            near = torch.cdist(points_nD, centres).square().amin(1)
+            centres = torch.cat([centres, points_nD[torch.multinomial(near, 1, generator=draw)]])
+        for _ in range(100):
+            found = torch.cdist(points_nD, centres).argmin(1)
+            one_hot = F.one_hot(found, num_clusters).to(points_nD)
+            moved = (one_hot.T @ points_nD) / one_hot.sum(0).clamp_min(1)[:, None]
+            if torch.equal(moved, centres):
+                break
+            centres = moved
+        distances = torch.cdist(points_nD, centres).square()
+        if (total := float(distances.amin(1).sum())) < least:
+            best, least = distances, total
+    return best
+
+
+def clusters_of_kmeans(uri: str, options: argparse.Namespace) -> Scores:
+    """Return the errors of k-means with 16 clusters on pixels and on codes, by the same protocol.
+
+    Clusters are those of the 10,000 test images; the surest image is the nearest to the centre.
+    """
+    run = load_run(uri)
+    images, labels = rows_of(run.open())
+    points = {"pixels": images.flatten(1).float() / 255, "codes": codes_of(run, images)}
+    scores: Scores = {}
+    for name, rows in points.items():
+        sureness = (-kmeans(rows, 16, run.config.run.seed)).softmax(1)
+        found = clustering_scores(sureness, labels)
+        scores |= {f"kmeans/{name}_{key.rpartition('/')[2]}": v for key, v in found.items()}
+    return scores
+
+
+def classifier(images: Tensor, labels: Tensor, epochs: int) -> nn.Module:
+    """Return a network of two layers of 400 that was trained to read digits."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU()),
+        nn.Linear(400, 10),
+    )
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    total = epochs * (len(images) // 100)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images)).split(100)[: len(images) // 100]:
+            x = images[rows].float() / 255
+            # Noise keeps it from reading strokes that only a decoder draws.
+            loss = F.cross_entropy(net(x + 0.2 * torch.randn_like(x)), labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.requires_grad_(False)
+
+
+def style_swaps_and_probe(uri: str, options: argparse.Namespace) -> Scores:
+    """Return the share of style swaps read as the class asked for, and what the style tells.
+
+    1,000 test images lend their styles to all ten classes; the classifier is trained on all real
+    digits. The probe is least squares from the style to the one-hot label, on the training set.
+    """
+    run, epochs = load_run(uri), 1 if options.quick else 8
+    part = needed_class_part(run, "styles")
+    train, train_labels = rows_of(run.open(list(run.config.data.train)
+        if not isinstance(run.config.data.train, str) else run.config.data.train))  # fmt: skip
+    test, test_labels = rows_of(run.open())
+    reader = classifier(train, train_labels, epochs)
+    right = (reader(test.float() / 255).argmax(1) == test_labels).double().mean()
+    swapped_KSZ = style_swaps(codes_of(run, test[:1000], test_labels[:1000]), part)
+    read_KS = torch.stack([reader(run.decode(codes)).argmax(1) for codes in swapped_KSZ])
+    asked = read_KS == torch.arange(part.dims)[:, None]
+
+    style = [
+        n for n in range(run.prior.latent_dim) if not part.columns.start <= n < part.columns.stop
+    ]
+    known = codes_of(run, train[:20_000], train_labels[:20_000])[:, style].double()
+    unknown = codes_of(run, test, test_labels)[:, style].double()
+    one = torch.ones(len(known), 1, dtype=torch.float64)
+    solution = torch.linalg.lstsq(
+        torch.cat([known, one], 1), F.one_hot(train_labels[:20_000], 10).double()
+    ).solution
+    told = (torch.cat([unknown, one[: len(unknown)]], 1) @ solution).argmax(1) == test_labels
+    return {
+        "style/swaps_right": float(asked.double().mean()),
+        "style/probe_accuracy": float(told.double().mean()),
+        "style/classifier_accuracy": float(right),
+    }
