@@ -65,8 +65,7 @@ def reconstructions(
     bottom = as_pictures(reconstructions_kCHW, shown)
     rows = []
     for start in range(0, len(top), PAIRS_PER_ROW):
-        rows.append(strip(top[start : start + PAIRS_PER_ROW]))
-        rows.append(strip(bottom[start : start + PAIRS_PER_ROW]))
+        rows += [strip(half[start : start + PAIRS_PER_ROW]) for half in (top, bottom)]
         rows.append(np.full((2 * GAP, *rows[0].shape[1:]), PAPER, dtype=np.float32))
     title = "originals, and below each its reconstruction"
     return show(np.concatenate(rows[:-1]), title, caption)
@@ -164,8 +163,7 @@ def latent_codes(
         figure = Figure(figsize=(7.6, 6.6))
         figure.text(0.5, 0.5, "no latent code is finite", ha="center", va="center")
         return figure
-    labels = labels_n[finite].numpy()
-    codes_nZ = codes_nZ[finite].double()
+    labels, codes_nZ = labels_n[finite].numpy(), codes_nZ[finite].double()
     codes, drawn, names = _in_plane(codes_nZ, prior_mZ.double())
 
     figure, main, top, right = _plot_with_marginals()
@@ -183,8 +181,7 @@ def latent_codes(
     _marginal(top, codes[:, 0], drawn[:, 0], limits[0], "vertical")
     _marginal(right, codes[:, 1], drawn[:, 1], limits[1], "horizontal")
     top.legend(loc="upper left", fontsize=7, frameon=False, borderpad=0)
-    place = f"{caption}: " if caption else ""
-    figure.suptitle(f"{place}latent codes over the prior", fontsize=12)
+    figure.suptitle(_title("latent codes over the prior", caption), fontsize=12)
     figure.text(
         0.5, 0.94, f"colour: {colour}; grey: density of the prior; line: 90 % of it",
         ha="center", va="center", fontsize=9, color="0.3",
