@@ -37,7 +37,7 @@ class ClusterHeadDecoder(nn.Module):
         return x_BCHW
 
     def penalty(self) -> Tensor:
-        """Return the weighted sum over pairs of heads of what they miss to the distance, a scalar."""
+        """Return what pairs of heads miss to the distance, their weighted sum, a scalar."""
         distances = F.pdist(self.heads.weight.t())
         return self.weight * F.relu(self.distance - distances).sum()
 
