@@ -37,7 +37,7 @@ class ClusterHeadDecoder(nn.Module):
         return x_BCHW
 
     def penalty(self) -> Tensor:
-        """Return what pairs of heads miss to the distance, their weighted sum, a scalar."""
+        """Return the weighted sum of the lengths that pairs of heads lack, a scalar."""
         distances = F.pdist(self.heads.weight.t())
         return self.weight * F.relu(self.distance - distances).sum()
 
