@@ -44,6 +44,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(RANKS_SECONDS))
 
 
+@pytest.fixture
+def pictures() -> None:
+    """Ask for the pictures of runs that train in this process."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of runs, half of the time of a short one, for who does not ask."""
+    if request.node.get_closest_marker("run") and "pictures" not in request.fixturenames:
+        from aae_dist.training.recorder import Recorder
+
+        monkeypatch.setattr(Recorder, "_draw", lambda recorder, shown: None)
+
+
 def free_port() -> int:
     """Return a TCP port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:

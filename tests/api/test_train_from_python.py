@@ -135,6 +135,7 @@ def test_a_fraction_is_held_out_for_validation(tmp_path: Path) -> None:
     assert result.verdict["match"] in ("good", "fair", "poor")
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_result_shows_itself(tmp_path: Path) -> None:
     x, y = digits(500)
     result = aae_dist.train(small(tmp_path), (x, y), validation=0.4, progress=False)

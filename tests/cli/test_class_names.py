@@ -20,6 +20,7 @@ NAMES = ("cat", "dog", "_owl", "$x^$")
 
 
 @pytest.mark.run
+@pytest.mark.usefixtures("pictures")
 def test_names_of_classes_reach_codes_pictures_samples_and_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

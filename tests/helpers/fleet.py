@@ -17,13 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.faulty import VARIABLE, Fault
-from helpers.ranks import free_port
+from helpers.ranks import CONTEXT, free_port
 from helpers.runs import TINY
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["helpers.ranks", "torch._dynamo", "aae_dist.methods", "aae_dist.launch.local"]
-)
 GRACE_SECONDS = 20.0
 
 
@@ -90,7 +86,7 @@ def fleet(
         environment[VARIABLE] = fault.encoded()
     arguments = ["train", *TINY, *items, "launch.kind=local"]
     processes = [
-        _context.Process(target=_rank, args=(rank, ranks, port, str(log), arguments, environment))
+        CONTEXT.Process(target=_rank, args=(rank, ranks, port, str(log), arguments, environment))
         for rank in range(ranks)
     ]
     for process in processes:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from aae_dist.launch.ray.worker import gauge_name
+pytestmark = pytest.mark.ray
 
 
 @pytest.mark.parametrize(
@@ -17,5 +17,7 @@ from aae_dist.launch.ray.worker import gauge_name
     ],
 )
 def test_names_are_those_that_prometheus_takes(metric, name):
+    from aae_dist.launch.ray.worker import gauge_name
+
     assert gauge_name(metric) == name
     assert re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", gauge_name(metric))

@@ -18,7 +18,7 @@ from aae_dist.models import Networks, build_networks, build_posterior
 from aae_dist.priors import build_prior
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
-BATCH, STEPS = 48, 500
+BATCH, STEPS = 48, 200
 
 
 def digits() -> Tensor:

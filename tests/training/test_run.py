@@ -70,6 +70,7 @@ def assert_bit_equal(got: dict[str, Any], expected: dict[str, Any]) -> None:
         assert same or got[name] == value, name
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_leaves_the_folder_of_the_contract(tmp_path: Path) -> None:
     outcome, reporter = go(tmp_path, "train.steps=25", "train.evaluate_every_steps=10")
     folder = tmp_path / "run"
@@ -255,6 +256,7 @@ def test_the_command_of_a_run_that_diverges_exits_3(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "pictures" / "losses.png").exists()  # no evaluation has drawn them
 
 
+@pytest.mark.usefixtures("pictures")
 def test_without_matplotlib_a_run_ends_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
