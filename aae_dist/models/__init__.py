@@ -39,6 +39,7 @@ from aae_dist.models.mlp import (
     SampleShape,
 )
 from aae_dist.models.own import check_network, check_unit_range, import_network
+from aae_dist.models.pretrained import FrozenBatchNorm, load_weights_file, replace_batch_norm
 from aae_dist.models.standardized import StandardizedDecoder, StandardizedEncoder
 from aae_dist.utils.tensors import derived_seed
 
@@ -53,6 +54,7 @@ __all__ = [
     "DeterministicPosterior",
     "Encoding",
     "ExpectedCounts",
+    "FrozenBatchNorm",
     "GaussianPosterior",
     "MlpDecoder",
     "MlpDiscriminator",
@@ -66,6 +68,7 @@ __all__ = [
     "build_networks",
     "build_posterior",
     "cluster_heads",
+    "replace_batch_norm",
     "run_encoder",
 ]
 
@@ -138,6 +141,8 @@ def build_networks(
             network = _with_heads(name, built[name](**role), config)
             return _in_units(name, network, config, shape)
         network = import_network(name, own, role)
+        if own.weights is not None and trains:
+            load_weights_file(f"model.{name}.weights", network, own.weights)
         _check(name, network, role, trains)
         if name == "decoder" and loss in NUM_OUTPUTS:
             return CountDecoder(_with_heads(name, network, config), shape, loss)

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from aae_dist.config.sections import model as sections
 from aae_dist.errors import ConfigError
 
+CONVERT = (
+    "wrap the network in aae_dist.models.replace_batch_norm (GroupNorm, or statistics='frozen' for "
+    "a pretrained one)"
+)
 NAMED = 5
 """Parameters that a message names."""
 
@@ -69,13 +73,14 @@ def _problem_of_results(
     for name, buffer in network.named_buffers():
         if not torch.equal(buffers[name], buffer):
             return (
-                f"changes its buffer {name} when it runs, so that ranks would drift apart; "
-                "use GroupNorm or LayerNorm instead of BatchNorm"
+                f"changes its buffer {name} when it runs, so that ranks would drift apart; for "
+                f"BatchNorm {CONVERT}"
             )
     if not torch.equal(first, network(*inputs)):
         return (
-            "gives another result each time (dropout?), so that a resumed run would not "
-            "repeat; random numbers come from posterior.kind=gaussian or universal"
+            "gives another result each time, so that a resumed run would not repeat; leave out "
+            "dropout (nn.Dropout(0) draws nothing); reproducible noise comes from "
+            "method.image_noise and posterior.kind=gaussian or universal"
         )
     half = len(first) // 2
     alone = network(*(values[:half] for values in inputs))
@@ -83,7 +88,7 @@ def _problem_of_results(
     if not torch.allclose(alone, first[:half], rtol=1e-3, atol=1e-4 * scale):
         return (
             "makes a sample's result depend on the other samples of its batch, so that runs "
-            "would depend on the number of ranks; use GroupNorm or LayerNorm, not BatchNorm"
+            f"would depend on the number of ranks; for BatchNorm {CONVERT}"
         )
     return None
 

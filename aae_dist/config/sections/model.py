@@ -17,6 +17,9 @@ class OwnNetwork(Section):
     """`package.module:Class`, a torch module; docs/networks.md lists its arguments."""
     arguments: dict[str, Any] = {}
     """Further keyword arguments of the class."""
+    weights: str | None = None
+    """Local safetensors file of weights to start from, by the network's own names; it may hold a
+    part of them. Every node reads it when a run starts; checkpoints hold what came of it."""
 
 
 class ClusterHeads(Section):
