@@ -27,6 +27,11 @@ class FrozenBatchNorm(nn.Module):
     The names are those of `torch.nn.BatchNorm2d`, so its weights can be loaded. Nothing trains.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, source: _BatchNorm) -> None:
         """Copy scale, offset and statistics of `source`; ConfigError if it has no statistics."""
         super().__init__()
