@@ -42,8 +42,8 @@ class FrozenBatchNorm(nn.Module):
             )
         ones = torch.ones_like(source.running_mean)
         found = {
-            "weight": ones if source.weight is None else source.weight,
-            "bias": ones * 0 if source.bias is None else source.bias,
+            "weight": source.weight if source.affine else ones,
+            "bias": source.bias if source.affine else ones * 0,
             "running_mean": source.running_mean,
             "running_var": source.running_var,
         }
