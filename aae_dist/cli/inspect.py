@@ -21,6 +21,7 @@ EVALUATE_EXAMPLES = """\
 examples:
   aae-dist evaluate runs/quickstart
   aae-dist evaluate runs/quickstart --data builtin://digits/train --json
+  aae-dist evaluate runs/quickstart evaluation.features=wavelet
   aae-dist evaluate runs/mnist --parzen 10000
   torchrun --nproc-per-node 2 -m aae_dist evaluate runs/mnist --parzen 10000000
 """
@@ -44,6 +45,18 @@ MEANINGS = {
     "prior_match/sliced_wasserstein": "1.0 is a perfect match",
     "prior_match/mmd": "1.0 is a perfect match",
     "prior_match/num_samples": "codes compared with the prior",
+    "samples/frechet_distance": "of features of decoded prior samples",
+    "samples/frechet_floor": "validation half against half",
+    "samples/kernel_distance": "the same features; unbiased",
+    "samples/kernel_floor": "validation half against half",
+    "samples/precision": "samples that are near real ones",
+    "samples/recall": "real ones that are near samples",
+    "samples/density": "1: as dense as real samples",
+    "samples/coverage": "real ones with a sample nearby",
+    "samples/num_samples": "samples that were compared",
+    "samples/features": "identity of the features",
+    "reconstruction/frechet_distance": "of features of reconstructions",
+    "reconstruction/kernel_distance": "the same features; unbiased",
     "parzen/log_likelihood": "nats per sample; blur gains, see the error",
     "parzen/standard_error": "of this mean over samples",
     "parzen/sigma": "standard deviation of the window",
@@ -51,6 +64,8 @@ MEANINGS = {
     "codes/class_entropy": "1: all classes equally often",
     "codes/confidence": "1: every code is one class",
     "classification/error": "classes that are not the label",
+    "codes/knn_error": "labels by the five nearest codes",
+    "codes/linear_error": "labels by ridge regression on codes",
     "clustering/error": "of clusters named by one sample",
     "clustering/nmi": "1: clusters are the labels",
     "clustering/ari": "0 by chance; 1: they are the labels",
@@ -69,7 +84,9 @@ MEANINGS = {
     "alarm/collapsed_codes": "hardly any spread in some direction",
 }  # what a metric says, short enough for a line of 80 characters; in the order of the table
 
-_GROUPS = ("reconstruction/", "evaluation/", "prior_match/", "discriminator/", "loss/")
+_GROUPS = (
+    *("reconstruction/", "evaluation/", "prior_match/", "samples/", "discriminator/", "loss/"),
+)
 COLUMNS = {
     "mse": "reconstruction/mse",
     "C2ST": "prior_match/c2st",

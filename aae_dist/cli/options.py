@@ -228,8 +228,8 @@ def data_argument(verb: Callable[..., Any]) -> Callable[..., Any]:
         type=Item(),
         metavar="DATA | key=value",
         help="shards: patterns or folders, as for data.train (default: the run's validation "
-        "shards); and overrides of data.* and train.device, and where whole data sets are written "
-        "of launch.*",
+        "shards); and overrides of data.*, evaluation.* and train.device, and where whole data "
+        "sets are written of launch.*",
     )(verb)
 
 
@@ -292,8 +292,8 @@ def open_run(
     for item in overrides:
         if item.startswith("train.device="):
             device = item.removeprefix("train.device=")
-        elif not (reads_data and item.startswith("data.")):
-            allowed = "data.* and train.device" if reads_data else "train.device"
+        elif not (reads_data and item.startswith(("data.", "evaluation."))):
+            allowed = "data.*, evaluation.* and train.device" if reads_data else "train.device"
             raise ConfigError(
                 f"{item}: here only {allowed} may be overridden; launch.* is for encode, and for "
                 "reconstruct with a folder as --out"

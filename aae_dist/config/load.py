@@ -15,9 +15,19 @@ from aae_dist.config import messages
 from aae_dist.config.merge import Merge
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig, cross_checks
-from aae_dist.config.schema import ADDED, RENAMED, Node, Tree, Value, from_plain, leaves, plain
+from aae_dist.config.schema import (
+    ADDED,
+    RENAMED,
+    Node,
+    Tree,
+    Value,
+    find,
+    from_plain,
+    leaves,
+    plain,
+)
 from aae_dist.config.sections import Section
-from aae_dist.config.sections.run import Data, Device, Launch, Run
+from aae_dist.config.sections.run import Data, Device, Evaluation, Launch, Run
 from aae_dist.config.yaml import YamlProblem, dump, parse, read_overrides
 from aae_dist.errors import ConfigError
 from aae_dist.utils.text import redacted
@@ -26,6 +36,7 @@ PATHS = (
     *(("run", "storage"), ("run", "init_from"), ("data", "train"), ("data", "validation")),
     ("data", "labelled"),
     *(("prior", "uri"), ("prior", "vectors")),
+    *(("evaluation", "features", "run"), ("evaluation", "features", "export")),
 )
 """Keys whose value is a local path or a URL, or a list of them."""
 
@@ -260,8 +271,8 @@ def config_error(title: str, problems: list[str]) -> ConfigError:
 
 def make_absolute(tree: Tree) -> None:
     """Make local paths of the merged tree absolute, including the default of run.storage."""
-    for section, key in PATHS:
-        part = tree.get(section)
+    for *sections, key in PATHS:
+        part = find(tree, tuple(sections))
         default = (
             Value(Run.model_fields["storage"].default, "default") if key == "storage" else None
         )
@@ -280,19 +291,21 @@ class InferenceConfig(Section):
     """The sections and keys that overrides may set."""
 
     data: Data
+    evaluation: Evaluation
     launch: Launch
     train: TrainDevice
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return `config` with `data.*`, `launch.*` and `train.device` overridden.
+    """Return `config` with `data.*`, `evaluation.*`, `launch.*` and `train.device` overridden.
 
     Checks that matter for training only, such as `launch.workers` against the lanes, are skipped.
     """
     layer, problems = read_overrides(overrides)
     if not problems:
         own = config.model_dump(
-            mode="json", include={"data": True, "launch": True, "train": {"device"}}
+            mode="json",
+            include={"data": True, "evaluation": True, "launch": True, "train": {"device"}},
         )
         given = {key: from_plain(value, "the run's config.yaml") for key, value in own.items()}
         tree = Merge(InferenceConfig).run([given, layer])
@@ -302,7 +315,12 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
             problems = messages.lines(error, InferenceConfig, tree)
         else:
             train = config.train.model_copy(update={"device": found.train.device})
-            update = {"data": found.data, "launch": found.launch, "train": train}
+            update = {
+                "data": found.data,
+                "evaluation": found.evaluation,
+                "launch": found.launch,
+                "train": train,
+            }
             return config.model_copy(update=update)
     raise ConfigError("overrides: " + "\n  ".join(problems))
 

@@ -83,6 +83,8 @@ def _locate(classes: Classes, loc: Sequence[str | int]) -> tuple[Keys, Classes]:
     rest = list(loc)
     while rest:
         part = rest.pop(0)
+        if below and str(part).startswith(("literal[", *(cls.__name__ for cls in below))):
+            continue  # a member of a union without kinds
         if below and isinstance(part, str):
             keys.append(part)
             around, below = below, schema.children(below, part)

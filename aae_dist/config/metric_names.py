@@ -15,6 +15,8 @@ from aae_dist.config.sections.method import Method
 
 NUM_SAMPLES = "prior_match/num_samples"
 """Number of samples that an evaluation's scores of the prior match are computed from."""
+NUM_FEATURED, FEATURES = "samples/num_samples", "samples/features"
+"""Number of samples, and the features (48 bits of their hash), that samples are scored by."""
 MIN_SCORED_SAMPLES = 8
 """Validation samples that an evaluation needs at least; better are 10,000."""
 METHODS = tuple(schema.by_kind(schema.classes_in(Method)))
@@ -55,13 +57,22 @@ _EVALUATED = (
     *("data/bad_validation_samples", "codes/smallest_spread"),
     *(f"{of}/dimension_{by}{end}" for of, by, end in product(("data", "codes"), _BY, _ENDS)),
 )
+OF_SAMPLES = (
+    *(f"samples/{what}" for what in ("frechet_distance", "kernel_distance", "precision")),
+    *(f"samples/{what}" for what in ("recall", "density", "coverage")),
+    *("samples/frechet_floor", "samples/kernel_floor", NUM_FEATURED, FEATURES),
+    *("reconstruction/frechet_distance", "reconstruction/kernel_distance"),
+)
+"""Measured where `evaluation.features` is set."""
 OF_CLASSES = (
     *("codes/class_entropy", "codes/confidence"),
     *("clustering/error", "clustering/nmi", "clustering/ari", "classification/error"),
+    *("codes/knn_error", "codes/linear_error"),
     "reduction/neighbour_error",
 )
-"""Measured where the code, or a part of it, is categorical; those of clusters need labels, that of
-the reduction cluster heads, too."""
+"""Measured where there are labels, or the code, or a part of it, is categorical; those of clusters
+need labels, that of the reduction cluster heads, too."""
+OPTIONAL = (*OF_CLASSES, *OF_SAMPLES)
 _OF_A_PART = re.compile(r"part_[1-9][0-9]*/")
 """What precedes the metrics of one part of a code in parts."""
 _ALARMS = {"alarm/discriminator_wins", "alarm/lagging"}
@@ -88,13 +99,36 @@ def evaluated(method: str) -> set[str]:
     return scores(method) | alarms
 
 
+BASIS = (NUM_SAMPLES, NUM_FEATURED, FEATURES)
+"""Metrics that say what scores were computed from: where they differ, scores do not compare."""
+_RESTS_ON: Mapping[str, tuple[str, ...]] = {
+    "prior_match/": (NUM_SAMPLES,),
+    "evaluation/": (NUM_SAMPLES,),
+    "samples/": (NUM_FEATURED, FEATURES),
+    "reconstruction/frechet_distance": (NUM_FEATURED, FEATURES),
+    "reconstruction/kernel_distance": (NUM_FEATURED, FEATURES),
+}
+
+
+def basis_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the metrics of `BASIS` that metrics rest on, empty for those that always compare."""
+    plain = [_OF_A_PART.sub("", name, count=1) for name in names]
+    found = {
+        b for name in plain for start, on in _RESTS_ON.items() if name.startswith(start) for b in on
+    }
+    return tuple(name for name in BASIS if name in found)
+
+
 def is_comparable(
-    names: Iterable[str], metrics: Mapping[str, float | None], usual: float | None
+    names: Iterable[str], metrics: Mapping[str, float | None], usual: Mapping[str, float]
 ) -> bool:
-    """Return whether scores compare with those of `usual` samples: fewer look worse."""
-    # Of scores only those of the prior match, and their sum, depend on the number of samples.
-    depends = any(name.startswith(("prior_match/", "evaluation/")) for name in names)
-    return not depends or usual is None or metrics.get(NUM_SAMPLES) in (None, usual)
+    """Return whether scores are of as many samples, and of the features, that are `usual`.
+
+    Of fewer samples they look worse. `usual` has the metrics of `BASIS` that are known.
+    """
+    return all(
+        metrics.get(name) in (None, usual[name]) for name in basis_of(names) if name in usual
+    )
 
 
 def unknown(name: str, methods: Iterable[str]) -> str | None:
@@ -117,7 +151,7 @@ def unknown(name: str, methods: Iterable[str]) -> str | None:
 def not_evaluated(name: str, methods: Iterable[str]) -> str | None:
     """Return the problem with a metric that no evaluation of these methods' runs writes."""
     methods = set(methods) or set(METHODS)
-    measured = {each for method in methods for each in evaluated(method)}.union(OF_CLASSES)
+    measured = {each for method in methods for each in evaluated(method)}.union(OPTIONAL)
     if _OF_A_PART.sub("", name, count=1) in measured:
         return None
     if text := unknown(name, methods):
@@ -134,7 +168,11 @@ def best_metric_problems(tree: Tree) -> list[str]:
     if name is None or method is None or not isinstance(name.value, str):
         return []
     plain = _OF_A_PART.sub("", name.value, count=1)
-    if method.value not in METHODS or plain in {*OF_CLASSES, *scores(str(method.value))}:
+    features = _leaf(tree, "evaluation", "features")
+    if plain in OF_SAMPLES and features is not None and features.value is None:
+        advice = "is measured by features only; set evaluation.features=wavelet, for example"
+        return [f"train.best_metric: {plain} {advice} ({name.source})"]
+    if method.value not in METHODS or plain in {*OPTIONAL, *scores(str(method.value))}:
         return []
     text = unknown(name.value, [str(method.value)])
     text = text or (
@@ -152,7 +190,7 @@ def _leaf(tree: Tree, section: str, key: str) -> Value | None:
 
 def _all_of(methods: Iterable[str]) -> set[str]:
     named = {name for method in methods for name in logged(method) | evaluated(method)}
-    return named.union(OF_CLASSES)
+    return named.union(OPTIONAL)
 
 
 def _guess(name: str, known: Collection[str]) -> str | None:

@@ -11,7 +11,16 @@ from aae_dist.config.sections import Section
 from aae_dist.config.sections import model as networks
 from aae_dist.config.sections.method import AdversarialMethod, AnyAdversarial, Method, Phases
 from aae_dist.config.sections.model import Model, Posterior, Prior
-from aae_dist.config.sections.run import Checkpoint, Data, Launch, Run, Train, Wandb
+from aae_dist.config.sections.run import (
+    Checkpoint,
+    Data,
+    Evaluation,
+    Launch,
+    OwnFeatures,
+    Run,
+    Train,
+    Wandb,
+)
 
 CROSS_CHECKS = "cross_checks"
 """Type of the validation error for contradictions between sections."""
@@ -28,6 +37,7 @@ class RunConfig(Section):
     method: Method = AdversarialMethod()
     phases: Phases = Phases()
     train: Train = Train()
+    evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     launch: Launch = Launch()
     wandb: Wandb = Wandb()
@@ -351,9 +361,22 @@ def _gpu_problems(launch: Launch) -> Iterator[Problem]:
         )
 
 
+def _features_problems(evaluation: Evaluation) -> Iterator[Problem]:
+    chosen = evaluation.features
+    if not isinstance(chosen, OwnFeatures):
+        return
+    given = [key for key in ("path", "run", "export") if getattr(chosen, key) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        yield "evaluation.features", f"give exactly one of path, run and export (got {got})"
+    elif chosen.arguments and chosen.path is None:
+        yield "evaluation.features.arguments", "are those of path; leave them out"
+
+
 _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _length_problems,
     _channel_problems,
+    _features_problems,
     _prior_problems,
     _given_problems,
     _label_problems,

@@ -35,6 +35,51 @@ def classification_error(found_n: Tensor, labels_n: Tensor) -> float:
     return (found_n[known] != labels_n[known]).double().mean().item()
 
 
+MIN_PROBED = 20
+NEIGHBOURS_ASKED = 5
+RIDGE = 1e-3
+"""Penalty of the linear probe, in units of the standardized codes' number."""
+
+
+def probe_errors(codes_nZ: Tensor, labels_n: Tensor) -> dict[str, float]:
+    """Return how many labels two simple classifiers of codes get wrong; empty for few labels.
+
+    Both are fitted to the labelled samples of even number and asked for those of odd number:
+    `codes/knn_error` by the majority of the five nearest codes (the nearest decides a tie),
+    `codes/linear_error` by ridge regression on one-hot labels. Codes are float [n, Z].
+    """
+    known = labels_n >= 0
+    classes, labels = labels_n[known].unique(return_inverse=True)
+    if len(labels) < MIN_PROBED or len(classes) < 2:
+        return {}
+    codes = codes_nZ[known].double()
+    fitted, asked, truth = codes[::2], codes[1::2], labels[1::2]
+    one_hot = torch.nn.functional.one_hot(labels[::2], len(classes)).double()
+    found = _nearest_labels(fitted, one_hot, asked), _ridge_labels(fitted, one_hot, asked)
+    errors = [(each != truth).double().mean().item() for each in found]
+    return dict(zip(("codes/knn_error", "codes/linear_error"), errors, strict=True))
+
+
+def _nearest_labels(fitted_nZ: Tensor, one_hot_nK: Tensor, asked_mZ: Tensor) -> Tensor:
+    # Nearer neighbours count a little more, so that no vote is tied.
+    count = min(NEIGHBOURS_ASKED, len(fitted_nZ))
+    votes_k = 1 - torch.arange(count, dtype=torch.float64) / 100
+    found = []
+    for part in asked_mZ.split(ROWS_AT_ONCE):
+        nearest = torch.cdist(part, fitted_nZ).topk(count, largest=False).indices
+        found.append((one_hot_nK[nearest] * votes_k[:, None]).sum(1).argmax(1))
+    return torch.cat(found)
+
+
+def _ridge_labels(fitted_nZ: Tensor, one_hot_nK: Tensor, asked_mZ: Tensor) -> Tensor:
+    mean, std = fitted_nZ.mean(0), fitted_nZ.std(0).clamp_min(1e-12)
+    x, y_mean = (fitted_nZ - mean) / std, one_hot_nK.mean(0)
+    penalty = RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(x.T @ x + penalty, x.T @ (one_hot_nK - y_mean))
+    found_m: Tensor = ((asked_mZ - mean) / std @ weights + y_mean).argmax(1)
+    return found_m
+
+
 NEIGHBOURS = 5
 SAMPLES_PER_CLASS = 200
 ROWS_AT_ONCE = 1024

@@ -27,10 +27,13 @@ from aae_dist.evaluation.classes import (
     codes_of_classes,
     nearest_class,
     neighbour_error,
+    probe_errors,
 )
 from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
+from aae_dist.evaluation.features import Features
 from aae_dist.evaluation.linear import linear_baselines
 from aae_dist.evaluation.part_scores import PartScores, combined_score, numbered
+from aae_dist.evaluation.sample_scores import SampleScores
 from aae_dist.models import Autoencoder
 from aae_dist.priors import Prior
 from aae_dist.utils.arrays import evenly_spaced
@@ -145,13 +148,14 @@ class Evaluator:
         classes: Mapping[int, str] | None = None,
         training: Dataset | None = None,
         classes_by: ClassesBy = None,
+        features: Features | None = None,
     ) -> None:
         """Choose the samples to score: at most `max_samples`, evenly spaced over all.
 
         `name` is what errors call the data set; `threads` decode this rank's samples; `classes` are
         names of labels. To samples of `training` a PCA is fitted, a baseline of reconstruction.
         `classes_by` is where a run that trains on labels has its classes: in the categorical part
-        of the code, or in the modes of the prior.
+        of the code, or in the modes of the prior. By `features` samples are scored, if given.
         """
         total = dataset.manifest.num_samples
         self.num_samples = min(total, max_samples)
@@ -167,6 +171,12 @@ class Evaluator:
         self._training, self._classes_by = training, classes_by
         self._num_parts, self._scores = len(prior.parts), PartScores(prior, seed)
         self._linear: dict[str, float] | None = None
+        self._samples = SampleScores(features) if features is not None else None
+
+    @property
+    def features_hash(self) -> str:
+        """What samples are scored by; empty if they are not."""
+        return "" if self._samples is None else self._samples.features.hash
 
     @torch.no_grad()
     def evaluate(self, networks: Autoencoder) -> Evaluation:
@@ -176,8 +186,10 @@ class Evaluator:
 
         # Encode this rank's chunks, then gather all rows on rank 0.
         chunks = run_on_all_ranks(self._world, lambda: self._encode_own(networks, prior_nZ))
-        table = _gather_in_order(chunks, self.num_samples, self._world)
-        rows = ScoredRows.unpack(table, self._num_parts)
+        tables = [_gather_in_order(chunk, self.num_samples, self._world) for chunk in chunks]
+        if self._samples is not None:
+            self._samples.end_of_rows()
+        rows = ScoredRows.unpack(tables[0], self._num_parts)
         good, prior_nZ = rows[rows.readable], prior_nZ[: len(rows)][rows.readable]
         pictured = evenly_spaced(NUM_PICTURED, len(good))
         originals: list[Tensor] = []
@@ -185,6 +197,8 @@ class Evaluator:
         # Compute the metrics on rank 0 and broadcast them.
         def compute_metrics() -> dict[str, float]:
             metrics = self._metrics(good, prior_nZ) | self._of_map(networks, good)
+            if self._samples is not None:
+                metrics |= self._samples.measure(tables[1], rows.readable)
             # Pictures' originals are read in here, where an error is raised on every rank.
             numbers = self._indices[rows.readable.numpy()][pictured]
             originals.append(self._dataset.load(numbers).images)
@@ -196,40 +210,51 @@ class Evaluator:
         shown = good.codes[torch.from_numpy(pictured)]
         return Evaluation(metrics, self._images(networks, good, shown, originals[0]))
 
-    def _encode_own(self, networks: Autoencoder, prior_nZ: Tensor) -> Tensor:
-        """Return this rank's chunks, float64 [chunks of the busiest rank, CHUNK, columns]."""
+    def _encode_own(self, networks: Autoencoder, prior_nZ: Tensor) -> list[Tensor]:
+        """Return this rank's chunks, each [chunks of the busiest rank, CHUNK, columns].
+
+        The first holds packed `ScoredRows`, float64; a second one features, if there are any.
+        """
         num_chunks = -(-self.num_samples // CHUNK)
         chunks = range(self._world.rank, num_chunks, self._world.size)
         per_rank = -(-num_chunks // self._world.size)
-        num_columns = ScoredRows.NUM_SCALARS + 2 * self._num_parts + self._prior.latent_dim
-        table = torch.zeros(per_rank, CHUNK, num_columns, dtype=torch.float64)
+        tables: list[Tensor] = []
         pool = ThreadPoolExecutor(self._threads, "decode") if self._threads > 1 else nullcontext()
         with pool as workers:
-            for slot, chunk in enumerate(chunks):
+            # A rank without chunks encodes the first one, for the widths of the tables.
+            for slot, chunk in enumerate(chunks or [0]):
                 rows = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_samples))
                 samples = self._dataset.load(self._indices[rows], workers)
                 samples = self._dataset.with_label_holes(samples)
-                part = self._encode_chunk(networks, chunk, samples, prior_nZ[rows])
-                table[slot, : len(part)] = part.pack()
-        return table
+                parts = self._encode_chunk(networks, chunk, samples, prior_nZ[rows])
+                tables = tables or [p.new_zeros(per_rank, CHUNK, p.shape[1]) for p in parts]
+                for table, each in zip(tables, parts, strict=True):
+                    table[slot, : len(each)] = each
+        return tables
 
     def _encode_chunk(
         self, networks: Autoencoder, chunk: int, samples: Samples, prior_BZ: Tensor
-    ) -> ScoredRows:
+    ) -> list[Tensor]:
+        """Return the columns of a chunk: packed `ScoredRows`, and features if there are any."""
         images = samples.images.to(self._world.device)
         readable = torch.ones(len(images), dtype=torch.bool)
         readable[list(samples.bad)] = False
         draw = keyed_generator(self._seed, "evaluation/posterior", chunk)
         given = (samples.labels.to(images.device),) if self._prior.given else ()
         z_BZ = networks.encode(images, draw, *given)
-        errors = squared_errors(networks.decode(z_BZ, images), images)
+        rebuilt = networks.decode(z_BZ, images)
+        errors = squared_errors(rebuilt, images)
+        features = []
+        if self._samples is not None:
+            decoded = networks.decode(prior_BZ.to(self._world.device))
+            features = [self._samples.rows(as_floats(images), rebuilt, decoded)]
         conditions = (samples.labels.cpu(),) if self._classes_by == "modes" else ()
         if conditions:
             prior_BZ = self._guided(prior_BZ, *conditions, chunk)
         code_logits = networks.discriminate(z_BZ, *conditions)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device), *conditions)
         absent = errors.new_full((len(errors), self._num_parts), torch.nan)
-        return ScoredRows(
+        scored = ScoredRows(
             readable=readable,
             labels=samples.labels,
             squared_errors=errors,
@@ -237,6 +262,7 @@ class Evaluator:
             prior_logits=absent if prior_logits is None else prior_logits,
             codes=z_BZ,
         )
+        return [scored.pack(), *features]
 
     def _guided(self, prior_BZ: Tensor, labels_B: Tensor, chunk: int) -> Tensor:
         """Return prior samples of the labels' classes; the given ones where there is no label."""
@@ -274,6 +300,7 @@ class Evaluator:
         """Return the intrinsic dimension of the codes, and what clusters say of labels."""
         dimension = intrinsic_dimension(rows.codes, self._seed)
         metrics = dimension.metrics("codes") if dimension else {}
+        metrics |= probe_errors(rows.codes, rows.labels)
         clusters_nK = self._clusters(rows)
         if clusters_nK is not None:
             metrics |= clustering_scores(clusters_nK, rows.labels)
@@ -361,6 +388,11 @@ def _gather_in_order(rows: Tensor, num_samples: int, world: World) -> Tensor:
     if received is None:
         return rows[:0, 0]
     return torch.stack(received, dim=1).flatten(0, 2)[:num_samples].cpu()
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Return images as floats, bytes as numbers in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def squared_errors(reconstructions_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:

@@ -22,12 +22,19 @@ from aae_dist.distributed.world import World, check_cuda
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
 from aae_dist.evaluation import Evaluation, Evaluator, classes_by
 from aae_dist.evaluation.evaluator import MAX_SAMPLES
+from aae_dist.evaluation.features import (
+    Features,
+    exported_features,
+    network_features,
+    wavelet_features,
+)
 from aae_dist.evaluation.parzen import Advance, parzen_metrics
 from aae_dist.models import (
     Autoencoder,
     CountDecoder,
     Encoding,
     ExpectedCounts,
+    SampleShape,
     build_networks,
     build_posterior,
 )
@@ -175,6 +182,7 @@ class TrainedRun:
             threads=self.config.decoding_threads,
             training=self._training_data(),
             classes_by=classes_by(self.config),
+            features=build_features(self.config, self.image_shape, self.device),
         )
         evaluation = evaluator.evaluate(self._autoencoder)
         dataset.log_unused()
@@ -314,6 +322,31 @@ class TrainedRun:
         if num and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise ValueError(f"labels must be from 0 to {classes - 1}; got {labels.tolist()}")
         return labels
+
+
+def build_features(config: RunConfig, shape: SampleShape, device: torch.device) -> Features | None:
+    """Return the features of `evaluation.features`; None where samples are not scored.
+
+    Raises:
+        ConfigError: they cannot be had, or do not fit samples of this shape.
+    """
+    chosen = config.evaluation.features
+    if chosen is None:
+        return None
+    if chosen == "wavelet":
+        return wavelet_features(shape)
+    if chosen.path is not None:
+        return network_features(chosen.path, shape, device, **chosen.arguments)
+    if chosen.export is not None:
+        return exported_features(chosen.export, shape, device)
+    assert chosen.run is not None
+    run = load_run(chosen.run, device)
+    where = f"evaluation.features.run: {run.uri}"
+    if run.image_shape != shape:
+        raise ConfigError(f"{where} has samples of shape {run.image_shape}, not {shape}")
+    if run.prior.given is not None:
+        raise ConfigError(f"{where}: its codes hold labels, which samples have not; take another")
+    return Features(run.encode, run.fingerprint())
 
 
 def load_run(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich import console, live, table, text
 
-from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.config.metric_names import NUM_FEATURED, NUM_SAMPLES
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import describe
@@ -100,8 +100,9 @@ class SweepProgress:
         if entry.state == TrialState.FINISHED:
             cause = f"; {entry.cause}" if entry.cause else ""
             if not self._ledger.is_comparable(entry.metrics):
-                n = entry.metrics[NUM_SAMPLES]
-                cause += f"; of {n:g} samples, other trials of another number: not compared"
+                n = entry.metrics.get(NUM_SAMPLES) or entry.metrics[NUM_FEATURED]
+                cause += f"; of {n:g} samples, other trials of another number or other features: "
+                cause += "not compared"
             return f"{self._title(entry)} finished: {self.score(entry)}, {took}{cause}"
         return f"{self._title(entry)} {entry.state}: {entry.cause}, {took}"
 

@@ -67,7 +67,9 @@ __all__ = [
     "UniversalPosterior",
     "build_networks",
     "build_posterior",
+    "check_network",
     "cluster_heads",
+    "import_network",
     "replace_batch_norm",
     "run_encoder",
 ]
@@ -140,14 +142,14 @@ def build_networks(
         if own is None:
             network = _with_heads(name, built[name](**role), config)
             return _in_units(name, network, config, shape)
-        network = import_network(name, own, role)
+        network = import_network(f"model.{name}", own, role)
         if own.weights is not None and trains:
             load_weights_file(f"model.{name}.weights", network, own.weights)
         _check(name, network, role, trains)
         if name == "decoder" and loss in NUM_OUTPUTS:
             return CountDecoder(_with_heads(name, network, config), shape, loss)
         if name == "decoder" and loss == "bce":
-            check_unit_range(name, network, torch.randn(SAMPLES, role["latent_dim"]))
+            check_unit_range(f"model.{name}", network, torch.randn(SAMPLES, role["latent_dim"]))
         return _with_heads(name, network, config)
 
     # Draw weights from a generator of the network's own, without moving torch's global one.
@@ -280,4 +282,4 @@ def _check(name: str, network: nn.Module, role: Mapping[str, Any], trains: bool)
         output = role.get("sample_shape", ())
     draw = torch.Generator().manual_seed(0)
     samples = tuple(torch.rand(SAMPLES, *shape, generator=draw) for shape in inputs)
-    check_network(name, network, samples, (SAMPLES, *output), trains)
+    check_network(f"model.{name}", network, samples, (SAMPLES, *output), trains)

@@ -21,7 +21,8 @@ NAMED = 5
 def import_network(key: str, config: sections.OwnNetwork, roles: Mapping[str, Any]) -> nn.Module:
     """Return an instance of the class that `config` names; ConfigError when that fails.
 
-    `roles` are the keyword arguments that the network's role gives it, such as latent_dim.
+    `key` is the configuration's, such as model.encoder. `roles` are the keyword arguments that the
+    network's role gives it, such as latent_dim.
     """
     module, name = config.path.split(":")
     wanted = ", ".join([*roles, *config.arguments])
@@ -33,7 +34,7 @@ def import_network(key: str, config: sections.OwnNetwork, roles: Mapping[str, An
         network: nn.Module = found(**roles, **config.arguments)
     except Exception as error:  # a user's code may raise anything; the user has to fix it
         raise ConfigError(
-            f"model.{key}.path: {config.path} failed with {type(error).__name__}: {error}; it must "
+            f"{key}.path: {config.path} failed with {type(error).__name__}: {error}; it must "
             f"be a class that takes the keyword arguments {wanted}"
         ) from error
     return network
@@ -50,12 +51,12 @@ def check_network(
         text = _problem_of_results(network, inputs, shape)
         if trains and not text:
             # Codes that reach decoder and discriminator have gradients, images have none.
-            with_graph = [i.clone().requires_grad_(key != "encoder") for i in inputs]
+            with_graph = [i.clone().requires_grad_(key != "model.encoder") for i in inputs]
             text = _problem_of_gradients(network, with_graph)
     except Exception as error:  # as above
         text = f"failed with {type(error).__name__}: {error}"
     if text:
-        raise ConfigError(f"model.{key}: {type(network).__name__} {text}")
+        raise ConfigError(f"{key}: {type(network).__name__} {text}")
 
 
 @torch.no_grad()
@@ -121,6 +122,6 @@ def check_unit_range(key: str, network: nn.Module, codes: Tensor) -> None:
     low, high = (float(bound) for bound in torch.aminmax(network(codes)))
     if low < 0 or high > 1:
         raise ConfigError(
-            f"model.{key}: {type(network).__name__} gives numbers from {low:g} to {high:g}, and "
+            f"{key}: {type(network).__name__} gives numbers from {low:g} to {high:g}, and "
             "method.reconstruction_loss=bce needs [0, 1]; end with a sigmoid, or use another loss"
         )

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.config.metric_names import FEATURES, NUM_SAMPLES
 from aae_dist.report import view as data
 from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto, recommendation
 from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label, number
@@ -207,12 +207,19 @@ def _notes(view: ReportView) -> Iterator[str]:
             f"Trials were scored on different numbers of samples ({shown}), which "
             "cannot be compared: those with another number than most have no rank."
         )
+    if len({row.metric(FEATURES) for row in view.rows} - {None}) > 1:
+        yield (
+            "Samples of the trials were scored by different features (samples/features), which "
+            "cannot be compared: where these scores decide, trials with other features than most "
+            "have no rank."
+        )
     yield from _constraints(view, finished)
     yield from _ties(view)
     yield from _poor_matches(view)
     if any(row.rank is None for row in finished):
         text = f"as they lack a finite {', '.join(view.objective.inputs)} or were scored on"
-        yield f"Some finished trials have no rank, {text} another number of samples."
+        text += " another number of samples or by other features"
+        yield f"Some finished trials have no rank, {text}."
     if view.plane is None and finished:
         yield (
             "No trial has both a reconstruction error and a score of its match with the prior, so "

@@ -16,6 +16,7 @@ def checks(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
     yield from _search(sweep)
     yield from _measure(sweep, configs)
     yield from _constraints(sweep, configs)
+    yield from _samples(sweep, configs)
     match sweep.scheduler:
         case AshaScheduler():
             yield from _asha(sweep, sweep.scheduler, configs)
@@ -65,6 +66,17 @@ def _measure(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
         yield f"sweep.metric: {', '.join(names)} is measured on data.validation, which is missing"
 
 
+def _samples(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
+    names = [sweep.metric] if isinstance(sweep.metric, str) else list(sweep.metric)
+    for key, chosen in (("metric", names), ("constraints", list(sweep.constraints))):
+        scores = [name for name in chosen if name in metric_names.OF_SAMPLES]
+        if scores and any(config.evaluation.features is None for config in configs):
+            yield (
+                f"sweep.{key}: {', '.join(scores)} is measured by features only; set for example "
+                "evaluation.features=wavelet"
+            )
+
+
 def _constraints(sweep: Sweep, configs: Sequence[RunConfig]) -> Iterator[str]:
     methods = {config.method.kind for config in configs}
     for name in sweep.constraints:
@@ -79,7 +91,7 @@ def _is_measured(sweep: Sweep, configs: Sequence[RunConfig]) -> bool:
     """Return whether only an evaluation gives the score; losses come with every log point."""
     names = [sweep.metric] if isinstance(sweep.metric, str) else list(sweep.metric)
     of_evaluations = {n for c in configs for n in metric_names.evaluated(c.method.kind)}
-    of_evaluations.update(metric_names.OF_CLASSES)
+    of_evaluations.update(metric_names.OPTIONAL)
     return bool(sweep.constraints) or not of_evaluations.isdisjoint(names)
 
 

@@ -16,7 +16,7 @@ from aae_dist.storage import Storage
 from aae_dist.storage.documents import MAX_SWEEP_BYTES, read_document
 from aae_dist.sweeps import folder as files
 from aae_dist.sweeps.folder import STATES, SweepState, TrialState
-from aae_dist.sweeps.objective import PARETO_PICK, Objective, ranking, usual_num_samples
+from aae_dist.sweeps.objective import PARETO_PICK, Objective, ranking, usual_basis
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.sweeps.recommendation import SEED, Recommendation, ScoredTrial, recommend
 from aae_dist.tracking.sinks import finite
@@ -285,9 +285,9 @@ class Ledger:
         return recommend(self.objective, trials)
 
     def is_comparable(self, metrics: Mapping[str, float | None]) -> bool:
-        """Return whether a score is of as many samples as most trials' are."""
+        """Return whether a score is of the number of samples and features of most trials."""
         with self._guard:
-            usual = usual_num_samples(e.metrics for e in self.entries.values())
+            usual = usual_basis(e.metrics for e in self.entries.values())
         return is_comparable(self.objective.inputs, metrics, usual)
 
     def in_state(self, *states: TrialState) -> list[Entry]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from aae_dist.config.metric_names import NUM_SAMPLES, is_comparable
+from aae_dist.config.metric_names import BASIS, is_comparable
 from aae_dist.errors import ConfigError
 
 Mode = Literal["min", "max"]
@@ -165,22 +165,30 @@ def pareto_front(points: Sequence[Point], modes: Sequence[Mode]) -> list[int]:
     return _front([_cost(point, modes) for point in points])
 
 
-def usual_num_samples(trials: Iterable[Metrics]) -> float | None:
-    """Return of how many samples most trials' scores are, None where no trial has any."""
-    counts = Counter(n for metrics in trials if (n := metrics.get(NUM_SAMPLES)) is not None)
-    return max(counts, key=lambda n: (counts[n], n), default=None)
+def usual_basis(trials: Iterable[Metrics]) -> dict[str, float]:
+    """Return of how many samples, and of which features, most trials' scores are.
+
+    By the metrics of `BASIS`, without those that no trial has.
+    """
+    usual, known = dict[str, float](), list(trials)
+    for name in BASIS:
+        counts = Counter(n for metrics in known if (n := metrics.get(name)) is not None)
+        if counts:
+            usual[name] = max(counts, key=lambda n: (counts[n], n))
+    return usual
 
 
 def ranking(objective: Objective, trials: Sequence[Metrics]) -> list[int]:
     """Return the indices of the trials that have a score, best first; ties keep their order.
 
-    Scores of another number of samples than most trials' count as none. Trials that keep all
-    constraints come first, then the others by how far they are from keeping them.
+    Scores of another number of samples, or of other features, than most trials' count as none.
+    Trials that keep all constraints come first, then the others by how far they are from keeping
+    them.
 
     With several directions: the Pareto front first, then the front of the rest, and so on; within a
     front by the distance to its ideal point (see `PARETO_PICK`), so that the knee comes first.
     """
-    usual = usual_num_samples(trials)
+    usual = usual_basis(trials)
     points, broken = dict[int, Point](), dict[int, float]()
     for i, metrics in enumerate(trials):
         point, violation = objective.values(metrics), objective.violation(metrics)

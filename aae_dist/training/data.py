@@ -21,7 +21,7 @@ from aae_dist.data.format.manifest import join_classes
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator, classes_by
-from aae_dist.inference.trained_run import load_run
+from aae_dist.inference.trained_run import build_features, load_run
 from aae_dist.losses import COUNT_LOSSES, RECONSTRUCTION_LOSSES
 from aae_dist.models.counts import log_normalized
 from aae_dist.priors import Prior, build_prior
@@ -116,6 +116,7 @@ def open_data(
                 training=dataset,
                 classes=validation.manifest.names,
                 classes_by=classes_by(config),
+                features=build_features(config, shape, world.device),
             )
         inferred = _infer(config, dataset, order)
         notes = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from aae_dist.checkpoints.store import OnCheckpoint
 from aae_dist.config import RunConfig
-from aae_dist.config.metric_names import NUM_SAMPLES, is_comparable
+from aae_dist.config.metric_names import FEATURES, basis_of, is_comparable
 from aae_dist.data import Batch
 from aae_dist.data.bad_samples import Limits
 from aae_dist.data.unused import sum_counts
@@ -137,7 +137,9 @@ class Trainer:
         """Reset everything that counts from the first step, after a start or a rollback."""
         validation = self.setup.data.validation
         shards = "" if validation is None else validation.manifest.id
-        self.state.set_best_metric(f"{self.config.train.best_metric} of {shards}")
+        metric, evaluator = self.config.train.best_metric, self.setup.data.evaluator
+        by = evaluator.features_hash if evaluator and FEATURES in basis_of([metric]) else ""
+        self.state.set_best_metric(f"{metric} of {shards}{by}")
         self.comparison = RankComparison(self.setup.networks.named(), self.world)
         self.consensus = health.StopConsensus(self.world, self.state.step)
         self._saved_at = self._logged_at = time.monotonic()
@@ -316,11 +318,15 @@ class Trainer:
         value = evaluated.get(name)
         if value is None or not math.isfinite(value):
             return False
-        if state.best_num_samples is None:
-            state.best_num_samples = evaluated.get(NUM_SAMPLES)
-        if not is_comparable((name,), evaluated, state.best_num_samples):
+        counts = [n for n in basis_of((name,)) if n != FEATURES]
+        if state.best_num_samples is None and counts:
+            state.best_num_samples = evaluated.get(counts[0])
+        usual = (
+            {} if state.best_num_samples is None else dict.fromkeys(counts, state.best_num_samples)
+        )
+        if not is_comparable((name,), evaluated, usual):
             self.log(
-                f"{name} at step {state.step} is of {evaluated[NUM_SAMPLES]:g} samples, not of "
+                f"{name} at step {state.step} is of {evaluated[counts[0]]:g} samples, not of "
                 f"{state.best_num_samples:g} as before, so it is not compared with the best"
             )
             return False

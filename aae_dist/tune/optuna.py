@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.config.metric_names import BASIS
 from aae_dist.launch.optuna_study import OptunaStudy
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import Ledger
@@ -46,7 +46,7 @@ class OptunaSearcher(Searcher):
             return
         result = result or {}
         state = TrialState.FAILED if error else TrialState(result.get(STATE, TrialState.PRUNED))
-        compares = self._ledger.is_comparable({NUM_SAMPLES: result.get(NUM_SAMPLES)})
+        compares = self._ledger.is_comparable({name: result.get(name) for name in BASIS})
         count = len(self._ledger.objective.modes)
         scores = [result.get(f"{OBJECTIVE}{n}") for n in range(count)]
         values = tuple(score for score in scores if score is not None) if compares else ()

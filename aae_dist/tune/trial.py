@@ -13,7 +13,7 @@ from ray import tune
 from ray.train._internal.checkpoint_manager import _TrainingResult as TrainingResult  # type: ignore[attr-defined]
 
 from aae_dist.config import RunConfig
-from aae_dist.config.metric_names import NUM_SAMPLES
+from aae_dist.config.metric_names import BASIS
 from aae_dist.launch.ending import StopReason, StopToken, last_line
 from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.launch.trial_session import Channel, Ended, Session, train_here
@@ -163,8 +163,7 @@ class Trial(tune.Trainable):
         self._at_step = int(metrics.get("step", 0))
         result: dict[str, Any] = {"metrics": dict(metrics), "step": self._at_step}
         result |= {name: metrics.get(name, 0) for name in ("epoch", "samples_seen")}
-        if NUM_SAMPLES in metrics:
-            result[NUM_SAMPLES] = metrics[NUM_SAMPLES]
+        result |= {name: metrics[name] for name in BASIS if name in metrics}
         objective = self._task.objective
         values, violations = objective.values(metrics), objective.violations(metrics)
         if values is not None and violations is not None:

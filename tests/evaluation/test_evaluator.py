@@ -100,8 +100,8 @@ def test_samples_that_cannot_be_read_are_left_out_and_counted():
 def test_any_number_of_ranks_gives_the_same_metrics_and_the_same_error():
     bad = (0, 299, 650)
     alone = exact_metrics(single(), 700, bad)
-    assert "prior_match/mmd" in alone
-    for size in (2, 3):
+    assert {"prior_match/mmd", "samples/coverage"} <= alone.keys()
+    for size in (2, 5):  # of five ranks two have no chunk
         for metrics, error in run_ranks(metrics_and_error, size, 700, bad, 300):
             assert metrics == alone
             assert error == "no room for sample 300."  # which only one of the ranks reads

@@ -199,7 +199,7 @@ def test_optuna_is_told_of_no_score_that_does_not_compare(tmp_path):
     assert [trial.value for trial in searcher.optuna.study.trials] == [0.5, 0.5, None]
     assert len(ledger.ranked()) == 2
     line = SweepProgress(ledger, 1)._end_line(ledger.in_state("finished")[2])
-    assert "499 samples, other trials of another number: not compared" in line
+    assert "499 samples, other trials of another number or other features: not compared" in line
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from aae_dist.config.sections import Section
+from aae_dist.config.sections.model import IMPORT_PATH
 
 Urls = str | Annotated[tuple[str, ...], Field(min_length=1)]
 ROOTED = r"^[/~]"
@@ -172,6 +173,28 @@ class Train(Section):
     pictures and `load_run` then use the average."""
     device: Device = "auto"
     """auto: the GPU that the launcher assigned to the rank, else the CPU."""
+
+
+class OwnFeatures(Section):
+    """Features by a network of the user's: one of `path`, `run` and `export`."""
+
+    path: str | None = Field(default=None, pattern=IMPORT_PATH)
+    """`package.module:Class`, a torch module that maps images to rows of features; it is called
+    with sample_shape and `arguments`."""
+    arguments: dict[str, Any] = {}
+    """Further keyword arguments of the class."""
+    run: str | None = None
+    """URI of a run; the features are the codes of its newest checkpoint."""
+    export: str | None = None
+    """Path or URL of a program of torch.export, .pt2; load only those whose origin you trust."""
+
+
+class Evaluation(Section):
+    """What evaluations measure besides codes and reconstructions."""
+
+    features: Literal["wavelet"] | OwnFeatures | None = None
+    """Features by which samples and reconstructions are scored (docs/metrics.md). wavelet: sizes of
+    Haar wavelet coefficients, for images; or a network of your own; null: no scores of samples."""
 
 
 class Checkpoint(Section):

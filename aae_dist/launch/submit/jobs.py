@@ -75,11 +75,13 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 def local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Yield (key, path) for all that lies on a machine and not in a bucket."""
-    for section, key in PATHS:
-        value: str | tuple[str, ...] | None = getattr(getattr(config, section), key, None)
+    for keys in PATHS:
+        value: Any = config
+        for key in keys:
+            value = getattr(value, key, None)
         for path in [value] if value is None or isinstance(value, str) else value:
             if path and "://" not in path:
-                yield f"{section}.{key}", path
+                yield ".".join(keys), path
 
 
 def follow_or_stop(
