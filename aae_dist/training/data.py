@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.config import RunConfig
+from aae_dist.config.metric_names import FEATURES, basis_of
 from aae_dist.config.run_config import label_rule
 from aae_dist.config.sections.model import DataPrior, RunPrior
 from aae_dist.config.sections.run import Augment
@@ -77,6 +78,13 @@ class TrainingData:
             "image_shape": list(self.train.image_shape),
             "baseline_loss": self.baseline_loss,
         }
+
+    def best_metric_id(self, metric: str) -> str:
+        """Return what identifies the values of a metric that compare: validation data, features."""
+        shards = "" if self.validation is None else self.validation.manifest.id
+        by_features = self.evaluator is not None and FEATURES in basis_of((metric,))
+        features = self.evaluator.features_hash if self.evaluator and by_features else ""
+        return f"{metric} of {shards}{features}"
 
 
 def open_data(

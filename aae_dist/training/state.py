@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aae_dist.checkpoints.format import WeightAverage, load_weights, weights_to_use
+from aae_dist.config.metric_names import FEATURES, basis_of
 from aae_dist.data.bad_samples import BadSamples
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.methods.method import LabelledSet
@@ -102,6 +103,16 @@ class TrainState:
         if self.best_metric_id not in ("", metric_id):
             self.best = self.best_num_samples = None
         self.best_metric_id = metric_id
+
+    def other_num_samples(self, name: str, evaluated: Mapping[str, float]) -> float | None:
+        """Return the number of samples of a score that does not compare with those before."""
+        for basis in basis_of((name,)):
+            if basis == FEATURES or basis not in evaluated:
+                continue  # of other features, the best metric is another one
+            if self.best_num_samples is None:
+                self.best_num_samples = evaluated[basis]
+            return None if evaluated[basis] == self.best_num_samples else evaluated[basis]
+        return None
 
     def scale_lr(self, factor: float) -> None:
         """Multiply the configured learning rates of all phases by `factor`."""

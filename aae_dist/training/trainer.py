@@ -13,7 +13,6 @@ from typing import Any
 
 from aae_dist.checkpoints.store import OnCheckpoint
 from aae_dist.config import RunConfig
-from aae_dist.config.metric_names import FEATURES, basis_of, is_comparable
 from aae_dist.data import Batch
 from aae_dist.data.bad_samples import Limits
 from aae_dist.data.unused import sum_counts
@@ -135,11 +134,7 @@ class Trainer:
 
     def _start_interval(self) -> None:
         """Reset everything that counts from the first step, after a start or a rollback."""
-        validation = self.setup.data.validation
-        shards = "" if validation is None else validation.manifest.id
-        metric, evaluator = self.config.train.best_metric, self.setup.data.evaluator
-        by = evaluator.features_hash if evaluator and FEATURES in basis_of([metric]) else ""
-        self.state.set_best_metric(f"{metric} of {shards}{by}")
+        self.state.set_best_metric(self.setup.data.best_metric_id(self.config.train.best_metric))
         self.comparison = RankComparison(self.setup.networks.named(), self.world)
         self.consensus = health.StopConsensus(self.world, self.state.step)
         self._saved_at = self._logged_at = time.monotonic()
@@ -318,15 +313,9 @@ class Trainer:
         value = evaluated.get(name)
         if value is None or not math.isfinite(value):
             return False
-        counts = [n for n in basis_of((name,)) if n != FEATURES]
-        if state.best_num_samples is None and counts:
-            state.best_num_samples = evaluated.get(counts[0])
-        usual = (
-            {} if state.best_num_samples is None else dict.fromkeys(counts, state.best_num_samples)
-        )
-        if not is_comparable((name,), evaluated, usual):
+        if (num_samples := state.other_num_samples(name, evaluated)) is not None:
             self.log(
-                f"{name} at step {state.step} is of {evaluated[counts[0]]:g} samples, not of "
+                f"{name} at step {state.step} is of {num_samples:g} samples, not of "
                 f"{state.best_num_samples:g} as before, so it is not compared with the best"
             )
             return False
