@@ -36,7 +36,6 @@ def classification_error(found_n: Tensor, labels_n: Tensor) -> float:
 
 
 MIN_PROBED = 20
-NEIGHBOURS_ASKED = 5
 RIDGE = 1e-3
 """Penalty of the linear probe, in units of the standardized codes' number."""
 
@@ -62,7 +61,7 @@ def probe_errors(codes_nZ: Tensor, labels_n: Tensor) -> dict[str, float]:
 
 def _nearest_labels(fitted_nZ: Tensor, one_hot_nK: Tensor, asked_mZ: Tensor) -> Tensor:
     # Nearer neighbours count a little more, so that no vote is tied.
-    count = min(NEIGHBOURS_ASKED, len(fitted_nZ))
+    count = min(NEIGHBOURS, len(fitted_nZ))
     votes_k = 1 - torch.arange(count, dtype=torch.float64) / 100
     found = []
     for part in asked_mZ.split(ROWS_AT_ONCE):
