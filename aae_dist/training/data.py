@@ -80,7 +80,7 @@ class TrainingData:
         }
 
     def best_metric_id(self, metric: str) -> str:
-        """Return what identifies the values of a metric that compare: validation data, features."""
+        """Return the identity of comparable values of a metric: validation data and features."""
         shards = "" if self.validation is None else self.validation.manifest.id
         by_features = self.evaluator is not None and FEATURES in basis_of((metric,))
         features = self.evaluator.features_hash if self.evaluator and by_features else ""

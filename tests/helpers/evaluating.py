@@ -72,6 +72,9 @@ class Networks:
     def decode(self, z: Tensor, images: Tensor | None = None) -> Tensor:
         return (z.to(self.weight.dtype) @ self.weight.T).sigmoid().unflatten(1, (1, 4, 4))
 
+    def represent(self, z: Tensor) -> Tensor:
+        return z
+
     def discriminate(self, z: Tensor) -> Tensor | None:
         return z.to(self.weight.dtype)[:, 0] if self.with_discriminator else None
 
