@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 
 import torch
@@ -77,6 +78,10 @@ class TrainedRun:
             networks, build_posterior(self.config.posterior, self.config.prior)
         )
 
+    def __repr__(self) -> str:
+        about = f"prior {self.config.prior.kind}, latent_dim {self.config.model.latent_dim}"
+        return f"<TrainedRun {self.config.run.name}, step {self.step:,}, {about}: {self.uri}>"
+
     def encode(
         self,
         images: Values,
@@ -150,8 +155,11 @@ class TrainedRun:
                 all classes, as the prior mixes them.
 
         Raises:
-            ValueError: the prior has no classes, or not these, or there are not `num` labels.
+            ValueError: `num` is negative; the prior has no classes, or not these; or there are not
+                `num` labels.
         """
+        if num < 0:
+            raise ValueError(f"num should be a whole number from 0 on; got {num}")
         source = generator or keyed_generator(self.config.run.seed, "samples of a trained run")
         if labels is None:
             return self.decode(self.prior.sample(num, source))
@@ -350,7 +358,9 @@ def build_features(config: RunConfig, shape: SampleShape, device: torch.device) 
 
 
 def load_run(
-    uri: str, device: str | torch.device = "cpu", checkpoint: str | int = "newest"
+    uri: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    checkpoint: str | int = "newest",
 ) -> TrainedRun:
     """Load a run from one of its checkpoints.
 
@@ -367,7 +377,7 @@ def load_run(
         LaunchError: the storage cannot be read.
         ConfigError: the device is a GPU, and there is none.
     """
-    where = torch.device(device)
+    where, uri = torch.device(device), os.fspath(uri)
     if where.type == "cuda":
         check_cuda(str(device))
     if not str(checkpoint).isdecimal() and checkpoint not in ("best", "newest"):

@@ -331,7 +331,7 @@ class Method(ABC):
         return self.reconstruction_error(part, z_BZ)
 
     def reconstruction_error(self, part: MicroBatch, z_BZ: Tensor) -> Tensor:
-        """Return the weighted error of decoding `z_BZ`, with the penalty of heads, a scalar."""
+        """Return the weighted error of decoding a part's codes, plus heads' penalty: a scalar."""
         x_hat_BCHW = self.modules.decoder(z_BZ)
         error = part.weights_B @ self.modules.reconstruction_loss(x_hat_BCHW, part.x_BCHW)
         if self.heads is None:

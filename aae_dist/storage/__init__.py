@@ -58,8 +58,9 @@ def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: b
         # Plain http sends data and keys unencrypted: fine within the machine alone.
         scheme == "http" and not base.is_loopback(name or "")
     ):
+        advice = "Download it first: aae-dist pull. " if scheme == "hf" else ""
         raise LaunchError(
-            f"{uri}: addresses of the kind {scheme}: are not supported. "
+            f"{uri}: addresses of the kind {scheme}: are not supported. {advice}"
             "Use a local path, file://, s3://, gs://, az://, or https:// to read."
         )
     if not host:

@@ -199,3 +199,14 @@ def test_data_of_ones_own_can_be_opened(run: aae_dist.TrainedRun, tmp_path: Path
     save_run(tmp_path / "blind", data={"train": "builtin://digits/train"})
     with pytest.raises(ConfigError, match="trained without data.validation"):
         aae_dist.load_run(str(tmp_path / "blind")).evaluate()
+
+
+def test_a_run_is_loaded_from_a_path_and_shows_what_it_is(tmp_path: Path) -> None:
+    save_run(tmp_path)
+    run = aae_dist.load_run(tmp_path)
+    text = f"<TrainedRun saved, step 7, prior gaussian, latent_dim 2: {tmp_path}>"
+    assert repr(run) == text
+    with pytest.raises(ValueError, match="num should be a whole number from 0 on"):
+        run.sample(-1)
+    with pytest.raises(LaunchError, match="Download it first: aae-dist pull"):
+        aae_dist.load_run("hf://somebody/run")
