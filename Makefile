@@ -30,24 +30,21 @@ quickstart: install
 	$(BIN)/aae-dist train configs/quickstart.yaml run.storage=$(STORAGE)
 
 # Two test processes of one thread each: a test file stays in one process. Ray installs handlers and
-# threads of its own in the process it is used in, and wants the machine: its tests run apart, each
-# file in a process of its own, since one that had left a cluster crashed in Ray's code later on.
+# threads of its own in the process it is used in, and wants the machine: its tests run apart, on one
+# cluster for all of them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
-RAY_FILES := $(shell grep -rl "mark\.ray" tests --include="test_*.py" | sort)
-# Of some files nothing is chosen, which pytest calls 5.
-pytest_ray = for file in $(RAY_FILES); do $(PYTEST) -m $(1) $$file || [ $$? = 5 ] || exit 1; done
 
 test: dev $(VENV)/.compiled
 	$(PYTEST) $(PARALLEL) -m "not slow and not ray"
-	@$(call pytest_ray,"ray and not slow")
+	$(PYTEST) -m "ray and not slow"
 
 test-unit: dev
 	$(PYTEST) $(PARALLEL) -m "not run and not distributed and not ray and not slow"
 
 test-all: dev $(VENV)/.compiled
 	$(PYTEST) $(PARALLEL) -m "not ray"
-	@$(call pytest_ray,"ray")
+	$(PYTEST) -m ray
 
 # Everything but the launcher on Ray and the W&B sink must run where neither is installed.
 ENGINE := $(VENV)-engine

@@ -33,15 +33,16 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 START_SECONDS = 60.0
-RANKS_SECONDS = 240
-"""Longest test that starts ranks: a busy machine takes a minute to import torch in the first."""
+RUN_SECONDS = 240
+"""Longest test that starts a run or ranks: a busy machine takes a minute to import torch."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that start ranks more time, unless they say how much."""
+    """Give tests that start runs or ranks more time, unless they say how much."""
     for item in items:
-        if item.get_closest_marker("distributed") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(RANKS_SECONDS))
+        starts = any(map(item.get_closest_marker, ("run", "distributed")))
+        if starts and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(RUN_SECONDS))
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_two_ranks_of_a_node_share_one_download_through_faults(
         subprocess.Popen([*command, str(rank), json.dumps(settings)], stdout=subprocess.PIPE)
         for rank in range(2)
     ]
-    got = [json.loads(rank.communicate(timeout=50)[0]) for rank in ranks]
+    got = [json.loads(rank.communicate(timeout=200)[0]) for rank in ranks]
     for rank, digests in enumerate(got):
         rows = [batch[2 * rank : 2 * rank + 2].numpy().tobytes() for batch in expected]
         assert digests == [sha256(each).hexdigest() for each in rows]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.fleet import finish, fleet
 from helpers.runs import (
     command,
     final_tensors,
@@ -43,12 +44,22 @@ def assert_same_metrics(broken: str, unbroken: str) -> None:
     assert comparable(broken) == comparable(unbroken)
 
 
+def test_killed_ranks_end_bit_equal(tmp_path: Path) -> None:
+    items = (f"run.storage={tmp_path}", f"train.steps={STEPS}", "checkpoint.every_steps=20")
+    finish(tmp_path, *items, "run.name=whole")
+    with fleet(tmp_path, *items, "run.name=broken") as ranks:
+        while not list(tmp_path.glob("broken/checkpoints/*/MANIFEST.json")):
+            assert ranks.processes[0].is_alive(), ranks.text()
+            time.sleep(0.02)
+        time.sleep(random.uniform(0.0, 0.5))
+    assert "resuming" in finish(tmp_path, *items, "run.name=broken")
+    assert_bit_equal(f"{tmp_path}/broken", f"{tmp_path}/whole")
+    assert_same_metrics(f"{tmp_path}/broken", f"{tmp_path}/whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ranks", "on_s3"),
-    [
-        pytest.param(2, False, id="2 local"),
-        pytest.param(3, True, id="3 on S3", marks=pytest.mark.slow),
-    ],
+    ("ranks", "on_s3"), [pytest.param(2, False, id="2 local"), pytest.param(3, True, id="3 on S3")]
 )
 def test_killed_run_ends_bit_equal(
     ranks: int, on_s3: bool, tmp_path: Path, request: pytest.FixtureRequest, row

@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.arrays import digits, small
 from helpers.sweeps import SEEDS, command, finish, start
 
+import aae_dist
 from aae_dist.cli import main
 from aae_dist.config import load_config
 from aae_dist.launch.local_sweep import num_slots
@@ -122,6 +125,20 @@ def test_a_trial_that_cannot_run_fails_with_its_cause_and_leaves_the_others(tmp_
     good, bad = read_sweep(str(tmp_path / "sweep")).trials
     assert (good.state, bad.state) == ("finished", "failed")
     assert "nowhere" in str(bad.cause)
+
+
+def test_a_sweep_from_python_on_samples_in_memory_needs_no_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "aae_dist.tune.sweep", None)  # importing it fails
+    space = {"model": {"latent_dim": {"grid": [3]}}}
+    sweep = {"name": "sweep", "metric": "loss/reconstruction", "space": space}
+    x, _ = digits(200)
+    config = small(tmp_path, launch={"kind": "local"}, sweep=sweep)
+    found = aae_dist.tune(config, x)
+    assert (found.state, [t["state"] for t in found.trials]) == ("finished", ["finished"])
+    assert found.run.encode(x[:5]).shape == (5, 3)
+    assert aae_dist.tune(config, x).trials == found.trials
 
 
 def test_asha_and_optuna_run_without_ray(tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ STARTS = 4
 WORKERS = "on-demand"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests come last that join the cluster in this process.
+
+    A process that had left a cluster crashed in Ray's code later on, when it used Ray again.
+    """
+    items.sort(key=lambda item: "joined" in getattr(item, "fixturenames", ()))
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A head and a worker node of two CPUs: their addresses, and the environment of a driver."""

@@ -9,6 +9,7 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -110,6 +111,52 @@ def test_on_a_terminal_the_driver_shows_a_bar_and_no_lines_of_progress(joined, t
     assert "(100 %)" not in text  # lines of progress are for logs
 
 
+PYTHON = """
+import json, sys
+import numpy as np
+import aae_dist
+
+run, sweep = (json.loads(argument) for argument in sys.argv[1:])
+x = np.random.default_rng(0).integers(0, 256, (320, 1, 8, 8), dtype=np.uint8)
+trained = aae_dist.train(run, x, validation=0.1)
+again = aae_dist.train(run, x, validation=0.1)
+tuned = aae_dist.tune(sweep, x)
+print(json.dumps([
+    [trained.state, trained.step, again.state, trained.run.encode(x[:7]).shape],
+    [tuned.state, [trial["state"] for trial in tuned.trials], tuned.run.encode(x[:7]).shape],
+]))
+"""
+
+
+def test_a_run_and_a_sweep_from_python_on_samples_in_memory(cluster, tmp_path):
+    run = {
+        "run": {"name": "run", "storage": str(tmp_path)},
+        "model": {"latent_dim": 3, "encoder_widths": [16], "decoder_widths": [16]},
+        "train": {"steps": 8, "global_batch_size": 32, "evaluate_every_steps": 4},
+        "launch": {"kind": "ray", "workers": 2},
+        "wandb": {"mode": "disabled"},
+    }
+    space = {"run": {"seed": {"grid": [0, 1]}}}
+    sweep = {
+        **run,
+        "run": {"storage": str(tmp_path)},
+        "launch": {"kind": "ray", "workers": 1},
+        "sweep": {"name": "sweep", "metric": "loss/reconstruction", "space": space},
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PYTHON, json.dumps(run), json.dumps(sweep)],
+        env={**os.environ, **cluster.environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    of_run, of_sweep = json.loads(done.stdout.splitlines()[-1])
+    assert of_run == ["finished", 8, "already_finished", [7, 3]]
+    assert of_sweep == ["finished", ["finished", "finished"], [7, 3]]
+    assert "with 2 ranks" in done.stdout
+
+
 def test_a_finished_run_is_answered_without_starting_ray(configure, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert launch(configure("train.steps=2", "launch.kind=local")).state == "finished"
@@ -138,9 +185,9 @@ def test_a_busy_cluster_is_waited_for_and_given_up(joined, configure, capfd):
     ray.init(log_to_driver=False, logging_level="ERROR")
     try:
         ray.get(placement_group([{"CPU": 1}]).ready(), timeout=120)
-        with pytest.raises(LaunchError, match=r"waited 0\.2 min for 2 workers x \(1 CPU\); free 1"):
-            launch(configure("launch.max_wait_minutes=0.2", "train.steps=1"))
+        with pytest.raises(LaunchError, match=r"waited 0\.05 min for 2 workers x \(1 CPU\)"):
+            launch(configure("launch.max_wait_minutes=0.05", "train.steps=1"))
     finally:
         ray.shutdown()
     said = capfd.readouterr().out
-    assert "waiting for room on the cluster (min 0 of 0.2): wanted 2 workers" in said
+    assert "waiting for room on the cluster (min 0 of 0.05): wanted 2 workers" in said

@@ -250,7 +250,7 @@ def test_a_diverged_run_ends_with_its_own_error_after_the_configured_number(tmp_
 def test_the_command_of_a_run_that_diverges_exits_3(tmp_path: Path) -> None:
     items = [f"run.storage={tmp_path}", "run.name=run", NO_VALIDATION, "train.steps=100"]
     items += [DIVERGES, "method.balance=none"]
-    assert run_command(command(*items), tmp_path / "log.txt", timeout=55) == 3
+    assert run_command(command(*items), tmp_path / "log.txt") == 3
     last = (tmp_path / "log.txt").read_text().splitlines()[-1]
     assert last.startswith("aae-dist: training diverged: ")
     assert (tmp_path / "run" / "pictures" / "losses.png").exists()  # no evaluation has drawn them
