@@ -32,6 +32,8 @@ FILES = re.compile(
     r"|checkpoints/step-\d{9,}/((MANIFEST|config|data)\.json|(model|prior)\.safetensors))\Z"
 )
 """Files of a shared folder: what is pushed and pulled."""
+KEPT = ("data", "model", "posterior", "prior", "method", "phases", "train")
+"""Sections that are shared; of `run` the name and the seed are."""
 PUBLIC = "builtin://"
 NOT_SHARED = "not-shared"
 """Stands in the configuration for an address that stays private."""
@@ -88,7 +90,7 @@ def shared_config(config: RunConfig) -> RunConfig:
         ConfigError: an argument of a class of one's own names a place.
     """
     tree = config.model_dump(mode="json")
-    kept = {name: tree[name] for name in ("data", "model", "posterior", "prior", "method", "train")}
+    kept = {name: tree[name] for name in KEPT}
     kept["run"] = {name: tree["run"][name] for name in ("name", "seed")}
     kept["launch"] = {"kind": "local"}
     kept["train"].pop("device")

@@ -11,9 +11,13 @@ from helpers.trained import save_run
 import aae_dist
 from aae_dist.api.card import Card
 from aae_dist.api.sharing import FILES, share, shared_config
-from aae_dist.config import config_from_tree
+from aae_dist.config import config_from_tree, load_config
+from aae_dist.config.load import GivenTree
+from aae_dist.config.yaml import parse
 from aae_dist.errors import ConfigError
 from aae_dist.storage import open_storage
+
+ROOT = Path(__file__).parents[2]
 
 
 def write(tmp_path: Path, step: int = 7, **sections: Any) -> Path:
@@ -53,11 +57,23 @@ def test_a_run_that_trains_is_not_written_into(tmp_path: Path) -> None:
         share(run, open_storage(str(tmp_path / "run")), Card())
 
 
-def test_vectors_are_not_pictured_but_shared(tmp_path: Path) -> None:
-    out = write(tmp_path, shape=(1, 1, 5), model={"decoder_output": "linear"})
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"shape": (1, 1, 5), "model": {"decoder_output": "linear"}},
+        {"shape": (1, 1, 9), "model": {"decoder_output": "linear"},
+         "method": {"reconstruction_loss": "zinb"}},
+        {"shape": (2, 16), "model": {"kind": "conv", "encoder_width": 4, "decoder_width": 4},
+         "data": {"train": "x", "layout": "NCL", "image_keys": ["npy"]}},
+    ],
+)  # fmt: skip
+def test_vectors_counts_and_signals_are_not_pictured_but_shared(
+    tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    out = write(tmp_path, **sections)
     assert not (out / "samples.png").exists()
     assert "samples.png" not in (out / "README.md").read_text()
-    assert aae_dist.load_run(str(out)).sample(2).shape == (2, 1, 1, 5)
+    assert aae_dist.load_run(str(out)).sample(2).shape == (2, *sections["shape"])
 
 
 def config(**sections: Any) -> Any:
@@ -81,6 +97,18 @@ def test_places_and_accounts_are_left_out_and_what_ships_stays() -> None:
     assert (found.prior.vectors, found.run.init_from, found.run.seed) == ("not-shared", None, 3)
     assert found.train.device == "auto"
     assert "/home" not in json.dumps(found.model_dump(mode="json")).replace("~/aae_dist/runs", "")
+
+
+def test_every_ready_configuration_is_shared_without_places() -> None:
+    files = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweep"]
+    assert len(files) > 40
+    own = "run: {name: x, storage: /secret/runs}\ndata: {train: s3://secret/x}\ntrain: {steps: 5}"
+    base = GivenTree("base", parse(own, "base"))
+    for path in files:
+        given = load_config([base, path]).config
+        text = shared_config(given).model_dump_json()
+        assert "secret" not in text, path
+        assert shared_config(given).phases == given.phases
 
 
 @pytest.mark.parametrize("place", ["/home/me/w.pt", "~/w", "s3://b/w", "C:\\w", "../w"])
