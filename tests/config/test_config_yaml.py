@@ -89,10 +89,10 @@ def test_bad_yaml_is_refused_with_its_line(text, line, reason):
 def test_aliases_that_multiply_are_refused_quickly():
     laughs = ["a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
     laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(YamlProblem, match="more than 20000 values"):
         parse("\n".join(laughs), "x.yaml")
-    assert time.monotonic() - started < 5.0
+    assert time.process_time() - started < 5.0
 
 
 def test_maps_that_multiply_are_refused_too():

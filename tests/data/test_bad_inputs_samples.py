@@ -119,11 +119,11 @@ BAD_IMAGES = {
 @pytest.mark.parametrize("name", BAD_IMAGES)
 def test_a_bad_image_is_a_counted_hole(folder: Path, name: str) -> None:
     data, reason = BAD_IMAGES[name]
-    started = time.monotonic()
+    started = time.process_time()
     dataset = opened(folder, {"png": data})
     with nothing_but(folder):
         assert_hole(dataset, reason)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 ODD_IMAGES = {

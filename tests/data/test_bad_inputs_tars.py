@@ -69,10 +69,10 @@ def keys(data: bytes, name: str = "a.tar") -> list[str]:
     """Return the keys of a shard with these bytes; nothing beside it may be opened or run."""
     path = Path(name).absolute()
     path.write_bytes(data)
-    started = time.monotonic()
+    started = time.process_time()
     with nothing_but(path.parent):
         found = ShardReader(Shard(str(path.parent), name, -1, len(data)), check_count=False)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     return found.index.keys
 
 

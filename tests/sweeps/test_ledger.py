@@ -250,7 +250,7 @@ def test_nobody_waits_for_a_storage_that_does_not_answer(tmp_path, monkeypatch):
     monkeypatch.setattr("aae_dist.sweeps.ledger.WRITE_SECONDS", -1.0)
     ledger.write(force=False)
     assert ledger.counts()["running"] == 4
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25  # the storage answers after 30
     answers.set()
     ledger.write("interrupted")
     files = [f"trials/{name}/trial.json" for name in names]

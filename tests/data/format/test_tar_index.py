@@ -28,6 +28,6 @@ def test_every_short_name_is_split_as_webdataset_splits_it(length: int) -> None:
 @pytest.mark.parametrize("end", ["x", ".x", "\n.x", "./.x"])
 def test_the_longest_names_take_no_time(end: str) -> None:
     # The expression took hours for these: 500,000 slashes, each tried as the last one.
-    started = time.monotonic()
+    started = time.process_time()
     assert _key_and_suffix("a/" * 500_000 + end)[1] in ("", "x")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
