@@ -59,7 +59,7 @@ WITH_LABELS = {
         "without adversaries", (f"method.weight={OFF}", "method.distance_weight=0")
     ),
     "unreconstructed": Variant("without reconstruction", off("reconstruction")),
-    "labels": Variant("labels alone", ("method.balance=none", *off("reconstruction", "generator"))),
+    "labels": Variant("labels alone", off("reconstruction", "generator")),
 }
 CLUSTERS = {
     **OURS,
@@ -182,6 +182,7 @@ def overrides(row: Row, name: str, variant: Variant, options: argparse.Namespace
         *(f"train.steps={steps}", f"train.global_batch_size={options.batch}"),
         *(f"train.log_every_steps={per_epoch // 2}", f"checkpoint.every_steps={5 * per_epoch}"),
         f"train.evaluate_every_steps={max(1, steps // options.evaluations)}",
+        f"train.precision={options.precision}",
         *("launch.kind=local", "launch.cpus_per_worker=1", "wandb.mode=disabled"),
         *variant.items,
     ]
@@ -195,6 +196,7 @@ def settings(key: str, variant: str, seed: int, options: argparse.Namespace) -> 
     return {
         **{"row": key, "variant": variant, "seed": seed},
         **{"epochs": options.epochs, "width": options.width, "batch": options.batch},
+        "precision": options.precision,
     }
 
 
@@ -322,6 +324,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=5, help="per trial")
     parser.add_argument("--width", type=int, default=400)
     parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--parzen-samples", type=int, default=10_000)
     parser.add_argument("--print", action="store_true", help="only write the page again")
     options = parser.parse_args()

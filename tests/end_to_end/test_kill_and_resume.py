@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 STEPS = 400
 
 
-def assert_bit_equal(broken: str, unbroken: str) -> None:
-    got, expected = final_tensors(broken, STEPS), final_tensors(unbroken, STEPS)
+def assert_bit_equal(broken: str, unbroken: str, steps: int = STEPS) -> None:
+    got, expected = final_tensors(broken, steps), final_tensors(unbroken, steps)
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         if isinstance(value, torch.Tensor):
@@ -85,3 +85,42 @@ def test_killed_run_ends_bit_equal(
     assert_bit_equal(f"{storage}/broken", f"{storage}/whole")
     assert_same_metrics(f"{storage}/broken", f"{storage}/whole")
     line.seen.append("bit-equal")
+
+
+CLASS_PART = "{dims: 10, prior: {kind: categorical}}"
+GIVEN_PART = "{dims: 10, prior: {kind: categorical}, given: label}"
+WITH_LABELS = {
+    "semi_supervised": (
+        "method={kind: semi_supervised, smoothness: 0.5}",
+        "data.labelled=builtin://digits/train",
+        f"prior={{kind: product, parts: [{CLASS_PART}, {{dims: 2}}]}}",
+        "model={latent_dim: 12, cluster_heads: {}}",
+    ),
+    "label_guided": ("method.kind=label_guided", "prior.kind=mixture"),
+    "given": (
+        f"prior={{kind: product, parts: [{GIVEN_PART}, {{dims: 2}}]}}",
+        "model.latent_dim=12",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "semi_supervised",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("label_guided", "given")),
+    ],
+)
+def test_a_killed_run_that_reads_labels_ends_bit_equal(name: str, tmp_path: Path) -> None:
+    items = [*WITH_LABELS[name], "train.steps=80", "checkpoint.every_steps=20"]
+    log, place = tmp_path / "log.txt", [f"run.storage={tmp_path}"]
+    unbroken, broken = (command(*items, *place, f"run.name={n}") for n in ("whole", "broken"))
+    assert run(unbroken, log) == 0, log.read_text()[-3000:]
+    process = start(broken, log)
+    wait_for_checkpoint(f"{tmp_path}/broken", process, log)
+    kill_all(process)
+    log.write_text("")
+    assert run(broken, log) == 0, log.read_text()[-3000:]
+    assert "resuming" in log.read_text()
+    assert_bit_equal(f"{tmp_path}/broken", f"{tmp_path}/whole", 80)
+    assert_same_metrics(f"{tmp_path}/broken", f"{tmp_path}/whole")
