@@ -45,7 +45,7 @@ def check_network(
 ) -> None:
     """Raise ConfigError unless the network maps `inputs` to `shape`, each row by itself.
 
-    If it `trains`, gradients must reach all of its parameters.
+    If it `trains`, gradients must reach all of its parameters. `key` names the network in errors.
     """
     try:
         text = _problem_of_results(network, inputs, shape)

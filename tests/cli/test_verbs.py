@@ -174,7 +174,7 @@ def test_an_override_that_would_do_nothing_is_refused(
     argv = ["reconstruct", run, "--out", str(tmp_path / "x.png"), "launch.workers=2"]
     assert main(argv) == 2
     assert (
-        "launch.workers=2: here only data.* and train.device may be overridden"
+        "launch.workers=2: here only data.*, evaluation.* and train.device may be overridden"
         in capsys.readouterr().err
     )
     assert main(["evaluate", run, "data.resise=cover"]) == 2

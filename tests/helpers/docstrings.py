@@ -105,6 +105,11 @@ def _of_function(name: str, function: Any, context: str, own: str) -> Iterator[s
 def _raised(function: Any) -> set[str]:
     """Return the names of the classes in the `raise` statements of a function."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try) and any(
+            ast.unparse(h.type or node) == "Exception" for h in node.handlers
+        ):
+            node.body = []  # what is raised there does not leave the function
     calls = [
         node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         for node in ast.walk(tree)
