@@ -9,7 +9,7 @@ from helpers.arrays import digits, small
 import aae_dist
 from aae_dist.inference.trained_run import load_run
 
-pytestmark = [pytest.mark.run, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.run
 
 
 class Recording(aae_dist.Callback):

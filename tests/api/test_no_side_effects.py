@@ -18,7 +18,7 @@ from helpers.arrays import digits, small
 
 import aae_dist
 
-pytestmark = [pytest.mark.run, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.run
 
 
 def state() -> dict[str, Any]:

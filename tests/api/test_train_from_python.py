@@ -1,9 +1,6 @@
 """`aae_dist.train` on samples in memory: the same run as on shards, resumable, exactly once."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,11 +9,13 @@ import pytest
 import torch
 from helpers.arrays import digits, small
 from helpers.equality import assert_bit_equal
+from helpers.python_runs import interrupt_itself, train_slowly
+from helpers.ranks import CONTEXT
 
 import aae_dist
 from aae_dist.data.arrays import Arrays, hold
 
-pytestmark = [pytest.mark.run, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.run
 
 LOSSES = ("loss/", "prior_match/", "reconstruction/", "samples_seen")
 
@@ -81,33 +80,15 @@ def test_every_sample_is_trained_on_once_per_epoch(tmp_path: Path) -> None:
         assert sorted(seen[130 * epoch : 130 * (epoch + 1)].tolist()) == list(range(130))
 
 
-KILLED = """
-import sys
-import aae_dist
-from helpers.arrays import digits, small
-
-class Slow(aae_dist.Callback):
-    def on_log(self, metrics):
-        import time
-        time.sleep(0.3)
-
-config = small(sys.argv[1], run={"name": "killed"}, checkpoint={"every_steps": 4})
-aae_dist.train(config, digits(), [Slow()])
-"""
-
-
-@pytest.mark.timeout(120)
 def test_a_killed_run_started_again_is_bit_equal(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
+    process = CONTEXT.Process(target=train_slowly, args=(tmp_path,))
+    process.start()
     first = tmp_path / "killed" / "checkpoints" / "step-000000008" / "MANIFEST.json"
     while not first.exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    process.join()
     again = small(tmp_path, run={"name": "killed"}, checkpoint={"every_steps": 4})
     result = aae_dist.train(again, digits(), progress=False)
     whole = aae_dist.train(small(tmp_path, run={"name": "whole"}), digits(), progress=False)
@@ -171,30 +152,16 @@ def test_a_torch_dataset_trains_as_its_arrays_do(tmp_path: Path) -> None:
     assert of_dataset.state == "already_finished"
 
 
-INTERRUPTED = """
-import os, signal, sys
-import aae_dist
-from helpers.arrays import digits, small
-
-class Interrupt(aae_dist.Callback):
-    def on_log(self, metrics):
-        os.kill(os.getpid(), int(sys.argv[2]))
-
-config = small(sys.argv[1], run={"name": "stopped"})
-result = aae_dist.train(config, digits(200), [Interrupt()], progress=False)
-print(result.state, result.step)
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_saves_and_returns(tmp_path: Path, number: int) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path), str(int(number))]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ends = CONTEXT.Queue()
+    process = CONTEXT.Process(target=interrupt_itself, args=(tmp_path, int(number), ends))
+    process.start()
     if number == signal.SIGINT:
-        assert (done.returncode, done.stdout) == (0, "interrupted 4\n"), done.stderr
-    else:  # the process ends as it would have without a run
-        assert done.returncode == -signal.SIGTERM
+        assert ends.get(timeout=150) == ("interrupted", 4)
+    process.join()
+    # After SIGTERM the process ends as it would have without a run.
+    assert process.exitcode == (0 if number == signal.SIGINT else -signal.SIGTERM)
     result = aae_dist.train(small(tmp_path, run={"name": "stopped"}), digits(200), progress=False)
     assert (result.state, result.step) == ("finished", 24)
     assert [r["step"] for r in result.history] == [4, 8, 12, 16, 20, 24]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import VALIDATION
 
 from aae_dist.cli import main
 
@@ -16,6 +17,7 @@ SMALL = [
     "launch.kind=local",
     "wandb.mode=disabled",
     "train.steps=3",
+    VALIDATION,
     "train.evaluate_every_steps=null",
     "model={encoder_widths: [8], decoder_widths: [8], discriminator_widths: [8]}",
 ]

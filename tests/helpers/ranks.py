@@ -16,7 +16,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 """Starts processes that have imported what ranks need: 0.02 s of CPU time each rather than 3 s."""
 CONTEXT.set_forkserver_preload(
     [
-        *("helpers.measures", "helpers.fleet", "torch._dynamo", "aae_dist.cli.train"),
+        *("helpers.measures", "helpers.fleet", "helpers.python_runs"),
+        *("torch._dynamo", "aae_dist.cli.train"),
         *("aae_dist.launch.local", "aae_dist.evaluation.pictures", "aae_dist.tracking"),
     ]
 )

@@ -14,15 +14,19 @@ from safetensors.torch import load
 import aae_dist
 from aae_dist.storage import open_storage
 
+VALIDATION = (
+    f"data.validation={Path(aae_dist.__file__).parent}/data/builtin/digits/validation/000.tar.gz"
+)
+"""Half of the digits' 2,000: an evaluation takes half the time."""
 TINY = (
     "data.train=builtin://digits/train",
-    f"data.validation={Path(aae_dist.__file__).parent}/data/builtin/digits/validation/000.tar.gz",
+    VALIDATION,
     "model={latent_dim: 2, encoder_widths: [48], decoder_widths: [48], discriminator_widths: [48]}",
     "train.global_batch_size=48",
     "train.log_every_steps=10",
     "wandb.mode=disabled",
 )
-"""Overrides of a run whose steps take milliseconds; it is evaluated on half the digits' 2,000."""
+"""Overrides of a run whose steps take milliseconds."""
 
 
 def command(*items: str, ranks: int = 1) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.arrays import digits, small
+from helpers.runs import VALIDATION
 from helpers.sweeps import SEEDS, command, finish, start
 
 import aae_dist
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.run, pytest.mark.timeout(900)]
 
 LOCAL = (SEEDS, "launch.kind=local", "sweep.max_concurrent=2")
 SCORED = (
-    "data.validation=builtin://digits/validation",
+    VALIDATION,
     "sweep.metric=reconstruction/mse",
     "sweep.constraints={prior_match/c2st: 0.4}",
 )
