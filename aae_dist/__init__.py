@@ -16,6 +16,7 @@ from aae_dist.version import __version__
 
 if TYPE_CHECKING:
     from aae_dist import data, losses, methods, metrics, models, priors
+    from aae_dist.api.anndata import from_anndata
     from aae_dist.api.callbacks import Callback
     from aae_dist.api.config import load_config
     from aae_dist.api.hub import pull, push
@@ -42,6 +43,7 @@ __all__ = [
     "TrainingResult",
     "__version__",
     "data",
+    "from_anndata",
     "load_config",
     "load_run",
     "losses",
@@ -65,6 +67,7 @@ _MODULES = {
     "SweepResult": "api.sweeping",
     "TrainedRun": "inference.trained_run",
     "TrainingResult": "api.result",
+    "from_anndata": "api.anndata",
     "load_config": "api.config",
     "load_run": "inference.trained_run",
     "pack": "api.packing",

@@ -13,6 +13,7 @@ from torch import Tensor
 from aae_dist.config.sections.run import Layout
 from aae_dist.data.arrays import Arrays
 from aae_dist.data.decode.sample import NO_LABEL, channels_first
+from aae_dist.data.sparse import SparseRows
 from aae_dist.errors import DataError
 
 MEMORY_FRACTION = 0.5
@@ -27,8 +28,9 @@ def as_arrays(data: Any, layout: Layout | None = None, name: str = "data") -> Ar
     Args:
         data: `x` or `(x, y)`, arrays or tensors; or a `torch.utils.data.Dataset` of known length
             whose samples are `x` or `(x, y)`, which is read once. x are uint8 or floats: images (N,
-            C, H, W), (N, H, W, C) or (N, H, W); signals; volumes; or vectors, floats (N, D). Floats
-            are kept as float32. y are integers (N), -1 for no label.
+            C, H, W), (N, H, W, C) or (N, H, W); signals; volumes; or vectors, floats (N, D), also
+            as a sparse matrix of SciPy. Floats are kept as float32. y are integers (N), -1 for no
+            label.
         layout: what each dimension of x is, as in `data.layout`. Signals and volumes need it;
             images of 4 dimensions are NCHW by default, as in torch.
         name: the argument's name, for errors.
@@ -38,6 +40,8 @@ def as_arrays(data: Any, layout: Layout | None = None, name: str = "data") -> Ar
     """
     if layout not in (None, *LAYOUTS):
         raise DataError(f"layout: should be one of {', '.join(LAYOUTS)} (got {layout!r})")
+    if isinstance(data, Arrays):
+        return data
     if _is_dataset(data):
         x, y = _read(data, name)
     elif isinstance(data, tuple):
@@ -46,6 +50,9 @@ def as_arrays(data: Any, layout: Layout | None = None, name: str = "data") -> Ar
         x, y = data
     else:
         x, y = data, None
+    if is_sparse(x):
+        rows = _sparse(x, name)
+        return Arrays(rows, _labels(y, len(rows), name))
     images = _images(_numbers(x, name), layout, name)
     return Arrays(images, _labels(y, len(images), name))
 
@@ -65,9 +72,23 @@ def halves(arrays: Arrays, fraction: float) -> tuple[Arrays, Arrays]:
     chosen = np.zeros(total, np.bool_)
     chosen[np.arange(count) * total // count] = True
     return (
-        Arrays(arrays.images[~chosen], arrays.labels[~chosen]),
-        Arrays(arrays.images[chosen], arrays.labels[chosen]),
+        Arrays(arrays.images[~chosen], arrays.labels[~chosen], arrays.classes),
+        Arrays(arrays.images[chosen], arrays.labels[chosen], arrays.classes),
     )
+
+
+def is_sparse(x: Any) -> bool:
+    """Return whether x is a sparse matrix or array of SciPy."""
+    return hasattr(x, "tocsr") and hasattr(x, "nnz")
+
+
+def _sparse(x: Any, name: str) -> SparseRows:
+    if x.ndim != 2 or 0 in x.shape:
+        raise DataError(f"{name}: a sparse x has shape (N, D), not empty (got {x.shape})")
+    rows = SparseRows(x)
+    if not np.isfinite(rows.rows.data).all():
+        raise DataError(f"{name}: x has numbers that are not finite; remove or fill them")
+    return rows
 
 
 def _is_dataset(data: Any) -> bool:

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from aae_dist.api.anndata import from_anndata, is_anndata
 from aae_dist.api.data import as_arrays
 from aae_dist.config.load import absolute_storage
 from aae_dist.config.sections.run import Layout
@@ -28,4 +29,5 @@ def pack(data: Any, out: str | os.PathLike[str], *, layout: Layout | None = None
     """
     from aae_dist.data.pack.memory import pack_arrays
 
-    return pack_arrays(as_arrays(data, layout), absolute_storage(os.fspath(out)))
+    samples = from_anndata(data) if is_anndata(data) else as_arrays(data, layout)
+    return pack_arrays(samples, absolute_storage(os.fspath(out)))

@@ -7,6 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from aae_dist.api.anndata import from_anndata, is_anndata
 from aae_dist.api.callbacks import Callbacks
 from aae_dist.api.config import UNNAMED, ConfigSource, digest, layout_of, resolve
 from aae_dist.api.data import as_arrays, halves
@@ -51,7 +52,8 @@ def train(
             by default the shards of `data.train`. x: uint8 images (N, C, H, W), (N, H, W, C) with
             `layout="NHWC"`, or (N, H, W); floats of these shapes, in [0, 1] for a decoder with a
             sigmoid output; vectors, floats (N, D); signals and volumes with their `layout`. y:
-            integers (N), for pictures. Read in the
+            integers (N), for pictures. Sparse matrices and AnnData objects stay sparse
+            (`aae_dist.from_anndata` takes a layer and labels). Read in the
             same order as shards; a hash of all numbers stands where a manifest's id does. With
             `launch.kind: ray` they are first written as shards into `run.storage`.
         callbacks: objects with some of the methods of `aae_dist.Callback`; not with
@@ -86,12 +88,16 @@ def samples_in_memory(
     data: Any, validation: Any, layout: Layout | None
 ) -> tuple[Arrays | None, Arrays | None]:
     """Return training and validation samples that were given in memory, None for shards."""
-    train_set = None if data is None else as_arrays(data, layout)
+    train_set = None if data is None else _arrays(data, layout, "data")
     if isinstance(validation, float):
         if train_set is None:
             raise ConfigError("validation: a fraction is of data in memory, and none are given")
         return halves(train_set, validation)
-    return train_set, None if validation is None else as_arrays(validation, layout, "validation")
+    return train_set, None if validation is None else _arrays(validation, layout, "validation")
+
+
+def _arrays(data: Any, layout: Layout | None, name: str) -> Arrays:
+    return from_anndata(data) if is_anndata(data) else as_arrays(data, layout, name)
 
 
 def _resolved(

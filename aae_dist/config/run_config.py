@@ -318,7 +318,13 @@ def _variational_problems(method: Method, posterior: Posterior) -> Iterator[Prob
 
 
 def _kl_problems(method: Method, prior: Prior) -> Iterator[Problem]:
-    without = [kind for kind in kinds_of(prior) if kind in WITHOUT_KL]
+    # A given part is not inferred, so it has no KL.
+    kinds = (
+        [part.prior.kind for part in prior.parts if not part.given]
+        if prior.kind == "product"
+        else [prior.kind]
+    )
+    without = [kind for kind in kinds if kind in WITHOUT_KL]
     if method.kind == "variational" and without:
         yield (
             "prior.kind",

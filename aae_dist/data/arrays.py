@@ -9,7 +9,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from aae_dist.config.sections.run import Data, Layout
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.images import Shape
-from aae_dist.data.format.manifest import Manifest, Shard
+from aae_dist.data.format.manifest import ClassMap, Manifest, Shard
 from aae_dist.data.order import Indices
+from aae_dist.data.sparse import SparseRows
 from aae_dist.data.unused import Unused
 from aae_dist.errors import ConfigError, DataError
 
@@ -40,20 +41,29 @@ class Arrays:
         images: uint8 or float32 (N, C, H, W), finite; vectors of D numbers are (N, 1, 1, D),
             signals (N, C, L) and volumes (N, C, D, H, W).
         labels: int64 (N), -1 for none.
+        classes: number of each label that has a name.
     """
 
-    images: NDArray[Any]
+    images: NDArray[Any] | SparseRows
     labels: NDArray[np.int64]
+    classes: ClassMap = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
         """SHA-256 (hex) of shape, type, numbers and labels."""
         digest = sha256(f"{self.images.shape} {self.images.dtype.str}".encode())
-        for start in range(0, len(self.images), _HASH_ROWS):
+        if isinstance(self.images, SparseRows):
+            digest.update(self.images.digest())
+        for start in range(0, len(self.images) if self.is_dense else 0, _HASH_ROWS):
             rows = np.ascontiguousarray(self.images[start : start + _HASH_ROWS])
             digest.update(rows.data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether all numbers are held, not only those that are not zero."""
+        return isinstance(self.images, np.ndarray)
 
     @property
     def is_png(self) -> bool:
@@ -92,7 +102,7 @@ class Arrays:
             Shard("memory://arrays", shard_name(self.id, f"{number:06d}"), count, 0)
             for number, count in enumerate(counts)
         )
-        return Manifest(tuple(shards))
+        return Manifest(tuple(shards), self.classes)
 
 
 def shard_name(content: str, number: str) -> str:

@@ -23,7 +23,7 @@ from aae_dist.methods.method import (
     random_directions,
     total_variance,
 )
-from aae_dist.models import GaussianPosterior
+from aae_dist.models import GaussianPosterior, ProductPosterior, run_encoder
 from aae_dist.priors import GaussianPrior, Prior
 
 
@@ -39,7 +39,8 @@ class VariationalMethod(Method):
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], beta: float = 1.0
     ) -> None:
         super().__init__(modules, optimizers)
-        if modules.prior.log_prob(torch.zeros(1, modules.prior.latent_dim)) is None:
+        each = [part.prior for part in modules.prior.parts]
+        if any(prior.log_prob(torch.zeros(1, prior.latent_dim)) is None for prior in each):
             raise ConfigError(
                 f"method.kind=variational needs a prior with a density (got "
                 f"{type(modules.prior).__name__} without log_prob); use method.kind=adversarial"
@@ -52,7 +53,13 @@ class VariationalMethod(Method):
 
     def negative_elbo(self, part: MicroBatch) -> tuple[Tensor, Losses]:
         """Return the weighted reconstruction error + beta * KL, a scalar, and its two terms."""
-        outputs_BP = self.modules.encoder(part.x_BCHW)
+        outputs_BP = run_encoder(
+            self.modules.encoder,
+            self.modules.posterior,
+            part.x_BCHW,
+            part.noise_reconstruction_BN,
+            part.labels_B,
+        )
         z_BZ = self.modules.posterior.sample(outputs_BP, part.noise_reconstruction_BN)
         self.observed(part, z_BZ)
         kl = part.weights_B @ self.kl(outputs_BP, z_BZ)
@@ -61,15 +68,26 @@ class VariationalMethod(Method):
         return error + self.beta * kl, terms
 
     def kl(self, outputs_BP: Tensor, z_BZ: Tensor) -> Tensor:
-        """Return KL(q(z|x) || p(z)) in nats, shape (B): exact for Gaussians, else from `z`."""
-        assert isinstance(self.modules.posterior, GaussianPosterior)
-        mean_BZ, log_std_BZ = self.modules.posterior.parameters(outputs_BP)
-        prior = self.modules.prior
-        if isinstance(prior, GaussianPrior):
-            return losses.gaussian_kl(mean_BZ, log_std_BZ, prior.std)
-        log_prior_B = prior.log_prob(z_BZ)
-        assert log_prior_B is not None
-        return losses.gaussian_log_density(z_BZ, mean_BZ, log_std_BZ) - log_prior_B
+        """Return KL(q(z|x) || p(z)) in nats, shape (B): exact for Gaussians, else from `z`.
+
+        Of a code that holds the label, that of its other parts.
+        """
+        posterior, prior = self.modules.posterior, self.modules.prior
+        assert isinstance(posterior, GaussianPosterior | ProductPosterior)
+        mean_BZ, log_std_BZ = posterior.parameters(outputs_BP)
+        if prior.given is None:
+            return _gaussian_kl(mean_BZ, log_std_BZ, z_BZ, prior)
+        columns = [(part.columns, part.prior) for part in prior.parts]
+        each = [_gaussian_kl(mean_BZ[:, c], log_std_BZ[:, c], z_BZ[:, c], p) for c, p in columns]
+        return torch.stack(each).sum(0)
+
+
+def _gaussian_kl(mean_BZ: Tensor, log_std_BZ: Tensor, z_BZ: Tensor, prior: Prior) -> Tensor:
+    if isinstance(prior, GaussianPrior):
+        return losses.gaussian_kl(mean_BZ, log_std_BZ, prior.std)
+    log_prior_B = prior.log_prob(z_BZ)
+    assert log_prior_B is not None
+    return losses.gaussian_log_density(z_BZ, mean_BZ, log_std_BZ) - log_prior_B
 
 
 class AutoencoderMethod(Method):

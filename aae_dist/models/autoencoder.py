@@ -144,6 +144,18 @@ class ProductPosterior:
         one_hot = one_hot * (labels_B >= 0)[:, None]
         return torch.cat([outputs_BP[:, :start], one_hot, outputs_BP[:, start:]], 1)
 
+    def parameters(self, outputs_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation, each (B, Z); of no spread where it is given."""
+        each = []
+        split = zip(self.parts, outputs_BP.split(self._outputs, 1), strict=True)
+        for (_, posterior), outputs in split:
+            if isinstance(posterior, GaussianPosterior):
+                each.append(posterior.parameters(outputs))
+            else:
+                each.append((outputs, torch.zeros_like(outputs)))
+        means, log_stds = zip(*each, strict=True)
+        return torch.cat(means, 1), torch.cat(log_stds, 1)
+
     def logits(self, outputs_BP: Tensor) -> Tensor:
         """Return the logits of the first categorical part, shape (B, K)."""
         each = zip(self.parts, outputs_BP.split(self._outputs, 1), strict=True)

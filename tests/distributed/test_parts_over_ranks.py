@@ -42,10 +42,12 @@ REDUCED = {
     "model": {**PARTS["model"], "cluster_heads": {}},
     "method": {"kind": "semi_supervised", "smoothness": 0.5, "smoothness_radius": 0.7},
 }
+GIVEN_VARIATIONAL = {**GIVEN, "method": {"kind": "variational"}}
 METHODS = {
     "adversarial": PARTS,
     "mmd": MMD,
     "given": GIVEN,
+    "given variational": GIVEN_VARIATIONAL,
     "label_guided": GUIDED,
     "semi_supervised": LABELLED,
     "reduction": REDUCED,

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.arrays import small
-from helpers.cells import simulated_cells
+from helpers.cells import cells_in_batches, knn_agreement, simulated_cells
 from helpers.equality import assert_bit_equal
+from helpers.ranks import single_world
+from helpers.steps import MODELS, build, tiny_config
 
 import aae_dist
 from aae_dist.losses import COUNT_LOSSES
+from aae_dist.models import build_posterior
 
+ROOT = Path(__file__).parents[2]
 COUNTS, TYPES = simulated_cells(300, 20)
 
 
@@ -53,6 +57,64 @@ def test_a_run_on_counts_resumes_bit_for_bit(tmp_path: Path, loss: str) -> None:
         assert abs(decoded.flatten(1).sum(1)[0].item() - median) < 0.1 * median
     _, decoder = run.as_modules()
     torch.testing.assert_close(decoder(run.encode(COUNTS[:5])), decoded)
+
+
+GIVEN = {
+    "kind": "product",
+    "parts": ({"dims": 2, "prior": {"kind": "categorical"}, "given": "label"}, {"dims": 2}),
+}
+
+
+def test_the_kl_of_a_code_that_holds_a_covariate_is_that_of_its_other_part() -> None:
+    tree = {"method": {"kind": "variational"}, "posterior": {"kind": "gaussian"}}
+    config = tiny_config(**tree, prior=GIVEN, model={**MODELS["mlp"], "latent_dim": 4})
+    _, method, _ = build(config, single_world())
+    outputs, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1, 0])
+    posterior = build_posterior(config.posterior, config.prior)
+    with_labels = posterior.with_labels(outputs, labels)  # type: ignore[attr-defined]
+    z = posterior.sample(with_labels, torch.randn(6, 2, dtype=torch.float64))
+    assert torch.equal(z[:, :2], torch.eye(2, dtype=torch.float64)[labels])
+    mean, log_std = outputs.chunk(2, 1)
+    q = torch.distributions.Normal(mean, log_std.exp())
+    wanted = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(method.kl(with_labels, z), wanted)  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_codes_given_the_batch_say_little_of_it(tmp_path: Path) -> None:
+    counts, types, batches = cells_in_batches(1000)
+    train, held_out = slice(0, 800), slice(800, None)
+    found = {}
+    for name in ("plain", "given"):
+        dims = 8 if name == "plain" else 10
+        config = of_counts(tmp_path, "negative_binomial", run={"name": name})
+        config["method"]["kind"] = "variational"
+        widths = {"encoder_widths": (64,), "decoder_widths": (64,)}
+        config |= {"posterior": {"kind": "gaussian"}, "wandb": {"mode": "disabled"}}
+        config["model"] |= {"latent_dim": dims, **widths}
+        config["train"] |= {"steps": 800}
+        if name == "given":
+            parts = ({**GIVEN["parts"][0]}, {"dims": 8})  # type: ignore[index]
+            config["prior"] = {"kind": "product", "parts": parts}
+        run = aae_dist.train(config, (counts[train], batches[train]), progress=False).run
+        z = run.encode(counts[held_out], batches[held_out]).double().numpy()[:, -8:]
+        found[name] = [knn_agreement(z, labels[held_out]) for labels in (types, batches)]
+    assert found["given"][1] < 0.6 < 0.9 < found["plain"][1]  # 0.5 says nothing of the batch
+    assert found["given"][0] > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_codes_of_cells_keep_types_apart_as_a_pca_does_and_match_the_prior(tmp_path: Path) -> None:
+    text = (ROOT / "tools" / "notebooks" / "cells.py").read_text()
+    names: dict[str, Any] = {}
+    source = text.replace("tempfile.mkdtemp()", repr(str(tmp_path)))
+    exec(compile(source, "cells.py", "exec"), names)
+    codes, types = names["codes"], names["types"][names["held_out"]]
+    pca = names["log_pca"](names["counts"][names["held_out"]], 8)
+    assert names["agreement"](codes, types) >= names["agreement"](pca, types)
+    assert names["result"].metrics["prior_match/c2st"] <= 0.65
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,21 @@ def simulated_cells(
     return draw.poisson(rates).astype(np.float32), types
 
 
+def cells_in_batches(num_cells: int) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any]]:
+    """Return counts of 100 genes, one of six types and one of two batches of each cell.
+
+    Each batch multiplies every gene by a factor of its own.
+    """
+    draw = np.random.default_rng(0)
+    profiles = draw.gamma(0.8, 1.0, 100) * np.exp(0.6 * draw.normal(size=(6, 100)))
+    types, batches = np.arange(num_cells) % 6, draw.integers(0, 2, num_cells)
+    rates = profiles[types] * np.exp(0.5 * draw.normal(size=(2, 100)))[batches]
+    rates /= rates.sum(1, keepdims=True)
+    totals = 400 * np.exp(0.4 * draw.normal(size=(num_cells, 1)))
+    counts = draw.poisson(draw.gamma(2.0, totals * rates / 2.0)).astype(np.float32)
+    return counts, types, batches
+
+
 def knn_agreement(codes: NDArray[Any], labels: NDArray[Any], k: int = 15) -> float:
     """Return the mean share of a cell's k nearest neighbours that have its type."""
     squares = (codes**2).sum(1)

@@ -64,7 +64,7 @@ def _write(arrays: Arrays, folder: Path) -> None:
     with ShardWriter(pattern, maxcount=count, verbose=0, mtime=0) as writer:
         for sample in _samples(arrays):
             writer.write(sample)
-    index_folder(folder)
+    index_folder(folder, arrays.classes)
 
 
 def _samples(arrays: Arrays) -> Iterator[Fields]:
