@@ -19,7 +19,7 @@ class SparseRows:
     shape: tuple[int, int, int, int]
 
     def __init__(self, matrix: Any) -> None:
-        """`matrix` has shape (N, D); it is copied into one form, so that equal ones have one hash."""
+        """Copy `matrix`, (N, D), into one form, so that equal ones have one hash."""
         rows = matrix.tocsr().astype(np.float32)
         if rows is matrix:
             rows = rows.copy()
