@@ -1,17 +1,22 @@
 """A trained run applied: sample, interpolate, reconstruct, and encode for a whole data set."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aae_dist.cli import options
 from aae_dist.errors import ConfigError
 
+if TYPE_CHECKING:
+    from aae_dist.inference.dataset_job import DatasetJob
+    from aae_dist.inference.trained_run import TrainedRun
+
 SAMPLE_EXAMPLES = """\
 examples:
   aae-dist sample runs/quickstart --num 64 --out samples.png
   aae-dist sample runs/quickstart --classes all --num 10 --out classes.png
+  aae-dist sample runs/quickstart --sampler gmm --out samples.png
 """
 INTERPOLATE_EXAMPLES = """\
 examples:
@@ -53,6 +58,11 @@ out_option = click.option("--out", required=True, metavar="FILE", help=IMAGE_FIL
     metavar="0,1,..|NAME,..|all",
     help="classes of the prior, or names of classes of the data; a .png has a row for each",
 )
+@click.option(
+    "--sampler",
+    type=options.Choice(("gmm", "flow")),
+    help="draw from what `aae-dist fit-sampler` has fitted, instead of the prior",
+)
 @options.seed_option
 def sample(
     uri: str,
@@ -61,6 +71,7 @@ def sample(
     num: int,
     out: str,
     classes: str | None,
+    sampler: str | None,
     seed: int,
 ) -> int:
     """Draw from a run's prior and decode the samples.
@@ -73,16 +84,20 @@ def sample(
     from aae_dist.config.load import absolute_storage
     from aae_dist.inference.early_checks import check_classes
 
+    if sampler is not None and classes is not None:
+        raise ConfigError("--classes are those of the prior; leave them out with --sampler")
     check_classes(absolute_storage(uri), classes)  # torch takes seconds to import
     import torch
 
     from aae_dist.inference.images import checked_path, classes_of_names, write_images
+    from aae_dist.inference.samplers import load_sampler
 
     path = checked_path(out)
     run = options.open_run(uri, checkpoint, items, reads_data=False)
     generator = torch.Generator().manual_seed(seed)
     if classes is None:
-        write_images(path, run.sample(num, generator))
+        source = run.prior if sampler is None else load_sampler(run, sampler)
+        write_images(path, run.decode(source.sample(num, generator)))
         print(f"{num} images of step {run.step:,} written to {path}")
         return 0
     names = _names(classes, run.classes)
@@ -270,13 +285,21 @@ def encode(uri: str, items: tuple[str, ...], checkpoint: str, out: str, format: 
 
 
 def write_dataset(
-    uri: str, items: Sequence[str], out: str, format: str, checkpoint: str = "newest"
+    uri: str,
+    items: Sequence[str],
+    out: str,
+    format: str,
+    checkpoint: str = "newest",
+    scoring: Callable[["TrainedRun", "DatasetJob"], "DatasetJob"] | None = None,
 ) -> int:
     """Write what a run makes of every sample of a data set to a folder, in shards.
 
     The folder, local or in a bucket, is absent, empty, or begun by the same command. Formats are
-    parquet and npy for codes, tar for reconstructions.
+    parquet and npy for codes, tar for reconstructions, and those of scores, for which `scoring`
+    adds to the job what scores samples.
     """
+    import torch
+
     from aae_dist import load_run
     from aae_dist.config.load import absolute_storage, with_overrides
     from aae_dist.data import open_manifest
@@ -300,6 +323,9 @@ def write_dataset(
         format=format,
         classes=tuple(manifest.names.items()),
     )
+    if scoring is not None:
+        torch.set_num_threads(job.threads)
+        job = scoring(run, job)
     before = write_shards(config, job, manifest, output_fingerprint(run, manifest, job))
     if from_environment("cpu").is_main:
         count = len(manifest.shards)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import shell_complete
 
-from aae_dist.cli import data, images, inspect, share, train
+from aae_dist.cli import data, images, inspect, scoring, share, train
 from aae_dist.cli.options import EXIT_CODES, Verbs, explain
 from aae_dist.errors import AaeDistError
 from aae_dist.version import __version__
@@ -23,9 +23,11 @@ SECTIONS = {
     "use a trained run": (
         images.encode,
         inspect.evaluate,
+        scoring.fit_sampler,
         images.interpolate,
         images.reconstruct,
         images.sample,
+        scoring.score,
     ),
     "share a trained run": (share.export, share.push, share.pull),
     "compare runs": (inspect.runs, inspect.report),

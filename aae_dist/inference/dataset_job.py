@@ -27,12 +27,16 @@ from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.format.manifest import CLASSES_FILE, FILE_NAME, dump, dump_classes
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
+from aae_dist.inference.anomaly import Reference, Scorer, digest
+from aae_dist.inference.samplers import load_sampler, read_sampler
+from aae_dist.inference.score_output import ScoreCsv, ScoreParquet
 from aae_dist.inference.trained_run import TrainedRun, load_run
 from aae_dist.storage import Storage, open_storage
 from aae_dist.storage.documents import MAX_BYTES, parse_json
 from aae_dist.utils.arrays import npy_bytes, png_bytes
 
-Rows = NDArray[np.float32]
+Rows = NDArray[Any]
+"""Floats (n, ...): float32 codes or images, or float64 scores."""
 Labels = NDArray[np.int64]
 
 GROUP_BYTES = 8 << 20  # size of the codes in one parquet row group, which a reader loads at once
@@ -48,6 +52,7 @@ class OutputSpec:
     classes: tuple[tuple[int, str], ...] = ()  # label and name of each class
     probabilities: slice | None = None  # columns of the code that are class probabilities
     as_arrays: bool = False  # whether images are stored as float32 arrays instead of PNG
+    columns: tuple[str, ...] = ()  # names of scores
 
 
 class ShardOutput(Protocol):
@@ -208,15 +213,25 @@ FORMATS: dict[str, Callable[[Path, OutputSpec], ShardOutput]] = {
     "parquet": ParquetOutput,
     "npy": NpyOutput,
     "tar": TarOutput,
+    "scores-parquet": lambda folder, spec: ScoreParquet(
+        folder / f"{spec.name}.parquet", spec.columns, dict(spec.classes)
+    ),
+    "scores-csv": lambda folder, spec: ScoreCsv(folder / f"{spec.name}.csv", spec.columns),
 }
-LAST_FILES = {"parquet": "{}.parquet", "npy": "{}.codes.npy", "tar": "{}.tar"}
+LAST_FILES = {
+    **{"parquet": "{}.parquet", "npy": "{}.codes.npy", "tar": "{}.tar"},
+    **{"scores-parquet": "{}.parquet", "scores-csv": "{}.csv"},
+}
 """The file of a shard that is stored last: if it exists, the shard is complete."""
 
 
 def check_format(name: str) -> None:
     """Raise ConfigError when a package of the format is not installed."""
-    if name == "parquet" and find_spec("pyarrow") is None:
-        raise ConfigError("--format parquet needs pyarrow: pip install pyarrow, or --format npy")
+    if name.endswith("parquet") and find_spec("pyarrow") is None:
+        other = "csv" if name.startswith("scores") else "npy"
+        raise ConfigError(
+            f"--format parquet needs pyarrow: pip install pyarrow, or --format {other}"
+        )
 
 
 _reported: set[str] = set()  # kinds of unused data that this process has warned of, of any shard
@@ -225,7 +240,10 @@ METADATA_FILE = "_about.json"  # describes the folder; parquet readers skip name
 VERSION = 2  # 1 had no column for the names of classes
 INPUT_KEYS = ("image_keys", "label_key", "image_size", "channels", "resize", "crop_size")
 """Keys of `data`, with `layout` where it is given, that determine the input of a sample."""
-HASH_KEYS = {"weights": "weights", "id": "shards", "classes": "names of classes"}
+HASH_KEYS = {
+    **{"weights": "weights", "id": "shards", "classes": "names of classes"},
+    **{"reference": "validation scores", "sampler": "sampler"},
+}
 """Keys of a fingerprint with long values, by the name to show when they differ."""
 
 
@@ -241,6 +259,12 @@ class DatasetJob:
     out: str
     format: str
     classes: tuple[tuple[int, str], ...] = ()
+    sampler: str | None = None
+    """Kind of the fitted sampler whose density scores codes; None for the prior's."""
+    scores: tuple[str, ...] = ()
+    """Scores of samples, for formats of scores."""
+    reference: bytes = b""
+    """The scores of validation samples, as `Reference.to_bytes` gives them."""
 
 
 def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> dict[str, Any]:
@@ -260,7 +284,17 @@ def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> 
             "settings": {key: settings[key] for key in keys if key in settings},
             "classes": [[name, number] for name, number in manifest.classes.items()],
         },
-    }
+    } | _about_scores(run, job)
+
+
+def _about_scores(run: TrainedRun, job: DatasetJob) -> dict[str, Any]:
+    """Return the part of the fingerprint that decides scores; empty for other outputs."""
+    if not job.scores:
+        return {}
+    about: dict[str, Any] = {"scores": list(job.scores), "reference": digest(job.reference)}
+    if job.sampler is not None:
+        about["sampler"] = digest(read_sampler(run, job.sampler))
+    return about
 
 
 def claim_output(out: Storage, fingerprint: dict[str, Any]) -> bool:
@@ -355,7 +389,8 @@ def write_shard(job: DatasetJob, number: int, shard: Shard) -> int:
     width = run.config.model.latent_dim
     name = shard_name(number)
     inferred = next((part.columns for part in run.prior.parts if part.is_categorical), None)
-    spec = OutputSpec(name, shard.samples, width, job.classes, inferred, as_arrays)
+    columns = _ranking(job)[1].columns if job.scores else ()
+    spec = OutputSpec(name, shard.samples, width, job.classes, inferred, as_arrays, columns)
     out = open_storage(job.out)
     with tempfile.TemporaryDirectory(prefix="aae_dist-shard-") as folder:
         with open_output(job.format, Path(folder), spec) as output:
@@ -376,12 +411,24 @@ def _load_once(job: DatasetJob) -> TrainedRun:
     return load_run(job.run, from_environment(job.device).device, job.step)
 
 
+@functools.lru_cache(maxsize=1)
+def _ranking(job: DatasetJob) -> tuple[Scorer, Reference]:
+    """Return scorer and reference, loaded once per process."""
+    run = _load_once(job)
+    sampler = None if job.sampler is None else load_sampler(run, job.sampler)
+    return Scorer(run, sampler), Reference.from_bytes(job.scores, job.reference)
+
+
 def _rows(
     job: DatasetJob, data: Dataset, run: TrainedRun
 ) -> Iterator[tuple[Sequence[str], Labels, Rows]]:
     """Yield keys, labels and output rows of each chunk."""
     for start, images, labels in _chunks(data):
         keys = data.keys(range(start, start + len(labels)))
+        if job.scores:
+            scorer, reference = _ranking(job)
+            yield keys, labels.numpy(), reference.rank(scorer(images, labels))
+            continue
         rows = (run.reconstruct if job.format == "tar" else run.encode)(images, labels)
         yield keys, labels.numpy(), rows.float().cpu().numpy()
 

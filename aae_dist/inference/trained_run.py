@@ -68,7 +68,7 @@ class TrainedRun:
         self.uri, self.device = uri, device
         self.step: int = checkpoint.step
         self.image_shape, classes = images_of(checkpoint)
-        self.config: RunConfig = config_from_stored(config_of(checkpoint))
+        self.config: RunConfig = _without_programs(config_from_stored(config_of(checkpoint)))
         self.classes: dict[int, str] = {number: name for name, number in classes.items()}
         vectors = checkpoint.tensors.get("prior", {}).get("vectors")
         self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)
@@ -140,6 +140,17 @@ class TrainedRun:
         x_BCHW = self._checked_images(images)
         z_BZ = self._autoencoder.encode(x_BCHW, labels_B=self._labels_of(x_BCHW, labels))
         return self._autoencoder.decode(z_BZ, x_BCHW)
+
+    def discriminate(self, codes: Values) -> Tensor | None:
+        """Return the sum of the discriminator's logits, (B), of codes (B, Z); None without one.
+
+        High for codes that look like prior samples; a discriminator that reads labels gets none.
+        """
+        z_BZ = as_tensor("codes", codes)
+        guided = self.config.method.kind == "label_guided"
+        absent = (torch.full((len(z_BZ),), -1),) if guided else ()
+        logits_BA = self._autoencoder.discriminate(z_BZ, *absent)
+        return None if logits_BA is None else logits_BA.sum(1)
 
     def sample(
         self, num: int, generator: torch.Generator | None = None, labels: Values | None = None
@@ -330,6 +341,14 @@ class TrainedRun:
         if num and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise ValueError(f"labels must be from 0 to {classes - 1}; got {labels.tolist()}")
         return labels
+
+
+def _without_programs(config: RunConfig) -> RunConfig:
+    """Return a stored configuration without exported features: a run must not choose programs."""
+    chosen = config.evaluation.features
+    if chosen is None or chosen == "wavelet" or chosen.export is None:
+        return config
+    return config.model_copy(update={"evaluation": type(config.evaluation)()})
 
 
 def build_features(config: RunConfig, shape: SampleShape, device: torch.device) -> Features | None:

@@ -64,6 +64,13 @@ def test_features_are_those_of_an_exported_program(tmp_path):
             features(run, export=f"{tmp_path}/{name}.pt2")
 
 
+def test_a_stored_run_does_not_choose_a_program_to_load(tmp_path):
+    save_run(tmp_path, evaluation={"features": {"export": "/anything.pt2"}})
+    assert load_run(str(tmp_path)).config.evaluation.features is None
+    save_run(tmp_path, step=9, evaluation={"features": "wavelet"})
+    assert load_run(str(tmp_path)).config.evaluation.features == "wavelet"
+
+
 def test_a_run_of_other_images_cannot_give_features(tmp_path):
     save_run(tmp_path / "own")
     save_run(tmp_path / "small", shape=(1, 8, 8))

@@ -1,0 +1,177 @@
+"""How unusual single samples are to a trained run, by themselves and among validation samples.
+
+Three scores: the reconstruction error, the log-density of the code (the prior's, or that of a
+sampler fitted to codes) and the discriminator's logit. Each is given as it is and as its rank among
+the validation samples, 0.99 for more unusual than 99 % of them, so that ranks compare across runs.
+Shapes: n validation samples, B samples, S scores.
+"""
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aae_dist.errors import DataError
+from aae_dist.evaluation.evaluator import squared_errors
+from aae_dist.inference.samplers import Sampler
+from aae_dist.inference.trained_run import TrainedRun
+from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.tensors import Values, as_tensor
+
+Table = NDArray[np.float64]
+SIGNS = {"error": 1.0, "log_density": -1.0, "discriminator": -1.0}
+"""The scores; -1 where low values are unusual."""
+LOWEST = -1e6
+"""Least log density: a uniform prior has none outside its cube."""
+MAX_REFERENCE = 10_000
+MIN_REFERENCE = 100
+CHUNK = 256
+TAIL = 0.1
+"""Part of the validation samples above which the tail of a score is taken to be exponential."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores samples of one run."""
+
+    run: TrainedRun
+    sampler: Sampler | None = None
+    """The density of codes; None for that of the prior."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scores that the run has: without a density or a discriminator there are fewer."""
+        has_density = self.sampler is not None or self._density(self._any_code()) is not None
+        has = {"error": True, "log_density": has_density}
+        has["discriminator"] = self.run.discriminate(self._any_code()) is not None
+        return tuple(name for name in SIGNS if has[name])
+
+    def __call__(self, images: Values, labels: Values | None = None) -> Table:
+        """Return the scores of images, float64 (B, S).
+
+        `error` is squared and per value, `log_density` in nats (-1e6 stands for less),
+        `discriminator` the sum of the logits of all parts, high for codes that look like prior
+        samples. Images and errors are those of `TrainedRun.encode`.
+        """
+        z_BZ = self.run.encode(images, labels)
+        x_BCHW = as_tensor("images", images).to(self.run.device)
+        rebuilt = self.run.reconstruct(images, labels)
+        columns = {
+            "error": squared_errors(rebuilt, x_BCHW.reshape(rebuilt.shape)) / rebuilt[0].numel(),
+            "log_density": self._density(z_BZ),
+            "discriminator": self.run.discriminate(z_BZ),
+        }
+        found = [columns[name] for name in self.names]
+        table: Table = torch.stack([c.double().cpu() for c in found if c is not None], 1).numpy()
+        return table
+
+    def _density(self, z_BZ: torch.Tensor) -> torch.Tensor | None:
+        z = z_BZ.float().cpu()
+        found = self.run.prior.log_prob(z) if self.sampler is None else self.sampler.log_prob(z)
+        return None if found is None else found.clamp(min=LOWEST)
+
+    def _any_code(self) -> torch.Tensor:
+        return torch.zeros(1, self.run.config.model.latent_dim)
+
+    def reference(
+        self, data: Sequence[str] | None = None, advance: Callable[[int], object] = lambda _: None
+    ) -> "Reference":
+        """Score at most 10,000 evenly spaced validation samples; those that are bad are left out.
+
+        Raises:
+            ConfigError: no data are given and the run was trained without validation data.
+            DataError: they cannot be read, or are too few.
+        """
+        dataset = self.run.open(data)
+        numbers, tables = evenly_spaced(MAX_REFERENCE, len(dataset)), []
+        for start in range(0, len(numbers), CHUNK):
+            samples = dataset.with_label_holes(dataset.load(numbers[start : start + CHUNK]))
+            good = torch.ones(len(samples.labels), dtype=torch.bool)
+            good[list(samples.bad)] = False
+            tables.append(self(samples.images[good], samples.labels[good]))
+            advance(len(good))
+        table = np.concatenate(tables) if tables else np.empty((0, len(self.names)))
+        table = table[np.isfinite(table).all(1)]
+        if len(table) < MIN_REFERENCE:
+            raise DataError(
+                f"{len(table)} validation samples are too few to rank samples among; give at least "
+                f"{MIN_REFERENCE} by --reference"
+            )
+        return Reference.of_scores(self.names, table)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The scores of validation samples, among which others are ranked."""
+
+    names: tuple[str, ...]
+    unusual: Table
+    """Each score, ascending and with the sign that makes high values unusual, (n, S)."""
+    combined: NDArray[np.float64]
+    """The combined scores of the same samples, ascending, (n)."""
+
+    @classmethod
+    def of_scores(cls, names: tuple[str, ...], table: Table) -> "Reference":
+        """Take the scores of n validation samples, float64 (n, S)."""
+        signs = np.array([SIGNS[name] for name in names])
+        first = cls(names, np.sort(table * signs, 0), np.empty(0))
+        return cls(names, first.unusual, np.sort(first.combine(table)))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of `rank`."""
+        return (*self.names, *(f"{name}_rank" for name in self.names), "combined", "rank")
+
+    def rank(self, table: Table) -> Table:
+        """Return all columns of B samples, float64 (B, 2 S + 2), from their scores (B, S)."""
+        signs = [SIGNS[name] for name in self.names]
+        each = [share_below(self.unusual[:, k], table[:, k] * sign) for k, sign in enumerate(signs)]
+        combined = self.combine(table)
+        rank = share_below(self.combined, combined)
+        return np.column_stack([table, *each, combined, rank])
+
+    def combine(self, table: Table) -> NDArray[np.float64]:
+        """Return one score of B samples by Fisher's method, high for unusual ones.
+
+        The sum over scores of -log p, where p is the part of the validation samples that are as
+        unusual. In the last tenth of these p falls exponentially, so that values beyond the highest
+        still differ.
+        """
+        total = np.zeros(len(table))
+        for k, name in enumerate(self.names):
+            known, x = self.unusual[:, k], table[:, k] * SIGNS[name]
+            edge = np.quantile(known, 1 - TAIL)
+            above = known[known > edge]
+            scale = float((above - edge).mean()) if len(above) else 0.0
+            inner = -np.log(np.clip(1 - share_below(known, x), TAIL, 1.0))
+            excess = np.maximum(x - edge, 0) / (scale or math.inf)
+            total += np.where(x > edge, -math.log(TAIL) + excess, inner)
+        return total
+
+    def to_bytes(self) -> bytes:
+        """Return the reference as the bytes of an .npz file without times."""
+        buffer = io.BytesIO()
+        np.save(buffer, np.column_stack([self.unusual, self.combined]), allow_pickle=False)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, names: tuple[str, ...], data: bytes) -> "Reference":
+        """Return the reference that `to_bytes` has saved."""
+        table = np.load(io.BytesIO(data), allow_pickle=False)
+        return cls(names, table[:, :-1], table[:, -1])
+
+
+def share_below(known: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the part of `known`, ascending, that lies below each value; of equal ones half."""
+    below = np.searchsorted(known, values, "left") + np.searchsorted(known, values, "right")
+    return below / (2 * len(known))
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 (hex) of bytes."""
+    return hashlib.sha256(data).hexdigest()
