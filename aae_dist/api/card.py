@@ -133,6 +133,9 @@ def _use(run: TrainedRun, config: RunConfig, repo: str | None) -> str:
     shape = ", ".join(map(str, run.image_shape))
     own = [name for name in ("encoder", "decoder", "discriminator") if getattr(config.model, name)]
     own += ["prior"] if config.prior.kind == "custom" else []
+    # Codes that hold the label are of samples with labels alone.
+    codes = f"codes = run.encode(samples)  # (16, {config.model.latent_dim})\n"
+    encode = codes if run.prior.given is None else ""
     note = f"\nIt needs classes that are not part of aae_dist: {', '.join(own)}.\n" if own else ""
     return f"""\
 ## Use
@@ -143,8 +146,7 @@ import aae_dist
 folder = aae_dist.pull({repo or "OWNER/NAME"!r}, "model")  # pip install 'aae_dist[hub]'
 run = aae_dist.load_run(folder)
 samples = run.sample(16)  # (16, {shape})
-codes = run.encode(samples)  # (16, {config.model.latent_dim})
-```
+{encode}```
 {note}"""
 
 

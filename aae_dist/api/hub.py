@@ -172,7 +172,8 @@ def _in_one_line(repo: str) -> Iterator[None]:
     except AaeDistError:
         raise
     except Exception as error:  # of the HTTP client, whose classes differ between versions
-        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        reason = " ".join(f"{error} {cause or ''}".split())
         raise StorageError(
             f"{repo}: the hub cannot be reached, or did not answer as it should ({reason:.200})",
             "unreachable",

@@ -82,8 +82,8 @@ def test_a_pushed_run_is_pulled_and_decodes_the_same(
         assert name.endswith((".safetensors", ".json", ".yaml", ".md", ".png")), name
 
 
-def test_the_card_has_a_header_scores_and_a_verdict_of_its_own(
-    hub: HubServer, tmp_path: Path
+def test_the_card_has_a_header_scores_a_verdict_and_code_that_runs(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = run_with_secrets(tmp_path / "run")
     page = aae_dist.push(
@@ -97,7 +97,10 @@ def test_the_card_has_a_header_scores_and_a_verdict_of_its_own(
     assert {each["type"]: each["value"] for each in results} == {"mse": 0.0413, "c2st": 0.55}
     assert huggingface_hub.ModelCard(card).data.eval_results[0].metric_value == 0.0413
     assert "Verdict: good match" in card
-    assert f"aae_dist.pull('{REPO}'" in card
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, torch.Tensor] = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    assert names["codes"].shape == (16, 2)
     assert "Licence: cc-by-sa-3.0" in card
 
 
