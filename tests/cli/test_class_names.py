@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset
 import pytest
 from helpers.shards import encoded
 
@@ -24,6 +23,7 @@ NAMES = ("cat", "dog", "_owl", "$x^$")
 def test_names_of_classes_reach_codes_pictures_samples_and_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    dataset = pytest.importorskip("pyarrow.dataset")
     for value, name in enumerate(NAMES):
         for number in range(20):
             path = tmp_path / "raw" / name / f"{number}.png"
@@ -53,7 +53,7 @@ def test_names_of_classes_reach_codes_pictures_samples_and_wandb(
     assert load_run(str(runs / "a")).classes == names
     out = tmp_path / "codes"
     assert main(["encode", str(runs / "a"), f"{shards}/train", "--out", str(out)]) == 0
-    table = pyarrow.dataset.dataset(str(out), format="parquet").to_table().to_pylist()
+    table = dataset.dataset(str(out), format="parquet").to_table().to_pylist()
     assert table
     for row in table:
         assert row["key"].split("/")[0] == row["class"] == names[row["label"]]

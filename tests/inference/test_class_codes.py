@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.trained import save_run
@@ -70,11 +69,12 @@ def test_ways_between_samples_keep_a_given_label(tmp_path: Path) -> None:
 
 
 def test_encode_writes_the_probabilities_of_classes(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
     uri = save(tmp_path / "run", STYLE, CLASSES)
     out = tmp_path / "codes"
     assert main(["encode", uri, "builtin://digits/validation", "--out", str(out)]) == 0
     (file, *_) = sorted(out.glob("*.parquet"))
-    table = pq.read_table(file).to_pydict()
+    table = parquet.read_table(file).to_pydict()
     codes = np.array(table["code"], np.float32)
     assert np.array_equal(np.array(table["probabilities"], np.float32), codes[:, 2:])
     assert table["predicted"] == codes[:, 2:].argmax(1).tolist()
