@@ -99,6 +99,15 @@ def _is_dataset(data: Any) -> bool:
 
 def _numbers(x: Any, name: str) -> NDArray[Any]:
     """Return x as an array; DataError for what is none."""
+    if isinstance(x, torch.utils.data.DataLoader):
+        raise DataError(
+            f"{name}: a DataLoader has an order and batches of its own, and training has its own; "
+            "give its samples, loader.dataset"
+        )
+    if isinstance(x, Tensor) and x.layout is not torch.strided:
+        raise DataError(f"{name}: x is a tensor of layout {x.layout}; give x.to_dense()")
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise DataError(f"{name}: some values of x are masked; fill them, for instance x.filled(0)")
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         array: NDArray[Any] = x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
@@ -112,18 +121,25 @@ def _numbers(x: Any, name: str) -> NDArray[Any]:
         x = [each.detach().cpu().numpy() if isinstance(each, Tensor) else each for each in x]
     if not (hasattr(x, "__array__") or isinstance(x, list | tuple)):
         raise DataError(
-            f"{name}: arrays, tensors or a torch Dataset are trained on (got {type(x).__name__})"
+            f"{name}: x or (x, y), arrays or tensors, or a torch Dataset are trained on (got "
+            f"{type(x).__name__})"
         )
     try:
         array = np.asarray(x)
     except ValueError:
         array = np.empty(0, object)
-    if array.dtype == object:
+    if array.dtype == object and not _holds_values(x, array):
         raise DataError(
             f"{name}: the samples differ in shape{_ragged(x)}; bring them to one, for images by "
             "resizing or cropping them"
         )
     return array
+
+
+def _holds_values(x: Any, array: NDArray[Any]) -> bool:
+    """Return whether an array of objects holds text or the like, rather than arrays."""
+    parts = (np.ndarray, list, tuple)
+    return hasattr(x, "__array__") and not any(isinstance(each, parts) for each in array.flat)
 
 
 def _ragged(x: Any) -> str:
@@ -134,6 +150,12 @@ def _ragged(x: Any) -> str:
 def _images(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
     """Return uint8 or float32 (N, C, H, W), (N, C, L) or (N, C, D, H, W)."""
     shape = x.shape
+    if x.dtype.kind in "OUSM" and x.size:
+        odd = next((each for each in x.flat if not isinstance(each, int | float)), x.flat[0])
+        raise DataError(
+            f"{name}: x should hold numbers (got {type(odd).__name__} {str(odd)!r:.40}); leave "
+            "such columns out, or turn them into numbers"
+        )
     if x.ndim < 2 or x.ndim > 5 or 0 in shape:
         raise DataError(
             f"{name}: x should be vectors (N, D), images (N, H, W), (N, C, H, W) or (N, H, W, C), "
@@ -153,7 +175,9 @@ def _images(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
         )
     x = _channels_first(x, layout, name)
     if is_float:
-        x = _finite(x.astype(np.float32, copy=False), name)
+        with np.errstate(over="ignore"):  # then infinite, and told below
+            x = x.astype(np.float32, copy=False)
+        x = _finite(x, name)
     return np.ascontiguousarray(x)
 
 
@@ -195,8 +219,8 @@ def _finite(x: NDArray[Any], name: str) -> NDArray[Any]:
     if not good.all():
         bad = np.flatnonzero(~good)
         raise DataError(
-            f"{name}: {len(bad)} of {len(x)} samples have numbers that are not finite (NaN or "
-            f"infinite), the first is sample {bad[0]}; remove or fill them"
+            f"{name}: {len(bad)} of {len(x)} samples have numbers that are not finite (NaN, or "
+            f"infinite as float32), the first is sample {bad[0]}; remove or fill them"
         )
     return x
 

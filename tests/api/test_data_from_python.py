@@ -69,6 +69,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     "text": ("data.npy", r"got str\)"),
     "growing": (Growing(), r"the samples differ: uint8 \(1, 4, 4\) and, sample 1"),
     "half labelled": (HalfLabelled(), "some samples have a label and some have none"),
+    "a loader": (torch.utils.data.DataLoader(X), "give its samples, loader.dataset"),
+    "a dictionary": ({"x": X}, r"x or \(x, y\), arrays or tensors.*got dict"),
+    "objects": (np.array([["a", 1.0]], object), "x should hold numbers .got str 'a'"),
+    "text in x": (np.array([["a", "b"]]), "x should hold numbers .got str"),
+    "none in x": (np.array([[None, 1.0]], object), "got NoneType 'None'"),
+    "sparse tensor": (torch.eye(4).to_sparse(), "x.to_dense"),
+    "masked": (np.ma.masked_array(NAN, np.isnan(NAN)), "are masked; fill them"),
+    "beyond float32": (NAN.astype(np.float64) * 0 + 1e300, "infinite as float32"),
     "no samples": (Empty(), "Empty has no samples"),
 }
 
