@@ -175,7 +175,7 @@ def _images(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
         )
     x = _channels_first(x, layout, name)
     if is_float:
-        with np.errstate(over="ignore"):  # then infinite, and told below
+        with np.errstate(over="ignore"):  # then infinite, and reported below
             x = x.astype(np.float32, copy=False)
         x = _finite(x, name)
     return np.ascontiguousarray(x)
