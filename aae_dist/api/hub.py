@@ -73,13 +73,18 @@ def push(
         share(loaded, target, card, repo)
         with _in_one_line(repo):
             api.create_repo(repo, private=not public, exist_ok=True)
-            api.upload_folder(
-                repo_id=repo,
-                folder_path=folder,
-                delete_patterns=f"{CHECKPOINTS}*",
-                commit_message=f"{loaded.config.run.name}, step {loaded.step:,}",
-            )
+            title = f"{loaded.config.run.name}, step {loaded.step:,}"
+            _upload(api, repo, folder, title)
     return f"{api.endpoint}/{repo}"
+
+
+def _upload(api: Any, repo: str, folder: str, title: str) -> None:
+    api.upload_folder(
+        repo_id=repo,
+        folder_path=folder,
+        delete_patterns=f"{CHECKPOINTS}*",
+        commit_message=title,
+    )
 
 
 def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = None) -> str:

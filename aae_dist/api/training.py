@@ -53,9 +53,9 @@ def train(
             `layout="NHWC"`, or (N, H, W); floats of these shapes, in [0, 1] for a decoder with a
             sigmoid output; vectors, floats (N, D); signals and volumes with their `layout`. y:
             integers (N), for pictures. Sparse matrices and AnnData objects stay sparse
-            (`aae_dist.from_anndata` takes a layer and labels). Read in the
-            same order as shards; a hash of all numbers stands where a manifest's id does. With
-            `launch.kind: ray` they are first written as shards into `run.storage`.
+            (`aae_dist.from_anndata` takes a layer and labels). Read in the same order as shards; a
+            hash of all numbers stands where a manifest's id does. With `launch.kind: ray` they are
+            first written as shards into `run.storage`.
         callbacks: objects with some of the methods of `aae_dist.Callback`; not with
             `launch.kind: ray`.
         validation: as `data`, or the fraction of `data` to hold out, 0.1 for every tenth sample; by
@@ -73,12 +73,10 @@ def train(
         LaunchError: the run cannot start: storage, resources, another process that trains it.
         BaseException: what a callback raised, when the run has ended with a checkpoint.
     """
-    if data is not None and layout is None:
-        layout = layout_of(config, overrides)
+    layout = layout_of(config, overrides) if data is not None and layout is None else layout
     train_set, validation_set = samples_in_memory(data, validation, layout)
     resolved = _resolved(config, overrides, train_set, validation_set)
-    outcome = _run(resolved, train_set, validation_set, callbacks, progress)
-    return _result(outcome, train_set, validation_set)
+    return _run(resolved, train_set, validation_set, callbacks, progress)
 
 
 # Configuration and data.
@@ -152,23 +150,18 @@ def _run(
     validation_set: Arrays | None,
     callbacks: Sequence[Any],
     progress: bool,
-) -> Outcome:
+) -> TrainingResult:
     if config.launch.kind == "ray" and callbacks:
         raise ConfigError("callbacks run in this process; use launch.kind=local, or none of them")
     listed = Callbacks(callbacks)
     with unchanged_process():
         config = _placed(config, train_set, validation_set)
         if config.launch.kind == "ray":
-            return _through_ray(config)
-        outcome = _here(config, listed, progress)
+            outcome = _through_ray(config)
+        else:
+            outcome = _here(config, listed, progress)
     if listed.error is not None:
         raise listed.error
-    return outcome
-
-
-def _result(
-    outcome: Outcome, train_set: Arrays | None, validation_set: Arrays | None
-) -> TrainingResult:
     return TrainingResult(
         state=str(outcome.state),
         step=outcome.step,

@@ -9,6 +9,7 @@ from aae_dist.cli import options
 from aae_dist.errors import ConfigError
 
 if TYPE_CHECKING:
+    from aae_dist.data import Manifest
     from aae_dist.inference.dataset_job import DatasetJob
     from aae_dist.inference.trained_run import TrainedRun
 
@@ -328,11 +329,15 @@ def write_dataset(
         job = scoring(run, job)
     before = write_shards(config, job, manifest, output_fingerprint(run, manifest, job))
     if from_environment("cpu").is_main:
-        count = len(manifest.shards)
-        if before == count:
-            print(f"{job.out} was complete already: nothing was written.")
-        elif before:
-            print(f"{before} of {count} shards were there already.")
-        total = f"{manifest.num_samples:,} samples"
-        print(f"{total} of step {job.step:,} in {count} shards: {job.out}")
+        _print_written(job, manifest, before)
     return 0
+
+
+def _print_written(job: "DatasetJob", manifest: "Manifest", before: int) -> None:
+    count = len(manifest.shards)
+    if before == count:
+        print(f"{job.out} was complete already: nothing was written.")
+    elif before:
+        print(f"{before} of {count} shards were there already.")
+    total = f"{manifest.num_samples:,} samples"
+    print(f"{total} of step {job.step:,} in {count} shards: {job.out}")

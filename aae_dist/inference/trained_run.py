@@ -21,14 +21,8 @@ from aae_dist.config.run_config import label_rule
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.world import World, check_cuda
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
-from aae_dist.evaluation import Evaluation, Evaluator, classes_by
+from aae_dist.evaluation import Evaluation, Evaluator, classes_by, features
 from aae_dist.evaluation.evaluator import MAX_SAMPLES
-from aae_dist.evaluation.features import (
-    Features,
-    exported_features,
-    network_features,
-    wavelet_features,
-)
 from aae_dist.evaluation.parzen import Advance, parzen_metrics
 from aae_dist.models import (
     Autoencoder,
@@ -351,7 +345,9 @@ def _without_programs(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"evaluation": type(config.evaluation)()})
 
 
-def build_features(config: RunConfig, shape: SampleShape, device: torch.device) -> Features | None:
+def build_features(
+    config: RunConfig, shape: SampleShape, device: torch.device
+) -> features.Features | None:
     """Return the features of `evaluation.features`; None where samples are not scored.
 
     Raises:
@@ -361,11 +357,11 @@ def build_features(config: RunConfig, shape: SampleShape, device: torch.device) 
     if chosen is None:
         return None
     if chosen == "wavelet":
-        return wavelet_features(shape)
+        return features.wavelet_features(shape)
     if chosen.path is not None:
-        return network_features(chosen.path, shape, device, **chosen.arguments)
+        return features.network_features(chosen.path, shape, device, **chosen.arguments)
     if chosen.export is not None:
-        return exported_features(chosen.export, shape, device)
+        return features.exported_features(chosen.export, shape, device)
     assert chosen.run is not None
     run = load_run(chosen.run, device)
     where = f"evaluation.features.run: {run.uri}"
@@ -373,7 +369,7 @@ def build_features(config: RunConfig, shape: SampleShape, device: torch.device) 
         raise ConfigError(f"{where} has samples of shape {run.image_shape}, not {shape}")
     if run.prior.given is not None:
         raise ConfigError(f"{where}: its codes hold labels, which samples have not; take another")
-    return Features(run.encode, run.fingerprint())
+    return features.Features(run.encode, run.fingerprint())
 
 
 def load_run(

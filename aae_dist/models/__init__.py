@@ -162,14 +162,18 @@ def build_networks(
                 network = make_one(name, roles[name])
             return network.to(device=device, dtype=DTYPES[config.train.precision])
 
+    _check_kind(model, shape)
+    made = {name: make(name) for name in roles}
+    return Networks(made["encoder"], made["decoder"], made.get("discriminator"))
+
+
+def _check_kind(model: sections.Model, shape: SampleShape) -> None:
     is_vector = len(shape) == 3 and min(shape[1:]) == 1
     if model.kind != "mlp" and is_vector and not (model.encoder and model.decoder):
         raise ConfigError(
             f"model.kind={model.kind} needs signals, images or volumes; these samples have shape "
             f"{shape}; use model.kind=mlp, or data.layout=NL (or NCL) if they are signals"
         )
-    made = {name: make(name) for name in roles}
-    return Networks(made["encoder"], made["decoder"], made.get("discriminator"))
 
 
 def _discriminator(

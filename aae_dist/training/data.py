@@ -109,23 +109,7 @@ def open_data(
         # SampleOrder and prior.
         order = _order(config, dataset, world, checkpoint)
         prior = build_prior(config.prior, config.model.latent_dim, vectors)
-        # Evaluation.
-        validation = evaluator = None
-        if config.data.validation is not None:
-            shards, shape = config.data.validation, dataset.image_shape
-            validation = open_dataset(shards, config.data, shape, show=show)
-            validation.label_rule = dataset.label_rule
-            evaluator = Evaluator(
-                validation,
-                prior,
-                world,
-                config.run.seed,
-                threads=config.decoding_threads,
-                training=dataset,
-                classes=validation.manifest.names,
-                classes_by=classes_by(config),
-                features=build_features(config, shape, world.device),
-            )
+        validation, evaluator = _open_validation(config, dataset, prior, world, show)
         inferred = _infer(config, dataset, order)
         notes = (
             *_class_notes(dataset, validation),
@@ -138,6 +122,28 @@ def open_data(
 
     data = run_on_all_ranks(world, work)
     return data if checkpoint else _measured(data, world)
+
+
+def _open_validation(
+    config: RunConfig, dataset: Dataset, prior: Prior, world: World, show: Show
+) -> tuple[Dataset, Evaluator] | tuple[None, None]:
+    if config.data.validation is None:
+        return None, None
+    shape = dataset.image_shape
+    validation = open_dataset(config.data.validation, config.data, shape, show=show)
+    validation.label_rule = dataset.label_rule
+    evaluator = Evaluator(
+        validation,
+        prior,
+        world,
+        config.run.seed,
+        threads=config.decoding_threads,
+        training=dataset,
+        classes=validation.manifest.names,
+        classes_by=classes_by(config),
+        features=build_features(config, shape, world.device),
+    )
+    return validation, evaluator
 
 
 def _class_notes(train: Dataset, validation: Dataset | None) -> Iterator[str]:
