@@ -1,6 +1,6 @@
 """Whether unusual samples are found: one digit of MNIST is left out of training, ten times.
 
-    python benchmarks/anomaly.py --mnist DIR [--steps 1500] [--folds 0,1,..] [--work DIR]
+    python benchmarks/anomaly.py --mnist DIR [--steps 1500] [--width 400] [--folds 0,1,..]
 
 Per fold an adversarial autoencoder trains on the other nine digits without the last 10,000 images;
 of these, without the digit, one half calibrates `aae_dist.inference.anomaly` and the other half
@@ -30,6 +30,8 @@ Array = NDArray[Any]
 LATENT_DIM = 16
 COLUMNS = ("error", "log_density", "discriminator", "combined")
 CHUNK = 500
+NUM_CODES = 5000
+"""Training codes that the mixture is fitted to."""
 
 
 def read_mnist(folder: Path, split: str) -> tuple[Array, Array]:
@@ -50,15 +52,12 @@ def auroc(unusual: Array, is_left_out: Array) -> float:
     return float((places[is_left_out].sum() - num * (num + 1) / 2) / (num * rest))
 
 
-def settings(digit: int, steps: int, work: Path) -> dict[str, Any]:
+def settings(digit: int, steps: int, width: int, work: Path) -> dict[str, Any]:
     """Return the configuration of a fold."""
+    networks = ("encoder_widths", "decoder_widths", "discriminator_widths")
     return {
         "run": {"name": f"without-{digit}", "storage": str(work / "runs"), "seed": digit},
-        "model": {
-            "latent_dim": LATENT_DIM,
-            **dict.fromkeys(("encoder_widths", "decoder_widths"), (400, 400)),
-            "discriminator_widths": (400, 400),
-        },
+        "model": {"latent_dim": LATENT_DIM, **dict.fromkeys(networks, (width, width))},
         "train": {"steps": steps, "log_every_steps": steps},
         "wandb": {"mode": "disabled"},
     }
@@ -70,18 +69,20 @@ def scored(scorer: Scorer, images: Array) -> Array:
     return np.concatenate([scorer(images[at : at + CHUNK, None]) for at in starts])
 
 
-def one_fold(digit: int, steps: int, work: Path, mnist: Path) -> dict[str, Any]:
+def one_fold(digit: int, steps: int, width: int, work: Path, mnist: Path) -> dict[str, Any]:
     """Train without a digit and return what finds it."""
     started = time.process_time()
     (images, labels), (test, test_labels) = (read_mnist(mnist, s) for s in ("train", "t10k"))
     known, held_out = images[:50_000][labels[:50_000] != digit], images[50_000:]
     held_out = held_out[labels[50_000:] != digit]
-    aae_dist.train(settings(digit, steps, work), known[:, None], progress=False)
+    aae_dist.train(settings(digit, steps, width, work), known[:, None], progress=False)
     run = aae_dist.load_run(str(work / "runs" / f"without-{digit}"))
     is_left_out = test_labels == digit
-    found: dict[str, Any] = {"digit": digit, "steps": steps}
+    found: dict[str, Any] = {"digit": digit, "steps": steps, "width": width}
 
-    codes = torch.cat([run.encode(known[at : at + CHUNK, None]) for at in range(0, 20_000, CHUNK)])
+    codes = torch.cat(
+        [run.encode(known[at : at + CHUNK, None]) for at in range(0, NUM_CODES, CHUNK)]
+    )
     for name, density in (("prior", None), ("gmm", fit_gmm(codes.float(), 20, 0))):
         scorer = Scorer(run, density)
         reference = Reference.of_scores(scorer.names, scored(scorer, held_out[::2]))
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, required=True, help="folder of the idx files")
     parser.add_argument("--work", type=Path, default=Path("anomaly"))
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--width", type=int, default=400, help="units of each hidden layer")
     parser.add_argument("--folds", default="0,1,2,3,4,5,6,7,8,9")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,8 @@ def main() -> None:
     for digit in map(int, arguments.folds.split(",")):
         file = arguments.work / f"fold-{digit}.json"
         if not file.exists():
-            result = one_fold(digit, arguments.steps, arguments.work, arguments.mnist)
+            sizes = (arguments.steps, arguments.width)
+            result = one_fold(digit, *sizes, arguments.work, arguments.mnist)
             file.write_text(json.dumps(result, indent=1))
         folds.append(json.loads(file.read_text()))
     print_header("anomaly: one digit left out")

@@ -36,6 +36,8 @@ PACKAGES = {"gmm": ("sklearn", "scikit-learn"), "flow": ("zuko", "zuko")}
 FLOW_STEPS = 2000
 FLOW_BATCH = 512
 FLOW_SHAPE = {"transforms": 3, "hidden_features": [128, 128]}
+STARTS = 3
+"""Starts of a mixture, of which the likeliest is kept."""
 SMALLEST_VARIANCE = 1e-6
 """Added to the diagonal of each component's covariance, of codes with standard deviation 1."""
 
@@ -140,7 +142,9 @@ def fit_gmm(codes_nZ: Tensor, components: int, seed: int) -> GaussianMixture:
 
     std = codes_nZ.double().std(0).clamp_min(1e-12)
     rows = (codes_nZ.double() / std).numpy()
-    fitted = Fitted(components, reg_covar=SMALLEST_VARIANCE, random_state=seed, max_iter=200)
+    fitted = Fitted(
+        components, reg_covar=SMALLEST_VARIANCE, random_state=seed, max_iter=200, n_init=STARTS
+    )
     fitted.fit(rows)
     factors = torch.linalg.cholesky(torch.from_numpy(fitted.covariances_))
     means, weights = torch.from_numpy(fitted.means_), torch.from_numpy(fitted.weights_)
