@@ -31,7 +31,8 @@ quickstart: install
 
 # Two test processes of one thread each: a test file stays in one process. Ray installs handlers and
 # threads of its own in the process it is used in, and wants the machine: its tests run apart, on one
-# cluster for all of them.
+# cluster for all of them. A process that joins and leaves one many times may die in Ray's code, so the
+# slow ones have a process of their own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
@@ -44,7 +45,8 @@ test-unit: dev
 
 test-all: dev $(VENV)/.compiled
 	$(PYTEST) $(PARALLEL) -m "not ray"
-	$(PYTEST) -m ray
+	$(PYTEST) -m "ray and not slow"
+	$(PYTEST) -m "ray and slow"
 
 # Everything but the launcher on Ray and the W&B sink must run where neither is installed.
 ENGINE := $(VENV)-engine
