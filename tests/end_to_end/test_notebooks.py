@@ -39,13 +39,15 @@ def test_a_notebook_runs_from_top_to_bottom(notebook: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_cells_with_outputs_were_executed_in_order() -> None:
+def test_notebooks_are_stored_as_a_whole_execution_left_them() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["cells", "digits", "own_parts"]
     for notebook in NOTEBOOKS:
         numbers = [cell["execution_count"] for cell in cells(notebook)]
-        # Stored as a whole execution left it, or without any output.
-        assert numbers in (list(range(1, len(numbers) + 1)), [None] * len(numbers))
-    assert any(cell["outputs"] for cell in cells(ROOT / "docs" / "notebooks" / "digits.ipynb"))
+        assert numbers == list(range(1, len(numbers) + 1)), notebook.stem
+        outputs = [output for cell in cells(notebook) for output in cell["outputs"]]
+        assert not [o for o in outputs if o["output_type"] == "error"], notebook.stem
+        assert [o for o in outputs if "image/png" in o.get("data", ())], notebook.stem
+        assert notebook.stat().st_size < 2_000_000
 
 
 def test_notebooks_are_those_of_their_sources() -> None:

@@ -10,6 +10,7 @@
 import tempfile
 
 import numpy as np
+from IPython.display import Image
 
 import aae_dist
 
@@ -41,6 +42,12 @@ config = {
 result = aae_dist.train(
     config, (counts[train], types[train]), validation=(counts[held_out], types[held_out])
 )
+
+# %% [markdown]
+# Codes of held-out cells over the density of the prior, along the first two principal axes of the codes:
+
+# %%
+Image(result.pictures["latent_codes"], width=500)
 
 # %% [markdown]
 # The share of a cell's 15 nearest neighbours that have its type:

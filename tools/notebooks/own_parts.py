@@ -77,6 +77,10 @@ class Watch(aae_dist.Callback):
 
 result = aae_dist.train(config, (x, y), [Watch()], validation=0.2)
 
+# %% [markdown]
+# 400 steps are few for so thin a ring: the codes cover its disc instead of the ring, and the alarms and
+# C2ST say so.
+
 # %%
 Image(result.pictures["latent_codes"], width=500)
 
