@@ -6,6 +6,7 @@ from aae_dist.errors import LaunchError
 from aae_dist.storage import base
 from aae_dist.storage.base import Entry, Storage, check_key, is_remote, join, read_or_none, rereads
 from aae_dist.storage.local import LocalStorage
+from aae_dist.utils.text import without_credentials_in_url
 
 __all__ = [
     "Entry",
@@ -33,9 +34,11 @@ def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = 
         LaunchError: the scheme is not one of these, or the address is not complete.
     """
     scheme = base.scheme_of(uri)
-    if "\0" in uri or not uri:
+    # A blank before s3: would make it the name of a folder here.
+    is_blank_first = not scheme and base.scheme_of(uri.strip())
+    if "\0" in uri or not uri or (is_blank_first and "://" in uri):
         what = "is no address. Give a path or a URI such as s3://bucket/folder."
-        raise LaunchError(f"{uri!r} {what}")
+        raise LaunchError(f"{without_credentials_in_url(uri)!r} {what}")
     base.check_no_user_info(uri)
     if scheme == "":
         return LocalStorage(uri)
@@ -64,7 +67,8 @@ def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: b
             "Use a local path, file://, s3://, gs://, az://, or https:// to read."
         )
     if not host:
-        raise LaunchError(f"{uri}: the bucket or host is missing. Write {scheme}://NAME/folder.")
+        text = f"{scheme}:///..." if "@" in uri else uri  # a key may stand before the @
+        raise LaunchError(f"{text}: the bucket or host is missing. Write {scheme}://NAME/folder.")
     if scheme in base.WEB_SCHEMES:
         base.check_web_address(uri)
     folder = folder.strip("/")

@@ -31,6 +31,7 @@ _ADVICE = {
     errno.EISDIR: "it is a folder, not a file. Use another name",
     errno.ENAMETOOLONG: "a name in it, or all of it, is too long (255 bytes). Use a shorter one",
     errno.ELOOP: "it is a link, and none is followed when writing. Remove it",
+    errno.ENXIO: "it is a pipe or a device, not a file. Remove it",
     errno.EEXIST: "it is a file, not a folder. Use another path",
     errno.ENOSPC: "no space left on the device. Free some, or use another folder",
     errno.EDQUOT: "the disk quota is used up. Free some space, or use another folder",
@@ -124,6 +125,18 @@ def _open_folder(parent: int, name: str, path: Path) -> int:
         raise
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; OSError at once for a pipe, which would wait, and for a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+        raise OSError(errno.ENXIO, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size if path.is_file() else None
@@ -151,11 +164,11 @@ class LocalStorage:
         return LocalStorage(self._path(name), self._top)
 
     def read(self, key: str) -> bytes:
-        with file_errors(self.uri):
-            return self._path(key).read_bytes()
+        with file_errors(self.uri), open_regular(self._path(key)) as file:
+            return file.read()
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        with file_errors(self.uri), self._path(key).open("rb") as file:
+        with file_errors(self.uri), open_regular(self._path(key)) as file:
             file.seek(start)
             return file.read(length)
 
@@ -243,7 +256,7 @@ class LocalStorage:
     def stream(
         self, key: str, start: int, end: int, version: Entry | None = None
     ) -> Iterator[Piece]:
-        with file_errors(self.uri), self._path(key).open("rb") as file:
+        with file_errors(self.uri), open_regular(self._path(key)) as file:
             file.seek(start)
             while piece := file.read(min(_PIECE_BYTES, end - file.tell())):
                 yield piece

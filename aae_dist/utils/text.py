@@ -27,7 +27,7 @@ READ_BY_CLIENTS = re.compile(r"^(AWS|AZURE|GOOGLE|GCP|GCS|WANDB)_|^IDENTITY_HEAD
 _SECRET_NAME = re.compile(
     r"SECRET|TOKEN|PASSW|PASSPHRASE|(^|_)PASS$|CREDENTIAL|CONNECTION_?STRING|CONN_?STR|SIGNATURE"
     r"|API_?KEY|(ACCESS|PRIVATE|ACCOUNT|MASTER|ENCRYPTION|SIGNING)_?KEY|(^|_)KEY(_BASE64)?$"
-    r"|(^|_)(SAS|DSN|AUTH|COOKIE)(_|$)",
+    r"|(^|_)(SAS|DSN|AUTH|COOKIE|JWT|BEARER)(_|$)|_PWD$|_PAT$|SSHPASS|WEBHOOK",
     re.IGNORECASE,
 )
 _HARMLESS_NAME = re.compile(
@@ -113,7 +113,7 @@ def _forms(value: str) -> tuple[str, ...]:
             part = part.partition("=")[2] if re.match(r"[A-Za-z]+=.", part) else part
             is_word = re.fullmatch(r"[a-z_]+|https?:.*", part)
             parts |= {part} if len(part) >= _SHORTEST_PIECE and not is_word else set()
-    encoded = {quote(part, safe="", errors="surrogateescape") for part in parts}
+    encoded = {quote(part, safe=s, errors="surrogateescape") for part in parts for s in ("", "/")}
     lower = {re.sub("%..", lambda found: found.group().lower(), part) for part in encoded}
     escaped = {json.dumps(part)[1:-1] for part in parts} | {repr(part)[1:-1] for part in parts}
     return tuple(sorted(parts | encoded | lower | escaped, key=len, reverse=True))

@@ -68,6 +68,7 @@ def test_random_kills_until_the_end(tmp_path: Path, row) -> None:
     assert parts == pytest.approx(found["goodput/wall_seconds"], abs=0.1)
 
 
+_NO_ANSWER = "the server cannot be reached"
 KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
 
 
@@ -108,8 +109,10 @@ def test_random_kills_of_torchrun_and_its_ranks_on_s3(
     while kills < KILLS:
         runs += 1
         while (code := attempt(f"run{runs}", kills < KILLS)) != 0:
-            assert code is None, log.read_text()[-3000:]
-            kills += 1
+            text = log.read_text()
+            # A run does not start if the test's own server gets no CPU for 15 s: no kill.
+            assert code is None or (code == 1 and _NO_ANSWER in text), text[-3000:]
+            kills += code is None
             print(f"{kills} kills, run {runs}: {log.read_text()[-120:]!r}", flush=True)
         assert_bit_equal(f"{bucket}/run{runs}", f"{bucket}/whole", steps)
         assert_ledger_exact(f"{bucket}/run{runs}", BATCH, 50, steps)

@@ -47,6 +47,7 @@ def test_values_of_secrets_are_hidden_and_others_are_not() -> None:
         *("AWS_ACCESS_KEY_ID", "AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_SOMETHING_NEW"),
         *("WANDB_API_KEY", "WANDB_SOMETHING_NEW", "DEPLOY_PRIVATE_KEY", "DB_PASSPHRASE"),
         *("DATABASE_DSN", "REDIS_CONN_STR", "MY_SAS", "HF_TOKEN", "SMTP_PASS", "SIGNING_KEY"),
+        *("DB_PWD", "GITHUB_PAT", "SSHPASS", "ID_JWT", "OAUTH_BEARER", "SLACK_WEBHOOK_URL_KEY"),
     ],
 )
 @pytest.mark.parametrize("value", ["/begins/with+a/slash==", "c0ffee", "word-of-some-length", "~k"])
@@ -65,6 +66,7 @@ def test_every_variable_that_may_hold_a_secret_is_hidden(name: str, value: str) 
         *(("WANDB_PROJECT", "digits"), ("WANDB_ENTITY", "our-lab"), ("WANDB_MODE", "offline")),
         *(("WANDB_DIR", "/tmp"), ("TOKENIZERS_PARALLELISM", "false"), ("SSH_AUTH_SOCK", "/a/b")),
         *(("RAY_AUTH_MODE", "token"), ("AWS_SOMETHING_NEW", "/tmp"), ("AWS_SOMETHING_NEW", "300")),
+        *(("PWD", "/home/me"), ("OLDPWD", "/home"), ("PATH", "/bin")),
     ],
 )
 def test_harmless_variables_stay_readable(name: str, value: str) -> None:

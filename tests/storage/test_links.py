@@ -33,6 +33,19 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("read", ["read", "read_range", "stream"])
+@pytest.mark.parametrize("kind", ["a pipe", "a link to a device"])
+def test_what_is_no_file_is_not_waited_for(run: Path, read: str, kind: str) -> None:
+    if kind == "a pipe":
+        os.mkfifo(run / "summary.json")
+    else:
+        (run / "summary.json").symlink_to("/dev/zero")
+    arguments = () if read == "read" else (0, 100)
+    with pytest.raises(LaunchError, match=r"summary.json: it is a pipe or a device, not a file"):
+        list(getattr(open_storage(str(run)), read)("summary.json", *arguments))
+
+
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("key", ["pictures/x.png", "a/pictures/x.png"])
 def test_a_folder_that_is_a_link_is_not_written_through(

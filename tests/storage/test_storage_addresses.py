@@ -80,6 +80,15 @@ def test_an_incomplete_address_is_refused(uri: str) -> None:
         open_storage(uri)
 
 
+@pytest.mark.parametrize(
+    "uri", [" s3://bucket/runs", "\ts3://KEY:HIDDEN@b", "s3:///KEY:HIDDEN@b/x"]
+)
+def test_a_slip_before_the_bucket_makes_no_local_folder_and_repeats_no_key(uri: str) -> None:
+    with pytest.raises(LaunchError) as caught:
+        open_storage(uri)
+    assert "HIDDEN" not in str(caught.value)
+
+
 def test_a_bucket_address_cannot_climb() -> None:
     with pytest.raises(LaunchError, match="is no storage key"):
         open_storage("s3://bucket/a/../../other")

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import math
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.errors import ConfigError, DataError, LaunchError, ShardError, StorageError
 from aae_dist.storage import Entry, is_remote, open_storage
 from aae_dist.storage.download import Download
+from aae_dist.storage.local import open_regular
 
 PART = ".part"
 URL_DIGITS = 40
@@ -284,7 +284,7 @@ def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
         return (cache or cache_of(Cache())).open(shard)
     path = Path(shard.folder, shard.name)
     try:
-        file = _open_regular(path)
+        file = open_regular(path)
     except OSError as error:
         message = f"{path}: cannot read the shard ({error.strerror})."
         is_missing = isinstance(error, FileNotFoundError)
@@ -296,15 +296,6 @@ def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
         file.close()
         raise
     return file
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    # Without O_NONBLOCK, opening a fifo waits for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def cache_for(manifest: Manifest, settings: Data) -> ShardCache | None:

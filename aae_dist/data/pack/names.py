@@ -18,6 +18,7 @@ _MISSING_NUMBER = frozenset(("na", "n/a", "none"))
 """Texts of a gap among numbers; among names they may be classes (no defect, Namibia)."""
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", re.ASCII)
 _INTEGER = re.compile(r"[0-9]{1,18}", re.ASCII)
+_ANY_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _MAX_LABEL = 10**18
 _MAX_KEY_BYTES = 200  # a path of 255 bytes per part is legal; keys are columns, names and legends
 _SHOWN = 5
@@ -90,6 +91,7 @@ def labels_of_texts(texts: Sequence[str], known: ClassMap | None, where: str) ->
                 f"{where}: the label {fractions[0]!r:.40} is no whole number; give whole numbers, "
                 "names, or the number of each in a file for --classes."
             )
+        _refuse_two_spellings(filter(_INTEGER.fullmatch, numbers), f"{where}: the labels")
         found = [whole.get(text) for text in stripped]
         return Labels([None if number == -1 else number for number in found])
     if numbers:
@@ -144,13 +146,23 @@ def number_classes(names: Iterable[str], known: ClassMap | None, where: str) -> 
     if known is not None:
         refuse_unknown(set(ordered) - set(known), known, where)
         return known
-    if not all(_INTEGER.fullmatch(name) for name in ordered):
+    if not all(_ANY_INTEGER.fullmatch(name) for name in ordered):
         return {name: number for number, name in enumerate(ordered)}
-    numbers: dict[int, str] = {}
-    for name in ordered:
-        if (other := numbers.setdefault(int(name), name)) != name:
-            raise DataError(f"{where}: the folders {other} and {name} are one number; rename one.")
-    return {name: number for number, name in sorted(numbers.items())}
+    if other := next((name for name in ordered if not _INTEGER.fullmatch(name)), ""):
+        raise DataError(
+            f"{where}: all folders are named by integers, and {other:.40} is no label (0 to "
+            "10**18 - 1); rename it, or give the number of each in a file for --classes."
+        )
+    _refuse_two_spellings(ordered, f"{where}: the folders")
+    return {name: int(name) for name in sorted(ordered, key=int)}
+
+
+def _refuse_two_spellings(integers: Iterable[str], what: str) -> None:
+    """Raise DataError if two texts, such as 1 and 01, are one number: they may be two classes."""
+    spelled: dict[int, str] = {}
+    for text in sorted(integers):
+        if (other := spelled.setdefault(int(text), text)) != text:
+            raise DataError(f"{what} {other} and {text} are one number; rename one.")
 
 
 def is_plain(classes: ClassMap) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,9 @@ from aae_dist.data.format.manifest import ClassMap
 from aae_dist.data.pack import names
 from aae_dist.data.unused import TEXTS, Kind, Unused
 from aae_dist.errors import DataError, SampleError
+from aae_dist.storage.local import open_regular
 from aae_dist.utils.arrays import npy_bytes, png_bytes
+from aae_dist.utils.text import printable
 
 Fields = dict[str, str | bytes]  # as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}
 Pixels = NDArray[np.uint8]  # [H, W] grey or [H, W, 3] colour
@@ -149,13 +152,19 @@ def file_fields(
 
 def read_file(path: Path) -> bytes:
     """Return the file's bytes; DataError says why it cannot be read."""
+    name = printable(str(path))
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _MAX_FILE_BYTES:
+                return file.read()
     except OSError as error:
-        raise DataError(f"{path}: cannot read the file ({error.strerror}).") from None
+        raise DataError(f"{name}: cannot read the file ({error.strerror}).") from None
+    raise DataError(f"{name}: {size} bytes are more than {_MAX_FILE_BYTES >> 20} MiB; remove it.")
 
 
 COLUMNS = ("path", "label")
+_MAX_FILE_BYTES = 512 << 20  # of one image
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,9 @@ def _csv_notes(rows: Mapping[str, list[dict[str, str]]], labels: names.Labels) -
 
 def missing_labels(num_missing: int, total: int) -> str:
     """Return the line that says how many samples have no label."""
-    return f"{num_missing} of {total} labels are missing (empty or NaN): these samples have none"
+    return (
+        f"{num_missing} of {total} labels are missing (empty, NaN or -1): these samples have none"
+    )
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

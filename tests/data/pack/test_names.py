@@ -1,6 +1,8 @@
 """Classes keep their numbers and samples their names: packs of the user's own files."""
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from aae_dist.cli import main
 from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, build_index, open_dataset, open_manifest
 from aae_dist.data.pack import PackOptions, pack
-from aae_dist.data.pack.names import keys_of, labels_of_texts
+from aae_dist.data.pack.names import keys_of, labels_of_texts, number_classes
 from aae_dist.errors import DataError
 
 ALL = PackOptions(validation_fraction=0.0)
@@ -141,6 +143,40 @@ def test_folders_that_are_integers_are_these_labels(tmp_path: Path) -> None:
         packed(tmp_path / "raw", tmp_path / "again")
 
 
+@pytest.mark.parametrize("name", ["-1", "+2", "9" * 19])
+def test_a_folder_named_by_an_integer_that_is_no_label_does_not_renumber_the_others(
+    name: str,
+) -> None:
+    with pytest.raises(DataError, match=rf"all folders .* and {re.escape(name)} is no label"):
+        number_classes(["0", "1", name], None, "raw")
+    assert number_classes(["0", "1", name], {"0": 0, "1": 1, name: 2}, "raw")[name] == 2
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a file of a TiB"])
+def test_a_table_that_names_no_image_file_neither_waits_nor_fills_the_memory(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "x\n.png"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    (tmp_path / "t.csv").write_text('path,label\n"x\n.png",1\n')
+    with pytest.raises(DataError, match=r"not a regular file|are more than 512 MiB") as caught:
+        pack("csv", str(tmp_path / "out"), str(tmp_path / "t.csv"), ALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_spellings_of_one_number_are_not_one_class_of_a_table() -> None:
+    with pytest.raises(DataError, match="the labels 01 and 1 are one number"):
+        labels_of_texts(["1", "01", "2"], None, "labels.csv")
+    assert labels_of_texts(["01", "02", "1.0"], None, "labels.csv").numbers == [1, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("texts", "labels"),
     [
@@ -182,7 +218,9 @@ def test_gaps_in_a_list_are_counted_and_told(tmp_path: Path) -> None:
         rows.append(f"img/{number}.png,{'NaN' if number % 12 == 11 else f'{number % 12}.0'},x")
     (tmp_path / "list.csv").write_text("path,label,split\n" + "\n".join(rows))
     lines = packed(tmp_path / "list.csv", tmp_path / "out", kind="csv")
-    assert "warning: 2 of 24 labels are missing (empty or NaN): these samples have none" in lines
+    assert (
+        "warning: 2 of 24 labels are missing (empty, NaN or -1): these samples have none" in lines
+    )
     assert "warning: the columns 'split' are not used" in lines
     for key, label in labels_by_key(tmp_path / "out/train").items():
         number = int(key.removeprefix("img/")) % 12
