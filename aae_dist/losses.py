@@ -119,6 +119,33 @@ COUNT_LOSSES = {
     "negative_binomial": negative_binomial_loss,
     "zinb": zinb_loss,
 }
+
+
+TINY = 1e-6
+"""Least rate, and least probability, of which a logarithm is taken."""
+
+
+def mixed_error(x_hat_B11D: Tensor, x_B11D: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the error of tables of several kinds of columns, in nats, shape (B).
+
+    Half the squared error of real columns (a Gaussian of variance 1), half the Poisson deviance of
+    counts, and the cross-entropy of categories: 0 for a perfect reconstruction of each.
+
+    Args:
+        x_hat_B11D: expected values: means, and probabilities of categories, (B, 1, 1, D).
+        x_B11D: values; categories are one-hot.
+        sizes: numbers of real columns, of counts, and of the values of each category.
+    """
+    hats, values = (t.flatten(1).split(list(sizes), 1) for t in (x_hat_B11D, x_B11D))
+    error_B: Tensor = 0.5 * (hats[0] - values[0]).square().sum(1)
+    rates, counts = hats[1].clamp_min(TINY), values[1]
+    perfect = counts - torch.xlogy(counts, counts)
+    error_B = error_B + (rates - counts * rates.log() - perfect).sum(1)
+    for shares, one_hot in zip(hats[2:], values[2:], strict=True):
+        error_B = error_B - (one_hot * shares.clamp_min(TINY).log()).sum(1)
+    return error_B
+
+
 RECONSTRUCTION_LOSSES = {
     **COUNT_LOSSES,
     "sum_half": squared_error_half_sum,

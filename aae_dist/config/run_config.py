@@ -272,6 +272,18 @@ COUNTS = ("poisson", "negative_binomial", "zinb")
 """Reconstruction losses that are likelihoods of counts."""
 
 
+def _column_problems(method: Method, data: Data, model: Model) -> Iterator[Problem]:
+    is_mixed = method.reconstruction_loss == "mixed"
+    if is_mixed != (data.columns is not None):
+        yield (
+            "data.columns",
+            "names the columns of method.reconstruction_loss=mixed, and of no other loss "
+            f"(got {method.reconstruction_loss}); use both or neither",
+        )
+    if is_mixed and model.decoder_output != "linear":
+        yield "method.reconstruction_loss", "mixed needs model.decoder_output=linear (got sigmoid)"
+
+
 def _loss_problems(method: Method, model: Model) -> Iterator[Problem]:
     if method.reconstruction_loss == "bce" and model.decoder_output == "linear":
         yield "method.reconstruction_loss", "bce needs model.decoder_output=sigmoid (got linear)"
@@ -390,6 +402,7 @@ _CHECKS: tuple[Callable[..., Iterator[Problem]], ...] = (
     _head_problems,
     _smoothness_problems,
     _loss_problems,
+    _column_problems,
     _balance_problems,
     _scaling_problems,
     _variational_problems,

@@ -1,17 +1,18 @@
 """Methods with their optimizers, from the configuration."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections import method as sections
 from aae_dist.distributed import wrappers
 from aae_dist.distributed.optimizer import SynchronizedOptimizer, build_schedule
 from aae_dist.distributed.world import World
-from aae_dist.losses import RECONSTRUCTION_LOSSES
+from aae_dist.losses import RECONSTRUCTION_LOSSES, mixed_error
 from aae_dist.methods import without_adversary
 from aae_dist.methods.adversarial import AdversarialMethod
 from aae_dist.methods.labels import LabelGuidedMethod, SemiSupervisedMethod
@@ -29,6 +30,16 @@ METHODS: dict[str, type[Method]] = {
     "sliced_wasserstein": without_adversary.SlicedWassersteinMethod,
     "variational": without_adversary.VariationalMethod,
 }
+
+
+def reconstruction_loss(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss of reconstructions and samples, (B), of a configuration."""
+    columns = config.data.columns
+    if columns is not None:
+        return partial(mixed_error, sizes=columns.sizes)
+    return RECONSTRUCTION_LOSSES[config.method.reconstruction_loss]
+
+
 _COMMON = frozenset({"kind", "reconstruction_loss", "image_noise"})
 """Fields of every method's section, which `Modules` has."""
 
@@ -80,7 +91,7 @@ def build_method(
         discriminator=wrapped.get("discriminator"),
         posterior=posterior,
         prior=prior,
-        reconstruction_loss=RECONSTRUCTION_LOSSES[config.method.reconstruction_loss],
+        reconstruction_loss=reconstruction_loss(config),
         world=world,
         image_noise=config.method.image_noise,
     )

@@ -41,6 +41,7 @@ from aae_dist.models.mlp import (
 from aae_dist.models.own import check_network, check_unit_range, import_network
 from aae_dist.models.pretrained import FrozenBatchNorm, load_weights_file, replace_batch_norm
 from aae_dist.models.standardized import StandardizedDecoder, StandardizedEncoder
+from aae_dist.models.tables import TableDecoder, TableEncoder
 from aae_dist.utils.tensors import derived_seed
 
 __all__ = [
@@ -64,6 +65,8 @@ __all__ = [
     "Posterior",
     "ProductPosterior",
     "SampleShape",
+    "TableDecoder",
+    "TableEncoder",
     "UniversalPosterior",
     "build_networks",
     "build_posterior",
@@ -146,6 +149,8 @@ def build_networks(
         if own.weights is not None and trains:
             load_weights_file(f"model.{name}.weights", network, own.weights)
         _check(name, network, role, trains)
+        if name == "decoder" and config.data.columns is not None:
+            return TableDecoder(_with_heads(name, network, config), config.data.columns.sizes)
         if name == "decoder" and loss in NUM_OUTPUTS:
             return CountDecoder(_with_heads(name, network, config), shape, loss)
         if name == "decoder" and loss == "bce":
@@ -213,7 +218,11 @@ def _columns_of_heads(config: RunConfig) -> tuple[slice, slice]:
 
 def _in_units(name: str, network: nn.Module, config: RunConfig, shape: SampleShape) -> nn.Module:
     """Return a built-in network as one that reads or writes the data's units."""
-    loss = config.method.reconstruction_loss
+    loss, columns = config.method.reconstruction_loss, config.data.columns
+    if columns is not None:
+        if name == "encoder":
+            return TableEncoder(network, columns.sizes)
+        return TableDecoder(network, columns.sizes) if name == "decoder" else network
     if loss in NUM_OUTPUTS:
         if name == "encoder":
             return CountEncoder(network, shape)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aae_dist.models.cluster_heads import cluster_heads
 from aae_dist.models.counts import CountDecoder
 from aae_dist.models.standardized import Standardized
+from aae_dist.models.tables import TableDecoder
 
 
 class Posterior(Protocol):
@@ -210,7 +211,7 @@ class Networks:
             if isinstance(network, Standardized):
                 network.mean.copy_(mean_CHW)
                 network.std.fill_(std)
-            if isinstance(network, CountDecoder):
+            if isinstance(network, CountDecoder | TableDecoder):
                 network.set_profile(mean_CHW)
             if library is not None and isinstance(found := getattr(network, "library", 0), Tensor):
                 found.fill_(library)

@@ -15,7 +15,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.metric_names import FEATURES, basis_of
 from aae_dist.config.run_config import label_rule
 from aae_dist.config.sections.model import DataPrior, RunPrior
-from aae_dist.config.sections.run import Augment
+from aae_dist.config.sections.run import Augment, Columns
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
 from aae_dist.data.decode.images import Resize
 from aae_dist.data.format.manifest import join_classes
@@ -23,7 +23,8 @@ from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator, classes_by
 from aae_dist.inference.trained_run import build_features, load_run
-from aae_dist.losses import COUNT_LOSSES, RECONSTRUCTION_LOSSES
+from aae_dist.losses import COUNT_LOSSES
+from aae_dist.methods.build import reconstruction_loss
 from aae_dist.models.counts import log_normalized
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import is_remote
@@ -223,7 +224,7 @@ def _measured(data: TrainingData, world: World) -> TrainingData:
         found.append(torch.cat([mean.flatten(), std[None], library[None]]).float())
         if name in COUNT_LOSSES:
             return explainable_loss(name, pixels, data.config.model.latent_dim) or 1.0
-        loss = RECONSTRUCTION_LOSSES[name]
+        loss = reconstruction_loss(data.config)
         return float(loss(mean.expand_as(pixels), pixels).mean()) or 1.0  # all samples are equal
 
     # Only rank 0 measures: other machines may round otherwise.
@@ -235,7 +236,7 @@ def _measured(data: TrainingData, world: World) -> TrainingData:
     *_, std, library = statistics.tolist()
     mean = statistics[:-2].cpu().unflatten(0, data.train.image_shape)
     counts = data.config.method.reconstruction_loss in COUNT_LOSSES
-    scaled = data.config.data.standardize or counts
+    scaled = data.config.data.standardize or counts or data.config.data.columns is not None
     scaling = (mean, std or 1.0, library or 1.0) if scaled else None
     return replace(data, baseline_loss=baseline_loss, scaling=scaling)
 
@@ -281,6 +282,9 @@ def _augment_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
 
 def _range_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
     loss = config.method.reconstruction_loss
+    if config.data.columns is not None:
+        yield from _column_problems(config.data.columns, data)
+        return
     if loss in COUNT_LOSSES:
         yield from _count_problems(loss, data)
         return
@@ -302,6 +306,29 @@ def _probed(data: Dataset) -> Tensor:
     first = data.manifest.shards[0]
     total = first.samples if is_remote(first.folder) else len(data)
     return data.load(evenly_spaced(NUM_PROBED, total)).images
+
+
+def _column_problems(columns: Columns, data: Dataset) -> Iterator[str]:
+    sizes, shape = columns.sizes, data.image_shape
+    if shape != (1, 1, sum(sizes)) or not data.dtype.is_floating_point:
+        yield (
+            f"data.columns: {sum(sizes)} columns in all, for vectors of as many floats; data.train "
+            f"has samples of shape {shape}, {data.dtype}"
+        )
+        return
+    _, counts, *categories = _probed(data).flatten(1).split(sizes, 1)
+    wrong = counts[(counts < 0) | (counts != counts.round())]
+    if len(wrong):
+        yield f"data.columns: counts are whole numbers from 0 on (got {wrong[0]:g})"
+    for number, one_hot in enumerate(categories):
+        is_valid = ((one_hot == 0) | (one_hot == 1)).all(1) & (one_hot.sum(1) == 1)
+        # Rows of a bad sample are zeros.
+        odd = one_hot[~is_valid & one_hot.any(1)]
+        if len(odd):
+            yield (
+                f"data.columns: category {number} should be one-hot, one 1 among zeros (got "
+                f"{odd[0].tolist()}); use torch.nn.functional.one_hot"
+            )
 
 
 def _count_problems(loss: str, data: Dataset) -> Iterator[str]:

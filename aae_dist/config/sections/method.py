@@ -9,12 +9,13 @@ from aae_dist.config.sections import Section
 
 class _Method(Section):
     reconstruction_loss: Literal[
-        "sum_half", "mean", "bce", "l1", "poisson", "negative_binomial", "zinb"
+        "sum_half", "mean", "bce", "l1", "poisson", "negative_binomial", "zinb", "mixed"
     ] = "sum_half"
     """Loss per sample. sum_half: half the summed squared error (as in the paper). mean: mean
     squared error. bce: summed binary cross-entropy. l1: summed absolute error. poisson,
     negative_binomial, zinb (zero-inflated): negative log-likelihood of counts given their total in
-    nats, with one dispersion per feature; model.decoder_output is linear then (docs/counts.md)."""
+    nats, with one dispersion per feature; model.decoder_output is linear then (docs/counts.md).
+    mixed: by the kind of each column, see data.columns."""
     image_noise: NonNegativeFloat = 0.0
     """Standard deviation of Gaussian noise added to the encoder's inputs in training, in the data's
     units (images are in [0, 1]); reconstructions are compared with clean images (denoising)."""

@@ -46,6 +46,22 @@ class Augment(Section):
     only."""
 
 
+class Columns(Section):
+    """Kinds of the columns of a table, in this order; all of them are numbers of one vector."""
+
+    real: NonNegativeInt = 0
+    """Real columns, scaled to a variance of about 1."""
+    counts: NonNegativeInt = 0
+    """Whole numbers from 0 on."""
+    categories: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Number of values of each category, whose columns are one-hot."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Columns of each group: real, counts, and each category."""
+        return self.real, self.counts, *self.categories
+
+
 Layout = Literal["NL", "NCL", "NLC", "NHW", "NCHW", "NHWC", "NDHW", "NCDHW", "NDHWC"]
 
 
@@ -81,6 +97,8 @@ class Data(Section):
     """Dimensions of arrays: N samples, C channels, L of a signal, H W of an image, D H W of a
     volume. Samples come without the N, and a missing C is one channel. By default (C, H, W), (H, W)
     or vectors (D); signals and volumes need it."""
+    columns: Columns | None = None
+    """Kinds of the columns of vectors, for `method.reconstruction_loss: mixed` (docs/counts.md)."""
     augment: Augment = Augment()
     standardize: bool | None = None
     """Centre each feature before the encoder and divide all by one standard deviation, of the first
