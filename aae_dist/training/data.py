@@ -271,8 +271,9 @@ def _augment_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
     unbounded = data.dtype.is_floating_point and config.model.decoder_output == "linear"
     shape = data.image_shape
     if len(shape) != 3 or shape[:2] == (1, 1):
-        kind = {2: "signals", 3: "vectors", 4: "volumes"}[len(shape)]
-        yield f"data.augment: is for images; these are {kind} of shape {shape}; leave it out"
+        kind = {2: "signals", 4: "volumes"}.get(len(shape))
+        found = f"{kind} of shape {shape}" if kind else f"vectors of {shape[-1]} numbers"
+        yield f"data.augment: is for images; these are {found}; leave it out"
     elif unbounded and (augment.brightness, augment.contrast) != (0.0, 0.0):
         yield (
             "data.augment: brightness and contrast clip to [0, 1], and data of floats for a linear "
