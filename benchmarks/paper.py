@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -300,7 +301,8 @@ def curves(results: list[Result]) -> list[str]:
         if r["seed"] == 0 and len(r["curve"]) > 1:
             points = ", ".join(f"{epoch:g}: {value:.4g}" for epoch, value in r["curve"])
             place = f"{r['row']}, {ROWS[r['row']].variants[r['variant']].title}"
-            lines.append(f"- {place} ({r['epochs']:g} epochs, {r['width']} units): {points}")
+            text = f"- {place} ({r['epochs']:g} epochs, {r['width']} units): {points}"
+            lines += textwrap.wrap(text, 98, subsequent_indent="  ")
     return lines if len(lines) > 3 else []
 
 
