@@ -94,6 +94,9 @@ def shared_config(config: RunConfig) -> RunConfig:
     kept["run"] = {name: tree["run"][name] for name in ("name", "seed")}
     kept["launch"] = {"kind": "local"}
     kept["train"].pop("device")
+    for network in ("encoder", "decoder", "discriminator"):
+        if kept["model"][network] is not None:
+            kept["model"][network].pop("weights")  # read at the start of training only
     data, prior = kept["data"], kept["prior"]
     data.pop("cache")
     data["train"] = _public(data["train"]) or NOT_SHARED

@@ -111,6 +111,13 @@ def test_every_ready_configuration_is_shared_without_places() -> None:
         assert shared_config(given).phases == given.phases
 
 
+def test_the_file_that_a_network_started_from_is_not_shared() -> None:
+    own = {"path": "mine:Encoder", "arguments": {"width": 3}, "weights": "/home/me/w.safetensors"}
+    found = shared_config(config(model={"encoder": own})).model.encoder
+    assert found is not None
+    assert (found.weights, found.arguments) == (None, {"width": 3})
+
+
 @pytest.mark.parametrize("place", ["/home/me/w.pt", "~/w", "s3://b/w", "C:\\w", "../w"])
 def test_an_argument_that_names_a_place_is_refused(place: str) -> None:
     prior = {"kind": "custom", "path": "mine:Prior", "arguments": {"file": [place]}}
