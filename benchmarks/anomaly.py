@@ -85,7 +85,8 @@ def one_fold(digit: int, steps: int, width: int, work: Path, mnist: Path) -> dic
     )
     for name, density in (("prior", None), ("gmm", fit_gmm(codes.float(), 20, 0))):
         scorer = Scorer(run, density)
-        reference = Reference.of_scores(scorer.names, scored(scorer, held_out[::2]))
+        table = scored(scorer, held_out[::2])
+        reference = Reference(scorer.names, table, scorer.is_two_sided)
         rows = reference.rank(scored(scorer, test))
         columns = dict(zip(reference.columns, rows.T, strict=True))
         of_column = {n: columns[f"{n}_rank" if n in scorer.names else n] for n in COLUMNS}

@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,12 +21,16 @@ from aae_dist.errors import DataError
 from aae_dist.evaluation.evaluator import squared_errors
 from aae_dist.inference.samplers import Sampler
 from aae_dist.inference.trained_run import TrainedRun
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import evenly_spaced, npy_bytes
 from aae_dist.utils.tensors import Values, as_tensor
 
 Table = NDArray[np.float64]
-SIGNS = {"error": 1.0, "log_density": -1.0, "discriminator": -1.0}
-"""The scores; -1 where low values are unusual."""
+SIGNS = {"error": 1.0, "log_density": -1.0, "discriminator": 1.0}
+"""The scores; -1 where low values are unusual.
+
+The discriminator's logit tends to log p(z) / q(z), with the prior p and the codes q of training
+data: high where such codes are rare.
+"""
 LOWEST = -1e6
 """Least log density: a uniform prior has none outside its cube."""
 MAX_REFERENCE = 10_000
@@ -55,8 +60,8 @@ class Scorer:
         """Return the scores of images, float64 (B, S).
 
         `error` is squared and per value, `log_density` in nats (-1e6 stands for less),
-        `discriminator` the sum of the logits of all parts, high for codes that look like prior
-        samples. Images and errors are those of `TrainedRun.encode`.
+        `discriminator` the sum of the logits of all parts, high for codes that look more like prior
+        samples than like training codes. Images and errors are those of `TrainedRun.encode`.
         """
         z_BZ = self.run.encode(images, labels)
         x_BCHW = as_tensor("images", images).to(self.run.device)
@@ -102,7 +107,12 @@ class Scorer:
                 f"{len(table)} validation samples are too few to rank samples among; give at least "
                 f"{MIN_REFERENCE} by --reference"
             )
-        return Reference.of_scores(self.names, table)
+        return Reference(self.names, table, self.is_two_sided)
+
+    @property
+    def is_two_sided(self) -> bool:
+        """Whether a density above that of nearly all samples is unusual, too: the prior's."""
+        return self.sampler is None
 
 
 @dataclass(frozen=True)
@@ -110,17 +120,11 @@ class Reference:
     """The scores of validation samples, among which others are ranked."""
 
     names: tuple[str, ...]
-    unusual: Table
-    """Each score, ascending and with the sign that makes high values unusual, (n, S)."""
-    combined: NDArray[np.float64]
-    """The combined scores of the same samples, ascending, (n)."""
-
-    @classmethod
-    def of_scores(cls, names: tuple[str, ...], table: Table) -> "Reference":
-        """Take the scores of n validation samples, float64 (n, S)."""
-        signs = np.array([SIGNS[name] for name in names])
-        first = cls(names, np.sort(table * signs, 0), np.empty(0))
-        return cls(names, first.unusual, np.sort(first.combine(table)))
+    table: Table
+    """Float64 (n, S)."""
+    is_two_sided: bool
+    """Whether high log-densities count as unusual like low ones: the codes of ordinary samples do
+    not lie at the prior's mode, so a code there is unusual (Nalisnick et al., arXiv 1906.02994)."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -129,41 +133,49 @@ class Reference:
 
     def rank(self, table: Table) -> Table:
         """Return all columns of B samples, float64 (B, 2 S + 2), from their scores (B, S)."""
-        signs = [SIGNS[name] for name in self.names]
-        each = [share_below(self.unusual[:, k], table[:, k] * sign) for k, sign in enumerate(signs)]
-        combined = self.combine(table)
-        rank = share_below(self.combined, combined)
+        found, known = self.evidence(table), self._own_evidence
+        each = [share_below(np.sort(known[:, k]), found[:, k]) for k in range(len(self.names))]
+        combined = found.sum(1)
+        rank = share_below(np.sort(known.sum(1)), combined)
         return np.column_stack([table, *each, combined, rank])
 
-    def combine(self, table: Table) -> NDArray[np.float64]:
-        """Return one score of B samples by Fisher's method, high for unusual ones.
+    def evidence(self, table: Table) -> Table:
+        """Return -log p of the scores of B samples, (B, S), high for unusual ones.
 
-        The sum over scores of -log p, where p is the part of the validation samples that are as
-        unusual. In the last tenth of these p falls exponentially, so that values beyond the highest
-        still differ.
+        p is the part of the validation samples that are as unusual; in the last tenth it falls
+        exponentially, so that values beyond the highest still differ. The sum over scores is that
+        of Fisher's method.
         """
-        total = np.zeros(len(table))
+        columns = []
         for k, name in enumerate(self.names):
-            known, x = self.unusual[:, k], table[:, k] * SIGNS[name]
-            edge = np.quantile(known, 1 - TAIL)
-            above = known[known > edge]
-            scale = float((above - edge).mean()) if len(above) else 0.0
-            inner = -np.log(np.clip(1 - share_below(known, x), TAIL, 1.0))
-            excess = np.maximum(x - edge, 0) / (scale or math.inf)
-            total += np.where(x > edge, -math.log(TAIL) + excess, inner)
-        return total
+            known, x = (t[:, k] * SIGNS[name] for t in (self.table, table))
+            evidence = _tail(np.sort(known), x)
+            if name == "log_density" and self.is_two_sided:
+                evidence = np.maximum(evidence, _tail(np.sort(-known), -x))
+            columns.append(evidence)
+        return np.column_stack(columns)
+
+    @cached_property
+    def _own_evidence(self) -> Table:
+        return self.evidence(self.table)
 
     def to_bytes(self) -> bytes:
-        """Return the reference as the bytes of an .npz file without times."""
-        buffer = io.BytesIO()
-        np.save(buffer, np.column_stack([self.unusual, self.combined]), allow_pickle=False)
-        return buffer.getvalue()
+        """Return the scores as the bytes of an .npy file."""
+        return npy_bytes(self.table, "<f8")
 
     @classmethod
-    def from_bytes(cls, names: tuple[str, ...], data: bytes) -> "Reference":
+    def from_bytes(cls, names: tuple[str, ...], data: bytes, is_two_sided: bool) -> "Reference":
         """Return the reference that `to_bytes` has saved."""
-        table = np.load(io.BytesIO(data), allow_pickle=False)
-        return cls(names, table[:, :-1], table[:, -1])
+        return cls(names, np.load(io.BytesIO(data), allow_pickle=False), is_two_sided)
+
+
+def _tail(known: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return -log of the part of `known`, ascending, that lies above each value."""
+    edge = np.quantile(known, 1 - TAIL)
+    above = known[known > edge]
+    scale = float((above - edge).mean()) if len(above) else math.inf
+    inner = -np.log(np.clip(1 - share_below(known, x), TAIL, 1.0))
+    return np.where(x > edge, -math.log(TAIL) + np.maximum(x - edge, 0) / scale, inner)
 
 
 def share_below(known: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

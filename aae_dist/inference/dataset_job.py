@@ -416,7 +416,8 @@ def _ranking(job: DatasetJob) -> tuple[Scorer, Reference]:
     """Return scorer and reference, loaded once per process."""
     run = _load_once(job)
     sampler = None if job.sampler is None else load_sampler(run, job.sampler)
-    return Scorer(run, sampler), Reference.from_bytes(job.scores, job.reference)
+    scorer = Scorer(run, sampler)
+    return scorer, Reference.from_bytes(job.scores, job.reference, scorer.is_two_sided)
 
 
 def _rows(

@@ -55,7 +55,7 @@ def test_ranks_are_parts_of_the_validation_samples_with_ties_halved():
     known = np.array([1.0, 2.0, 2.0, 5.0])
     found = share_below(known, np.array([0.0, 1.0, 2.0, 3.0, 9.0]))
     assert found.tolist() == [0, 0.125, 0.5, 0.75, 1]
-    reference = Reference.of_scores(NAMES, drawn(1000))
+    reference = Reference(NAMES, drawn(1000), is_two_sided=False)
     assert reference.columns == (*NAMES, *(f"{n}_rank" for n in NAMES), "combined", "rank")
     table = drawn(2000, seed=1)
     rows = reference.rank(table)
@@ -68,20 +68,30 @@ def test_ranks_are_parts_of_the_validation_samples_with_ties_halved():
 
 
 def test_one_of_twenty_ordinary_samples_ranks_above_95_percent():
-    reference = Reference.of_scores(NAMES, drawn(10_000))
+    reference = Reference(NAMES, drawn(10_000), is_two_sided=True)
     ranks = reference.rank(drawn(20_000, seed=1))[:, -1]
     assert (ranks > 0.95).mean() == pytest.approx(0.05, abs=0.01)
     assert (ranks > 0.5).mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_values_beyond_all_validation_samples_still_differ():
-    reference = Reference.of_scores(("error",), np.linspace(0, 1, 500)[:, None])
+    reference = Reference(("error",), np.linspace(0, 1, 500)[:, None], is_two_sided=True)
     combined = reference.rank(np.array([[0.5], [0.97], [2.0], [3.0]]))[:, -2]
     assert (np.diff(combined) > 0).all()
     assert combined[0] == pytest.approx(-np.log(0.5), abs=0.01)
-    assert np.array_equal(
-        Reference.from_bytes(("error",), reference.to_bytes()).unusual, reference.unusual
-    )
+    again = Reference.from_bytes(("error",), reference.to_bytes(), is_two_sided=True)
+    assert np.array_equal(again.table, reference.table)
+
+
+def test_a_code_at_the_mode_of_the_prior_is_unusual_too():
+    table = np.random.default_rng(0).chisquare(16, 5000)[:, None] / -2
+    middle, modes = np.array([[-8.0]]), np.array([[0.0], [-30.0]])
+    for two_sided, least in ((True, 0.99), (False, -1)):
+        reference = Reference(("log_density",), table, two_sided)
+        assert reference.rank(middle)[0, -1] < 0.6
+        assert reference.rank(modes)[0, -1] > least
+        assert reference.rank(modes)[1, -1] > 0.99
+    assert reference.rank(modes)[0, -1] == 0
 
 
 def contents(folder):
