@@ -3,8 +3,8 @@
     python benchmarks/balance.py [--mnist DIR] [--seeds 3] [--quick] [--work DIR] [SET ...]
 
 Each data set is here or is made by a seed. Results are kept in benchmarks/results/balance.jsonl (or
---results), so a run that was stopped continues; the table and a picture per set are made from all
-results there. Delete its lines of a method whose defaults have changed.
+--results), so a run that was stopped continues; the table and the picture, a panel per set, are
+made from all results there. Delete its lines of a method whose defaults have changed.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from timing import print_header
 from webdataset import TarWriter
@@ -251,6 +252,7 @@ def print_table(results: list[dict[str, Any]], work: Path) -> None:
         "| data, latent size | method | mse | C2ST | on train | alarms | seconds | on the front |"
     )
     print("|---|---|---|---|---|---|---|---|")
+    fronts = {}
     for name in SETS:
         rows: dict[str, list[Any]] = {}
         for result in results:
@@ -271,20 +273,34 @@ def print_table(results: list[dict[str, Any]], work: Path) -> None:
                 f"{alarmed}/{len(rows[method])} | {seconds:.0f} | {'' if better else 'yes'} |"
             )
         if means:
-            draw_front(name, means, work)
+            fronts[name] = means
+    if fronts:
+        draw_fronts(fronts, work / "balance.png")
 
 
-def draw_front(name: str, means: dict[str, list[float]], work: Path) -> None:
-    """Draw error against match of every method."""
-    figure, axes = plt.subplots(figsize=(5, 4))
-    for method, (mse, match, _) in means.items():
-        axes.scatter(mse, match)
-        axes.annotate(method, (mse, match), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axes.set(
-        xscale="log", xlabel="mean squared error", ylabel="C2ST", ylim=(0.48, 1.02), title=name
-    )
-    figure.tight_layout()
-    figure.savefig(work / f"{name.replace(' ', '_').replace(',', '')}.png", dpi=100)
+def draw_fronts(found: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Draw error against match of every method, one panel per set."""
+    columns = 5
+    rows = -(-len(found) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(2.9 * columns, 2.6 * rows), squeeze=False)
+    for axes, (name, means) in zip(grid.flat, found.items(), strict=False):
+        for number, method in enumerate(METHODS):
+            if method in means:
+                mse, match, _ = means[method]
+                axes.scatter(mse, match, color=f"C{number}", marker="os^Dv*"[number], label=method)
+        axes.axhline(0.5, color="grey", linestyle=":")
+        axes.set(ylim=(0.48, 1.02), title=name)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    for axes in grid.flat[len(found) :]:
+        axes.axis("off")
+    for axes in grid[-1]:
+        axes.set_xlabel("mean squared error")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("C2ST")
+    lines = max((axes.get_legend_handles_labels() for axes in grid.flat), key=lambda h: len(h[1]))
+    figure.legend(*lines, loc="outside lower right", ncols=len(METHODS))
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 

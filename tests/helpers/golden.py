@@ -44,7 +44,11 @@ FORMER = (
 WIDTHS = "encoder_widths: [32], decoder_widths: [32], discriminator_widths: [32]"
 CONVOLUTIONS = "encoder_width: 4, decoder_width: 4, discriminator_widths: [32]"
 MLP = ("DATA=grey", f"model={{latent_dim: 2, {WIDTHS}}}")
-CONV = ("DATA=colour", f"model={{kind: conv, latent_dim: 4, {CONVOLUTIONS}}}")
+CONV = (
+    "DATA=colour",
+    f"model={{kind: conv, latent_dim: 4, {CONVOLUTIONS}}}",
+    "model.decoder={path: helpers.former_decoder:FormerDecoder, arguments: {width: 4}}",
+)
 VECTORS = (
     "DATA=vectors",
     "data.image_keys=[npy]",

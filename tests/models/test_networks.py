@@ -9,7 +9,7 @@ from torch import nn
 
 from aae_dist.errors import ConfigError
 from aae_dist.models import build_networks
-from aae_dist.models.conv import sizes_of
+from aae_dist.models.conv import Doubling, sizes_of
 from aae_dist.models.mlp import SpectralLinear, largest_singular_value
 
 CPU = torch.device("cpu")
@@ -41,6 +41,17 @@ def test_decoders_return_the_shape_that_encoders_read(
     assert x_hat.shape == x.shape
     assert 0 < float(x_hat.min()) < float(x_hat.max()) < 1
     assert networks.discriminator(torch.randn(5, 3, dtype=torch.float64)).shape == (5,)
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (3, 16, 18), (2, 6, 8, 10)])
+def test_decoders_start_without_a_checkerboard(shape: tuple[int, ...]) -> None:
+    channels, *size = shape
+    layer = Doubling(channels, 4, tuple(2 * side for side in size)).double()
+    # Constant inputs give constant outputs but at the border: no checkerboard.
+    inner = layer(torch.ones(1, *shape, dtype=torch.float64))
+    for dim, side in enumerate(size, 2):
+        inner = inner.narrow(dim, 1, 2 * side - 2)
+    assert inner.flatten(2).std(2).max() < 1e-7
 
 
 @pytest.mark.parametrize("model", [CONV, RESNET], ids=["conv", "resnet"])
