@@ -112,7 +112,7 @@ def test_blocks_name_a_language_that_is_checked() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("aae-dist trian x.yaml", "No such command"),
+        ("aae-dist trains x.yaml", "No such command"),
         ("aae-dist sample run --colour --out x.png", "No such option"),
         ("aae-dist train configs/quickstart.yaml train.stepz=3", "unknown key"),
         ("aae-dist train configs/absent.yaml", "no file"),

@@ -19,12 +19,17 @@ class TableEncoder(nn.Module):
     """Columns -> posterior parameters: counts as log(1 + count), all others as they are."""
 
     def __init__(self, network: nn.Module, sizes: Sequence[int]) -> None:
-        """`sizes` are the numbers of real columns, of counts, and of each category's values."""
+        """Read the columns by a network.
+
+        Args:
+            network: maps transformed columns (B, 1, 1, D), and noise, to outputs (B, P).
+            sizes: the numbers of real columns, of counts, and of each category's values.
+        """
         super().__init__()
         self.network, self.sizes = network, tuple(sizes)
 
     def forward(self, x_B11D: Tensor, *noise: Tensor) -> Tensor:
-        """Map samples of shape (B, 1, 1, D) to posterior parameters of shape (B, P)."""
+        """Map samples (B, 1, 1, D) to posterior parameters (B, P); `noise` goes to the network."""
         real, counts, *categories = x_B11D.split(list(self.sizes), -1)
         outputs_BP: Tensor = self.network(
             torch.cat([real, counts.log1p(), *categories], -1), *noise
@@ -39,7 +44,12 @@ class TableDecoder(nn.Module):
     """
 
     def __init__(self, network: nn.Module, sizes: Sequence[int]) -> None:
-        """`sizes` are the numbers of real columns, of counts, and of each category's values."""
+        """Put the parts' own functions behind a network.
+
+        Args:
+            network: maps codes (B, Z) to outputs (B, 1, 1, D).
+            sizes: the numbers of real columns, of counts, and of each category's values.
+        """
         super().__init__()
         self.network, self.sizes = network, tuple(sizes)
         self.offset = nn.Parameter(torch.zeros(sum(sizes)), requires_grad=False)
