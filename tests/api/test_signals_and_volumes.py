@@ -63,6 +63,7 @@ def test_a_run_continues_on_packed_arrays_as_if_unbroken(name: str, tmp_path: Pa
 
 @pytest.mark.run
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("name", ["signals", "volumes"])
 def test_other_commands_take_them(name: str, tmp_path: Path) -> None:
     x, layout, shape = CASES[name]

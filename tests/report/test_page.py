@@ -210,6 +210,7 @@ def test_a_sweep_in_a_bucket_is_reported_there(tmp_path, s3):
 
 
 @pytest.mark.run
+@pytest.mark.usefixtures("pictures")
 def test_really_trained_trials_are_shown_with_their_pictures(tmp_path, capsys):
     trials = [Trial({"prior.kind": kind}, steps=20) for kind in ("gaussian", "mixture")]
     folder = write_sweep(tmp_path / "s", trials)

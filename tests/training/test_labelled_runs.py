@@ -139,6 +139,7 @@ def test_settings_of_a_public_reproduction_raise_alarms_at_the_first_evaluation(
     assert "discriminator_dead" in alarms, alarms
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_reduced_run_has_a_map_whose_neighbours_are_scored(tmp_path: Path) -> None:
     shards = digits(tmp_path / "labelled", 40)
     items = (f"data.labelled={shards}", NPY, "model.latent_dim=12", "train.steps=20")

@@ -302,11 +302,13 @@ def test_a_run_writes_the_metrics_that_may_be_named(tmp_path: Path, method: str)
             f"prior={{kind: product, parts: {parts}}}",
             "model.latent_dim=12",
             "data.labelled=builtin://digits/validation",
+            "method.smoothness=1",
         ],
     }.get(method, [])
     _, reporter = go(tmp_path, "train.steps=10", f"method.kind={method}", *more)
     (report,) = reporter.reports
     known = metric_names.logged(method) | metric_names.evaluated(method)
+    known -= set() if method == "semi_supervised" else {"loss/smoothness"}
     # The alarm of a dead discriminator comes with the scores, and that of a winner with losses.
     more_of_parts = {n for n in report if n.startswith("part_")} | {*metric_names.OF_CLASSES}
     assert set(report) - more_of_parts == known
