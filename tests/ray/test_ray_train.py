@@ -29,11 +29,12 @@ from pathlib import Path
 from aae_dist.priors import GaussianPrior
 
 class FaultyPrior(GaussianPrior):
-    """Kills rank 1 at its 25th draw, once; later tells when rank 0 has come as far again."""
+    """Kills rank 1 at its 25th draw, once; the next ranks tell when they have come as far."""
 
     def __init__(self, latent_dim, folder):
         super().__init__(latent_dim, std=1.0)
         self.folder, self.draws = Path(folder), 0
+        self.is_restarted = (self.folder / "killed").exists()
 
     def sample(self, num_samples, generator):
         self.draws += 1
@@ -42,7 +43,7 @@ class FaultyPrior(GaussianPrior):
         return super().sample(num_samples, generator)
 
     def misbehave(self, rank):
-        if (self.folder / "killed").exists():
+        if self.is_restarted:
             (self.folder / "survived").touch()
         elif rank == "1":
             (self.folder / "killed").touch()

@@ -130,7 +130,7 @@ class Driver:
         self._config, self._monitor, self._fit = config, monitor, fit
         self._stop, self._on_update = stop, on_update
         self._wait = cluster.ResourceWait(request, config.launch.max_wait_minutes)
-        self._next_check, self._stop_sent = 0.0, False
+        self._next_check, self._stop_sent, self._have_trained = 0.0, False, False
         self._error_since: float | None = None
 
     def watch(self) -> WorkerResult[Outcome]:
@@ -161,7 +161,8 @@ class Driver:
 
         self._stop_sent = True
         if not workers_up and cluster.is_queued():
-            raise Interrupted("stopped as asked while waiting for the cluster; nothing was trained")
+            done = "the same command resumes" if self._have_trained else "nothing was trained"
+            raise Interrupted(f"stopped as asked while waiting for the cluster; {done}")
         echo("stopping: the workers save a checkpoint first; a second signal ends at once")
         ray.get(self._monitor.request_stop.remote(self._stop.reason))
 
@@ -169,6 +170,7 @@ class Driver:
         import ray
 
         update: DriverUpdate = ray.get(self._monitor.poll.remote())
+        self._have_trained |= update.workers_up
         self._on_update(update)
         return update
 
