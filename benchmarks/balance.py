@@ -199,26 +199,32 @@ def _field(row: Array) -> dict[str, Any]:
     return {"npy": buffer.getvalue()}
 
 
-def measure(name: str, method: str, seed: int, steps: int, folder: Path, work: Path) -> Any:
-    """Train once; return its scores."""
-    run = f"{name}-{method}-{seed}-{steps}".replace(" ", "_").replace(",", "")
-    storage, train = work / "runs", folder / "train.tar"
+def train(run: str, seed: int, steps: int, folder: Path, work: Path, *settings: str) -> Any:
+    """Train on a set's shards with one thread; return summary.json, or `error`."""
     overrides = [
-        *(f"run.name={run}", f"run.storage={storage}", f"run.seed={seed}"),
-        *(f"data.train={train}", f"data.validation={folder / 'validation.tar'}"),
+        *(f"run.name={run}", f"run.storage={work / 'runs'}", f"run.seed={seed}"),
+        *(f"data.train={folder / 'train.tar'}", f"data.validation={folder / 'validation.tar'}"),
         *(f"train.steps={steps}", "train.global_batch_size=128", "train.log_every_steps=500"),
         *("launch.kind=local", "launch.cpus_per_worker=1", "wandb.mode=disabled"),
-        *SETS[name].settings,
-        *METHODS[method],
+        *settings,
     ]
-    started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = aae_dist(["train", *overrides])
     if code:
         return {"error": said.getvalue().strip().splitlines()[-1:] or code}
-    summary = json.loads((storage / run / "summary.json").read_text())
-    trained = load_run(f"{storage}/{run}")
-    dataset = open_dataset(str(train), trained.config.data, trained.image_shape)
+    return json.loads((work / "runs" / run / "summary.json").read_text())
+
+
+def measure(name: str, method: str, seed: int, steps: int, folder: Path, work: Path) -> Any:
+    """Train once; return its scores."""
+    run = f"{name}-{method}-{seed}-{steps}".replace(" ", "_").replace(",", "")
+    started = time.perf_counter()
+    settings = (*SETS[name].settings, *METHODS[method])
+    summary = train(run, seed, steps, folder, work, *settings)
+    if "error" in summary:
+        return summary
+    trained = load_run(str(work / "runs" / run))
+    dataset = open_dataset(str(folder / "train.tar"), trained.config.data, trained.image_shape)
     images = dataset.load(evenly_spaced(min(NUM_SCORED, len(dataset)), len(dataset))).images
     draw = torch.Generator().manual_seed(seed)
     codes = trained.encode(images, generator=draw).float()

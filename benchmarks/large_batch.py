@@ -8,17 +8,14 @@ was stopped continues; the table is made from all results there.
 """
 
 import argparse
-import contextlib
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from balance import SETS, write_shards
+from balance import SETS, train, write_shards
 from timing import print_header
 
-from aae_dist.cli.main import main as aae_dist
 from aae_dist.config.sections.method import Phases
 
 RESULTS = Path(__file__).parent / "results" / "large_batch.jsonl"
@@ -34,19 +31,15 @@ def measure(batch: int, rule: str, samples: int, folder: Path, work: Path) -> di
     run, factor = f"{batch}-{rule}-{samples}", (batch / UNSCALED) ** POWERS[rule]
     phases = ("reconstruction", "discriminator", "generator")
     rates = {phase: getattr(Phases(), phase).optimizer.lr * factor for phase in phases}
-    overrides = [
-        *(f"run.name={run}", f"run.storage={work / 'runs'}", "run.seed=0"),
-        *(f"data.train={folder / 'train.tar'}", f"data.validation={folder / 'validation.tar'}"),
-        *(f"train.steps={samples // batch}", f"train.global_batch_size={batch}"),
-        *("launch.kind=local", "launch.cpus_per_worker=1", "wandb.mode=disabled"),
+    settings = [
+        f"train.global_batch_size={batch}",
         *(f"phases.{phase}.optimizer.lr={rate}" for phase, rate in rates.items()),
         *SETS[DIGITS].settings,
     ]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = aae_dist(["train", *overrides])
-    if code:
-        raise SystemExit(f"{run} ended with {code}: {said.getvalue()[-2000:]}")
-    metrics = json.loads((work / "runs" / run / "summary.json").read_text())["metrics"]
+    summary = train(run, 0, samples // batch, folder, work, *settings)
+    if "error" in summary:
+        raise SystemExit(f"{run}: {summary['error']}")
+    metrics = summary["metrics"]
     return {"mse": metrics["reconstruction/mse"], "c2st": metrics["prior_match/c2st"]}
 
 

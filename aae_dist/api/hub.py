@@ -4,12 +4,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from aae_dist.api.card import Card
-from aae_dist.api.sharing import FILES, README, share
+from aae_dist.api.sharing import FILES, README, check_replaceable, share
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config.load import absolute_storage
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError, StorageError
@@ -101,15 +100,15 @@ def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = No
         revision: a branch, a tag or a commit; by default main.
 
     Raises:
-        ConfigError: `repo` is no name, `folder` holds a run that was trained there, or
-            huggingface-hub is not installed.
+        ConfigError: `repo` is no name, `folder` holds a run that was trained there or files of
+            something else, or huggingface-hub is not installed.
         CheckpointError: the repository holds no checkpoint of a run that verifies.
         StorageError: the hub refused or cannot be reached, or has no such repository.
     """
     api = _client(repo, writes=False)
     path = os.path.abspath(os.path.expanduser(os.fspath(folder)))
-    if Path(path, RUN).exists():
-        raise ConfigError(f"{path} is the folder of a run; give another one")
+    target = open_storage(path)
+    check_replaceable(target, more=(README,))
     with _in_one_line(repo):
         info = api.model_info(repo, revision=revision)
         names = [file.rfilename for file in info.siblings or () if FILES.match(file.rfilename)]
@@ -117,7 +116,6 @@ def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = No
             raise CheckpointError(f"{repo} holds no run of aae_dist")
         for name in names:
             api.hf_hub_download(repo, name, revision=info.sha, local_dir=path)
-    target = open_storage(path)
     for entry in target.list("checkpoints"):
         if entry.key not in names:  # of another revision
             target.delete(entry.key)

@@ -51,13 +51,10 @@ def share(run: TrainedRun, out: Storage, card: Card, repo: str | None = None) ->
         repo: the hub's repository that the card names.
 
     Raises:
-        ConfigError: `out` is the folder of a run that trains, or the configuration of a class of
-            one's own names a place of this machine.
+        ConfigError: `out` is the folder of a run that trains or holds files of something else, or
+            the configuration of a class of one's own names a place of this machine.
     """
-    if out.size(RUN) is not None:
-        raise ConfigError(
-            f"{out.uri} is the folder of a run, not of its export; give another folder"
-        )
+    check_replaceable(out)
     saved = CheckpointStore(open_storage(run.uri), keep=1).load(run.step)
     shape, classes = images_of(saved)
     config = shared_config(run.config)
@@ -78,6 +75,28 @@ def share(run: TrainedRun, out: Storage, card: Card, repo: str | None = None) ->
     if out.size(README) is None:
         text = write_card(run, config, summary, card, data, has_picture, repo)
         out.write(README, text.encode())
+
+
+def check_replaceable(out: Storage, more: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError unless what a folder holds may be replaced by a shared run.
+
+    Args:
+        out: the folder, absent or not.
+        more: files that are replaced, in addition to configuration, scores and samples.
+    """
+    if out.size(RUN) is not None:
+        raise ConfigError(
+            f"{out.uri} is the folder of a run, not of its export; give another folder"
+        )
+    found = [entry.key for entry in out.list("checkpoints")]
+    others = [key for key in found if not FILES.match(key)]
+    if not found:  # with checkpoints of ours, these files are ours too
+        others = [name for name in (CONFIG, SUMMARY, SAMPLES, *more) if out.size(name) is not None]
+    if others:
+        raise ConfigError(
+            f"{out.uri} holds {others[0]}, which is of no shared run and would be replaced; give "
+            "another folder"
+        )
 
 
 def shared_config(config: RunConfig) -> RunConfig:

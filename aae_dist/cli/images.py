@@ -263,9 +263,7 @@ ALONE = "launch.kind=local"  # unless workers are asked for, however the run was
 @options.run_argument
 @options.data_argument
 @options.checkpoint_option
-@click.option(
-    "--out", required=True, metavar="FOLDER", help="where to: a path, s3://, gs:// or az://"
-)
+@options.folder_option
 @click.option(
     "--format",
     type=options.Choice(("parquet", "npy")),

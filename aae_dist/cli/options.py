@@ -245,6 +245,9 @@ checkpoint_option = click.option(
     default="newest",
     help="best: the one with the lowest train.best_metric",
 )
+folder_option = click.option(
+    "--out", required=True, metavar="FOLDER", help="where to: a path, s3://, gs:// or az://"
+)
 seed_option = click.option(
     "--seed", type=WholeNumber(), default=0, help="the same seed draws the same images"
 )

@@ -92,9 +92,7 @@ def fit_sampler(
 @options.run_argument
 @options.data_argument
 @options.checkpoint_option
-@click.option(
-    "--out", required=True, metavar="FOLDER", help="where to: a path, s3://, gs:// or az://"
-)
+@options.folder_option
 @click.option("--format", type=options.Choice(("parquet", "csv")), default="parquet")
 @click.option(
     "--sampler",

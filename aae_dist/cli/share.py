@@ -40,7 +40,7 @@ def card_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 @options.verb("write encoder and decoder as programs of their own", EXPORT_EXAMPLES)
 @options.run_argument
 @options.checkpoint_option
-@click.option("--out", required=True, metavar="FOLDER", help="where to write")
+@options.folder_option
 @click.option(
     "--format",
     type=options.Choice(("torch", "onnx")),
@@ -64,12 +64,13 @@ def export(uri: str, checkpoint: str, out: str, format: str, **card: str | None)
 
     check_format(format)  # torch takes seconds to import
     from aae_dist.api.card import Card
-    from aae_dist.api.sharing import share
+    from aae_dist.api.sharing import check_replaceable, share
     from aae_dist.inference import export as exporting
 
     known = Card(**card)
     run = options.open_run(uri, checkpoint)
     target = open_storage(absolute_storage(out))
+    check_replaceable(target)
     print(f"exporting step {run.step:,} of {uri} ...", file=sys.stderr, flush=True)
     images = exporting.validation_images(run, lambda note: print(note, file=sys.stderr))
     differences = exporting.export(run, target, format, images)

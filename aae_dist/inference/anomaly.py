@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from aae_dist.errors import DataError
 from aae_dist.evaluation.evaluator import squared_errors
-from aae_dist.inference.samplers import Sampler
+from aae_dist.inference.samplers import Sampler, readable_chunks
 from aae_dist.inference.trained_run import TrainedRun
-from aae_dist.utils.arrays import evenly_spaced, npy_bytes
+from aae_dist.utils.arrays import npy_bytes
 from aae_dist.utils.tensors import Values, as_tensor
 
 Table = NDArray[np.float64]
@@ -35,7 +35,6 @@ LOWEST = -1e6
 """Least log density: a uniform prior has none outside its cube."""
 MAX_REFERENCE = 10_000
 MIN_REFERENCE = 100
-CHUNK = 256
 TAIL = 0.1
 """Part of the validation samples above which the tail of a score is taken to be exponential."""
 
@@ -48,7 +47,7 @@ class Scorer:
     sampler: Sampler | None = None
     """The density of codes; None for that of the prior."""
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The scores that the run has: without a density or a discriminator there are fewer."""
         has_density = self.sampler is not None or self._density(self._any_code()) is not None
@@ -92,14 +91,8 @@ class Scorer:
             ConfigError: no data are given and the run was trained without validation data.
             DataError: they cannot be read, or are too few.
         """
-        dataset = self.run.open(data)
-        numbers, tables = evenly_spaced(MAX_REFERENCE, len(dataset)), []
-        for start in range(0, len(numbers), CHUNK):
-            samples = dataset.with_label_holes(dataset.load(numbers[start : start + CHUNK]))
-            good = torch.ones(len(samples.labels), dtype=torch.bool)
-            good[list(samples.bad)] = False
-            tables.append(self(samples.images[good], samples.labels[good]))
-            advance(len(good))
+        chunks = readable_chunks(self.run.open(data), MAX_REFERENCE, advance)
+        tables = [self(images, labels) for images, labels in chunks]
         table = np.concatenate(tables) if tables else np.empty((0, len(self.names)))
         table = table[np.isfinite(table).all(1)]
         if len(table) < MIN_REFERENCE:

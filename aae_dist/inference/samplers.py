@@ -7,7 +7,7 @@ Gaussian mixture needs neither. Shapes: n codes, Z latent_dim, K components.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 from torch import Tensor
 
+from aae_dist.data import Dataset
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation.prior_match import Accuracy, c2st
 from aae_dist.inference.trained_run import TrainedRun
@@ -170,6 +171,19 @@ def fit_flow(codes_nZ: Tensor, seed: int, steps: int = FLOW_STEPS) -> Flow:
     return flow
 
 
+def readable_chunks(
+    dataset: Dataset, most: int, advance: Callable[[int], object]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images and labels of at most `most` evenly spaced samples, without the bad ones."""
+    numbers = evenly_spaced(most, len(dataset))
+    for start in range(0, len(numbers), CHUNK):
+        samples = dataset.with_label_holes(dataset.load(numbers[start : start + CHUNK]))
+        good = torch.ones(len(samples.labels), dtype=torch.bool)
+        good[list(samples.bad)] = False
+        yield samples.images[good], samples.labels[good]
+        advance(len(good))
+
+
 def codes_of(
     run: TrainedRun,
     data: str | list[str] | tuple[str, ...] | None,
@@ -180,16 +194,10 @@ def codes_of(
 
     Samples that cannot be read are left out. Codes of two calls are equal.
     """
-    dataset = run.open(data)
-    numbers, codes = evenly_spaced(most, len(dataset)), []
-    for start in range(0, len(numbers), CHUNK):
-        samples = dataset.with_label_holes(dataset.load(numbers[start : start + CHUNK]))
-        good = torch.ones(len(samples.labels), dtype=torch.bool)
-        good[list(samples.bad)] = False
-        draw = keyed_generator(run.config.run.seed, "codes of a sampler", start)
-        z = run.encode(samples.images[good], samples.labels[good], generator=draw)
-        codes.append(z.float().cpu())
-        advance(len(good))
+    codes = []
+    for number, (images, labels) in enumerate(readable_chunks(run.open(data), most, advance)):
+        draw = keyed_generator(run.config.run.seed, "codes of a sampler", number * CHUNK)
+        codes.append(run.encode(images, labels, generator=draw).float().cpu())
     found = torch.cat(codes) if codes else torch.empty(0, run.config.model.latent_dim)
     return found[found.isfinite().all(1)]
 

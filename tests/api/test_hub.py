@@ -141,6 +141,19 @@ def test_only_files_of_a_run_are_pulled(hub: HubServer, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("evil.json"))
 
 
+@pytest.mark.parametrize("name", ["checkpoints/mine.pt", "config.yaml", "README.md"])
+def test_files_of_something_else_are_not_pulled_over(
+    hub: HubServer, tmp_path: Path, name: str
+) -> None:
+    aae_dist.push(run_with_secrets(tmp_path / "run"), REPO, public=True)
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds {name}"):
+        aae_dist.pull(REPO, tmp_path / "mine")
+    assert mine.read_text() == "mine"
+
+
 def test_the_token_comes_from_the_environment_alone(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,19 @@ def test_a_run_that_trains_is_not_written_into(tmp_path: Path) -> None:
         share(run, open_storage(str(tmp_path / "run")), Card())
 
 
+@pytest.mark.parametrize("name", ["checkpoints/mine.pt", "config.yaml", "samples.png"])
+def test_files_of_something_else_are_not_replaced(name: str, tmp_path: Path) -> None:
+    save_run(tmp_path / "run")
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    run, out = aae_dist.load_run(str(tmp_path / "run")), open_storage(str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=f"holds {name}, which is of no shared run"):
+        share(run, out, Card())
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "sections",
     [
