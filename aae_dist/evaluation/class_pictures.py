@@ -7,7 +7,7 @@ from aae_dist.evaluation.pictures import as_pictures, latent_codes, range_of, sh
 from aae_dist.evaluation.vectors import is_lines, vectors
 from aae_dist.utils.arrays import figure_to_png
 
-TITLE = "decoded samples of the prior, one row per class"
+TITLE = "decoded samples, one row per class of the prior"
 
 
 def draw_classes(shown: EvaluationImages, caption: str = "") -> dict[str, bytes]:

@@ -63,11 +63,15 @@ def _nearest_labels(fitted_nZ: Tensor, one_hot_nK: Tensor, asked_mZ: Tensor) -> 
     # Nearer neighbours count a little more, so that no vote is tied.
     count = min(NEIGHBOURS, len(fitted_nZ))
     votes_k = 1 - torch.arange(count, dtype=torch.float64) / 100
-    found = []
-    for part in asked_mZ.split(ROWS_AT_ONCE):
-        nearest = torch.cdist(part, fitted_nZ).topk(count, largest=False).indices
-        found.append((one_hot_nK[nearest] * votes_k[:, None]).sum(1).argmax(1))
+    chunks = _nearest(asked_mZ, fitted_nZ, count).split(ROWS_AT_ONCE)
+    found = [(one_hot_nK[rows] * votes_k[:, None]).sum(1).argmax(1) for rows in chunks]
     return torch.cat(found)
+
+
+def _nearest(asked_mZ: Tensor, known_nZ: Tensor, count: int) -> Tensor:
+    """Return the rows of the `count` nearest known points of each, int64 [m, count]."""
+    parts = asked_mZ.split(ROWS_AT_ONCE)
+    return torch.cat([torch.cdist(x, known_nZ).topk(count, largest=False).indices for x in parts])
 
 
 def _ridge_labels(fitted_nZ: Tensor, one_hot_nK: Tensor, asked_mZ: Tensor) -> Tensor:
@@ -102,11 +106,8 @@ def neighbour_error(points_nS: Tensor, labels_n: Tensor) -> float:
     points, labels = points_nS[known].double(), labels_n[known]
     if len(labels) <= NEIGHBOURS:
         return math.nan
-    found = []
-    for part in points.split(ROWS_AT_ONCE):
-        nearest = torch.cdist(part, points).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
-        found.append(labels[nearest].mode(1).values)
-    return classification_error(torch.cat(found), labels)
+    others = _nearest(points, points, NEIGHBOURS + 1)[:, 1:]
+    return classification_error(labels[others].mode(1).values, labels)
 
 
 def clustering_scores(probabilities_nK: Tensor, labels_n: Tensor) -> dict[str, float]:
