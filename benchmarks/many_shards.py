@@ -7,8 +7,8 @@ and not the server: a few lines over asyncio, one answer computed per kind of re
 have equal bytes. Counting has no manifest to read. A start is all that one rank does to its first
 batch of 256 from its exec on: imports, manifest, order, downloads into an empty cache, decoding.
 
-Memory is counted twice: what is resident, and what is private to the process. The difference is
-pages of torch's libraries, which all processes of a machine share.
+Memory is counted twice: what is resident, and what the process has written. The difference is pages
+of torch's libraries, which all processes of a machine share.
 """
 
 import argparse
@@ -169,11 +169,11 @@ def serving(args: argparse.Namespace, num_shards: int, kind: str) -> Iterator[li
 
 
 def memory_mib() -> dict[str, float]:
-    """Return MiB of this process that are resident, and those that are private to it."""
+    """Return MiB of this process that are resident, and those that it has written."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
-    private = found["Private_Clean"] + found["Private_Dirty"]
-    return {"resident_mib": round(found["Rss"]), "private_mib": round(private)}
+    # Not Private_Clean: unchanged pages of libraries, which a second process would share.
+    return {"resident_mib": round(found["Rss"]), "written_mib": round(found["Private_Dirty"])}
 
 
 def cpu_seconds() -> float:
