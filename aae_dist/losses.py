@@ -77,7 +77,7 @@ def _rates(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
 
 
 def poisson_loss(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-    """Return -log p(x) in nats, shape (B); K = 1: proportions (see `models.counts`)."""
+    """Return -log p(x) in nats, shape (B); K = 1: proportions (see `models.tables`)."""
     return -poisson_log_prob(x_BCHW, _rates(parameters_BKCHW, x_BCHW)).flatten(1).sum(1)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from aae_dist import load_run
 from aae_dist.data.dataset import Dataset
 from aae_dist.evaluation.classes import clustering_scores, style_swaps
-from aae_dist.inference.class_codes import needed_class_part
+from aae_dist.inference.images import needed_class_part
 from aae_dist.inference.trained_run import TrainedRun
 
 Scores = dict[str, float]

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config.sections.run import Layout
-from aae_dist.data.arrays import Arrays
+from aae_dist.data.arrays import Arrays, SparseRows
 from aae_dist.data.decode.sample import NO_LABEL, channels_first
-from aae_dist.data.sparse import SparseRows
 from aae_dist.errors import DataError
 
 MEMORY_FRACTION = 0.5

@@ -2,12 +2,12 @@
 
 Samples are numbered as given. `Arrays.manifest` names shards after a hash of the contents, and
 `pack_arrays` writes shards of these names: a run may continue on either, since their manifests
-have the same id.
+have the same id. Of a sparse matrix, only what is read is dense.
 """
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,18 +19,69 @@ import torch
 from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data, Layout
+from aae_dist.data.bad_samples import Unused
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.data.decode.images import Shape
 from aae_dist.data.format.manifest import ClassMap, Manifest, Shard
 from aae_dist.data.order import Indices
-from aae_dist.data.sparse import SparseRows
-from aae_dist.data.unused import Unused
 from aae_dist.errors import ConfigError, DataError
 
 SCHEME = "memory://"
 SHARD_SAMPLES, SHARD_BYTES = 5000, 256 << 20
 """Largest number of samples and of their bytes in memory per shard, when they are packed."""
 _HASH_ROWS = 4096
+
+
+class SparseRows:
+    """A matrix of SciPy in CSR form, as an array of vectors (N, 1, 1, D), float32.
+
+    It has what of NumPy's arrays training uses. A row takes 8 bytes per number that is not zero.
+    """
+
+    dtype = np.dtype(np.float32)
+    itemsize, ndim = 4, 4
+    shape: tuple[int, int, int, int]
+
+    def __init__(self, matrix: Any) -> None:
+        """Copy `matrix`, (N, D), into one form, so that equal ones have one hash."""
+        rows = matrix.tocsr().astype(np.float32)
+        if rows is matrix:
+            rows = rows.copy()
+        rows.sum_duplicates()
+        rows.eliminate_zeros()
+        self.rows = rows
+        self.shape = (rows.shape[0], 1, 1, rows.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: int | slice | NDArray[Any]) -> Any:
+        """Return dense samples; those of a mask or of numbers stay sparse."""
+        if isinstance(chosen, np.ndarray):
+            return SparseRows(self.rows[chosen])
+        if isinstance(chosen, slice):
+            return self._dense(self.rows[chosen])
+        return self._dense(self.rows[[chosen]])[0]
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return (self[number] for number in range(len(self)))
+
+    def take(self, indices: NDArray[np.int64], axis: int = 0) -> NDArray[np.float32]:
+        """Return dense samples of these numbers, float32 (n, 1, 1, D)."""
+        assert axis == 0
+        return self._dense(self.rows[indices])
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of all numbers and of where they are."""
+        digest = sha256(str(self.shape).encode())
+        for part, kind in (("data", "<f4"), ("indices", "<i8"), ("indptr", "<i8")):
+            digest.update(np.ascontiguousarray(getattr(self.rows, part), kind).data)
+        return digest.digest()
+
+    @staticmethod
+    def _dense(rows: Any) -> NDArray[np.float32]:
+        dense: NDArray[np.float32] = rows.toarray()
+        return dense[:, None, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,15 +1,17 @@
-"""Samples that cannot be used: listed, counted by shard and reason, and limited.
+"""Samples that cannot be used, listed, counted and limited; parts of others that are not used.
 
 A bad sample is masked: its slot in the global batch has weight zero, and no other sample moves; the
 slot is called a hole. Every rank knows the holes of the whole batch, so all of them stop at the
-same step.
+same step. Where a label that cannot be read, an alpha channel or the lower bits of a deep image are
+left out, the sample is used: `Unused` counts these, so that each kind is reported once.
 """
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,20 @@ epoch, and a run would no longer count each one once.
 MAX_LISTED_BYTES = 32 << 20
 """Bytes of the list in a checkpoint. Entries of up to 335 bytes reach `MAX_LISTED`; one with long
 names outside ASCII has up to 17 KB."""
+UnusedKind = Literal["depth", "alpha", "flat", "colour", "frames", "label", "entry"]
+UNUSED_TEXTS: Mapping[str, str] = {
+    "depth": "images have 16 bits per channel, of which the upper 8 are used: of 12-bit data 16 "
+    "grey values are left; write them with 8 bits, or as float32 arrays (.npy)",
+    "alpha": "images have an alpha channel, which is left out",
+    "flat": "images with an alpha channel have one colour without it; put them on a background",
+    "colour": "images in colour are made grey, as the first one is; data.channels=3 keeps colour",
+    "frames": "images are animated: the first frame is used",
+    "label": "labels cannot be read: these samples have none",
+    "entry": "samples lack what data.label_key names: they have no label",
+}
+"""By kind: what follows 'N of M'."""
+MAX_UNUSED_NUMBERS = 1_000_000
+"""Samples per kind whose numbers are kept (64 MB), so that each counts once in all epochs."""
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -180,3 +196,40 @@ def from_json(per_rank: Iterable[Sequence[Mapping[str, Any]]]) -> tuple[BadSampl
     """Return the holes of all ranks in the order of slots."""
     found = [BadSample(**one) for bad in per_rank for one in bad]
     return tuple(sorted(found, key=lambda one: one.slot))
+
+
+class Unused:
+    """Counts samples by kind, each once; any thread may add."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._numbers: dict[UnusedKind, set[int]] = {}
+        self._counts: Counter[str] = Counter()
+        self.reported: set[str] = set()
+        """Kinds that a line was written about."""
+        self.first: dict[str, tuple[int, str]] = {}
+        """UnusedKind -> number of the first sample of this kind, and why."""
+
+    def add(self, kind: UnusedKind, number: int, detail: str = "") -> None:
+        with self._lock:
+            numbers = self._numbers.setdefault(kind, set())
+            if number in numbers:
+                return
+            if len(numbers) < MAX_UNUSED_NUMBERS:
+                numbers.add(number)
+            self._counts[kind] += 1
+            self.first.setdefault(kind, (number, detail))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples by kind."""
+        with self._lock:
+            return dict(self._counts)
+
+
+def sum_counts(per_rank: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the counts of all ranks together."""
+    total: Counter[str] = Counter()
+    for counts in per_rank:
+        total.update(counts)
+    return dict(total)

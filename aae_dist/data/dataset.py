@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config.sections.run import Data
-from aae_dist.data.bad_samples import BadSample, printable
+from aae_dist.data.bad_samples import UNUSED_TEXTS, BadSample, Unused, UnusedKind, printable
 from aae_dist.data.cache.decoded import DeviceStore, SharedStore, content_id
 from aae_dist.data.cache.shard_cache import cache_for, copy_bytes
 from aae_dist.data.decode.images import Bad, Shape, map_collecting_errors
@@ -26,7 +26,6 @@ from aae_dist.data.format.manifest import Manifest
 from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
 from aae_dist.data.order import Indices
-from aae_dist.data.unused import TEXTS, Kind, Unused
 from aae_dist.errors import ConfigError, DataError, SampleError, ShardError
 from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.text import Show, progress
@@ -161,7 +160,7 @@ class Dataset:
         rows, places = images.numpy(), list(self.places(indices))
         bad: Bad = {}
 
-        def note(n: int, kind: Kind, detail: str) -> None:
+        def note(n: int, kind: UnusedKind, detail: str) -> None:
             if kind != "colour" or self._settings.channels is None:  # else it is asked for
                 self.unused.add(kind, int(indices[n]), detail)
 
@@ -245,7 +244,7 @@ class Dataset:
             if detail:
                 with contextlib.suppress(DataError):
                     example = f" (first: {printable(self.keys([number])[0])}: {printable(detail)})"
-            lines.append(f"{count} of {total} {TEXTS[kind]}{example}")
+            lines.append(f"{count} of {total} {UNUSED_TEXTS[kind]}{example}")
         return lines
 
     def unused_members(self) -> list[str]:

@@ -1,4 +1,7 @@
-"""Baselines of reconstruction: the errors of predicting the mean, and of a PCA of the same size."""
+"""Baselines of reconstruction: the errors of predicting the mean, and of a PCA of the same size.
+
+For counts, the unit of the loss: how much of it a code can explain.
+"""
 
 import math
 
@@ -9,6 +12,8 @@ from torch import Tensor
 
 from aae_dist.data.dataset import Dataset
 from aae_dist.errors import AaeDistError
+from aae_dist.losses import half_deviance, negative_binomial_log_prob, poisson_log_prob
+from aae_dist.models.tables import log_normalized
 from aae_dist.storage import is_remote
 from aae_dist.utils.arrays import evenly_spaced
 
@@ -28,6 +33,12 @@ NUM_SHARDS = 16
 """Shards that these samples come from: with all, a thousand would be opened."""
 SAMPLES_PER_DIRECTION = 4
 """Training samples that each direction of a PCA needs at least."""
+LEAST_UNIT = 0.02
+"""Least unit, in half deviances of the mean: for counts of which a code explains nothing."""
+MIN_RATE = 0.05
+"""Least rate that the PCA may predict, in rates of the mean profile."""
+START_DISPERSION = 1.0
+"""Of negative binomial counts, as at the start of training."""
 
 
 def linear_baselines(
@@ -158,3 +169,36 @@ class LinearErrors:
         variance = (self._square - self._num * mean.square().sum().item()) / count
         found = {"reconstruction/variance": max(variance, 0.0)}
         return found | ({"reconstruction/pca": self._of_pca / count} if self._pca else {})
+
+
+def explainable_loss(likelihood: str, x_nCHW: Tensor, latent_dim: int) -> float:
+    """Return how far the loss of the mean profile lies above that of a PCA, in nats per sample.
+
+    The PCA has `latent_dim` components of log-normalized counts, fitted to the even samples and
+    scored on the odd ones. For images the loss of the mean itself is such a unit; for counts most
+    of it is noise that no code can explain.
+    """
+    x = x_nCHW.flatten(1).double()
+    least = LEAST_UNIT * float(half_deviance(likelihood, x).mean())
+    fitted, scored = x[::2], x[1::2]
+    if len(scored) < 2:
+        return least
+    library = fitted.sum(1).median().clamp_min(1)
+    features, others = log_normalized(fitted, library), log_normalized(scored, library)
+    mean = features.mean(0)
+    rank = min(latent_dim, *features.shape)
+    axes = torch.linalg.eigh((features - mean).T @ (features - mean))[1][:, -rank:]
+    profile = fitted.sum(0) / fitted.sum().clamp_min(1)
+    predicted = ((others - mean) @ axes @ axes.T + mean).expm1()
+    predicted = torch.maximum(predicted, MIN_RATE * library * profile)
+    totals = scored.sum(1, keepdim=True)
+    shares = predicted / predicted.sum(1, keepdim=True).clamp_min(1e-12)
+    gain = _log_prob(likelihood, scored, shares * totals)
+    gain -= _log_prob(likelihood, scored, profile * totals)
+    return max(float(gain.sum(1).mean()), least)
+
+
+def _log_prob(likelihood: str, x: Tensor, rates: Tensor) -> Tensor:
+    if likelihood == "poisson":
+        return poisson_log_prob(x, rates)
+    return negative_binomial_log_prob(x, rates, torch.full_like(x, START_DISPERSION))

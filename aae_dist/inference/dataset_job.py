@@ -27,9 +27,8 @@ from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.format.manifest import CLASSES_FILE, FILE_NAME, dump, dump_classes
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
-from aae_dist.inference.anomaly import Reference, Scorer, digest
+from aae_dist.inference.anomaly import Reference, ScoreCsv, ScoreParquet, Scorer, digest
 from aae_dist.inference.samplers import load_sampler, read_sampler
-from aae_dist.inference.score_output import ScoreCsv, ScoreParquet
 from aae_dist.inference.trained_run import TrainedRun, load_run
 from aae_dist.storage import Storage, open_storage
 from aae_dist.storage.documents import MAX_BYTES, parse_json

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
 import torch
 
 from aae_dist.config import RunConfig
@@ -25,8 +27,8 @@ from aae_dist.launch.sweep import run_sweep
 from aae_dist.launch.sweep_progress import SweepProgress
 from aae_dist.sweeps.checks import asha_longest, asha_unit
 from aae_dist.sweeps.folder import TrialState, read_sweep
-from aae_dist.sweeps.halving import Rungs
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
+from aae_dist.sweeps.objective import Mode
 from aae_dist.sweeps.plan import SweepPlan
 from aae_dist.training.folder import RunState
 from aae_dist.utils.text import echo
@@ -300,6 +302,47 @@ def _optuna_study(ledger: Ledger) -> Any:
             "sweep.search=optuna needs Optuna, which is not installed: pip install optuna"
         ) from None
     return OptunaStudy(ledger)
+
+
+class Rungs:
+    """Decides at the rungs `grace`, `grace` x `factor`, ... below `longest` who continues.
+
+    Asynchronous successive halving (Li et al., "A system for massively parallel hyperparameter
+    tuning", 2020), with the decisions of Ray Tune's ASHA: a test compares both.
+
+    At a rung a trial stops when it is worse than the best 1/`factor` of those that were there
+    before. With constraints, a trial is never stopped while it is the only one, of those that run
+    and those that have finished, whose newest scores keep them all.
+    """
+
+    def __init__(self, grace: int, longest: int, factor: int, mode: Mode) -> None:
+        count = int(math.log(longest / grace) / math.log(factor) + 1)
+        self._rungs = [(grace * factor**k, dict[str, float]()) for k in reversed(range(count))]
+        self._factor, self._sign = factor, 1.0 if mode == "max" else -1.0
+        self._keeping: set[str] = set()
+
+    def stops(self, trial: str, time: float, score: float, is_kept: bool = True) -> bool:
+        """Note a score of a trial, by `Objective.comparable_score`; return whether to stop it."""
+        (self._keeping.add if is_kept else self._keeping.discard)(trial)
+        if not self._is_behind(trial, time, self._sign * score) or self._keeping == {trial}:
+            return False
+        self.drop(trial)
+        return True
+
+    def drop(self, trial: str) -> None:
+        """Note that a trial cannot be chosen any more: it was stopped, or has failed."""
+        self._keeping.discard(trial)
+
+    def _is_behind(self, trial: str, time: float, reward: float) -> bool:
+        for milestone, recorded in self._rungs:
+            if time < milestone:
+                continue
+            if trial in recorded:  # it was let through
+                return False
+            earlier, recorded[trial] = list(recorded.values()), reward
+            percent = (1 - 1 / self._factor) * 100
+            return bool(earlier) and reward < float(np.percentile(earlier, percent))
+        return False
 
 
 def _rungs(ledger: Ledger) -> Rungs | None:

@@ -27,21 +27,29 @@ from aae_dist.models.autoencoder import (
     UniversalPosterior,
     run_encoder,
 )
-from aae_dist.models.cluster_heads import ClusterHeadDecoder, cluster_heads
 from aae_dist.models.conv import ConvDecoder, ConvEncoder
-from aae_dist.models.counts import NUM_OUTPUTS, CountDecoder, CountEncoder, ExpectedCounts
 from aae_dist.models.mlp import (
+    ClusterHeadDecoder,
     LabelledDiscriminator,
     MlpDecoder,
     MlpDiscriminator,
     MlpEncoder,
     PartwiseDiscriminator,
     SampleShape,
+    cluster_heads,
 )
 from aae_dist.models.own import check_network, check_unit_range, import_network
 from aae_dist.models.pretrained import FrozenBatchNorm, load_weights_file, replace_batch_norm
-from aae_dist.models.standardized import StandardizedDecoder, StandardizedEncoder
-from aae_dist.models.tables import TableDecoder, TableEncoder
+from aae_dist.models.tables import (
+    NUM_OUTPUTS,
+    CountDecoder,
+    CountEncoder,
+    ExpectedCounts,
+    StandardizedDecoder,
+    StandardizedEncoder,
+    TableDecoder,
+    TableEncoder,
+)
 from aae_dist.utils.tensors import derived_seed
 
 __all__ = [

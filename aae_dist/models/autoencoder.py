@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aae_dist.models.cluster_heads import cluster_heads
-from aae_dist.models.counts import CountDecoder
-from aae_dist.models.standardized import Standardized
-from aae_dist.models.tables import TableDecoder
+from aae_dist.models.mlp import cluster_heads
+from aae_dist.models.tables import CountDecoder, Standardized, TableDecoder
 
 
 class Posterior(Protocol):

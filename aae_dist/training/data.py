@@ -22,14 +22,14 @@ from aae_dist.data.format.manifest import join_classes
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation import Evaluator, classes_by
+from aae_dist.evaluation.linear import explainable_loss
 from aae_dist.inference.trained_run import build_features, load_run
 from aae_dist.losses import COUNT_LOSSES
 from aae_dist.methods.build import reconstruction_loss
-from aae_dist.models.counts import log_normalized
+from aae_dist.models.tables import log_normalized
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import is_remote
 from aae_dist.training.checkpointer import NewShards, find_new_shards, with_inferred
-from aae_dist.training.counts import explainable_loss
 from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.text import Show, progress
 

@@ -14,8 +14,7 @@ from typing import Any
 from aae_dist.checkpoints.store import OnCheckpoint
 from aae_dist.config import RunConfig
 from aae_dist.data import Batch
-from aae_dist.data.bad_samples import Limits
-from aae_dist.data.unused import sum_counts
+from aae_dist.data.bad_samples import Limits, sum_counts
 from aae_dist.distributed.world import (
     RankComparison,
     World,

@@ -13,8 +13,7 @@ from helpers.equality import assert_bit_equal
 import aae_dist
 from aae_dist.api.data import as_arrays, halves
 from aae_dist.config.sections.run import Data
-from aae_dist.data.arrays import ArrayDataset, hold
-from aae_dist.data.sparse import SparseRows
+from aae_dist.data.arrays import ArrayDataset, SparseRows, hold
 from aae_dist.errors import DataError
 
 pandas = pytest.importorskip("pandas")

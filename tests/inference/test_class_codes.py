@@ -12,8 +12,7 @@ import aae_dist
 from aae_dist.cli.main import main
 from aae_dist.errors import ConfigError
 from aae_dist.evaluation.classes import style_swaps
-from aae_dist.inference.class_codes import class_walks
-from aae_dist.inference.images import InterpolationOptions, classes_of_names, codes_of
+from aae_dist.inference.images import InterpolationOptions, class_walks, classes_of_names, codes_of
 from aae_dist.priors import CategoricalPrior, Part
 
 PART = Part(slice(1, 4), CategoricalPrior(3))

@@ -14,7 +14,7 @@ from aae_dist.errors import ConfigError
 from aae_dist.methods.adversarial import AdversarialMethod
 from aae_dist.methods.method import MicroBatch
 from aae_dist.models import ProductPosterior, cluster_heads
-from aae_dist.models.cluster_heads import ClusterHeadDecoder
+from aae_dist.models.mlp import ClusterHeadDecoder
 
 STYLE = {"dims": 2, "prior": {"kind": "gaussian"}}
 PARTS: dict[str, Any] = {

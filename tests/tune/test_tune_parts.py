@@ -22,12 +22,12 @@ from ray.tune.search import Searcher
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.errors import AaeDistError, CheckpointError, TrainingDivergedError
 from aae_dist.launch import sweep as shared
+from aae_dist.launch.local_sweep import Rungs
 from aae_dist.launch.ray.cluster import ResourceRequest
 from aae_dist.launch.sweep_progress import SweepProgress
 from aae_dist.storage import open_storage
 from aae_dist.sweeps import TrialRecord
 from aae_dist.sweeps.folder import TRIALS
-from aae_dist.sweeps.halving import Rungs
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.objective import Objective
 from aae_dist.sweeps.plan import load_sweep

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.data.unused import Kind
+from aae_dist.data.bad_samples import UnusedKind
 from aae_dist.errors import SampleError
 
 Format = Literal["PNG", "JPEG", "WEBP"]
@@ -58,7 +58,7 @@ class ImageHeader(NamedTuple):
     width: int
     orientation: int = 1  # EXIF orientation, 1 to 8; 1 is upright
     is_cmyk: bool = False  # whether a JPEG has four components, as for printing
-    unused: tuple[Kind, ...] = ()  # what of the file is left out when it is decoded
+    unused: tuple[UnusedKind, ...] = ()  # what of the file is left out when it is decoded
     is_arithmetic: bool = False  # whether a JPEG is arithmetic-coded
 
 
@@ -89,7 +89,7 @@ def _png_header(data: bytes) -> ImageHeader | None:
     width, height = struct.unpack_from(">II", data, 16)
     # Few PNG files have EXIF data: the chunks are parsed only if its name occurs.
     exif = next(_chunks(data, 8, b"eXIf", ">I"), b"") if b"eXIf" in data else b""
-    depth, colour, unused = data[24], data[25], tuple[Kind, ...]()
+    depth, colour, unused = data[24], data[25], tuple[UnusedKind, ...]()
     if depth == 16:
         unused = ("depth",)
     if colour in _PNG_WITH_ALPHA or b"tRNS" in data[:_PNG_HEAD_BYTES]:
@@ -159,7 +159,7 @@ def _webp_header(data: bytes) -> ImageHeader | None:
         return ImageHeader("WEBP", 3, height & 0x3FFF, width & 0x3FFF)
     if kind == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
-        unused: tuple[Kind, ...] = ("alpha",) if bits >> 28 & 1 else ()
+        unused: tuple[UnusedKind, ...] = ("alpha",) if bits >> 28 & 1 else ()
         height, width = (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
         return ImageHeader("WEBP", 3, height, width, unused=unused)
     if kind == b"VP8X":

@@ -25,10 +25,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from aae_dist.config.sections.run import Data
+from aae_dist.data.bad_samples import UnusedKind
 from aae_dist.data.decode import formats
 from aae_dist.data.decode.formats import ImageHeader, ValidPng
 from aae_dist.data.memory import MemoryBudget
-from aae_dist.data.unused import Kind
 from aae_dist.errors import AaeDistError, SampleError, ShardError
 
 Shape = tuple[int, ...]  # channels, height, width; of arrays also (C, L) or (C, D, H, W)
@@ -109,10 +109,10 @@ Result = TypeVar("Result")
 Pixels = NDArray[np.uint8]
 Bad = dict[int, ShardError | SampleError]  # row of a batch -> why its sample cannot be used
 
-Note = Callable[[int, Kind, str], None]  # row of a batch, what is left out, why
+Note = Callable[[int, UnusedKind, str], None]  # row of a batch, what is left out, why
 
 
-def ignore(number: int, kind: Kind, detail: str) -> None:
+def ignore(number: int, kind: UnusedKind, detail: str) -> None:
     """Take a note, and forget it."""
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_dist.data.bad_samples import UNUSED_TEXTS, Unused, UnusedKind
 from aae_dist.data.decode.images import Note, Resize, checked_header, decode_image, ignore
 from aae_dist.data.format.manifest import ClassMap
 from aae_dist.data.pack import names
-from aae_dist.data.unused import TEXTS, Kind, Unused
 from aae_dist.errors import DataError, SampleError
 from aae_dist.storage.local import open_regular
 from aae_dist.utils.arrays import npy_bytes, png_bytes
@@ -264,7 +264,7 @@ def image_files(
         path, label = found.path, found.label
         data, number = read_file(path), next(numbers)
 
-        def note(_: int, kind: Kind, detail: str) -> None:
+        def note(_: int, kind: UnusedKind, detail: str) -> None:
             unused.add(kind, number, detail)
 
         fields, size = file_fields(keys[found], data, str(path), options, note)
@@ -273,7 +273,7 @@ def image_files(
 
     def advice() -> list[str]:
         counts, total = unused.counts, next(numbers)
-        lost = [f"warning: {n} of {total} {TEXTS[kind]}" for kind, n in counts.items()]
+        lost = [f"warning: {n} of {total} {UNUSED_TEXTS[kind]}" for kind, n in counts.items()]
         return [*notes, *lost, *_sizes_advice(sizes)]
 
     parts: dict[str, list[Found]] = {}
