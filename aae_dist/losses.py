@@ -77,18 +77,24 @@ def _rates(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
 
 
 def poisson_loss(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-    """Return -log p(x) in nats, shape (B); K = 1: proportions (see `models.tables`)."""
+    """Return -log p(x) in nats, shape (B); K = 1: proportions (see `models.tables`).
+
+    The rate is the proportion times the total of the sample: Lopez et al. 2018.
+    """
     return -poisson_log_prob(x_BCHW, _rates(parameters_BKCHW, x_BCHW)).flatten(1).sum(1)
 
 
 def negative_binomial_loss(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-    """Return -log p(x) in nats, shape (B); K = 2: proportions and log dispersion."""
+    """Return -log p(x) in nats, shape (B); K = 2: proportions and log dispersion.
+
+    The mean is the proportion times the total of the sample: Lopez et al. 2018.
+    """
     rate, dispersion = _rates(parameters_BKCHW, x_BCHW), parameters_BKCHW[:, 1].exp()
     return -negative_binomial_log_prob(x_BCHW, rate, dispersion).flatten(1).sum(1)
 
 
 def zinb_loss(parameters_BKCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-    """Return -log p(x) in nats, shape (B); K = 3: also dropout logits."""
+    """Return -log p(x) in nats, shape (B); K = 3: also dropout logits: Lopez et al. 2018."""
     rate, dispersion = _rates(parameters_BKCHW, x_BCHW), parameters_BKCHW[:, 1].exp()
     log_prob = zinb_log_prob(x_BCHW, rate, dispersion, parameters_BKCHW[:, 2])
     return -log_prob.flatten(1).sum(1)
@@ -184,7 +190,7 @@ def hinge_discriminator_loss(logits_prior_B: Tensor, logits_codes_B: Tensor) -> 
 
 
 def hinge_generator_loss(logits_codes_B: Tensor) -> Tensor:
-    """Return -D(z), shape (B)."""
+    """Return -D(z), shape (B): Lim and Ye, arXiv 1705.02894, section 3."""
     return -logits_codes_B
 
 

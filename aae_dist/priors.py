@@ -35,9 +35,9 @@ class Prior(ABC):
         return (Part(slice(0, self.latent_dim), self),)
 
     @property
-    def given(self) -> "Part | None":
-        """The part of the code that is the sample's label, one-hot."""
-        return None
+    def given(self) -> tuple["Part", ...]:
+        """The parts of the code that hold the sample's label, each one-hot; none in most priors."""
+        return ()
 
     @abstractmethod
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -153,7 +153,8 @@ class MixturePrior(Prior):
 
     `std_radial` and `std_tangential` are the standard deviations along the radius, of length
     `radius`, and across it. Mode k stands at angle 2 pi k / K. Beyond two dimensions every pair of
-    dimensions holds such a ring, and a sample has the same mode in all of them.
+    dimensions holds such a ring, and a sample has the same mode in all of them. As in Makhzani et
+    al., arXiv 1511.05644, section 2.3.
     """
 
     def __init__(
@@ -203,7 +204,8 @@ class SwissRollPrior(Prior):
     """Points of a 2-D spiral: angle and radius both grow with sqrt(u), u uniform in [0, 1].
 
     It has `num_turns` turns and ends at `radius`. The spiral is a curve, so it has no density in
-    the plane. Class k of K is u in [k/K, (k+1)/K).
+    the plane. Class k of K is u in [k/K, (k+1)/K). As in Makhzani et al., arXiv 1511.05644, section
+    2.3.
     """
 
     def __init__(
@@ -275,8 +277,12 @@ class EmpiricalPrior(Prior):
 class ProductPrior(Prior):
     """p(z) = product of the priors of its parts: they are independent."""
 
-    def __init__(self, priors: Sequence[Prior], given: int | None = None) -> None:
-        """`given` is the number of the part that is the sample's label, from 0."""
+    def __init__(self, priors: Sequence[Prior], given: Sequence[int] = ()) -> None:
+        """`given` are the numbers, from 0, of the parts that hold the sample's label.
+
+        Of several it numbers the combinations of their classes, the last part's changing first,
+        as `numpy.ravel_multi_index` does.
+        """
         super().__init__(sum(prior.latent_dim for prior in priors))
         self.priors = tuple(priors)
         ends = list(itertools.accumulate(prior.latent_dim for prior in self.priors))
@@ -285,38 +291,41 @@ class ProductPrior(Prior):
             Part(slice(start, end), prior)
             for start, end, prior in zip(starts, ends, self.priors, strict=True)
         ]
-        self._given = None if given is None else parts.pop(given)
-        self._parts = tuple(parts)
-        self._with_classes = next((prior for prior in self.priors if prior.num_classes), None)
-        if self._given is not None:
-            self._with_classes = self._given.prior
-        self.num_classes = self._with_classes.num_classes if self._with_classes else None
+        self._given = tuple(parts[number] for number in given)
+        self._parts = tuple(part for part in parts if part not in self._given)
+        first = [number for number, prior in enumerate(self.priors) if prior.num_classes][:1]
+        self._with_classes = list(given) or first
+        sizes = [self.priors[number].num_classes or 1 for number in self._with_classes]
+        self._class_sizes = torch.Size(sizes)
+        self.num_classes = math.prod(sizes) if sizes else None
 
     @property
     def parts(self) -> tuple[Part, ...]:
         return self._parts
 
     @property
-    def given(self) -> Part | None:
+    def given(self) -> tuple[Part, ...]:
         return self._given
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
         return torch.cat([prior.sample(num_samples, generator) for prior in self.priors], 1)
 
     def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw (N, Z): the given part, or the first with classes, by label, and the others."""
-        if self._with_classes is None:
+        """Draw (N, Z): the given parts, or the first with classes, by label, and the others."""
+        if not self._with_classes:
             return super().sample_class(labels_N, generator)
+        each = torch.unravel_index(labels_N, self._class_sizes)
+        of_part = dict(zip(self._with_classes, each, strict=True))
         drawn = [
-            prior.sample_class(labels_N, generator)
-            if prior is self._with_classes
+            prior.sample_class(of_part[number], generator)
+            if number in of_part
             else prior.sample(len(labels_N), generator)
-            for prior in self.priors
+            for number, prior in enumerate(self.priors)
         ]
         return torch.cat(drawn, 1)
 
     def log_prob(self, z_NZ: Tensor) -> Tensor | None:
-        if self._given is not None:
+        if self._given:
             return None
         sums_N = torch.zeros_like(z_NZ[:, 0])
         for part in self.parts:
@@ -360,7 +369,7 @@ def build_prior(config: sections.Prior, latent_dim: int, vectors: Tensor | None 
         case sections.ProductPrior():
             given = [number for number, part in enumerate(config.parts) if part.given]
             priors = [build_prior(part.prior, part.dims) for part in config.parts]
-            return ProductPrior(priors, *given)
+            return ProductPrior(priors, given)
         case _:
             return PRIORS[config.kind](latent_dim, **config.model_dump(exclude={"kind"}))
 

@@ -11,6 +11,8 @@ import torch
 from helpers.docstrings import problems, public_modules, public_objects
 
 import aae_dist
+from aae_dist.losses import COUNT_LOSSES
+from aae_dist.methods.build import METHODS
 
 
 def test_public_names_exist() -> None:
@@ -43,6 +45,19 @@ def test_sources_of_formulas_are_named() -> None:
     for module in (aae_dist.losses, aae_dist.metrics):
         text = Path(module.__file__ or "").read_text()
         assert re.search(r"arXiv|et al\.|doi", text), module.__name__
+
+
+def test_losses_methods_and_modes_name_their_source() -> None:
+    pairs = [vars(pair).values() for pair in aae_dist.losses.ADVERSARIES.values()]
+    losses = [*COUNT_LOSSES.values(), *(loss for pair in pairs for loss in pair)]
+    methods = [each for name, each in METHODS.items() if name != "autoencoder"]
+    priors = [aae_dist.priors.MixturePrior, aae_dist.priors.SwissRollPrior]
+    for found in [*losses, *methods, *priors]:
+        module = sys.modules[found.__module__].__doc__ or ""
+        text = (
+            f"{found.__doc__} {module if found.__module__.startswith('aae_dist.methods') else ''}"
+        )
+        assert re.search(r"arXiv|et al\.|AAE", text), found.__name__
 
 
 def undocumented(images: torch.Tensor, count: int) -> torch.Tensor:

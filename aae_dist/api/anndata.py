@@ -1,5 +1,6 @@
 """AnnData objects, the form of single-cell data, as samples; the package itself is not needed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from aae_dist.data.arrays import Arrays
 from aae_dist.errors import DataError
 
 
-def from_anndata(adata: Any, *, layer: str | None = None, label: str | None = None) -> Arrays:
+def from_anndata(
+    adata: Any, *, layer: str | None = None, label: str | Sequence[str] | None = None
+) -> Arrays:
     """Return the observations of an AnnData object as samples for `aae_dist.train`.
 
     Args:
@@ -19,7 +22,9 @@ def from_anndata(adata: Any, *, layer: str | None = None, label: str | None = No
         layer: the matrix of `adata.layers` to take, such as counts; by default `adata.X`.
         label: a column of `adata.obs`, such as cell types for pictures and scores, or the batch
             for codes that are given it (docs/counts.md). Text and categories are numbered, in the
-            order of the categories; integers are labels as they are; missing values are -1.
+            order of the categories; integers are labels as they are; missing values are -1. Of
+            several columns the combinations are numbered, as `numpy.ravel_multi_index` does, for
+            codes with a given part per column.
 
     Returns:
         Vectors, float32 (N, 1, 1, D), and labels, int64 (N), with the names of the classes.
@@ -42,9 +47,11 @@ def from_anndata(adata: Any, *, layer: str | None = None, label: str | None = No
     samples = as_arrays(matrix)
     if label is None:
         return samples
-    if label not in adata.obs:
-        raise DataError(f"label: {label!r:.80} is no column of obs; {_has(adata.obs.columns)}")
-    labels, classes = _labels(adata.obs[label], label)
+    names = [label] if isinstance(label, str) else list(label)
+    for name in names:
+        if name not in adata.obs:
+            raise DataError(f"label: {name!r:.80} is no column of obs; {_has(adata.obs.columns)}")
+    labels, classes = _combined([_labels(adata.obs[name], name) for name in names])
     return Arrays(samples.images, labels, classes)
 
 
@@ -66,6 +73,24 @@ def _labels(column: Any, name: str) -> tuple[NDArray[np.int64], dict[str, int]]:
     found = column.astype("category").cat
     classes = {str(category): number for number, category in enumerate(found.categories)}
     return found.codes.to_numpy().astype(np.int64), classes
+
+
+Labels = tuple[NDArray[np.int64], dict[str, int]]
+
+
+def _combined(columns: Sequence[Labels]) -> Labels:
+    """Return labels of the combinations of columns, -1 where one is missing, and their names."""
+    (labels, classes), *others = columns
+    for more, names in others:
+        size = len(names) or int(more.max(initial=0)) + 1
+        is_known = (labels >= 0) & (more >= 0)
+        labels = np.where(is_known, labels * size + more, -1)
+        classes = {
+            f"{first}, {second}": a * size + b
+            for first, a in classes.items()
+            for second, b in (names or {str(n): n for n in range(size)}).items()
+        }
+    return labels, classes
 
 
 def _has(names: Any) -> str:

@@ -135,7 +135,7 @@ def _use(run: TrainedRun, config: RunConfig, repo: str | None) -> str:
     own += ["prior"] if config.prior.kind == "custom" else []
     # Codes that hold the label are of samples with labels alone.
     codes = f"codes = run.encode(samples)  # (16, {config.model.latent_dim})\n"
-    encode = codes if run.prior.given is None else ""
+    encode = "" if run.prior.given else codes
     note = f"\nIt needs classes that are not part of aae_dist: {', '.join(own)}.\n" if own else ""
     return f"""\
 ## Use

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -119,19 +119,18 @@ def _numbers(x: Any, name: str) -> NDArray[Any]:
     if isinstance(x, list | tuple) and any(isinstance(each, Tensor) for each in x):
         x = [each.detach().cpu().numpy() if isinstance(each, Tensor) else each for each in x]
     if not (hasattr(x, "__array__") or isinstance(x, list | tuple)):
+        is_place = isinstance(x, str | os.PathLike)
+        place = "; name shards as data.train of the configuration" if is_place else ""
         raise DataError(
             f"{name}: x or (x, y), arrays or tensors, or a torch Dataset are trained on (got "
-            f"{type(x).__name__})"
+            f"{type(x).__name__}){place}"
         )
     try:
         array = np.asarray(x)
+        if array.dtype == object and array.size and not _holds_values(x, array):
+            array = np.stack(list(array))  # arrays of one shape, in an array
     except ValueError:
-        array = np.empty(0, object)
-    if array.dtype == object and not _holds_values(x, array):
-        raise DataError(
-            f"{name}: the samples differ in shape{_ragged(x)}; bring them to one, for images by "
-            "resizing or cropping them"
-        )
+        raise DataError(f"{name}: {_ragged(x)}") from None
     return array
 
 
@@ -142,30 +141,44 @@ def _holds_values(x: Any, array: NDArray[Any]) -> bool:
 
 
 def _ragged(x: Any) -> str:
-    shapes = sorted({np.shape(each) for each in x if hasattr(each, "shape")})[:2]
-    return f" (such as {' and '.join(map(str, shapes))})" if len(shapes) > 1 else ""
+    """Describe samples that do not fit into one array, and what to do."""
+    shapes = [np.shape(each) for each in x if hasattr(each, "shape")]
+    if isinstance(x, list) and len(shapes) == 2 and shapes[0][:1] == shapes[1][:1] != ():
+        return "a list holds samples; give x and y as a tuple, (x, y)"
+    if isinstance(x, list) and x and all(isinstance(each, tuple) for each in x):
+        return "a list of tuples is not read; give (x, y), all samples and all labels"
+    odd = next((each for each in x if not hasattr(each, "shape") and np.ndim(each) == 0), None)
+    if odd is not None:
+        return f"samples should be arrays of numbers (got {type(odd).__name__} {str(odd)!r:.40})"
+    known = sorted(set(shapes))[:2]
+    such = f" (such as {' and '.join(map(str, known))})" if len(known) > 1 else ""
+    return (
+        f"the samples differ in shape{such}; bring them to one, for images by resizing or cropping "
+        "them"
+    )
 
 
 def _images(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
     """Return uint8 or float32 (N, C, H, W), (N, C, L) or (N, C, D, H, W)."""
     shape = x.shape
     if x.dtype.kind in "OUSM" and x.size:
-        odd = next((each for each in x.flat if not isinstance(each, int | float)), x.flat[0])
-        raise DataError(
-            f"{name}: x should hold numbers (got {type(odd).__name__} {str(odd)!r:.40}); leave "
-            "such columns out, or turn them into numbers"
-        )
-    if x.ndim < 2 or x.ndim > 5 or 0 in shape:
+        for odd in (each for each in x.flat if not isinstance(each, int | float | np.number)):
+            raise DataError(
+                f"{name}: x should hold numbers (got {type(odd).__name__} {str(odd)!r:.40}); leave "
+                "such columns out, or turn them into numbers"
+            )
+    if 0 in shape:
+        raise DataError(f"{name}: x is empty (got shape {shape})")
+    if x.ndim < 2 or x.ndim > 5:
         raise DataError(
             f"{name}: x should be vectors (N, D), images (N, H, W), (N, C, H, W) or (N, H, W, C), "
-            "or signals or volumes with a layout said, none of them empty (got shape "
-            f"{shape})"
+            f"or signals or volumes with a layout said (got shape {shape})"
         )
     is_float = np.issubdtype(x.dtype, np.floating)
     if x.dtype != np.uint8 and not is_float:
         raise DataError(
             f"{name}: x should be uint8 (pixels 0 to 255) or floats (got {x.dtype}); convert it, "
-            "for instance x.astype('float32')"
+            f"for instance {_converted(x)}"
         )
     if x.ndim == 2 and not is_float and layout is None:
         raise DataError(
@@ -180,12 +193,26 @@ def _images(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
     return np.ascontiguousarray(x)
 
 
+def _converted(x: NDArray[Any]) -> str:
+    """Return the expression that makes numbers of another type fit."""
+    if x.ndim < 3 or x.dtype.kind not in "iu":
+        return "x.astype('float32')"
+    if x.min() >= 0 and x.max() <= 255:
+        return "x.astype('uint8')"
+    return "(x / x.max()).astype('float32')"
+
+
 def _channels_first(x: NDArray[Any], layout: Layout | None, name: str) -> NDArray[Any]:
     if layout is None and x.ndim == 2:
         return x[:, None, None, :]
     if layout is None and x.ndim == 5:
         raise DataError(
             f"{name}: x of shape {x.shape} are volumes; say layout='NCDHW' or layout='NDHWC'"
+        )
+    if layout is None and x.ndim == 3 and (len(x) in (3, 4) or x.shape[-1] in (3, 4)):
+        raise DataError(
+            f"{name}: x of shape {x.shape} may be one image in colour; give images (N, C, H, W), "
+            "or say layout='NHW' if each is grey"
         )
     here: Layout = layout or ("NHW" if x.ndim == 3 else "NCHW")
     if x.ndim != len(here):
@@ -227,16 +254,20 @@ def _finite(x: NDArray[Any], name: str) -> NDArray[Any]:
 def _labels(y: Any, total: int, name: str) -> NDArray[np.int64]:
     if y is None:
         return np.full(total, NO_LABEL, np.int64)
-    labels = _numbers(y, f"{name}, labels")
+    labels = np.asarray(y) if np.isscalar(y) else _numbers(y, f"{name}, labels")
     if labels.shape != (total,):
+        is_table = labels.ndim == 2 and len(labels) == total
+        of_table = "y[:, 0]" if labels.shape[1:] == (1,) else "y.argmax(1) of one-hot labels"
         raise DataError(
             f"{name}: {total} samples need {total} labels, of shape ({total},) (got shape "
-            f"{labels.shape})"
+            f"{labels.shape})" + (f"; give {of_table}" if is_table else "")
         )
     if not np.issubdtype(labels.dtype, np.integer):
+        is_text = labels.dtype.kind not in "fb"
+        number = "np.unique(y, return_inverse=True)[1]" if is_text else "y.astype(int)"
         raise DataError(
-            f"{name}: labels should be integers (got {labels.dtype}); number the classes, for "
-            "instance by np.unique(y, return_inverse=True)[1]"
+            f"{name}: labels should be integers (got {'text' if is_text else labels.dtype}); "
+            f"number the classes, -1 for no label, for instance by {number}"
         )
     labels = labels.astype(np.int64)
     if labels.min(initial=0) < NO_LABEL:
@@ -280,6 +311,11 @@ def _sample(
     data: Any, number: int, labelled: bool | None, name: str
 ) -> tuple[NDArray[Any], int | None]:
     sample = data[number]
+    if isinstance(sample, Mapping):
+        raise DataError(
+            f"{name}: samples are x or (x, y), and sample {number} is a {type(sample).__name__} "
+            f"with {', '.join(map(str, list(sample)[:5]))}; return two of its values"
+        )
     label = None
     if isinstance(sample, tuple | list):
         sample, label = (*sample, None)[:2]

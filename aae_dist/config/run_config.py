@@ -1,6 +1,7 @@
 """The whole configuration of a run, and the checks that span sections."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -151,8 +152,6 @@ def _given_problems(prior: Prior, data: Data) -> Iterator[Problem]:
             yield path, "is one-hot as it is; leave straight_through out"
         if data.label_key is None:
             yield path, "needs labels, and data.label_key is null; name their field"
-    if len(given) > 1:
-        yield "prior.parts", f"at most one part is given (got {len(given)})"
     if len(given) == len(prior.parts):
         yield "prior.parts", "every part is given; add one that the encoder infers"
 
@@ -176,7 +175,7 @@ def label_rule(config: RunConfig) -> tuple[int, bool] | None:
     prior = config.prior
     given = [p.dims for p in prior.parts if p.given] if prior.kind == "product" else []
     if given:
-        return given[0], True
+        return math.prod(given), True
     guided = num_classes_of(prior) if config.method.kind == "label_guided" else None
     return None if guided is None else (guided, False)
 

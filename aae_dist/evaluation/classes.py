@@ -178,8 +178,8 @@ def style_swaps(styles_SZ: Tensor, part: Part) -> Tensor:
 
 
 def class_part(prior: Prior) -> Part | None:
-    """Return the part of the code that holds the class: the given or first categorical one."""
-    return prior.given or next((part for part in prior.parts if part.is_categorical), None)
+    """Return the part that holds the class: the first given one, or the first categorical one."""
+    return next((part for part in (*prior.given, *prior.parts) if part.is_categorical), None)
 
 
 def codes_of_classes(prior: Prior, num_styles: int, generator: torch.Generator) -> Tensor | None:

@@ -308,10 +308,8 @@ def class_walks(style_Z: Tensor, part: Part, num_steps: int) -> Tensor:
 
 
 def with_class_of(codes_NZ: Tensor, others_NZ: Tensor, run: TrainedRun) -> Tensor:
-    """Return codes with the given part of others; unchanged where no part is given."""
-    part = run.prior.given
-    if part is None:
-        return codes_NZ
+    """Return codes with the given parts of others; unchanged where no part is given."""
     changed = codes_NZ.clone()
-    changed[:, part.columns] = others_NZ[:, part.columns]
+    for part in run.prior.given:
+        changed[:, part.columns] = others_NZ[:, part.columns]
     return changed

@@ -275,7 +275,7 @@ class TrainedRun:
             ConfigError: the codes hold the label, which no network computes.
         """
         networks, posterior = self._autoencoder.networks, self._autoencoder.posterior
-        if self.prior.given is not None:
+        if self.prior.given:
             raise ConfigError(
                 f"{self.uri}: its codes hold the label, which no network computes, so its encoder "
                 "cannot be exported; use aae_dist.load_run"
@@ -301,12 +301,12 @@ class TrainedRun:
 
     def _labels_of(self, x_BCHW: Tensor, given: Values | None) -> Tensor | None:
         """Return checked labels for codes that hold the label; None for all others."""
-        part = self.prior.given
-        if part is None:
+        if not self.prior.given:
             return None
         if given is None:
+            last = (self.prior.num_classes or 1) - 1
             raise ValueError(
-                f"the codes of {self.uri} hold the label; give labels, from 0 to {part.dims - 1}"
+                f"the codes of {self.uri} hold the label; give labels, from 0 to {last}"
             )
         return self._checked_labels(given, len(x_BCHW))
 
@@ -367,7 +367,7 @@ def build_features(
     where = f"evaluation.features.run: {run.uri}"
     if run.image_shape != shape:
         raise ConfigError(f"{where} has samples of shape {run.image_shape}, not {shape}")
-    if run.prior.given is not None:
+    if run.prior.given:
         raise ConfigError(f"{where}: its codes hold labels, which samples have not; take another")
     return features.Features(run.encode, run.fingerprint())
 

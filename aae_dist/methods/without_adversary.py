@@ -75,7 +75,7 @@ class VariationalMethod(Method):
         posterior, prior = self.modules.posterior, self.modules.prior
         assert isinstance(posterior, GaussianPosterior | ProductPosterior)
         mean_BZ, log_std_BZ = posterior.parameters(outputs_BP)
-        if prior.given is None:
+        if not prior.given:
             return _gaussian_kl(mean_BZ, log_std_BZ, z_BZ, prior)
         columns = [(part.columns, part.prior) for part in prior.parts]
         each = [_gaussian_kl(mean_BZ[:, c], log_std_BZ[:, c], z_BZ[:, c], p) for c, p in columns]
@@ -123,7 +123,10 @@ class MatchingMethod(Method):
 
 
 class MmdMethod(MatchingMethod):
-    """WAE-MMD (algorithm 2), for any prior: kernels as wide as it, a sum over the code's parts."""
+    """WAE-MMD for any prior: Tolstikhin et al., arXiv 1711.01558, algorithm 2.
+
+    Kernels are as wide as the prior; of a code in parts, a sum over them.
+    """
 
     def __init__(
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
@@ -147,7 +150,10 @@ class MmdMethod(MatchingMethod):
 
 
 class SlicedWassersteinMethod(MatchingMethod):
-    """Codes and prior samples are compared along random directions, new ones each step."""
+    """Codes and prior samples are compared along random directions, new ones each step.
+
+    The sliced Wasserstein autoencoder of Kolouri et al., arXiv 1804.01947.
+    """
 
     def __init__(
         self,

@@ -105,7 +105,7 @@ def build_posterior(config: sections.Posterior, prior: sections.Prior | None = N
         return own
     given = [number for number, part in enumerate(prior.parts) if part.given]
     parts = [(part.dims, _posterior_of_part(part, own)) for part in prior.parts]
-    return ProductPosterior(parts, *given)
+    return ProductPosterior(parts, given)
 
 
 def _posterior_of_part(part: sections.Part, own: Posterior) -> Posterior:

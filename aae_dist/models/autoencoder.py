@@ -115,33 +115,40 @@ class GaussianPosterior:
 class ProductPosterior:
     """Independent posteriors of the parts of a code, side by side."""
 
-    def __init__(self, parts: Sequence[tuple[int, Posterior]], given: int | None = None) -> None:
+    def __init__(self, parts: Sequence[tuple[int, Posterior]], given: Sequence[int] = ()) -> None:
         """`parts` are numbers of dimensions and posteriors, in the order of the code.
 
-        Part number `given`, from 0, is the label; `with_labels` puts it among the outputs.
+        Those of the numbers `given`, from 0, hold the label; `with_labels` puts them among the
+        outputs.
         """
-        self.parts, self.given = tuple(parts), given
+        self.parts, self.given = tuple(parts), tuple(given)
         self.encoder_noise_dim = max(posterior.encoder_noise_dim for _, posterior in parts)
         self._outputs = [posterior.num_outputs(dims) for dims, posterior in parts]
         # What the encoder itself reads is no noise of a part.
         self._noise = [0 if p.encoder_noise_dim else p.noise_dim(dims) for dims, p in parts]
 
     def num_outputs(self, latent_dim: int) -> int:
-        return sum(self._outputs) - (0 if self.given is None else self._outputs[self.given])
+        return sum(self._outputs) - sum(self._outputs[number] for number in self.given)
 
     def noise_dim(self, latent_dim: int) -> int:
         return self.encoder_noise_dim or sum(self._noise)
 
     def with_labels(self, outputs_BP: Tensor, labels_B: Tensor) -> Tensor:
-        """Return outputs (B, P) with the labels, one-hot, in the place of the given part.
+        """Return outputs (B, P) with the labels, one-hot, in the place of the given parts.
 
-        Rows without a label, -1, get zeros.
+        Rows without a label, -1, get zeros. Of several given parts the label numbers the
+        combinations, as in `ProductPrior`.
         """
-        assert self.given is not None
-        dims, start = self._outputs[self.given], sum(self._outputs[: self.given])
-        one_hot = F.one_hot(labels_B.clamp(0, dims - 1), dims).to(outputs_BP)
-        one_hot = one_hot * (labels_B >= 0)[:, None]
-        return torch.cat([outputs_BP[:, :start], one_hot, outputs_BP[:, start:]], 1)
+        sizes = torch.Size([self._outputs[number] for number in self.given])
+        classes = torch.unravel_index(labels_B.clamp(0, sizes.numel() - 1), sizes)
+        is_known_B1 = (labels_B >= 0)[:, None]
+        one_hot = {
+            number: F.one_hot(class_B, size).to(outputs_BP) * is_known_B1
+            for number, class_B, size in zip(self.given, classes, sizes, strict=True)
+        }
+        inferred = [0 if n in one_hot else size for n, size in enumerate(self._outputs)]
+        columns = outputs_BP.split(inferred, 1)
+        return torch.cat([one_hot.get(n, own) for n, own in enumerate(columns)], 1)
 
     def parameters(self, outputs_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation, each (B, Z); of no spread where it is given."""
@@ -185,7 +192,7 @@ def run_encoder(
     """
     inputs = (x_BCHW, noise_BN) if posterior.encoder_noise_dim else (x_BCHW,)
     outputs_BP: Tensor = encoder(*inputs)
-    if isinstance(posterior, ProductPosterior) and posterior.given is not None:
+    if isinstance(posterior, ProductPosterior) and posterior.given:
         assert labels_B is not None, "the code holds the label"
         return posterior.with_labels(outputs_BP, labels_B.to(outputs_BP.device))
     return outputs_BP

@@ -64,6 +64,18 @@ def test_layers_and_labels_of_observations() -> None:
     assert aae_dist.from_anndata(adata, label="cell_type").labels[3] == -1
 
 
+def test_several_columns_are_numbered_together() -> None:
+    adata = annotated(COUNTS)
+    adata.obs["batch"] = adata.obs["batch"].map({0: "first", 1: "second"})
+    samples = aae_dist.from_anndata(adata, label=["cell_type", "batch"])
+    types, batches = (adata.obs[n].astype("category").cat.codes for n in ("cell_type", "batch"))
+    assert samples.labels.tolist() == np.ravel_multi_index((types, batches), (6, 2)).tolist()
+    names = {number: name for name, number in samples.classes.items()}
+    assert names[int(samples.labels[3])] == "M, second"
+    adata.obs.loc[3, "batch"] = None
+    assert aae_dist.from_anndata(adata, label=["cell_type", "batch"]).labels[3] == -1
+
+
 def backed() -> Any:
     adata = annotated(COUNTS)
     adata.isbacked = True

@@ -44,11 +44,20 @@ class Empty(torch.utils.data.Dataset):
         return 0
 
 
+class Dictionaries(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> Any:
+        return {"image": X[number], "class": 1}
+
+
 NAN = np.ones((4, 3), np.float32)
 NAN[2, 1] = np.nan
 
 WRONG: dict[str, tuple[Any, str]] = {
     "ragged": (RAGGED, r"the samples differ in shape \(such as \(3, 4\) and \(4, 4\)\)"),
+    "ragged objects": (np.array(RAGGED, object), "the samples differ in shape"),
     "ragged lists": ([[1.0, 2.0], [1.0]], "the samples differ in shape"),
     "nan": (NAN, "1 of 4 samples have numbers that are not finite .* the first is sample 2"),
     "nhwc": (np.zeros((5, 8, 8, 3), np.uint8), "looks like NHWC .*say layout='NHWC'"),
@@ -60,7 +69,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "int64": (np.zeros((5, 4), np.int64), "uint8 .* or floats .*int64"),
     "uint8 vectors": (np.zeros((5, 4), np.uint8), "vectors, which should be floats"),
     "one dimension": (np.zeros(5, np.float32), r"got shape \(5,\)"),
-    "empty": (np.zeros((0, 4), np.float32), r"none of them empty"),
+    "empty": (np.zeros((0, 4), np.float32), r"x is empty \(got shape \(0, 4\)\)"),
     "no length": (NoLength(), "NoLength has no length; give a Dataset with __len__"),
     "a stream": (Stream(), "Stream has no length"),
     "a generator": ((x for x in X), "a generator can be read only once"),
@@ -78,6 +87,22 @@ WRONG: dict[str, tuple[Any, str]] = {
     "masked": (np.ma.masked_array(NAN, np.isnan(NAN)), "are masked; fill them"),
     "beyond float32": (NAN.astype(np.float64) * 0 + 1e300, "infinite as float32"),
     "no samples": (Empty(), "Empty has no samples"),
+    "dictionaries": (Dictionaries(), "sample 0 is a dict with image, class; return two of its"),
+    "a list of x and y": ([X, np.zeros(5, int)], r"give x and y as a tuple, \(x, y\)"),
+    "pairs": ([(X[0], 1), (X[1], 2)], r"a list of tuples is not read; give \(x, y\)"),
+    "a list of words": ([X[0], "a"], "should be arrays of numbers .got str 'a'"),
+    "numbers as objects": (np.array([[1, 2.5]], object), r"got object\); .*x.astype\('float32'\)"),
+    "a place": ("s3://bucket/*.tar", "name shards as data.train of the configuration"),
+    "whole pixels": (np.zeros((5, 8, 8), int), r"got int64\); .*x.astype\('uint8'\)"),
+    "16 bits": (np.full((5, 8, 8), 999, np.uint16), r"\(x / x.max\(\)\).astype\('float32'\)"),
+    "switches": (np.zeros((5, 8, 8), bool), r"got bool\); .*x.astype\('float32'\)"),
+    "one image": (np.zeros((3, 8, 8), np.uint8), "may be one image in colour"),
+    "one label": ((X, 3), r"5 samples need 5 labels, of shape \(5,\) \(got shape \(\)\)"),
+    "one-hot labels": ((X, np.eye(5, dtype=int)), r"give y.argmax\(1\) of one-hot labels"),
+    "labels in a column": ((X, np.zeros((5, 1), int)), r"give y\[:, 0\]"),
+    "labels of switches": ((X, np.zeros(5, bool)), r"got bool\); .* by y.astype\(int\)"),
+    "names": ((X, np.array(list("abcde"))), r"got text\); .* np.unique"),
+    "negative labels": ((X, np.full(5, -2)), r"0 or more, -1 for none \(got -2\)"),
 }
 
 
@@ -133,6 +158,10 @@ def test_layouts_and_types_give_one_form() -> None:
     assert (vectors.shape, vectors.dtype) == ((2, 1, 1, 7), np.float32)
     assert as_arrays(torch.ones(2, 7, dtype=torch.bfloat16)).images.dtype == np.float32
     assert as_arrays([torch.ones(7), torch.zeros(7)]).images.shape == (2, 1, 1, 7)
+    of_arrays = np.empty(2, object)
+    of_arrays[:] = [np.ones(7), np.zeros(7)]
+    assert as_arrays(of_arrays).images.shape == (2, 1, 1, 7)
+    assert as_arrays(np.zeros((3, 8, 8), np.uint8), "NHW").images.shape == (3, 1, 8, 8)
     assert as_arrays((X, [1, 2, 3, 4, -1])).labels.tolist() == [1, 2, 3, 4, -1]
     assert as_arrays(X).labels.tolist() == [-1] * 5
 

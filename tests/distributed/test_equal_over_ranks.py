@@ -8,6 +8,8 @@ from helpers.frozen import FROZEN
 from helpers.ranks import run_ranks, single_world
 from helpers.steps import MODELS, train_steps
 
+from aae_dist.config.run_config import COUNTS
+
 pytestmark = pytest.mark.distributed
 
 ADVERSARIAL: dict[str, Any] = {}
@@ -127,6 +129,31 @@ def test_signals_and_volumes_agree(kind: str, shape: tuple[int, ...]) -> None:
     for network, *others in zip(networks, *(flat for _, flat in per_rank), strict=True):
         assert torch.allclose(others[0], network, atol=1e-9)
         assert torch.equal(others[0], others[1])
+
+
+LINEAR = {"model": {**MODELS["mlp"], "decoder_output": "linear"}, "posterior": {"kind": "gaussian"}}
+OF_CELLS: dict[str, dict[str, Any]] = {
+    loss: {**LINEAR, "method": {"kind": "variational", "reconstruction_loss": loss}}
+    for loss in COUNTS
+}
+TABLE = {
+    **LINEAR,
+    "data": {"train": "x", "columns": {"real": 2, "counts": 3, "categories": (3, 2)}},
+    "method": {"reconstruction_loss": "mixed"},
+}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("tree", [*OF_CELLS.values(), TABLE], ids=[*OF_CELLS, "mixed"])
+def test_counts_and_tables_agree(tree: dict[str, Any], size: int) -> None:
+    shape = (1, 1, 10)
+    expected, networks = train_steps(single_world(), tree, 20, None, shape)
+    per_rank = run_ranks(train_steps, size, tree, 20, None, shape)
+    for got, wanted in zip(mean_losses(per_rank), expected, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-9)
+    for network, *others in zip(networks, *(flat for _, flat in per_rank), strict=True):
+        assert torch.allclose(others[0], network, atol=1e-9)
+        assert all(torch.equal(others[0], other) for other in others)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 8])

@@ -31,6 +31,17 @@ GIVEN = {
         ),
     },
 }
+TYPE_AND_BATCH = {
+    **GIVEN,
+    "model": {**MODELS["mlp"], "latent_dim": 8},
+    "prior": {
+        "kind": "product",
+        "parts": (
+            *GIVEN["prior"]["parts"],
+            {"dims": 2, "prior": {"kind": "categorical"}, "given": "label"},
+        ),
+    },
+}
 GUIDED = {"method": {"kind": "label_guided"}, "prior": {"kind": "mixture", "num_modes": 3}}
 LABELLED = {
     **PARTS,
@@ -48,6 +59,7 @@ METHODS = {
     "mmd": MMD,
     "given": GIVEN,
     "given variational": GIVEN_VARIATIONAL,
+    "type and batch given": TYPE_AND_BATCH,
     "label_guided": GUIDED,
     "semi_supervised": LABELLED,
     "reduction": REDUCED,

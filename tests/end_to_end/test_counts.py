@@ -80,6 +80,31 @@ def test_the_kl_of_a_code_that_holds_a_covariate_is_that_of_its_other_part() -> 
     torch.testing.assert_close(method.kl(with_labels, z), wanted)  # type: ignore[attr-defined]
 
 
+@pytest.mark.run
+@pytest.mark.timeout(180)
+def test_a_run_that_is_given_type_and_batch_resumes_bit_for_bit(tmp_path: Path) -> None:
+    counts, types, batches = cells_in_batches(300)
+    labels = np.ravel_multi_index((types, batches), (6, 2))
+    of_types = {"dims": 6, "prior": {"kind": "categorical"}, "given": "label"}
+    prior = {"kind": "product", "parts": (of_types, *GIVEN["parts"])}
+    sections: dict[str, Any] = {"prior": prior, "posterior": {"kind": "gaussian"}}
+    results = {}
+    for name in ("whole", "broken"):
+        config = of_counts(tmp_path, "negative_binomial", run={"name": name}, **sections)
+        config["method"]["kind"] = "variational"
+        config["model"]["latent_dim"] = 10
+        if name == "broken":
+            aae_dist.train(config, (counts, labels), [StopAt12()], validation=0.2, progress=False)
+        results[name] = aae_dist.train(config, (counts, labels), validation=0.2, progress=False)
+    assert_bit_equal(results["broken"].uri, results["whole"].uri, 24)
+    run = results["whole"].run
+    codes = run.encode(counts[:5], labels[:5])
+    assert torch.equal(codes[:, :6].argmax(1), torch.from_numpy(types[:5]))
+    assert torch.equal(codes[:, 6:8].argmax(1), torch.from_numpy(batches[:5]))
+    with pytest.raises(ValueError, match="labels must be from 0 to 11"):
+        run.encode(counts[:1], [12])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_codes_given_the_batch_say_little_of_it(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aae_dist.config import RunConfig
-from aae_dist.config.run_config import label_rule
+from aae_dist.config.run_config import COUNTS, label_rule
 from aae_dist.distributed.world import World
 from aae_dist.methods import Method, StepInputs, build_method
 from aae_dist.methods.method import LabelledSet
@@ -74,10 +75,20 @@ def build(
 def global_batch(
     config: RunConfig, step: int, shape: tuple[int, ...] = SHAPE
 ) -> tuple[Tensor, Tensor]:
-    """Return uint8 images and the mask of a step's whole batch; every fifth batch has a tail."""
+    """Return uint8 images and the mask of a step's whole batch; every fifth batch has a tail.
+
+    Of losses for counts, whole numbers as floats; of tables, such columns as `data.columns` names.
+    """
     generator = torch.Generator().manual_seed(step)
     size = config.train.global_batch_size
     images = torch.randint(0, 256, (size, *shape), generator=generator, dtype=torch.uint8)
+    if config.method.reconstruction_loss in COUNTS:
+        images = (images % 12).float()
+    if (columns := config.data.columns) is not None:
+        parts = [images[..., : columns.real] / 255, (images[..., : columns.counts] % 12).float()]
+        drawn = images[..., : len(columns.categories)].long()
+        each = zip(drawn.unbind(-1), columns.categories, strict=True)
+        images = torch.cat([*parts, *(F.one_hot(d % num, num).float() for d, num in each)], -1)
     valid = torch.ones(size, dtype=torch.bool)
     if step % 5 == 4:
         valid[torch.randperm(size, generator=generator)[: size // 3]] = False
@@ -85,13 +96,14 @@ def global_batch(
 
 
 def global_labels(config: RunConfig, step: int) -> Tensor:
-    """Return labels from 0 to 2 of a step's whole batch; a part of the samples has none, -1.
+    """Return labels of a step's whole batch, 0 to 2 by default; a part has none, -1.
 
     A code that holds the label has one of every sample.
     """
     generator = torch.Generator().manual_seed(1000 + step)
-    lowest = -1 if label_rule(config) != (3, True) else 0
-    return torch.randint(lowest, 3, (config.train.global_batch_size,), generator=generator)
+    num, needed = label_rule(config) or (3, False)
+    lowest = 0 if needed else -1
+    return torch.randint(lowest, num, (config.train.global_batch_size,), generator=generator)
 
 
 def run_step(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from aae_dist.errors import ConfigError
 from aae_dist.losses import sliced_wasserstein
 from aae_dist.methods.labels import LabelGuidedMethod, SemiSupervisedMethod
 from aae_dist.models import DeterministicPosterior, PartwiseDiscriminator, ProductPosterior
-from aae_dist.priors import MixturePrior
+from aae_dist.priors import CategoricalPrior, GaussianPrior, MixturePrior, ProductPrior
 
 STYLE = {"dims": 2, "prior": {"kind": "gaussian"}}
 GIVEN: dict[str, Any] = {
@@ -51,9 +52,24 @@ def test_a_given_part_is_the_label_and_no_adversary_reads_it() -> None:
 
 def test_rows_without_a_label_have_no_class_in_a_given_part() -> None:
     own = DeterministicPosterior()
-    posterior = ProductPosterior([(2, own), (3, own)], given=1)
+    posterior = ProductPosterior([(2, own), (3, own)], given=[1])
     with_labels = posterior.with_labels(torch.ones(3, 2), torch.tensor([2, -1, 0]))
     assert with_labels.tolist() == [[1, 1, 0, 0, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
+
+
+def test_one_label_numbers_the_combinations_of_two_given_parts() -> None:
+    own, sizes = DeterministicPosterior(), (3, 2)
+    posterior = ProductPosterior([(3, own), (1, own), (2, own)], given=[0, 2])
+    types, batches = torch.tensor([2, 0, 1, 1]), torch.tensor([1, 0, 0, 1])
+    labels = torch.from_numpy(np.ravel_multi_index((types.numpy(), batches.numpy()), sizes))
+    codes = posterior.with_labels(torch.full((4, 1), 7.0), labels)
+    wanted = [F.one_hot(types, 3), torch.full((4, 1), 7), F.one_hot(batches, 2)]
+    assert torch.equal(codes, torch.cat(wanted, 1).float())
+    assert posterior.num_outputs(6) == 1
+    prior = ProductPrior([CategoricalPrior(3), GaussianPrior(1), CategoricalPrior(2)], [0, 2])
+    drawn = prior.sample_class(labels, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn[:, [0, 1, 2, 4, 5]], codes[:, [0, 1, 2, 4, 5]])
+    assert (prior.num_classes, len(prior.given), len(prior.parts)) == (6, 2, 1)
 
 
 def test_labels_choose_the_mode_and_a_sample_without_one_meets_the_whole_prior() -> None:
@@ -154,8 +170,8 @@ CLASS_PART = "{dims: 6, prior: {kind: categorical}}"
         (["data.labelled=x"], "(got data.labelled=shards, method.kind=adversarial)"),
         ([f"prior={{kind: product, parts: [{GIVEN_PART}]}}"], "every part is given; add one"),
         (
-            [f"prior={{kind: product, parts: [{GIVEN_PART}, {GIVEN_PART}, {{dims: 2}}]}}"],
-            "at most one part is given (got 2)",
+            [f"prior={{kind: product, parts: [{GIVEN_PART}, {GIVEN_PART}]}}"],
+            "every part is given; add one",
         ),
         (
             ["prior={kind: product, parts: [{dims: 6, given: label}, {dims: 2}]}"],

@@ -119,8 +119,14 @@ import aae_dist
 
 run, sweep = (json.loads(argument) for argument in sys.argv[1:])
 x = np.random.default_rng(0).integers(0, 256, (320, 1, 8, 8), dtype=np.uint8)
-trained = aae_dist.train(run, x, validation=0.1)
-again = aae_dist.train(run, x, validation=0.1)
+config, there = aae_dist.load_config(run), ["launch.kind=ray"]
+here = aae_dist.train(config, x, validation=0.1, overrides=["run.name=here"])
+trained = aae_dist.train(config, x, validation=0.1, overrides=there)
+again = aae_dist.train(config, x, validation=0.1, overrides=there)
+sent = aae_dist.submit(config, "http://localhost:8265", overrides=there, dry_run=True)
+losses = [[r["loss/reconstruction"] for r in each.history] for each in (here, trained)]
+np.testing.assert_allclose(*losses, rtol=1e-4)
+assert "kind: ray" in sent
 tuned = aae_dist.tune(sweep, x)
 print(json.dumps([
     [trained.state, trained.step, again.state, trained.run.encode(x[:7]).shape],
@@ -129,12 +135,12 @@ print(json.dumps([
 """
 
 
-def test_a_run_and_a_sweep_from_python_on_samples_in_memory(cluster, tmp_path):
+def test_one_configuration_trains_here_and_under_ray_and_is_submitted_and_swept(cluster, tmp_path):
     run = {
         "run": {"name": "run", "storage": str(tmp_path)},
         "model": {"latent_dim": 3, "encoder_widths": [16], "decoder_widths": [16]},
         "train": {"steps": 8, "global_batch_size": 32, "evaluate_every_steps": 4},
-        "launch": {"kind": "ray", "workers": 2},
+        "launch": {"workers": 2},
         "wandb": {"mode": "disabled"},
     }
     space = {"run": {"seed": {"grid": [0]}}}

@@ -265,7 +265,8 @@ class Part(Section):
     """For a categorical part: codes are one-hot, with the gradients of the softmax."""
     given: Literal["label"] | None = None
     """label: the part is the sample's label, one-hot, instead of something that the encoder infers;
-    the decoder reads it, no adversary does. Samples without a label are left out."""
+    the decoder reads it, no adversary does. Samples without a label are left out. Of several
+    given parts the label numbers the combinations, as numpy.ravel_multi_index does."""
 
 
 class ProductPrior(Section):
