@@ -47,7 +47,7 @@ def test_sources_of_formulas_are_named() -> None:
         assert re.search(r"arXiv|et al\.|doi", text), module.__name__
 
 
-def test_losses_methods_and_modes_name_their_source() -> None:
+def test_losses_methods_and_priors_name_their_source() -> None:
     pairs = [vars(pair).values() for pair in aae_dist.losses.ADVERSARIES.values()]
     losses = [*COUNT_LOSSES.values(), *(loss for pair in pairs for loss in pair)]
     methods = [each for name, each in METHODS.items() if name != "autoencoder"]

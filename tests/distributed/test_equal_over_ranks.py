@@ -139,7 +139,7 @@ OF_CELLS: dict[str, dict[str, Any]] = {
 TABLE = {
     **LINEAR,
     "data": {"train": "x", "columns": {"real": 2, "counts": 3, "categories": (3, 2)}},
-    "method": {"reconstruction_loss": "mixed"},
+    "method": {"kind": "adversarial", "reconstruction_loss": "mixed"},
 }
 
 
