@@ -10,7 +10,7 @@ from click.shell_completion import shell_complete
 
 from aae_dist.cli import data, images, inspect, scoring, share, train
 from aae_dist.cli.options import EXIT_CODES, Verbs, explain
-from aae_dist.errors import AaeDistError
+from aae_dist.errors import AaeDistError, ConfigError
 from aae_dist.version import __version__
 
 COMPLETION = "_AAE_DIST_COMPLETE"  # variable with which a shell asks for completions
@@ -82,8 +82,12 @@ def _prepare(arguments: Sequence[str]) -> None:
 
         strip_environment()
         log_redacted()
-    if os.getcwd() not in sys.path:  # priors and networks of the user's own are found there
-        sys.path.append(os.getcwd())
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory was removed; cd to one that exists") from None
+    if here not in sys.path:  # priors and networks of the user's own are found there
+        sys.path.append(here)
 
 
 def report_error(error: Exception, arguments: Sequence[str] = ()) -> int:

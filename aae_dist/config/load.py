@@ -28,7 +28,7 @@ from aae_dist.config.schema import (
 )
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.run import Data, Device, Evaluation, Launch, Run
-from aae_dist.config.yaml import YamlProblem, dump, parse, read_overrides
+from aae_dist.config.yaml import LARGEST_BYTES, YamlProblem, dump, parse, read_overrides
 from aae_dist.errors import ConfigError
 from aae_dist.utils.text import redacted
 
@@ -96,9 +96,6 @@ class StoredFile:
 
     def __str__(self) -> str:
         return self.uri
-
-    def read_bytes(self) -> bytes:
-        return self.data
 
 
 @dataclass(frozen=True)
@@ -216,17 +213,30 @@ def dump_yaml(config: RunConfig, without_secrets: bool = False) -> str:
     return dump(redacted(tree) if without_secrets else tree)
 
 
+def _content(file: Path | StoredFile) -> bytes:
+    """Return the bytes of a file; ConfigError for more than a configuration may have."""
+    if isinstance(file, StoredFile):
+        return file.data
+    with file.open("rb") as opened:  # may be /dev/zero, or a pipe
+        data = opened.read(LARGEST_BYTES + 1)
+    if len(data) > LARGEST_BYTES:
+        raise ConfigError(f"{file}: larger than {LARGEST_BYTES:,} bytes, no configuration")
+    return data
+
+
 def _read_file(file: ConfigFile) -> Tree:
     if isinstance(file, GivenTree):
         return deepcopy(file.tree) if isinstance(file.tree, dict) else {}
     try:
-        text = file.read_bytes().decode()
+        text = _content(file).decode()
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file; an override is written key=value") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a name with a NUL
+        raise ConfigError(f"{file}: cannot be read ({error})") from None
     tree = parse(text, str(file))
     if isinstance(tree, Value):
         kind = "a list" if isinstance(tree.value, list) else "a single value"

@@ -92,8 +92,8 @@ class SweepProgress:
         return lines
 
     def _title(self, entry: Entry) -> str:
-        number, trials = entry.plan.number + 1, self._ledger.plan.num_trials
-        return f"trial {number}/{trials} ({describe(entry.parameters)})"
+        trials = self._ledger.plan.num_trials
+        return f"trial {entry.plan.label} of {trials} ({describe(entry.parameters)})"
 
     def _end_line(self, entry: Entry) -> str:
         took = clock(entry.seconds)
@@ -109,8 +109,10 @@ class SweepProgress:
     def _table(self) -> table.Table:
         rows = table.Table("trial", "parameters", "step", str(self._ledger.objective), "time")
         for entry in self._ledger.in_state(TrialState.RUNNING)[:SHOWN]:
-            number, score, time = f"{entry.plan.number + 1}", self.score(entry), clock(entry.cost())
-            rows.add_row(number, describe(entry.parameters), f"{entry.step:,}", score, time)
+            score, time = self.score(entry), clock(entry.cost())
+            rows.add_row(
+                entry.plan.label, describe(entry.parameters), f"{entry.step:,}", score, time
+            )
         return rows
 
     def _print(self, line: str) -> None:

@@ -127,6 +127,8 @@ def _open_folder(parent: int, name: str, path: Path) -> int:
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading; OSError at once for a pipe, which would wait, and for a device."""
+    if "\0" in str(path):  # ValueError otherwise
+        raise OSError(errno.EINVAL, "a name cannot hold a NUL", str(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

@@ -51,6 +51,17 @@ def test_a_fault_of_ours_shows_its_traceback_and_exits_1(raising, capsys):
     assert "ZeroDivisionError: oops" in err
 
 
+def test_a_working_directory_that_was_removed_is_one_line(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["runs", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "aae-dist: the working directory was removed; cd to one that exists\n"
+    )
+
+
 def test_an_interrupt_from_the_keyboard_exits_130_without_a_traceback(raising, capsys):
     raising(KeyboardInterrupt())
     assert main(["report", "runs/sweep"]) == 130

@@ -11,6 +11,7 @@ import click
 import pytest
 
 from aae_dist.cli import main
+from aae_dist.cli.inspect import MEANINGS
 from aae_dist.cli.main import COMPLETION, cli
 
 
@@ -39,6 +40,14 @@ def test_the_help_of_a_verb_is_written_by_hand_and_complete(path, command, capsy
         if isinstance(parameter, click.Argument):
             assert parameter.help, f"{parameter.name} says nothing"
         assert parameter.human_readable_name in out or parameter.opts[-1] in out
+
+
+def test_results_of_vectors_are_not_called_images_or_pixels():
+    helps = [str(command.help) for path, command in VERBS if path in (("evaluate",), ("runs",))]
+    told = " ".join([*MEANINGS, *MEANINGS.values(), *helps])
+    assert len(helps) == 2
+    assert "squared error per value" in told
+    assert not re.search("pixel|image", told)
 
 
 def test_the_first_page_lists_all_verbs_in_groups(capsys):

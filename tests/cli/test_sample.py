@@ -37,11 +37,21 @@ def test_every_format_can_be_written_and_read_back(tmp_path):
     assert np.array_equal(np.load(tmp_path / "x.npz")["images"], images)
     assert np.array_equal(load_file(tmp_path / "x.safetensors")["images"], images)
     with Image.open(tmp_path / "x.png") as picture:
-        assert (picture.size, picture.mode) == ((8 * 11, 8 * 9), "L")  # small ones are scaled up
-    large = np.zeros((4, 1, 400, 400), dtype=np.float32)
-    WRITERS[".png"](tmp_path / "large.png", large)
-    with Image.open(tmp_path / "large.png") as picture:
-        assert picture.size == (801, 801)
+        assert picture.mode == "L"
+
+
+def test_grids_of_small_images_are_scaled_up_by_a_whole_number(tmp_path):
+    from PIL import Image
+
+    def written(*shape):
+        WRITERS[".png"](tmp_path / "x.png", np.zeros(shape, dtype=np.float32))
+        with Image.open(tmp_path / "x.png") as picture:
+            return picture.size
+
+    assert written(3, 1, 4, 5) == (8 * 11, 8 * 9)
+    assert grid(np.zeros((36, 1, 28, 28), dtype=np.float32)).shape[1] == 173
+    assert written(36, 1, 28, 28) == (4 * 173, 4 * 173)
+    assert written(4, 1, 400, 400) == (801, 801)
 
 
 def test_an_unknown_suffix_is_refused_before_the_run_is_loaded(capsys):

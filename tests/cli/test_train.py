@@ -55,6 +55,11 @@ def test_a_missing_file_exits_2_and_is_named(capsys):
     assert "gone.yaml: no such file" in capsys.readouterr().err
 
 
+def test_no_more_of_a_file_is_read_than_a_configuration_may_have(capsys):
+    assert main(["train", "/dev/zero"]) == 2
+    assert "/dev/zero: larger than 1,048,576 bytes, no configuration" in capsys.readouterr().err
+
+
 def test_an_argument_with_an_equals_sign_is_an_override_unless_a_file_has_that_name(
     tmp_path, monkeypatch
 ):

@@ -53,6 +53,10 @@ def test_training_ends_with_a_table_and_the_places_of_everything(trained, storag
     assert list((storage / "quickstart" / "pictures").glob("*.png"))
 
 
+def test_a_run_says_how_many_threads_it_uses(trained):
+    assert "Threads: 1 per rank (launch.cpus_per_worker)" in trained.stdout
+
+
 def test_the_same_command_again_says_that_the_run_has_finished(trained, storage):
     again = train(storage)
     assert again.returncode == 0, again.stderr

@@ -159,6 +159,24 @@ def test_what_decoding_leaves_out_is_counted(
     assert told(data) == ""  # once
 
 
+@pytest.mark.parametrize(
+    ("key", "has"), [("clas", "no 'clas'; it has png, cls, json"), ("json:clas", "no entry 'clas'")]
+)
+def test_a_mistyped_label_key_is_told_with_what_there_is(
+    tmp_path: Path, key: str, has: str
+) -> None:
+    def fill(tar: tarfile.TarFile, add: Add) -> None:
+        for number in range(20):
+            add(f"{number}.png", encoded(image_of(number)))
+            add(f"{number}.cls", b"7")
+            add(f"{number}.json", b'{"class": 7}')
+
+    data = opened(write_tar(tmp_path / "s/000.tar", fill), label_key=key)
+    [line] = told(data).splitlines()
+    assert line.startswith("20 of 20 samples lack what data.label_key names: they have no label")
+    assert has in line
+
+
 def test_an_image_counts_once_however_often_it_is_decoded(tmp_path: Path) -> None:
     data = opened(write_tar(tmp_path / "s/000.tar", deep), decoded="none")
     for _ in range(3):

@@ -73,16 +73,18 @@ KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
 
 
 @pytest.mark.timeout(300 + 90 * KILLS)
-def test_random_kills_of_torchrun_and_its_ranks_on_s3(
-    tmp_path: Path, s3: Callable[[], str], row
+@pytest.mark.parametrize("place", ["s3", "local"])
+def test_random_kills_of_torchrun_and_its_ranks(
+    tmp_path: Path, s3: Callable[[], str], row, place: str
 ) -> None:
     line = row(
-        "28",
-        "SIGKILL of torchrun, of one of its 2 ranks, or of all, at random times; storage on S3",
+        "28a" if place == "s3" else "28b",
+        f"SIGKILL of torchrun, of one of its 2 ranks, or of all, at random times; storage: {place}",
         "the same command ends bit-equal, each sample counted once",
     )
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
-    rng, bucket, log = random.Random(seed), s3(), tmp_path / "log.txt"
+    rng, log = random.Random(seed), tmp_path / "log.txt"
+    bucket = s3() if place == "s3" else str(tmp_path / "runs")
     steps, more = 900, ["checkpoint.every_steps=10", "checkpoint.keep=2", "data.validation=null"]
     items = [f"run.storage={bucket}", f"train.steps={steps}", *more, "train.log_every_steps=50"]
 

@@ -42,8 +42,8 @@ def test_a_job_log_gets_a_line_for_each_end_and_one_now_and_then(tmp_path, capsy
     view.update()
     view.update()
     assert capsys.readouterr().out.splitlines() == [
-        "trial 1/3 (latent_dim=2) finished: 0.25, 1:00",
-        "trial 2/3 (latent_dim=4) pruned: stopped by asha at step 10, 0:20",
+        "trial #1 of 3 (latent_dim=2) finished: 0.25, 1:00",
+        "trial #2 of 3 (latent_dim=4) pruned: stopped by asha at step 10, 0:20",
     ]
     now[0] = 31.0
     view.update()

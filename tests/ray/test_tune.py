@@ -79,7 +79,7 @@ def test_a_grid_runs_once_and_its_winner_is_ready_to_train(cluster, tmp_path):
     assert (winner.run.storage, winner.run.name) == (str(tmp_path), "sweep-best")
 
     lines = log.read_text().splitlines()
-    assert [line for line in lines if "trial 1/2 (latent_dim=2) finished" in line]
+    assert [line for line in lines if "trial #1 of 2 (latent_dim=2) finished" in line]
     assert not [line for line in lines if "pid=" in line or "(raylet)" in line]
     finish(start(tmp_path, log, cluster.environment, space), log)
     assert f"This sweep had already finished: {tmp_path}/sweep" in log.read_text()

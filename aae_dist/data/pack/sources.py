@@ -1,6 +1,7 @@
 """Sources to pack: what all share, and those made of lists and arrays of the user's own."""
 
 import csv
+import io
 import itertools
 import os
 from collections import Counter
@@ -152,7 +153,7 @@ def file_fields(
 
 def read_file(path: Path) -> bytes:
     """Return the file's bytes; DataError says why it cannot be read."""
-    name = printable(str(path))
+    name = f"{printable(str(path)):.300}"
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -222,7 +223,10 @@ def missing_labels(num_missing: int, total: int) -> str:
 
 def _rows(file: Path) -> list[dict[str, str]]:
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
+        with (
+            open_regular(file) as data,
+            io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as lines,
+        ):
             reader = csv.DictReader(lines, restkey="more")
             columns = reader.fieldnames or ()
             rows = list(reader)
@@ -233,6 +237,8 @@ def _rows(file: Path) -> list[dict[str, str]]:
             f"{file}: the first line must name the columns {', '.join(COLUMNS)} "
             f"(got {', '.join(columns)!r:.200})."
         )
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{file}: two columns have one name; keep one of each.")
     if not rows or not all(row["path"] for row in rows):
         raise DataError(f"{file}: lists no image, or a line without a path.")
     for number, row in enumerate(rows, 2):

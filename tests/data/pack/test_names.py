@@ -171,6 +171,29 @@ def test_a_table_that_names_no_image_file_neither_waits_nor_fills_the_memory(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('path,label\n"a\0.png",1\n', "a name cannot hold a NUL"),
+        ('path,label\n"a.png,1\n' + "b.png,1\n" * 1000, "cannot read the file"),
+        ("path,label,label\na.png,1,2\n", "two columns have one name"),
+        (None, "not a regular file"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_short_line(
+    tmp_path: Path, text: str | None, problem: str
+) -> None:
+    table = tmp_path / "t.csv"
+    if text is None:
+        table.symlink_to("/dev/zero")
+    else:
+        table.write_text(text)
+    with pytest.raises(DataError, match=problem) as caught:
+        pack("csv", str(tmp_path / "out"), str(table), ALL)
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
 def test_two_spellings_of_one_number_are_not_one_class_of_a_table() -> None:
     with pytest.raises(DataError, match="the labels 01 and 1 are one number"):
         labels_of_texts(["1", "01", "2"], None, "labels.csv")
