@@ -6,8 +6,8 @@ Every set is one sweep of `aae-dist tune` with launch.kind=local in DIR: sizes x
 study that was stopped continues with the same command, and a finished one only prints again. Per
 set and method it fits C2ST as a logistic function of the logarithm of the size and prints d*, the
 size where the fit crosses 0.65, with a 95 % interval from resampling seeds; next to it the true
-dimension and what TwoNN and MLE say of the data before any training. --quick is the cut of 63
-trials on digits.
+dimension and what TwoNN and MLE say of the data before any training; and it draws all of them to
+DIR/latent-size.png. --quick is the cut of 63 trials on digits.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from balance import _field, smooth_maps
 from numpy.typing import NDArray
@@ -48,6 +49,10 @@ SETS = ("digits", *KNOWN)
 SCORES = {"mse": "reconstruction/mse", "c2st": "prior_match/c2st"}
 
 
+Points = dict[str, dict[float, list[tuple[float, float]]]]
+"""By method and size: (mse, c2st) per seed."""
+
+
 def write_shards(name: str, work: Path) -> Path:
     """Write train.tar and validation.tar of a set of known dimension, once."""
     folder = work / "data" / name.replace(" ", "-")
@@ -66,7 +71,7 @@ def write_shards(name: str, work: Path) -> Path:
 def overrides(name: str, options: argparse.Namespace) -> list[str]:
     """Return the configuration of a set's sweep."""
     work: Path = options.work
-    methods = QUICK_METHODS if options.quick else tuple(METHODS)
+    methods = options.methods or (QUICK_METHODS if options.quick else tuple(METHODS))
     sizes = QUICK_SIZES if options.quick else SIZES
     posterior = "gaussian" if options.posterior == "gaussian" else "deterministic"
     if posterior == "deterministic":
@@ -87,9 +92,10 @@ def overrides(name: str, options: argparse.Namespace) -> list[str]:
         data = [f"data.{k}={folder / v}" for k, v in (("train", "train.tar"),)]
         data += [f"data.validation={folder / 'validation.tar'}", "data.image_keys=[npy]"]
         data += ["model.decoder_output=linear"]
-    label = f"{name.replace(' ', '-')}-{posterior}-{options.steps}-{'quick' * options.quick}"
+    label = [name.replace(" ", "-"), posterior, str(options.steps), *["quick"] * options.quick]
+    label += options.methods
     return [
-        *(f"sweep.name={label.rstrip('-')}", f"run.storage={work}", *data),
+        *(f"sweep.name={'-'.join(label)}", f"run.storage={work}", *data),
         *(f"model={{{hidden}}}", f"posterior.kind={posterior}"),
         *(f"sweep.space={json.dumps(space)}", "sweep.metric=reconstruction/mse"),
         f"sweep.constraints={{prior_match/c2st: {CROSSING}}}",
@@ -109,9 +115,9 @@ def run_sweep(name: str, options: argparse.Namespace) -> SweepRecord:
     return read_sweep(str(options.work / sweep_name), histories=False)
 
 
-def points_of(sweep: SweepRecord) -> dict[str, dict[float, list[tuple[float, float]]]]:
-    """Return (mse, c2st) per seed, by method and size, of the finished trials."""
-    found: dict[str, dict[float, list[tuple[float, float]]]] = {}
+def points_of(sweep: SweepRecord) -> Points:
+    """Return the scores of the finished trials."""
+    found: Points = {}
     for trial in sweep.trials:
         scores = [trial.metrics.get(metric) for metric in SCORES.values()]
         if trial.state != "finished" or None in scores:
@@ -140,10 +146,16 @@ def curves(sizes: tuple[float, ...]) -> tuple[Array, Array]:
     return grid, logistic(x, *(column[:, None] for column in grid.T))
 
 
-def crossing(sizes: Array, c2st: Array) -> float:
-    """Return the size where the fitted C2ST crosses 0.65; infinite where it stays below."""
+def fit(sizes: Array, c2st: Array) -> tuple[float, float, float]:
+    """Return (middle, slope, top) of the curve that is nearest to the values."""
     grid, values = curves(tuple(sizes))
     middle, slope, top = grid[np.square(values - c2st).sum(1).argmin()]
+    return float(middle), float(slope), float(top)
+
+
+def crossing(sizes: Array, c2st: Array) -> float:
+    """Return the size where the fitted C2ST crosses 0.65; infinite where it stays below."""
+    middle, slope, top = fit(sizes, c2st)
     share = (CROSSING - 0.5) / (top - 0.5)
     if share >= 1:
         return math.inf
@@ -185,6 +197,34 @@ def report(name: str, sweep: SweepRecord) -> dict[str, float]:
     return critical
 
 
+def draw(found: Mapping[str, Points], path: Path) -> None:
+    """Draw C2ST with its fit and mse against size: one column per set, one colour per method."""
+    figure, grid = plt.subplots(2, len(found), figsize=(3.4 * len(found), 5.2), squeeze=False)
+    for (top, bottom), (name, points) in zip(grid.T, found.items(), strict=True):
+        for method, by_size in points.items():
+            color = f"C{list(METHODS).index(method)}"
+            sizes = np.array(sorted(by_size))
+            mean = np.array([np.mean(by_size[size], 0) for size in sizes])
+            for size in sizes:
+                top.scatter([size] * len(by_size[size]), [m for _, m in by_size[size]], 8, color)
+            x = np.linspace(np.log2(sizes[0]), np.log2(sizes[-1]))
+            top.plot(2**x, logistic(x, *map(np.array, fit(sizes, mean[:, 1]))), color, label=method)
+            bottom.plot(sizes, mean[:, 0], color, marker="o", markersize=3)
+        top.axhline(CROSSING, color="grey", linestyle=":")
+        top.set(title=name, ylim=(0.45, 1.02))
+        bottom.set(xlabel="latent size", ylim=(0, None))
+        for axes in (top, bottom):
+            axes.set_xscale("log", base=2)
+            if name in KNOWN:
+                axes.axvline(KNOWN[name], color="grey", linewidth=0.8)
+    grid[0, 0].set_ylabel("C2ST")
+    grid[1, 0].set_ylabel("mean squared error")
+    grid[0, -1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     """Return Spearman's rank correlation of values without ties."""
     ranks = [np.argsort(np.argsort(np.array(values))) for values in (a, b)]
@@ -198,6 +238,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="7 sizes, 3 methods, 3 seeds, digits")
     parser.add_argument("--posterior", choices=("deterministic", "gaussian"), default="gaussian")
+    parser.add_argument("--methods", nargs="*", choices=[*METHODS, []], default=[])
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--width", type=int, default=400)
@@ -207,8 +248,11 @@ def main() -> None:
     print_header("The match with the prior by latent size")
     sets = options.sets or (["digits"] if options.quick else list(SETS))
     started, critical = time.monotonic(), dict[str, dict[str, float]]()
+    found = dict[str, Points]()
     for name in sets:
-        critical[name] = report(name, run_sweep(name, options))
+        sweep = run_sweep(name, options)
+        found[name], critical[name] = points_of(sweep), report(name, sweep)
+    draw(found, options.work / "latent-size.png")
     known = [name for name in sets if name in KNOWN]
     if len(known) > 2:
         truth = [float(KNOWN[name]) for name in known]

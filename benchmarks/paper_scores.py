@@ -5,6 +5,7 @@ import argparse
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from aae_dist import load_run
@@ -38,28 +39,6 @@ def parzen(uri: str, options: argparse.Namespace) -> Scores:
     return load_run(uri).parzen(options.parzen_samples)
 
 
-def kmeans(points_nD: Tensor, num_clusters: int, seed: int, restarts: int = 3) -> Tensor:
-    """Return squared distances to the centres, (n, K): Lloyd's algorithm, best of restarts."""
-    draw, best, least = torch.Generator().manual_seed(seed), points_nD[:0], float("inf")
-    for _ in range(restarts):
-        # k-means++: each further centre is drawn by the squared distance to those that are there.
-        centres = points_nD[torch.randint(len(points_nD), (1,), generator=draw)]
-        while len(centres) < num_clusters:
-            near = torch.cdist(points_nD, centres).square().amin(1)
-            centres = torch.cat([centres, points_nD[torch.multinomial(near, 1, generator=draw)]])
-        for _ in range(100):
-            found = torch.cdist(points_nD, centres).argmin(1)
-            one_hot = F.one_hot(found, num_clusters).to(points_nD)
-            moved = (one_hot.T @ points_nD) / one_hot.sum(0).clamp_min(1)[:, None]
-            if torch.equal(moved, centres):
-                break
-            centres = moved
-        distances = torch.cdist(points_nD, centres).square()
-        if (total := float(distances.amin(1).sum())) < least:
-            best, least = distances, total
-    return best
-
-
 def clusters_of_kmeans(uri: str, options: argparse.Namespace) -> Scores:
     """Return the errors of k-means with 16 clusters on pixels and on codes, by the same protocol.
 
@@ -70,8 +49,9 @@ def clusters_of_kmeans(uri: str, options: argparse.Namespace) -> Scores:
     points = {"pixels": images.flatten(1).float() / 255, "codes": codes_of(run, images)}
     scores: Scores = {}
     for name, rows in points.items():
-        sureness = (-kmeans(rows, 16, run.config.run.seed)).softmax(1)
-        found = clustering_scores(sureness, labels)
+        fitted = KMeans(16, n_init=10, random_state=run.config.run.seed).fit(rows.numpy())
+        nearness = torch.from_numpy(-fitted.transform(rows.numpy())).exp()
+        found = clustering_scores(nearness, labels)
         scores |= {f"kmeans/{name}_{key.rpartition('/')[2]}": v for key, v in found.items()}
     return scores
 
