@@ -86,6 +86,8 @@ class Row:
     items: tuple[str, ...]
     files: tuple[str, ...] = ()
     labels: int | None = None
+    guided: bool = False
+    """Whether the labels are those of `data.train`, next to samples without."""
     variants: Mapping[str, Variant] = field(default_factory=lambda: OURS)
     percent: bool = True
     more_is_better: bool = False
@@ -107,6 +109,11 @@ ROWS: Mapping[str, Row] = {
     "labels-all": Row(
         "all labels, error", "0.85 +- 0.02", NOT_KNOWN, 2.0, "classification/error", (), FEW,
         60_000, {"ours": OURS["ours"], "labels": WITH_LABELS["labels"]},
+    ),
+    "guided-10000": Row(
+        "prior guided by 10,000 labels: codes nearest to another mode", "pictures only",
+        NOT_KNOWN, 10.0, "classification/error", (), ("configs/method/label_guided.yaml",),
+        10_000, guided=True,
     ),
     "clusters-16": Row(
         "16 clusters, error", "9.55 +- 2.05", NOT_KNOWN, 20.0, "clustering/error", (), CLUSTERING,
@@ -167,8 +174,12 @@ def overrides(row: Row, name: str, variant: Variant, options: argparse.Namespace
     if row.labels is None:
         space: dict[str, Any] = {"run.seed": {"grid": seeds}}
     else:
-        sets = [str(packed(options, row.labels, seed) / "labelled") for seed in seeds]
-        space = {"data.labelled": {"grid": sets}}
+        sets = [packed(options, row.labels, seed) for seed in seeds]
+        labelled = [str(folder / "labelled") for folder in sets]
+        both = [[str(folder / "labelled"), str(folder / "train")] for folder in sets]
+        space = (
+            {"data.train": {"grid": both}} if row.guided else {"data.labelled": {"grid": labelled}}
+        )
     width = f"[{options.width}, {options.width}]"
     widths = (f"model.{n}_widths={width}" for n in ("encoder", "decoder", "discriminator"))
     per_epoch = 60_000 // options.batch
@@ -213,6 +224,7 @@ def run(key: str, name: str, options: argparse.Namespace, known: list[Result]) -
         raise SystemExit(code)
     for trial in read_sweep(str(options.work / sweep)).trials:
         (place,) = trial.parameters.values()
+        place = place[0] if isinstance(place, list) else place
         seed = place if isinstance(place, int) else int(Path(place).parent.name.rpartition("-")[2])
         if trial.state == "finished" and seed in missing:
             metric = variant.metric or row.metric
@@ -220,7 +232,13 @@ def run(key: str, name: str, options: argparse.Namespace, known: list[Result]) -
             yield {**missing[seed], **result(trial, metric, more), "metric": metric}
 
 
-KEPT = ("reconstruction/mse", "codes/class_entropy", "codes/confidence", "clustering/nmi")
+KEPT = (
+    "reconstruction/mse",
+    "prior_match/c2st",
+    "codes/class_entropy",
+    "codes/confidence",
+    "clustering/nmi",
+)
 
 
 def result(trial: TrialRecord, metric: str, more: Scores) -> Result:
