@@ -128,38 +128,44 @@ def points_of(sweep: SweepRecord) -> Points:
     return found
 
 
-def logistic(x: Array, middle: Array, slope: Array, top: Array) -> Array:
-    """Return C2ST as a function of log2 of the size: 0.5 at small sizes, `top` at large ones."""
-    curve: Array = 0.5 + (top - 0.5) / (1 + np.exp(-slope * (x - middle)))
+def logistic(x: Array, middle: Array, slope: Array, bottom: Array, top: Array) -> Array:
+    """Return C2ST as a function of log2 of the size: `bottom` at small sizes, `top` at large."""
+    curve: Array = bottom + (top - bottom) / (1 + np.exp(-slope * (x - middle)))
     return curve
 
 
 @lru_cache
 def curves(sizes: tuple[float, ...]) -> tuple[Array, Array]:
-    """Return (middle, slope, top) of many curves, [M, 3], and their values at sizes, [M, n].
+    """Return (middle, slope, bottom, top) of many curves, [M, 4], and their values, [M, n].
 
-    A grid, since three parameters on few points have no reliable starting values.
+    A grid, since four parameters on few points have no reliable starting values. The bottom is what
+    training of that length reaches at sizes that can be matched: not 0.5.
     """
     x = np.log2(np.array(sizes))
     middles, slopes = np.linspace(x.min() - 2, x.max() + 4, 91), (0.5, 0.75, 1, 1.5, 2, 3, 4, 6)
-    grid = np.array(list(product(middles, slopes, np.linspace(CROSSING, 1.0, 8))))
+    bottoms, tops = np.linspace(0.5, CROSSING - 0.01, 8), np.linspace(CROSSING, 1.0, 8)
+    grid = np.array(list(product(middles, slopes, bottoms, tops)))
     return grid, logistic(x, *(column[:, None] for column in grid.T))
 
 
-def fit(sizes: Array, c2st: Array) -> tuple[float, float, float]:
-    """Return (middle, slope, top) of the curve that is nearest to the values."""
+def fit(sizes: Array, c2st: Array) -> tuple[float, float, float, float]:
+    """Return (middle, slope, bottom, top) of the curve that is nearest to the values."""
     grid, values = curves(tuple(sizes))
-    middle, slope, top = grid[np.square(values - c2st).sum(1).argmin()]
-    return float(middle), float(slope), float(top)
+    middle, slope, bottom, top = grid[np.square(values - c2st).sum(1).argmin()]
+    return float(middle), float(slope), float(bottom), float(top)
 
 
 def crossing(sizes: Array, c2st: Array) -> float:
-    """Return the size where the fitted C2ST crosses 0.65; infinite where it stays below."""
-    middle, slope, top = fit(sizes, c2st)
-    share = (CROSSING - 0.5) / (top - 0.5)
+    """Return the size where the fitted C2ST crosses 0.65; infinite where it stays below.
+
+    Also infinite if it would cross only beyond twice the largest size.
+    """
+    middle, slope, bottom, top = fit(sizes, c2st)
+    share = (CROSSING - bottom) / (top - bottom)
     if share >= 1:
         return math.inf
-    return float(2 ** (middle + math.log(share / (1 - share)) / slope))
+    size = float(2 ** (middle + math.log(share / (1 - share)) / slope))
+    return size if size <= 2 * max(sizes) else math.inf
 
 
 def interval(by_size: Mapping[float, Sequence[tuple[float, float]]]) -> tuple[float, float, float]:

@@ -86,11 +86,11 @@ class Row:
     items: tuple[str, ...]
     files: tuple[str, ...] = ()
     labels: int | None = None
-    guided: bool = False
-    """Whether the labels are those of `data.train`, next to samples without."""
     variants: Mapping[str, Variant] = field(default_factory=lambda: OURS)
     percent: bool = True
     more_is_better: bool = False
+    guided: bool = False
+    """Whether the labels are those of `data.train`, next to samples without."""
 
 
 FEW = ("configs/method/semi_supervised.yaml",)
