@@ -1,6 +1,8 @@
 """Fixtures that the tests of several packages share."""
 
+import gc
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -9,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -35,6 +38,30 @@ settings.load_profile("any machine")
 START_SECONDS = 60.0
 RUN_SECONDS = 240
 """Longest test that starts a run or ranks: a busy machine takes a minute to import torch."""
+
+
+FILE_MARKS = re.compile(r"^pytestmark = (\[.*?\]|[^\n]*)$", re.MULTILINE | re.DOTALL)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no file whose tests are all left out: Ray takes a second, W&B another."""
+    left_out = re.findall(r"not (\w+)", config.option.markexpr)
+    is_plain = config.option.markexpr == " and ".join(f"not {mark}" for mark in left_out)
+    if not left_out or not is_plain or collection_path.suffix != ".py":
+        return None
+    found = FILE_MARKS.search(collection_path.read_text())
+    marks = re.findall(r"pytest\.mark\.(\w+)", found[1]) if found else []
+    return True if set(marks) & set(left_out) else None
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what lives as long as the tests: modules, and the tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

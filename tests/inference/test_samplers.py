@@ -5,7 +5,6 @@ import pytest
 import torch
 from helpers.shards import SIDE, write_shards
 from helpers.trained import save_run
-from scipy.stats import multivariate_normal
 
 import aae_dist
 from aae_dist.cli import main
@@ -34,6 +33,8 @@ def codes(num: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_mixture_draws_and_knows_its_density():
+    from scipy.stats import multivariate_normal  # 0.6 s, which no other test needs
+
     z = codes(20_000)
     parts = [z[z[:, 0] < -0.5], z[z[:, 0] >= -0.5]]
     assert len(parts[0]) / len(z) == pytest.approx(0.3, abs=0.02)

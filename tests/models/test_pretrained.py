@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 from helpers.arrays import small
 from helpers.steps import SHAPE, tiny_config
 from safetensors.torch import save_file
@@ -136,6 +135,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, contents: Any, messag
 
 
 def test_the_example_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision  # takes 2 s, which no other test needs
+
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
     blocks = re.findall(
         r"```python\n(.*?)```", page.partition("### Weights from a file")[2], re.DOTALL

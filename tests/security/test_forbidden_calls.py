@@ -27,6 +27,7 @@ CALLS = {
     "yaml.full_load",
     "yaml.unsafe_load",
 }
+FLAGS = {"shell", "allow_pickle", "weights_only"}
 
 
 def problems(tree: ast.AST) -> Iterator[str]:
@@ -38,14 +39,10 @@ def problems(tree: ast.AST) -> Iterator[str]:
                 yield f"from {node.module}"
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            safe = any(k.arg == "allow_pickle" and ast.unparse(k.value) == "False"
-                       for k in node.keywords)  # fmt: skip
-            if name in CALLS and not safe:
+            given = [f"{k.arg}={ast.unparse(k.value)}" for k in node.keywords if k.arg in FLAGS]
+            if name in CALLS and "allow_pickle=False" not in given:
                 yield name
-            for keyword in node.keywords:
-                text = f"{keyword.arg}={ast.unparse(keyword.value)}"
-                if text in ("shell=True", "allow_pickle=True", "weights_only=False"):
-                    yield text
+            yield from {"shell=True", "allow_pickle=True", "weights_only=False"} & set(given)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ def walks() -> dict[str, str]:
     return {title: text for title, text in sections.items() if title in WALKS}
 
 
+@cache
 def defined_names() -> set[str]:
     """Return every function and class of the package, those of a class also as Class.name."""
     found = set()
