@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,8 @@ from aae_dist.inference.trained_run import TrainedRun, load_run
 from aae_dist.launch.submit import jobs
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import SWEEP, read_sweep
-from aae_dist.sweeps.plan import SweepPlan, load_sweep
+from aae_dist.sweeps.plan import load_sweep
+from aae_dist.tune import start_sweep
 
 if TYPE_CHECKING:
     import pandas
@@ -130,7 +130,7 @@ def tune(
 
             plan = load_sweep([*files, _data_layer(given, packed)], overrides)
         with contextlib.suppress(Interrupted):
-            _run(plan, more)
+            start_sweep(plan, more)
     return _result(plan.uri)
 
 
@@ -143,24 +143,6 @@ def _data_layer(given: Sequence[Arrays | None], place: Any) -> ConfigFile:
     if validation_set is not None:
         data["validation"] = place(validation_set)
     return GivenTree("", from_plain({"data": data} if data else {}, "data given in Python"))
-
-
-def _run(plan: SweepPlan, more: bool) -> None:
-    from aae_dist.report import write_report
-
-    if plan.configs[0].launch.kind == "local":
-        from aae_dist.launch.local_sweep import launch_local_sweep
-
-        launch_local_sweep(plan, write_report, more)
-        return
-    if find_spec("ray") is None:
-        raise LaunchError(
-            "aae_dist.tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]', or "
-            "use launch.kind=local"
-        )
-    from aae_dist.tune.sweep import launch_sweep
-
-    launch_sweep(plan, write_report, more)
 
 
 def _result(uri: str) -> SweepResult:

@@ -20,7 +20,7 @@ from aae_dist.errors import ConfigError, Interrupted
 from aae_dist.launch import start
 from aae_dist.launch.local import LocalReporter, launch_local
 from aae_dist.storage import join
-from aae_dist.tracking.sinks import Console, ConsoleSink, LiveBarSink, open_console
+from aae_dist.tracking.sinks import Console, ConsoleSink, LiveBarSink, NoConsole, open_console
 from aae_dist.training.folder import Outcome
 from aae_dist.utils.text import echo
 
@@ -191,22 +191,6 @@ def _here(config: RunConfig, callbacks: Callbacks, progress: bool) -> Outcome:
         console=partial(_console, reporter.line, progress),
         on_checkpoint=callbacks.on_checkpoint,
     )
-
-
-class NoConsole:
-    """Shows nothing."""
-
-    def log(self, record: Mapping[str, float | int]) -> None:
-        pass
-
-    def on_step(self, step: int) -> None:
-        pass
-
-    def picture(self, name: str, png: bytes, step: int) -> None:
-        pass
-
-    def close(self, summary: Mapping[str, float | int | str], state: str) -> None:
-        pass
 
 
 def _console(line: Any, progress: bool, total_steps: int, first_step: int) -> Console:

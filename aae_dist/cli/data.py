@@ -41,6 +41,14 @@ examples:
 PACKED = ("mnist", "fashion-mnist", "cifar10", "svhn", "celeba", "folder", "csv", "npy")
 """As `data.pack.NAMES`, which would cost an import of torch."""
 own_files_option = options.titled_option("for folder, csv and npy")
+shards_argument = click.argument(
+    "items",
+    nargs=-1,
+    required=True,
+    type=options.Item(),
+    metavar="PATTERN | data.key=value",
+    help="shards: a pattern, a folder, several of them; and settings of the section data",
+)
 
 
 @click.group(
@@ -171,14 +179,7 @@ def index(patterns: tuple[str, ...], out: str | None, ray: bool) -> int:
 
 
 @data.command(short_help="read every sample and report what is wrong", epilog=VERIFY_EXAMPLES)
-@click.argument(
-    "items",
-    nargs=-1,
-    required=True,
-    type=options.Item(),
-    metavar="PATTERN | data.key=value",
-    help="shards: a pattern, a folder, several of them; and settings of the section data",
-)
+@shards_argument
 @click.option("--threads", type=options.WholeNumber(1), default=4, help="shards read at once")
 @options.json_option
 def verify(items: tuple[str, ...], threads: int, as_json: bool) -> int:
@@ -199,14 +200,7 @@ def verify(items: tuple[str, ...], threads: int, as_json: bool) -> int:
     short_help="estimate the intrinsic dimension, and which latent sizes to try",
     epilog=DIMENSION_EXAMPLES,
 )
-@click.argument(
-    "items",
-    nargs=-1,
-    required=True,
-    type=options.Item(),
-    metavar="PATTERN | data.key=value",
-    help="shards: a pattern, a folder, several of them; and settings of the section data",
-)
+@shards_argument
 @options.json_option
 def dimension(items: tuple[str, ...], as_json: bool) -> int:
     """Estimate the intrinsic dimension of a data set, and propose latent sizes for a sweep.

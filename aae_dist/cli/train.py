@@ -12,7 +12,6 @@ import click
 
 from aae_dist.cli.inspect import print_metrics, print_recommendation, print_verdict, results
 from aae_dist.cli.options import EXIT_CODES, items_argument, read_items, titled_option, verb
-from aae_dist.errors import LaunchError
 
 if TYPE_CHECKING:
     from aae_dist.sweeps.ledger import Ledger
@@ -104,21 +103,9 @@ def tune(items: tuple[str, ...], dry_run: bool, more: bool) -> int:
     if dry_run:
         _show_plan(plan)
         return 0
-    from aae_dist.report import write_report
+    from aae_dist.tune import start_sweep
 
-    if plan.configs[0].launch.kind == "local":
-        from aae_dist.launch.local_sweep import launch_local_sweep
-
-        _show_end(launch_local_sweep(plan, write_report, more))
-        return 0
-    if find_spec("ray") is None:
-        raise LaunchError(
-            "aae-dist tune needs Ray Tune, which is not installed: pip install 'aae_dist[ray]', or "
-            "use launch.kind=local"
-        )
-    from aae_dist.tune.sweep import launch_sweep
-
-    _show_end(launch_sweep(plan, write_report, more))
+    _show_end(start_sweep(plan, more))
     return 0
 
 

@@ -11,9 +11,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -23,9 +23,15 @@ from aae_dist.config.sections.run import usable_cores
 from aae_dist.config.sections.sweep import AshaScheduler
 from aae_dist.errors import LaunchError
 from aae_dist.launch.ending import PROCESS_DIED, StopReason, StopSignals, StopToken, condensed
-from aae_dist.launch.sweep import run_sweep
-from aae_dist.launch.sweep_progress import SweepProgress
-from aae_dist.sweeps.checks import asha_longest, asha_unit
+from aae_dist.launch.sweep import (
+    POLL_SECONDS,
+    STOP_SECONDS,
+    STOPPING,
+    announce,
+    bookkeeping,
+    run_sweep,
+)
+from aae_dist.sweeps.checks import asha_key, asha_longest
 from aae_dist.sweeps.folder import TrialState, read_sweep
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.objective import Mode
@@ -33,18 +39,7 @@ from aae_dist.sweeps.plan import SweepPlan
 from aae_dist.training.folder import RunState
 from aae_dist.utils.text import echo
 
-POLL_SECONDS = 0.5
-STOP_SECONDS = 120.0  # how long trials may take to save and end after a signal
-STOPPING = "stopping: running trials save a checkpoint first; a second signal ends at once"
-UNITS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
 Message = dict[str, Any]
-
-
-class TrialSource(Protocol):
-    """Where trials come from."""
-
-    def next(self) -> Entry | None:
-        """Return the next trial to run, None when there is none for now."""
 
 
 class Worker:
@@ -108,19 +103,6 @@ class Worker:
         inbox.put((self, {"gone": True}))
 
 
-class Pending:
-    """The trials of a plan that are not done."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._todo = ledger.pending()
-        if ledger.plan.sweep.scheduler.kind == "asha":
-            # By their hash: in a grid's own order each trial may be better than all before it.
-            self._todo.sort(key=lambda entry: entry.plan.id)
-
-    def next(self) -> Entry | None:
-        return self._todo.pop(0) if self._todo else None
-
-
 class LocalSweep:
     """Hands trials to worker processes, takes their results, keeps the ledger."""
 
@@ -138,7 +120,10 @@ class LocalSweep:
         self._inbox: queue.Queue[tuple[Worker, Message]] = queue.Queue()
         self._again: list[Entry] = []  # trials whose process died
         self._optuna = _optuna_study(ledger)
-        self._source: TrialSource = self._optuna or Pending(ledger)
+        waiting = iter(ledger.in_start_order())
+        self._next: Callable[[], Entry | None] = (
+            self._optuna.next if self._optuna else lambda: next(waiting, None)
+        )
         self._rungs = _rungs(ledger)
         self._gpus = gpu_slots(ledger.plan.configs)
         wanted = ledger.plan.sweep.max_concurrent
@@ -148,24 +133,13 @@ class LocalSweep:
 
     def run(self) -> None:
         """Return when every trial has ended, or all have stopped after a request."""
-        plan, counts = self._ledger.plan, self._ledger.counts()
-        waiting = counts[TrialState.WAITING] + counts[TrialState.INTERRUPTED]
-        echo(
-            f"sweep {plan.uri}: {waiting} of {plan.num_trials} trials to run, {self._slots} at "
-            "once in processes of this machine"
-        )
-        ended, stop_by = 0, 0.0
+        announce(self._ledger, f"{self._slots} at once in processes of this machine")
+        stop_by = 0.0
         try:
-            with SweepProgress(self._ledger, self._slots) as progress:
+            with bookkeeping(self._ledger, self._slots, self._changed) as update:
                 while self._fill() or self._busy():
                     self._take()
-                    progress.update()
-                    self._ledger.write(force=False)
-                    if problem := self._ledger.pop_error():
-                        echo(f"the sweep's folder was not written, trying again: {problem}")
-                    if (now_ended := len(self._ledger.in_state(*FINAL))) > ended:
-                        ended = now_ended
-                        self._changed()
+                    update()
                     if self._stop.requested and not stop_by:
                         echo(STOPPING)
                         stop_by = time.monotonic() + STOP_SECONDS
@@ -184,7 +158,7 @@ class LocalSweep:
         """Give free slots the next trials; return whether any was given."""
         given = False
         while not self._stop.requested and len(self._busy()) < self._slots:
-            entry = self._again.pop(0) if self._again else self._source.next()
+            entry = self._again.pop(0) if self._again else self._next()
             if entry is None:
                 break
             idle = next((worker for worker in self._workers if worker.entry is None), None)
@@ -285,7 +259,7 @@ class LocalSweep:
         if self._rungs is None or not isinstance(scheduler, AshaScheduler):
             return False
         score = self._objective.comparable_score(metrics)
-        unit = UNITS[asha_unit(scheduler, self._ledger.plan.configs)]
+        unit = asha_key(scheduler, self._ledger.plan.configs)
         if score is None or unit not in metrics or not self._ledger.is_comparable(metrics):
             return False
         kept = self._objective.is_kept(metrics)
@@ -354,7 +328,7 @@ def _rungs(ledger: Ledger) -> Rungs | None:
     longest = asha_longest(asha, plan.configs)
     assert longest is not None  # checked with the configuration
     rungs = Rungs(asha.grace, longest, asha.reduction_factor, objective.modes[0])
-    unit = UNITS[asha_unit(asha, plan.configs)]
+    unit = asha_key(asha, plan.configs)
     earlier = read_sweep(plan.uri).trials if ledger.in_state(*FINAL) else ()
     for trial in earlier:
         for record in trial.history if trial.state in FINAL else ():
@@ -394,14 +368,9 @@ def launch_local_sweep(
     """
 
     def run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> bool:
-        with StopSignals() as stop, _log_folder() as place:
-            LocalSweep(ledger, launch_id, stop, changed, place).run()
+        folder = tempfile.TemporaryDirectory(prefix="aae_dist-tune-")
+        with StopSignals() as stop, folder as place:
+            LocalSweep(ledger, launch_id, stop, changed, Path(place)).run()
         return stop.requested
 
     return run_sweep(plan, run, write_report, more)
-
-
-@contextlib.contextmanager
-def _log_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="aae_dist-tune-") as place:
-        yield Path(place)

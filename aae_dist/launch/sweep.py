@@ -19,9 +19,10 @@ from aae_dist.errors import (
 )
 from aae_dist.launch.ending import WorkersFailedError
 from aae_dist.launch.ray.cluster import check_data
+from aae_dist.launch.sweep_progress import SweepProgress
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.folder import READERS, SweepState, TrialState
-from aae_dist.sweeps.ledger import Ledger
+from aae_dist.sweeps.ledger import FINAL, Ledger
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.sweeps.recommendation import size_of
 from aae_dist.tracking import open_wandb
@@ -33,6 +34,8 @@ RunTrials = Callable[[Ledger, str, Callable[[], None]], bool]
 """Runs the trials of a ledger, with the launch's id; returns whether it was asked to stop. The
 function that it gets has the report written soon."""
 POLL_SECONDS = 0.5
+STOP_SECONDS = 120.0  # how long trials may take to save and end after a signal
+STOPPING = "stopping: running trials save a checkpoint first; a second signal ends at once"
 REPORT_SECONDS = 60.0  # least time between two reports while the sweep runs
 
 
@@ -88,6 +91,37 @@ def _run_to_end(
         ledger.write(state)
     check_any_finished(ledger)
     log_recommendation(ledger)
+
+
+def announce(ledger: Ledger, how: str) -> None:
+    """Print how many trials are to run; `how` says how many at once, and where."""
+    counts, plan = ledger.counts(), ledger.plan
+    waiting = counts[TrialState.WAITING] + counts[TrialState.INTERRUPTED]
+    echo(f"sweep {plan.uri}: {waiting} of {plan.num_trials} trials to run, {how}")
+
+
+@contextlib.contextmanager
+def bookkeeping(
+    ledger: Ledger, concurrent: int, changed: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
+    """Yield a function to call twice per second while trials run.
+
+    It shows progress, writes the ledger, and calls `changed` when a trial has ended.
+    """
+    num_ended = 0
+    with SweepProgress(ledger, concurrent) as progress:
+
+        def update() -> None:
+            nonlocal num_ended
+            progress.update()
+            ledger.write(force=False)
+            if problem := ledger.pop_error():
+                echo(f"the sweep's folder was not written, trying again: {problem}")
+            if (now_ended := len(ledger.in_state(*FINAL))) > num_ended:
+                num_ended = now_ended
+                changed()
+
+        yield update
 
 
 def check_same(trials: Sequence[TrialPlan]) -> None:

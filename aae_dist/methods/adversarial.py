@@ -12,14 +12,7 @@ from torch import Tensor
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.distributed.wrappers import frozen_view
 from aae_dist.losses import ADVERSARIES
-from aae_dist.methods.method import (
-    Encoded,
-    Losses,
-    Method,
-    MicroBatch,
-    Modules,
-    PartwiseDistance,
-)
+from aae_dist.methods.method import Encoded, Losses, Method, MicroBatch, Modules, PartwiseDistance
 from aae_dist.models import ProductPosterior, run_encoder
 from aae_dist.priors import Part
 

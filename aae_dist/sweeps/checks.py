@@ -115,6 +115,15 @@ def asha_unit(asha: AshaScheduler, configs: Sequence[RunConfig]) -> str:
     return asha.unit or ("steps" if by_steps else "epochs")
 
 
+UNIT_KEYS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
+"""Key of a record that counts a unit; Tune's training_iteration restarts at 0 after a crash."""
+
+
+def asha_key(asha: AshaScheduler, configs: Sequence[RunConfig]) -> str:
+    """Return the key of a record that counts the unit of the rungs."""
+    return UNIT_KEYS[asha_unit(asha, configs)]
+
+
 def asha_longest(asha: AshaScheduler, configs: Sequence[RunConfig]) -> int | None:
     """Return the length of the longest trial in the unit of the rungs, None when it is unknown."""
     if asha.longest is not None:

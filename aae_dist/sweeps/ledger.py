@@ -299,6 +299,14 @@ class Ledger:
         """Return the known trials that have not come to an end."""
         return self.in_state(*(state for state in STATES if state not in FINAL))
 
+    def in_start_order(self) -> list[Entry]:
+        """Return the pending trials in the order in which they start."""
+        if self.plan.sweep.scheduler.kind != "asha":
+            return self.pending()
+        # By their hash: in a grid's own order each trial may be better than all before it, and none
+        # would be stopped (5 of 16 with rates in ascending order).
+        return sorted(self.pending(), key=lambda entry: entry.plan.id)
+
     def counts(self) -> dict[TrialState, int]:
         """Return how many trials are in each state; those not yet proposed are waiting."""
         counts = {state: len(self.in_state(state)) for state in STATES}

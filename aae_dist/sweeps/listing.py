@@ -17,7 +17,7 @@ from aae_dist.errors import AaeDistError, DataError
 from aae_dist.storage import Storage
 from aae_dist.storage.documents import MAX_BYTES, MAX_SWEEP_BYTES, read_document
 from aae_dist.sweeps.folder import SILENT_SECONDS as SILENT_DRIVER_SECONDS
-from aae_dist.sweeps.folder import SweepDocument
+from aae_dist.sweeps.folder import SWEEP, TRIALS, SweepDocument
 from aae_dist.tracking.metric_log import METRICS, newest_metrics
 from aae_dist.training.folder import CONFIG, RUN, SUMMARY, RunRecord, RunState, Summary
 from aae_dist.training.lock import KEY, LockOwner
@@ -26,7 +26,6 @@ THREADS = 32
 SILENT_SECONDS = 60.0
 """A holder elsewhere that gave no sign of life for so long is gone: twice what makes a lock stale,
 since the clocks of this machine and of the storage differ."""
-SWEEP, TRIALS = "sweep.json", "trials"
 
 
 @dataclass(frozen=True)

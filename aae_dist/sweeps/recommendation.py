@@ -14,13 +14,7 @@ from functools import partial
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from aae_dist.sweeps.objective import (
-    Metrics,
-    Objective,
-    Point,
-    ranked_points,
-    ranking,
-)
+from aae_dist.sweeps.objective import Metrics, Objective, Point, ranked_points, ranking
 from aae_dist.sweeps.plan import describe
 
 SEED = "run.seed"

@@ -120,7 +120,23 @@ class Progress:
         return (self._clock() - self._started) / done * max(self.total_steps - step, 0)
 
 
-class ConsoleSink:
+class NoConsole:
+    """Shows nothing."""
+
+    def log(self, record: Record) -> None:
+        pass
+
+    def on_step(self, step: int) -> None:
+        pass
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        pass
+
+    def close(self, summary: Summary, state: str) -> None:
+        pass
+
+
+class ConsoleSink(NoConsole):
     """Writes a line per log point, at most one every `min_seconds`, and one per evaluation."""
 
     def __init__(
@@ -146,12 +162,6 @@ class ConsoleSink:
     def on_step(self, step: int) -> None:
         if self._clock() - (self._written_at or self._started_at) >= QUIET_SECONDS:
             self._show({STEP: step})
-
-    def picture(self, name: str, png: bytes, step: int) -> None:
-        pass
-
-    def close(self, summary: Summary, state: str) -> None:
-        pass
 
     def _show(self, record: Record) -> None:
         self._write(progress_line(record, self._progress))
@@ -202,7 +212,7 @@ MOVE_SECONDS = 0.25
 """Shortest time between two moves of the bar between log points."""
 
 
-class LiveBarSink:
+class LiveBarSink(NoConsole):
     """Shows one live line; evaluations and all other output scroll by above it."""
 
     def __init__(
@@ -236,9 +246,6 @@ class LiveBarSink:
         if time.monotonic() - self._moved_at >= MOVE_SECONDS:
             self._moved_at = time.monotonic()
             self._bar.update(self._task, completed=step)
-
-    def picture(self, name: str, png: bytes, step: int) -> None:
-        pass
 
     def close(self, summary: Summary, state: str) -> None:
         self._bar.stop()

@@ -392,6 +392,13 @@ class PartAlarms:
 Diagnostics = GanDiagnostics | PartAlarms
 
 
+def open_diagnostics(config: RunConfig, prior: Prior) -> Diagnostics:
+    """Return the alarms of a run; they advise to balance the game where it is not."""
+    method = config.method
+    advice = "method.balance=auto" if getattr(method, "balance", "auto") != "auto" else ""
+    return diagnostics_of(prior, getattr(method, "adversary", None), advice)
+
+
 def diagnostics_of(prior: Prior, adversary: str | None, advice: str = "") -> Diagnostics:
     """Return the alarms of a run, for each part of its code."""
     if len(prior.parts) > 1:

@@ -15,12 +15,7 @@ from aae_dist.checkpoints.store import OnCheckpoint
 from aae_dist.config import RunConfig
 from aae_dist.data import Batch
 from aae_dist.data.bad_samples import Limits, sum_counts
-from aae_dist.distributed.world import (
-    RankComparison,
-    World,
-    gather_json,
-    run_on_rank_zero,
-)
+from aae_dist.distributed.world import RankComparison, World, gather_json, run_on_rank_zero
 from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.evaluation import why_no_pca
 from aae_dist.methods import Losses
@@ -86,21 +81,26 @@ class Trainer:
         self.order, self.log = setup.data.order, setup.log
         self.watchdog, self.goodput = setup.watchdog, setup.goodput
         # Health.
-        method, adversary = self.config.method, getattr(self.config.method, "adversary", None)
         self.rollbacks = health.RollbackPolicy(self.config, self.log)
-        advice = "method.balance=auto" if getattr(method, "balance", "auto") != "auto" else ""
-        self.diagnostics = health.diagnostics_of(setup.data.prior, adversary, advice)
+        self.diagnostics = health.open_diagnostics(self.config, setup.data.prior)
         self.codes = health.CodeStatistics(setup.data.prior, self.world.device, self.inputs.dtype)
         self._num_codes = 0
-        self._bad_samples_reported, self._has_told_unused = 0, False
+        self._bad_samples_reported, self._unused_reported = 0, False
         # Records and checkpoints.
         self.recorder = self._open_recorder(sinks, console)
-        # A resumed run would miss the metrics that are not stored before its checkpoint.
-        upload = self.recorder.upload if self.recorder else lambda: None
-        constant = (setup.metadata, self.goodput, setup.last_step)
-        self.checkpointer = Checkpointer(setup.store, self.world, self.log, *constant, upload)
+        self.checkpointer = Checkpointer(
+            setup.store,
+            self.world,
+            self.log,
+            metadata=setup.metadata,
+            goodput=self.goodput,
+            last_step=setup.last_step,
+            # A resumed run would miss the metrics that are not stored before its checkpoint.
+            before_commit=self.recorder.upload if self.recorder else lambda: None,
+        )
 
     def fit(self) -> Outcome:
+        """Train to the end, or until a stop is requested; roll back where health demands it."""
         with self._recording_failures():
             while True:
                 try:
@@ -125,7 +125,7 @@ class Trainer:
                 # Log and evaluate where due.
                 is_best = self._log_and_evaluate(losses)
                 if self._ends_an_epoch(batch) or self.is_last_step:
-                    self._tell_unused()
+                    self._report_unused()
                 # Save or stop, decided by all ranks together.
                 if self._save_or_stop(is_best):
                     return RunState.INTERRUPTED
@@ -153,24 +153,31 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> Losses:
         """Run every phase on one global batch and advance the state."""
-        # A batch without one good sample on any rank has no losses, and networks, moments and
-        # average stay as they are: with gradients of zero, Adam's momentum would still move the
-        # weights.
-        # Counted in samples of the plan, so that bad samples do not shift the learning rates.
+        # Progress counts samples of the plan, so that bad samples do not shift the learning rates.
         done = self.order.samples_seen(self.state.position)
         self.method.set_progress(done / self.setup.total_samples)
         self._note_bad_samples(batch)
+        # A batch without one good sample on any rank has no losses, and networks, moments and
+        # average stay as they are: with gradients of zero, Adam's momentum would still move the
+        # weights.
         losses: Losses = {}
         self._num_codes = batch.num_valid
         if batch.num_valid:
-            given = (batch.images, batch.valid, batch.num_valid)
-            parts = self.inputs.parts(*given, self.state.step, batch.labels)
+            parts = self.inputs.parts(
+                batch.images, batch.valid, batch.num_valid, self.state.step, batch.labels
+            )
             losses = self.method.step(parts)
         self.state.step += 1
         if losses and self.state.average is not None:
             self.state.average.update(self.state.step)
         self.state.position = batch.plan.next_position
         return losses
+
+    def _step_done(self) -> None:
+        self.goodput.step_done()
+        self.watchdog.beat(self.state.step)
+        if self.recorder:
+            self.recorder.on_step(self.state.step)
 
     def _note_bad_samples(self, batch: Batch) -> None:
         """List the batch's bad samples; every rank has all of them, so all stop at this step."""
@@ -189,27 +196,6 @@ class Trainer:
         if bad.num_samples >= 2 * self._bad_samples_reported:  # one line per sample is too many
             self._bad_samples_reported = bad.num_samples
             self.log(f"warning: {bad.num_samples} bad samples are skipped: {bad.summary()}")
-
-    def _ends_an_epoch(self, batch: Batch) -> bool:
-        return self.state.position // self.order.lane_length > batch.plan.epoch
-
-    def _tell_unused(self) -> None:
-        """Log once what of the data is not used as given, counted over all ranks; a collective."""
-        if self._has_told_unused:
-            return
-        self._has_told_unused = True
-        data = self.setup.data
-        for key, each in (("data.train", data.train), ("data.validation", data.validation)):
-            counts = sum_counts(gather_json(each.unused.counts if each else {}, self.world))
-            if each is not None and self.world.is_main:
-                for line in [*each.unused_lines(counts, len(each)), *each.unused_members()]:
-                    self.log(f"warning: {key}: {line}")
-
-    def _step_done(self) -> None:
-        self.goodput.step_done()
-        self.watchdog.beat(self.state.step)
-        if self.recorder:
-            self.recorder.on_step(self.state.step)
 
     # Health.
 
@@ -322,6 +308,21 @@ class Trainer:
             return False
         state.best = value
         return True
+
+    def _ends_an_epoch(self, batch: Batch) -> bool:
+        return self.state.position // self.order.lane_length > batch.plan.epoch
+
+    def _report_unused(self) -> None:
+        """Log once what of the data is not used as given, counted over all ranks; a collective."""
+        if self._unused_reported:
+            return
+        self._unused_reported = True
+        data = self.setup.data
+        for key, each in (("data.train", data.train), ("data.validation", data.validation)):
+            counts = sum_counts(gather_json(each.unused.counts if each else {}, self.world))
+            if each is not None and self.world.is_main:
+                for line in [*each.unused_lines(counts, len(each)), *each.unused_members()]:
+                    self.log(f"warning: {key}: {line}")
 
     # Saving, stopping and rolling back.
 

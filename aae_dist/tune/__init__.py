@@ -1,9 +1,37 @@
-"""Sweeps on Ray Tune. The package itself can be called: it is the public `aae_dist.tune`."""
+"""Sweeps on Ray Tune, or without Ray; the package can be called: it is `aae_dist.tune`."""
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from aae_dist.errors import LaunchError
+
+if TYPE_CHECKING:
+    from aae_dist.sweeps.ledger import Ledger
+    from aae_dist.sweeps.plan import SweepPlan
+
+
+def start_sweep(plan: "SweepPlan", more: bool = False) -> "Ledger":
+    """Run the trials that are not finished yet, on Ray or here, and write the sweep's report.
+
+    Result and errors are those of `run_sweep`; LaunchError also where Ray Tune is missing.
+    """
+    from aae_dist.report import write_report
+
+    if plan.configs[0].launch.kind == "local":
+        from aae_dist.launch.local_sweep import launch_local_sweep
+
+        return launch_local_sweep(plan, write_report, more)
+    if find_spec("ray") is None:
+        raise LaunchError(
+            "a sweep needs Ray Tune, which is not installed: pip install 'aae_dist[ray]', or use "
+            "launch.kind=local"
+        )
+    from aae_dist.tune.sweep import launch_sweep
+
+    return launch_sweep(plan, write_report, more)
 
 
 class _Tune(ModuleType):

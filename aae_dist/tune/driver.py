@@ -14,7 +14,7 @@ from aae_dist.config import RunConfig
 from aae_dist.launch.ending import PROCESS_DIED, StopToken, WorkersFailedError, condensed, last_line
 from aae_dist.launch.ray import cluster, driver, monitor
 from aae_dist.launch.ray.cluster import ResourceRequest, Resources
-from aae_dist.launch.sweep_progress import SweepProgress
+from aae_dist.launch.sweep import POLL_SECONDS, STOP_SECONDS, STOPPING, announce, bookkeeping
 from aae_dist.sweeps.folder import TrialState, read_sweep
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.training.folder import write_marker
@@ -25,9 +25,6 @@ from aae_dist.utils.text import echo
 DRIVER = "driver"  # a custom resource that operators give to nodes that are not taken away (spot)
 DRIVER_BYTES = float(1 << 28)
 """Memory that a trial of several workers asks for its own process, which only waits."""
-POLL_SECONDS = 0.5
-STOPPING = "stopping: running trials save a checkpoint first; a second signal ends at once"
-STOP_SECONDS = 120.0  # how long trials may take to save and end after a signal
 _DEATHS = (ActorDiedError.BASE_ERROR_MSG, RayActorError.BASE_ERROR_MSG)
 """First words of Ray's errors about a process that died without an exception."""
 
@@ -66,11 +63,7 @@ class SweepDriver:
         self._concurrent = max(1, min(wanted, capacity))
         # Ask for no more places at once: another sweep may want them.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self._concurrent)
-        waiting = sum(ledger.counts()[s] for s in (TrialState.WAITING, TrialState.INTERRUPTED))
-        echo(
-            f"sweep {ledger.plan.uri}: {waiting} of {ledger.plan.num_trials} trials to run, "
-            f"{self._concurrent} at once, each {' or '.join(map(str, requests))}"
-        )
+        announce(ledger, f"{self._concurrent} at once, each {' or '.join(map(str, requests))}")
         if wanted > capacity:
             echo(f"note: sweep.max_concurrent={wanted}, but the cluster holds {capacity} at once")
 
@@ -80,17 +73,11 @@ class SweepDriver:
         # Tune's tracebacks of trials and complaints of missing result files; the ledger has causes.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         fit = driver.Fit(tuner.fit)
-        ended, stop_by, saving = 0, 0.0, set[str]()
-        with SweepProgress(self._ledger, self._concurrent) as progress:
+        stop_by, saving = 0.0, set[str]()
+        with bookkeeping(self._ledger, self._concurrent, self._changed) as update:
             while fit.is_alive():
                 fit.join(POLL_SECONDS)
-                progress.update()
-                self._ledger.write(force=False)
-                if problem := self._ledger.pop_error():
-                    echo(f"the sweep's folder was not written, trying again: {problem}")
-                if (now_ended := len(self._ledger.in_state(*FINAL))) > ended:
-                    ended = now_ended
-                    self._changed()
+                update()
                 if self._stop.requested:
                     running = {entry.plan.id for entry in self._ledger.in_state(TrialState.RUNNING)}
                     if not stop_by:
@@ -150,12 +137,7 @@ class SweepDriver:
         """Return Tune's space, its searcher if it has one, and how many samples to take."""
         plan = self._ledger.plan
         if plan.sweep.search.kind != "optuna":
-            todo = self._ledger.pending()
-            if plan.sweep.scheduler.kind == "asha":
-                # By their hash: in a grid's own order each trial may be better than all before it,
-                # and none would be stopped (5 of 16 with rates in ascending order).
-                todo.sort(key=lambda entry: entry.plan.id)
-            points = [point_of(entry)[SWEEP] for entry in todo]
+            points = [point_of(entry)[SWEEP] for entry in self._ledger.in_start_order()]
             return {SWEEP: tune.grid_search(points)}, None, 1
         from aae_dist.tune.optuna import OptunaSearcher
 

@@ -10,13 +10,11 @@ from ray.tune import schedulers
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
-from aae_dist.sweeps.checks import asha_longest, asha_unit, mutations
+from aae_dist.sweeps.checks import asha_key, asha_longest, mutations
 from aae_dist.sweeps.folder import TrialRecord, TrialState
 from aae_dist.sweeps.objective import Objective
 from aae_dist.tune.trial import KEPT, OBJECTIVE, SWEEP
 
-UNITS = {"steps": "step", "samples": "samples_seen", "epochs": "epoch"}
-"""Keys of a result that count a unit; Tune's own training_iteration restarts at 0 after a crash."""
 Compares = Callable[[Mapping[str, Any]], bool]
 """Whether a score is of as many samples as most trials' are."""
 
@@ -36,7 +34,7 @@ def build_scheduler(
     shared: dict[str, Any] = {"metric": OBJECTIVE, "mode": objective.modes[0]}
     scheduler: Asha | RunFolderPbt
     if isinstance(kind, AshaScheduler):
-        unit, longest = UNITS[asha_unit(kind, configs)], asha_longest(kind, configs)
+        unit, longest = asha_key(kind, configs), asha_longest(kind, configs)
         assert longest is not None  # checked with the configuration
         scheduler = Asha(
             time_attr=unit,
