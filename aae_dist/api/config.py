@@ -34,7 +34,8 @@ def load_config(*files: Source, overrides: Sequence[str] = ()) -> RunConfig:
 
     Maps are merged and lists are replaced, as by `aae-dist train FILE... key=value...`. Unlike
     there, `launch.kind` is local and `launch.hang_timeout_seconds` is null unless given. Local
-    paths are made absolute, relative to the current directory.
+    paths are made absolute, relative to the current directory. `data.train` is needed here; with
+    samples in memory give `aae_dist.train` the dictionaries or files themselves.
 
     Args:
         files: paths or addresses (s3://, https://) of YAML files, or dictionaries like them.

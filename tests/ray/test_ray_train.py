@@ -119,11 +119,11 @@ import aae_dist
 
 run, sweep = (json.loads(argument) for argument in sys.argv[1:])
 x = np.random.default_rng(0).integers(0, 256, (320, 1, 8, 8), dtype=np.uint8)
-config, there = aae_dist.load_config(run), ["launch.kind=ray"]
-here = aae_dist.train(config, x, validation=0.1, overrides=["run.name=here"])
-trained = aae_dist.train(config, x, validation=0.1, overrides=there)
-again = aae_dist.train(config, x, validation=0.1, overrides=there)
-sent = aae_dist.submit(config, "http://localhost:8265", overrides=there, dry_run=True)
+there, shards = ["launch.kind=ray"], {"data": {"train": "s3://bucket/shards"}}
+here = aae_dist.train(run, x, validation=0.1, overrides=["run.name=here"])
+trained = aae_dist.train(run, x, validation=0.1, overrides=there)
+again = aae_dist.train(run, x, validation=0.1, overrides=there)
+sent = aae_dist.submit([run, shards], "http://localhost:8265", overrides=there, dry_run=True)
 losses = [[r["loss/reconstruction"] for r in each.history] for each in (here, trained)]
 np.testing.assert_allclose(*losses, rtol=1e-4)
 assert "kind: ray" in sent
