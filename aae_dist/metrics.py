@@ -68,6 +68,11 @@ def prior_match(codes: Values, prior: Prior, seed: int = 0) -> dict[str, float]:
 
 
 def _checked(codes: Values, prior: Prior) -> Tensor:
+    if not isinstance(prior, Prior):
+        raise ValueError(
+            "prior should be an object with a size, such as aae_dist.priors.GaussianPrior(2); got "
+            f"{prior!r:.60}"
+        )
     z_nZ = as_tensor("codes", codes).detach().cpu()
     if z_nZ.ndim != 2 or z_nZ.shape[1] != prior.latent_dim or len(z_nZ) < MIN_CODES:
         raise ValueError(

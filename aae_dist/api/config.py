@@ -123,7 +123,7 @@ def _file(given: Any) -> ConfigFile:
         return Path(given)
     raise ConfigError(
         "config: a dictionary, the path of a YAML file, a list of both, or what "
-        f"aae_dist.load_config returns (got {type(given).__name__})"
+        f"aae_dist.load_config returns, before the data (got {type(given).__name__})"
     )
 
 

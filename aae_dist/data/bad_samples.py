@@ -153,9 +153,11 @@ class BadSamples:
             problem = f"more than {most} that a run can list, whatever it allows"
             advice = "or leave them out: write the shards again without them"
         if problem:
+            of_labels = all(entry["reason"] == "label" for entry in self.entries)
+            fix = "correct the labels" if of_labels else "repair the shards, check data.image_keys"
             raise DataError(
                 f"Too many bad samples: {problem} ({self.summary()}). The run's bad_samples.jsonl "
-                f"lists them; repair the shards, check data.image_keys, {advice}."
+                f"lists them; {fix}, {advice}."
             )
 
     def summary(self) -> str:

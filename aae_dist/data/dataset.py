@@ -223,7 +223,7 @@ class Dataset:
             slot=slot,
             shard=entry.name,
             sample=inside,
-            key=None if whole else printable(self.shards.get(shard).index.keys[inside]),
+            key=None if whole else printable(self.keys([number])[0]),
             reason=f"shard {error.reason}" if whole else error.reason,
             detail=printable(str(error).rstrip(".")),
             shard_samples=entry.samples if whole else 0,

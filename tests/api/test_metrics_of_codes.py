@@ -1,5 +1,7 @@
 """`aae_dist.metrics`: the scores of runs as functions of codes and a prior."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,6 +27,12 @@ def test_a_prior_matches_itself_and_not_another() -> None:
     own = prior.sample(400, torch.Generator().manual_seed(2))
     assert aae_dist.metrics.c2st(own, prior).value < 0.6
     assert aae_dist.metrics.c2st(own + 5, prior).value > 0.95
+
+
+@pytest.mark.parametrize("prior", ["gaussian", aae_dist.priors.GaussianPrior])
+def test_what_is_no_prior_is_refused(prior: Any) -> None:
+    with pytest.raises(ValueError, match="prior should be an object"):
+        aae_dist.metrics.c2st(torch.zeros(9, 2), prior)
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,17 @@ def test_an_interrupt_saves_and_returns(tmp_path: Path, number: int) -> None:
     result = aae_dist.train(small(tmp_path, run={"name": "stopped"}), digits(200), progress=False)
     assert (result.state, result.step) == ("finished", 24)
     assert [r["step"] for r in result.history] == [4, 8, 12, 16, 20, 24]
+
+
+GIVEN = {"parts": [{"dims": 4, "prior": {"kind": "categorical"}, "given": "label"}, {"dims": 2}]}
+
+
+def test_samples_in_memory_without_a_needed_label_are_left_out(tmp_path: Path) -> None:
+    x, y = digits(200)
+    config = small(tmp_path, model={"latent_dim": 6}, prior={"kind": "product", **GIVEN})
+    message = r"x label, first .*: label \d; this run reads labels from 0 to 3"
+    with pytest.raises(aae_dist.DataError, match=message):
+        aae_dist.train(config, (x, y), progress=False)
+    config["data"] = {"max_bad_fraction": 0.9}
+    result = aae_dist.train(config, (x, y), progress=False)
+    assert result.metrics["data/bad_samples"] == (y > 3).sum()
