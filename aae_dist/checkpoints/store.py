@@ -201,7 +201,7 @@ class CheckpointStore:
         elif best and not current.best:
             self._current = self._mark_best(current, before_commit)
         self._delete_old(step)
-        uri = f"{self._folder.storage.uri}/step-{step:09d}"
+        uri = f"{self._folder.storage.uri}/{_folder_name(step)}"
         self._stored.append({"step": step, "uri": uri, "best": best})
         self.last_seconds = time.monotonic() - started
 

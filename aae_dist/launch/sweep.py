@@ -1,14 +1,19 @@
-"""Parts of sweeps that all launchers share: checks, added seeds, reports, the end."""
+"""Parts of sweeps that all launchers share: checks, progress, added seeds, reports, the end."""
 
 import contextlib
 import hashlib
 import secrets
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from rich import console, live, table, text
+
+from aae_dist.config.metric_names import NUM_FEATURED, NUM_SAMPLES
 from aae_dist.errors import (
     ConfigError,
     DataError,
@@ -19,16 +24,15 @@ from aae_dist.errors import (
 )
 from aae_dist.launch.ending import WorkersFailedError
 from aae_dist.launch.ray.cluster import check_data
-from aae_dist.launch.sweep_progress import SweepProgress
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.folder import READERS, SweepState, TrialState
-from aae_dist.sweeps.ledger import FINAL, Ledger
+from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.sweeps.recommendation import size_of
 from aae_dist.tracking import open_wandb
 from aae_dist.training.checkpointer import finished_before
 from aae_dist.training.lock import RunLock
-from aae_dist.utils.text import echo
+from aae_dist.utils.text import clock, echo
 
 RunTrials = Callable[[Ledger, str, Callable[[], None]], bool]
 """Runs the trials of a ledger, with the launch's id; returns whether it was asked to stop. The
@@ -37,6 +41,9 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0  # how long trials may take to save and end after a signal
 STOPPING = "stopping: running trials save a checkpoint first; a second signal ends at once"
 REPORT_SECONDS = 60.0  # least time between two reports while the sweep runs
+LINE_SECONDS = 30.0
+"""Time between two lines on how far the sweep is; ends of trials are shown at once."""
+SHOWN = 12  # running trials that the live table shows
 
 
 def run_sweep(
@@ -224,3 +231,108 @@ def log_recommendation(ledger: Ledger) -> None:
             summary["recommendation/latent_dim"] = size
         summary |= {f"recommendation/{n}_upper": v for n, v in found.chosen.bounds.items()}
         sink.close(summary, "finished")
+
+
+class SweepProgress:
+    """Shows a sweep as a live table, or as lines without a terminal; see `bookkeeping`."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        concurrent: int,
+        clock: Callable[[], float] = time.monotonic,
+        terminal: console.Console | None = None,
+    ) -> None:
+        self._ledger, self._concurrent, self._clock = ledger, concurrent, clock
+        self._reported = {entry.plan.id for entry in ledger.in_state(*FINAL)}
+        self._restarts = {entry.plan.id: entry.restarts for entry in ledger.entries.values()}
+        self._next_line = clock() + LINE_SECONDS
+        if terminal is None and sys.stdout.isatty():
+            terminal = console.Console()
+        self._live = live.Live(console=terminal, auto_refresh=False) if terminal else None
+
+    def __enter__(self) -> "SweepProgress":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.update()
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self) -> None:
+        for line in self._new_lines():
+            self._print(line)
+        if self._live is not None:
+            self._live.update(console.Group(self._table(), text.Text(self.status())), refresh=True)
+        elif self._clock() >= self._next_line:
+            self._next_line = self._clock() + LINE_SECONDS
+            echo(self.status())
+
+    def status(self) -> str:
+        counts = self._ledger.counts()
+        parts = [f"{count} {state}" for state, count in counts.items() if count]
+        for best in self._ledger.ranked()[:1]:
+            parts.append(f"best {self.score(best)} ({describe(best.parameters)})")
+        if (left := self.seconds_left()) is not None:
+            parts.append(f"about {clock(left)} left")
+        return f"sweep {self._ledger.plan.sweep.name}: " + " | ".join(parts)
+
+    def seconds_left(self) -> float | None:
+        """Return an estimate from the mean cost of ended trials, None before the first one."""
+        ended = self._ledger.in_state(TrialState.FINISHED, TrialState.PRUNED)
+        costs, counts = [e.seconds for e in ended if e.seconds > 0], self._ledger.counts()
+        running = self._ledger.in_state(TrialState.RUNNING)
+        to_start = counts[TrialState.WAITING] + counts[TrialState.INTERRUPTED]
+        if not costs or not running and not to_start:
+            return None
+        mean = sum(costs) / len(costs)
+        left = sum(max(mean - entry.cost(), 0.0) for entry in running) + to_start * mean
+        return left / self._concurrent
+
+    def score(self, entry: Entry) -> str:
+        values = self._ledger.objective.values(entry.metrics)
+        return "no score" if values is None else ", ".join(f"{value:.4g}" for value in values)
+
+    def _new_lines(self) -> list[str]:
+        lines = []
+        for entry in self._ledger.in_state(TrialState.RUNNING, TrialState.INTERRUPTED, *FINAL):
+            name = entry.plan.id
+            if entry.restarts > self._restarts.get(name, 0):
+                self._restarts[name] = entry.restarts
+                lines.append(f"{self._title(entry)} starts again: {entry.cause or 'it crashed'}")
+            if entry.state in FINAL and name not in self._reported:
+                self._reported.add(name)
+                lines.append(self._end_line(entry))
+        return lines
+
+    def _title(self, entry: Entry) -> str:
+        trials = self._ledger.plan.num_trials
+        return f"trial {entry.plan.label} of {trials} ({describe(entry.parameters)})"
+
+    def _end_line(self, entry: Entry) -> str:
+        took = clock(entry.seconds)
+        if entry.state == TrialState.FINISHED:
+            cause = f"; {entry.cause}" if entry.cause else ""
+            if not self._ledger.is_comparable(entry.metrics):
+                n = entry.metrics.get(NUM_SAMPLES) or entry.metrics[NUM_FEATURED]
+                cause += f"; of {n:g} samples, other trials of another number or other features: "
+                cause += "not compared"
+            return f"{self._title(entry)} finished: {self.score(entry)}, {took}{cause}"
+        return f"{self._title(entry)} {entry.state}: {entry.cause}, {took}"
+
+    def _table(self) -> table.Table:
+        rows = table.Table("trial", "parameters", "step", str(self._ledger.objective), "time")
+        for entry in self._ledger.in_state(TrialState.RUNNING)[:SHOWN]:
+            score, time = self.score(entry), clock(entry.cost())
+            rows.add_row(
+                entry.plan.label, describe(entry.parameters), f"{entry.step:,}", score, time
+            )
+        return rows
+
+    def _print(self, line: str) -> None:
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            echo(line)

@@ -38,8 +38,14 @@ from aae_dist.models.mlp import (
     SampleShape,
     cluster_heads,
 )
-from aae_dist.models.own import check_network, check_unit_range, import_network
-from aae_dist.models.pretrained import FrozenBatchNorm, load_weights_file, replace_batch_norm
+from aae_dist.models.own import (
+    FrozenBatchNorm,
+    check_network,
+    check_unit_range,
+    import_network,
+    load_weights_file,
+    replace_batch_norm,
+)
 from aae_dist.models.tables import (
     NUM_OUTPUTS,
     CountDecoder,

@@ -17,7 +17,6 @@ from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.world import World, run_on_rank_zero
 from aae_dist.errors import ConfigError, DataError
 from aae_dist.methods.method import LabelledSet
-from aae_dist.utils.text import Show, progress
 
 MAX_BYTES = 256 << 20
 """Largest labelled set, in bytes of decoded samples: every rank and every checkpoint holds it."""
@@ -29,7 +28,6 @@ def labelled_set(
     train: Dataset,
     checkpoint: Checkpoint | None,
     world: World,
-    show: Show = progress,
 ) -> LabelledSet | None:
     """Return the samples of `data.labelled`, or those that a checkpoint holds; a collective.
 
@@ -45,7 +43,7 @@ def labelled_set(
     found: list[LabelledSet] = []
 
     def read() -> list[int]:
-        found.append(_read(config, train, show))
+        found.append(_read(config, train))
         return list(found[0].images.shape)
 
     # Only rank 0 reads, as for a prior that is a set of vectors.
@@ -63,11 +61,11 @@ def _broadcast(values: Tensor, world: World) -> Tensor:
     return sent.cpu()
 
 
-def _read(config: RunConfig, train: Dataset, show: Show) -> LabelledSet:
+def _read(config: RunConfig, train: Dataset) -> LabelledSet:
     shards = config.data.labelled
     assert shards is not None
     settings = config.data.model_copy(update={"decoded": "none"})
-    dataset = open_dataset(shards, settings, train.image_shape, show=show)
+    dataset = open_dataset(shards, settings, train.image_shape)
     if dataset.dtype != train.dtype:
         raise ConfigError(
             f"data.labelled: samples are {dataset.dtype}, those of data.train {train.dtype}; "

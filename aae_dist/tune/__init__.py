@@ -14,9 +14,17 @@ if TYPE_CHECKING:
 
 
 def start_sweep(plan: "SweepPlan", more: bool = False) -> "Ledger":
-    """Run the trials that are not finished yet, on Ray or here, and write the sweep's report.
+    """Run the trials that are not finished yet, on Ray or here; return the ledger of all.
 
-    Result and errors are those of `run_sweep`; LaunchError also where Ray Tune is missing.
+    The sweep's report is written now and then, and at the end.
+
+    Args:
+        plan: the sweep and its trials, from `load_sweep`.
+        more: whether to add the seeds that the recommendation of an ended sweep asks for.
+
+    Raises:
+        Interrupted: the sweep was asked to stop; running trials have saved.
+        AaeDistError: the sweep cannot start, Ray Tune is missing, or no trial has finished.
     """
     from aae_dist.report import write_report
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from aae_dist.launch.sweep_progress import SweepProgress
+from aae_dist.launch.sweep import SweepProgress
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.plan import load_sweep

@@ -7,7 +7,7 @@ import yaml
 from helpers.sweep_folders import Trial, write_sweep
 
 from aae_dist.cli import main
-from aae_dist.launch.sweep_progress import SweepProgress
+from aae_dist.launch.sweep import SweepProgress
 from aae_dist.report import make_report
 from aae_dist.storage import open_storage
 from aae_dist.sweeps.ledger import Ledger

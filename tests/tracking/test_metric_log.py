@@ -11,8 +11,7 @@ import pytest
 from aae_dist.errors import LaunchError
 from aae_dist.storage import Entry, LocalStorage
 from aae_dist.tracking import metric_log
-from aae_dist.tracking.history import POINTS, History
-from aae_dist.tracking.metric_log import MetricLog, newest_metrics, read_records
+from aae_dist.tracking.metric_log import POINTS, History, MetricLog, newest_metrics, read_records
 
 
 class CountingStorage(LocalStorage):

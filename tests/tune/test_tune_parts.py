@@ -24,7 +24,7 @@ from aae_dist.errors import AaeDistError, CheckpointError, TrainingDivergedError
 from aae_dist.launch import sweep as shared
 from aae_dist.launch.local_sweep import Rungs
 from aae_dist.launch.ray.cluster import ResourceRequest
-from aae_dist.launch.sweep_progress import SweepProgress
+from aae_dist.launch.sweep import SweepProgress
 from aae_dist.storage import open_storage
 from aae_dist.sweeps import TrialRecord
 from aae_dist.sweeps.folder import TRIALS

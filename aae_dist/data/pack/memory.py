@@ -1,7 +1,7 @@
 """Samples in memory to shards, in the order given: the manifest's id stays that of the arrays."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from aae_dist.utils.arrays import npy_bytes, png_bytes
 from aae_dist.utils.text import to_stderr
 
 
-def pack_arrays(arrays: Arrays, out: str, write: Callable[[str], None] = to_stderr) -> str:
+def pack_arrays(arrays: Arrays, out: str) -> str:
     """Write the samples as shards into a folder; return its address, for `data.train`.
 
     uint8 images of 1 or 3 channels become PNG, all else .npy arrays (`data.image_keys: [npy]`). A
@@ -28,7 +28,6 @@ def pack_arrays(arrays: Arrays, out: str, write: Callable[[str], None] = to_stde
     Args:
         arrays: the samples.
         out: the folder: a local path, s3://, gs:// or az://.
-        write: takes progress lines.
 
     Raises:
         DataError: the folder holds something else, or cannot be written.
@@ -47,7 +46,7 @@ def pack_arrays(arrays: Arrays, out: str, write: Callable[[str], None] = to_stde
             if parent:
                 folder.rename(target.uri)
             else:
-                upload(folder, target, write)
+                upload(folder, target, to_stderr)
     except (OSError, LaunchError) as error:
         raise DataError(f"{out}: cannot write the shards ({error}).") from error
     return out
