@@ -321,7 +321,8 @@ def _sample(
         sample, label = (*sample, None)[:2]
     if labelled is not None and labelled != (label is not None):
         raise DataError(f"{name}: some samples have a label and some have none, as {number}")
-    array = _numbers(np.asarray(sample) if not isinstance(sample, Tensor) else sample, name)
+    # asanyarray: a masked array stays one, and is refused.
+    array = _numbers(np.asanyarray(sample) if not isinstance(sample, Tensor) else sample, name)
     try:
         found = None if label is None else int(label)
         is_whole = label is None or found == float(label)

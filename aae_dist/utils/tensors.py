@@ -37,9 +37,14 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
 def as_tensor(name: str, values: Values) -> Tensor:
     """Return a tensor of a tensor, an array, or a list of tensors, arrays or numbers.
 
-    Raises ValueError if it is none of these, its parts differ in shape, or torch has no such dtype.
+    Raises ValueError if it is none of these, its parts differ in shape, torch has no such dtype,
+    values are masked, or a tensor is sparse, nested, quantized or without values.
     """
     if isinstance(values, Tensor):
+        if values.layout is not torch.strided or values.is_nested or values.is_quantized:
+            raise ValueError(f"{name} must be a plain dense tensor, as of to_dense(); got another")
+        if values.is_meta:
+            raise ValueError(f"{name} must have values; got a tensor on the device meta")
         return values
     if isinstance(values, list | tuple) and any(isinstance(each, Tensor) for each in values):
         parts = [as_tensor(name, each) for each in values]
@@ -51,6 +56,9 @@ def as_tensor(name: str, values: Values) -> Tensor:
         raise ValueError(
             f"{name} must be a tensor, an array or a list of them; got {type(values).__name__}"
         )
+    each = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in each):
+        raise ValueError(f"{name} must have no masked values; fill them, as by filled(0)")
     try:
         array = np.asarray(values)
         # A copy: torch takes no negative strides, and warns of memory that cannot be written.

@@ -99,6 +99,10 @@ def test_arrays_and_lists_are_encoded_as_tensors_are(run: aae_dist.TrainedRun) -
         ("photo.png", "a tensor, an array or a list of them; got str"),
         (None, "a tensor, an array or a list of them; got NoneType"),
         ([], r"must have shape \(B, 1, 28, 28\); got \(0,\)"),
+        (np.ma.masked_less(np.zeros((1, 1, 28, 28)), 1), r"no masked values; fill them"),
+        ([np.ma.masked_less(np.zeros((1, 28, 28)), 1)], r"no masked values; fill them"),
+        (torch.zeros(1, 1, 28, 28).to_sparse(), "a plain dense tensor"),
+        (torch.zeros(1, 1, 28, 28, device="meta"), "must have values"),
     ],
 )
 def test_other_values_than_images_say_what_was_got(
