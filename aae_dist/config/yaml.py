@@ -163,6 +163,8 @@ def _float(text: str) -> float:
 
 def _text(text: str) -> str:
     text.encode()  # Refuses lone surrogates, which neither JSON nor a file name can hold.
+    if "\0" in text:  # nor can a file name hold this
+        raise ValueError
     return text
 
 

@@ -52,6 +52,12 @@ def test_a_number_of_thousands_of_digits_is_refused_in_one_short_line(digits):
     assert len(line) < 500
 
 
+@pytest.mark.parametrize("text", ["a\\0b", "\\x00", "\\ud800"])
+def test_text_that_no_file_name_can_hold_is_refused(text):
+    with pytest.raises(ConfigError, match="is not a valid str"):
+        load_config([], [f'data.cache.dir="{text}"', "run.name=x", "train.steps=1"])
+
+
 def test_infinity_and_nan_are_read_for_the_sections_to_refuse():
     assert value_of("-.inf") == -math.inf
     assert math.isnan(value_of(".nan"))
