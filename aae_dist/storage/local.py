@@ -33,6 +33,9 @@ _ADVICE = {
     errno.ELOOP: "it is a link, and none is followed when writing. Remove it",
     errno.ENXIO: "it is a pipe or a device, not a file. Remove it",
     errno.EEXIST: "it is a file, not a folder. Use another path",
+    errno.EFBIG: "larger than this process may write. Raise the limit (ulimit -f)",
+    errno.EMFILE: "too many files are open. Raise the limit (ulimit -n 4096)",
+    errno.ENFILE: "too many files are open on this machine. Close some",
     errno.ENOSPC: "no space left on the device. Free some, or use another folder",
     errno.EDQUOT: "the disk quota is used up. Free some space, or use another folder",
     errno.ENOTSUP: "the file system has no hard links. Use a folder on another one, or a bucket",
@@ -123,6 +126,13 @@ def _open_folder(parent: int, name: str, path: Path) -> int:
         if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             raise OSError(errno.ELOOP, "is a link", str(path)) from error
         raise
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # as /proc says: no folder can be made there
+        raise OSError(errno.EROFS, "no folder can be made", error.filename) from error
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -288,7 +298,7 @@ class LocalStorage:
         *folders, name = path.relative_to(self._top).parts
         with file_errors(str(path)):
             if create:
-                self._top.mkdir(parents=True, exist_ok=True)
+                _make_folder(self._top)
             descriptor, place = os.open(self._top, _FOLDER), self._top
             try:
                 for part in folders:

@@ -59,6 +59,8 @@ def test_a_full_temporary_folder_is_named(
         (OSError(errno.EROFS, "Read-only file system", "/x"), "/x: the file system is read-only"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/y"), "/y: a name in it"),
         (PermissionError(errno.EACCES, "Permission denied", "/z"), "/z: no permission"),
+        (OSError(errno.EMFILE, "Too many open files", "/w"), "ulimit -n"),
+        (OSError(errno.EFBIG, "File too large", "/v"), "ulimit -f"),
     ],
 )
 def test_such_an_error_ends_a_command_with_one_line_and_code_2(
@@ -66,6 +68,11 @@ def test_such_an_error_ends_a_command_with_one_line_and_code_2(
 ) -> None:
     assert report_error(error) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_place_where_no_folder_can_be_made_is_one_line() -> None:
+    with pytest.raises(LaunchError, match="^/proc/aae: the file system is read-only"):
+        open_storage("/proc/aae/runs").write("a", b"")
 
 
 def test_another_error_of_the_system_stays_an_internal_one(
