@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,7 +74,7 @@ KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
 @pytest.mark.timeout(300 + 90 * KILLS)
 @pytest.mark.parametrize("place", ["s3", "local"])
 def test_random_kills_of_torchrun_and_its_ranks(
-    tmp_path: Path, s3: Callable[[], str], row, place: str
+    tmp_path: Path, request: pytest.FixtureRequest, row, place: str
 ) -> None:
     line = row(
         "28a" if place == "s3" else "28b",
@@ -84,7 +83,7 @@ def test_random_kills_of_torchrun_and_its_ranks(
     )
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
     rng, log = random.Random(seed), tmp_path / "log.txt"
-    bucket = s3() if place == "s3" else str(tmp_path / "runs")
+    bucket = request.getfixturevalue("s3")() if place == "s3" else str(tmp_path / "runs")
     steps, more = 900, ["checkpoint.every_steps=10", "checkpoint.keep=2", "data.validation=null"]
     items = [f"run.storage={bucket}", f"train.steps={steps}", *more, "train.log_every_steps=50"]
 
