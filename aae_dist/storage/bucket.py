@@ -15,7 +15,14 @@ from obstore import exceptions
 from aae_dist.errors import LaunchError, StorageError, StorageReason
 from aae_dist.storage import listing
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
-from aae_dist.storage.clients import DATA, NO_PROXY, REQUEST_SECONDS, client, connect
+from aae_dist.storage.clients import (
+    DATA,
+    NO_PROXY,
+    REQUEST_SECONDS,
+    client,
+    connect,
+    endpoint_variable,
+)
 from aae_dist.utils.text import READ_BY_CLIENTS
 
 if TYPE_CHECKING:
@@ -34,7 +41,8 @@ _UNREACHABLE = re.compile(r"error sending request|timed out|dns error", re.IGNOR
 # Errors that obstore retried in full: 5xx and 429 answers, and bodies that broke off.
 _RETRIED = re.compile(r"status code: (5\d\d|429)|body error|after \d+ retries", re.IGNORECASE)
 
-_NO_SUCH_BUCKET = "the bucket does not exist. Create it, or check its name and AWS_ENDPOINT_URL"
+_USUAL = "AWS_ENDPOINT_URL"  # replaced by the variable of the store at hand
+_NO_SUCH_BUCKET = f"the bucket does not exist. Create it, or check its name and {_USUAL}"
 _LOG_IN = (
     "no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
     "(GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and _KEY), or give the pod a role"
@@ -49,7 +57,7 @@ _REDIRECTED = (
     "the server redirects to another host, which is followed from https only. Name that host, or "
     "use an https address"
 )
-_SILENT = "the server cannot be reached. Check the network and AWS_ENDPOINT_URL"
+_SILENT = f"the server cannot be reached. Check the network and {_USUAL}"
 # The same for web servers: they have neither credentials nor an endpoint to set.
 _OF_THE_WEB = {
     _FORBIDDEN: "the server does not give it to everybody (401, 403). Check the address, or its "
@@ -89,6 +97,14 @@ def advice(error: Exception) -> str:
     if _UNREACHABLE.search(text):
         return _SILENT
     return text.split("\n", 1)[0].rstrip(".") + _variables_in(text)
+
+
+def _with_variable(text: str, uri: str) -> str:
+    """Return advice of ours with the variable that this store's address was read from."""
+    if text not in (_NO_SUCH_BUCKET, _SILENT):
+        return text
+    name = endpoint_variable(uri)
+    return text.replace(f" and {_USUAL}", f" and {name}" if name else "")
 
 
 def _variables_in(text: str) -> str:
@@ -134,7 +150,7 @@ def bucket_errors(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if _NO_BUCKET.search(str(error)):
-            raise StorageError(f"{uri}: {_NO_SUCH_BUCKET}.") from error
+            raise StorageError(f"{uri}: {_with_variable(_NO_SUCH_BUCKET, uri)}.") from error
         raise FileNotFoundError(f"{uri}: no such file") from error
     except (exceptions.BaseError, ValueError) as error:
         text = advice(error)
@@ -142,7 +158,7 @@ def bucket_errors(uri: str) -> Iterator[None]:
             text = _OF_THE_WEB.get(text, text)
         if text == _LOG_IN and scheme_of(uri) == "s3" and "AWS_PROFILE" in os.environ:
             text += _NO_PROFILES
-        raise StorageError(f"{uri}: {text}.", reason(error)) from error
+        raise StorageError(f"{uri}: {_with_variable(text, uri)}.", reason(error)) from error
     except BaseException as error:
         # Rust's panics are no Exception: they would pass every handler of ours.
         if type(error).__name__ != "PanicException":

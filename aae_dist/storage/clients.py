@@ -43,6 +43,12 @@ _ENDPOINTS = {
 }
 
 
+def endpoint_variable(uri: str) -> str:
+    """Return the variable of the store's address: the one that is set, else the usual."""
+    usual = {"s3": "AWS_ENDPOINT_URL", "az": "AZURE_STORAGE_ENDPOINT"}.get(scheme_of(uri), "")
+    return next(filter(os.environ.get, _ENDPOINTS.get(scheme_of(uri), ())), usual)
+
+
 def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "ObjectStore":
     """Return obstore's client for scheme://host; it reads the environment of each provider."""
     strip_environment()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -130,6 +131,24 @@ def _serve(handler: Callable[..., SimpleHTTPRequestHandler]) -> Iterator[str]:
 def web(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[str]:
     """Serve tmp_path by plain HTTP, as any web server would."""
     yield from _serve(partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "advice"),
+    [
+        ("s3://b/x", None, "name and AWS_ENDPOINT_URL."),
+        ("s3://b/x", "AWS_ENDPOINT_URL_S3", "name and AWS_ENDPOINT_URL_S3."),
+        ("az://b/x", None, "name and AZURE_STORAGE_ENDPOINT."),
+        ("gs://b/x", None, "check its name."),
+    ],
+)
+def test_the_variable_of_the_stores_own_address_is_advised(monkeypatch, address, variable, advice):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    with pytest.raises(LaunchError, match=re.escape(advice)), bucket_errors(address):
+        raise FileNotFoundError("NoSuchBucket")
 
 
 def test_a_web_server_is_read_but_never_written(web: str, tmp_path: Path) -> None:
