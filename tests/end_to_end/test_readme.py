@@ -80,7 +80,7 @@ def write_photos(folder: Path) -> None:
 @pytest.mark.timeout(600)
 def test_the_tour_of_the_verbs_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "using.md").read_text()
-    save_run(tmp_path / "runs" / "quickstart", prior={"kind": "mixture"})
+    save_run(tmp_path / "runs" / "quickstart", best=True, prior={"kind": "mixture"})
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_photos(tmp_path / "photos")
     bin_folder = Path(sys.executable).parent
