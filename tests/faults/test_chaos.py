@@ -71,7 +71,7 @@ _NO_ANSWER = "the server cannot be reached"
 KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
 
 
-@pytest.mark.timeout(300 + 90 * KILLS)
+@pytest.mark.timeout(600 + 120 * KILLS)
 @pytest.mark.parametrize("place", ["s3", "local"])
 def test_random_kills_of_torchrun_and_its_ranks(
     tmp_path: Path, request: pytest.FixtureRequest, row, place: str
