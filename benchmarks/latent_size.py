@@ -225,7 +225,7 @@ def draw(found: Mapping[str, Points], path: Path) -> None:
                 axes.axvline(KNOWN[name], color="grey", linewidth=0.8)
     grid[0, 0].set_ylabel("C2ST")
     grid[1, 0].set_ylabel("mean squared error")
-    grid[0, -1].legend(fontsize=8)
+    grid[0, 0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
