@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,9 @@ os.environ["RAY_AUTH_MODE"] = "token"
 # Else Ray takes the token of ~/.ray, where it writes one when somebody starts it by hand.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+
+# Where nohup starts the tests they ignore a closed terminal, and so would every run under test.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long an example takes says more of what else the machine does than of the test.
 settings.register_profile(

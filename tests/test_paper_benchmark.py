@@ -1,13 +1,13 @@
 """benchmarks/paper.py: what it keeps and what its table says."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -23,14 +23,30 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
         sys.modules.pop(name, None)
 
 
-def test_kmeans_finds_separate_clouds(modules: tuple[Any, Any]) -> None:
-    draw = torch.Generator().manual_seed(0)
-    cloud = torch.arange(4).repeat_interleave(25)
-    points = (
-        torch.randn(100, 2, generator=draw) + 20 * torch.eye(4, 2)[cloud] + 9.0 * cloud[:, None]
+def test_labels_that_guide_are_in_the_training_data(
+    modules: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paper, _ = modules
+    folder_of = {None: "mnist", 100: "mnist-100-{}", 10_000: "mnist-10000-{}"}
+    monkeypatch.setattr(
+        paper, "packed", lambda _, labels, seed: tmp_path / folder_of[labels].format(seed)
     )
-    found = modules[1].kmeans(points, 4, seed=0).argmin(1)
-    assert len({tuple(found[cloud == n].unique().tolist()) for n in range(4)}) == 4
+    numbers = {"seeds": 2, "width": 8, "batch": 100, "epochs": 1.0, "evaluations": 1}
+    options = argparse.Namespace(work=tmp_path, precision="fp32", **numbers)
+
+    def space(key: str) -> Any:
+        row = paper.ROWS[key]
+        items = paper.overrides(row, "name", row.variants["ours"], options)
+        (item,) = (item for item in items if item.startswith("sweep.space="))
+        return json.loads(item.removeprefix("sweep.space="))
+
+    guided = [
+        [f"{tmp_path}/mnist-10000-{n}/{part}" for part in ("labelled", "train")] for n in (0, 1)
+    ]
+    assert space("guided-10000") == {"data.train": {"grid": guided}}
+    labelled = [f"{tmp_path}/mnist-100-{n}/labelled" for n in (0, 1)]
+    assert space("labels-100") == {"data.labelled": {"grid": labelled}}
+    assert space("clusters-16") == {"run.seed": {"grid": [0, 1]}}
 
 
 def result(row: str, variant: str, seed: int, value: float) -> dict[str, Any]:
