@@ -184,11 +184,15 @@ def progress_line(record: Record, progress: Progress) -> str:
     parts = [f"step {step:>{len(str(total))}}/{total} ({100 * step // max(total, 1)} %)"]
     if EPOCH in record:
         parts.append(f"epoch {record[EPOCH]:.2f}")
-    return " | ".join(parts + _losses_and_speed(record, progress))
+    return " | ".join([*parts, *_losses(record), *_speed(record, progress)])
 
 
-def _losses_and_speed(record: Record, progress: Progress) -> list[str]:
-    parts = [f"{name} {four_digits(value)}" for name, value in losses_of(record).items()]
+def _losses(record: Record) -> list[str]:
+    return [f"{name} {four_digits(value)}" for name, value in losses_of(record).items()]
+
+
+def _speed(record: Record, progress: Progress) -> list[str]:
+    parts = []
     if SAMPLES_PER_SECOND in record:
         parts.append(f"{record[SAMPLES_PER_SECOND]:,.0f} samples/s")
     if (left := progress.seconds_left(int(record[STEP]))) is not None:
@@ -197,7 +201,7 @@ def _losses_and_speed(record: Record, progress: Progress) -> list[str]:
 
 
 def losses_of(record: Record) -> dict[str, float]:
-    """Return the losses of a log point by their short sinks."""
+    """Return the losses of a log point by their short names."""
     found = {n: v for n, v in record.items() if n.startswith(LOSS_PREFIX)}
     return {name.removeprefix(LOSS_PREFIX): value for name, value in found.items()}
 
@@ -222,14 +226,16 @@ class LiveBarSink(NoConsole):
         from rich.console import Console as Terminal
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
         self._progress = Progress(total_steps, first_step, time.monotonic)
         columns = (
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
+            # It alone gives way: 80 columns are too few for four losses.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
         )
-        self._bar = Bar(*columns, console=console or Terminal())
+        self._bar = Bar(*columns, console=console or Terminal(), expand=True)
         self._task = self._bar.add_task("", total=total_steps, completed=first_step)
         self._moved_at = 0.0
         self._bar.start()
@@ -237,7 +243,7 @@ class LiveBarSink(NoConsole):
     def log(self, record: Record) -> None:
         step = int(record[STEP])
         if losses_of(record):
-            text = "  ".join(_losses_and_speed(record, self._progress))
+            text = "  ".join([*_speed(record, self._progress), *_losses(record)])
             self._bar.update(self._task, completed=step, description=text)
         if scores := evaluation_text(record):
             self._bar.console.print(f"evaluation at step {step}: {scores}", highlight=False)

@@ -1,5 +1,6 @@
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -104,3 +105,19 @@ def test_the_bar_moves_and_evaluations_scroll_by_above_it():
     assert "evaluation at step 50: C2ST 0.6" in text
     assert "step 50/100" in text
     assert "reconstruction 31.42" in text
+
+
+def test_a_narrow_bar_keeps_step_speed_and_time_left():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    sink = LiveBarSink(total_steps=4500, console=console)
+    losses = {f"loss/{name}": 31.4159 for name in ("distance", "discriminator", "generator")}
+    sink.log(record(400, **losses, **{"throughput/samples_per_second": 1447.0}))
+    time.sleep(0.01)
+    sink.log(record(500, **losses, **{"throughput/samples_per_second": 1447.0}))
+    sink.close({}, "finished")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "step 500/4500" in text
+    assert "1,447 samples/s" in text
+    assert " left " in text
+    assert max(map(len, re.split(r"[\r\n]", text))) <= 80
