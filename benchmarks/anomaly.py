@@ -6,8 +6,8 @@ Per fold an adversarial autoencoder trains on the other nine digits without the 
 of these, without the digit, one half calibrates `aae_dist.inference.anomaly` and the other half
 says what part of ordinary samples gets a rank above 0.95. AUROC is that of the digit against the
 other nine among the 10,000 test images: by each score, by the combined one, with the density of
-the prior and of a mixture of Gaussians fitted to training codes, and by the error of a PCA of the
-same size. A fold that was run is read from the folder.
+codes by their neighbours and by a mixture of Gaussians fitted to training codes, and by the error
+of a PCA of the same size. A fold that was run is read from the folder.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from timing import print_header
 
 import aae_dist
 from aae_dist.evaluation.linear import fit_pca
-from aae_dist.inference.anomaly import Reference, Scorer
+from aae_dist.inference.anomaly import Density, Neighbours, Reference, Scorer
 from aae_dist.inference.samplers import fit_gmm
 
 Array = NDArray[Any]
@@ -69,6 +69,12 @@ def scored(scorer: Scorer, images: Array) -> Array:
     return np.concatenate([scorer(images[at : at + CHUNK, None]) for at in starts])
 
 
+def encoded(run: aae_dist.TrainedRun, images: Array) -> torch.Tensor:
+    """Return the codes of images, float32 (N, Z), in chunks."""
+    starts = range(0, len(images), CHUNK)
+    return torch.cat([run.encode(images[at : at + CHUNK, None]) for at in starts]).float()
+
+
 def one_fold(digit: int, steps: int, width: int, work: Path, mnist: Path) -> dict[str, Any]:
     """Train without a digit and return what finds it."""
     started = time.process_time()
@@ -80,13 +86,16 @@ def one_fold(digit: int, steps: int, width: int, work: Path, mnist: Path) -> dic
     is_left_out = test_labels == digit
     found: dict[str, Any] = {"digit": digit, "steps": steps, "width": width}
 
-    codes = torch.cat(
-        [run.encode(known[at : at + CHUNK, None]) for at in range(0, NUM_CODES, CHUNK)]
-    )
-    for name, density in (("prior", None), ("gmm", fit_gmm(codes.float(), 20, 0))):
+    codes = encoded(run, known[:NUM_CODES])
+    codes_nZ = encoded(run, held_out[::2])
+    densities: dict[str, Density] = {
+        "neighbours": Neighbours(codes_nZ),
+        "gmm": fit_gmm(codes, 20, 0),
+    }
+    for name, density in densities.items():
         scorer = Scorer(run, density)
         table = scored(scorer, held_out[::2])
-        reference = Reference(scorer.names, table, scorer.is_two_sided)
+        reference = Reference(scorer.names, table, codes_nZ)
         rows = reference.rank(scored(scorer, test))
         columns = dict(zip(reference.columns, rows.T, strict=True))
         of_column = {n: columns[f"{n}_rank" if n in scorer.names else n] for n in COLUMNS}
@@ -108,9 +117,9 @@ def print_table(folds: list[dict[str, Any]]) -> None:
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     rows = []
     for fold in folds:
-        prior, gmm = fold["prior"], fold["gmm"]
-        row = [prior[name] for name in COLUMNS]
-        rows.append([*row, gmm["log_density"], gmm["combined"], fold["pca"], gmm["above_0.95"]])
+        near, gmm = fold["neighbours"], fold["gmm"]
+        row = [near[name] for name in COLUMNS]
+        rows.append([*row, gmm["log_density"], gmm["combined"], fold["pca"], near["above_0.95"]])
         print(f"| {fold['digit']} | " + " | ".join(f"{value:.3f}" for value in rows[-1]) + " |")
     print("| mean | " + " | ".join(f"{value:.3f}" for value in np.mean(rows, 0)) + " |")
 

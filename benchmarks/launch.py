@@ -1,6 +1,6 @@
 """What Ray costs: the way to the first step, and speed under Ray Train against the local launcher.
 
-    python benchmarks/launch.py [--repeats 3] [--steps 400]
+    python benchmarks/launch.py [--repeats 3] [--steps 400] [--trials-only]
 
 Both sides of a ratio run in turns, in the same minutes, on the same two ranks.
 """
@@ -26,6 +26,7 @@ RUN = [
     "checkpoint.every_seconds=null",
     "wandb.mode=disabled",
 ]
+POLL_SECONDS = 0.05
 WARM_UP_LOG_POINTS = 2
 """Left out of the speed: the first steps fill caches and prefetch queues."""
 
@@ -53,6 +54,34 @@ def seconds_to_first_step(command: Sequence[str]) -> float:
     return first
 
 
+def seconds_to_first_trial(launcher: str) -> float:
+    """Return the seconds from the command of a sweep of two trials to the first that has started.
+
+    Ours has then read its configuration and locked its folder; the bare one has touched a file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command, sign = [sys.executable, str(HELLO), "tune", folder], "started-*"
+        if launcher == "ray":
+            items = [*RUN, f"run.storage={folder}", "train.steps=2", "sweep.name=sweep"]
+            items[items.index("run.name=run")] = "data.validation=builtin://digits/validation"
+            items.append("sweep.space={run.seed: {grid: [0, 1]}}")
+            command = [sys.executable, "-m", "aae_dist", "tune", *items]
+            sign = "sweep/trials/*/lock.json"
+        started, first = time.monotonic(), None
+        with (Path(folder) / "output").open("w+") as output:
+            process = subprocess.Popen(
+                command, env=environment(), stdout=output, stderr=subprocess.STDOUT
+            )
+            while process.poll() is None:
+                if first is None and any(Path(folder).glob(sign)):
+                    first = time.monotonic() - started
+                time.sleep(POLL_SECONDS)
+            output.seek(0)
+            if process.returncode or first is None:
+                raise SystemExit(f"{output.read()}\n{command} did not come to a first trial")
+    return first
+
+
 def ours(folder: str, steps: int, log_every: int, launcher: str) -> list[str]:
     """Return the command that trains the same run under `launcher`: ray or torchrun, two ranks."""
     overrides = [*RUN, f"run.storage={folder}", f"train.steps={steps}"]
@@ -68,7 +97,7 @@ def start_up(launcher: str) -> float:
     """Return the seconds to the first step of a new run, or of the bare program."""
     with tempfile.TemporaryDirectory() as folder:
         if launcher == "hello":
-            return seconds_to_first_step([sys.executable, str(HELLO), folder])
+            return seconds_to_first_step([sys.executable, str(HELLO), "train", folder])
         return seconds_to_first_step(ours(folder, steps=2, log_every=1, launcher=launcher))
 
 
@@ -97,14 +126,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--steps", type=int, default=400, help="steps of a run that measures speed")
+    parser.add_argument("--trials-only", action="store_true", help="only the start of sweeps")
     args = parser.parse_args()
     starts: dict[str, list[float]] = {"aae-dist": [], "bare Ray Train": []}
     speeds: dict[str, list[float]] = {"Ray Train": [], "torchrun": []}
+    trials: dict[str, list[float]] = {"aae-dist tune": [], "bare Ray Tune": []}
     for _ in range(args.repeats):
+        trials["aae-dist tune"].append(round(seconds_to_first_trial("ray"), 1))
+        trials["bare Ray Tune"].append(round(seconds_to_first_trial("hello"), 1))
+        if args.trials_only:
+            continue
         starts["aae-dist"].append(round(start_up("ray"), 1))
         starts["bare Ray Train"].append(round(start_up("hello"), 1))
         speeds["Ray Train"].append(samples_per_second("ray", args.steps))
         speeds["torchrun"].append(samples_per_second("torchrun", args.steps))
+    compare("command to first trial", "s", trials, "<= 1.3")
+    if args.trials_only:
+        return
     compare("command to first step", "s", starts, "<= 1.3")
     compare("samples/s of two ranks", "samples/s", speeds, ">= 0.97")
 

@@ -1,10 +1,16 @@
-"""A bare Ray Train program, as its documentation writes it: the floor of `benchmarks/launch.py`."""
+"""Bare Ray programs, as its documentation writes them: the floors of `benchmarks/launch.py`.
+
+python benchmarks/launch_hello.py train|tune FOLDER
+"""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray import tune
 
 
 def train_loop() -> None:
@@ -18,10 +24,28 @@ def train_loop() -> None:
     ray.train.report({"loss": 0.0})
 
 
-if __name__ == "__main__":
-    trainer = ray.train.torch.TorchTrainer(
+def trial(config: dict[str, Any]) -> None:
+    """Say that the trial has started."""
+    Path(config["folder"], f"started-{config['number']}").touch()
+    tune.report({"loss": 0.0})
+
+
+def main(kind: str, folder: str) -> None:
+    """Run two workers, or two trials."""
+    if kind == "tune":
+        space = {"folder": folder, "number": tune.grid_search([0, 1])}
+        results = tune.Tuner(
+            trial,
+            param_space=space,
+            run_config=tune.RunConfig(name="hello", storage_path=folder),
+        ).fit()
+        raise SystemExit(bool(results.errors))
+    ray.train.torch.TorchTrainer(
         train_loop,
         scaling_config=ray.train.ScalingConfig(num_workers=2),
-        run_config=ray.train.RunConfig(name="hello", storage_path=sys.argv[1]),
-    )
-    trainer.fit()
+        run_config=ray.train.RunConfig(name="hello", storage_path=folder),
+    ).fit()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

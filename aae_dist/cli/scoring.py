@@ -97,7 +97,7 @@ def fit_sampler(
 @click.option(
     "--sampler",
     type=options.Choice(("gmm", "flow")),
-    help="the density of codes is that of what `aae-dist fit-sampler` has fitted, not the prior's",
+    help="take the density of codes from what `aae-dist fit-sampler` has fitted",
 )
 @click.option(
     "--reference",
@@ -118,10 +118,10 @@ def score(
     """Score how unusual each sample of a data set is to a run.
 
     For every sample the key, the label, and up to three scores: error (squared, per value),
-    log_density of the code (in nats) and the discriminator's logit. NAME_rank is the part of at
-    most 10,000 validation samples that are less unusual by that score; combined is the sum of -log
-    of what the ranks lack of 1, and rank is its rank: 0.99 is more unusual than 99 % of validation
-    samples, whatever the run. A run without a discriminator or a known density has fewer columns.
+    log_density of the code among validation codes (in nats) and the discriminator's logit, of runs
+    that have one. NAME_rank is the part of at most 10,000 validation samples that are less unusual
+    by that score. combined adds up -log of what the ranks of error and log_density lack of 1, and
+    rank is its rank: 0.99 is more unusual than 99 % of validation samples, whatever the run.
     Files are written as by encode: in shards, each of which appears whole, with equal bytes for any
     number of workers.
     """
@@ -130,14 +130,14 @@ def score(
     from aae_dist.utils.text import no_progress, progress
 
     def scoring(run: "TrainedRun", job: "DatasetJob") -> "DatasetJob":
-        from aae_dist.inference.anomaly import MAX_REFERENCE, Scorer
+        from aae_dist.inference.anomaly import MAX_REFERENCE, reference_of
         from aae_dist.inference.samplers import load_sampler
 
         density = None if sampler is None else load_sampler(run, sampler)
         shown = progress if from_environment("cpu").is_main else no_progress
         patterns = [absolute_storage(pattern) for pattern in reference]
         with shown("scoring validation samples", MAX_REFERENCE, "samples") as advance:
-            known = Scorer(run, density).reference(patterns or None, advance)
+            known = reference_of(run, patterns or None, density, advance)
         return replace(job, sampler=sampler, scores=known.names, reference=known.to_bytes())
 
     return write_dataset(uri, items, out, f"scores-{format}", checkpoint, scoring)

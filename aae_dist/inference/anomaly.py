@@ -1,32 +1,34 @@
 """How unusual single samples are to a trained run, by themselves and among validation samples.
 
-Three scores: the reconstruction error, the log-density of the code (the prior's, or that of a
-sampler fitted to codes) and the discriminator's logit. Each is given as it is and as its rank among
-the validation samples, 0.99 for more unusual than 99 % of them, so that ranks compare across runs.
-Files of scores have a row per sample.
-Shapes: n validation samples, B samples, S scores.
+Three scores: the reconstruction error, the log-density of the code among validation codes (or that
+of a sampler fitted to codes) and the discriminator's logit. Each is given as it is and as its rank
+among the validation samples, 0.99 for more unusual than 99 % of them, so that ranks compare across
+runs. Files of scores have a row per sample.
+Shapes: n validation samples, B samples, S scores, Z latent_dim.
 """
 
 import csv
 import hashlib
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as format_tensors
+from torch import Tensor
 
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.errors import DataError
 from aae_dist.evaluation.evaluator import squared_errors
-from aae_dist.inference.samplers import Sampler, readable_chunks
+from aae_dist.inference.samplers import CHUNK, readable_chunks
 from aae_dist.inference.trained_run import TrainedRun
-from aae_dist.utils.arrays import npy_bytes
+from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.tensors import Values, as_tensor
 
 Table = NDArray[np.float64]
@@ -36,12 +38,58 @@ SIGNS = {"error": 1.0, "log_density": -1.0, "discriminator": 1.0}
 The discriminator's logit tends to log p(z) / q(z), with the prior p and the codes q of training
 data: high where such codes are rare.
 """
+COMBINED = ("error", "log_density")
+"""The scores that `combined` sums. With the discriminator's, whose logits say little where codes
+match the prior, the AUROC of left-out digits was 0.02 lower (docs/benchmarks.md)."""
 LOWEST = -1e6
-"""Least log density: a uniform prior has none outside its cube."""
+"""Least log density: that of a fitted sampler falls without bound."""
+CLOSEST = 1e-12
+"""Least distance of two codes, which are equal where images are."""
 MAX_REFERENCE = 10_000
 MIN_REFERENCE = 100
 TAIL = 0.1
 """Part of the validation samples above which the tail of a score is taken to be exponential."""
+EULER = 0.5772156649015329
+"""-psi(1), the Euler-Mascheroni constant."""
+
+
+class Density(Protocol):
+    """A density of codes: that of a fitted sampler, or of neighbours."""
+
+    def log_prob(self, z_BZ: Tensor) -> Tensor:
+        """Return log densities in nats, float64 (B)."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The density of codes by the distance r to the nearest of n known ones.
+
+    log p(z) = psi(1) - log n - log V - Z log r, with the volume V of the unit ball: of Loftsgaarden
+    and Quesenberry (Annals of Mathematical Statistics 36, 1965), without bias on average
+    (Kozachenko and Leonenko, 1987). It needs no fitting. Codes that match the prior differ from
+    others in places that the prior's density does not know of. A known code that is closer than
+    `same` is taken to be of the same sample, and does not count: validation samples may be scored.
+    """
+
+    known_nZ: Tensor
+    """Float32 codes."""
+
+    @cached_property
+    def same(self) -> float:
+        """A twentieth of the median distance of a known code to the nearest other."""
+        some_BZ = self.known_nZ[evenly_spaced(1000, len(self.known_nZ))]
+        nearest_B2 = self._distances(some_BZ).topk(2, largest=False).values
+        return float(nearest_B2[:, 1].median()) / 20
+
+    def log_prob(self, z_BZ: Tensor) -> Tensor:
+        num, dims = self.known_nZ.shape
+        log_volume = dims / 2 * math.log(math.pi) - math.lgamma(dims / 2 + 1)
+        r_Bn = self._distances(z_BZ)
+        r_B = r_Bn.masked_fill_(r_Bn < self.same, math.inf).amin(1).clamp_min(CLOSEST)
+        return -EULER - math.log(num) - log_volume - dims * r_B.log()
+
+    def _distances(self, z_BZ: Tensor) -> Tensor:
+        return torch.cdist(z_BZ.double(), self.known_nZ.double())
 
 
 @dataclass(frozen=True)
@@ -49,16 +97,12 @@ class Scorer:
     """Scores samples of one run."""
 
     run: TrainedRun
-    sampler: Sampler | None = None
-    """The density of codes; None for that of the prior."""
+    density: Density
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The scores that the run has: without a density or a discriminator there are fewer."""
-        has_density = self.sampler is not None or self._density(self._any_code()) is not None
-        has = {"error": True, "log_density": has_density}
-        has["discriminator"] = self.run.discriminate(self._any_code()) is not None
-        return tuple(name for name in SIGNS if has[name])
+        """The scores that the run has: without a discriminator there is one less."""
+        return _names(self.run)
 
     def __call__(self, images: Values, labels: Values | None = None) -> Table:
         """Return the scores of images, float64 (B, S).
@@ -67,50 +111,69 @@ class Scorer:
         `discriminator` the sum of the logits of all parts, high for codes that look more like prior
         samples than like training codes. Images and errors are those of `TrainedRun.encode`.
         """
-        z_BZ = self.run.encode(images, labels)
-        x_BCHW = as_tensor("images", images).to(self.run.device)
-        rebuilt = self.run.reconstruct(images, labels)
-        columns = {
-            "error": squared_errors(rebuilt, x_BCHW.reshape(rebuilt.shape)) / rebuilt[0].numel(),
-            "log_density": self._density(z_BZ),
-            "discriminator": self.run.discriminate(z_BZ),
-        }
-        found = [columns[name] for name in self.names]
-        table: Table = torch.stack([c.double().cpu() for c in found if c is not None], 1).numpy()
-        return table
+        z_BZ, columns = _columns(self.run, images, labels)
+        return _table(self.names, {**columns, "log_density": self.density.log_prob(z_BZ)})
 
-    def _density(self, z_BZ: torch.Tensor) -> torch.Tensor | None:
-        z = z_BZ.float().cpu()
-        found = self.run.prior.log_prob(z) if self.sampler is None else self.sampler.log_prob(z)
-        return None if found is None else found.clamp(min=LOWEST)
 
-    def _any_code(self) -> torch.Tensor:
-        return torch.zeros(1, self.run.config.model.latent_dim)
+def _names(run: TrainedRun) -> tuple[str, ...]:
+    any_code = torch.zeros(1, run.config.model.latent_dim)
+    has = run.discriminate(any_code) is not None
+    return tuple(name for name in SIGNS if has or name != "discriminator")
 
-    def reference(
-        self, data: Sequence[str] | None = None, advance: Callable[[int], object] = lambda _: None
-    ) -> "Reference":
-        """Score at most 10,000 evenly spaced validation samples; those that are bad are left out.
 
-        Raises:
-            ConfigError: no data are given and the run was trained without validation data.
-            DataError: they cannot be read, or are too few.
-        """
-        chunks = readable_chunks(self.run.open(data), MAX_REFERENCE, advance)
-        tables = [self(images, labels) for images, labels in chunks]
-        table = np.concatenate(tables) if tables else np.empty((0, len(self.names)))
-        table = table[np.isfinite(table).all(1)]
-        if len(table) < MIN_REFERENCE:
-            raise DataError(
-                f"{len(table)} validation samples are too few to rank samples among; give at least "
-                f"{MIN_REFERENCE} by --reference"
-            )
-        return Reference(self.names, table, self.is_two_sided)
+def _columns(
+    run: TrainedRun, images: Values, labels: Values | None
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """Return the codes, float32 (B, Z) on the CPU, and the scores that need no density."""
+    z_BZ = run.encode(images, labels)
+    x_BCHW = as_tensor("images", images).to(run.device)
+    rebuilt = run.reconstruct(images, labels)
+    error_B = squared_errors(rebuilt, x_BCHW.reshape(rebuilt.shape)) / rebuilt[0].numel()
+    return z_BZ.float().cpu(), {"error": error_B, "discriminator": run.discriminate(z_BZ)}
 
-    @property
-    def is_two_sided(self) -> bool:
-        """Whether a density above that of nearly all samples is unusual, too: the prior's."""
-        return self.sampler is None
+
+def _table(names: Sequence[str], columns: dict[str, Tensor | None]) -> Table:
+    found = [column for name in names if (column := columns[name]) is not None]
+    table: Table = torch.stack([c.double().cpu() for c in found], 1).clamp(min=LOWEST).numpy()
+    return table
+
+
+def reference_of(
+    run: TrainedRun,
+    data: Sequence[str] | None = None,
+    sampler: Density | None = None,
+    advance: Callable[[int], object] = lambda _: None,
+) -> "Reference":
+    """Score at most 10,000 evenly spaced validation samples; those that are bad are left out.
+
+    Without a sampler the density of each code is that among the other codes.
+
+    Raises:
+        ConfigError: no data are given and the run was trained without validation data.
+        DataError: they cannot be read, or are too few.
+    """
+    chunks = readable_chunks(run.open(data), MAX_REFERENCE, advance)
+    names, codes, rest = _names(run), [], []
+    for images, labels in chunks:
+        z_BZ, columns = _columns(run, images, labels)
+        table = _table([n for n in names if n != "log_density"], columns)
+        good = np.isfinite(table).all(1) & z_BZ.isfinite().all(1).numpy()
+        codes.append(z_BZ[torch.from_numpy(good)])
+        rest.append(table[good])
+    num = sum(map(len, codes))
+    if num < MIN_REFERENCE:
+        raise DataError(
+            f"{num} validation samples are too few to rank samples among; give at least "
+            f"{MIN_REFERENCE} by --reference"
+        )
+    z_nZ = torch.cat(codes)
+    density = sampler or Neighbours(z_nZ)
+    # In chunks: distances of all pairs at once would take 800 MB.
+    logs_n = torch.cat([density.log_prob(part_BZ) for part_BZ in z_nZ.split(CHUNK)])
+    table = np.insert(
+        np.concatenate(rest), names.index("log_density"), logs_n.clamp(min=LOWEST), axis=1
+    )
+    return Reference(names, table, z_nZ)
 
 
 @dataclass(frozen=True)
@@ -120,9 +183,8 @@ class Reference:
     names: tuple[str, ...]
     table: Table
     """Float64 (n, S)."""
-    is_two_sided: bool
-    """Whether high log-densities count as unusual like low ones: the codes of ordinary samples do
-    not lie at the prior's mode, so a code there is unusual (Nalisnick et al., arXiv 1906.02994)."""
+    codes_nZ: Tensor
+    """Float32 codes of these samples, for `Neighbours`."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -133,8 +195,9 @@ class Reference:
         """Return all columns of B samples, float64 (B, 2 S + 2), from their scores (B, S)."""
         found, known = self.evidence(table), self._own_evidence
         each = [share_below(np.sort(known[:, k]), found[:, k]) for k in range(len(self.names))]
-        combined = found.sum(1)
-        rank = share_below(np.sort(known.sum(1)), combined)
+        used = [self.names.index(name) for name in COMBINED]
+        combined = found[:, used].sum(1)
+        rank = share_below(np.sort(known[:, used].sum(1)), combined)
         return np.column_stack([table, *each, combined, rank])
 
     def evidence(self, table: Table) -> Table:
@@ -147,10 +210,7 @@ class Reference:
         columns = []
         for k, name in enumerate(self.names):
             known, x = (t[:, k] * SIGNS[name] for t in (self.table, table))
-            evidence = _tail(np.sort(known), x)
-            if name == "log_density" and self.is_two_sided:
-                evidence = np.maximum(evidence, _tail(np.sort(-known), -x))
-            columns.append(evidence)
+            columns.append(_tail(np.sort(known), x))
         return np.column_stack(columns)
 
     @cached_property
@@ -158,13 +218,14 @@ class Reference:
         return self.evidence(self.table)
 
     def to_bytes(self) -> bytes:
-        """Return the scores as the bytes of an .npy file."""
-        return npy_bytes(self.table, "<f8")
+        """Return scores and codes as the bytes of a safetensors file."""
+        return format_tensors({"table": torch.from_numpy(self.table), "codes": self.codes_nZ})
 
     @classmethod
-    def from_bytes(cls, names: tuple[str, ...], data: bytes, is_two_sided: bool) -> "Reference":
+    def from_bytes(cls, names: tuple[str, ...], data: bytes) -> "Reference":
         """Return the reference that `to_bytes` has saved."""
-        return cls(names, np.load(io.BytesIO(data), allow_pickle=False), is_two_sided)
+        tensors = parse_tensors(data)
+        return cls(names, tensors["table"].numpy(), tensors["codes"])
 
 
 def _tail(known: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -27,7 +27,14 @@ from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.format.manifest import CLASSES_FILE, FILE_NAME, dump, dump_classes
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
-from aae_dist.inference.anomaly import Reference, ScoreCsv, ScoreParquet, Scorer, digest
+from aae_dist.inference.anomaly import (
+    Neighbours,
+    Reference,
+    ScoreCsv,
+    ScoreParquet,
+    Scorer,
+    digest,
+)
 from aae_dist.inference.samplers import load_sampler, read_sampler
 from aae_dist.inference.trained_run import TrainedRun, load_run
 from aae_dist.storage import Storage, open_storage
@@ -259,11 +266,12 @@ class DatasetJob:
     format: str
     classes: tuple[tuple[int, str], ...] = ()
     sampler: str | None = None
-    """Kind of the fitted sampler whose density scores codes; None for the prior's."""
+    """Kind of the fitted sampler whose density scores codes; None for that among
+    the validation codes."""
     scores: tuple[str, ...] = ()
     """Scores of samples, for formats of scores."""
     reference: bytes = b""
-    """The scores of validation samples, as `Reference.to_bytes` gives them."""
+    """Scores and codes of validation samples, as `Reference.to_bytes` gives them."""
 
 
 def output_fingerprint(run: TrainedRun, manifest: Manifest, job: DatasetJob) -> dict[str, Any]:
@@ -414,9 +422,9 @@ def _load_once(job: DatasetJob) -> TrainedRun:
 def _ranking(job: DatasetJob) -> tuple[Scorer, Reference]:
     """Return scorer and reference, loaded once per process."""
     run = _load_once(job)
+    reference = Reference.from_bytes(job.scores, job.reference)
     sampler = None if job.sampler is None else load_sampler(run, job.sampler)
-    scorer = Scorer(run, sampler)
-    return scorer, Reference.from_bytes(job.scores, job.reference, scorer.is_two_sided)
+    return Scorer(run, sampler or Neighbours(reference.codes_nZ)), reference
 
 
 def _rows(

@@ -13,10 +13,17 @@ from helpers.trained import save_run
 
 import aae_dist
 from aae_dist.cli import main
-from aae_dist.inference.anomaly import Reference, Scorer, share_below
+from aae_dist.inference.anomaly import (
+    Neighbours,
+    Reference,
+    Scorer,
+    reference_of,
+    share_below,
+)
 
 COUNTS = (300, 0, 5)
 NAMES = ("error", "log_density", "discriminator")
+CODES = torch.empty(0, 3)
 
 
 @pytest.fixture
@@ -34,28 +41,71 @@ def drawn(num: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((num, 3)) ** 3
 
 
+def nearest_densities(z: np.ndarray, known: np.ndarray, same: float = 0.0) -> list[float]:
+    """The formula of `Neighbours`, written out for codes of three dimensions."""
+    found = []
+    for row in z:
+        distances = np.sqrt(((known - row) ** 2).sum(1))
+        r = distances[distances > same].min()
+        ball = 4 / 3 * np.pi * r**3
+        found.append(-np.euler_gamma - np.log(len(known) * ball))
+    return found
+
+
 def test_scores_are_error_density_and_logit(run):
     trained = aae_dist.load_run(run)
     x = images(20)
     z = trained.encode(x)
-    table = Scorer(trained)(x)
+    known = trained.encode(images(300)[20:])
+    table = Scorer(trained, Neighbours(known))(x)
     pixels = x.double() / 255
     error = (trained.decode(z).double() - pixels).square().mean((1, 2, 3))
     assert table[:, 0] == pytest.approx(error.numpy(), rel=1e-5)
-    assert table[:, 1] == pytest.approx(trained.prior.log_prob(z).numpy(), rel=1e-6)
+    assert table[:, 1] == pytest.approx(Neighbours(known).log_prob(z).numpy(), rel=1e-6)
     assert table[:, 2] == pytest.approx(trained.discriminate(z).numpy(), rel=1e-6)
 
 
-def test_a_run_without_a_discriminator_or_a_density_has_fewer_scores(tmp_path):
+def test_a_run_without_a_discriminator_has_fewer_scores(tmp_path):
     save_run(tmp_path, method={"kind": "mmd"}, prior={"kind": "swiss_roll"})
-    assert Scorer(aae_dist.load_run(str(tmp_path))).names == ("error",)
+    scorer = Scorer(aae_dist.load_run(str(tmp_path)), Neighbours(torch.randn(9, 2)))
+    assert scorer.names == ("error", "log_density")
+
+
+def test_the_density_is_that_of_the_nearest_known_code():
+    known, z = drawn(200).astype(np.float32), drawn(50, seed=1).astype(np.float32)
+    density = Neighbours(torch.from_numpy(known))
+    found = density.log_prob(torch.from_numpy(z)).numpy()
+    assert found == pytest.approx(nearest_densities(z, known, density.same), rel=1e-5)
+
+
+def test_the_density_of_normal_codes_is_that_of_the_normal_distribution_on_average():
+    generator = torch.Generator().manual_seed(0)
+    z, known = (torch.randn(n, 3, generator=generator) for n in (2000, 5000))
+    true = torch.distributions.Normal(0, 1).log_prob(z.double()).sum(1)
+    error = Neighbours(known).log_prob(z) - true
+    assert error.mean().item() == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("rounding", [0, 1e-6])
+def test_a_known_sample_is_not_its_own_neighbour(rounding):
+    known = torch.from_numpy(drawn(300).astype(np.float32))
+    others = [Neighbours(known[np.arange(300) != n]).log_prob(known[n : n + 1]) for n in range(50)]
+    found = Neighbours(known).log_prob(known[:50] + rounding)
+    slow = torch.cat(others) + np.log(299 / 300)
+    assert found.numpy() == pytest.approx(slow.numpy(), abs=1e-3)
+
+
+def test_codes_that_are_all_equal_have_a_density():
+    found = Neighbours(torch.zeros(200, 3)).log_prob(torch.tensor([[0.0, 0, 0], [1, 0, 0]]))
+    assert found.isfinite().all()
+    assert found[0] > found[1]
 
 
 def test_ranks_are_parts_of_the_validation_samples_with_ties_halved():
     known = np.array([1.0, 2.0, 2.0, 5.0])
     found = share_below(known, np.array([0.0, 1.0, 2.0, 3.0, 9.0]))
     assert found.tolist() == [0, 0.125, 0.5, 0.75, 1]
-    reference = Reference(NAMES, drawn(1000), is_two_sided=False)
+    reference = Reference(NAMES, drawn(1000), CODES)
     assert reference.columns == (*NAMES, *(f"{n}_rank" for n in NAMES), "combined", "rank")
     table = drawn(2000, seed=1)
     rows = reference.rank(table)
@@ -68,30 +118,22 @@ def test_ranks_are_parts_of_the_validation_samples_with_ties_halved():
 
 
 def test_one_of_twenty_ordinary_samples_ranks_above_95_percent():
-    reference = Reference(NAMES, drawn(10_000), is_two_sided=True)
+    reference = Reference(NAMES, drawn(10_000), CODES)
     ranks = reference.rank(drawn(20_000, seed=1))[:, -1]
     assert (ranks > 0.95).mean() == pytest.approx(0.05, abs=0.01)
     assert (ranks > 0.5).mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_values_beyond_all_validation_samples_still_differ():
-    reference = Reference(("error",), np.linspace(0, 1, 500)[:, None], is_two_sided=True)
-    combined = reference.rank(np.array([[0.5], [0.97], [2.0], [3.0]]))[:, -2]
+    both = np.column_stack([np.linspace(0, 1, 500), np.zeros(500)])
+    reference = Reference(NAMES[:2], both, CODES)
+    combined = reference.rank(np.array([[0.5, 0], [0.97, 0], [2.0, 0], [3.0, 0]]))[:, -2]
     assert (np.diff(combined) > 0).all()
-    assert combined[0] == pytest.approx(-np.log(0.5), abs=0.01)
-    again = Reference.from_bytes(("error",), reference.to_bytes(), is_two_sided=True)
+    # Each score alone: -log of the part that is as unusual, of equal ones half.
+    assert combined[0] == pytest.approx(-2 * np.log(0.5), abs=0.01)
+    again = Reference.from_bytes(NAMES[:2], reference.to_bytes())
     assert np.array_equal(again.table, reference.table)
-
-
-def test_a_code_at_the_mode_of_the_prior_is_unusual_too():
-    table = np.random.default_rng(0).chisquare(16, 5000)[:, None] / -2
-    middle, modes = np.array([[-8.0]]), np.array([[0.0], [-30.0]])
-    for two_sided, least in ((True, 0.99), (False, -1)):
-        reference = Reference(("log_density",), table, two_sided)
-        assert reference.rank(middle)[0, -1] < 0.6
-        assert reference.rank(modes)[0, -1] > least
-        assert reference.rank(modes)[1, -1] > 0.99
-    assert reference.rank(modes)[0, -1] == 0
+    assert torch.equal(again.codes_nZ, reference.codes_nZ)
 
 
 def contents(folder):
@@ -105,8 +147,8 @@ def test_score_writes_a_row_per_sample_and_resumes_with_equal_bytes(run, tmp_pat
     table = pyarrow.dataset.dataset(str(out), format="parquet").to_table()
     assert table["key"].to_pylist() == [f"{n:06d}" for n in range(305)]
     assert table["label"].to_pylist() == [n % 10 for n in range(305)]
-    scorer = Scorer(aae_dist.load_run(run))
-    reference = scorer.reference([shards])
+    reference = reference_of(aae_dist.load_run(run), [shards])
+    scorer = Scorer(aae_dist.load_run(run), Neighbours(reference.codes_nZ))
     parts = [images(305)[at] for at in (slice(256), slice(256, 300), slice(300, 305))]
     expected = np.concatenate([reference.rank(scorer(part)) for part in parts])
     assert table.column_names == ["key", "label", "class", *reference.columns]
