@@ -28,9 +28,17 @@ from aae_dist.config.schema import (
 )
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.run import Data, Device, Evaluation, Launch, Run
-from aae_dist.config.yaml import LARGEST_BYTES, YamlProblem, dump, parse, read_overrides
+from aae_dist.config.yaml import (
+    LARGEST_BYTES,
+    LARGEST_NODES,
+    YamlProblem,
+    count_nodes,
+    dump,
+    parse,
+    read_overrides,
+)
 from aae_dist.errors import ConfigError
-from aae_dist.utils.text import redacted
+from aae_dist.utils.text import redacted, unexpanded
 
 PATHS = (
     *(("run", "storage"), ("run", "init_from"), ("data", "train"), ("data", "validation")),
@@ -39,7 +47,11 @@ PATHS = (
     *(("evaluation", "features", "run"), ("evaluation", "features", "export")),
 )
 """Keys whose value is a local path or a URL, or a list of them."""
-
+_ROOTED = (
+    ("data", "cache", "dir"),
+    *(("model", name, "weights") for name in ("encoder", "decoder", "discriminator")),
+)
+"""Keys whose value is a path on every node: `~` is that node's home."""
 
 # `pipe:cat a.tar` and `s3:/bucket` are no files here: the storage says what is wrong with them.
 _MISTYPED = re.compile(
@@ -139,8 +151,7 @@ def load_config(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> L
     sections = [layer.pop(SWEEP) for layer in layers if SWEEP in layer]
     merge = Merge(RunConfig)
     tree = merge.run(layers)
-    make_absolute(tree)
-    more = [*_of_a_sweep(sections), *best_metric_problems(tree)]
+    more = [*_of_a_sweep(sections), *make_absolute(tree), *best_metric_problems(tree)]
     return Loaded(validate(tree, title, more, unread), tuple(merge.notes))
 
 
@@ -253,9 +264,27 @@ def validate(
     contradictions are not reported: they may have set them.
     """
     found = problems_of(tree, is_complete=not unread)
-    if isinstance(found, RunConfig) and not more and not unread:
-        return found
+    if isinstance(found, RunConfig):
+        more = [*more, *_size_problems(found)]
+        if not more and not unread:
+            return found
     raise config_error(title, [*unread, *more, *(found if isinstance(found, list) else [])])
+
+
+def _size_problems(config: RunConfig) -> list[str]:
+    """Return a line for a configuration that its own file, config.yaml, could not hold."""
+    tree = config.model_dump(mode="json")
+    text = json.dumps(tree)
+    if len(text) < min(LARGEST_NODES, LARGEST_BYTES // 2):  # YAML's quotes at most double it
+        return []
+    if count_nodes(tree) <= LARGEST_NODES and len(dump(tree)) <= LARGEST_BYTES:
+        return []
+    path, leaf = max(leaves(from_plain(tree, ""), ""), key=lambda item: len(str(item[1].value)))
+    what = f"{len(leaf.value):,} items" if isinstance(leaf.value, list) else "the longest text"
+    return [
+        f"{path}: a configuration may have {LARGEST_NODES:,} values and {LARGEST_BYTES:,} "
+        f"characters (got {what} here); name shards by a pattern, a folder or a manifest"
+    ]
 
 
 def problems_of(tree: Tree, is_complete: bool = True) -> RunConfig | list[str]:
@@ -279,16 +308,26 @@ def config_error(title: str, problems: list[str]) -> ConfigError:
     return ConfigError(f"{title}: {len(problems)} errors\n  " + "\n  ".join(problems))
 
 
-def make_absolute(tree: Tree) -> None:
-    """Make local paths of the merged tree absolute, including the default of run.storage."""
-    for *sections, key in PATHS:
+def make_absolute(tree: Tree) -> list[str]:
+    """Make local paths of the merged tree absolute, including the default of run.storage.
+
+    Return a line for each that has a variable or a home in it that only a shell would expand.
+    """
+    problems = []
+    for *sections, key in (*PATHS, *_ROOTED):
         part = find(tree, tuple(sections))
         default = (
             Value(Run.model_fields["storage"].default, "default") if key == "storage" else None
         )
         leaf = part.get(key, default) if isinstance(part, dict) else None
         if isinstance(part, dict) and isinstance(leaf, Value):
-            part[key] = Value(absolute(leaf.value), leaf.source)
+            given = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+            advice = next(filter(None, (unexpanded(p) for p in given if isinstance(p, str))), "")
+            if advice:
+                problems.append(f"{'.'.join((*sections, key))}: {advice} ({leaf.source})")
+            if (*sections, key) in PATHS:
+                part[key] = Value(absolute(leaf.value), leaf.source)
+    return problems
 
 
 class TrainDevice(Section):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from aae_dist.config import schema
 from aae_dist.config.run_config import CROSS_CHECKS
 from aae_dist.config.schema import Classes, Node, Value, find, join, leaves, short_json
-from aae_dist.config.sections import Section
+from aae_dist.config.sections import BEYOND, Section
 from aae_dist.config.sections.model import IMPORT_PATH
 from aae_dist.config.sections.run import NAME, ROOTED
 
@@ -31,6 +31,7 @@ _WHAT = {
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of {max_length}",
     "missing": "a list of more items",
+    BEYOND: "{wanted}",
 }
 
 _FORMS = {

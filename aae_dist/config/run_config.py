@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from aae_dist.config.sections import Section
+from aae_dist.config.sections import LARGEST_SAMPLES, Section
 from aae_dist.config.sections import model as networks
 from aae_dist.config.sections.method import AdversarialMethod, AnyAdversarial, Method, Phases
 from aae_dist.config.sections.model import Model, Posterior, Prior
@@ -94,6 +94,12 @@ def _lanes(data: Data, train: Train) -> int:
 def _length_problems(train: Train) -> Iterator[Problem]:
     if (train.steps is None) == (train.epochs is None):
         yield "train", "give train.steps or train.epochs (exactly one), for example train.epochs=20"
+    if train.steps is not None and train.steps * train.global_batch_size > LARGEST_SAMPLES:
+        yield (
+            "train.steps",
+            f"{train.steps} steps of {train.global_batch_size} samples are more than 2^62 samples, "
+            "which nothing can count; write fewer",
+        )
 
 
 ON_THE_SIMPLEX = ("categorical", "data", "run", "custom")

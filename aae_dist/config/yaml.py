@@ -101,6 +101,13 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=100)
 
 
+def count_nodes(value: Any) -> int:
+    """Return how many nodes `parse` counts in the YAML of a value: maps, lists, scalars, keys."""
+    if isinstance(value, dict):
+        return 1 + sum(1 + count_nodes(child) for child in value.values())
+    return 1 + sum(map(count_nodes, value)) if isinstance(value, list) else 1
+
+
 class _Builder:
     """Builds a tree from composed YAML nodes, counting the nodes that aliases expand to."""
 

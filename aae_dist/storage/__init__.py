@@ -6,7 +6,7 @@ from aae_dist.errors import LaunchError
 from aae_dist.storage import base
 from aae_dist.storage.base import Entry, Storage, check_key, is_remote, join, read_or_none, rereads
 from aae_dist.storage.local import LocalStorage
-from aae_dist.utils.text import without_credentials_in_url
+from aae_dist.utils.text import unexpanded, without_credentials_in_url
 
 __all__ = [
     "Entry",
@@ -40,6 +40,8 @@ def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = 
         what = "is no address. Give a path or a URI such as s3://bucket/folder."
         raise LaunchError(f"{without_credentials_in_url(uri)!r} {what}")
     base.check_no_user_info(uri)
+    if advice := unexpanded(uri):
+        raise LaunchError(f"{without_credentials_in_url(uri)}: {advice}.")
     if scheme == "":
         return LocalStorage(uri)
     if scheme == "file":

@@ -55,8 +55,27 @@ def file_errors(place: str) -> Iterator[None]:
         # Names below an open folder are relative.
         named = str(error.filename or place)
         where = named if named.startswith("/") else place
+        if error.errno in (errno.EEXIST, errno.ELOOP) and (link := _dead_link(Path(where))):
+            raise LaunchError(link) from error
         shown = where if len(where) <= _SHOWN else f"{where[:_SHOWN]}..."
         raise LaunchError(f"{shown}: {_ADVICE[error.errno]}.") from error
+
+
+def _dead_link(path: Path) -> str | None:
+    """Return a line about a link in `path` that leads to nothing, None if there is none."""
+    for part in (*reversed(path.parents), path):
+        if part.is_symlink():
+            try:
+                part.stat()
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    return f"{part}: it is a link that leads back to itself. Remove it."
+                target = f"{os.readlink(part)}"[:_SHOWN]
+                return (
+                    f"{part}: it is a link to {target}, which does not exist. Make that folder, "
+                    "mount what it lies on, or remove the link."
+                )
+    return None
 
 
 def explain_system_error(error: OSError) -> str | None:

@@ -110,7 +110,8 @@ def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Sw
         raise load.config_error(title, problems + (_base_problems(layers) if sweep is None else []))
     merge = Merge(RunConfig)
     base = merge.run(deepcopy(layers))
-    load.make_absolute(base)
+    if unexpanded := load.make_absolute(base):
+        raise load.config_error(title, unexpanded)
     storage = _storage(base)
     uri = f"{storage}/{sweep.name}"
     points, notes = proposals(sweep)
@@ -166,8 +167,8 @@ def _checked(
     place: Tree = layer_of(fixed)
     place["wandb"] = {"group": Value(_group(layers) or sweep.name, "sweep.name")}
     tree = Merge(RunConfig).run([*deepcopy(list(layers)), layer_of(parameters), place])
-    load.make_absolute(tree)
-    config, problems = load.problems_of(tree), best_metric_problems(tree)
+    problems = [*load.make_absolute(tree), *best_metric_problems(tree)]
+    config = load.problems_of(tree)
     if not isinstance(config, RunConfig):
         return [*problems, *config]
     if problems:

@@ -12,12 +12,13 @@ import torch.distributed as dist
 from aae_dist.checkpoints.format import Checkpoint, WeightAverage
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig
+from aae_dist.config.sections import LARGEST_SAMPLES
 from aae_dist.config.sections.run import Augment
 from aae_dist.data import Augmenter, Batch, BatchLoader, SampleOrder, rank_rows
 from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.distributed.wrappers import reset_compiler, trainable_parameters, unwrap_ddp
-from aae_dist.errors import CheckpointError, LaunchError
+from aae_dist.errors import CheckpointError, ConfigError, LaunchError
 from aae_dist.methods import StepInputs, build_method
 from aae_dist.methods.method import LabelledSet, Modules
 from aae_dist.models import DTYPES, Autoencoder, build_networks, build_posterior, run_encoder
@@ -256,6 +257,11 @@ def end_of_run(config: RunConfig, order: SampleOrder, state: TrainState) -> tupl
     step, position = state.step, state.position
     if config.train.epochs is not None:
         end = config.train.epochs * order.lane_length
+        if order.samples_seen(end) > LARGEST_SAMPLES:
+            raise ConfigError(
+                f"train.epochs={config.train.epochs} of this data are more than 2^62 samples, "
+                "which nothing can count; write fewer"
+            )
         return step + _steps_between(order, position, end), order.samples_seen(end)
     assert config.train.steps is not None
     end = _position_after(order, position, config.train.steps - step)

@@ -145,6 +145,27 @@ def without_user_info(text: str) -> str:
     return _USER_INFO.sub("", text)
 
 
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][^}]*\}|\$[A-Za-z_]\w*(?![\w$])|\$\(|%[A-Za-z_]\w+%")
+_TILDE = re.compile(r"(?<=/)~(?=/|$)")
+
+
+def unexpanded(path: str) -> str:
+    """Return advice about what a shell was to expand in a path or an address; '' for nothing.
+
+    A local path that exists is taken as it is.
+    """
+    is_local, place = "://" not in path, os.path.expanduser(path)
+    if is_local and os.path.lexists(place):
+        return ""
+    if found := _VARIABLE.search(path):
+        why = "only a shell expands it, and not within single quotes"
+    elif found := re.match(r"~[^/]*", place) or _TILDE.search(place):
+        if path.lower().startswith(("http://", "https://")):
+            return ""
+        why = "no home folder is meant by it there"
+    return f"{found[0]} would be taken as it is ({why}). Write the path itself" if found else ""
+
+
 def strip_environment() -> None:
     """Remove blanks and line breaks around the values that storage clients and W&B read.
 

@@ -18,7 +18,7 @@ urls = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size
 positive = st.floats(min_value=1e-300, allow_infinity=False, allow_nan=False)
 priors = st.one_of(
     st.builds(lambda std: {"kind": "gaussian", "std": std}, positive),
-    st.builds(lambda num: {"kind": "mixture", "num_modes": num}, st.integers(1, 10**18)),
+    st.builds(lambda num: {"kind": "mixture", "num_modes": num}, st.integers(1, 10**15)),
     st.builds(
         lambda arguments: {"kind": "custom", "path": "a.b:C", "arguments": arguments},
         st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.text() | positive),

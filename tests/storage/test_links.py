@@ -114,3 +114,23 @@ def test_no_descriptor_stays_open(run: Path) -> None:
         folder.replace("a/b/c", b"2", expected=b"1")
         folder.delete("a/b/c")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("below", ["", "runs/a"])
+def test_a_link_to_nothing_is_called_that(tmp_path: Path, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    storage = open_storage(str(tmp_path / "link" / below))
+    with pytest.raises(LaunchError, match=rf"link: it is a link to {tmp_path}/absent, which") as e:
+        storage.check_writable()
+    assert "\n" not in str(e.value)
+    with pytest.raises(LaunchError, match="link: it is a link to"):
+        storage.write("a/b", b"")
+
+
+def test_links_that_lead_to_themselves_are_called_that(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    with pytest.raises(LaunchError, match=r"one: it is a link .* leads back to itself"):
+        open_storage(str(tmp_path / "one" / "runs")).check_writable()
+    with pytest.raises(LaunchError, match="leads back to itself"):
+        open_storage(str(tmp_path / "one")).read("a")

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from aae_dist.config.sections import Section
+from aae_dist.config.sections import PositiveInt, Section
 
 
 class _Method(Section):

@@ -1,10 +1,10 @@
 """Sections model, posterior and prior: networks, the encoder's distribution, what codes match."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from aae_dist.config.sections import Section
+from aae_dist.config.sections import Free, NonNegativeInt, PositiveInt, Section
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
@@ -15,7 +15,7 @@ class OwnNetwork(Section):
 
     path: str = Field(pattern=IMPORT_PATH)
     """`package.module:Class`, a torch module; docs/networks.md lists its arguments."""
-    arguments: dict[str, Any] = {}
+    arguments: Free = {}
     """Further keyword arguments of the class."""
     weights: str | None = None
     """Local safetensors file of weights to start from, by the network's own names; it may hold a
@@ -238,7 +238,7 @@ class CustomPrior(Section):
     kind: Literal["custom"] = "custom"
     path: str = Field(pattern=IMPORT_PATH)
     """`package.module:Class`; the class is called with latent_dim and `arguments`."""
-    arguments: dict[str, Any] = {}
+    arguments: Free = {}
     """Further keyword arguments of the class."""
 
 

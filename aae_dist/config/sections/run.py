@@ -3,11 +3,11 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from aae_dist.config.sections import Section
+from aae_dist.config.sections import LARGEST, Free, NonNegativeInt, PositiveInt, Section, Seed
 from aae_dist.config.sections.model import IMPORT_PATH
 
 Urls = str | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -53,7 +53,7 @@ class Columns(Section):
     """Real columns, scaled to a variance of about 1."""
     counts: NonNegativeInt = 0
     """Whole numbers from 0 on."""
-    categories: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    categories: tuple[Annotated[int, Field(ge=2, le=LARGEST)], ...] = ()
     """Number of values of each category, whose columns are one-hot."""
 
     @property
@@ -145,7 +145,7 @@ class Run(Section):
     number."""
     storage: str = "~/aae_dist/runs"
     """Local path, s3://, gs:// or az://; all nodes must be able to reach it."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of every random draw: weights, sample order, prior samples, noise."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: resume if there is a checkpoint, fail if none verifies. must: fail without one. never:
@@ -199,7 +199,7 @@ class OwnFeatures(Section):
     path: str | None = Field(default=None, pattern=IMPORT_PATH)
     """`package.module:Class`, a torch module that maps images to rows of features; it is called
     with sample_shape and `arguments`."""
-    arguments: dict[str, Any] = {}
+    arguments: Free = {}
     """Further keyword arguments of the class."""
     run: str | None = None
     """URI of a run; the features are the codes of its newest checkpoint."""

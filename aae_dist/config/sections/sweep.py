@@ -1,10 +1,10 @@
 """Section sweep: search space, search algorithm, scheduler and objective."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, FiniteFloat
 
-from aae_dist.config.sections import Section
+from aae_dist.config.sections import LARGEST, Free, NonNegativeInt, PositiveInt, Section, Seed
 from aae_dist.config.sections.run import NAME
 
 Mode = Literal["min", "max"]
@@ -14,7 +14,7 @@ class AutoSearch(Section):
     """grid if every term of the space is a grid, else random."""
 
     kind: Literal["auto"] = "auto"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of all draws: the same seed proposes the same trials."""
 
 
@@ -28,7 +28,7 @@ class RandomSearch(Section):
     """Independent draws, the same for the same seed; grids get equal shares of the trials."""
 
     kind: Literal["random"] = "random"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of all draws: the same seed proposes the same trials."""
 
 
@@ -36,7 +36,7 @@ class OptunaSearch(Section):
     """Optuna's tree-structured Parzen estimator, which learns from finished trials."""
 
     kind: Literal["optuna"] = "optuna"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of Optuna's draws."""
     startup_trials: NonNegativeInt = 10
     """Random trials before the estimator proposes any."""
@@ -58,7 +58,7 @@ class AshaScheduler(Section):
     """First rung: no trial is stopped before it. Evaluations should fall on the rungs."""
     longest: PositiveInt | None = None
     """Length of a full trial; by default the trials' train.steps or train.epochs."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2, le=LARGEST)] = 3
     """At a rung, one trial in this many continues; the next rung is this many times later."""
 
 
@@ -86,7 +86,7 @@ class Sweep(Section):
     name: str = Field(pattern=NAME)
     """Folder of the sweep inside run.storage; the same name resumes it. Characters as for
     run.name."""
-    space: Annotated[dict[str, Any], Field(min_length=1)]
+    space: Annotated[Free, Field(min_length=1)]
     """Terms by dotted key: grid, choice, uniform, loguniform, randint; values may be whole
     sections."""
     metric: str | Annotated[tuple[str, ...], Field(min_length=2)] | dict[str, float] = (
