@@ -1,9 +1,11 @@
 """All verbs, exit codes, and one clear message per error."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 from click.shell_completion import shell_complete
@@ -114,11 +116,36 @@ def report_error(error: Exception, arguments: Sequence[str] = ()) -> int:
             if message := explain_system_error(error):
                 _complain(message)
                 return 2
+    if message := _explain_lack_of_memory(error):
+        _complain(message)
+        return 2
     _complain(
         "this is an internal error in aae-dist; please report it",
         "".join(traceback.format_exception(error)),
     )
     return 1
+
+
+# torch has no class of its own for the memory of a CPU.
+_NO_MEMORY = re.compile(r"can't allocate memory|size calculation overflowed|bad_alloc")
+_ASKED = re.compile(r"[Aa]llocate ([\d.]+) ?(bytes|[KMGTPE]iB)")
+
+
+def _explain_lack_of_memory(error: Exception) -> str | None:
+    """Return an allocation that failed as one line, None for any other error."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if not names & {"MemoryError", "OutOfMemoryError"} and not _NO_MEMORY.search(str(error)):
+        return None
+    asked = _ASKED.search(str(error))
+    size = f": {asked[1]} {asked[2]} were asked for" if asked else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "aae_dist" in frame.filename]
+    where = f" ({Path(ours[-1].filename).name}, line {ours[-1].lineno})" if ours else ""
+    return (
+        f"not enough memory{size}{where}. Take smaller networks or images (model.*, "
+        "data.image_size), fewer samples at once (train.global_batch_size, "
+        "train.micro_batch_size), or a machine with more."
+    )
 
 
 def _complain(message: str, before: str = "") -> None:

@@ -1,7 +1,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from aae_dist import errors
 from aae_dist.cli import main, report_error
@@ -49,6 +51,32 @@ def test_a_fault_of_ours_shows_its_traceback_and_exits_1(raising, capsys):
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert "ZeroDivisionError: oops" in err
+
+
+def lack(shape, kind=None):
+    """Return the error of torch, or of numpy, about an array that no memory holds."""
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        torch.empty(shape) if kind is None else np.empty(shape, kind)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (lambda: lack(10**15), ": 4000000000000000 bytes were asked for"),
+        (lambda: lack((10**12, 10**12)), ""),
+        (lambda: lack(10**15, "f4"), ": 3.55 PiB were asked for"),
+        (lambda: torch.OutOfMemoryError("Tried to allocate 20.00 GiB."), ": 20.00 GiB were ask"),
+        (lambda: MemoryError(), ""),
+    ],
+)  # fmt: skip
+def test_memory_that_does_not_suffice_is_one_line_with_advice(raising, capsys, error, size):
+    raising(error())
+    assert main(["report", "runs/sweep"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"aae-dist: not enough memory{size}")
+    assert "train.global_batch_size" in err
+    assert err.count("\n") == 1
 
 
 def test_a_working_directory_that_was_removed_is_one_line(tmp_path, monkeypatch, capsys):

@@ -58,6 +58,19 @@ def test_a_whole_number_beyond_64_bits_is_one_line_that_names_it(key):
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        *("launch.hang_timeout_seconds", "launch.max_wait_minutes", "checkpoint.every_seconds"),
+        *("data.cache.shard_seconds", "launch.resize_seconds"),
+    ],
+)
+def test_a_time_beyond_what_timers_hold_is_one_line(key):
+    load_config([], [*BASE, f"{key}=1e9"])
+    with pytest.raises(ConfigError, match=rf"{key}: should be at most 1000000000.0, got 1e\+300"):
+        load_config([], [*BASE, f"{key}=1e300"])
+
+
+@pytest.mark.parametrize(
     ("value", "words"),
     [
         (str(HUGE), "64 bits"),
@@ -119,8 +132,9 @@ def test_every_document_of_an_accepted_configuration_is_read_again(
         "run": {"name": "a", "storage": str(folder), "seed": seed},
         "data": {"train": "s3://b", "cache": {"max_bytes": step}},
         "train": {"steps": steps, "global_batch_size": batch, "log_every_steps": step},
-        "checkpoint": {"every_seconds": rate},
+        "checkpoint": {"every_seconds": min(rate, 1e9)},
         "launch": {"workers": 1},
+        "phases": {"generator": {"optimizer": {"lr": rate}}},
         "prior": {"kind": "custom", "path": "a.b:C", "arguments": {"x": value}},
     }
     if steps * batch > LARGEST_SAMPLES:

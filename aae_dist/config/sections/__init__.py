@@ -12,6 +12,9 @@ LARGEST_SAMPLES = 2**62
 """Samples that a run may count, as its documents and tensors hold them."""
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
+Cores = Annotated[int, Field(gt=0, le=2**16)]
+Duration = Annotated[float, Field(gt=0, le=1e9)]
+"""Seconds or minutes; timers of the system fail at more."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 BEYOND = "beyond"
 """Type of the error about what no document can hold."""

@@ -5,9 +5,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat
 
-from aae_dist.config.sections import LARGEST, Free, NonNegativeInt, PositiveInt, Section, Seed
+from aae_dist.config.sections import (
+    LARGEST,
+    Cores,
+    Duration,
+    Free,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+    Seed,
+)
 from aae_dist.config.sections.model import IMPORT_PATH
 
 Urls = str | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -22,7 +31,7 @@ class Cache(Section):
     /tmp."""
     max_bytes: PositiveInt | None = None
     """Hard limit on the size of the cache, in bytes; by default half of the free disk space."""
-    shard_seconds: PositiveFloat = 240.0
+    shard_seconds: Duration = 240.0
     """Timeout for downloading one shard, with all retries; then the shard counts as lost. A rank
     may wait for it twice, and other ranks wait for at most 600 s."""
 
@@ -115,7 +124,7 @@ class Data(Section):
     decoded: Literal["auto", "none", "memory", "device"] = "auto"
     """Where decoded images are kept. memory: in memory shared by the node's ranks. device: on each
     rank's device as well. auto: memory if they take at most 2 GiB, else none."""
-    threads: NonNegativeInt | None = None
+    threads: Annotated[int, Field(ge=0, le=2**16)] | None = None
     """Decoding threads per rank, by default `launch.cpus_per_worker`; 0: decode in the training
     thread."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
@@ -220,7 +229,7 @@ class Checkpoint(Section):
 
     every_steps: PositiveInt | None = None
     """Save at every multiple of this step."""
-    every_seconds: PositiveFloat | None = 300.0
+    every_seconds: Duration | None = 300.0
     """Save when this many seconds have passed since the last save, on the clock of rank 0; null: do
     not save by time."""
     keep: PositiveInt = 3
@@ -256,9 +265,9 @@ class Launch(Section):
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 2
     """Data-parallel ranks under Ray, or [fewest, most]: the run then uses as many as there are
     resources for, and changes their number while it runs."""
-    resize_seconds: PositiveFloat = 60.0
+    resize_seconds: Duration = 60.0
     """With [fewest, most] workers: seconds between checks for resources for more of them."""
-    cpus_per_worker: PositiveInt | None = None
+    cpus_per_worker: Cores | None = None
     """CPU cores and torch threads per rank, under both launchers. By default all cores of the
     machine (or `OMP_NUM_THREADS`) for kind=local as one process, else 1."""
     gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
@@ -266,9 +275,9 @@ class Launch(Section):
     only."""
     max_failures: NonNegativeInt = 8
     """Restarts of the workers after a crash or the loss of a node, over the whole run."""
-    hang_timeout_seconds: PositiveFloat | None = 60.0
+    hang_timeout_seconds: Duration | None = 60.0
     """A rank that makes no progress for this long prints its stacks and exits; null: no limit."""
-    max_wait_minutes: PositiveFloat = 30.0
+    max_wait_minutes: Duration = 30.0
     """Longest wait for the cluster to provide the resources."""
 
     @property
