@@ -55,14 +55,16 @@ def seconds_to_first_step(command: Sequence[str]) -> float:
 
 
 def seconds_to_first_trial(launcher: str) -> float:
-    """Return the seconds from the command of a sweep of two trials to the first that has started.
+    """Return the seconds from the command of a sweep of two trials to the first one's training.
 
-    Ours has then read its configuration and locked its folder; the bare one has touched a file.
+    Each trial is one process. Ours has then imported torch, read its configuration and locked its
+    folder; the bare one has imported torch, taken a step and touched a file.
     """
     with tempfile.TemporaryDirectory() as folder:
         command, sign = [sys.executable, str(HELLO), "tune", folder], "started-*"
         if launcher == "ray":
             items = [*RUN, f"run.storage={folder}", "train.steps=2", "sweep.name=sweep"]
+            items.append("launch.workers=1")
             items[items.index("run.name=run")] = "data.validation=builtin://digits/validation"
             items.append("sweep.space={run.seed: {grid: [0, 1]}}")
             command = [sys.executable, "-m", "aae_dist", "tune", *items]

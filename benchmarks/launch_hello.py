@@ -13,19 +13,24 @@ import torch
 from ray import tune
 
 
-def train_loop() -> None:
-    """Take one step of a tiny model on every worker."""
-    model = ray.train.torch.prepare_model(torch.nn.Linear(4, 4))
+def take_step(model: torch.nn.Module) -> None:
+    """Take one step of a tiny model."""
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
+
+
+def train_loop() -> None:
+    """Take one step on every worker."""
+    take_step(ray.train.torch.prepare_model(torch.nn.Linear(4, 4)))
     if ray.train.get_context().get_world_rank() == 0:
         print("first step", flush=True)
     ray.train.report({"loss": 0.0})
 
 
 def trial(config: dict[str, Any]) -> None:
-    """Say that the trial has started."""
+    """Take one step and say so."""
+    take_step(torch.nn.Linear(4, 4))
     Path(config["folder"], f"started-{config['number']}").touch()
     tune.report({"loss": 0.0})
 
