@@ -240,9 +240,11 @@ def maximum_mean_discrepancy(
     Inverse multiquadratic kernels c / (c + |a - b|^2), summed over c = s * E|z - z'|^2 for the
     scales s of Tolstikhin et al., arXiv 1711.01558, section 4 (there 2 Z std^2 for a Gaussian).
     `weights_N` are 1 / n for n unmasked rows, of both samples, and 0 for masked ones;
-    `mean_square_distance` is E|z - z'|^2 of two independent samples of the prior.
+    `mean_square_distance` is E|z - z'|^2 of two independent samples of the prior. Weights (M, N)
+    choose the rows of M groups, whose estimates are returned, (M).
     """
-    n = 1 / weights_N.square().sum().clamp(min=1e-12)  # a batch may have no unmasked row
+    # A batch may have no unmasked row, and a group none.
+    n = 1 / weights_N.square().sum(-1).clamp(min=1e-12)
 
     def mean_kernel(a_NZ: Tensor, b_NZ: Tensor) -> Tensor:
         cross = -2 * (a_NZ @ b_NZ.t())
@@ -250,7 +252,7 @@ def maximum_mean_discrepancy(
         squares = squares.clamp(min=0)  # rounding
         widths = [scale * mean_square_distance for scale in MMD_SCALES]
         kernel: Tensor = _KernelSum.apply(squares, widths)  # type: ignore[no-untyped-call]
-        mean: Tensor = weights_N @ kernel @ weights_N
+        mean: Tensor = torch.linalg.vecdot(weights_N @ kernel, weights_N)
         return mean
 
     def without_pairs_of_itself(mean: Tensor) -> Tensor:
@@ -291,6 +293,45 @@ def sliced_wasserstein(
     return mean
 
 
+def sliced_energy_distance(
+    z_NZ: Tensor, prior_NZ: Tensor, weights_N: Tensor, directions_ZP: Tensor, labels_N: Tensor
+) -> Tensor:
+    """Return the mean energy distance, along directions, of codes and prior samples of a label.
+
+    2 E|x - y| - E|x - x'| - E|y - y'| of Szekely and Rizzo 2013, doi 10.1016/j.jspi.2013.03.018,
+    per label, weighted by its rows; a label of one row counts for 0. The estimate has no bias: its
+    mean at the match is 0 also for few rows, where the Wasserstein distance is least for codes
+    narrower than the prior (of 10 rows, by a fifth). Arguments as for `sliced_wasserstein`.
+    """
+    unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
+    projected = torch.stack([x @ unit_ZP for x in (z_NZ, prior_NZ)])
+    # Masked rows are one more label, behind all others, that counts for 0.
+    masked = labels_N.max() + 1
+    labels_N = torch.where(weights_N > 0, labels_N, masked)
+    sorted_N = labels_N.sort().values
+    first_N = torch.searchsorted(sorted_N, sorted_N)
+    size_N = torch.searchsorted(sorted_N, sorted_N, right=True) - first_N
+    share_N = weights_N.max() * ((sorted_N < masked) & (size_N > 1))
+    # In order each label has a range of its own, so that all are sorted at once.
+    apart_N1 = (projected.max() - projected.min() + 1).detach() * labels_N[:, None]
+    x_NP, y_NP = projected + apart_N1
+
+    def over_pairs(x_MP: Tensor, factor_N: Tensor) -> Tensor:
+        """Return the sum of factor * |x - x'| over pairs within labels, of m rows per row: (P)."""
+        m = len(x_MP) // len(factor_N)
+        first_M, size_M, factor_M = (
+            t.repeat_interleave(m) for t in (m * first_N, m * size_N, factor_N)
+        )
+        rank_M = torch.arange(len(x_MP), device=x_MP.device) - first_M
+        return (factor_M * (2 * rank_M - size_M + 1)) @ x_MP.sort(dim=0).values
+
+    across_N = share_N * 2 / size_N
+    within_N = across_N + share_N * 2 / (size_N - 1).clamp(min=1)
+    each = over_pairs(torch.cat([x_NP, y_NP]), across_N)
+    each = each - over_pairs(x_NP, within_N) - over_pairs(y_NP, within_N)
+    return each.mean()
+
+
 NUM_KNOTS, LAST_KNOT = 17, 3.0
 """Arguments of the characteristic functions, from 0 to 3 over the prior's standard deviation."""
 
@@ -314,11 +355,13 @@ def characteristic_distance(
 
     With `is_gaussian` the prior is N(0, std^2 I), whose function exp(-(std t)^2 / 2) is exact; else
     the prior samples give it. `weights_N` are 1 / n for n unmasked rows, of both samples, and 0 for
-    masked ones; the P directions may have any length.
+    masked ones; the P directions may have any length. Weights (M, N) choose the rows of M groups,
+    whose distances are returned, (M).
     """
     unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
     scaled_K, window_K, weights_K = _knots(z_NZ)
-    n = 1 / weights_N.square().sum().clamp(min=1e-12)  # a batch may have no unmasked row
+    # A batch may have no unmasked row, and a group none.
+    n = 1 / weights_N.square().sum(-1).clamp(min=1e-12)[..., None, None]
 
     def function(x_NZ: Tensor) -> tuple[Tensor, Tensor]:
         angles_NPK = (x_NZ @ unit_ZP)[..., None] * (scaled_K / std)
@@ -341,7 +384,7 @@ def characteristic_distance(
         own_PK = unbiased_square(real, imaginary)
         cross_PK = real_PK * real + imaginary_PK * imaginary
     distance_PK = unbiased_square(real_PK, imaginary_PK) + own_PK - 2 * cross_PK
-    return (distance_PK @ weights_K).mean()
+    return (distance_PK @ weights_K).mean(-1)
 
 
 def _knots(z_NZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from aae_dist.config.sections import model as sections
 from aae_dist.errors import ConfigError
 from aae_dist.losses import gaussian_log_density
-from aae_dist.utils.tensors import to_device
+from aae_dist.utils.tensors import one_hot_classes, to_device
 
 
 class Prior(ABC):
@@ -54,6 +54,19 @@ class Prior(ABC):
             TypeError: the prior has no classes.
         """
         raise TypeError(f"{type(self).__name__} has no classes to sample from")
+
+    def with_labels(self, z_NZ: Tensor, labels_N: Tensor) -> Tensor:
+        """Return samples (N, Z) with the labels, one-hot, in the given parts; zeros for -1.
+
+        Several given parts hold the combination that the label numbers (`ProductPrior`).
+        """
+        if not self.given:
+            return z_NZ
+        z_NZ = z_NZ.clone()
+        classes = one_hot_classes(labels_N, [part.dims for part in self.given])
+        for part, one_hot in zip(self.given, classes, strict=True):
+            z_NZ[:, part.columns] = one_hot.to(z_NZ)
+        return z_NZ
 
     def log_prob(self, z_NZ: Tensor) -> Tensor | None:
         """Return log p(z) in nats, shape (N), or None where the density is not known."""

@@ -251,6 +251,7 @@ class Evaluator:
         conditions = (samples.labels.cpu(),) if self._classes_by == "modes" else ()
         if conditions:
             prior_BZ = self._guided(prior_BZ, *conditions, chunk)
+        prior_BZ = self._prior.with_labels(prior_BZ, samples.labels.cpu())
         code_logits = networks.discriminate(z_BZ, *conditions)
         prior_logits = networks.discriminate(prior_BZ.to(self._world.device), *conditions)
         absent = errors.new_full((len(errors), self._num_parts), torch.nan)

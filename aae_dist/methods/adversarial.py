@@ -12,7 +12,8 @@ from torch import Tensor
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.distributed.wrappers import frozen_view
 from aae_dist.losses import ADVERSARIES
-from aae_dist.methods.method import Encoded, Losses, Method, MicroBatch, Modules, PartwiseDistance
+from aae_dist.methods.distances import PartwiseDistance
+from aae_dist.methods.method import Encoded, Losses, Method, MicroBatch, Modules
 from aae_dist.models import ProductPosterior, run_encoder
 from aae_dist.priors import Part
 
@@ -131,6 +132,8 @@ class AdversarialMethod(Method):
         if not self.input_noise:
             return z_BZ
         noise_BZ = part.draws.normal(f"noise on {what}", part.rows, z_BZ.shape[1])
+        for given in self.modules.prior.given:  # labels stay as they are
+            noise_BZ[:, given.columns] = 0
         return z_BZ + self.input_noise * noise_BZ
 
 

@@ -15,8 +15,9 @@ from aae_dist.distributed.world import World
 from aae_dist.losses import RECONSTRUCTION_LOSSES, mixed_error
 from aae_dist.methods import without_adversary
 from aae_dist.methods.adversarial import AdversarialMethod
+from aae_dist.methods.distances import total_variance
 from aae_dist.methods.labels import LabelGuidedMethod, SemiSupervisedMethod
-from aae_dist.methods.method import Method, Modules, total_variance
+from aae_dist.methods.method import Method, Modules
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from aae_dist.distributed.optimizer import SynchronizedOptimizer, Terms
 from aae_dist.distributed.world import World, rows_of_all_ranks
-from aae_dist.losses import sliced_wasserstein
 from aae_dist.models import Posterior, cluster_heads, run_encoder
 from aae_dist.priors import Prior
 from aae_dist.utils.tensors import keyed_generator, to_device
@@ -183,8 +182,12 @@ class StepInputs:
         return x.div_(255) if images.dtype == torch.uint8 else x
 
     def _prior_samples(self, draws: Draws, rows: range, labels_B: Tensor) -> Tensor:
-        """Return a prior sample per row, (B, Z): of the class of its label if labels guide."""
+        """Return a prior sample per row, (B, Z): of the class of its label if labels guide.
+
+        A given part holds the row's own label, so that no frequency of labels is assumed.
+        """
         z_BZ = draws.of_rows("prior", rows, self.prior.sample)
+        z_BZ = self.prior.with_labels(z_BZ, labels_B)
         if not self.is_guided:
             return z_BZ
         num_classes = self.prior.num_classes
@@ -396,55 +399,3 @@ class Method(ABC):
 def _row(encoded: Encoded) -> Tensor:
     part = encoded.part
     return torch.cat([part.weights_B[:, None], encoded.z_BZ.detach(), part.z_prior_BZ], 1)
-
-
-NUM_SAMPLES_OF_SCALE = 4096
-
-
-def total_variance(prior: Prior) -> float:
-    """Return the sum over dimensions of the prior's variance, estimated from 4,096 samples."""
-    draw = keyed_generator(0, "width of the prior")
-    return float(prior.sample(NUM_SAMPLES_OF_SCALE, draw).double().var(0).sum())
-
-
-class PartwiseDistance:
-    """The sliced Wasserstein distance of codes and prior samples, along new directions each step.
-
-    Of a code in parts it is the sum over parts, each per variance of the part's prior: one-hot
-    vectors of K classes have a variance of about 1 / K per dimension, which directions through the
-    whole code would hardly see.
-    """
-
-    def __init__(self, prior: Prior, num_projections: int) -> None:
-        self._parts, self._num = prior.parts, num_projections
-        self._scales = [1.0]
-        if len(self._parts) > 1:
-            variances = [total_variance(part.prior) for part in self._parts]
-            self._scales = [
-                part.dims / v if v else 0.0 for part, v in zip(self._parts, variances, strict=True)
-            ]
-
-    def __call__(
-        self,
-        z_GZ: Tensor,
-        prior_GZ: Tensor,
-        weights_G: Tensor,
-        draws: Draws,
-        labels_G: Tensor | None = None,
-    ) -> Tensor:
-        """Return the distance, a scalar; see `MatchingMethod.distance`, `sliced_wasserstein`."""
-        generator, distances = draws.generator("directions"), []
-        for part, scale in zip(self._parts, self._scales, strict=True):
-            directions_ZP = random_directions(part.dims, self._num, generator, z_GZ)
-            z, prior = z_GZ[:, part.columns], prior_GZ[:, part.columns]
-            found = sliced_wasserstein(z, prior, weights_G, directions_ZP, labels_G)
-            distances.append(scale * found)
-        return torch.stack(distances).sum()
-
-
-def random_directions(
-    dims: int, num_projections: int, generator: torch.Generator, like: Tensor
-) -> Tensor:
-    """Return directions of any length, [dims, P], on the device and of the type of `like`."""
-    drawn = torch.randn((dims, num_projections), generator=generator)
-    return to_device(drawn, like.device, like.dtype)

@@ -13,15 +13,19 @@ from torch import Tensor
 from aae_dist import losses
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.errors import ConfigError
+from aae_dist.methods.distances import (
+    PartwiseDistance,
+    random_directions,
+    total,
+    total_variance,
+    weights_of_labels,
+)
 from aae_dist.methods.method import (
     Draws,
     Losses,
     Method,
     MicroBatch,
     Modules,
-    PartwiseDistance,
-    random_directions,
-    total_variance,
 )
 from aae_dist.models import GaussianPosterior, ProductPosterior, run_encoder
 from aae_dist.priors import GaussianPrior, Prior
@@ -125,14 +129,15 @@ class MatchingMethod(Method):
 class MmdMethod(MatchingMethod):
     """WAE-MMD for any prior: Tolstikhin et al., arXiv 1711.01558, algorithm 2.
 
-    Kernels are as wide as the prior; of a code in parts, a sum over them.
+    Kernels are as wide as the prior; of a code in parts, a sum over them. Where the code holds the
+    label, a mean over labels.
     """
 
     def __init__(
         self, modules: Modules, optimizers: Mapping[str, SynchronizedOptimizer], weight: float
     ) -> None:
         super().__init__(modules, optimizers, weight)
-        parts = modules.prior.parts
+        self.prior, parts = modules.prior, modules.prior.parts
         self.widths = [(part.columns, 2 * total_variance(part.prior)) for part in parts]
         if not all(mean_square_distance for _, mean_square_distance in self.widths):
             raise ConfigError(
@@ -142,17 +147,19 @@ class MmdMethod(MatchingMethod):
             )
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
+        weights, shares_M = weights_of_labels(self.prior, prior_GZ, weights_G)
         discrepancies = [
-            losses.maximum_mean_discrepancy(z_GZ[:, own], prior_GZ[:, own], weights_G, width)
+            losses.maximum_mean_discrepancy(z_GZ[:, own], prior_GZ[:, own], weights, width)
             for own, width in self.widths
         ]
-        return torch.stack(discrepancies).sum()
+        return total(discrepancies, shares_M)
 
 
 class SlicedWassersteinMethod(MatchingMethod):
     """Codes and prior samples are compared along random directions, new ones each step.
 
-    The sliced Wasserstein autoencoder of Kolouri et al., arXiv 1804.01947.
+    The sliced Wasserstein autoencoder of Kolouri et al., arXiv 1804.01947. Where the code holds the
+    label, the distance is the sliced energy distance of each label (`PartwiseDistance`).
     """
 
     def __init__(
@@ -173,7 +180,8 @@ class CharacteristicMethod(MatchingMethod):
     """Characteristic functions of codes and prior are compared along random directions.
 
     For a Gaussian prior that is SIGReg (LeJEPA, arXiv 2511.08544) in unbiased form. Of a code in
-    parts it is the sum over parts, each in the scale of its own prior.
+    parts it is the sum over parts, each in the scale of its own prior; where the code holds the
+    label, a mean over labels.
     """
 
     def __init__(
@@ -184,7 +192,7 @@ class CharacteristicMethod(MatchingMethod):
         num_projections: int,
     ) -> None:
         super().__init__(modules, optimizers, weight)
-        self.num_projections = num_projections
+        self.num_projections, self.prior = num_projections, modules.prior
         self.parts = [(part, _std_of(part.prior)) for part in modules.prior.parts]
         if not all(std for _, std in self.parts):
             raise ConfigError(
@@ -195,16 +203,17 @@ class CharacteristicMethod(MatchingMethod):
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
         generator, distances = draws.generator("directions"), []
+        weights, shares_M = weights_of_labels(self.prior, prior_GZ, weights_G)
         for part, std in self.parts:
             directions = random_directions(part.dims, self.num_projections, generator, z_GZ)
             codes, samples = z_GZ[:, part.columns], prior_GZ[:, part.columns]
             is_gaussian = isinstance(part.prior, GaussianPrior)
             distances.append(
                 losses.characteristic_distance(
-                    codes, samples, weights_G, directions, std, is_gaussian
+                    codes, samples, weights, directions, std, is_gaussian
                 )
             )
-        return torch.stack(distances).sum()
+        return total(distances, shares_M)
 
 
 def _std_of(prior: Prior) -> float:

@@ -201,9 +201,10 @@ def _discriminator(
     """Return the discriminator of whole codes, of their parts, or of codes and labels."""
     latent_dim = config.model.latent_dim
     if isinstance(config.prior, sections.ProductPrior):
-        columns = columns_of(config.prior)
-        each = [make_one({"latent_dim": c.stop - c.start}) for c in columns]
-        return PartwiseDiscriminator(each, columns)
+        columns, given = columns_of(config.prior)
+        labels = sum(c.stop - c.start for c in given)
+        each = [make_one({"latent_dim": c.stop - c.start + labels}) for c in columns]
+        return PartwiseDiscriminator(each, columns, given)
     if config.method.kind == "label_guided":
         num_classes = num_classes_of(config.prior)
         assert num_classes is not None
@@ -267,11 +268,16 @@ def _roles(config: RunConfig, shape: SampleShape) -> dict[str, dict[str, Any]]:
     return roles
 
 
-def columns_of(prior: sections.ProductPrior) -> list[slice]:
-    """Return the columns of each part of the code that the encoder infers."""
+def columns_of(prior: sections.ProductPrior) -> tuple[list[slice], list[slice]]:
+    """Return the columns of each part of the code that is inferred, and of each that is given."""
     ends = itertools.accumulate(part.dims for part in prior.parts)
-    each = zip(ends, prior.parts, strict=True)
-    return [slice(end - part.dims, end) for end, part in each if not part.given]
+    each = [
+        (slice(end - part.dims, end), part.given is not None)
+        for end, part in zip(ends, prior.parts, strict=True)
+    ]
+    return [own for own, is_given in each if not is_given], [
+        own for own, is_given in each if is_given
+    ]
 
 
 def _built_in(model: sections.Model) -> Mapping[str, Callable[..., nn.Module]]:

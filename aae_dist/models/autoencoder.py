@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aae_dist.models.mlp import cluster_heads
 from aae_dist.models.tables import CountDecoder, Standardized, TableDecoder
+from aae_dist.utils.tensors import one_hot_classes
 
 
 class Posterior(Protocol):
@@ -139,13 +140,8 @@ class ProductPosterior:
         Rows without a label, -1, get zeros. Of several given parts the label numbers the
         combinations, as in `ProductPrior`.
         """
-        sizes = torch.Size([self._outputs[number] for number in self.given])
-        classes = torch.unravel_index(labels_B.clamp(0, sizes.numel() - 1), sizes)
-        is_known_B1 = (labels_B >= 0)[:, None]
-        one_hot = {
-            number: F.one_hot(class_B, size).to(outputs_BP) * is_known_B1
-            for number, class_B, size in zip(self.given, classes, sizes, strict=True)
-        }
+        classes = one_hot_classes(labels_B, [self._outputs[number] for number in self.given])
+        one_hot = {n: c.to(outputs_BP) for n, c in zip(self.given, classes, strict=True)}
         inferred = [0 if n in one_hot else size for n, size in enumerate(self._outputs)]
         columns = outputs_BP.split(inferred, 1)
         return torch.cat([one_hot.get(n, own) for n, own in enumerate(columns)], 1)

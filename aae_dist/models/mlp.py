@@ -120,18 +120,28 @@ class PartwiseDiscriminator(nn.Module):
     """Independent discriminators, one per part of the code, as one network.
 
     The sum of their losses has the gradients of each, so under optimizers that work element by
-    element, as Adam does, they train as separate networks.
+    element, as Adam does, they train as separate networks. Each also reads the given parts, so
+    that it compares the code of every label with the prior.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], columns: Sequence[slice]) -> None:
-        """`networks` map (B, dims of the part) to logits (B); `columns` are their parts."""
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        columns: Sequence[slice],
+        given: Sequence[slice] = (),
+    ) -> None:
+        """`networks` map (B, dims of the part and of all given ones) to logits (B).
+
+        `columns` are their parts, `given` those that hold the label.
+        """
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.columns = tuple(columns)
+        self.columns, self.given = tuple(columns), tuple(given)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         """Map codes or prior samples to logits of shape (B, A), one per part."""
-        own = (z_BZ[:, columns].contiguous() for columns in self.columns)
+        labels = [z_BZ[:, columns] for columns in self.given]
+        own = (torch.cat([z_BZ[:, columns], *labels], 1) for columns in self.columns)
         # The product lays gradients out as those of a network alone, so that sums round equally.
         logits = [net(part) * 1 for net, part in zip(self.networks, own, strict=True)]
         return torch.stack(logits, 1)

@@ -363,7 +363,8 @@ class Trial:
         summed = [torch.empty_like(p) for p in parameters] if size < len(share_BCHW) else []
         x_BCHW = share_BCHW[:size]
         noise_BN = x_BCHW.new_zeros(len(x_BCHW), self._posterior.noise_dim(self._z_dim))
-        outputs_BP = run_encoder(self._encoder, self._posterior, x_BCHW, noise_BN)
+        labels_B = torch.zeros(len(x_BCHW), dtype=torch.int64, device=x_BCHW.device)
+        outputs_BP = run_encoder(self._encoder, self._posterior, x_BCHW, noise_BN, labels_B)
         z_BZ = self._posterior.sample(outputs_BP, noise_BN)
         loss = self._loss(self._decoder(z_BZ), x_BCHW).sum()
         if self._discriminator is not None:

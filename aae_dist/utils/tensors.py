@@ -1,11 +1,13 @@
 """Random generators keyed by purpose, never by rank or history; tensors of arrays, on devices."""
 
 import hashlib
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +34,18 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def one_hot_classes(labels_B: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Return per number of classes in `sizes` one-hot rows, int64 (B, size); zeros for label -1.
+
+    The label numbers the combinations of the classes, the last's changing first, as
+    `numpy.ravel_multi_index` does.
+    """
+    classes = torch.unravel_index(labels_B.clamp(0, math.prod(sizes) - 1), tuple(sizes))
+    is_known_B1 = (labels_B >= 0)[:, None]
+    each = zip(classes, sizes, strict=True)
+    return [F.one_hot(class_B, size) * is_known_B1 for class_B, size in each]
 
 
 def as_tensor(name: str, values: Values) -> Tensor:

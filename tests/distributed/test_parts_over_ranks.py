@@ -31,8 +31,10 @@ GIVEN = {
         ),
     },
 }
+GIVEN_MMD = {**GIVEN, "method": {"kind": "mmd", "weight": 10.0}}
 TYPE_AND_BATCH = {
     **GIVEN,
+    "method": {"kind": "characteristic", "weight": 10.0},
     "model": {**MODELS["mlp"], "latent_dim": 8},
     "prior": {
         "kind": "product",
@@ -58,6 +60,7 @@ METHODS = {
     "adversarial": PARTS,
     "mmd": MMD,
     "given": GIVEN,
+    "given mmd": GIVEN_MMD,
     "given variational": GIVEN_VARIATIONAL,
     "type and batch given": TYPE_AND_BATCH,
     "label_guided": GUIDED,

@@ -36,7 +36,7 @@ GUIDED: dict[str, Any] = {
 }
 
 
-def test_a_given_part_is_the_label_and_no_adversary_reads_it() -> None:
+def test_a_given_part_is_the_label_and_the_encoder_infers_the_others() -> None:
     config = tiny_config(**GIVEN)
     networks, method, inputs = build(config, single_world())
     images, valid = global_batch(config, 0)
@@ -47,6 +47,7 @@ def test_a_given_part_is_the_label_and_no_adversary_reads_it() -> None:
     assert networks.encoder(part.x_BCHW).shape == (24, 2)
     assert isinstance(networks.discriminator, PartwiseDiscriminator)
     assert networks.discriminator.columns == (slice(0, 2),)
+    assert networks.discriminator.given == (slice(2, 5),)
     assert networks.decoder(z).shape == part.x_BCHW.shape
 
 

@@ -30,8 +30,9 @@ def test_not_even_one_sample():
         largest_that_fits(8, lambda size: False)
 
 
-def trial(**train):
-    config = tiny_config(model={"discriminator_spectral_norm": True}, train=train)
+def trial(prior=None, **train):
+    model = {"discriminator_spectral_norm": True}
+    config = tiny_config(model=model, train=train, **({"prior": prior} if prior else {}))
     networks, method, inputs = build(config, single_world())
     return networks, Trial(method.modules, (12, *SHAPE), inputs.dtype)
 
@@ -43,6 +44,11 @@ def test_a_trial_leaves_no_trace():
     for module, state in zip(networks.named().values(), before, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
         assert all(p.grad is None for p in module.parameters())
+
+
+def test_a_code_that_holds_the_label_is_tried_too():
+    of_label = {"dims": 3, "prior": {"kind": "categorical"}, "given": "label"}
+    assert trial({"kind": "product", "parts": (of_label, {"dims": 1})})[1](12)
 
 
 def test_networks_that_run_out_of_memory_get_smaller_parts(monkeypatch):

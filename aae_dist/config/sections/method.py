@@ -127,7 +127,10 @@ class MmdMethod(_Method):
 
 
 class SlicedWassersteinMethod(_Method):
-    """Reconstruction plus the sliced Wasserstein distance of codes and prior samples (SWAE)."""
+    """Reconstruction plus the sliced Wasserstein distance of codes and prior samples (SWAE).
+
+    Where a part of the code is given, it is the sliced energy distance per label (docs/parts.md).
+    """
 
     kind: Literal["sliced_wasserstein"] = "sliced_wasserstein"
     weight: PositiveFloat = 100.0

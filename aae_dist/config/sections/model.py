@@ -264,9 +264,10 @@ class Part(Section):
     straight_through: bool = False
     """For a categorical part: codes are one-hot, with the gradients of the softmax."""
     given: Literal["label"] | None = None
-    """label: the part is the sample's label, one-hot, instead of something that the encoder infers;
-    the decoder reads it, no adversary does. Samples without a label are left out. Of several
-    given parts the label numbers the combinations, as numpy.ravel_multi_index does."""
+    """label: the part is the sample's label, one-hot, instead of something that the encoder infers.
+    The decoder reads it, and the other parts are matched with their prior for every label by
+    itself. Samples without a label are left out. Of several given parts the label numbers the
+    combinations, as numpy.ravel_multi_index does."""
 
 
 class ProductPrior(Section):
