@@ -275,7 +275,7 @@ def sliced_wasserstein(
     Kolouri et al., arXiv 1804.01947, equation 14: in one dimension, sort and compare. `weights_N`
     are 1 / n for n unmasked rows, of both samples, and 0 for masked ones; the P directions may have
     any length. With labels, whole numbers, codes are compared with prior samples of their label
-    alone.
+    alone; weights may then differ among labels.
     """
     unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
     # Masked rows go to the end of both orders, where their difference is 0.
@@ -288,8 +288,13 @@ def sliced_wasserstein(
         apart_N1 = (used.max() - used.min() + 1) * labels_N[:, None]
         projected = [x_NP + apart_N1 for x_NP in projected]
     z_NP, prior_NP = (x_NP.masked_fill(masked_N1, end) for x_NP in projected)
-    differences_NP = z_NP.sort(dim=0).values - prior_NP.sort(dim=0).values
-    mean: Tensor = differences_NP.square().sum() * weights_N.max() / unit_ZP.shape[1]
+    squares_NP = (z_NP.sort(dim=0).values - prior_NP.sort(dim=0).values).square()
+    mean: Tensor
+    if labels_N is None:
+        mean = squares_NP.sum() * weights_N.max() / unit_ZP.shape[1]
+    else:
+        order_N = labels_N.masked_fill(masked_N1[:, 0], end).argsort()
+        mean = weights_N[order_N] @ squares_NP.mean(1)
     return mean
 
 

@@ -90,7 +90,9 @@ class AdversarialMethod(Method):
         conditions = [torch.cat([each, each]) for each in self.conditions(part)]
         logits_prior, logits_codes = self.discriminator(both, *conditions).chunk(2)
         # One loss, or one per part of the code.
-        losses = part.weights_B @ self.adversary.discriminator_loss(logits_prior, logits_codes)
+        losses = self.game_weights(part) @ self.adversary.discriminator_loss(
+            logits_prior, logits_codes
+        )
         loss = losses.sum()
         if penalised:
             loss = loss + self.r1.penalty(part, both, logits_prior)
@@ -105,13 +107,17 @@ class AdversarialMethod(Method):
         part = encoded.part
         z_BZ = self.with_input_noise(part, self.with_graph(encoded), "codes")
         logits = self.frozen(z_BZ, *self.conditions(part))
-        loss = (part.weights_B @ self.adversary.generator_loss(logits)).sum()
+        loss = (self.game_weights(part) @ self.adversary.generator_loss(logits)).sum()
         terms = {"loss/generator": loss.detach()}
         if self.smoothness is None:
             return self.weight * loss, terms
         change = self.smoothness.divergence(part)
         terms["loss/smoothness"] = change.detach()
         return self.weight * loss + self.smoothness_weight * change, terms
+
+    def game_weights(self, part: MicroBatch) -> Tensor:
+        """Return the weights (B) of the rows in the losses of discriminator and generator."""
+        return part.weights_B
 
     def conditions(self, part: MicroBatch) -> tuple[Tensor, ...]:
         """Return the discriminator's further inputs per row, the same for code and prior sample."""

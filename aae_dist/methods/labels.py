@@ -5,7 +5,6 @@ Shapes: B rows on this rank, K classes.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.distributed.world import rows_of_all_ranks
 from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.method import Distance, Encoded, Losses, MicroBatch, Modules
+from aae_dist.methods.method import Distance, Draws, Encoded, Losses, MicroBatch, Modules
 from aae_dist.models import ProductPosterior, run_encoder
 
 
@@ -23,8 +22,42 @@ class LabelGuidedMethod(AdversarialMethod):
     """The discriminator reads the label, and labels choose the prior's mode (section 2.3).
 
     The distance of `method.balance: auto` compares codes with the prior samples of their label: one
-    that knew no labels would hold the codes where they are, in the modes of other classes.
+    that knew no labels would hold the codes where they are, in the modes of other classes. In the
+    game and in the distance the samples with a label weigh as much as those without, however few:
+    those without are content with any mode.
     """
+
+    labels_G: Tensor
+    """Of the global batch, as floats."""
+    factors: tuple[Tensor, Tensor]
+    """On the weights of rows with and without a label, scalars."""
+
+    def step(self, parts: Sequence[MicroBatch]) -> Losses:
+        """Weigh rows with a label and rows without by their numbers; then as without labels."""
+        labels = torch.cat([part.labels_B for part in parts])
+        weights = torch.cat([part.weights_B for part in parts])
+        rows, num_rows = torch.cat([p.rows_B for p in parts]), parts[0].draws.global_batch_size
+        table = torch.stack([labels.to(weights), weights], 1)
+        table = rows_of_all_ranks(table, rows, num_rows, self.modules.world)
+        self.labels_G, weights_G = table.unbind(1)
+        is_known_G = self.labels_G >= 0
+        # Counts are exact, whatever the order of the sum.
+        num_known, num_others = (
+            ((weights_G > 0) & own).sum().to(weights) for own in (is_known_G, ~is_known_G)
+        )
+        has_both, half = num_known * num_others > 0, (num_known + num_others) / 2
+        self.factors = (
+            torch.where(has_both, half / num_known, 1.0),
+            torch.where(has_both, half / num_others, 1.0),
+        )
+        return super().step(parts)
+
+    def game_weights(self, part: MicroBatch) -> Tensor:
+        return part.weights_B * self._factor(part.labels_B)
+
+    def _factor(self, labels_B: Tensor) -> Tensor:
+        with_label, without = self.factors
+        return torch.where(labels_B >= 0, with_label, without)
 
     def conditions(self, part: MicroBatch) -> tuple[Tensor, ...]:
         return (part.labels_B,)
@@ -32,11 +65,11 @@ class LabelGuidedMethod(AdversarialMethod):
     def distance_and_gradient(
         self, encoded: Sequence[Encoded], distance: Distance
     ) -> tuple[Tensor, Tensor]:
-        labels = torch.cat([e.part.labels_B for e in encoded]).to(encoded[0].z_BZ.dtype)
-        rows, world = torch.cat([e.part.rows_B for e in encoded]), self.modules.world
-        num_rows = encoded[0].part.draws.global_batch_size
-        labels_G = rows_of_all_ranks(labels[:, None], rows, num_rows, world)[:, 0]
-        return super().distance_and_gradient(encoded, partial(self.distance, labels_G=labels_G))
+        def of_label(z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
+            weights_G = weights_G * self._factor(self.labels_G)
+            return self.distance(z_GZ, prior_GZ, weights_G, draws, self.labels_G)
+
+        return super().distance_and_gradient(encoded, of_label)
 
 
 class SemiSupervisedMethod(AdversarialMethod):

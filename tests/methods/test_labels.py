@@ -103,17 +103,31 @@ def test_the_distance_compares_codes_with_prior_samples_of_their_label() -> None
     draw = torch.Generator().manual_seed(0)
     labels = torch.tensor([-1, 0, 2] * 8)
     z, prior = torch.randn(2, 24, 4, generator=draw, dtype=torch.float64)
-    weights = torch.full((24,), 1 / 20, dtype=torch.float64)
+    weights = torch.where(labels < 0, 0.06, 0.04).double()
     weights[[1, 5, 8, 15]] = 0.0
     directions = torch.randn(4, 9, generator=draw, dtype=torch.float64)
     found = sliced_wasserstein(z, prior, weights, directions, labels.double())
     slow = 0.0
     for label in (-1, 0, 2):
         own = (labels == label) & (weights > 0)
-        even = torch.full((int(own.sum()),), 1 / 20, dtype=torch.float64)
-        slow += float(sliced_wasserstein(z[own], prior[own], even, directions))
+        slow += float(sliced_wasserstein(z[own], prior[own], weights[own], directions))
     assert float(found) == pytest.approx(slow, rel=1e-12)
-    assert float(found) > float(sliced_wasserstein(z, prior, weights, directions))
+
+
+def test_the_few_rows_with_a_label_weigh_as_much_as_all_others() -> None:
+    config = tiny_config(**GUIDED)
+    _, method, inputs = build(config, single_world())
+    assert isinstance(method, LabelGuidedMethod)
+    images, valid = global_batch(config, 4)  # a third is masked
+    few = torch.tensor([0, 1, 2] + [-1] * 5).repeat(3)
+    for labels, shares in ((few, (0.5, 0.5)), (few.clamp(min=0), (1.0, 0.0))):
+        parts = inputs.parts(images, valid, int(valid.sum()), 4, labels)
+        method.step(parts)
+        weights, known = method.game_weights(parts[0]), labels >= 0
+        assert not weights[~valid].any()
+        for own, share in ((known, shares[0]), (~known, shares[1])):
+            assert float(weights[own].sum()) == pytest.approx(share, rel=1e-12)
+            assert len(weights[own & valid].unique()) == (share > 0)
 
 
 def test_classification_learns_the_labelled_set_alone() -> None:
