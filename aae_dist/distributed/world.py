@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aae_dist.errors import AaeDistError, ConfigError, packed, unpacked
+from aae_dist.errors import AaeDistError, ConfigError, LaunchError, packed, unpacked
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,30 @@ def from_environment(device: str) -> World:
     """Return the world that torchrun or Ray Train described in this process's environment.
 
     The device auto takes the GPU of this process's local rank, if there is one; cuda raises
-    ConfigError where torch sees no GPU.
+    ConfigError where torch sees no GPU. LaunchError names variables that fit no world.
     """
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_size = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    local_rank = _number("LOCAL_RANK", 0)
+    local_size = max(local_rank + 1, _number("LOCAL_WORLD_SIZE", 1))
+    if size > 1 and not os.environ.get("RANK"):
+        raise LaunchError(f"WORLD_SIZE={size}, but RANK is not set. {_TORCHRUN}")
+    if rank >= size:
+        raise LaunchError(f"RANK={rank} is no rank of WORLD_SIZE={size}. {_TORCHRUN}")
     if device == "cuda":
         check_cuda("train.device=cuda")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     return World(rank, size, local_rank, chosen, local_size)
+
+
+_TORCHRUN = "torchrun sets it for its ranks: start them with it, or unset what is left over."
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip() or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 7):
+        raise LaunchError(f"{name}={text[:40]!r} is not a number of ranks. {_TORCHRUN}")
+    return int(text)
 
 
 def check_cuda(wanted: str) -> None:

@@ -1,6 +1,7 @@
 """Without a cluster, this process or torchrun's: training, and a trained run on all shards."""
 
 import contextlib
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -83,9 +84,15 @@ def process_group(world: World) -> Iterator[None]:
     if is_cuda:
         torch.cuda.set_device(world.device)
     backend = "nccl" if is_cuda else "gloo"
-    torch.distributed.init_process_group(
-        backend, timeout=timedelta(seconds=ranks.COLLECTIVE_SECONDS)
-    )
+    seconds = timedelta(seconds=ranks.COLLECTIVE_SECONDS)
+    try:
+        torch.distributed.init_process_group(backend, timeout=seconds)
+    except (ValueError, RuntimeError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ending.WorkersFailedError(
+            f"the {world} cannot meet at MASTER_ADDR:MASTER_PORT, {place} "
+            f"({ending.last_line(error)}). Check that rank 0 runs there, and the port."
+        ) from error
     try:
         ranks.control_group()
         yield

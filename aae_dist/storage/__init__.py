@@ -1,12 +1,13 @@
 """Local folders, buckets and web servers behind one protocol, `Storage`."""
 
+import re
 from urllib.parse import unquote, urlsplit
 
 from aae_dist.errors import LaunchError
 from aae_dist.storage import base
 from aae_dist.storage.base import Entry, Storage, check_key, is_remote, join, read_or_none, rereads
 from aae_dist.storage.local import LocalStorage
-from aae_dist.utils.text import unexpanded, without_credentials_in_url
+from aae_dist.utils.text import unexpanded, without_credentials_in_url, without_user_info
 
 __all__ = [
     "Entry",
@@ -39,7 +40,8 @@ def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = 
     if "\0" in uri or not uri or (is_blank_first and "://" in uri):
         what = "is no address. Give a path or a URI such as s3://bucket/folder."
         raise LaunchError(f"{without_credentials_in_url(uri)!r} {what}")
-    base.check_no_user_info(uri)
+    if scheme not in _OTHER_NAMES:
+        base.check_no_user_info(uri)
     if advice := unexpanded(uri):
         raise LaunchError(f"{without_credentials_in_url(uri)}: {advice}.")
     if scheme == "":
@@ -50,6 +52,15 @@ def open_storage(uri: str, patience_seconds: float | None = None, probe: bool = 
             raise LaunchError(f"{uri}: name a path of this machine, as in file:///folder.")
         return LocalStorage(unquote(parts.path))
     return _open_remote(uri, scheme, patience_seconds, probe)
+
+
+_AZURE = "az://CONTAINER/folder, and the account to AZURE_STORAGE_ACCOUNT_NAME"
+_OTHER_NAMES = {
+    **dict.fromkeys(("s3a", "s3n", "r2", "minio"), "s3://BUCKET/folder"),
+    **dict.fromkeys(("gcs",), "gs://BUCKET/folder"),
+    **dict.fromkeys(("abfs", "abfss", "wasb", "wasbs", "azure", "adl"), _AZURE),
+}
+"""Names that other programs have for the same stores, and what to write here."""
 
 
 def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: bool) -> Storage:
@@ -64,6 +75,8 @@ def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: b
         scheme == "http" and not base.is_loopback(name or "")
     ):
         advice = "Download it first: aae-dist pull. " if scheme == "hf" else ""
+        if other := _OTHER_NAMES.get(scheme):
+            advice, uri = f"Write {other}. ", f"{scheme}://{without_user_info(host)}..."
         raise LaunchError(
             f"{uri}: addresses of the kind {scheme}: are not supported. {advice}"
             "Use a local path, file://, s3://, gs://, az://, or https:// to read."
@@ -73,6 +86,11 @@ def _open_remote(uri: str, scheme: str, patience_seconds: float | None, probe: b
         raise LaunchError(f"{text}: the bucket or host is missing. Write {scheme}://NAME/folder.")
     if scheme in base.WEB_SCHEMES:
         base.check_web_address(uri)
+    elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", host):
+        what = " The port belongs to AWS_ENDPOINT_URL." if re.search(r":\d+$", host) else ""
+        raise LaunchError(
+            f"{uri}: {host!r} is no name of a bucket: letters, digits and . - _ only.{what}"
+        )
     folder = folder.strip("/")
     prefix = check_key(folder) if folder else ""
     root = f"{scheme}://{host}"

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 _NO_CREDENTIALS = re.compile(
-    r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google|No credential|missing credential",
+    r"169\.254\.169\.254|169\.254\.170\.2|metadata\.google|No credential|missing credential"
+    r"|Missing (SecretAccessKey|AccessKeyId)|Account must be specified",
     re.IGNORECASE,
 )
 _REFUSED = re.compile(r"\b(401 Unauthorized|403 Forbidden)\b|AccessDenied|InvalidAccessKeyId")
@@ -43,10 +44,12 @@ _RETRIED = re.compile(r"status code: (5\d\d|429)|body error|after \d+ retries", 
 
 _USUAL = "AWS_ENDPOINT_URL"  # replaced by the variable of the store at hand
 _NO_SUCH_BUCKET = f"the bucket does not exist. Create it, or check its name and {_USUAL}"
-_LOG_IN = (
-    "no credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-    "(GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME and _KEY), or give the pod a role"
-)
+_KEYS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_SERVICE_ACCOUNT",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+_LOG_IN = f"no credentials were found. Set {_KEYS['s3']}, or give the pod a role"
 _NO_PROFILES = (
     ". AWS_PROFILE is set, but profiles of ~/.aws are not read here: export its keys with "
     "`aws configure export-credentials --format env`"
@@ -101,6 +104,8 @@ def advice(error: Exception) -> str:
 
 def _with_variable(text: str, uri: str) -> str:
     """Return advice of ours with the variable that this store's address was read from."""
+    if text.startswith(_LOG_IN):
+        return text.replace(_KEYS["s3"], _KEYS.get(scheme_of(uri), _KEYS["s3"]))
     if text not in (_NO_SUCH_BUCKET, _SILENT):
         return text
     name = endpoint_variable(uri)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import obstore
 
 from aae_dist.errors import LaunchError
-from aae_dist.storage.base import is_loopback, scheme_of
+from aae_dist.storage.base import WEB_SCHEMES, is_loopback, scheme_of
 from aae_dist.utils.text import strip_environment, without_user_info
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ def connect(root: str, retries: "RetryConfig", request_seconds: float) -> "Objec
     is_s3 = scheme_of(root) == "s3"
     # Servers that are not Amazon's seldom have a host name for each bucket.
     own: dict[str, Any] = {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    if scheme_of(root) in WEB_SCHEMES:  # from_url takes the servers of clouds for their buckets
+        web: ObjectStore = obstore.store.HTTPStore.from_url(
+            root, client_options=options, retry_config=retries
+        )
+        return web
     found: ObjectStore = obstore.store.from_url(
         root, client_options=options, retry_config=retries, **(own if endpoint and is_s3 else {})
     )

@@ -146,6 +146,8 @@ def without_user_info(text: str) -> str:
 
 
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][^}]*\}|\$[A-Za-z_]\w*(?![\w$])|\$\(|%[A-Za-z_]\w+%")
+_ELSEWHERE = re.compile(r"[A-Za-z]:\\|\\\\|[\w.-]+@[\w.-]+:|[\w.-]+\.amazonaws\.com/")
+"""Windows, a Windows share, scp, a bucket without https://."""
 _TILDE = re.compile(r"(?<=/)~(?=/|$)")
 
 
@@ -155,8 +157,15 @@ def unexpanded(path: str) -> str:
     A local path that exists is taken as it is.
     """
     is_local, place = "://" not in path, os.path.expanduser(path)
+    if not path.strip():
+        return "it is empty. Write a path or an address"
     if is_local and os.path.lexists(place):
         return ""
+    if is_local and (found := _ELSEWHERE.match(path)):
+        return (
+            f"{found[0]}... would be a name in the current folder: it is no path of this machine. "
+            "Mount it and write where, or copy it to a bucket"
+        )
     if found := _VARIABLE.search(path):
         why = "only a shell expands it, and not within single quotes"
     elif found := re.match(r"~[^/]*", place) or _TILDE.search(place):

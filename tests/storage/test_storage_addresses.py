@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from obstore.store import HTTPStore
 
-from aae_dist.errors import LaunchError
+from aae_dist.config import load_config
+from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.storage import is_remote, join, open_storage
+from aae_dist.storage.bucket import BucketStorage
 
 
 def test_a_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +42,7 @@ def test_azure_takes_its_account_from_the_environment(monkeypatch: pytest.Monkey
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     assert open_storage("az://container/a").uri == "az://container/a"
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
-    with pytest.raises(LaunchError, match="az://container: .*Account must be specified"):
+    with pytest.raises(LaunchError, match="az://container: .*AZURE_STORAGE_ACCOUNT_NAME"):
         open_storage("az://container/a")
 
 
@@ -107,3 +110,69 @@ def test_only_buckets_and_web_servers_are_remote() -> None:
     assert is_remote("https://host")
     assert not is_remote("file:///x")
     assert not is_remote("/x/y:z")
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3a://b/runs", "Write s3://BUCKET/folder"),
+        ("r2://b/runs", "Write s3://BUCKET/folder"),
+        ("gcs://b/runs", "Write gs://BUCKET/folder"),
+        ("abfss://c@a.dfs.core.windows.net/x", "az://CONTAINER/folder, .*AZURE_STORAGE_ACCOUNT_N"),
+        ("wasbs://c@a.blob.core.windows.net/x", "az://CONTAINER/folder"),
+        ("s3://<bucket>/runs", "'<bucket>' is no name of a bucket"),
+        ("s3://b:9000/runs", "'b:9000' is no name .*The port belongs to AWS_ENDPOINT_URL"),
+        ("s3://arn:aws:s3:::b/runs", "is no name of a bucket"),
+        ("gs://my bucket/runs", "is no name of a bucket"),
+        (r"C:\runs", "no path of this machine. Mount it"),
+        (r"\\server\share", "no path of this machine"),
+        ("me@host:/runs", "me@host:... would be a name in the current folder"),
+        ("b.s3.amazonaws.com/runs", "no path of this machine"),
+        ("  ", "it is empty"),
+    ],
+)
+def test_an_address_of_another_kind_is_told_what_to_write(uri: str, words: str) -> None:
+    with pytest.raises(LaunchError, match=words) as caught:
+        open_storage(uri)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("https://s3.amazonaws.com/b/a.tar", "https://b.s3.us-east-1.amazonaws.com/a.tar"),
+        *("https://a.blob.core.windows.net/c/a.tar", "https://storage.googleapis.com/b/a.tar"),
+    ],
+)
+def test_a_public_file_of_a_cloud_is_a_file_of_a_web_server(uri: str) -> None:
+    folder, _, _ = uri.rpartition("/")
+    storage = open_storage(folder)
+    assert isinstance(storage, BucketStorage)
+    assert isinstance(storage._store, HTTPStore)
+    with pytest.raises(LaunchError, match="a web server is read-only"):
+        storage.check_writable()
+
+
+@pytest.mark.parametrize(
+    ("variables", "uri", "words"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "k"}, "s3://b", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_SECRET_ACCESS_KEY": "k" * 8}, "s3://b", "AWS_ACCESS_KEY_ID and AWS_SECRET"),
+        ({}, "az://c", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+    ],
+)
+def test_half_of_the_credentials_is_told_which(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], uri: str, words: str
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaunchError, match=f"no credentials were found. Set {words}"):
+        open_storage(uri)
+
+
+def test_an_empty_run_storage_is_one_line() -> None:
+    for value in ("''", "' '"):
+        with pytest.raises(ConfigError, match=r"run.storage: it is empty. Write a path"):
+            load_config([], ["run.name=a", "data.train=b", "train.steps=1", f"run.storage={value}"])

@@ -63,6 +63,8 @@ MAX_SAMPLES = 20_000_000  # of one shard; their index takes 2.6 GB on every rank
 MAX_MEMBERS = 10_000  # members of one sample
 _LARGEST_AT_ONCE = 256 << 20  # bytes read for their headers at once, taking up to as many more
 _MAX_KNOWN = 1000
+_SMALL_BYTES = 16 << 10
+_IS_ODD = re.compile(r"__|.*[/\n]").match
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -213,9 +215,11 @@ def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
     Plain: regular files and folders with names of up to 100 bytes and octal sizes, and pax headers
     that say no more than a time.
     """
-    # Find the blocks that look like headers, and their sizes.
     if len(data) % BLOCK:
         return None
+    if len(data) <= _SMALL_BYTES:
+        return _few_members(data)
+    # Find the blocks that look like headers, and their sizes.
     blocks = np.frombuffer(data, np.uint8).reshape(-1, BLOCK)
     headers = np.frombuffer(data, _HEADER)
     numbers = np.flatnonzero(headers["magic"] == b"ustar")
@@ -246,6 +250,45 @@ def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
         return None
     starts = (files + 1) * BLOCK
     return zip(names, starts.tolist(), sizes[is_file].tolist(), strict=True)
+
+
+def _few_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
+    """Do what `plain_members` does, header by header: numpy's calls cost as much as 25 headers."""
+    offset, end, members = 0, len(data), []
+    while offset < end and (header := data[offset : offset + BLOCK])[0]:
+        start, kind, digits, checksum = (
+            offset + BLOCK,
+            header[156:157],
+            header[124:136],
+            header[148:154],
+        )
+        if header[257:262] != b"ustar" or header[345] or digits[11]:
+            return None
+        if not (digits[:11].isdigit() and checksum.isdigit()):
+            return None
+        try:
+            size = int(digits[:11], 8) if kind != b"5" else 0
+            wanted = int(checksum, 8)
+        except ValueError:  # an 8 or a 9
+            return None
+        # The checksum counts its own field as eight spaces.
+        if sum(header) - sum(header[148:156]) + 8 * 32 != wanted or start + size > end:
+            return None
+        offset = start + (size + BLOCK - 1) // BLOCK * BLOCK
+        if kind == b"0":
+            name = header[:100].partition(b"\0")[0]
+            if not name:
+                return None
+            members.append((name.decode("utf-8", "surrogateescape"), start, size))
+        elif kind != b"5" and not (kind == b"x" and _is_a_time(data[start : start + size])):
+            return None
+    is_ended = 0 < offset < end and data.count(0, offset) == end - offset
+    return iter(members) if is_ended else None
+
+
+def _is_a_time(record: bytes) -> bool:
+    is_time = record[2 : 2 + len(_TIME)] == _TIME and record.endswith(b"\n")
+    return is_time and record[:2].isdigit() and int(record[:2]) == len(record)
 
 
 def _say_only_a_time(records: Bytes, sizes: NDArray[np.int64]) -> Bools:
@@ -314,7 +357,10 @@ def _group(members: Iterator[tuple[str, int, int]], unused: UnusedMembers) -> Ta
     seen: set[str] = set()
     known: dict[str, str] = {}
     for name, start, size in members:
-        new_key, suffix = _key_and_suffix(name)
+        new_key: str | None
+        new_key, dot, suffix = name.partition(".")
+        if not dot or not new_key or _IS_ODD(name):  # most names take half the time of the rest
+            new_key, suffix = _key_and_suffix(name)
         if new_key is None:
             if not _META.match(name):  # webdataset's own notes are no data
                 unused.add(NO_KEY, name)
