@@ -1,7 +1,7 @@
 """Scores of samples, against the published formulas written slowly, and against what should move.
 
-torchmetrics 1.9.0, torch-fidelity 0.4.0 and prdc 0.2 give the same numbers on the features of
-`sets`, to 1e-13 (run once by hand: they are not among the packages of the tests).
+And against torchmetrics 1.9.0, torch-fidelity 0.4.0 and prdc 0.2, whose numbers stand here: they are
+not among the packages of the tests.
 """
 
 import numpy as np
@@ -77,6 +77,22 @@ def test_scores_are_those_of_the_published_formulas(num_real, num_other):
     )
     alone = pairwise_scores(*without)
     assert alone == {"kernel_distance": pytest.approx(found["kernel_distance"], rel=1e-9)}
+
+
+def test_scores_are_those_of_torchmetrics_torch_fidelity_and_prdc():
+    draw = np.random.default_rng(0)
+    real = draw.standard_normal((600, 24))
+    mix = np.eye(24) + 0.3 * draw.standard_normal((24, 24))
+    other = 0.8 * draw.standard_normal((530, 24)) @ mix + 0.2
+    found = fast(torch.from_numpy(real), torch.from_numpy(other))
+    # torchmetrics: FrechetInceptionDistance with an identity for its network; torch-fidelity gives
+    # 16.376467309338167.
+    assert found["frechet_distance"] == pytest.approx(16.376467309338118, rel=1e-6)
+    of_prdc = (0.16981132075471697, 0.855, 0.11584905660377359, 0.365)
+    assert [found[name] for name in NAMES] == pytest.approx(of_prdc, rel=1e-6)
+    # torch-fidelity's kernel_mmd, degree 3 and coefficient 1, takes equal numbers of samples.
+    equal = fast(torch.from_numpy(real[:530]), torch.from_numpy(other))
+    assert equal["kernel_distance"] == pytest.approx(0.8381703799438633, rel=1e-6)
 
 
 def test_fewer_samples_than_features_have_a_distance_too():
