@@ -1,7 +1,7 @@
 """Scores of samples, against the published formulas written slowly, and against what should move.
 
-And against torchmetrics 1.9.0, torch-fidelity 0.4.0 and prdc 0.2, whose numbers stand here: they are
-not among the packages of the tests.
+And against torchmetrics 1.9.0, torch-fidelity 0.4.0 and prdc 0.2, whose numbers stand here: they
+are not among the packages of the tests.
 """
 
 import numpy as np
