@@ -27,14 +27,24 @@ def total_variance(prior: Prior) -> float:
     return float(prior.sample(NUM_SAMPLES_OF_SCALE, draw).double().var(0).sum())
 
 
-def given_labels(prior: Prior, z_GZ: Tensor) -> Tensor | None:
-    """Return the labels that the given parts of codes hold, int64 (G); None if no part is given."""
+def given_labels(prior: Prior, z_GZ: Tensor, weights_G: Tensor) -> Tensor | None:
+    """Return the labels that the given parts of codes hold, int64 (G); None if no part is given.
+
+    Rows that are alone with their label share one more, the last: no distance of a single row is
+    without bias, and together these too should be samples of the prior.
+    """
     if not prior.given:
         return None
     labels_G = torch.zeros(len(z_GZ), dtype=torch.int64, device=z_GZ.device)
     for part in prior.given:
         labels_G = labels_G * part.dims + z_GZ[:, part.columns].argmax(1)
-    return labels_G
+    counts_M = labels_G.new_zeros(_num_labels(prior))
+    counts_M.scatter_add_(0, labels_G, (weights_G > 0).long())
+    return torch.where(counts_M[labels_G] == 1, len(counts_M), labels_G)
+
+
+def _num_labels(prior: Prior) -> int:
+    return math.prod(part.dims for part in prior.given)
 
 
 def weights_of_labels(
@@ -42,14 +52,13 @@ def weights_of_labels(
 ) -> tuple[Tensor, Tensor | None]:
     """Return weights of the rows of each label, (M, G), and the labels' shares of all rows, (M).
 
-    A label of one row has none, since no estimate from it is without bias. If no part is given,
-    the weights (G) as they are, and None.
+    Labels are those of `given_labels`; one of a single row has no share. If no part is given, the
+    weights (G) as they are, and None.
     """
-    labels_G = given_labels(prior, prior_GZ)
+    labels_G = given_labels(prior, prior_GZ, weights_G)
     if labels_G is None:
         return weights_G, None
-    num_labels = math.prod(part.dims for part in prior.given)
-    own_MG = F.one_hot(labels_G, num_labels).t() * (weights_G > 0)
+    own_MG = F.one_hot(labels_G, _num_labels(prior) + 1).t() * (weights_G > 0)
     sizes_M1 = own_MG.sum(1, keepdim=True).to(weights_G)
     shares_M = (sizes_M1 * weights_G.max() * (sizes_M1 > 1))[:, 0]
     return own_MG / sizes_M1.clamp(min=1), shares_M
@@ -89,7 +98,7 @@ class PartwiseDistance:
     ) -> Tensor:
         """Return the distance, a scalar; see `MatchingMethod.distance`, `sliced_wasserstein`."""
         generator, distances = draws.generator("directions"), []
-        given_G = given_labels(self._prior, prior_GZ)
+        given_G = given_labels(self._prior, prior_GZ, weights_G)
         for part, scale, std in zip(self._parts, self._scales, self._stds, strict=True):
             directions_ZP = random_directions(part.dims, self._num, generator, z_GZ)
             z, prior = z_GZ[:, part.columns], prior_GZ[:, part.columns]
