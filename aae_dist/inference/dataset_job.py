@@ -27,14 +27,7 @@ from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.format.manifest import CLASSES_FILE, FILE_NAME, dump, dump_classes
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
-from aae_dist.inference.anomaly import (
-    Neighbours,
-    Reference,
-    ScoreCsv,
-    ScoreParquet,
-    Scorer,
-    digest,
-)
+from aae_dist.inference import anomaly
 from aae_dist.inference.samplers import load_sampler, read_sampler
 from aae_dist.inference.trained_run import TrainedRun, load_run
 from aae_dist.storage import Storage, open_storage
@@ -219,10 +212,10 @@ FORMATS: dict[str, Callable[[Path, OutputSpec], ShardOutput]] = {
     "parquet": ParquetOutput,
     "npy": NpyOutput,
     "tar": TarOutput,
-    "scores-parquet": lambda folder, spec: ScoreParquet(
+    "scores-parquet": lambda folder, spec: anomaly.ScoreParquet(
         folder / f"{spec.name}.parquet", spec.columns, dict(spec.classes)
     ),
-    "scores-csv": lambda folder, spec: ScoreCsv(folder / f"{spec.name}.csv", spec.columns),
+    "scores-csv": lambda folder, spec: anomaly.ScoreCsv(folder / f"{spec.name}.csv", spec.columns),
 }
 LAST_FILES = {
     **{"parquet": "{}.parquet", "npy": "{}.codes.npy", "tar": "{}.tar"},
@@ -298,9 +291,9 @@ def _about_scores(run: TrainedRun, job: DatasetJob) -> dict[str, Any]:
     """Return the part of the fingerprint that decides scores; empty for other outputs."""
     if not job.scores:
         return {}
-    about: dict[str, Any] = {"scores": list(job.scores), "reference": digest(job.reference)}
+    about: dict[str, Any] = {"scores": list(job.scores), "reference": anomaly.digest(job.reference)}
     if job.sampler is not None:
-        about["sampler"] = digest(read_sampler(run, job.sampler))
+        about["sampler"] = anomaly.digest(read_sampler(run, job.sampler))
     return about
 
 
@@ -419,12 +412,12 @@ def _load_once(job: DatasetJob) -> TrainedRun:
 
 
 @functools.lru_cache(maxsize=1)
-def _ranking(job: DatasetJob) -> tuple[Scorer, Reference]:
+def _ranking(job: DatasetJob) -> tuple[anomaly.Scorer, anomaly.Reference]:
     """Return scorer and reference, loaded once per process."""
     run = _load_once(job)
-    reference = Reference.from_bytes(job.scores, job.reference)
+    reference = anomaly.Reference.from_bytes(job.scores, job.reference)
     sampler = None if job.sampler is None else load_sampler(run, job.sampler)
-    return Scorer(run, sampler or Neighbours(reference.codes_nZ)), reference
+    return anomaly.Scorer(run, sampler or anomaly.Neighbours(reference.codes_nZ)), reference
 
 
 def _rows(
