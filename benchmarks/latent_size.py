@@ -7,7 +7,9 @@ study that was stopped continues with the same command, and a finished one only 
 set and method it fits C2ST as a logistic function of the logarithm of the size and prints d*, the
 size where the fit crosses 0.65, with a 95 % interval from resampling seeds; next to it the true
 dimension and what TwoNN and MLE say of the data before any training; and it draws all of them to
-DIR/latent-size.png. --quick is the cut of 63 trials on digits.
+DIR/latent-size.png. On digits the sampling gap is how much farther decoded prior samples are from
+the validation images than reconstructions are, by the Fréchet distance of wavelet packets. --quick
+is the cut of 63 trials on digits.
 """
 
 import argparse
@@ -47,10 +49,11 @@ KNOWN = {f"map of {d}": d for d in (2, 5, 10, 20)}
 """Sets of a known dimension: random smooth maps of Gaussians into 100 numbers."""
 SETS = ("digits", *KNOWN)
 SCORES = {"mse": "reconstruction/mse", "c2st": "prior_match/c2st"}
+GAP = ("samples/frechet_distance", "reconstruction/frechet_distance")
 
 
-Points = dict[str, dict[float, list[tuple[float, float]]]]
-"""By method and size: (mse, c2st) per seed."""
+Points = dict[str, dict[float, list[tuple[float, float, float]]]]
+"""By method and size: (mse, c2st, sampling gap or NaN) per seed."""
 
 
 def write_shards(name: str, work: Path) -> Path:
@@ -87,6 +90,7 @@ def overrides(name: str, options: argparse.Namespace) -> list[str]:
     }
     if name == "digits":
         data = ["data.train=builtin://digits/train", "data.validation=builtin://digits/validation"]
+        data.append("evaluation.features=wavelet")
     else:
         folder = write_shards(name, work)
         data = [f"data.{k}={folder / v}" for k, v in (("train", "train.tar"),)]
@@ -124,7 +128,9 @@ def points_of(sweep: SweepRecord) -> Points:
             continue
         by_size = found.setdefault(trial.parameters["method"]["kind"], {})
         mse, c2st = (float(score or 0.0) for score in scores)
-        by_size.setdefault(float(trial.parameters["model.latent_dim"]), []).append((mse, c2st))
+        samples, rebuilt = (trial.metrics.get(metric) or math.nan for metric in GAP)
+        size = float(trial.parameters["model.latent_dim"])
+        by_size.setdefault(size, []).append((mse, c2st, samples - rebuilt))
     return found
 
 
@@ -168,10 +174,10 @@ def crossing(sizes: Array, c2st: Array) -> float:
     return size if size <= 2 * max(sizes) else math.inf
 
 
-def interval(by_size: Mapping[float, Sequence[tuple[float, float]]]) -> tuple[float, float, float]:
+def interval(by_size: Mapping[float, Sequence[tuple[float, ...]]]) -> tuple[float, float, float]:
     """Return d* and its 95 % interval, from resampling the seeds of each size."""
     sizes = np.array(sorted(by_size))
-    values = [np.array([c2st for _, c2st in by_size[size]]) for size in sizes]
+    values = [np.array([seed[1] for seed in by_size[size]]) for size in sizes]
     draw = np.random.default_rng(0)
 
     def of(choose: Callable[[Array], Array]) -> float:
@@ -189,12 +195,13 @@ def report(name: str, sweep: SweepRecord) -> dict[str, float]:
     estimates = [first.get(f"data/dimension_{by}") or math.nan for by in ("twonn", "mle")]
     truth = KNOWN.get(name, "unknown")
     print(f"\n{name}: true dimension {truth}, TwoNN {estimates[0]:.1f}, MLE {estimates[1]:.1f}")
-    print("| method | size | mse | C2ST | seeds |")
-    print("|---|---|---|---|---|")
+    print("| method | size | mse | C2ST | sampling gap | seeds |")
+    print("|---|---|---|---|---|---|")
     for method, by_size in found.items():
         for size, seeds in sorted(by_size.items()):
-            mse, c2st = np.array(seeds).mean(0)
-            print(f"| {method} | {size:g} | {mse:.5f} | {c2st:.3f} | {len(seeds)} |")
+            mse, c2st, gap = np.array(seeds).mean(0)
+            scores = f"{mse:.5f} | {c2st:.3f} | {gap:.4f}"
+            print(f"| {method} | {size:g} | {scores} | {len(seeds)} |")
     critical = {}
     for method, by_size in found.items():
         value, low, high = interval(by_size)
@@ -212,7 +219,9 @@ def draw(found: Mapping[str, Points], path: Path) -> None:
             sizes = np.array(sorted(by_size))
             mean = np.array([np.mean(by_size[size], 0) for size in sizes])
             for size in sizes:
-                top.scatter([size] * len(by_size[size]), [m for _, m in by_size[size]], 8, color)
+                top.scatter(
+                    [size] * len(by_size[size]), [seed[1] for seed in by_size[size]], 8, color
+                )
             x = np.linspace(np.log2(sizes[0]), np.log2(sizes[-1]))
             top.plot(2**x, logistic(x, *map(np.array, fit(sizes, mean[:, 1]))), color, label=method)
             bottom.plot(sizes, mean[:, 0], color, marker="o", markersize=3)
