@@ -19,6 +19,8 @@ _MISSING_NUMBER = frozenset(("na", "n/a", "none"))
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", re.ASCII)
 _INTEGER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _ANY_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
+_LIKE_A_NUMBER = re.compile(r"(?=.*([,'_ ]|[^\x00-\x7f]))[+-]?\d[\d.,'_ ]*")
+"""10,0 and 1'000 and digits of other scripts: as names, 10,0 would be numbered before 2,0."""
 _MAX_LABEL = 10**18
 _MAX_KEY_BYTES = 200  # a path of 255 bytes per part is legal; keys are columns, names and legends
 _SHOWN = 5
@@ -99,6 +101,11 @@ def labels_of_texts(texts: Sequence[str], known: ClassMap | None, where: str) ->
             f"{where}: labels are numbers ({min(numbers)!r:.40}) and names "
             f"({min(given - numbers)!r:.40}); give one of both, or the number of each in a file "
             "for --classes."
+        )
+    if odd := sorted(text for text in given if _LIKE_A_NUMBER.fullmatch(text)):
+        raise DataError(
+            f"{where}: the label {odd[0]!r:.40} is like a number, and no number; write digits and "
+            "a point, as in 1.0, or give the number of each in a file for --classes."
         )
     classes = {name: number for number, name in enumerate(sorted(given))}
     return Labels([classes.get(text) for text in stripped], classes)

@@ -324,3 +324,15 @@ def test_class_maps_that_differ_are_no_map_and_said(tmp_path: Path) -> None:
     both = open_manifest([str(tmp_path / "a/train"), str(tmp_path / "b/train")])
     assert both.classes == {}
     assert "'dog' is label 2 in" in both.class_conflict or "label 1 is 'cat'" in both.class_conflict
+
+
+@pytest.mark.parametrize("text", ["10,0", "1'000", "1_0", "1 000", "\u0661\u0662", "-1,5"])
+def test_what_is_like_a_number_becomes_no_name(text: str) -> None:
+    with pytest.raises(DataError, match="is like a number, and no number") as caught:
+        labels_of_texts([text, "2,0"], None, "labels.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_with_digits_stay_names() -> None:
+    texts = ["1.2.3", "2020-01", "3d", "a,b", "10 cats", "\u00e91"]
+    assert sorted(labels_of_texts(texts, None, "labels.csv").classes) == sorted(texts)
