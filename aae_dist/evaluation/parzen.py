@@ -23,8 +23,10 @@ BLOCK = 2048
 """Samples that are decoded and compared at once."""
 POINTS_AT_ONCE = 2048
 """Points whose distances to a block are in memory at once: 16 MiB."""
-NUM_DIRECTIONS = 64
-"""Directions in which distances are bounded from below: a twelfth of the products of 784."""
+NUM_DIRECTIONS = 95
+"""Directions in which distances are bounded from below, and one number for the rest: an eighth of
+the products of 784. Of MNIST and 6 dimensions 0.04 % of the pairs then need their distance; with 64
+directions it were 0.09 %, and without that number 0.18 %."""
 MAX_GATHERED = 1 / 64
 """Part of all pairs up to which distances are taken one by one; beyond, one product is cheaper."""
 PAIRS_AT_ONCE = 8192
@@ -49,14 +51,16 @@ class Rows:
     values: Tensor
     """Float32 (n, D)."""
     projected: Tensor
-    """Float32 (n, K): along orthonormal directions."""
+    """Float32 (n, K + 1): along orthonormal directions, and the length of what these leave out."""
 
     @classmethod
     def centred(cls, rows_nD: Tensor, centre_D: Tensor, directions_DK: Tensor) -> "Rows":
         """Return rows less the centre, along the directions too."""
         # Centred, as float32 keeps squared distances as exactly as the squared lengths allow.
         values = (rows_nD.double() - centre_D).float()
-        return cls(values, values @ directions_DK)
+        projected = values @ directions_DK
+        squares = values.square().sum(1, keepdim=True) - projected.square().sum(1, keepdim=True)
+        return cls(values, torch.cat([projected, squares.clamp(min=0).sqrt()], 1))
 
     def __getitem__(self, rows: slice) -> "Rows":
         return Rows(self.values[rows], self.projected[rows])
@@ -70,7 +74,10 @@ def squared_distances(x_nD: Tensor, y_sD: Tensor) -> Tensor:
 
 
 def lower_bounds(points: Rows, samples: Rows) -> Tensor:
-    """Return the squared distances along the directions, (n, s): no distance is smaller."""
+    """Return the squared distances along the directions and of the rests' lengths, (n, s).
+
+    No distance is smaller: rests are at least as far apart as their lengths differ.
+    """
     return squared_distances(points.projected, samples.projected)
 
 
@@ -118,15 +125,18 @@ class KernelSums:
         Only samples at most `reach` farther than the nearest are added: with 784 values nearly all
         are too far to count.
         """
-        # The nearest by the lower bound is near enough for a limit.
         bounds_ns = lower_bounds(points, samples)
-        closest = samples.values[bounds_ns.argmin(1)]
-        self.rescale(rows, (points.values - closest).square().sum(1).double())
         limits_n = (self.nearest[rows] + reach).float()
+        most = bounds_ns.numel() * MAX_GATHERED
+        if (bounds_ns < limits_n[:, None]).count_nonzero() > most:
+            # Too many, as in the first block: the nearest by the bound gives a better limit.
+            closest = samples.values[bounds_ns.argmin(1)]
+            self.rescale(rows, (points.values - closest).square().sum(1).double())
+            limits_n = (self.nearest[rows] + reach).float()
 
         # Of the pairs that may be near, take the distances themselves.
         pairs = (bounds_ns < limits_n[:, None]).nonzero(as_tuple=True)
-        if len(pairs[0]) > bounds_ns.numel() * MAX_GATHERED:
+        if len(pairs[0]) > most:
             distances_ns = squared_distances(points.values, samples.values)
             pairs = (distances_ns < limits_n[:, None]).nonzero(as_tuple=True)
             distances = distances_ns[pairs]
@@ -241,7 +251,7 @@ class _Window:
         centre = self.points_nD.double().mean(0)
         centred = (self.points_nD.double() - centre).float()
         directions = main_directions(centred, NUM_DIRECTIONS)
-        points = Rows(centred, centred @ directions)
+        points = Rows.centred(self.points_nD, centre, directions)
 
         def add_own_blocks() -> None:
             for block in range(self.world.rank, -(-num_samples // BLOCK), self.world.size):
