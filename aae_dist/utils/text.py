@@ -55,7 +55,7 @@ _HARMLESS_VALUE = re.compile(
 _USER_INFO = re.compile(
     r"(?<=://)(?:[^/\s\"'?#]*@|[^/@\s\"':]+:(?!\d{1,5}(?:[/?#\s\"']|$))[^\s\"'@]*@)+"
 )
-_WEB_QUERY = re.compile(r"(https?://[^\s\"'?]*)\?[^\s\"']*", re.IGNORECASE)
+_WEB_QUERY = re.compile(r"(https?://[^\s\"'?#]*)(?:\?|#(?=[^\s\"']*=))[^\s\"']*", re.IGNORECASE)
 # Of other addresses only queries with a signature or a key: `?` is a wildcard in a bucket's keys.
 _SIGNED_QUERY = re.compile(
     r"(\w+://[^\s\"']*?)\?(?=(?:[^\s\"'&]*&)*(?:sig|signature|token|access_token|key|secret|"

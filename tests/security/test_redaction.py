@@ -110,6 +110,8 @@ def test_a_secret_is_hidden_in_every_form() -> None:
         ("s3://b/??/a.tar?sig=abc", "s3://b/??/a.tar"),
         ("s3://b/day=?/part-?.tar", "s3://b/day=?/part-?.tar"),
         ("HTTPS://host/a?sig=abc", "HTTPS://host/a"),
+        ("https://host/a#access_token=abc", "https://host/a"),
+        ("https://host/a#chapter", "https://host/a#chapter"),
     ],
 )
 def test_addresses_are_shown_without_credentials(text: str, expected: str) -> None:
