@@ -1,5 +1,6 @@
 """What verbs share: help, arguments, options, and messages about mistakes."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -269,7 +270,7 @@ def read_items(items: Sequence[str]) -> tuple[list["ConfigFile"], list[str]]:
     for item in items:
         if "://" in item.split("=", 1)[0]:
             files.append(fetch(item))
-        elif "=" not in item or Path(item).is_file():
+        elif "=" not in item or os.path.isfile(item):  # Path raises for a long one
             files.append(Path(item))
         else:
             overrides.append(item)

@@ -18,6 +18,7 @@ from aae_dist.evaluation.classes import class_part, style_swaps
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.priors import Part
 from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.text import unexpanded
 
 Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 """[N, C, H, W], pixels in [0, 1]; signals [N, C, L], volumes [N, C, D, H, W]."""
@@ -32,6 +33,8 @@ def is_file(out: str) -> bool:
 def checked_path(out: str) -> Path:
     """Return the path of `--out`; ConfigError unless it is local with a suffix of `WRITERS`."""
     path = Path(out).expanduser()
+    if advice := unexpanded(out):
+        raise ConfigError(f"--out {out}: {advice}")
     if path.suffix.lower() not in WRITERS:
         known = ", ".join(WRITERS)
         raise ConfigError(f"--out {out}: the suffix should be one of {known}, got {path.suffix!r}")

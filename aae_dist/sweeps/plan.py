@@ -16,7 +16,7 @@ from aae_dist.config.merge import Merge
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig
 from aae_dist.config.schema import Node, Tree, Value, from_plain, join, plain, short_json
-from aae_dist.config.sections.sweep import GridSearch, Sweep, SweepFile
+from aae_dist.config.sections.sweep import MOST_TRIALS, GridSearch, Sweep, SweepFile
 from aae_dist.sweeps import space
 from aae_dist.sweeps.checks import checks
 from aae_dist.sweeps.folder import trial_label
@@ -262,7 +262,13 @@ def read_sweep_section(layers: list[Tree]) -> tuple[Sweep | None, list[str]]:
         sweep = SweepFile.model_validate_json(json.dumps(plain(merged))).sweep
     except ValidationError as error:
         return None, messages.lines(error, SweepFile, merged)
-    return sweep, _space_problems(terms)
+    problems = _space_problems(terms)
+    if not problems and (points := space.num_points(sweep.space)) > MOST_TRIALS:
+        problems = [
+            f"sweep.space: its grids have {points:,} points, and a sweep at most {MOST_TRIALS:,} "
+            "trials; use choice terms, of which sweep.num_trials are drawn"
+        ]
+    return sweep, problems
 
 
 def _flat(node: Node, path: str) -> dict[str, Any]:

@@ -112,6 +112,16 @@ def grid_points(node: Any) -> list[Any]:
     return [node]
 
 
+def num_points(node: Any) -> int:
+    """Return how many points `grid_points` returns, without making them."""
+    name = term_of(node)
+    if name == "grid":
+        return sum(num_points(option) for option in node["grid"])
+    if name is None and isinstance(node, Mapping):
+        return math.prod(map(num_points, node.values()))
+    return 1
+
+
 def drawn(node: Any, draw: Draw, name: str) -> Any:
     """Return `node` with each of its terms replaced by a value; `name` is its dotted path."""
     term = term_of(node)

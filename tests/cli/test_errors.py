@@ -206,3 +206,16 @@ def test_a_reader_that_goes_away_makes_no_noise(tmp_path):
         ["bash", "-c", f"{script} | head -c 1"], capture_output=True, timeout=30, text=True
     )
     assert (done.stdout, done.stderr) == ("r", "")
+
+
+def test_an_override_may_be_longer_than_a_file_name(capsys):
+    shards = [f"s3://bucket/{number:06d}.tar" for number in range(40)]
+    argv = ["train", "run.name=a", f"data.train={shards}", "train.steps=1", "--dry-run"]
+    assert main(argv) == 0
+    assert shards[-1] in capsys.readouterr().out
+
+
+def test_a_picture_is_not_written_to_a_folder_named_by_a_variable(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "/nowhere", "--out", "$PICTURES/x.png"]) == 2
+    assert "$PICTURES would be taken as it is" in capsys.readouterr().err

@@ -274,3 +274,33 @@ def test_the_ready_configurations_are_valid_sweeps(file):
     found = load_sweep([file], [])
     assert found.num_trials >= 9
     assert all(config.data.validation for config in found.configs)
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        (
+            ["sweep.num_trials=10001", "sweep.space.model.latent_dim={choice: [2, 3]}"],
+            r"sweep.num_trials: should be at most 10000, got 10001",
+        ),
+        (
+            [
+                f"sweep.space.{key}={{grid: {list(range(1, 1001))}}}"
+                for key in ("run.seed", "model.latent_dim", "train.log_every_steps")
+            ],
+            r"sweep.space: its grids have 1,000,000,000 points, .* at most 10,000 trials",
+        ),
+    ],
+)
+def test_more_trials_than_a_sweep_can_list_are_refused_at_once(
+    items: list[str], words: str
+) -> None:
+    base = ["data.train=b", "train.steps=1", "run.storage=/runs", "sweep.name=s"]
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_sweep([], [*base, *items])
+    assert "\n" not in str(caught.value)
+
+
+def test_points_are_counted_as_they_are_listed() -> None:
+    node = {"a": {"grid": [1, {"b": {"grid": [2, 3]}}]}, "c": {"grid": [4, 5]}, "d": 6}
+    assert space.num_points(node) == len(space.grid_points(node)) == 6

@@ -8,6 +8,8 @@ from aae_dist.config.sections import LARGEST, Free, NonNegativeInt, PositiveInt,
 from aae_dist.config.sections.run import NAME
 
 Mode = Literal["min", "max"]
+MOST_TRIALS = 10_000
+"""Trials of a sweep: sweep.json lists them, and each is checked before the first one starts."""
 
 
 class AutoSearch(Section):
@@ -98,7 +100,7 @@ class Sweep(Section):
     constraints: dict[str, FiniteFloat] = {}
     """Metrics of evaluations, each with its highest allowed value, `{prior_match/c2st: 0.65}`:
     trials that keep all of them rank first."""
-    num_trials: PositiveInt | None = None
+    num_trials: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | None = None
     """Number of trials, for random search and Optuna; a grid has one per point."""
     search: Search = AutoSearch()
     scheduler: Scheduler = NoScheduler()
