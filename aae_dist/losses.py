@@ -301,12 +301,13 @@ def sliced_wasserstein(
 def sliced_energy_distance(
     z_NZ: Tensor, prior_NZ: Tensor, weights_N: Tensor, directions_ZP: Tensor, labels_N: Tensor
 ) -> Tensor:
-    """Return the mean energy distance, along directions, of codes and prior samples of a label.
+    """Return the mean energy distance of codes and prior samples of a label, a scalar.
 
     2 E|x - y| - E|x - x'| - E|y - y'| of Szekely and Rizzo 2013, doi 10.1016/j.jspi.2013.03.018,
-    per label, weighted by its rows; a label of one row counts for 0. The estimate has no bias: its
-    mean at the match is 0 also for few rows, where the Wasserstein distance is least for codes
-    narrower than the prior (of 10 rows, by a fifth). Arguments as for `sliced_wasserstein`.
+    along each direction and per label, weighted by its rows; a label of one row counts for 0. The
+    estimate has no bias: its mean at the match is 0 also for few rows, where the Wasserstein
+    distance is least for codes narrower than the prior (of 10 rows, by a fifth). Arguments as for
+    `sliced_wasserstein`.
     """
     unit_ZP = directions_ZP / directions_ZP.norm(dim=0)
     projected = torch.stack([x @ unit_ZP for x in (z_NZ, prior_NZ)])
