@@ -275,6 +275,11 @@ def _size_problems(config: RunConfig) -> list[str]:
     """Return a line for a configuration that its own file, config.yaml, could not hold."""
     tree = config.model_dump(mode="json")
     text = json.dumps(tree)
+    if "\\u0000" in text:
+        for path, leaf in leaves(from_plain(tree, ""), ""):
+            texts = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+            if any(isinstance(item, str) and "\0" in item for item in texts):
+                return [f"{path}: holds a NUL, as no name or address can; leave it out"]
     if len(text) < min(LARGEST_NODES, LARGEST_BYTES // 2):  # YAML's quotes at most double it
         return []
     if count_nodes(tree) <= LARGEST_NODES and len(dump(tree)) <= LARGEST_BYTES:

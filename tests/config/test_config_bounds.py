@@ -87,6 +87,26 @@ def test_arguments_hold_only_what_documents_of_a_run_can_hold(value, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"x": ["a\0"]}, "without a NUL"), ({"": 1}, "neither empty"), ({"x": {"<<": 1}}, "nor <<")],
+)
+def test_arguments_of_python_hold_only_what_a_file_can_hold(arguments, words):
+    prior = {"kind": "custom", "path": "a.b:C", "arguments": arguments}
+    tree = {"run": {"name": "a"}, "data": {"train": "b"}, "train": {"steps": 1}, "prior": prior}
+    with pytest.raises(ConfigError, match=f"prior.arguments: should be .*{words}"):
+        config_from_tree(tree)
+
+
+@pytest.mark.parametrize(
+    "section", [{"run": {"name": "a", "title": "x\0"}}, {"run": {"name": "a"}}]
+)
+def test_a_nul_from_python_is_one_line(section):
+    data = {"train": "b"} if "title" in section["run"] else {"train": ["b", "c\0"]}
+    with pytest.raises(ConfigError, match=r"(run.title|data.train): holds a NUL"):
+        config_from_tree({**section, "data": data, "train": {"steps": 1}})
+
+
 def test_more_samples_than_can_be_counted_are_refused():
     most = LARGEST_SAMPLES // LARGEST
     load_config([], [*BASE, f"train.steps={LARGEST}", f"train.global_batch_size={most}"])
@@ -118,7 +138,8 @@ EDGES = (1, 2, 3, 2**31, 2**31 + 1, LARGEST - 1, LARGEST)
 counts = st.sampled_from(EDGES) | st.integers(1, LARGEST)
 numbers = st.sampled_from((5e-324, 1e-300, 1.0, 1e300, 1.7976931348623157e308))
 seeds = st.sampled_from((0, 2**32, MOST - 1, MOST))
-leaf = st.none() | st.booleans() | st.integers(-MOST - 1, MOST) | numbers | st.text(max_size=5)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
+leaf = st.none() | st.booleans() | st.integers(-MOST - 1, MOST) | numbers | texts
 arguments = st.recursive(leaf, lambda inner: st.lists(inner, max_size=2), max_leaves=16)
 
 

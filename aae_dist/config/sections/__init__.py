@@ -30,6 +30,10 @@ def _check(value: Any, depth: int = _DEEPEST) -> Any:
         wanted = "of whole numbers of at most 64 bits"
     elif isinstance(value, float) and not math.isfinite(value):
         wanted = "of finite numbers"
+    elif isinstance(value, str) and "\0" in value:
+        wanted = "of text without a NUL"
+    elif isinstance(value, dict) and any(key in ("", "<<") or "\0" in key for key in value):
+        wanted = "a map whose keys are neither empty nor <<, and have no NUL"
     if wanted:
         raise PydanticCustomError(BEYOND, "{wanted}", {"wanted": wanted})
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
