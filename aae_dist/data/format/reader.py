@@ -10,6 +10,7 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Container, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 from aae_dist.data.cache.shard_cache import ShardCache, open_shard
@@ -100,10 +101,10 @@ class ShardReader:
         buffer = self._buffer  # once: another thread may release it
         if buffer is None:
             # A ShardFile keeps the file's lock, and with it the copy in the cache.
-            with open_shard(self.shard, self._cache) as file:
+            with open_shard(self.shard, self._cache) as file, _one_at_once(self.shard):
                 buffer = self._buffer = _contents(self.shard, file)
-            if isinstance(buffer, bytes):
-                UNPACKED.add(self, len(buffer))
+                if isinstance(buffer, bytes):
+                    UNPACKED.add(self, len(buffer))
         return buffer
 
     def _new_index(self, buffer: Buffer) -> TarIndex:
@@ -135,9 +136,21 @@ def _identity(buffer: Buffer) -> FileVersion | None:
     return buffer.identity if isinstance(buffer, ShardFile) else None
 
 
+def _one_at_once(shard: Shard) -> AbstractContextManager[object]:
+    """Return a lock under which a compressed shard is unpacked, and noted before the next one is.
+
+    What others hold is released as one grows, so the bound on bytes is the process's.
+    """
+    return _UNPACKING if _is_packed(shard) else nullcontext()
+
+
+def _is_packed(shard: Shard) -> bool:
+    return not shard.name.lower().endswith(".tar")
+
+
 def _contents(shard: Shard, file: BinaryIO) -> Buffer:
     try:
-        if not shard.name.lower().endswith(".tar"):
+        if _is_packed(shard):
             return _unpacked(shard, file)
         if shard.bytes == 0:
             raise ShardError(f"{shard.url}: the file is empty, not even an empty tar.")
@@ -150,10 +163,9 @@ def _contents(shard: Shard, file: BinaryIO) -> Buffer:
 
 
 def _unpacked(shard: Shard, packed: BinaryIO) -> bytes:
-    # In chunks: one read would first allocate all that it may return, 4 GiB. What others hold is
-    # released as this one grows, and one shard is unpacked at once: the bound is the process's.
-    # An error's traceback would keep what was unpacked until then: it is closed here.
-    with _UNPACKING, gzip.open(packed, "rb") as file, io.BytesIO() as data:
+    # In chunks: one read would first allocate all that it may return, 4 GiB. An error's traceback
+    # would keep what was unpacked until then: it is closed here.
+    with gzip.open(packed, "rb") as file, io.BytesIO() as data:
         while chunk := file.read(_UNPACK_CHUNK_BYTES):
             UNPACKED.shrink(_MAX_UNPACKED_BYTES - data.tell() - len(chunk))
             data.write(chunk)
