@@ -12,16 +12,18 @@ from aae_dist.config import config_from_stored, config_from_tree, dump_yaml, loa
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
-urls = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20).map(
-    lambda text: "s3://bucket/" + text
-)
+letters = st.characters(codec="utf-8", exclude_characters="\x00")
+# Variables and home folders in addresses are refused: nothing would expand them.
+in_urls = st.characters(codec="utf-8", exclude_characters="\x00~$%")
+urls = st.text(in_urls, max_size=20).map(lambda text: "s3://bucket/" + text)
+keys = st.text(letters, min_size=1).filter(lambda key: key != "<<")
 positive = st.floats(min_value=1e-300, allow_infinity=False, allow_nan=False)
 priors = st.one_of(
     st.builds(lambda std: {"kind": "gaussian", "std": std}, positive),
     st.builds(lambda num: {"kind": "mixture", "num_modes": num}, st.integers(1, 10**15)),
     st.builds(
         lambda arguments: {"kind": "custom", "path": "a.b:C", "arguments": arguments},
-        st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.text() | positive),
+        st.dictionaries(keys, st.text(letters) | positive),
     ),
 )
 
