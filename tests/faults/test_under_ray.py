@@ -110,7 +110,7 @@ def test_a_step_that_fails_twice_alike_ends_the_run(tmp_path: Path, row) -> None
         assert run.end(500) == 1, run.text()[-3000:]
     text = run.text()
     assert text.count("Ray starts the workers again") <= 2
-    assert "failed twice alike, so it is not started again" in text
+    assert "failed twice in the same way, so it is not started again" in text
     assert "ValueError: this prior breaks" in text
 
 
