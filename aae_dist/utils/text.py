@@ -145,7 +145,9 @@ def without_user_info(text: str) -> str:
     return _USER_INFO.sub("", text)
 
 
-_VARIABLE = re.compile(r"\$\{[A-Za-z_][^}]*\}|\$[A-Za-z_]\w*(?![\w$])|\$\(|%[A-Za-z_]\w+%")
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][^}]*\}|\$[A-Za-z_]\w*(?![\w$])|\$\(")
+_WINDOWS_VARIABLE = re.compile(r"(?<![^/])%[A-Za-z_]{3,}%")
+"""A folder by itself, of a local path: %C3%A4 in an address is an encoded letter."""
 _ELSEWHERE = re.compile(r"[A-Za-z]:\\|\\\\|[\w.-]+@[\w.-]+:|[\w.-]+\.amazonaws\.com/")
 """Windows, a Windows share, scp, a bucket without https://."""
 _TILDE = re.compile(r"(?<=/)~(?=/|$)")
@@ -166,7 +168,7 @@ def unexpanded(path: str) -> str:
             f"{found[0]}... would be a name in the current folder: it is no path of this machine. "
             "Mount it and write where, or copy it to a bucket"
         )
-    if found := _VARIABLE.search(path):
+    if found := _VARIABLE.search(path) or (_WINDOWS_VARIABLE.search(path) if is_local else None):
         why = "only a shell expands it, and not within single quotes"
     elif found := re.match(r"~[^/]*", place) or _TILDE.search(place):
         if path.lower().startswith(("http://", "https://")):

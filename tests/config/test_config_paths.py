@@ -96,7 +96,10 @@ def test_a_variable_or_a_home_that_nothing_expands_is_one_line(key, path, what):
     assert "as it is" in text
 
 
-@pytest.mark.parametrize("name", ["a$", "$5", "cost_$folder$", "a~", "~a~b", "100%", "a%20b"])
+@pytest.mark.parametrize(
+    "name",
+    ["a$", "$5", "cost_$folder$", "a~", "~a~b", "100%", "a%20b", "%E4%BD%A0%C3%A4", "9%_a_5%"],
+)
 def test_other_dollars_and_tildes_are_parts_of_names(name, tmp_path):
     for place in (f"{tmp_path}/{name}/x.tar", f"s3://b/{name}", f"https://h/~me/{name}"):
         assert load_config([], [*BASE, f"data.train='{place}'"]).config.data.train == place
