@@ -41,12 +41,19 @@ def permute(positions: Indices, size: int, keys: tuple[np.uint64, ...]) -> Indic
     if size == 1:
         return np.zeros_like(positions)
     num_bits = max(_MIN_BITS, (size - 1).bit_length())
-    words = _encrypt(np.ascontiguousarray(positions).ravel().astype(np.uint64), num_bits, keys)
+    every = np.arange(1 << _MIN_BITS, dtype=np.uint64)
+    # Small sizes are walked for long: there each turn is a look-up in a table of all words.
+    table = _encrypt(every, num_bits, keys) if num_bits == _MIN_BITS else None
+
+    def turned(words: _Words) -> _Words:
+        return _encrypt(words, num_bits, keys) if table is None else table[words]
+
+    words = turned(np.ascontiguousarray(positions).ravel().astype(np.uint64))
     # Cycle walking: a word outside is encrypted again until it is inside. From size 33 on
     # the domain is less than twice the size, so the expected number of extra turns is below one.
     outside = np.flatnonzero(words >= np.uint64(size))
     while outside.size:
-        words[outside] = _encrypt(words[outside], num_bits, keys)
+        words[outside] = turned(words[outside])
         outside = outside[words[outside] >= np.uint64(size)]
     return words.astype(np.int64).reshape(positions.shape)
 

@@ -131,11 +131,12 @@ def test_parzen_scores_the_data_by_decoded_samples(
 
 def digits_of(folder: Path, side: int) -> str:
     """Write a shard of 20 images of side x side pixels."""
-    with TarWriter(str(folder / "sized.tar")) as writer:
+    path = str(folder / f"{side}.tar")
+    with TarWriter(path) as writer:
         for number in range(20):
             pixels = np.random.default_rng(number).integers(0, 256, (side, side), np.uint8)
             writer.write({"__key__": f"{number:03d}", "png": encoded(pixels)})
-    return str(folder / "sized.tar")
+    return path
 
 
 @pytest.mark.parametrize(
@@ -156,10 +157,10 @@ def test_images_of_another_size_are_taken_as_the_message_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # What training saves: everything filled in that the data decided.
-    data = {"train": "builtin://digits/train", "image_size": 28, "resize": "none", "channels": 1}
-    save_run(tmp_path / "run", data=data)
     places = {"RUN": str(tmp_path / "run"), "DATA": digits_of(tmp_path, 20)}
+    # What training saves: everything filled in that the data decided.
+    data = {"train": digits_of(tmp_path, 28), "image_size": 28, "resize": "none", "channels": 1}
+    save_run(tmp_path / "run", data=data)
     command = [places.get(word, word) for word in argv]
     assert main(command) == 2
     (advice,) = re.findall(r"data\.\S+=\S+", capsys.readouterr().err)
@@ -193,7 +194,6 @@ def test_an_override_that_would_do_nothing_is_refused(
 )
 def test_verbs_use_the_device_that_is_asked_for(
     argv: list[str],
-    run: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -208,7 +208,8 @@ def test_verbs_use_the_device_that_is_asked_for(
         return load_run(uri, "cpu", checkpoint)
 
     monkeypatch.setattr(aae_dist, "load_run", load, raising=False)
-    places = {"RUN": run, "DATA": digits_of(tmp_path, 28)}
+    places = {"RUN": str(tmp_path / "run"), "DATA": digits_of(tmp_path, 28)}
+    save_run(places["RUN"], data={"train": places["DATA"]})
     command = [places.get(word, word) for word in argv]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main([*command, "train.device=cuda"]) == 2

@@ -162,7 +162,7 @@ def test_many_headers_of_one_member_are_no_recursion() -> None:
 
 def test_a_gzip_bomb_stops_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "_MAX_UNPACKED_BYTES", 1 << 20)
-    bomb = gzip.compress(header(size=512 << 20) + bytes(64 << 20))
+    bomb = gzip.compress(header(size=512 << 20)) + gzip.compress(bytes(8 << 20)) * 8
     tracemalloc.start()
     with pytest.raises(ShardError, match="when unpacked"):
         keys(bomb, "a.tar.gz")
@@ -270,13 +270,15 @@ def test_more_than_an_index_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_time_and_memory_of_empty_members_grow_with_their_number() -> None:
     def seconds(count: int) -> float:
         data = b"".join(header(f"{n}.cls") for n in range(count)) + END
-        started = time.process_time()
-        assert len(tar_module.index_tar(data)) == count
-        return time.process_time() - started
+        found = []
+        for _ in range(3):
+            started = time.process_time()
+            assert len(tar_module.index_tar(data)) == count
+            found.append(time.process_time() - started)
+        return min(found)
 
-    small = min(seconds(2_000) for _ in range(3))
     # 8 times the members: 64 times the time if anything were quadratic.
-    assert min(seconds(16_000) for _ in range(3)) < 24 * small
+    assert seconds(16_000) < 24 * seconds(2_000)
 
 
 def test_a_nul_in_a_pax_path_stays_a_part_of_the_key() -> None:

@@ -115,7 +115,7 @@ def test_the_built_in_digits_are_real_balanced_and_complete() -> None:
         assert torch.bincount(labels).tolist() == [count] * 10
         assert images.shape == (10 * count, 1, 28, 28)
         assert 30 < images.float().mean() < 40
-        assert len(np.unique(images.flatten(1).numpy(), axis=0)) == 10 * count
+        assert len({image.tobytes() for image in images.numpy()}) == 10 * count
         folder = Path(dataset.manifest.shards[0].folder)
         assert "ShareAlike 3.0" in (folder.parent / "README.md").read_text()
 

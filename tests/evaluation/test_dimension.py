@@ -1,5 +1,6 @@
 import json
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from aae_dist.cli import main
 from aae_dist.evaluation.dimension import (
+    Dimension,
     intrinsic_dimension,
     neighbour_distances,
     proposed_sizes,
@@ -35,6 +37,13 @@ def points(kind: str, d: int) -> torch.Tensor:
     return torch.from_numpy(x)
 
 
+@cache
+def estimated(kind: str, d: int) -> Dimension:
+    found = intrinsic_dimension(points(kind, d))
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize(
     ("kind", "d"),
     [
@@ -43,8 +52,7 @@ def points(kind: str, d: int) -> torch.Tensor:
     ],
 )
 def test_both_estimates_are_near_the_truth_and_those_of_scikit_dimension(kind: str, d: int) -> None:
-    found = intrinsic_dimension(points(kind, d))
-    assert found is not None
+    found = estimated(kind, d)
     for estimate, other in zip((found.twonn, found.mle), SKDIM[kind, d], strict=True):
         assert estimate.value == pytest.approx(d, rel=0.15)
         assert estimate.value == pytest.approx(other, rel=0.01)
@@ -85,9 +93,7 @@ def test_few_points_and_values_that_are_not_finite_give_none() -> None:
 
 
 def test_sizes_from_half_the_dimension_to_twice_it_are_proposed() -> None:
-    found = intrinsic_dimension(points("gauss", 10))
-    assert found is not None
-    assert proposed_sizes(found) == [5, 7, 10, 14, 21]
+    assert proposed_sizes(estimated("gauss", 10)) == [5, 7, 10, 14, 21]
 
 
 def test_a_data_set_proposes_sizes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -15,9 +16,15 @@ def evaluate(networks: Networks, dataset: Images) -> Evaluation:
     return Evaluator(dataset, Normal(2), single(), seed=0).evaluate(networks)
 
 
+@cache
+def evaluated() -> tuple[Images, Evaluation]:
+    """Return 600 images and their evaluation."""
+    dataset = Images(600)
+    return dataset, evaluate(Networks(), dataset)
+
+
 def test_metrics_are_what_they_say():
-    dataset, networks = Images(600), Networks()
-    result = evaluate(networks, dataset)
+    (dataset, result), networks = evaluated(), Networks()
     codes = result.images.codes
     error = (networks.decode(codes) - dataset.images.float() / 255).square()
     assert result.metrics["reconstruction/mse"] == pytest.approx(error.mean().item(), rel=1e-5)
@@ -33,8 +40,8 @@ def test_metrics_are_what_they_say():
 
 
 def test_images_holds_what_the_pictures_show():
-    dataset, networks = Images(600), Networks()
-    images = evaluate(networks, dataset).images
+    (dataset, result), networks = evaluated(), Networks()
+    images = result.images
     assert images.labels.tolist() == [i % 10 for i in range(600)]
     assert torch.equal(images.originals, dataset.images[np.arange(32) * 600 // 32])
     assert images.reconstructions.shape == images.decoded_prior.shape == (32, 1, 4, 4)
@@ -50,10 +57,9 @@ def test_evaluating_again_gives_the_same_numbers_and_touches_no_global_state():
 
 
 def test_threads_share_the_decoding_and_change_no_number():
-    alone, shared = Images(600), Images(600)
-    first = evaluate(Networks(), alone).metrics
+    (alone, first), shared = evaluated(), Images(600)
     evaluator = Evaluator(shared, Normal(2), single(), seed=0, threads=3)
-    assert evaluator.evaluate(Networks()).metrics == first
+    assert evaluator.evaluate(Networks()).metrics == first.metrics
     assert alone.workers is None
     assert shared.workers._max_workers == 3
 
@@ -86,7 +92,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_counted():
     bad = (0, 17, 599)
     result = evaluate(Networks(), Images(600, bad))
     kept = [n for n in range(600) if n not in bad]
-    whole = evaluate(Networks(), Images(600)).images
+    whole = evaluated()[1].images
     assert torch.equal(result.images.codes, whole.codes[kept])
     assert result.images.labels.tolist() == [n % 10 for n in kept]
     assert torch.equal(result.images.originals[0], Images(600).images[1])

@@ -79,11 +79,12 @@ class Training(Images):
 
 
 def test_an_evaluation_has_baselines_and_their_score() -> None:
-    def evaluate(training: Training | None) -> dict[str, float]:
-        made = Evaluator(Images(600, bad=(3,)), Normal(2), single_world(), 0, training=training)
+    def evaluate(training: Training | None, num_samples: int = 64) -> dict[str, float]:
+        images = Images(num_samples, bad=(3,))
+        made = Evaluator(images, Normal(2), single_world(), 0, training=training)
         return made.evaluate(Networks()).metrics
 
-    metrics = evaluate(Training(800, bad=(5,)))
+    metrics = evaluate(Training(800, bad=(5,)), 600)
     train, test = Training(800).images.flatten(1) / 255, Images(600).images.flatten(1) / 255
     good = [i for i in range(800) if i != 5]
     wanted = errors_of(fit_pca(train[good], 2), test[[i for i in range(600) if i != 3]])

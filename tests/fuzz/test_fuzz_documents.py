@@ -1,6 +1,7 @@
 """JSON documents: manifests, class maps, and what run and sweep folders and checkpoints hold."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -11,6 +12,7 @@ import pytest
 from helpers.equality import seal
 from helpers.fuzzing import MIB, bounded, fuzz, json_values, mutated, mutated_tree
 from helpers.runs import TINY
+from helpers.shards import write_shards
 from helpers.sweep_folders import Trial, write_sweep
 from hypothesis import strategies as st
 
@@ -28,6 +30,7 @@ from aae_dist.sweeps.listing import list_runs
 from aae_dist.tracking.metric_log import MetricLog, newest_metrics, read_records
 from aae_dist.training.checkpointer import finished_before
 from aae_dist.training.folder import RunFolder, check_marker, write_marker
+from aae_dist.training.recorder import Recorder
 
 DOCUMENT_BYTES = 128 * MIB
 
@@ -75,10 +78,14 @@ def test_class_maps(data: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    storage = tmp_path_factory.mktemp("runs")
+    storage, shards = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("shards")
+    write_shards(shards, (100,))
     items = [*TINY, f"run.storage={storage}", "run.name=x", "train.steps=20", "launch.kind=local"]
-    config = load_config([], [*items, "checkpoint.every_steps=10"]).config
-    launch_local(config)
+    data = [f"data.train={shards}", f"data.validation={shards}"]
+    config = load_config([], [*items, *data, "checkpoint.every_steps=10"]).config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "_draw", lambda recorder, shown: None)  # pictures
+        launch_local(config)
     return config
 
 
@@ -200,9 +207,13 @@ def test_markers_of_a_shared_folder(tmp_path_factory: Any, data: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    trials = [Trial({"model.latent_dim": 2}, 3), Trial({"model.latent_dim": 4}, 0, "failed")]
-    return write_sweep(tmp_path_factory.mktemp("sweeps") / "s", trials)
+def sweep(run: RunConfig, sound: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    told = {"step": 20, "metrics": json.loads(sound["summary.json"])["metrics"]}
+    trained = Trial({"model.latent_dim": 2}, told=told)
+    trials = [trained, Trial({"model.latent_dim": 4}, 0, "failed")]
+    folder = write_sweep(tmp_path_factory.mktemp("sweeps") / "s", trials)
+    shutil.copytree(Path(run.run.storage, "x"), folder / "trials" / trained.id, dirs_exist_ok=True)
+    return folder
 
 
 @fuzz(share=0.5, data=st.data())

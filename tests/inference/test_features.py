@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from helpers.shards import SIDE, write_shards
 from helpers.trained import save_run
 
 from aae_dist import load_run
@@ -26,10 +27,12 @@ def features(of, **chosen):
 
 
 def test_evaluate_scores_samples_by_wavelets(tmp_path, capsys):
-    save_run(tmp_path)
+    write_shards(tmp_path / "shards", (200, 100))
+    shards = str(tmp_path / "shards")
+    save_run(tmp_path, shape=(1, SIDE, SIDE), data={"train": shards, "validation": shards})
     assert main(["evaluate", str(tmp_path), "evaluation.features=wavelet", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["samples/num_samples"] == found["prior_match/num_samples"] == 2000
+    assert found["samples/num_samples"] == found["prior_match/num_samples"] == 300
     assert 0 < found["samples/frechet_floor"] < found["samples/frechet_distance"]
     assert 0 < found["codes/linear_error"] <= 1
 

@@ -30,6 +30,13 @@ CALLS = {
 FLAGS = {"shell", "allow_pickle", "weights_only"}
 
 
+def dotted(node: ast.expr) -> str:
+    """Return the name of what is called, with dots; "" for the result of an expression."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def problems(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -38,7 +45,7 @@ def problems(tree: ast.AST) -> Iterator[str]:
             if (node.module or "").partition(".")[0] in MODULES:
                 yield f"from {node.module}"
         elif isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
+            name = dotted(node.func)
             given = [f"{k.arg}={ast.unparse(k.value)}" for k in node.keywords if k.arg in FLAGS]
             if name in CALLS and "allow_pickle=False" not in given:
                 yield name

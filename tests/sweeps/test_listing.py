@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from aae_dist.utils.text import age
 METRICS = {"reconstruction/mse": 0.0123, "prior_match/c2st": 0.55, "epoch": 2.0}
 
 
+@cache
+def config_text(name: str, plan: str) -> bytes:
+    """Return the document of a run's configuration."""
+    items = [f"run.name={name}", "data.train=builtin://digits/train", plan, "prior.kind=mixture"]
+    return dump_yaml(load_config([], items).config).encode()
+
+
 def write_run(
     storage: str,
     name: str,
@@ -27,11 +35,8 @@ def write_run(
     plan: str = "train.steps=100",
 ) -> None:
     """Write what a run leaves: its lock with changes, its summary if it ended in `state`."""
-    config = load_config(
-        [], [f"run.name={name}", "data.train=builtin://digits/train", plan, "prior.kind=mixture"]
-    ).config
     run = open_storage(storage).child(name)
-    run.write("config.yaml", dump_yaml(config).encode())
+    run.write("config.yaml", config_text(name, plan))
     if lock is not None:
         run.write("lock.json", this_process(1, "x").model_copy(update=lock).encoded())
     lines = [{"step": n, "loss/reconstruction": n, **METRICS} for n in range(10, step + 1, 10)]

@@ -4,6 +4,7 @@ import json
 import math
 import tracemalloc
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -112,13 +113,20 @@ def test_what_was_uploaded_is_never_uploaded_again(tmp_path: Path) -> None:
     assert steps_in(storage) == list(range(1, 2001))
 
 
+@cache
+def unbroken_log() -> tuple[MetricLog, dict[str, bytes]]:
+    """Return the log of 2,500 records, and the files of 2,000 of them; with `small` segments."""
+    storage = CountingStorage("unused")
+    logged(storage, range(1, 2001))
+    return logged(CountingStorage("unused"), range(1, 2501)), storage.files
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("resumed", [1, 19, 20, 500, 997, 1999, 2000, 3000])
 def test_a_resumed_log_equals_one_that_was_never_interrupted(tmp_path: Path, resumed: int) -> None:
-    whole = CountingStorage(tmp_path / "whole")
-    unbroken = logged(whole, range(1, 2501))
+    unbroken, files = unbroken_log()
     storage = CountingStorage(tmp_path / "broken")
-    logged(storage, range(1, 2001))
+    storage.files = dict(files)
     log = logged(storage, range(min(resumed, 2000) + 1, 2501), resumed)
     assert steps_in(storage) == list(range(1, 2501))
     assert log.history.points() == unbroken.history.points()
@@ -143,13 +151,20 @@ def test_a_rollback_drops_what_will_be_repeated(tmp_path: Path) -> None:
     assert log.history.points() == unbroken.history.points()
 
 
+@cache
+def files_of_500() -> dict[str, bytes]:
+    storage = CountingStorage("unused")
+    logged(storage, range(1, 501))
+    return storage.files
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("survives", range(12))
 def test_a_crash_between_any_two_writes_loses_and_repeats_no_record(
     tmp_path: Path, survives: int
 ) -> None:
     storage = CountingStorage(tmp_path)
-    logged(storage, range(1, 501))
+    storage.files = dict(files_of_500())
     log = MetricLog(storage, 390)
     for step in range(391, 601):
         log.log(record(step))
