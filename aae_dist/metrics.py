@@ -5,7 +5,6 @@ Shapes: n codes, Z latent_dim. The prior is an object of `aae_dist.priors`, or o
 """
 
 import torch
-from torch import Tensor
 
 from aae_dist.evaluation.prior_match import Accuracy, build_baseline, score
 from aae_dist.evaluation.prior_match import c2st as _c2st
@@ -67,7 +66,7 @@ def prior_match(codes: Values, prior: Prior, seed: int = 0) -> dict[str, float]:
     return score(z_nZ, build_baseline(prior, len(z_nZ), seed), seed)
 
 
-def _checked(codes: Values, prior: Prior) -> Tensor:
+def _checked(codes: Values, prior: Prior) -> torch.Tensor:
     if not isinstance(prior, Prior):
         raise ValueError(
             "prior should be an object with a size, such as aae_dist.priors.GaussianPrior(2); got "

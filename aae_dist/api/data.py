@@ -8,7 +8,6 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aae_dist.config.sections.run import Layout
 from aae_dist.data.arrays import Arrays, SparseRows
@@ -103,11 +102,11 @@ def _numbers(x: Any, name: str) -> NDArray[Any]:
             f"{name}: a DataLoader has an order and batches of its own, and training has its own; "
             "give its samples, loader.dataset"
         )
-    if isinstance(x, Tensor) and x.layout is not torch.strided:
+    if isinstance(x, torch.Tensor) and x.layout is not torch.strided:
         raise DataError(f"{name}: x is a tensor of layout {x.layout}; give x.to_dense()")
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise DataError(f"{name}: some values of x are masked; fill them, for instance x.filled(0)")
-    if isinstance(x, Tensor):
+    if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
         array: NDArray[Any] = x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()
         return array
@@ -116,8 +115,8 @@ def _numbers(x: Any, name: str) -> NDArray[Any]:
             f"{name}: a {type(x).__name__} can be read only once, and training reads it in another "
             "order each epoch; give an array, a tensor or a Dataset of known length"
         )
-    if isinstance(x, list | tuple) and any(isinstance(each, Tensor) for each in x):
-        x = [each.detach().cpu().numpy() if isinstance(each, Tensor) else each for each in x]
+    if isinstance(x, list | tuple) and any(isinstance(each, torch.Tensor) for each in x):
+        x = [each.detach().cpu().numpy() if isinstance(each, torch.Tensor) else each for each in x]
     if not (hasattr(x, "__array__") or isinstance(x, list | tuple)):
         is_place = isinstance(x, str | os.PathLike)
         place = "; name shards as data.train of the configuration" if is_place else ""
@@ -322,7 +321,9 @@ def _sample(
     if labelled is not None and labelled != (label is not None):
         raise DataError(f"{name}: some samples have a label and some have none, as {number}")
     # asanyarray: a masked array stays one, and is refused.
-    array = _numbers(np.asanyarray(sample) if not isinstance(sample, Tensor) else sample, name)
+    array = _numbers(
+        np.asanyarray(sample) if not isinstance(sample, torch.Tensor) else sample, name
+    )
     try:
         found = None if label is None else int(label)
         is_whole = label is None or found == float(label)

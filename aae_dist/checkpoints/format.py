@@ -13,7 +13,6 @@ from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
-from torch import Tensor
 
 from aae_dist.data.bad_samples import MAX_LISTED_BYTES
 from aae_dist.errors import CheckpointError
@@ -36,7 +35,7 @@ _CLOSING_BYTES = len(_CLOSING % ("0" * 64))
 _INT64 = 2**62
 """Positions and sample counts are added as int64."""
 
-Tensors = Mapping[str, Mapping[str, Tensor]]
+Tensors = Mapping[str, Mapping[str, torch.Tensor]]
 Metadata = Mapping[str, Mapping[str, Any]]
 
 
@@ -45,13 +44,13 @@ class Checkpoint:
     """The contents of a checkpoint; its tensors lie in CPU memory that nothing else uses."""
 
     step: int
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: dict[str, dict[str, torch.Tensor]]
     """By file name without suffix, then by tensor name."""
     metadata: dict[str, Any]
     """JSON values, by file name without suffix."""
 
 
-def snapshot(tensors: Tensors, into: Tensors | None = None) -> dict[str, dict[str, Tensor]]:
+def snapshot(tensors: Tensors, into: Tensors | None = None) -> dict[str, dict[str, torch.Tensor]]:
     """Copy tensors of any device to CPU memory, each into memory of its own.
 
     `into` is an earlier snapshot that is no longer used: writing into its memory takes half the
@@ -68,7 +67,7 @@ def snapshot(tensors: Tensors, into: Tensors | None = None) -> dict[str, dict[st
     }
 
 
-def _copy(name: str, tensor: Tensor, old: Tensor | None) -> Tensor:
+def _copy(name: str, tensor: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
     if tensor.layout is not torch.strided or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else tensor.layout
         raise CheckpointError(f"{name} is {kind}; only dense tensors are saved. Call to_dense().")
@@ -322,7 +321,7 @@ class WeightAverage:
             for mine, live in zip(*pairs, strict=True):
                 mine.copy_(live)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
         """Return the averages by the names of the weights in a checkpoint."""
         networks = self.networks.named()
         return {
@@ -332,13 +331,13 @@ class WeightAverage:
         }
 
 
-def weights_to_use(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def weights_to_use(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Return the weights to evaluate in a checkpoint: averages where there are any."""
     return {**tensors["model"], **tensors.get("ema", {})}
 
 
 @torch.no_grad()
-def load_weights(networks: Networks, model: Mapping[str, Tensor]) -> None:
+def load_weights(networks: Networks, model: Mapping[str, torch.Tensor]) -> None:
     """Copy the tensors of a checkpoint's `model` file into networks of the same shape."""
     for name, network in networks.named().items():
         for key, tensor in network.state_dict().items():
@@ -352,5 +351,5 @@ def load_weights(networks: Networks, model: Mapping[str, Tensor]) -> None:
             tensor.copy_(saved)
 
 
-def _tensors(networks: Networks) -> list[Tensor]:
+def _tensors(networks: Networks) -> list[torch.Tensor]:
     return [p.detach() for name in AVERAGED for p in networks.named()[name].parameters()]

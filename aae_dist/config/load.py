@@ -11,32 +11,13 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from aae_dist.config import messages
+from aae_dist.config import messages, schema, yaml
 from aae_dist.config.merge import Merge
 from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig, cross_checks
-from aae_dist.config.schema import (
-    ADDED,
-    RENAMED,
-    Node,
-    Tree,
-    Value,
-    find,
-    from_plain,
-    leaves,
-    plain,
-)
+from aae_dist.config.schema import Node, Tree, Value, from_plain
 from aae_dist.config.sections import Section
 from aae_dist.config.sections.run import Data, Device, Evaluation, Launch, Run
-from aae_dist.config.yaml import (
-    LARGEST_BYTES,
-    LARGEST_NODES,
-    YamlProblem,
-    count_nodes,
-    dump,
-    parse,
-    read_overrides,
-)
 from aae_dist.errors import ConfigError
 from aae_dist.utils.text import redacted, unexpanded
 
@@ -170,11 +151,11 @@ def read_layers(
     for file in files:
         try:
             layers.append(_read_file(file))
-        except YamlProblem as problem:
+        except yaml.YamlProblem as problem:
             problems.append(f"{file}:{problem.line}: {problem.reason}")
         except ConfigError as error:
             problems.append(str(error))
-    layer, wrong = read_overrides(overrides)
+    layer, wrong = yaml.read_overrides(overrides)
     if problems or (wrong and unread is None):
         # Values of an unreadable file would be reported again as missing.
         raise config_error(title, problems + wrong)
@@ -186,7 +167,7 @@ def read_layers(
 def _of_a_sweep(sections: list[Node]) -> list[str]:
     if not sections:
         return []
-    _, first = next(leaves(sections[0], SWEEP), ("", Value(None, "empty")))
+    _, first = next(schema.leaves(sections[0], SWEEP), ("", Value(None, "empty")))
     return [
         f"sweep: this section describes many runs, but train starts one only ({first.source}); "
         "pass the same files to aae-dist tune, or remove the section to train one run"
@@ -205,11 +186,11 @@ def config_from_tree(tree: Mapping[str, Any]) -> RunConfig:
 def config_from_stored(tree: Mapping[str, Any]) -> RunConfig:
     """Return a configuration stored by a run, with keys of other names or defaults translated."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in tree.items()}
-    for old, new in RENAMED.items():
+    for old, new in schema.RENAMED.items():
         (section, old_key), new_key = old.split("."), new.rpartition(".")[2]
         if isinstance(tree.get(section), dict) and old_key in tree[section]:
             tree[section].setdefault(new_key, tree[section].pop(old_key))
-    for section, added in ADDED.items():
+    for section, added in schema.ADDED.items():
         if isinstance(tree.get(section), dict):
             tree[section] = {**added.get(tree[section].get("kind"), {}), **tree[section]}
     return config_from_tree(tree)
@@ -221,7 +202,7 @@ def dump_yaml(config: RunConfig, without_secrets: bool = False) -> str:
     `without_secrets` removes credentials from addresses, for text that is only shown.
     """
     tree = config.model_dump(mode="json")
-    return dump(redacted(tree) if without_secrets else tree)
+    return yaml.dump(redacted(tree) if without_secrets else tree)
 
 
 def _content(file: Path | StoredFile) -> bytes:
@@ -229,9 +210,9 @@ def _content(file: Path | StoredFile) -> bytes:
     if isinstance(file, StoredFile):
         return file.data
     with file.open("rb") as opened:  # may be /dev/zero, or a pipe
-        data = opened.read(LARGEST_BYTES + 1)
-    if len(data) > LARGEST_BYTES:
-        raise ConfigError(f"{file}: larger than {LARGEST_BYTES:,} bytes, no configuration")
+        data = opened.read(yaml.LARGEST_BYTES + 1)
+    if len(data) > yaml.LARGEST_BYTES:
+        raise ConfigError(f"{file}: larger than {yaml.LARGEST_BYTES:,} bytes, no configuration")
     return data
 
 
@@ -248,7 +229,7 @@ def _read_file(file: ConfigFile) -> Tree:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a name with a NUL
         raise ConfigError(f"{file}: cannot be read ({error})") from None
-    tree = parse(text, str(file))
+    tree = yaml.parse(text, str(file))
     if isinstance(tree, Value):
         kind = "a list" if isinstance(tree.value, list) else "a single value"
         raise ConfigError(f"{tree.source}: contains {kind}, not a map such as run: {{...}}")
@@ -276,18 +257,22 @@ def _size_problems(config: RunConfig) -> list[str]:
     tree = config.model_dump(mode="json")
     text = json.dumps(tree)
     if "\\u0000" in text:
-        for path, leaf in leaves(from_plain(tree, ""), ""):
+        for path, leaf in schema.leaves(from_plain(tree, ""), ""):
             texts = leaf.value if isinstance(leaf.value, list) else [leaf.value]
             if any(isinstance(item, str) and "\0" in item for item in texts):
                 return [f"{path}: holds a NUL, as no name or address can; leave it out"]
-    if len(text) < min(LARGEST_NODES, LARGEST_BYTES // 2):  # YAML's quotes at most double it
+    if len(text) < min(
+        yaml.LARGEST_NODES, yaml.LARGEST_BYTES // 2
+    ):  # YAML's quotes at most double it
         return []
-    if count_nodes(tree) <= LARGEST_NODES and len(dump(tree)) <= LARGEST_BYTES:
+    if yaml.count_nodes(tree) <= yaml.LARGEST_NODES and len(yaml.dump(tree)) <= yaml.LARGEST_BYTES:
         return []
-    path, leaf = max(leaves(from_plain(tree, ""), ""), key=lambda item: len(str(item[1].value)))
+    path, leaf = max(
+        schema.leaves(from_plain(tree, ""), ""), key=lambda item: len(str(item[1].value))
+    )
     what = f"{len(leaf.value):,} items" if isinstance(leaf.value, list) else "the longest text"
     return [
-        f"{path}: a configuration may have {LARGEST_NODES:,} values and {LARGEST_BYTES:,} "
+        f"{path}: a configuration may have {yaml.LARGEST_NODES:,} values and {yaml.LARGEST_BYTES:,} "
         f"characters (got {what} here); name shards by a pattern, a folder or a manifest"
     ]
 
@@ -300,7 +285,7 @@ def problems_of(tree: Tree, is_complete: bool = True) -> RunConfig | list[str]:
     valid: dict[str, Any] = {}
     try:
         # As JSON, since strict mode then still accepts a list for a tuple.
-        return RunConfig.model_validate_json(json.dumps(plain(tree)), context=valid)
+        return RunConfig.model_validate_json(json.dumps(schema.plain(tree)), context=valid)
     except ValidationError as error:
         contradictions = list(cross_checks(valid)) if is_complete else []
         return messages.lines(error, RunConfig, tree, contradictions, is_complete)
@@ -320,7 +305,7 @@ def make_absolute(tree: Tree) -> list[str]:
     """
     problems = []
     for *sections, key in (*PATHS, *_ROOTED):
-        part = find(tree, tuple(sections))
+        part = schema.find(tree, tuple(sections))
         default = (
             Value(Run.model_fields["storage"].default, "default") if key == "storage" else None
         )
@@ -355,7 +340,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
     Checks that matter for training only, such as `launch.workers` against the lanes, are skipped.
     """
-    layer, problems = read_overrides(overrides)
+    layer, problems = yaml.read_overrides(overrides)
     if not problems:
         own = config.model_dump(
             mode="json",
@@ -364,7 +349,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         given = {key: from_plain(value, "the run's config.yaml") for key, value in own.items()}
         tree = Merge(InferenceConfig).run([given, layer])
         try:
-            found = InferenceConfig.model_validate_json(json.dumps(plain(tree)))
+            found = InferenceConfig.model_validate_json(json.dumps(schema.plain(tree)))
         except ValidationError as error:
             problems = messages.lines(error, InferenceConfig, tree)
         else:

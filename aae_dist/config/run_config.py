@@ -10,18 +10,10 @@ from pydantic_core import PydanticCustomError
 
 from aae_dist.config.sections import LARGEST_SAMPLES, Section
 from aae_dist.config.sections import model as networks
+from aae_dist.config.sections import run as run_sections
 from aae_dist.config.sections.method import AdversarialMethod, AnyAdversarial, Method, Phases
 from aae_dist.config.sections.model import Model, Posterior, Prior
-from aae_dist.config.sections.run import (
-    Checkpoint,
-    Data,
-    Evaluation,
-    Launch,
-    OwnFeatures,
-    Run,
-    Train,
-    Wandb,
-)
+from aae_dist.config.sections.run import Checkpoint, Data, Evaluation, Launch, Run, Train
 
 CROSS_CHECKS = "cross_checks"
 """Type of the validation error for contradictions between sections."""
@@ -41,7 +33,7 @@ class RunConfig(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     launch: Launch = Launch()
-    wandb: Wandb = Wandb()
+    wandb: run_sections.Wandb = run_sections.Wandb()
 
     @property
     def lanes(self) -> int:
@@ -386,7 +378,7 @@ def _gpu_problems(launch: Launch) -> Iterator[Problem]:
 
 def _features_problems(evaluation: Evaluation) -> Iterator[Problem]:
     chosen = evaluation.features
-    if not isinstance(chosen, OwnFeatures):
+    if not isinstance(chosen, run_sections.OwnFeatures):
         return
     given = [key for key in ("path", "run", "export") if getattr(chosen, key) is not None]
     if len(given) != 1:

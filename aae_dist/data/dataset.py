@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.bad_samples import UNUSED_TEXTS, BadSample, Unused, UnusedKind, printable
@@ -42,8 +41,8 @@ _ROWS_PER_TASK = 32  # rows per task of a thread: 1 to 2 ms of work, far above i
 class Samples:
     """What was read for a list of sample numbers."""
 
-    images: Tensor  # uint8 or float32 [n, C, H, W]; zeros where the sample is bad
-    labels: Tensor  # int64 [n], -1 where a sample has none or is bad
+    images: torch.Tensor  # uint8 or float32 [n, C, H, W]; zeros where the sample is bad
+    labels: torch.Tensor  # int64 [n], -1 where a sample has none or is bad
     bad: Mapping[int, ShardError | SampleError]
     """Row -> why its sample, or its whole shard, cannot be used; ascending."""
 
@@ -189,7 +188,7 @@ class Dataset:
         self.shards.release_unplanned()
         return Samples(images, torch.from_numpy(labels), dict(sorted(bad.items())))
 
-    def read(self, indices: Indices | Sequence[int]) -> tuple[Tensor, Tensor]:
+    def read(self, indices: Indices | Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images, uint8 or float32 (n, C, H, W), and labels, int64 (n), -1 for none.
 
         Args:

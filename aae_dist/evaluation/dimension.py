@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.dataset import Dataset, open_dataset
@@ -87,7 +86,7 @@ def data_dimension(dataset: Dataset, numbers: NDArray[np.int64], seed: int = 0) 
     return intrinsic_dimension(torch.cat(parts), seed) if parts else None
 
 
-def intrinsic_dimension(points_nD: Tensor, seed: int = 0) -> Dimension | None:
+def intrinsic_dimension(points_nD: torch.Tensor, seed: int = 0) -> Dimension | None:
     """Return the intrinsic dimension of points, [n, D] of any real type, computed in float64.
 
     Equal points count once: their distance is zero and says nothing. At most 5,000 evenly spaced
@@ -114,7 +113,7 @@ def intrinsic_dimension(points_nD: Tensor, seed: int = 0) -> Dimension | None:
     )
 
 
-def neighbour_distances(rows_nD: Tensor, count: int) -> Tensor:
+def neighbour_distances(rows_nD: torch.Tensor, count: int) -> torch.Tensor:
     """Return each row's distances to its nearest other rows, ascending, float64 [n, count].
 
     They come from products of rows. Where these lose digits, because a row is very close to

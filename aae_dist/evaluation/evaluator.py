@@ -21,19 +21,10 @@ from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
-from aae_dist.evaluation.classes import (
-    classification_error,
-    clustering_scores,
-    codes_of_classes,
-    nearest_class,
-    neighbour_error,
-    probe_errors,
-)
+from aae_dist.evaluation import classes as class_scores
+from aae_dist.evaluation import linear, part_scores, sample_scores
 from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
 from aae_dist.evaluation.features import Features
-from aae_dist.evaluation.linear import linear_baselines
-from aae_dist.evaluation.part_scores import PartScores, combined_score, numbered
-from aae_dist.evaluation.sample_scores import SampleScores
 from aae_dist.models import Autoencoder
 from aae_dist.priors import Prior
 from aae_dist.utils.arrays import evenly_spaced
@@ -169,9 +160,9 @@ class Evaluator:
         self._name = name
         self._threads, self._classes = threads, classes or {}
         self._training, self._classes_by = training, classes_by
-        self._num_parts, self._scores = len(prior.parts), PartScores(prior, seed)
+        self._num_parts, self._scores = len(prior.parts), part_scores.PartScores(prior, seed)
         self._linear: dict[str, float] | None = None
-        self._samples = SampleScores(features) if features is not None else None
+        self._samples = sample_scores.SampleScores(features) if features is not None else None
 
     @property
     def features_hash(self) -> str:
@@ -283,14 +274,14 @@ class Evaluator:
         metrics = reconstruction_metrics(rows.squared_errors, num_pixels)
         if self._linear is None:
             latent_dim = self._prior.latent_dim
-            self._linear = linear_baselines(
+            self._linear = linear.linear_baselines(
                 self._dataset, self._indices, self._training, latent_dim
             )
             dimension = data_dimension(self._dataset, self._indices, self._seed)
             self._linear |= dimension.metrics("data") if dimension else {}
         metrics |= self._linear
         metrics |= self._scores.measure(rows.codes, prior_nZ)
-        metrics["evaluation/score"] = combined_score(metrics)
+        metrics["evaluation/score"] = part_scores.combined_score(metrics)
         metrics["data/bad_validation_samples"] = float(self.num_samples - len(rows))
         metrics |= discriminator_metrics(rows)
         if bool(rows.codes.isfinite().all()):
@@ -301,16 +292,16 @@ class Evaluator:
         """Return the intrinsic dimension of the codes, and what clusters say of labels."""
         dimension = intrinsic_dimension(rows.codes, self._seed)
         metrics = dimension.metrics("codes") if dimension else {}
-        metrics |= probe_errors(rows.codes, rows.labels)
+        metrics |= class_scores.probe_errors(rows.codes, rows.labels)
         clusters_nK = self._clusters(rows)
         if clusters_nK is not None:
-            metrics |= clustering_scores(clusters_nK, rows.labels)
+            metrics |= class_scores.clustering_scores(clusters_nK, rows.labels)
         if self._classes_by is not None and bool((rows.labels >= 0).any()):
             if self._classes_by == "modes" or clusters_nK is None:
-                found = nearest_class(rows.codes, self._prior)
+                found = class_scores.nearest_class(rows.codes, self._prior)
             else:
                 found = clusters_nK.argmax(1)
-            metrics["classification/error"] = classification_error(found, rows.labels)
+            metrics["classification/error"] = class_scores.classification_error(found, rows.labels)
         return metrics
 
     def _clusters(self, rows: ScoredRows) -> Tensor | None:
@@ -324,7 +315,7 @@ class Evaluator:
         known = bool((rows.labels >= 0).any()) and bool(map_nS.isfinite().all())
         if map_nS is rows.codes or not known:
             return {}
-        return {"reduction/neighbour_error": neighbour_error(map_nS, rows.labels)}
+        return {"reduction/neighbour_error": class_scores.neighbour_error(map_nS, rows.labels)}
 
     def _images(
         self, networks: Autoencoder, rows: ScoredRows, shown_kZ: Tensor, originals: Tensor
@@ -348,7 +339,7 @@ class Evaluator:
 
     def _class_grid(self, networks: Autoencoder) -> Tensor | None:
         draw = keyed_generator(self._seed, "pictures/classes")
-        codes_KSZ = codes_of_classes(self._prior, NUM_STYLES, draw)
+        codes_KSZ = class_scores.codes_of_classes(self._prior, NUM_STYLES, draw)
         if codes_KSZ is None or len(codes_KSZ) > MAX_CLASSES_PICTURED:
             return None
         decoded = networks.decode(codes_KSZ.flatten(0, 1).to(self._world.device))
@@ -370,7 +361,7 @@ def discriminator_metrics(rows: ScoredRows) -> dict[str, float]:
     if len(shares["codes"]) == 1:
         return metrics
     each = [{names[n]: shares[n][part] for n in names} for part in range(len(shares["codes"]))]
-    return metrics | numbered(each)
+    return metrics | part_scores.numbered(each)
 
 
 def _gather_in_order(rows: Tensor, num_samples: int, world: World) -> Tensor:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from aae_dist.evaluation.classes import class_scores
 from aae_dist.evaluation.prior_match import PriorBaseline, build_baseline, score
@@ -27,7 +26,7 @@ class PartScores:
         self._parts, self._matched, self._seed = prior.parts, matched_parts(prior), seed
         self._baselines: list[PriorBaseline] = []
 
-    def measure(self, codes_nZ: Tensor, prior_nZ: Tensor) -> Metrics:
+    def measure(self, codes_nZ: torch.Tensor, prior_nZ: torch.Tensor) -> Metrics:
         """Return the metrics of n codes, float64 [n, Z], and as many prior samples.
 
         With several parts, also those of each, named `part_1/...` and so on.
@@ -39,7 +38,7 @@ class PartScores:
         each = [self._of_part(part, codes_nZ, prior_nZ.double()) for part in self._parts]
         return each[0] if len(each) == 1 else worst(each) | numbered(each)
 
-    def _of_part(self, part: Part, codes_nZ: Tensor, prior_nZ: Tensor) -> Metrics:
+    def _of_part(self, part: Part, codes_nZ: torch.Tensor, prior_nZ: torch.Tensor) -> Metrics:
         codes, prior, metrics = codes_nZ[:, part.columns], prior_nZ[:, part.columns], Metrics()
         if part in self._matched:
             baseline = self._baselines[self._matched.index(part)]
@@ -85,7 +84,7 @@ def _or_inf(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def smallest_spread(codes_nZ: Tensor, prior_nZ: Tensor) -> float:
+def smallest_spread(codes_nZ: torch.Tensor, prior_nZ: torch.Tensor) -> float:
     """Return the codes' standard deviation over the prior's, each along its flattest direction.
 
     About 1 for codes that fill the space as the prior does, 0 when they lie in a plane of it.

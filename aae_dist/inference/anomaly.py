@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
-from torch import Tensor
 
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.errors import DataError
@@ -56,7 +55,7 @@ EULER = 0.5772156649015329
 class Density(Protocol):
     """A density of codes: that of a fitted sampler, or of neighbours."""
 
-    def log_prob(self, z_BZ: Tensor) -> Tensor:
+    def log_prob(self, z_BZ: torch.Tensor) -> torch.Tensor:
         """Return log densities in nats, float64 (B)."""
 
 
@@ -71,7 +70,7 @@ class Neighbours:
     `same` is taken to be of the same sample, and does not count: validation samples may be scored.
     """
 
-    known_nZ: Tensor
+    known_nZ: torch.Tensor
     """Float32 codes."""
 
     @cached_property
@@ -81,14 +80,14 @@ class Neighbours:
         nearest_B2 = self._distances(some_BZ).topk(2, largest=False).values
         return float(nearest_B2[:, 1].median()) / 20
 
-    def log_prob(self, z_BZ: Tensor) -> Tensor:
+    def log_prob(self, z_BZ: torch.Tensor) -> torch.Tensor:
         num, dims = self.known_nZ.shape
         log_volume = dims / 2 * math.log(math.pi) - math.lgamma(dims / 2 + 1)
         r_Bn = self._distances(z_BZ)
         r_B = r_Bn.masked_fill_(r_Bn < self.same, math.inf).amin(1).clamp_min(CLOSEST)
         return -EULER - math.log(num) - log_volume - dims * r_B.log()
 
-    def _distances(self, z_BZ: Tensor) -> Tensor:
+    def _distances(self, z_BZ: torch.Tensor) -> torch.Tensor:
         return torch.cdist(z_BZ.double(), self.known_nZ.double())
 
 
@@ -123,7 +122,7 @@ def _names(run: TrainedRun) -> tuple[str, ...]:
 
 def _columns(
     run: TrainedRun, images: Values, labels: Values | None
-) -> tuple[Tensor, dict[str, Tensor | None]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
     """Return the codes, float32 (B, Z) on the CPU, and the scores that need no density."""
     z_BZ = run.encode(images, labels)
     x_BCHW = as_tensor("images", images).to(run.device)
@@ -132,7 +131,7 @@ def _columns(
     return z_BZ.float().cpu(), {"error": error_B, "discriminator": run.discriminate(z_BZ)}
 
 
-def _table(names: Sequence[str], columns: dict[str, Tensor | None]) -> Table:
+def _table(names: Sequence[str], columns: dict[str, torch.Tensor | None]) -> Table:
     found = [column for name in names if (column := columns[name]) is not None]
     table: Table = torch.stack([c.double().cpu() for c in found], 1).clamp(min=LOWEST).numpy()
     return table
@@ -183,7 +182,7 @@ class Reference:
     names: tuple[str, ...]
     table: Table
     """Float64 (n, S)."""
-    codes_nZ: Tensor
+    codes_nZ: torch.Tensor
     """Float32 codes of these samples, for `Neighbours`."""
 
     @property

@@ -8,13 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aae_dist.checkpoints.format import (
-    Checkpoint,
-    config_of,
-    images_of,
-    load_weights,
-    weights_to_use,
-)
+from aae_dist import models
+from aae_dist.checkpoints import format as checkpoints
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.config.run_config import label_rule
@@ -24,15 +19,6 @@ from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
 from aae_dist.evaluation import Evaluation, Evaluator, classes_by, features
 from aae_dist.evaluation.evaluator import MAX_SAMPLES
 from aae_dist.evaluation.parzen import Advance, parzen_metrics
-from aae_dist.models import (
-    Autoencoder,
-    CountDecoder,
-    Encoding,
-    ExpectedCounts,
-    SampleShape,
-    build_networks,
-    build_posterior,
-)
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
 from aae_dist.utils.arrays import evenly_spaced
@@ -51,7 +37,7 @@ class TrainedRun:
         classes: name of each label of the training data that has one, by its number.
     """
 
-    def __init__(self, checkpoint: Checkpoint, uri: str, device: torch.device) -> None:
+    def __init__(self, checkpoint: checkpoints.Checkpoint, uri: str, device: torch.device) -> None:
         """Build the networks and copy the checkpoint's weights; use `load_run` instead.
 
         Args:
@@ -61,15 +47,17 @@ class TrainedRun:
         """
         self.uri, self.device = uri, device
         self.step: int = checkpoint.step
-        self.image_shape, classes = images_of(checkpoint)
-        self.config: RunConfig = _without_programs(config_from_stored(config_of(checkpoint)))
+        self.image_shape, classes = checkpoints.images_of(checkpoint)
+        self.config: RunConfig = _without_programs(
+            config_from_stored(checkpoints.config_of(checkpoint))
+        )
         self.classes: dict[int, str] = {number: name for name, number in classes.items()}
         vectors = checkpoint.tensors.get("prior", {}).get("vectors")
         self.prior: Prior = build_prior(self.config.prior, self.config.model.latent_dim, vectors)
-        networks = build_networks(self.config, self.image_shape, device, trains=False)
-        load_weights(networks, weights_to_use(checkpoint.tensors))
-        self._autoencoder = Autoencoder(
-            networks, build_posterior(self.config.posterior, self.config.prior)
+        networks = models.build_networks(self.config, self.image_shape, device, trains=False)
+        checkpoints.load_weights(networks, checkpoints.weights_to_use(checkpoint.tensors))
+        self._autoencoder = models.Autoencoder(
+            networks, models.build_posterior(self.config.posterior, self.config.prior)
         )
 
     def __repr__(self) -> str:
@@ -280,10 +268,10 @@ class TrainedRun:
                 f"{self.uri}: its codes hold the label, which no network computes, so its encoder "
                 "cannot be exported; use aae_dist.load_run"
             )
-        encoder = copy.deepcopy(Encoding(networks.encoder, posterior)).float().eval()
+        encoder = copy.deepcopy(models.Encoding(networks.encoder, posterior)).float().eval()
         decoder = copy.deepcopy(networks.decoder).float().eval()
-        if isinstance(decoder, CountDecoder):
-            decoder = ExpectedCounts(decoder)
+        if isinstance(decoder, models.CountDecoder):
+            decoder = models.ExpectedCounts(decoder)
         for parameter in [*encoder.parameters(), *decoder.parameters()]:
             # Contiguous memory: exporters warn about any other layout.
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
@@ -346,7 +334,7 @@ def _without_programs(config: RunConfig) -> RunConfig:
 
 
 def build_features(
-    config: RunConfig, shape: SampleShape, device: torch.device
+    config: RunConfig, shape: models.SampleShape, device: torch.device
 ) -> features.Features | None:
     """Return the features of `evaluation.features`; None where samples are not scored.
 
@@ -401,7 +389,7 @@ def load_run(
     return TrainedRun(_find_checkpoint(store, uri, checkpoint), uri, where)
 
 
-def _find_checkpoint(store: CheckpointStore, uri: str, which: str | int) -> Checkpoint:
+def _find_checkpoint(store: CheckpointStore, uri: str, which: str | int) -> checkpoints.Checkpoint:
     newest = store.newest() if which == "newest" else None
     if newest is not None:
         return newest

@@ -22,15 +22,7 @@ from aae_dist.config import RunConfig
 from aae_dist.config.sections.run import usable_cores
 from aae_dist.config.sections.sweep import AshaScheduler
 from aae_dist.errors import LaunchError
-from aae_dist.launch.ending import PROCESS_DIED, StopReason, StopSignals, StopToken, condensed
-from aae_dist.launch.sweep import (
-    POLL_SECONDS,
-    STOP_SECONDS,
-    STOPPING,
-    announce,
-    bookkeeping,
-    run_sweep,
-)
+from aae_dist.launch import ending, sweep
 from aae_dist.sweeps.checks import asha_key, asha_longest
 from aae_dist.sweeps.folder import TrialState, read_sweep
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
@@ -91,7 +83,9 @@ class Worker:
         text = self.log.read_text(errors="replace")[-10_000:].strip()
         number = self.process.wait()
         how = f"signal {-number}" if number < 0 else f"exit status {number}"
-        return f"{PROCESS_DIED} ({how})" + (f": {condensed(text)}" if number > 0 and text else "")
+        return f"{ending.PROCESS_DIED} ({how})" + (
+            f": {ending.condensed(text)}" if number > 0 and text else ""
+        )
 
     def _read(self, inbox: "queue.Queue[tuple[Worker, Message]]") -> None:
         assert self.process.stdout is not None
@@ -110,7 +104,7 @@ class LocalSweep:
         self,
         ledger: Ledger,
         launch_id: str,
-        stop: StopToken,
+        stop: ending.StopToken,
         changed: Callable[[], None],
         place: Path,
     ) -> None:
@@ -133,16 +127,16 @@ class LocalSweep:
 
     def run(self) -> None:
         """Return when every trial has ended, or all have stopped after a request."""
-        announce(self._ledger, f"{self._slots} at once in processes of this machine")
+        sweep.announce(self._ledger, f"{self._slots} at once in processes of this machine")
         stop_by = 0.0
         try:
-            with bookkeeping(self._ledger, self._slots, self._changed) as update:
+            with sweep.bookkeeping(self._ledger, self._slots, self._changed) as update:
                 while self._fill() or self._busy():
                     self._take()
                     update()
                     if self._stop.requested and not stop_by:
-                        echo(STOPPING)
-                        stop_by = time.monotonic() + STOP_SECONDS
+                        echo(sweep.STOPPING)
+                        stop_by = time.monotonic() + sweep.STOP_SECONDS
                         for worker in self._workers:
                             worker.process.send_signal(signal.SIGTERM)
                     if stop_by and time.monotonic() > stop_by:
@@ -190,7 +184,7 @@ class LocalSweep:
     def _take(self) -> None:
         """Take what workers have sent, waiting a moment for the first."""
         with contextlib.suppress(queue.Empty):
-            worker, message = self._inbox.get(timeout=POLL_SECONDS)
+            worker, message = self._inbox.get(timeout=sweep.POLL_SECONDS)
             while True:
                 self._handle(worker, message)
                 worker, message = self._inbox.get_nowait()
@@ -222,7 +216,7 @@ class LocalSweep:
             self._is_pruned(entry, metrics)  # its scores count for others
             cause = self._objective.no_score(metrics)
             self._conclude(worker, entry, TrialState.FINISHED, cause)
-        elif state == StopReason.PRUNED:
+        elif state == ending.StopReason.PRUNED:
             cause = f"stopped by asha at step {int(metrics.get('step', 0))}"
             self._conclude(worker, entry, TrialState.PRUNED, cause)
         else:
@@ -369,8 +363,8 @@ def launch_local_sweep(
 
     def run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> bool:
         folder = tempfile.TemporaryDirectory(prefix="aae_dist-tune-")
-        with StopSignals() as stop, folder as place:
+        with ending.StopSignals() as stop, folder as place:
             LocalSweep(ledger, launch_id, stop, changed, Path(place)).run()
         return stop.requested
 
-    return run_sweep(plan, run, write_report, more)
+    return sweep.run_sweep(plan, run, write_report, more)

@@ -13,15 +13,8 @@ from pathlib import Path
 
 from rich import console, live, table, text
 
+from aae_dist import errors
 from aae_dist.config.metric_names import NUM_FEATURED, NUM_SAMPLES
-from aae_dist.errors import (
-    ConfigError,
-    DataError,
-    Interrupted,
-    LaunchError,
-    TrainingDivergedError,
-    by_name,
-)
 from aae_dist.launch.ending import WorkersFailedError
 from aae_dist.launch.ray.cluster import check_data
 from aae_dist.storage import open_storage
@@ -87,7 +80,7 @@ def _run_to_end(
     ledger.write()
     try:
         if run(ledger, launch_id, changed):
-            raise Interrupted(
+            raise errors.Interrupted(
                 f"{ledger.plan.uri}: stopped as asked, each running trial with a checkpoint. "
                 "The same command resumes from there."
             )
@@ -136,7 +129,7 @@ def check_same(trials: Sequence[TrialPlan]) -> None:
 
     def check(trial: TrialPlan) -> None:
         # One that diverged, or whose files are damaged, stays as the ledger has it.
-        with contextlib.suppress(TrainingDivergedError, DataError):
+        with contextlib.suppress(errors.TrainingDivergedError, errors.DataError):
             finished_before(trial.config)
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="check-trials") as pool:
@@ -149,7 +142,7 @@ def add_more(ledger: Ledger) -> None:
         text = (
             "changes parameters while trials run, so there is no trial to repeat with other seeds"
         )
-        raise ConfigError(f"--more: pbt {text}; leave --more out")
+        raise errors.ConfigError(f"--more: pbt {text}; leave --more out")
     if ledger.pending() or len(ledger.entries) < ledger.plan.num_trials:
         echo("note: the sweep has trials left, which run first; give --more again afterwards")
         return
@@ -168,8 +161,8 @@ def check_any_finished(ledger: Ledger) -> None:
     causes = [entry.cause or "" for entry in ledger.in_state(TrialState.FAILED)]
     # A cause begins with the class of its error.
     names = {cause.partition(":")[0] for cause in causes}
-    kinds = {WorkersFailedError if name == "crashed" else by_name(name) for name in names}
-    error = kinds.pop() if len(kinds) == 1 else LaunchError
+    kinds = {WorkersFailedError if name == "crashed" else errors.by_name(name) for name in names}
+    error = kinds.pop() if len(kinds) == 1 else errors.LaunchError
     cause = causes[0] if causes else "no trial was started"
     raise error(f"{ledger.plan.uri}: no trial has finished; the first one: {cause}")
 

@@ -13,20 +13,9 @@ from torch import Tensor
 from aae_dist import losses
 from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.errors import ConfigError
-from aae_dist.methods.distances import (
-    PartwiseDistance,
-    random_directions,
-    total,
-    total_variance,
-    weights_of_labels,
-)
-from aae_dist.methods.method import (
-    Draws,
-    Losses,
-    Method,
-    MicroBatch,
-    Modules,
-)
+from aae_dist.methods import distances
+from aae_dist.methods.distances import PartwiseDistance, total, weights_of_labels
+from aae_dist.methods.method import Draws, Losses, Method, MicroBatch, Modules
 from aae_dist.models import GaussianPosterior, ProductPosterior, run_encoder
 from aae_dist.priors import GaussianPrior, Prior
 
@@ -138,7 +127,7 @@ class MmdMethod(MatchingMethod):
     ) -> None:
         super().__init__(modules, optimizers, weight)
         self.prior, parts = modules.prior, modules.prior.parts
-        self.widths = [(part.columns, 2 * total_variance(part.prior)) for part in parts]
+        self.widths = [(part.columns, 2 * distances.total_variance(part.prior)) for part in parts]
         if not all(mean_square_distance for _, mean_square_distance in self.widths):
             raise ConfigError(
                 "method.kind=mmd takes the width of its kernels from the prior's spread, and all "
@@ -202,22 +191,24 @@ class CharacteristicMethod(MatchingMethod):
             )
 
     def distance(self, z_GZ: Tensor, prior_GZ: Tensor, weights_G: Tensor, draws: Draws) -> Tensor:
-        generator, distances = draws.generator("directions"), []
+        generator, measured = draws.generator("directions"), []
         weights, shares_M = weights_of_labels(self.prior, prior_GZ, weights_G)
         for part, std in self.parts:
-            directions = random_directions(part.dims, self.num_projections, generator, z_GZ)
+            directions = distances.random_directions(
+                part.dims, self.num_projections, generator, z_GZ
+            )
             codes, samples = z_GZ[:, part.columns], prior_GZ[:, part.columns]
             is_gaussian = isinstance(part.prior, GaussianPrior)
-            distances.append(
+            measured.append(
                 losses.characteristic_distance(
                     codes, samples, weights, directions, std, is_gaussian
                 )
             )
-        return total(distances, shares_M)
+        return total(measured, shares_M)
 
 
 def _std_of(prior: Prior) -> float:
     """Return the standard deviation per dimension."""
     if isinstance(prior, GaussianPrior):
         return prior.std
-    return math.sqrt(total_variance(prior) / prior.latent_dim)
+    return math.sqrt(distances.total_variance(prior) / prior.latent_dim)

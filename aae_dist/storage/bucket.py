@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from obstore import exceptions
 
 from aae_dist.errors import LaunchError, StorageError, StorageReason
-from aae_dist.storage import listing
+from aae_dist.storage import clients, listing
 from aae_dist.storage.base import WEB_SCHEMES, Entry, Names, Piece, check_key, join, scheme_of
-from aae_dist.storage.clients import (
-    DATA,
-    NO_PROXY,
-    REQUEST_SECONDS,
-    client,
-    connect,
-    endpoint_variable,
-)
 from aae_dist.utils.text import READ_BY_CLIENTS
 
 if TYPE_CHECKING:
@@ -95,7 +87,7 @@ def advice(error: Exception) -> str:
         return _OTHER_VERSION
     if _ELSEWHERE.search(text):
         return _OTHER_REGION
-    if re.search(rf"\b{re.escape(NO_PROXY)},", text):
+    if re.search(rf"\b{re.escape(clients.NO_PROXY)},", text):
         return _REDIRECTED
     if _UNREACHABLE.search(text):
         return _SILENT
@@ -108,7 +100,7 @@ def _with_variable(text: str, uri: str) -> str:
         return text.replace(_KEYS["s3"], _KEYS.get(scheme_of(uri), _KEYS["s3"]))
     if text not in (_NO_SUCH_BUCKET, _SILENT):
         return text
-    name = endpoint_variable(uri)
+    name = clients.endpoint_variable(uri)
     return text.replace(f" and {_USUAL}", f" and {name}" if name else "")
 
 
@@ -203,7 +195,7 @@ class BucketStorage:
         self._root, self._prefix = root, prefix
         with bucket_errors(root):
             if store is None:
-                store = client(root, patience_seconds, probe)
+                store = clients.client(root, patience_seconds, probe)
         self._store = store
 
     @property
@@ -370,7 +362,9 @@ class BucketStorage:
         """Write and remove a probe, which also shows whether conditions of writes are heeded."""
         self._check_not_web()
         with bucket_errors(self.uri):
-            quick = BucketStorage(self._root, self._prefix, client(self._root, None, probe=True))
+            quick = BucketStorage(
+                self._root, self._prefix, clients.client(self._root, None, probe=True)
+            )
             probe = f".probe-{uuid.uuid4().hex}"
             quick.write(probe, b"")
             try:
@@ -398,7 +392,9 @@ class BucketStorage:
     def reconnected(self) -> "BucketStorage":
         with bucket_errors(self._root):
             return BucketStorage(
-                self._root, self._prefix, connect(self._root, DATA, REQUEST_SECONDS)
+                self._root,
+                self._prefix,
+                clients.connect(self._root, clients.DATA, clients.REQUEST_SECONDS),
             )
 
     def _path(self, key: str) -> str:

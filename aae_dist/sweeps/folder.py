@@ -18,16 +18,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from aae_dist.errors import DataError
-from aae_dist.storage import Storage, open_storage
-from aae_dist.storage.documents import (
-    MAX_SWEEP_BYTES,
-    Count,
-    Document,
-    Map,
-    Metrics,
-    Seconds,
-    read_document,
-)
+from aae_dist.storage import Storage, documents, open_storage
+from aae_dist.storage.documents import Count, Document, Map, Metrics, Seconds
 from aae_dist.tracking.metric_log import newest_metrics, read_records
 from aae_dist.training.folder import SUMMARY, RunState, Summary, Verdict
 
@@ -211,7 +203,7 @@ def read_sweep(uri: str, histories: bool = True) -> SweepRecord:
         LaunchError: the storage cannot be read.
     """
     storage = open_storage(uri)
-    document = read_document(storage, SWEEP, SweepDocument, MAX_SWEEP_BYTES)
+    document = documents.read_document(storage, SWEEP, SweepDocument, documents.MAX_SWEEP_BYTES)
     if document is None:
         raise DataError(f"{uri} holds no {SWEEP}; give the folder of a sweep, as `tune` printed it")
     live = document.state == "running" and document.age_seconds() < SILENT_SECONDS
@@ -244,8 +236,8 @@ def _trial(sweep: Storage, planned: PlannedTrial, live: bool, histories: bool) -
         planned.id, planned.number, folder.uri, planned.parameters, planned.parameters
     )
     try:
-        own = read_document(folder, TRIAL, TrialDocument)
-        summary = None if own is None else read_document(folder, SUMMARY, Summary)
+        own = documents.read_document(folder, TRIAL, TrialDocument)
+        summary = None if own is None else documents.read_document(folder, SUMMARY, Summary)
     except DataError as error:
         return replace(plain, state=TrialState.FAILED, cause=str(error))
     if own is None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.config import RunConfig
@@ -58,7 +57,7 @@ class TrainingData:
     prior: Prior
     baseline_loss: float | None
     """Reconstruction loss of the data's mean; None in a run of a version that did not measure."""
-    scaling: tuple[Tensor, float, float] | None
+    scaling: tuple[torch.Tensor, float, float] | None
     """Mean, float32 (C, H, W), and standard deviation of the features, and the median total of
     counts, for the encoder and the decoder of a new run; None where they get numbers as they are,
     or have them already."""
@@ -211,7 +210,7 @@ def _infer(config: RunConfig, dataset: Dataset, order: SampleOrder) -> RunConfig
 
 
 def _measured(data: TrainingData, world: World) -> TrainingData:
-    found: list[Tensor] = []
+    found: list[torch.Tensor] = []
 
     def measure() -> float:
         images = first_samples(data.train, data.order)
@@ -241,14 +240,14 @@ def _measured(data: TrainingData, world: World) -> TrainingData:
     return replace(data, baseline_loss=baseline_loss, scaling=scaling)
 
 
-def first_samples(dataset: Dataset, order: SampleOrder) -> Tensor:
+def first_samples(dataset: Dataset, order: SampleOrder) -> torch.Tensor:
     """Return the good ones of the order's first samples: 1,024, fewer of large ones.
 
     They are read first in any case, and come from all lanes, so that shards sorted by class do not
     bias them. Zeros of shape (1, C, H, W) if none is good.
     """
     most = min(NUM_MEASURED, max(1, MAX_MEASURED_NUMBERS // math.prod(dataset.image_shape)))
-    chosen: list[Tensor] = []
+    chosen: list[torch.Tensor] = []
     position = num = 0
     while num < most and position < order.lane_length:
         plan = order.batch(position)
@@ -303,7 +302,7 @@ def _range_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
         )
 
 
-def _probed(data: Dataset) -> Tensor:
+def _probed(data: Dataset) -> torch.Tensor:
     first = data.manifest.shards[0]
     total = first.samples if is_remote(first.folder) else len(data)
     return data.load(evenly_spaced(NUM_PROBED, total)).images
@@ -355,13 +354,13 @@ def _count_problems(loss: str, data: Dataset) -> Iterator[str]:
 
 def prior_vectors(
     config: RunConfig, checkpoint: Checkpoint | None, world: World, show: Show = progress
-) -> Tensor | None:
+) -> torch.Tensor | None:
     """Return float32 (M, latent_dim), equal on all ranks; None for priors of other kinds."""
     if not isinstance(config.prior, DataPrior | RunPrior):
         return None
     if checkpoint is not None:
         return checkpoint.tensors["prior"]["vectors"]
-    found: list[Tensor] = []
+    found: list[torch.Tensor] = []
 
     def read() -> list[int]:
         found.append(_read_vectors(config, show))
@@ -376,7 +375,7 @@ def prior_vectors(
     return vectors.cpu()
 
 
-def _read_vectors(config: RunConfig, show: Show) -> Tensor:
+def _read_vectors(config: RunConfig, show: Show) -> torch.Tensor:
     match config.prior:
         case DataPrior() as prior:
             key, no_images = (
@@ -406,7 +405,7 @@ def _read_vectors(config: RunConfig, show: Show) -> Tensor:
 
 def _good_samples(
     dataset: Dataset, most: int, max_bad_fraction: float, show: Show
-) -> Iterator[Tensor]:
+) -> Iterator[torch.Tensor]:
     """Yield the good ones of at most `most` evenly spaced samples, in chunks.
 
     DataError, which names one, if more than `max_bad_fraction` of them are bad.

@@ -8,18 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig
-from aae_dist.distributed.world import (
-    World,
-    control_group,
-    mean_over_ranks,
-    run_on_all_ranks,
-    run_on_rank_zero,
-)
+from aae_dist.distributed import world as ranks
+from aae_dist.distributed.world import World
 from aae_dist.errors import CheckpointError, LaunchError, RanksDifferError, TrainingDivergedError
 from aae_dist.priors import Prior, matched_parts
 from aae_dist.utils.tensors import keyed_generator
@@ -60,7 +54,7 @@ class StopConsensus:
             return Decision(stop=False, save=False)
         requests = [float(wants_stop()), float(wants_save()), float(self._steps_per_interval(step))]
         result = torch.tensor(requests)
-        dist.all_reduce(result, dist.ReduceOp.MAX, group=control_group())
+        dist.all_reduce(result, dist.ReduceOp.MAX, group=ranks.control_group())
         stop, save, interval = result.tolist()
         self._next_step = step + int(interval)
         return Decision(stop=bool(stop), save=bool(save))
@@ -133,9 +127,9 @@ def healthy_checkpoint(store: CheckpointStore, world: World, error: RollbackNeed
             store.wait()  # a save that failed is no checkpoint to roll back to
         return store.newest_healthy(is_healthy)
 
-    step = run_on_rank_zero(world, newest)
+    step = ranks.run_on_rank_zero(world, newest)
     if step is not None:
-        return run_on_all_ranks(world, lambda: store.load(step))
+        return ranks.run_on_all_ranks(world, lambda: store.load(step))
     if isinstance(error, UpdatesSkippedError):
         raise TrainingDivergedError(
             f"training diverged: {error} (there is no good checkpoint to roll back to)"
@@ -243,8 +237,8 @@ class CodeStatistics:
 
     def metrics(
         self,
-        losses: Mapping[str, Tensor],
-        codes: Collection[tuple[Tensor, Tensor]],
+        losses: Mapping[str, torch.Tensor],
+        codes: Collection[tuple[torch.Tensor, torch.Tensor]],
         num_codes: int,
         world: World,
     ) -> dict[str, float]:
@@ -255,12 +249,12 @@ class CodeStatistics:
         """
         shares = torch.stack(list(losses.values()))
         sums = self.sums(codes) if codes else shares[:0]
-        means = mean_over_ranks(torch.cat([shares, sums]), world).cpu()
+        means = ranks.mean_over_ranks(torch.cat([shares, sums]), world).cpu()
         found = dict(zip(losses, means[: len(losses)].tolist(), strict=True))
         return found | (self.of_means(means[len(losses) :], num_codes) if codes else {})
 
     @torch.no_grad()
-    def sums(self, codes: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def sums(self, codes: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """Return this rank's weighted sums, (6 K), whose mean over ranks `of_means` takes."""
         parts = [
             (
@@ -271,10 +265,10 @@ class CodeStatistics:
         ]
         return torch.stack(parts).sum(0).flatten()
 
-    def _compared(self, z_BZ: Tensor) -> Tensor:
+    def _compared(self, z_BZ: torch.Tensor) -> torch.Tensor:
         return z_BZ if self._columns is None else z_BZ[:, self._columns]
 
-    def of_means(self, sums: Tensor, num_codes: int) -> dict[str, float]:
+    def of_means(self, sums: torch.Tensor, num_codes: int) -> dict[str, float]:
         """Return the metrics of the means over `num_codes` codes, (6 K) on the CPU."""
         moments = sums.double().unflatten(0, self._reference.shape)
         mean_K, square_K = moments[0], moments[1]
@@ -298,7 +292,7 @@ def columns_compared(prior: Prior) -> list[int] | None:
     return [column for part in parts for column in range(part.columns.start, part.columns.stop)]
 
 
-def _moments(projected_BK: Tensor) -> Tensor:
+def _moments(projected_BK: torch.Tensor) -> torch.Tensor:
     """Return mean, square, cosines and sines of each number, (6, B, K), to be averaged over B."""
     waves = [wave(f * projected_BK) for f in FREQUENCIES for wave in (torch.cos, torch.sin)]
     return torch.stack([projected_BK, projected_BK.square(), *waves])

@@ -9,7 +9,6 @@ import math
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.config import RunConfig
@@ -55,7 +54,7 @@ def labelled_set(
     return LabelledSet(_broadcast(images, world), _broadcast(labels, world))
 
 
-def _broadcast(values: Tensor, world: World) -> Tensor:
+def _broadcast(values: torch.Tensor, world: World) -> torch.Tensor:
     sent = values.to(world.device)
     dist.broadcast(sent, 0)
     return sent.cpu()
@@ -88,7 +87,7 @@ def _read(config: RunConfig, train: Dataset) -> LabelledSet:
     return LabelledSet(images.cpu(), labels.cpu())
 
 
-def _check_labels(config: RunConfig, dataset: Dataset, labels: Tensor) -> None:
+def _check_labels(config: RunConfig, dataset: Dataset, labels: torch.Tensor) -> None:
     prior = config.prior
     assert prior.kind == "product"
     num_classes = next(part.dims for part in prior.parts if part.prior.kind == "categorical")

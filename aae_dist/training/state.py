@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from aae_dist.checkpoints.format import WeightAverage, load_weights, weights_to_use
 from aae_dist.config.metric_names import FEATURES, basis_of
@@ -14,7 +13,7 @@ from aae_dist.distributed.optimizer import SynchronizedOptimizer
 from aae_dist.methods.method import LabelledSet
 from aae_dist.models import Networks
 
-Tensors = dict[str, dict[str, Tensor]]
+Tensors = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -27,7 +26,7 @@ class TrainState:
     networks: Networks
     optimizers: Mapping[str, SynchronizedOptimizer]
     average: WeightAverage | None = None
-    prior_vectors: Tensor | None = None
+    prior_vectors: torch.Tensor | None = None
     """Vectors of a prior that is a set of them; constant."""
     labelled: LabelledSet | None = None
     """Labelled samples of a semi-supervised run; constant."""
@@ -81,7 +80,7 @@ class TrainState:
         }
 
     def load(
-        self, tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]
+        self, tensors: Mapping[str, Mapping[str, torch.Tensor]], metadata: Mapping[str, Any]
     ) -> None:
         """Continue from the saved values of `tensors` and `metadata`."""
         self.load_weights(tensors["model"])
@@ -120,7 +119,7 @@ class TrainState:
         for optimizer in self.optimizers.values():
             optimizer.lr_factor = factor
 
-    def start_from(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def start_from(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Load the weights of another run, and their average where both runs have one."""
         self.load_weights(tensors["model"])
         if self.average is not None and "ema" in tensors:
@@ -128,7 +127,7 @@ class TrainState:
             self.average.is_inherited = True
 
     @torch.no_grad()
-    def load_weights(self, model: Mapping[str, Tensor]) -> None:
+    def load_weights(self, model: Mapping[str, torch.Tensor]) -> None:
         """Copy weights into the networks; CheckpointError names what does not fit."""
         load_weights(self.networks, model)
         if self.average is not None:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-Values: TypeAlias = Tensor | NDArray[Any] | Sequence[Any]
+Values: TypeAlias = torch.Tensor | NDArray[Any] | Sequence[Any]
 """A tensor, a NumPy array, or a list of either or of numbers."""
 SHOWN_SHAPES = 3
 
@@ -27,7 +26,9 @@ def keyed_generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, purpose, *keys))
 
 
-def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(
+    tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     """Return a CPU tensor on a device, cast on the host, without waiting for the device."""
     # A copy from pageable memory to a GPU would wait for all that was queued before it.
     tensor = tensor.to(dtype or tensor.dtype)
@@ -36,7 +37,7 @@ def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def one_hot_classes(labels_B: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+def one_hot_classes(labels_B: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
     """Return per number of classes in `sizes` one-hot rows, int64 (B, size); zeros for label -1.
 
     The label numbers the combinations of the classes, the last's changing first, as
@@ -48,19 +49,19 @@ def one_hot_classes(labels_B: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return [F.one_hot(class_B, size) * is_known_B1 for class_B, size in each]
 
 
-def as_tensor(name: str, values: Values) -> Tensor:
+def as_tensor(name: str, values: Values) -> torch.Tensor:
     """Return a tensor of a tensor, an array, or a list of tensors, arrays or numbers.
 
     Raises ValueError if it is none of these, its parts differ in shape, torch has no such dtype,
     values are masked, or a tensor is sparse, nested, quantized or without values.
     """
-    if isinstance(values, Tensor):
+    if isinstance(values, torch.Tensor):
         if values.layout is not torch.strided or values.is_nested or values.is_quantized:
             raise ValueError(f"{name} must be a plain dense tensor, as of to_dense(); got another")
         if values.is_meta:
             raise ValueError(f"{name} must have values; got a tensor on the device meta")
         return values
-    if isinstance(values, list | tuple) and any(isinstance(each, Tensor) for each in values):
+    if isinstance(values, list | tuple) and any(isinstance(each, torch.Tensor) for each in values):
         parts = [as_tensor(name, each) for each in values]
         shapes = {tuple(part.shape) for part in parts}
         if len(shapes) > 1:

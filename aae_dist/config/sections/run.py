@@ -7,16 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from aae_dist.config.sections import (
-    LARGEST,
-    Cores,
-    Duration,
-    Free,
-    NonNegativeInt,
-    PositiveInt,
-    Section,
-    Seed,
-)
+from aae_dist.config import sections
+from aae_dist.config.sections import Duration, Free, NonNegativeInt, PositiveInt, Section
 from aae_dist.config.sections.model import IMPORT_PATH
 
 Urls = str | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -62,7 +54,7 @@ class Columns(Section):
     """Real columns, scaled to a variance of about 1."""
     counts: NonNegativeInt = 0
     """Whole numbers from 0 on."""
-    categories: tuple[Annotated[int, Field(ge=2, le=LARGEST)], ...] = ()
+    categories: tuple[Annotated[int, Field(ge=2, le=sections.LARGEST)], ...] = ()
     """Number of values of each category, whose columns are one-hot."""
 
     @property
@@ -154,7 +146,7 @@ class Run(Section):
     number."""
     storage: str = "~/aae_dist/runs"
     """Local path, s3://, gs:// or az://; all nodes must be able to reach it."""
-    seed: Seed = 0
+    seed: sections.Seed = 0
     """Seed of every random draw: weights, sample order, prior samples, noise."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: resume if there is a checkpoint, fail if none verifies. must: fail without one. never:
@@ -267,7 +259,7 @@ class Launch(Section):
     resources for, and changes their number while it runs."""
     resize_seconds: Duration = 60.0
     """With [fewest, most] workers: seconds between checks for resources for more of them."""
-    cpus_per_worker: Cores | None = None
+    cpus_per_worker: sections.Cores | None = None
     """CPU cores and torch threads per rank, under both launchers. By default all cores of the
     machine (or `OMP_NUM_THREADS`) for kind=local as one process, else 1."""
     gpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"

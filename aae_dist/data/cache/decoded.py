@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.cache.directory import checked_folder
@@ -66,7 +65,7 @@ class SharedStore:
         """Which samples are stored, bool [samples]."""
         return self._filled
 
-    def store(self, indices: Indices, images: Tensor, labels: Tensor) -> None:
+    def store(self, indices: Indices, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Store samples: images [n, C, H, W] and labels int64 [n], in host memory."""
         # Two processes that store the same sample write the same bytes.
         self._images[indices] = images.numpy()
@@ -74,7 +73,7 @@ class SharedStore:
         _fence()
         self._filled[indices] = True
 
-    def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
+    def take(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images [n, C, H, W] and labels int64 [n] of stored samples."""
         _fence()
         # numpy copies rows in this thread alone; torch would start a team of threads for it.
@@ -105,10 +104,10 @@ class DeviceStore:
     def filled(self) -> NDArray[np.bool_]:
         return self._shared.filled
 
-    def store(self, indices: Indices, images: Tensor, labels: Tensor) -> None:
+    def store(self, indices: Indices, images: torch.Tensor, labels: torch.Tensor) -> None:
         self._shared.store(indices, images, labels)
 
-    def take(self, indices: Indices) -> tuple[Tensor, Tensor]:
+    def take(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         # A closed loader may still copy, in its own thread and stream.
         with self._lock:
             stream = self._stream()

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.bad_samples import UnusedKind
@@ -299,7 +298,7 @@ def decode_pngs(files: Mapping[int, ValidPng | None], channels: int) -> dict[int
     if not images:
         return decoded
     _load_decoders()
-    decode: Callable[..., Tensor] = torch.ops.image.decode_png
+    decode: Callable[..., torch.Tensor] = torch.ops.image.decode_png
     mode = _GREY if channels == 1 else _COLOUR
     for stack in formats.stacks(images):
         # Decode a stack in one call.

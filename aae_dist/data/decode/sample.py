@@ -18,15 +18,6 @@ from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data, Layout
 from aae_dist.data.decode import images as decoding
-from aae_dist.data.decode.images import (
-    NO_RESIZE,
-    Bad,
-    Begin,
-    Note,
-    Resize,
-    Shape,
-    map_collecting_errors,
-)
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.format.tar import ByteRange
 from aae_dist.errors import SampleError
@@ -46,7 +37,7 @@ class SampleDecoder:
     def __init__(self, settings: Data) -> None:
         self._image_keys = settings.image_keys
         self._only_images = not any(map(is_array, settings.image_keys))
-        self._resize, self._axes = Resize.from_settings(settings), settings.layout
+        self._resize, self._axes = decoding.Resize.from_settings(settings), settings.layout
         # "json:label" is the entry `label` of the object in the field `json`.
         self._label_key, _, self._label_entry = (settings.label_key or "").partition(":")
         # The default key may be absent: data without labels are common.
@@ -58,9 +49,9 @@ class SampleDecoder:
         self,
         samples: Mapping[int, Sample],
         rows: NDArray[Any],
-        bad: Bad,
-        note: Note = decoding.ignore,
-        begin: Begin = decoding.ignore_group,
+        bad: decoding.Bad,
+        note: decoding.Note = decoding.ignore,
+        begin: decoding.Begin = decoding.ignore_group,
     ) -> dict[int, int]:
         """Write the images or arrays of samples into `rows`; return their labels, -1 for none.
 
@@ -68,32 +59,36 @@ class SampleDecoder:
         then undefined; `note` takes labels that cannot be read and what is left out, `begin` the
         rows that are decoded next.
         """
-        places = map_collecting_errors(lambda n: self._byte_ranges(*samples[n]), samples, bad)
+        places = decoding.map_collecting_errors(
+            lambda n: self._byte_ranges(*samples[n]), samples, bad
+        )
         sizes = {n: sum(size for _, size in each) for n, each in places.items()}
         labels: dict[int, int] = {}
         for group in decoding.batch_by_size(sizes, _BYTES_PER_GROUP):
             begin(group)
             # Read the fields of a group of samples.
-            files = map_collecting_errors(lambda n: samples[n][0].read(places[n]), group, bad)
+            files = decoding.map_collecting_errors(
+                lambda n: samples[n][0].read(places[n]), group, bad
+            )
             # Decode their images or arrays into the rows.
             images = {n: file[0] for n, file in files.items()}
             if self._only_images and rows.dtype == np.uint8:
                 decoding.decode_images(rows, images, self._resize, bad, note, begin)
             else:
                 step = partial(self._decode_one, samples, images, rows, note)
-                map_collecting_errors(step, images, bad)
+                decoding.map_collecting_errors(step, images, bad)
             # Parse their labels.
             good = [n for n in files if n not in bad]
             labels |= {n: self._label(samples[n], files[n], n, note) for n in good}
             del files, images  # or two groups would be held while the next is read
         return labels
 
-    def layout(self, reader: ShardReader, number: int) -> tuple[Shape, torch.dtype]:
+    def layout(self, reader: ShardReader, number: int) -> tuple[decoding.Shape, torch.dtype]:
         """Return shape and dtype of the sample's image or array; SampleError if it has none."""
         data = reader.read(self._byte_ranges(reader, number)[:1])[0]
-        bad: Bad = {}
+        bad: decoding.Bad = {}
         name, resize, axes = self._image_name(reader, number), self._resize, self._axes
-        found = map_collecting_errors(lambda _: layout(name, data, resize, axes), [0], bad)
+        found = decoding.map_collecting_errors(lambda _: layout(name, data, resize, axes), [0], bad)
         for error in bad.values():
             raise error
         return found[0]
@@ -103,7 +98,7 @@ class SampleDecoder:
         samples: Mapping[int, Sample],
         images: Mapping[int, bytes],
         rows: NDArray[Any],
-        note: Note,
+        note: decoding.Note,
         number: int,
     ) -> None:
         name = self._image_name(*samples[number])
@@ -116,7 +111,7 @@ class SampleDecoder:
             self._axes,
         )
 
-    def _label(self, sample: Sample, fields: list[bytes], number: int, note: Note) -> int:
+    def _label(self, sample: Sample, fields: list[bytes], number: int, note: decoding.Note) -> int:
         """Return the label of a sample; its fields are the image and, if any, the label.
 
         One that cannot be read is none: nothing that trains reads labels.
@@ -169,8 +164,8 @@ def decode_into(
     row: NDArray[Any],
     name: str,
     data: bytes,
-    resize: Resize = NO_RESIZE,
-    note: Note = decoding.ignore,
+    resize: decoding.Resize = decoding.NO_RESIZE,
+    note: decoding.Note = decoding.ignore,
     axes: Layout | None = None,
 ) -> None:
     """Decode an image, or an array (npy, *.npy), into its row, [C, H, W]; SampleError if unfit.
@@ -192,8 +187,8 @@ def decode_into(
 
 
 def layout(
-    name: str, data: bytes, resize: Resize = NO_RESIZE, axes: Layout | None = None
-) -> tuple[Shape, torch.dtype]:
+    name: str, data: bytes, resize: decoding.Resize = decoding.NO_RESIZE, axes: Layout | None = None
+) -> tuple[decoding.Shape, torch.dtype]:
     """Return shape [C, H, W] and dtype of the row that this image or array makes by itself."""
     if is_array(name):
         array = torch.from_numpy(decode_array(data, axes).copy())

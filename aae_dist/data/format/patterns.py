@@ -10,15 +10,8 @@ from fnmatch import fnmatchcase
 from itertools import islice, product
 from pathlib import Path
 
-from aae_dist.data.format.manifest import (
-    CLASSES_FILE,
-    FILE_NAME,
-    ClassMap,
-    Manifest,
-    is_shard_name,
-    parse,
-    parse_classes,
-)
+from aae_dist.data.format import manifest as manifests
+from aae_dist.data.format.manifest import CLASSES_FILE, FILE_NAME, ClassMap, Manifest, is_shard_name
 from aae_dist.errors import DataError, LaunchError, StorageError
 from aae_dist.storage import Entry, Storage, check_key, is_remote, open_storage
 from aae_dist.storage.base import WEB_SCHEMES, scheme_of
@@ -176,8 +169,8 @@ def _add(sources: list[ShardSource], text: str, literal: bool, use_manifests: bo
 
 
 def _builtin(text: str) -> str:
-    manifests = _BUILTIN_FOLDER.glob(f"*/*/{FILE_NAME}")
-    known = sorted(p.parent.relative_to(_BUILTIN_FOLDER).as_posix() for p in manifests)
+    shipped = _BUILTIN_FOLDER.glob(f"*/*/{FILE_NAME}")
+    known = sorted(p.parent.relative_to(_BUILTIN_FOLDER).as_posix() for p in shipped)
     name = text.removeprefix(_BUILTIN).strip("/")
     if name not in known:
         names = ", ".join(_BUILTIN + each for each in known)
@@ -210,7 +203,7 @@ def _classes_of(source: ShardSource) -> ClassMap:
     for place in [folder, above] if last and above and not above.endswith("/") else [folder]:
         where = f"{place}/{CLASSES_FILE}"
         try:
-            return parse_classes(open_storage(place).read(CLASSES_FILE), where)
+            return manifests.parse_classes(open_storage(place).read(CLASSES_FILE), where)
         except (OSError, StorageError):
             continue
         except DataError:
@@ -294,7 +287,7 @@ def _read_manifest(storage: Storage, name: str) -> Manifest | None:
         if storage.uri.startswith("https:"):
             return None
         raise
-    return parse(data, where, storage.uri, may_point_elsewhere=not is_remote(storage.uri))
+    return manifests.parse(data, where, storage.uri, may_point_elsewhere=not is_remote(storage.uri))
 
 
 def hint(storage: Storage, keys: Iterable[str]) -> str:

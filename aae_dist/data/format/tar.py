@@ -20,18 +20,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_dist.data.format.tar_headers import (
-    BLOCK,
-    Buffer,
-    DamagedTarError,
-    Extension,
-    link_target,
-    member_name,
-    parse_size,
-    read_extension,
-    says_only_a_time,
-    wrong_checksums,
-)
+from aae_dist.data.format import tar_headers
+from aae_dist.data.format.tar_headers import BLOCK, Buffer, DamagedTarError
 
 Numbers: TypeAlias = "array[int]"  # the class itself takes no [] before Python 3.12
 
@@ -144,7 +134,7 @@ class _Headers:
         """Raise for the first header whose bytes do not add up to its checksum."""
         offsets, self._offsets = self._offsets, array("q")
         blocks, self._blocks = self._blocks, bytearray()
-        wrong = wrong_checksums(np.frombuffer(blocks, np.uint8).reshape(-1, BLOCK))
+        wrong = tar_headers.wrong_checksums(np.frombuffer(blocks, np.uint8).reshape(-1, BLOCK))
         if wrong.any():
             at = offsets[int(wrong.argmax())]
             raise DamagedTarError(f"the header at byte {at} is damaged (wrong checksum)")
@@ -153,7 +143,7 @@ class _Headers:
 def _members(buffer: Buffer, headers: _Headers, unused: UnusedMembers) -> Iterator[Member]:
     """Yield the files; give every header block to `headers`."""
     offset, end, places = 0, len(buffer), _Places()
-    long = Extension()
+    long = tar_headers.Extension()
     while True:
         # Read a header, or find the end of the archive.
         header = buffer[offset : offset + BLOCK]
@@ -163,7 +153,7 @@ def _members(buffer: Buffer, headers: _Headers, unused: UnusedMembers) -> Iterat
             return _check_only_zeros(buffer, offset)
         headers.add(offset, header)
         # Locate its data; an extension header may have given another size.
-        kind, size = header[156:157], parse_size(header[124:136], offset)
+        kind, size = header[156:157], tar_headers.parse_size(header[124:136], offset)
         start, is_extension = offset + BLOCK, kind in _EXTENSIONS
         if long.size is not None and not is_extension:
             size = long.size
@@ -174,17 +164,25 @@ def _members(buffer: Buffer, headers: _Headers, unused: UnusedMembers) -> Iterat
         offset = start + (size + BLOCK - 1) // BLOCK * BLOCK
         # Parse an extension header: it describes the next member.
         if is_extension:
-            if kind == b"x" and size < BLOCK and says_only_a_time(buffer[start : start + size]):
+            if (
+                kind == b"x"
+                and size < BLOCK
+                and tar_headers.says_only_a_time(buffer[start : start + size])
+            ):
                 continue
-            long = long.updated(read_extension(kind, buffer, start, size))
+            long = long.updated(tar_headers.read_extension(kind, buffer, start, size))
             continue
         # Yield a file, or count what is none.
-        name, target, long = long.name or member_name(header), long.target, Extension()
+        name, target, long = (
+            long.name or tar_headers.member_name(header),
+            long.target,
+            tar_headers.Extension(),
+        )
         if kind == b"S":
             raise DamagedTarError(f"sparse member {name!r:.200} is not supported")
         place: ByteRange | None = start, size
         if kind == _HARD_LINK:
-            place = places.find(target or link_target(header))
+            place = places.find(target or tar_headers.link_target(header))
         elif kind not in _REGULAR:
             place = None
         if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
@@ -239,7 +237,7 @@ def plain_members(data: bytes) -> Iterator[tuple[str, int, int]] | None:
     if times.size and not _say_only_a_time(blocks[times + 1], sizes[is_time]).all():
         return None
     for first in range(0, len(numbers), _CHECKED_AT_ONCE):
-        if wrong_checksums(blocks[numbers[first : first + _CHECKED_AT_ONCE]]).any():
+        if tar_headers.wrong_checksums(blocks[numbers[first : first + _CHECKED_AT_ONCE]]).any():
             return None
     # Decode the names all at once. A name ends at its first NUL: another one makes one name more.
     files = numbers[is_file]
