@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aae_dist.config.sections import model as sections
@@ -271,7 +270,7 @@ class CategoricalPrior(Prior):
         return self.sample_class(labels_N, generator)
 
     def sample_class(self, labels_N: Tensor, generator: torch.Generator) -> Tensor:
-        return F.one_hot(labels_N, self.latent_dim).float()
+        return torch.nn.functional.one_hot(labels_N, self.latent_dim).float()
 
 
 class EmpiricalPrior(Prior):

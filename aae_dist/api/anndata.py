@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.api.data import as_arrays, is_sparse
 from aae_dist.data.arrays import Arrays
@@ -60,7 +59,7 @@ def is_anndata(data: Any) -> bool:
     return all(hasattr(data, name) for name in ("X", "layers", "obs", "var"))
 
 
-def _labels(column: Any, name: str) -> tuple[NDArray[np.int64], dict[str, int]]:
+def _labels(column: Any, name: str) -> tuple[np.typing.NDArray[np.int64], dict[str, int]]:
     if column.dtype.kind in "iu":
         labels = column.to_numpy().astype(np.int64)
         if labels.min(initial=0) < -1:
@@ -75,7 +74,7 @@ def _labels(column: Any, name: str) -> tuple[NDArray[np.int64], dict[str, int]]:
     return found.codes.to_numpy().astype(np.int64), classes
 
 
-Labels = tuple[NDArray[np.int64], dict[str, int]]
+Labels = tuple[np.typing.NDArray[np.int64], dict[str, int]]
 
 
 def _combined(columns: Sequence[Labels]) -> Labels:

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aae_dist.config import RunConfig
-from aae_dist.config.yaml import dump
+from aae_dist.config import RunConfig, yaml
 from aae_dist.errors import ConfigError
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.utils.text import four_digits, number, redact
@@ -76,7 +75,7 @@ def write_card(
     """
     card = _with_known_data(card, config)
     parts = [
-        f"---\n{dump(_header(config, summary, card))}---\n",
+        f"---\n{yaml.dump(_header(config, summary, card))}---\n",
         "\n".join(_introduction(run, config, has_picture)),
         _use(run, config, repo),
         "\n".join(_data(card, data)),

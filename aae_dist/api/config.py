@@ -8,12 +8,9 @@ from json import dumps
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from aae_dist.config import RunConfig
+from aae_dist.config import RunConfig, load, schema, yaml
 from aae_dist.config import load as loading
-from aae_dist.config.load import ConfigFile, GivenTree, StoredFile
-from aae_dist.config.schema import from_plain
 from aae_dist.config.sections.run import Layout
-from aae_dist.config.yaml import LARGEST_BYTES
 from aae_dist.errors import ConfigError
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
@@ -60,7 +57,7 @@ def resolve(
         if not overrides:
             return config
         tree = config.model_dump(mode="json")
-        return _load([GivenTree("config", from_plain(tree, "config"))], overrides, {})
+        return _load([load.GivenTree("config", schema.from_plain(tree, "config"))], overrides, {})
     return _load(as_files(config), overrides, merged)
 
 
@@ -72,7 +69,7 @@ def layout_of(config: ConfigSource, overrides: Sequence[str]) -> Layout | None:
         return resolve(config, overrides, defaults).data.layout
 
 
-def as_files(config: Any) -> list[ConfigFile]:
+def as_files(config: Any) -> list[load.ConfigFile]:
     """Return dictionaries and paths as files; ConfigError for anything else."""
     many = isinstance(config, list | tuple)
     return [_file(one) for one in (config if many else [config])]
@@ -88,35 +85,35 @@ def digest(config: RunConfig, data: Sequence[str]) -> str:
     return sha256(dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def fetch(uri: str) -> StoredFile:
+def fetch(uri: str) -> load.StoredFile:
     """Return a YAML file from a bucket or a web server; ConfigError if it is not there."""
     from aae_dist.storage import open_storage
 
     folder, _, name = uri.rpartition("/")
     try:
-        data = open_storage(folder, FETCH_SECONDS).read_range(name, 0, LARGEST_BYTES + 1)
+        data = open_storage(folder, FETCH_SECONDS).read_range(name, 0, yaml.LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{uri}: no such file") from None
-    if len(data) > LARGEST_BYTES:
-        raise ConfigError(f"{uri}: larger than {LARGEST_BYTES:,} bytes, no configuration")
-    return StoredFile(uri, data)
+    if len(data) > yaml.LARGEST_BYTES:
+        raise ConfigError(f"{uri}: larger than {yaml.LARGEST_BYTES:,} bytes, no configuration")
+    return load.StoredFile(uri, data)
 
 
 def _load(
-    files: Sequence[ConfigFile], overrides: Sequence[str], defaults: Mapping[str, Any]
+    files: Sequence[load.ConfigFile], overrides: Sequence[str], defaults: Mapping[str, Any]
 ) -> RunConfig:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: a list of key=value (got {overrides!r:.80})")
-    first = GivenTree("", from_plain(dict(defaults), "default of Python"))
+    first = load.GivenTree("", schema.from_plain(dict(defaults), "default of Python"))
     loaded = loading.load_config([first, *files], overrides)
     for note in loaded.notes:
         warnings.warn(note, stacklevel=3)
     return loaded.config
 
 
-def _file(given: Any) -> ConfigFile:
+def _file(given: Any) -> load.ConfigFile:
     if isinstance(given, Mapping):
-        return GivenTree("config", from_plain(_plain(given, ""), "config"))
+        return load.GivenTree("config", schema.from_plain(_plain(given, ""), "config"))
     if isinstance(given, str) and "://" in given:
         return fetch(given)
     if isinstance(given, str | os.PathLike):

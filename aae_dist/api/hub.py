@@ -13,8 +13,7 @@ from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config.load import absolute_storage
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError, StorageError
 from aae_dist.inference.trained_run import load_run
-from aae_dist.storage import open_storage, read_or_none
-from aae_dist.storage.base import is_loopback
+from aae_dist.storage import base, open_storage, read_or_none
 from aae_dist.training.folder import RUN
 from aae_dist.utils.text import redact
 from aae_dist.version import __version__
@@ -135,7 +134,7 @@ def _client(repo: str, writes: bool) -> Any:
     endpoint = os.environ.get(ENDPOINT, "").strip().rstrip("/") or HUB
     parts = urlsplit(endpoint)
     if parts.scheme != "https" and not (
-        parts.scheme == "http" and is_loopback(parts.hostname or "")
+        parts.scheme == "http" and base.is_loopback(parts.hostname or "")
     ):
         raise ConfigError(
             f"{ENDPOINT}: should be an https:// address; got {redact(endpoint)!r:.100}"

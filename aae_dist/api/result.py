@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aae_dist.inference.trained_run import TrainedRun, load_run
 from aae_dist.storage import Storage, open_storage, read_or_none
-from aae_dist.tracking.metric_log import read_records
-from aae_dist.tracking.sinks import LABELS
+from aae_dist.tracking import metric_log, sinks
 from aae_dist.utils.text import four_digits
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class TrainingResult:
     @cached_property
     def history(self) -> History:
         """All records of metrics.jsonl: a list of dictionaries, which has `to_pandas()`."""
-        return History(read_records(self._folder))
+        return History(metric_log.read_records(self._folder))
 
     @cached_property
     def run(self) -> TrainedRun:
@@ -91,7 +90,7 @@ class TrainingResult:
     def _scores(self) -> dict[str, str]:
         return {
             label: four_digits(self.metrics[name])
-            for name, label in LABELS.items()
+            for name, label in sinks.LABELS.items()
             if name in self.metrics
         }
 

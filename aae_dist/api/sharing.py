@@ -18,10 +18,8 @@ from aae_dist.checkpoints.format import images_of, weights_to_use
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_tree, dump_yaml
 from aae_dist.errors import ConfigError
-from aae_dist.inference.images import write_images
-from aae_dist.inference.trained_run import TrainedRun
-from aae_dist.storage import Storage, open_storage
-from aae_dist.storage.documents import read_document
+from aae_dist.inference import images, trained_run
+from aae_dist.storage import Storage, documents, open_storage
 from aae_dist.tracking.metric_log import read_records
 from aae_dist.training.folder import CONFIG, RUN, SUMMARY, RunState, Summary, give_verdict
 from aae_dist.utils.text import redacted
@@ -41,7 +39,7 @@ NUM_SAMPLES = 64
 _PLACE = re.compile(r"^(~|/|\.{1,2}/|[A-Za-z]:[\\/])|://|\\")
 
 
-def share(run: TrainedRun, out: Storage, card: Card, repo: str | None = None) -> None:
+def share(run: trained_run.TrainedRun, out: Storage, card: Card, repo: str | None = None) -> None:
     """Write the folder of a run for others; `aae_dist.load_run` loads it.
 
     Args:
@@ -159,13 +157,13 @@ def _is_place(text: str, key: str) -> bool:
     return is_file or bool(_PLACE.search(text))
 
 
-def shared_summary(run: TrainedRun, config: RunConfig) -> dict[str, Any]:
+def shared_summary(run: trained_run.TrainedRun, config: RunConfig) -> dict[str, Any]:
     """Return the summary of the shared checkpoint: its scores and a verdict, made from them.
 
     Scores of another step are left out. The stored verdict is not copied: its words may name files.
     """
     folder = open_storage(run.uri)
-    found = read_document(folder, SUMMARY, Summary)
+    found = documents.read_document(folder, SUMMARY, Summary)
     metrics: Mapping[str, float | None] = {}
     alarms: Mapping[str, int] = {}
     if found is not None and found.step == run.step:
@@ -185,13 +183,13 @@ def shared_summary(run: TrainedRun, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _write_samples(run: TrainedRun, out: Storage) -> bool:
+def _write_samples(run: trained_run.TrainedRun, out: Storage) -> bool:
     """Write a picture of decoded prior samples, which show no data; False for no images."""
     shape = list(run.image_shape)
     if len(shape) != 3 or 1 in shape[1:]:
         return False
     with tempfile.TemporaryDirectory(prefix="aae_dist-samples-") as folder:
         picture = Path(folder, SAMPLES)
-        write_images(picture, run.sample(NUM_SAMPLES))
+        images.write_images(picture, run.sample(NUM_SAMPLES))
         out.upload(SAMPLES, picture)
     return True

@@ -10,12 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aae_dist.api import process, training
 from aae_dist.api.config import PLACEHOLDER, ConfigSource, as_files
-from aae_dist.api.process import unchanged_process
-from aae_dist.api.training import samples_in_memory
-from aae_dist.config import RunConfig
-from aae_dist.config.load import ConfigFile, GivenTree
-from aae_dist.config.schema import from_plain
+from aae_dist.config import RunConfig, load, schema
 from aae_dist.config.sections.run import Layout
 from aae_dist.data.arrays import Arrays
 from aae_dist.errors import ConfigError, Interrupted, LaunchError
@@ -117,11 +114,11 @@ def tune(
         raise ConfigError("config: a run has no `sweep` section; give a dictionary or files")
     files = as_files(config)
     if data is not None and layout is None:
-        layer = GivenTree("", from_plain({"data": PLACEHOLDER}, "data given in Python"))
+        layer = load.GivenTree("", schema.from_plain({"data": PLACEHOLDER}, "data given in Python"))
         layout = load_sweep([*files, layer], overrides).configs[0].data.layout
-    given = samples_in_memory(data, validation, layout)
+    given = training.samples_in_memory(data, validation, layout)
     plan = load_sweep([*files, _data_layer(given, lambda arrays: arrays.url)], overrides)
-    with unchanged_process():
+    with process.unchanged_process():
         if any(given):
             from aae_dist.data.pack.memory import pack_arrays
 
@@ -134,7 +131,7 @@ def tune(
     return _result(plan.uri)
 
 
-def _data_layer(given: Sequence[Arrays | None], place: Any) -> ConfigFile:
+def _data_layer(given: Sequence[Arrays | None], place: Any) -> load.ConfigFile:
     """Return the layer of the addresses of samples in memory."""
     train_set, validation_set = given
     data: dict[str, Any] = {}
@@ -142,7 +139,9 @@ def _data_layer(given: Sequence[Arrays | None], place: Any) -> ConfigFile:
         data = {"train": place(train_set), **train_set.settings}
     if validation_set is not None:
         data["validation"] = place(validation_set)
-    return GivenTree("", from_plain({"data": data} if data else {}, "data given in Python"))
+    return load.GivenTree(
+        "", schema.from_plain({"data": data} if data else {}, "data given in Python")
+    )
 
 
 def _result(uri: str) -> SweepResult:
@@ -216,5 +215,7 @@ def submit(
 def _work(config: ConfigSource, overrides: Sequence[str]) -> jobs.Work:
     if isinstance(config, RunConfig):
         tree = config.model_dump(mode="json")
-        return jobs.read_work([GivenTree("config", from_plain(tree, "config"))], overrides)
+        return jobs.read_work(
+            [load.GivenTree("config", schema.from_plain(tree, "config"))], overrides
+        )
     return jobs.read_work(as_files(config), overrides)

@@ -7,12 +7,10 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from aae_dist.api.anndata import from_anndata, is_anndata
+from aae_dist.api import anndata, process, result
 from aae_dist.api.callbacks import Callbacks
 from aae_dist.api.config import UNNAMED, ConfigSource, digest, layout_of, resolve
 from aae_dist.api.data import as_arrays, halves
-from aae_dist.api.process import GentleSignals, unchanged_process
-from aae_dist.api.result import TrainingResult
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.run import Layout
 from aae_dist.data.arrays import Arrays, hold
@@ -36,7 +34,7 @@ def train(
     layout: Layout | None = None,
     overrides: Sequence[str] = (),
     progress: bool = True,
-) -> TrainingResult:
+) -> result.TrainingResult:
     """Train a run, or resume it, and return how it ended.
 
     The same call resumes a run that was interrupted or killed from its newest checkpoint, bit for
@@ -95,7 +93,7 @@ def samples_in_memory(
 
 
 def _arrays(data: Any, layout: Layout | None, name: str) -> Arrays:
-    return from_anndata(data) if is_anndata(data) else as_arrays(data, layout, name)
+    return anndata.from_anndata(data) if anndata.is_anndata(data) else as_arrays(data, layout, name)
 
 
 def _resolved(
@@ -150,11 +148,11 @@ def _run(
     validation_set: Arrays | None,
     callbacks: Sequence[Any],
     progress: bool,
-) -> TrainingResult:
+) -> result.TrainingResult:
     if config.launch.kind == "ray" and callbacks:
         raise ConfigError("callbacks run in this process; use launch.kind=local, or none of them")
     listed = Callbacks(callbacks)
-    with unchanged_process():
+    with process.unchanged_process():
         config = _placed(config, train_set, validation_set)
         if config.launch.kind == "ray":
             outcome = _through_ray(config)
@@ -162,7 +160,7 @@ def _run(
             outcome = _here(config, listed, progress)
     if listed.error is not None:
         raise listed.error
-    return TrainingResult(
+    return result.TrainingResult(
         state=str(outcome.state),
         step=outcome.step,
         metrics=outcome.metrics,
@@ -180,7 +178,7 @@ def _through_ray(config: RunConfig) -> Outcome:
 
 
 def _here(config: RunConfig, callbacks: Callbacks, progress: bool) -> Outcome:
-    signals = GentleSignals()
+    signals = process.GentleSignals()
     callbacks.attach(signals.token)
     reporter = LocalReporter(signals.token, echo if progress else logger.info)
     return launch_local(

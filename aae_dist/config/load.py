@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from aae_dist.config import messages, schema, yaml
+from aae_dist.config import messages, metric_names, schema, yaml
 from aae_dist.config.merge import Merge
-from aae_dist.config.metric_names import best_metric_problems
 from aae_dist.config.run_config import RunConfig, cross_checks
 from aae_dist.config.schema import Node, Tree, Value, from_plain
 from aae_dist.config.sections import Section
@@ -132,7 +131,7 @@ def load_config(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> L
     sections = [layer.pop(SWEEP) for layer in layers if SWEEP in layer]
     merge = Merge(RunConfig)
     tree = merge.run(layers)
-    more = [*_of_a_sweep(sections), *make_absolute(tree), *best_metric_problems(tree)]
+    more = [*_of_a_sweep(sections), *make_absolute(tree), *metric_names.best_metric_problems(tree)]
     return Loaded(validate(tree, title, more, unread), tuple(merge.notes))
 
 
@@ -261,9 +260,8 @@ def _size_problems(config: RunConfig) -> list[str]:
             texts = leaf.value if isinstance(leaf.value, list) else [leaf.value]
             if any(isinstance(item, str) and "\0" in item for item in texts):
                 return [f"{path}: holds a NUL, as no name or address can; leave it out"]
-    if len(text) < min(
-        yaml.LARGEST_NODES, yaml.LARGEST_BYTES // 2
-    ):  # YAML's quotes at most double it
+    # YAML's quotes at most double it.
+    if len(text) < min(yaml.LARGEST_NODES, yaml.LARGEST_BYTES // 2):
         return []
     if yaml.count_nodes(tree) <= yaml.LARGEST_NODES and len(yaml.dump(tree)) <= yaml.LARGEST_BYTES:
         return []
@@ -272,8 +270,9 @@ def _size_problems(config: RunConfig) -> list[str]:
     )
     what = f"{len(leaf.value):,} items" if isinstance(leaf.value, list) else "the longest text"
     return [
-        f"{path}: a configuration may have {yaml.LARGEST_NODES:,} values and {yaml.LARGEST_BYTES:,} "
-        f"characters (got {what} here); name shards by a pattern, a folder or a manifest"
+        f"{path}: a configuration may have {yaml.LARGEST_NODES:,} values and "
+        f"{yaml.LARGEST_BYTES:,} characters (got {what} here); name shards by a pattern, a "
+        "folder or a manifest"
     ]
 
 

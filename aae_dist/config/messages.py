@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config import schema
-from aae_dist.config.run_config import CROSS_CHECKS
+from aae_dist.config import run_config, schema
 from aae_dist.config.schema import Classes, Node, Value, find, join, leaves, short_json
 from aae_dist.config.sections import BEYOND, Section
 from aae_dist.config.sections.model import IMPORT_PATH
@@ -60,7 +59,7 @@ def lines(
     # Group the errors by key, since a union reports several for one value.
     grouped: dict[Keys, list[Mapping[str, Any]]] = {}
     for one in error.errors(include_url=False):
-        if one["type"] != CROSS_CHECKS and (is_complete or one["type"] not in MISSING):
+        if one["type"] != run_config.CROSS_CHECKS and (is_complete or one["type"] not in MISSING):
             keys, _ = _locate((root,), one["loc"])
             grouped.setdefault(keys, []).append(one)
     found = []

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.errors import DataError
 
@@ -92,7 +91,9 @@ class BadSamples:
         self.num_samples = sum(e["samples"] for e in self.entries)
         """Different samples lost so far; a shard that cannot be used counts whole."""
 
-    def add(self, bad: Sequence[BadSample], valid: NDArray[np.bool_], step: int, epoch: int) -> int:
+    def add(
+        self, bad: Sequence[BadSample], valid: np.typing.NDArray[np.bool_], step: int, epoch: int
+    ) -> int:
         """Add all ranks' holes of a batch with slots `valid`, bool [G]; return the new entries."""
         self.num_holes += len(bad)
         self._count_consecutive({one.slot for one in bad}, valid)
@@ -102,7 +103,7 @@ class BadSamples:
                 self._list(one, step, epoch)
         return len(self.entries) - before
 
-    def _count_consecutive(self, slots: set[int], valid: NDArray[np.bool_]) -> None:
+    def _count_consecutive(self, slots: set[int], valid: np.typing.NDArray[np.bool_]) -> None:
         if not slots:
             self.in_a_row = 0
             return

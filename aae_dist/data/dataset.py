@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.bad_samples import UNUSED_TEXTS, BadSample, Unused, UnusedKind, printable
@@ -339,7 +338,9 @@ class Dataset:
         return DeviceStore(shared, device) if kind == "device" and device.type != "cpu" else shared
 
 
-def read_arrays(urls: str | Sequence[str], **settings: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+def read_arrays(
+    urls: str | Sequence[str], **settings: Any
+) -> tuple[np.typing.NDArray[Any], np.typing.NDArray[Any]]:
     """Return all samples of shards in memory, as `aae_dist.train` takes them.
 
     Args:

@@ -15,7 +15,6 @@ from typing import Generic, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.config.sections.run import Augment
@@ -322,7 +321,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment: 2**64 over the
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R BT.601)
 
 
-def uniforms(seed: int, epoch: int, indices: Indices) -> NDArray[np.float32]:
+def uniforms(seed: int, epoch: int, indices: Indices) -> np.typing.NDArray[np.float32]:
     """Return numbers in [0, 1), float32 (B, NUM_DRAWS), keyed by seed, epoch and sample number.
 
     The counter-based generator SplitMix64 (Steele et al. 2014, doi 10.1145/2660193.2660195):

@@ -17,14 +17,13 @@ from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.format.manifest import Manifest
 from aae_dist.errors import DataError
 
-Indices = NDArray[np.int64]
-_Words = NDArray[np.uint64]
+Indices = np.typing.NDArray[np.int64]
+_Words = np.typing.NDArray[np.uint64]
 
 _NUM_ROUNDS = 8  # twice as many as no measurable bias needs: BLAKE2b gives 8 keys of 8 bytes
 _MIN_BITS = 6  # halves of one or two bits permute too little: sizes 3 to 7 were uneven
@@ -81,7 +80,7 @@ def mixed(words: _Words) -> _Words:
 
 
 Window = int | Literal["full"]
-Mask = NDArray[np.bool_]
+Mask = np.typing.NDArray[np.bool_]
 
 _SLOTS_PER_BLOCK = 8192  # computed at once: 0.1 us per sample, not 1 us as for a small batch
 _FULL_SHUFFLE_BYTES = 4 << 30

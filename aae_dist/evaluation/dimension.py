@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data.dataset import Dataset, open_dataset
@@ -75,7 +74,9 @@ class Dimension:
         return found
 
 
-def data_dimension(dataset: Dataset, numbers: NDArray[np.int64], seed: int = 0) -> Dimension | None:
+def data_dimension(
+    dataset: Dataset, numbers: np.typing.NDArray[np.int64], seed: int = 0
+) -> Dimension | None:
     """Return the intrinsic dimension of the samples `numbers` of a data set, as pixels in [0, 1].
 
     At most 5,000 evenly spaced ones are read, fewer where they have more than 6,700 numbers each.
@@ -136,7 +137,7 @@ def neighbour_distances(rows_nD: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat(found)
 
 
-def twonn(ratios_n: NDArray[np.float64]) -> float:
+def twonn(ratios_n: np.typing.NDArray[np.float64]) -> float:
     """Return the dimension from the ratios of the second to the first distance, ascending.
 
     TwoNN: Facco, d'Errico, Rodriguez and Laio, "Estimating the intrinsic dimension of datasets by a
@@ -150,7 +151,7 @@ def twonn(ratios_n: NDArray[np.float64]) -> float:
     return float(x @ y / (x @ x))
 
 
-def mle(sums_n: NDArray[np.float64]) -> float:
+def mle(sums_n: np.typing.NDArray[np.float64]) -> float:
     """Return the dimension from each point's sum over j < k of log(T_k / T_j), k neighbours.
 
     Levina and Bickel, "Maximum likelihood estimation of intrinsic dimension" (2004), equation 8,

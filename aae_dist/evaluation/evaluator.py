@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aae_dist.config import RunConfig
-from aae_dist.config.metric_names import MIN_SCORED_SAMPLES
+from aae_dist.config import RunConfig, metric_names
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
@@ -27,8 +26,7 @@ from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
 from aae_dist.evaluation.features import Features
 from aae_dist.models import Autoencoder
 from aae_dist.priors import Prior
-from aae_dist.utils.arrays import evenly_spaced
-from aae_dist.utils.tensors import keyed_generator
+from aae_dist.utils import arrays, tensors
 
 CHUNK = 256
 MAX_SAMPLES = 10_000
@@ -150,12 +148,12 @@ class Evaluator:
         """
         total = dataset.manifest.num_samples
         self.num_samples = min(total, max_samples)
-        if self.num_samples < MIN_SCORED_SAMPLES:
+        if self.num_samples < metric_names.MIN_SCORED_SAMPLES:
             raise DataError(
                 f"{name}: {total} samples are too few to score the match with the prior. "
-                f"Give at least {MIN_SCORED_SAMPLES}, better 10,000."
+                f"Give at least {metric_names.MIN_SCORED_SAMPLES}, better 10,000."
             )
-        self._indices = evenly_spaced(self.num_samples, total)
+        self._indices = arrays.evenly_spaced(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._name = name
         self._threads, self._classes = threads, classes or {}
@@ -172,7 +170,7 @@ class Evaluator:
     @torch.no_grad()
     def evaluate(self, networks: Autoencoder) -> Evaluation:
         """Score the networks; a collective: every rank calls it at the same step."""
-        draw = keyed_generator(self._seed, "evaluation/prior")
+        draw = tensors.keyed_generator(self._seed, "evaluation/prior")
         prior_nZ = self._prior.sample(self.num_samples, draw)
 
         # Encode this rank's chunks, then gather all rows on rank 0.
@@ -182,7 +180,7 @@ class Evaluator:
             self._samples.end_of_rows()
         rows = ScoredRows.unpack(tables[0], self._num_parts)
         good, prior_nZ = rows[rows.readable], prior_nZ[: len(rows)][rows.readable]
-        pictured = evenly_spaced(NUM_PICTURED, len(good))
+        pictured = arrays.evenly_spaced(NUM_PICTURED, len(good))
         originals: list[Tensor] = []
 
         # Compute the metrics on rank 0 and broadcast them.
@@ -230,7 +228,7 @@ class Evaluator:
         images = samples.images.to(self._world.device)
         readable = torch.ones(len(images), dtype=torch.bool)
         readable[list(samples.bad)] = False
-        draw = keyed_generator(self._seed, "evaluation/posterior", chunk)
+        draw = tensors.keyed_generator(self._seed, "evaluation/posterior", chunk)
         given = (samples.labels.to(images.device),) if self._prior.given else ()
         z_BZ = networks.encode(images, draw, *given)
         rebuilt = networks.decode(z_BZ, images)
@@ -258,16 +256,20 @@ class Evaluator:
 
     def _guided(self, prior_BZ: Tensor, labels_B: Tensor, chunk: int) -> Tensor:
         """Return prior samples of the labels' classes; the given ones where there is no label."""
-        draw, known_B = keyed_generator(self._seed, "evaluation/modes", chunk), labels_B >= 0
+        draw, known_B = (
+            tensors.keyed_generator(self._seed, "evaluation/modes", chunk),
+            labels_B >= 0,
+        )
         own_BZ = self._prior.sample_class(labels_B.clamp(min=0), draw)
         return torch.where(known_B[:, None], own_BZ, prior_BZ)
 
     def _metrics(self, rows: ScoredRows, prior_nZ: Tensor) -> dict[str, float]:
-        if len(rows) < MIN_SCORED_SAMPLES:
+        if len(rows) < metric_names.MIN_SCORED_SAMPLES:
             bad = self._dataset.load(self._indices[:CHUNK]).bad.values()
             raise DataError(
                 f"{self._name}: of {self.num_samples} samples {len(rows)} can be read and "
-                f"{MIN_SCORED_SAMPLES} are needed; `aae-dist data verify` lists the bad ones"
+                f"{metric_names.MIN_SCORED_SAMPLES} are needed; "
+                "`aae-dist data verify` lists the bad ones"
                 + (f"; of the first: {next(iter(bad))}" if bad else ".")
             )
         num_pixels = math.prod(self._dataset.image_shape)
@@ -322,7 +324,9 @@ class Evaluator:
     ) -> EvaluationImages:
         """Return the contents of the pictures; `shown_kZ` are the codes of `originals`."""
         device = self._world.device
-        prior_mZ = self._prior.sample(PRIOR_PICTURED, keyed_generator(self._seed, "pictures/prior"))
+        prior_mZ = self._prior.sample(
+            PRIOR_PICTURED, tensors.keyed_generator(self._seed, "pictures/prior")
+        )
         clusters = self._clusters(rows)
         return EvaluationImages(
             codes=networks.represent(rows.codes).float(),
@@ -338,7 +342,7 @@ class Evaluator:
         )
 
     def _class_grid(self, networks: Autoencoder) -> Tensor | None:
-        draw = keyed_generator(self._seed, "pictures/classes")
+        draw = tensors.keyed_generator(self._seed, "pictures/classes")
         codes_KSZ = class_scores.codes_of_classes(self._prior, NUM_STYLES, draw)
         if codes_KSZ is None or len(codes_KSZ) > MAX_CLASSES_PICTURED:
             return None

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aae_dist.config.sections.model import OwnNetwork
@@ -85,7 +84,7 @@ def wavelets(x_BCHW: Tensor) -> Tensor:
         packets = parts.unflatten(1, packets.shape[1:3]).flatten(2, 3)
     bands += [packets[:, :, 0], *packets[:, :, 1:].abs().unbind(2)]
     cells = [(min(GRID, band.shape[2]), min(GRID, band.shape[3])) for band in bands]
-    pooled = map(F.adaptive_avg_pool2d, bands, cells)
+    pooled = map(nn.functional.adaptive_avg_pool2d, bands, cells)
     return torch.cat([each.flatten(1) for each in pooled], 1)
 
 
@@ -95,7 +94,7 @@ def haar(x_BCHW: Tensor) -> Tensor:
     Odd sides are continued by their last row or column.
     """
     height, width = x_BCHW.shape[2:]
-    x_BCHW = F.pad(x_BCHW, (0, width % 2, 0, height % 2), mode="replicate")
+    x_BCHW = nn.functional.pad(x_BCHW, (0, width % 2, 0, height % 2), mode="replicate")
     even, odd = x_BCHW[:, :, ::2], x_BCHW[:, :, 1::2]
     bands = []
     for rows in (even + odd, even - odd):

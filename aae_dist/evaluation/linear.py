@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_dist.data.dataset import Dataset
@@ -42,7 +41,10 @@ START_DISPERSION = 1.0
 
 
 def linear_baselines(
-    dataset: Dataset, numbers: NDArray[np.int64], training: Dataset | None, latent_dim: int
+    dataset: Dataset,
+    numbers: np.typing.NDArray[np.int64],
+    training: Dataset | None,
+    latent_dim: int,
 ) -> dict[str, float]:
     """Return the errors per pixel value of the mean and, where it can be had, of a PCA.
 
@@ -95,7 +97,7 @@ def training_rows(dataset: Dataset, most: int) -> Tensor:
     return torch.cat(rows)[:most] if rows else torch.empty(0, math.prod(dataset.image_shape))
 
 
-def spread_numbers(dataset: Dataset, most: int, num_shards: int) -> NDArray[np.int64]:
+def spread_numbers(dataset: Dataset, most: int, num_shards: int) -> np.typing.NDArray[np.int64]:
     """Return the numbers of about `most` samples, spread over a few shards, ascending."""
     counts = np.asarray(dataset.manifest.counts)
     chosen = [shard for shard in evenly_spaced(num_shards, len(counts)) if counts[shard]]
@@ -106,7 +108,7 @@ def spread_numbers(dataset: Dataset, most: int, num_shards: int) -> NDArray[np.i
     )
 
 
-def good_rows(dataset: Dataset, numbers: NDArray[np.int64]) -> Tensor:
+def good_rows(dataset: Dataset, numbers: np.typing.NDArray[np.int64]) -> Tensor:
     """Return the good ones of some samples as rows."""
     samples = dataset.load(numbers)
     good = torch.ones(len(numbers), dtype=torch.bool)

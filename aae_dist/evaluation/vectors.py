@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 COLUMNS, PANEL_INCHES, PITCH = 4, (1.6, 0.8), 1.12
@@ -88,9 +87,9 @@ def _lines(samples_k11D: Tensor, others_k11D: Tensor | None, title: str) -> Figu
     return figure
 
 
-def _lines_of(sample_CL: Tensor) -> NDArray[Any]:
+def _lines_of(sample_CL: Tensor) -> np.typing.NDArray[Any]:
     """Return up to `MAX_LINES` channels."""
-    lines: NDArray[Any] = sample_CL.flatten(0, -2)[:MAX_LINES].double().numpy()
+    lines: np.typing.NDArray[Any] = sample_CL.flatten(0, -2)[:MAX_LINES].double().numpy()
     return lines
 
 

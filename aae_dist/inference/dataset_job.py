@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, Manifest, Shard
@@ -27,16 +26,14 @@ from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.data.format.manifest import CLASSES_FILE, FILE_NAME, dump, dump_classes
 from aae_dist.distributed.world import from_environment
 from aae_dist.errors import ConfigError
-from aae_dist.inference import anomaly
-from aae_dist.inference.samplers import load_sampler, read_sampler
+from aae_dist.inference import anomaly, samplers
 from aae_dist.inference.trained_run import TrainedRun, load_run
-from aae_dist.storage import Storage, open_storage
-from aae_dist.storage.documents import MAX_BYTES, parse_json
+from aae_dist.storage import Storage, documents, open_storage
 from aae_dist.utils.arrays import npy_bytes, png_bytes
 
-Rows = NDArray[Any]
+Rows = np.typing.NDArray[Any]
 """Floats (n, ...): float32 codes or images, or float64 scores."""
-Labels = NDArray[np.int64]
+Labels = np.typing.NDArray[np.int64]
 
 GROUP_BYTES = 8 << 20  # size of the codes in one parquet row group, which a reader loads at once
 
@@ -202,7 +199,7 @@ class TarOutput:
         self._writer.close()
 
 
-def _pixels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _pixels(image: np.typing.NDArray[np.float32]) -> np.typing.NDArray[np.uint8]:
     """Return an image [C, H, W], clipped to [0, 1], as bytes [H, W] or [H, W, 3]."""
     pixels = (image.clip(0.0, 1.0) * 255).round().astype(np.uint8).transpose(1, 2, 0)
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
@@ -293,7 +290,7 @@ def _about_scores(run: TrainedRun, job: DatasetJob) -> dict[str, Any]:
         return {}
     about: dict[str, Any] = {"scores": list(job.scores), "reference": anomaly.digest(job.reference)}
     if job.sampler is not None:
-        about["sampler"] = anomaly.digest(read_sampler(run, job.sampler))
+        about["sampler"] = anomaly.digest(samplers.read_sampler(run, job.sampler))
     return about
 
 
@@ -301,7 +298,7 @@ def claim_output(out: Storage, fingerprint: dict[str, Any]) -> bool:
     """Claim the output folder, ConfigError if it is another's; return whether it is complete."""
     text = json.dumps({**fingerprint, "complete": False}, indent=1).encode()
     try:
-        found = parse_json(out.read_range(METADATA_FILE, 0, MAX_BYTES))
+        found = documents.parse_json(out.read_range(METADATA_FILE, 0, documents.MAX_BYTES))
     except ValueError:
         found = {}
     except FileNotFoundError:
@@ -416,7 +413,7 @@ def _ranking(job: DatasetJob) -> tuple[anomaly.Scorer, anomaly.Reference]:
     """Return scorer and reference, loaded once per process."""
     run = _load_once(job)
     reference = anomaly.Reference.from_bytes(job.scores, job.reference)
-    sampler = None if job.sampler is None else load_sampler(run, job.sampler)
+    sampler = None if job.sampler is None else samplers.load_sampler(run, job.sampler)
     return anomaly.Scorer(run, sampler or anomaly.Neighbours(reference.codes_nZ)), reference
 
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from aae_dist.config.schema import plain
-from aae_dist.config.yaml import YamlProblem, parse
+from aae_dist.config import schema, yaml
 from aae_dist.errors import ConfigError
 from aae_dist.storage import join, open_storage, read_or_none
 
@@ -38,8 +37,8 @@ def _stored(uri: str) -> Mapping[str, Any]:
     """Return the configuration in a run's folder, by section; empty without a readable one."""
     data = read_or_none(open_storage(uri), CONFIG)
     try:
-        tree = plain(parse((data or b"").decode(), join(uri, CONFIG)))
-    except (YamlProblem, UnicodeDecodeError):
+        tree = schema.plain(yaml.parse((data or b"").decode(), join(uri, CONFIG)))
+    except (yaml.YamlProblem, UnicodeDecodeError):
         return {}
     sections = tree if isinstance(tree, dict) else {}
     return {name: part for name, part in sections.items() if isinstance(part, dict)}

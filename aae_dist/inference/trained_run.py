@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from aae_dist import models
 from aae_dist.checkpoints import format as checkpoints
 from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.config import RunConfig, config_from_stored
-from aae_dist.config.run_config import label_rule
+from aae_dist.config import RunConfig, config_from_stored, run_config
 from aae_dist.data import Dataset, open_dataset
 from aae_dist.distributed.world import World, check_cuda
 from aae_dist.errors import AaeDistError, CheckpointError, ConfigError
@@ -246,7 +245,7 @@ class TrainedRun:
             DataError: they are not there or damaged.
         """
         dataset = open_dataset(self.shards(data), self.config.data, self.image_shape)
-        dataset.label_rule = label_rule(self.config)
+        dataset.label_rule = run_config.label_rule(self.config)
         return dataset
 
     def shards(self, data: str | Sequence[str] | None = None) -> str | Sequence[str]:

@@ -22,8 +22,7 @@ from aae_dist.inference.dataset_job import DatasetJob, write_shard
 from aae_dist.launch import ending
 from aae_dist.storage import open_storage
 from aae_dist.tracking import MetricSink, OpenConsole
-from aae_dist.training.folder import Outcome
-from aae_dist.training.trainer import train
+from aae_dist.training import folder, trainer
 from aae_dist.utils.text import echo, progress
 
 Call = tuple[DatasetJob, int, Shard]
@@ -58,7 +57,7 @@ def launch_local(
     sinks: Sequence[MetricSink] = (),
     console: OpenConsole | None = None,
     on_checkpoint: OnCheckpoint | None = None,
-) -> Outcome:
+) -> folder.Outcome:
     """Train in this process: alone, or as the rank that torchrun's environment names.
 
     `signals` request a stop while they are entered, by default those of a command; `reporter` has
@@ -71,7 +70,7 @@ def launch_local(
         if world.is_main:
             reporter.line(f"Threads: {config.launch.threads} per rank (launch.cpus_per_worker)")
         launch_id = secrets.token_hex(8)
-        return train(config, world, reporter, launch_id, sinks, console, on_checkpoint)
+        return trainer.train(config, world, reporter, launch_id, sinks, console, on_checkpoint)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ from typing import Any
 import optuna
 
 from aae_dist.errors import ConfigError
-from aae_dist.sweeps import space
+from aae_dist.sweeps import objective, space
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
-from aae_dist.sweeps.objective import Point
 from aae_dist.sweeps.plan import trial_id
 
 FAIL, MODES = optuna.trial.TrialState.FAIL, optuna.study.StudyDirection
@@ -102,7 +101,13 @@ class OptunaStudy:
         """Return the next trial to run, None when there are enough."""
         return self._unfinished.pop(0) if self._unfinished else self._propose()
 
-    def ended(self, name: str, state: TrialState, values: Point | None, violations: Point) -> None:
+    def ended(
+        self,
+        name: str,
+        state: TrialState,
+        values: objective.Point | None,
+        violations: objective.Point,
+    ) -> None:
         """Take the end of a trial: `values` None for one without a score that compares."""
         trial = self._asked.pop(name, None)
         if trial is None:

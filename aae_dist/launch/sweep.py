@@ -23,8 +23,7 @@ from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
 from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.sweeps.recommendation import size_of
 from aae_dist.tracking import open_wandb
-from aae_dist.training.checkpointer import finished_before
-from aae_dist.training.lock import RunLock
+from aae_dist.training import checkpointer, lock
 from aae_dist.utils.text import clock, echo
 
 RunTrials = Callable[[Ledger, str, Callable[[], None]], bool]
@@ -58,7 +57,7 @@ def run_sweep(
     folder = open_storage(plan.uri)
     folder.check_writable()
     launch_id = secrets.token_hex(8)
-    with RunLock.acquire(folder, launch_id):
+    with lock.RunLock.acquire(folder, launch_id):
         check_same(plan.trials)
         ledger = Ledger(plan, folder)
         if more:
@@ -130,7 +129,7 @@ def check_same(trials: Sequence[TrialPlan]) -> None:
     def check(trial: TrialPlan) -> None:
         # One that diverged, or whose files are damaged, stays as the ledger has it.
         with contextlib.suppress(errors.TrainingDivergedError, errors.DataError):
-            finished_before(trial.config)
+            checkpointer.finished_before(trial.config)
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="check-trials") as pool:
         list(pool.map(check, trials))

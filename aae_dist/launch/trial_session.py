@@ -16,8 +16,7 @@ from aae_dist.errors import AaeDistError, RunBusyError
 from aae_dist.launch.ending import StopReason, StopToken
 from aae_dist.launch.local import LocalReporter
 from aae_dist.launch.ray.cluster import own_device
-from aae_dist.training.folder import Outcome
-from aae_dist.training.trainer import train
+from aae_dist.training import folder, trainer
 
 REPORT_SECONDS = 1.0  # least time between two reports of progress that hold no score
 LOCK_SECONDS = 45.0
@@ -31,7 +30,7 @@ Metrics = dict[str, float]
 class Ended:
     """How a training ended: exactly one of the three is set."""
 
-    outcome: Outcome | None = None
+    outcome: folder.Outcome | None = None
     mistake: str | None = None
     """An error that another try would meet again, in one line that starts with its class."""
     crash: BaseException | None = None
@@ -80,7 +79,10 @@ class Session:
     """A training under way."""
 
     def __init__(
-        self, train: Callable[[Channel, StopToken], Outcome], channel: Channel, stop: StopToken
+        self,
+        train: Callable[[Channel, StopToken], folder.Outcome],
+        channel: Channel,
+        stop: StopToken,
     ) -> None:
         self._train, self._channel, self._stop = train, channel, stop
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
@@ -117,7 +119,7 @@ def train_here(
     channel: Channel,
     stop: StopToken,
     device_of: Callable[[str], str] = own_device,
-) -> Outcome:
+) -> folder.Outcome:
     """Train a run with one worker, this process.
 
     `prepare` makes the trial's run ready and returns its configuration. Restarts of a sweep's
@@ -129,7 +131,7 @@ def train_here(
     torch.set_num_threads(config.launch.cpus)
     world = from_environment(device_of(config.train.device))
     try:
-        return train(config, world, SessionReporter(channel, stop, pause_every), launch_id)
+        return trainer.train(config, world, SessionReporter(channel, stop, pause_every), launch_id)
     finally:
         _free_memory()
 

@@ -6,11 +6,9 @@ Shapes: B rows on this rank, C H W image, Z latent_dim, K classes.
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from aae_dist.distributed.optimizer import SynchronizedOptimizer
-from aae_dist.distributed.wrappers import frozen_view
+from aae_dist.distributed import optimizer, wrappers
 from aae_dist.losses import ADVERSARIES
 from aae_dist.methods.distances import PartwiseDistance
 from aae_dist.methods.method import Encoded, Losses, Method, MicroBatch, Modules
@@ -30,7 +28,7 @@ class AdversarialMethod(Method):
     def __init__(
         self,
         modules: Modules,
-        optimizers: Mapping[str, SynchronizedOptimizer],
+        optimizers: Mapping[str, optimizer.SynchronizedOptimizer],
         adversary: str = "bce",
         weight: float = 1.0,
         distance_weight: float = 0.0,
@@ -46,7 +44,7 @@ class AdversarialMethod(Method):
         super().__init__(modules, optimizers)
         assert modules.discriminator is not None
         self.discriminator = modules.discriminator
-        self.frozen = frozen_view(modules.discriminator)
+        self.frozen = wrappers.frozen_view(modules.discriminator)
         self.adversary = ADVERSARIES[adversary]
         variances = r1_variances or [1.0] * len(modules.prior.parts)
         self.r1 = LazyR1(r1_weight, r1_every, modules.prior.parts, variances)
@@ -179,7 +177,7 @@ class Smoothness:
         """`radius` is a Euclidean length in the data's units."""
         assert isinstance(modules.posterior, ProductPosterior)
         self.posterior, self.radius = modules.posterior, radius
-        self.encoder, self.frozen = modules.encoder, frozen_view(modules.encoder)
+        self.encoder, self.frozen = modules.encoder, wrappers.frozen_view(modules.encoder)
 
     def divergence(self, part: MicroBatch) -> Tensor:
         """Return KL(q(y|x) || q(y|x + r)) in nats, a weighted mean, at the worst direction of r.
@@ -204,7 +202,9 @@ class Smoothness:
         return self._of_radius(gradient_BCHW)
 
     def _of_radius(self, r_BCHW: Tensor) -> Tensor:
-        return self.radius * F.normalize(r_BCHW.flatten(1), eps=1e-30).view_as(r_BCHW)
+        return self.radius * torch.nn.functional.normalize(r_BCHW.flatten(1), eps=1e-30).view_as(
+            r_BCHW
+        )
 
     def _log_probabilities(
         self, encoder: torch.nn.Module, part: MicroBatch, x_BCHW: Tensor
@@ -215,4 +215,4 @@ class Smoothness:
 
 
 def _kl(target_BK: Tensor, log_other_BK: Tensor) -> Tensor:
-    return F.kl_div(log_other_BK, target_BK, reduction="none").sum(1)
+    return torch.nn.functional.kl_div(log_other_BK, target_BK, reduction="none").sum(1)

@@ -9,22 +9,18 @@ from torch import Tensor, nn
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections import method as sections
-from aae_dist.distributed import wrappers
-from aae_dist.distributed.optimizer import SynchronizedOptimizer, build_schedule
+from aae_dist.distributed import optimizer, wrappers
 from aae_dist.distributed.world import World
 from aae_dist.losses import RECONSTRUCTION_LOSSES, mixed_error
-from aae_dist.methods import without_adversary
-from aae_dist.methods.adversarial import AdversarialMethod
-from aae_dist.methods.distances import total_variance
-from aae_dist.methods.labels import LabelGuidedMethod, SemiSupervisedMethod
+from aae_dist.methods import adversarial, distances, labels, without_adversary
 from aae_dist.methods.method import Method, Modules
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 
 METHODS: dict[str, type[Method]] = {
-    "adversarial": AdversarialMethod,
-    "label_guided": LabelGuidedMethod,
-    "semi_supervised": SemiSupervisedMethod,
+    "adversarial": adversarial.AdversarialMethod,
+    "label_guided": labels.LabelGuidedMethod,
+    "semi_supervised": labels.SemiSupervisedMethod,
     "autoencoder": without_adversary.AutoencoderMethod,
     "characteristic": without_adversary.CharacteristicMethod,
     "mmd": without_adversary.MmdMethod,
@@ -102,7 +98,7 @@ def build_method(
 
 def _build_optimizers(
     config: RunConfig, wrapped: dict[str, nn.Module]
-) -> dict[str, SynchronizedOptimizer]:
+) -> dict[str, optimizer.SynchronizedOptimizer]:
     method = config.method
     shares_moments = isinstance(method, sections.AnyAdversarial) and method.balance == "auto"
     optimizers = {
@@ -125,7 +121,7 @@ def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> d
     if isinstance(method, sections.AnyAdversarial):
         weight, distance, r1 = method.weights
         if method.balance == "auto":
-            variances = [total_variance(part.prior) for part in prior.parts]
+            variances = [distances.total_variance(part.prior) for part in prior.parts]
             weight *= baseline_loss
             arguments["smoothness"] *= baseline_loss
             if len(variances) > 1:
@@ -158,7 +154,7 @@ def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module
 
 def build_optimizer(
     config: sections.Phase, networks: dict[str, nn.Module], amsgrad: bool = False
-) -> SynchronizedOptimizer:
+) -> optimizer.SynchronizedOptimizer:
     """Return the optimizer of one phase.
 
     Args:
@@ -169,10 +165,10 @@ def build_optimizer(
     parameters = [
         p for network in networks.values() for p in wrappers.trainable_parameters(network).values()
     ]
-    return SynchronizedOptimizer(
+    return optimizer.SynchronizedOptimizer(
         networks=networks,
         optimizer=_torch_optimizer(config.optimizer, parameters, amsgrad),
-        schedule=build_schedule(config.schedule),
+        schedule=optimizer.build_schedule(config.schedule),
         clip_norm=config.clip_norm,
     )
 

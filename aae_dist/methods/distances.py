@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aae_dist.losses import sliced_energy_distance, sliced_wasserstein
@@ -58,7 +57,7 @@ def weights_of_labels(
     labels_G = given_labels(prior, prior_GZ, weights_G)
     if labels_G is None:
         return weights_G, None
-    own_MG = F.one_hot(labels_G, _num_labels(prior) + 1).t() * (weights_G > 0)
+    own_MG = torch.nn.functional.one_hot(labels_G, _num_labels(prior) + 1).t() * (weights_G > 0)
     sizes_M1 = own_MG.sum(1, keepdim=True).to(weights_G)
     shares_M = (sizes_M1 * weights_G.max() * (sizes_M1 > 1))[:, 0]
     return own_MG / sizes_M1.clamp(min=1), shares_M

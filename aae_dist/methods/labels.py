@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from aae_dist.distributed.optimizer import SynchronizedOptimizer
-from aae_dist.distributed.world import rows_of_all_ranks
+from aae_dist.distributed import optimizer, world
 from aae_dist.methods.adversarial import AdversarialMethod
 from aae_dist.methods.method import Distance, Draws, Encoded, Losses, MicroBatch, Modules
 from aae_dist.models import ProductPosterior, run_encoder
@@ -38,7 +36,7 @@ class LabelGuidedMethod(AdversarialMethod):
         weights = torch.cat([part.weights_B for part in parts])
         rows, num_rows = torch.cat([p.rows_B for p in parts]), parts[0].draws.global_batch_size
         table = torch.stack([labels.to(weights), weights], 1)
-        table = rows_of_all_ranks(table, rows, num_rows, self.modules.world)
+        table = world.rows_of_all_ranks(table, rows, num_rows, self.modules.world)
         self.labels_G, weights_G = table.unbind(1)
         is_known_G = self.labels_G >= 0
         # Counts are exact, whatever the order of the sum.
@@ -80,7 +78,7 @@ class SemiSupervisedMethod(AdversarialMethod):
     def __init__(
         self,
         modules: Modules,
-        optimizers: Mapping[str, SynchronizedOptimizer],
+        optimizers: Mapping[str, optimizer.SynchronizedOptimizer],
         classification_weight: float = 1.0,
         **adversarial: Any,
     ) -> None:
@@ -104,5 +102,7 @@ class SemiSupervisedMethod(AdversarialMethod):
         logits_BK = self.posterior.logits(outputs_BP)
         # Every row is labelled: the mean over the global batch, as a share of this rank.
         share = self.modules.world.size / part.draws.global_batch_size
-        loss = share * F.cross_entropy(logits_BK, part.labelled_B, reduction="sum")
+        loss = share * torch.nn.functional.cross_entropy(
+            logits_BK, part.labelled_B, reduction="sum"
+        )
         return self.classification_weight * loss, {"loss/classification": loss.detach()}

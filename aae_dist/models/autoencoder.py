@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aae_dist.models.mlp import cluster_heads
@@ -82,7 +81,7 @@ class CategoricalPosterior(DeterministicPosterior):
         soft_BZ = outputs_BP.softmax(1)
         if not self.straight_through:
             return soft_BZ
-        hard_BZ = F.one_hot(soft_BZ.argmax(1), soft_BZ.shape[1]).to(soft_BZ)
+        hard_BZ = nn.functional.one_hot(soft_BZ.argmax(1), soft_BZ.shape[1]).to(soft_BZ)
         return hard_BZ + (soft_BZ - soft_BZ.detach())
 
 

@@ -10,7 +10,6 @@ latent_dim.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEAST_COUNT = 0.1
@@ -186,7 +185,7 @@ class TableDecoder(nn.Module):
         outputs = self.network(z_BZ) + self.offset
         real, counts, *categories = outputs.split(list(self.sizes), -1)
         rates = counts.clamp(max=LARGEST_LOG).exp()
-        return torch.cat([real, rates, *(F.softmax(c, -1) for c in categories)], -1)
+        return torch.cat([real, rates, *(nn.functional.softmax(c, -1) for c in categories)], -1)
 
     @torch.no_grad()
     def set_profile(self, mean_11D: Tensor) -> None:

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from aae_dist.config import dump_yaml
-from aae_dist.config.metric_names import is_comparable
+from aae_dist.config import dump_yaml, metric_names
 from aae_dist.errors import DataError, LaunchError
-from aae_dist.storage import Storage
-from aae_dist.storage.documents import MAX_SWEEP_BYTES, read_document
+from aae_dist.storage import Storage, documents
 from aae_dist.sweeps import folder as files
 from aae_dist.sweeps.folder import STATES, SweepState, TrialState
 from aae_dist.sweeps.objective import PARETO_PICK, Objective, ranking, usual_basis
@@ -160,7 +158,9 @@ class Ledger:
         self._began, self._written = time.monotonic(), 0.0
         self._state: SweepState = "running"
         self._writer = AsyncWriter(folder, self._content)
-        before = read_document(folder, files.SWEEP, files.SweepDocument, MAX_SWEEP_BYTES)
+        before = documents.read_document(
+            folder, files.SWEEP, files.SweepDocument, documents.MAX_SWEEP_BYTES
+        )
         self._started_at = before.started_at if before else _now()
         self._seconds_before = before.seconds if before else 0.0
         self._best: str | None = None
@@ -180,8 +180,8 @@ class Ledger:
         entry = Entry(trial)
         folder = self.folder.child(files.TRIALS).child(trial.id)
         try:
-            own = read_document(folder, files.TRIAL, files.TrialDocument)
-            summary = read_document(folder, SUMMARY, Summary)
+            own = documents.read_document(folder, files.TRIAL, files.TrialDocument)
+            summary = documents.read_document(folder, SUMMARY, Summary)
         except DataError as error:  # this trial alone is lost
             entry.state, entry.cause = TrialState.FAILED, f"DataError: {error}"
             return entry
@@ -288,7 +288,7 @@ class Ledger:
         """Return whether a score is of the number of samples and features of most trials."""
         with self._guard:
             usual = usual_basis(e.metrics for e in self.entries.values())
-        return is_comparable(self.objective.inputs, metrics, usual)
+        return metric_names.is_comparable(self.objective.inputs, metrics, usual)
 
     def in_state(self, *states: TrialState) -> list[Entry]:
         with self._guard:

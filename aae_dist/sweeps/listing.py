@@ -11,11 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from aae_dist.config.schema import plain
-from aae_dist.config.yaml import LARGEST_BYTES, YamlProblem, parse
+from aae_dist.config import schema, yaml
 from aae_dist.errors import AaeDistError, DataError
-from aae_dist.storage import Storage
-from aae_dist.storage.documents import MAX_BYTES, MAX_SWEEP_BYTES, read_document
+from aae_dist.storage import Storage, documents
 from aae_dist.sweeps.folder import SILENT_SECONDS as SILENT_DRIVER_SECONDS
 from aae_dist.sweeps.folder import SWEEP, TRIALS, SweepDocument
 from aae_dist.tracking.metric_log import METRICS, newest_metrics
@@ -169,7 +167,9 @@ D = TypeVar("D", bound=BaseModel)
 def _document(run: Storage, key: str, kind: type[D], problems: list[str]) -> D | None:
     """Return a document, None if it is absent or damaged, which `problems` then says."""
     try:
-        return read_document(run, key, kind, MAX_SWEEP_BYTES if key == SWEEP else MAX_BYTES)
+        return documents.read_document(
+            run, key, kind, documents.MAX_SWEEP_BYTES if key == SWEEP else documents.MAX_BYTES
+        )
     except DataError as error:
         problems.append(str(error))
         return None
@@ -177,11 +177,11 @@ def _document(run: Storage, key: str, kind: type[D], problems: list[str]) -> D |
 
 def _config(run: Storage, problems: list[str]) -> Mapping[str, Any]:
     try:
-        text = run.read_range(CONFIG, 0, LARGEST_BYTES + 1).decode()
-        tree = plain(parse(text, CONFIG, number_lines=False))
+        text = run.read_range(CONFIG, 0, yaml.LARGEST_BYTES + 1).decode()
+        tree = schema.plain(yaml.parse(text, CONFIG, number_lines=False))
     except FileNotFoundError:
         return {}
-    except (YamlProblem, UnicodeDecodeError) as error:
+    except (yaml.YamlProblem, UnicodeDecodeError) as error:
         problems.append(f"{run.uri}/{CONFIG} is damaged: {error}")
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -10,19 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aae_dist.config import load, messages, schema
-from aae_dist.config.load import SWEEP, ConfigFile
+from aae_dist.config import RunConfig, load, messages, metric_names, schema
 from aae_dist.config.merge import Merge
-from aae_dist.config.metric_names import best_metric_problems
-from aae_dist.config.run_config import RunConfig
 from aae_dist.config.schema import Node, Tree, Value, from_plain, join, plain, short_json
 from aae_dist.config.sections.sweep import MOST_TRIALS, GridSearch, Sweep, SweepFile
-from aae_dist.sweeps import space
-from aae_dist.sweeps.checks import checks
-from aae_dist.sweeps.folder import trial_label
+from aae_dist.sweeps import checks, folder, space
 
 SHORT = ("search", "scheduler")  # sections that may be given by their kind alone: `scheduler: asha`
-FIXED = ("run.name", "run.title", "run.storage", "run.resume", "launch.kind", "wandb", SWEEP)
+FIXED = ("run.name", "run.title", "run.storage", "run.resume", "launch.kind", "wandb", load.SWEEP)
 """What the sweep itself decides, or what is the same for all of its trials."""
 SHOWN = 20  # problems of trials that one error lists; further ones are counted
 PROBES = 64  # draws from a space whose trials are not known beforehand that are checked
@@ -44,7 +39,7 @@ class TrialPlan:
 
     @property
     def label(self) -> str:
-        return trial_label(self.number)
+        return folder.trial_label(self.number)
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class RandomDraw:
         return self._random.randint(low, high)
 
 
-def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> SweepPlan:
+def load_sweep(files: Sequence[load.ConfigFile], overrides: Sequence[str] = ()) -> SweepPlan:
     """Return the sweep that files and overrides describe, all its known trials checked.
 
     ConfigError names every problem at once, those of trials with the trials they are in.
@@ -118,7 +113,7 @@ def load_sweep(files: Sequence[ConfigFile], overrides: Sequence[str] = ()) -> Sw
     found = [_checked(layers, uri, sweep, point, n) for n, point in enumerate(points)]
     trials = [trial for trial in found if isinstance(trial, TrialPlan)]
     wrong = {n: trial for n, trial in enumerate(found) if isinstance(trial, list)}
-    problems = list(checks(sweep, [trial.config for trial in trials]))
+    problems = list(checks.checks(sweep, [trial.config for trial in trials]))
     if wrong and (sweep.invalid == "refuse" or not trials):
         problems += counted_problems(wrong, points)
     if problems:
@@ -163,11 +158,11 @@ def _checked(
 ) -> TrialPlan | list[str]:
     name = trial_id(parameters)
     fixed = {"run.name": name, "run.storage": f"{uri}/{TRIALS}", "run.resume": "auto"}
-    fixed["run.title"] = f"trial {trial_label(number)} of {sweep.name}"[:100]
+    fixed["run.title"] = f"trial {folder.trial_label(number)} of {sweep.name}"[:100]
     place: Tree = layer_of(fixed)
     place["wandb"] = {"group": Value(_group(layers) or sweep.name, "sweep.name")}
     tree = Merge(RunConfig).run([*deepcopy(list(layers)), layer_of(parameters), place])
-    problems = [*load.make_absolute(tree), *best_metric_problems(tree)]
+    problems = [*load.make_absolute(tree), *metric_names.best_metric_problems(tree)]
     config = load.problems_of(tree)
     if not isinstance(config, RunConfig):
         return [*problems, *config]
@@ -236,7 +231,7 @@ def show(value: Any) -> str:
 
 def read_sweep_section(layers: list[Tree]) -> tuple[Sweep | None, list[str]]:
     """Take the `sweep` section out of the layers; return it checked, or its problems."""
-    sections = [layer.pop(SWEEP) for layer in layers if SWEEP in layer]
+    sections = [layer.pop(load.SWEEP) for layer in layers if load.SWEEP in layer]
     trees = [section for section in sections if isinstance(section, dict)]
     if not sections:
         return None, [
@@ -254,8 +249,8 @@ def read_sweep_section(layers: list[Tree]) -> tuple[Sweep | None, list[str]]:
                 tree[key] = {"kind": node}
     # A later layer's null takes a key out.
     terms = {key: value for key, value in terms.items() if value is not None}
-    merged = Merge(SweepFile).run([{SWEEP: tree} for tree in trees])
-    section = merged[SWEEP]
+    merged = Merge(SweepFile).run([{load.SWEEP: tree} for tree in trees])
+    section = merged[load.SWEEP]
     assert isinstance(section, dict)
     section["space"] = from_plain(terms, "sweep.space")
     try:

@@ -10,9 +10,7 @@ import torch
 import torch.distributed as dist
 
 from aae_dist.checkpoints.format import Checkpoint
-from aae_dist.config import RunConfig
-from aae_dist.config.metric_names import FEATURES, basis_of
-from aae_dist.config.run_config import label_rule
+from aae_dist.config import RunConfig, metric_names, run_config
 from aae_dist.config.sections.model import DataPrior, RunPrior
 from aae_dist.config.sections.run import Augment, Columns
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
@@ -82,7 +80,9 @@ class TrainingData:
     def best_metric_id(self, metric: str) -> str:
         """Return the identity of comparable values of a metric: validation data and features."""
         shards = "" if self.validation is None else self.validation.manifest.id
-        by_features = self.evaluator is not None and FEATURES in basis_of((metric,))
+        by_features = self.evaluator is not None and metric_names.FEATURES in metric_names.basis_of(
+            (metric,)
+        )
         features = self.evaluator.features_hash if self.evaluator and by_features else ""
         return f"{metric} of {shards}{features}"
 
@@ -102,7 +102,7 @@ def open_data(
     def work() -> TrainingData:
         # Shards.
         dataset = open_dataset(config.data.train, config.data, device=world.device, show=show)
-        dataset.label_rule = label_rule(config)
+        dataset.label_rule = run_config.label_rule(config)
         if problems := [*_augment_problems(config, dataset), *_range_problems(config, dataset)]:
             raise ConfigError("\n  ".join(problems))
         new_shards = find_new_shards(checkpoint, dataset.manifest, config, run_uri)

@@ -11,8 +11,7 @@ import torch.distributed as dist
 
 from aae_dist.checkpoints.format import Checkpoint, WeightAverage
 from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.config import RunConfig
-from aae_dist.config.sections import LARGEST_SAMPLES
+from aae_dist.config import RunConfig, sections
 from aae_dist.config.sections.run import Augment
 from aae_dist.data import Augmenter, Batch, BatchLoader, SampleOrder, rank_rows
 from aae_dist.data.cache.prefetch import ShardPrefetcher
@@ -257,7 +256,7 @@ def end_of_run(config: RunConfig, order: SampleOrder, state: TrainState) -> tupl
     step, position = state.step, state.position
     if config.train.epochs is not None:
         end = config.train.epochs * order.lane_length
-        if order.samples_seen(end) > LARGEST_SAMPLES:
+        if order.samples_seen(end) > sections.LARGEST_SAMPLES:
             raise ConfigError(
                 f"train.epochs={config.train.epochs} of this data are more than 2^62 samples, "
                 "which nothing can count; write fewer"

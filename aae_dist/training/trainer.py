@@ -20,9 +20,8 @@ from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.evaluation import why_no_pca
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
+from aae_dist.training import checkpointer, health
 from aae_dist.training import folder as run_folder
-from aae_dist.training import health
-from aae_dist.training.checkpointer import Checkpointer, finished_before
 from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState, record_failure
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.setup import TrainingSetup, run_lock
@@ -55,7 +54,7 @@ def train(
         on_checkpoint: called on rank 0 for each stored checkpoint, between two steps.
     """
     folder = RunFolder(config)
-    if done := run_on_rank_zero(world, lambda: _as_json(finished_before(config))):
+    if done := run_on_rank_zero(world, lambda: _as_json(checkpointer.finished_before(config))):
         return Outcome(**done)
     with (
         Watchdog(world, config.launch.hang_timeout_seconds, reporter.line) as watchdog,
@@ -88,7 +87,7 @@ class Trainer:
         self._bad_samples_reported, self._unused_reported = 0, False
         # Records and checkpoints.
         self.recorder = self._open_recorder(sinks, console)
-        self.checkpointer = Checkpointer(
+        self.checkpointer = checkpointer.Checkpointer(
             setup.store,
             self.world,
             self.log,

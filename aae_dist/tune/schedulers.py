@@ -10,7 +10,7 @@ from ray.tune import schedulers
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
-from aae_dist.sweeps.checks import asha_key, asha_longest, mutations
+from aae_dist.sweeps import checks
 from aae_dist.sweeps.folder import TrialRecord, TrialState
 from aae_dist.sweeps.objective import Objective
 from aae_dist.tune.trial import KEPT, OBJECTIVE, SWEEP
@@ -34,7 +34,7 @@ def build_scheduler(
     shared: dict[str, Any] = {"metric": OBJECTIVE, "mode": objective.modes[0]}
     scheduler: Asha | RunFolderPbt
     if isinstance(kind, AshaScheduler):
-        unit, longest = asha_key(kind, configs), asha_longest(kind, configs)
+        unit, longest = checks.asha_key(kind, configs), checks.asha_longest(kind, configs)
         assert longest is not None  # checked with the configuration
         scheduler = Asha(
             time_attr=unit,
@@ -139,7 +139,7 @@ def _mutations(sweep: Sweep) -> dict[str, Any]:
         "randint": lambda low, high: tune.randint(low, high + 1),
     }
     found: dict[str, Any] = {}
-    for key, node in mutations(sweep).items():
+    for key, node in checks.mutations(sweep).items():
         name, values = next(iter(node.items()))
         found[key] = makers[name](*values) if name in makers else list(values)
     return found

@@ -8,9 +8,8 @@ from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.errors import CheckpointError, Interrupted
-from aae_dist.launch.ending import StopReason, StopToken
+from aae_dist.launch import ending, trial_session
 from aae_dist.launch.ray import driver, monitor
-from aae_dist.launch.trial_session import Channel
 from aae_dist.storage import Storage, join, open_storage
 from aae_dist.storage.documents import read_document
 from aae_dist.sweeps.folder import Exploit
@@ -22,7 +21,9 @@ OWN = ("run", "launch", "checkpoint", "wandb")
 """Sections that a run keeps when it exploits another one's state; of `run` not the seed."""
 
 
-def train_on_ray(config: RunConfig, channel: Channel, stop: StopToken) -> Outcome:
+def train_on_ray(
+    config: RunConfig, channel: trial_session.Channel, stop: ending.StopToken
+) -> Outcome:
     """Train a run with several workers: a Ray Train run of the trial's name, so that it resumes."""
 
     def on_update(update: monitor.DriverUpdate) -> None:
@@ -36,7 +37,7 @@ def train_on_ray(config: RunConfig, channel: Channel, stop: StopToken) -> Outcom
         with driver.ray_storage(folder) as storage:
             return driver.run_on_ray(config, token, storage, stop, on_update).unwrap()
     except Interrupted:  # before any worker had started
-        state = RunState(stop.reason or StopReason.INTERRUPTED)
+        state = RunState(stop.reason or ending.StopReason.INTERRUPTED)
         return Outcome(state, 0, {}, folder.uri)
 
 

@@ -8,9 +8,8 @@ import os
 import tempfile
 from collections.abc import Callable
 
-from aae_dist.launch.ending import StopSignals
+from aae_dist.launch import ending, sweep
 from aae_dist.launch.ray import cluster
-from aae_dist.launch.sweep import run_sweep
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.plan import SweepPlan
 from aae_dist.utils.text import echo
@@ -41,14 +40,14 @@ def launch_sweep(
         cluster.check_machine(config)
     for line in cluster.advice(configs[0]):
         echo(line)
-    return run_sweep(plan, _run, write_report, more)
+    return sweep.run_sweep(plan, _run, write_report, more)
 
 
 def _run(ledger: Ledger, launch_id: str, changed: Callable[[], None]) -> bool:
     os.environ.update(ENVIRONMENT)
     plan = ledger.plan
     # Handlers for signals come last: Ray's start replaces them.
-    with cluster.connected(plan.configs[0]), tune_folder() as place, StopSignals() as stop:
+    with cluster.connected(plan.configs[0]), tune_folder() as place, ending.StopSignals() as stop:
         from aae_dist.tune.driver import SweepDriver
 
         SweepDriver(ledger, launch_id, place, stop, changed).run()

@@ -12,11 +12,9 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 from ray.train._internal.checkpoint_manager import _TrainingResult as TrainingResult  # type: ignore[attr-defined]
 
-from aae_dist.config import RunConfig
-from aae_dist.config.metric_names import BASIS
-from aae_dist.launch.ending import StopReason, StopToken, last_line
+from aae_dist.config import RunConfig, metric_names
+from aae_dist.launch import ending, trial_session
 from aae_dist.launch.ray.monitor import StopListener
-from aae_dist.launch.trial_session import Channel, Ended, Session, train_here
 from aae_dist.storage import join, open_storage
 from aae_dist.sweeps.folder import TrialState
 from aae_dist.sweeps.objective import Objective
@@ -72,18 +70,18 @@ class Trial(tune.Trainable):
         if task.search_path not in sys.path:
             sys.path.append(task.search_path)
         self._task, self._listener = task, StopListener(task.monitor)
-        self._session: Session | None = None
+        self._session: trial_session.Session | None = None
         self._parent: dict[str, Any] | None
         self._lineage: dict[str, Any] | None
         self._take(config)
 
     def step(self) -> dict[str, Any]:
         if self._session is None and self._listener.token.requested:
-            return {"done": True, STATE: StopReason.INTERRUPTED}
+            return {"done": True, STATE: ending.StopReason.INTERRUPTED}
         if self._session is None:
             self._session = self._start()
         event = self._session.next()
-        if not isinstance(event, Ended):
+        if not isinstance(event, trial_session.Ended):
             return self._result(event)
         self._session = None
         if event.crash is not None:
@@ -119,14 +117,14 @@ class Trial(tune.Trainable):
         self._uri = join(self._config.run.storage, self._config.run.name)
         self._parent, self._lineage, self._at_step = None, None, 0
 
-    def _start(self) -> Session:
+    def _start(self) -> trial_session.Session:
         task, config = self._task, self._config
-        stop = StopToken(parent=self._listener.token)
-        channel = Channel(config, task.objective.inputs, stop)
+        stop = ending.StopToken(parent=self._listener.token)
+        channel = trial_session.Channel(config, task.objective.inputs, stop)
         if config.launch.most_workers > 1:
-            return Session(partial(session.train_on_ray, config), channel, stop)
-        here = partial(train_here, self._prepare, task.launch_id, task.pause_every)
-        return Session(here, channel, stop)
+            return trial_session.Session(partial(session.train_on_ray, config), channel, stop)
+        here = partial(trial_session.train_here, self._prepare, task.launch_id, task.pause_every)
+        return trial_session.Session(here, channel, stop)
 
     def _prepare(self) -> RunConfig:
         """Return the run's configuration; with PBT, with its changes and a parent's state."""
@@ -142,7 +140,7 @@ class Trial(tune.Trainable):
 
     def _end_session(self) -> None:
         if self._session is not None:
-            self._session.stop(StopReason.PRUNED)
+            self._session.stop(ending.StopReason.PRUNED)
             self._session = None
 
     def _ended(self, outcome: Outcome) -> dict[str, Any]:
@@ -157,13 +155,13 @@ class Trial(tune.Trainable):
             return result | end
         if self._task.pause_every and not self._listener.token.requested:
             return result
-        return result | {"done": True, STATE: StopReason.INTERRUPTED}
+        return result | {"done": True, STATE: ending.StopReason.INTERRUPTED}
 
     def _result(self, metrics: dict[str, float]) -> dict[str, Any]:
         self._at_step = int(metrics.get("step", 0))
         result: dict[str, Any] = {"metrics": dict(metrics), "step": self._at_step}
         result |= {name: metrics.get(name, 0) for name in ("epoch", "samples_seen")}
-        result |= {name: metrics[name] for name in BASIS if name in metrics}
+        result |= {name: metrics[name] for name in metric_names.BASIS if name in metrics}
         objective = self._task.objective
         values, violations = objective.values(metrics), objective.violations(metrics)
         if values is not None and violations is not None:
@@ -210,8 +208,8 @@ def run_empty_trial(config: RunConfig) -> tuple[str, str]:
         try:
             result = tuner.fit()[0]
         except Exception as error:  # Tune and Ray raise many kinds
-            return "", last_line(error)
+            return "", ending.last_line(error)
     if result.error is not None:
-        return "", last_line(result.error)
+        return "", ending.last_line(result.error)
     host = (result.metrics or {}).get(HOST, "")
     return host, "" if host else f"no trial started within {EMPTY_SECONDS:.0f} s"

@@ -7,26 +7,25 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def evenly_spaced(most: int, total: int) -> NDArray[np.int64]:
+def evenly_spaced(most: int, total: int) -> np.typing.NDArray[np.int64]:
     """Return at most `most` of the numbers 0 to `total` - 1, ascending, evenly spaced."""
     count = min(most, total)
     return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
-def npy_bytes(array: NDArray[Any], dtype: str = "<f4") -> bytes:
+def npy_bytes(array: np.typing.NDArray[Any], dtype: str = "<f4") -> bytes:
     """Return the array as a .npy file, by default of little-endian float32."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array, dtype), allow_pickle=False)
     return buffer.getvalue()
 
 
-def png_bytes(image: NDArray[np.uint8]) -> bytes:
+def png_bytes(image: np.typing.NDArray[np.uint8]) -> bytes:
     """Return the PNG of a grey image [H, W] or a colour image [H, W, 3]."""
     from PIL import Image  # most users of this module need no images
 

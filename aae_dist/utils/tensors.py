@@ -7,10 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 
-Values: TypeAlias = torch.Tensor | NDArray[Any] | Sequence[Any]
+Values: TypeAlias = torch.Tensor | np.typing.NDArray[Any] | Sequence[Any]
 """A tensor, a NumPy array, or a list of either or of numbers."""
 SHOWN_SHAPES = 3
 
@@ -46,7 +44,7 @@ def one_hot_classes(labels_B: torch.Tensor, sizes: Sequence[int]) -> list[torch.
     classes = torch.unravel_index(labels_B.clamp(0, math.prod(sizes) - 1), tuple(sizes))
     is_known_B1 = (labels_B >= 0)[:, None]
     each = zip(classes, sizes, strict=True)
-    return [F.one_hot(class_B, size) * is_known_B1 for class_B, size in each]
+    return [torch.nn.functional.one_hot(class_B, size) * is_known_B1 for class_B, size in each]
 
 
 def as_tensor(name: str, values: Values) -> torch.Tensor:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.errors import DataError
 
-Size = TypeVar("Size", int, NDArray[np.int64])
+Size = TypeVar("Size", int, np.typing.NDArray[np.int64])
 
 _NAME = "aae_dist-shards"
 _ADVICE = "Give another data.cache.dir."

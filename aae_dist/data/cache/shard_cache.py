@@ -28,9 +28,7 @@ from aae_dist.config.sections.run import Cache, Data
 from aae_dist.data.cache import directory
 from aae_dist.data.format.manifest import Manifest, Shard
 from aae_dist.errors import ConfigError, DataError, LaunchError, ShardError, StorageError
-from aae_dist.storage import Entry, is_remote, open_storage
-from aae_dist.storage.download import Download
-from aae_dist.storage.local import open_regular
+from aae_dist.storage import Entry, download, is_remote, local, open_storage
 
 PART = ".part"
 URL_DIGITS = 40
@@ -233,7 +231,7 @@ class ShardCache:
             with storage_errors(shard):
                 storage = open_storage(shard.folder, self._seconds)
                 deadline = time.monotonic() + self._seconds
-                Download(storage, version, deadline).write_to(descriptor)
+                download.Download(storage, version, deadline).write_to(descriptor)
                 # fsync before rename: after a crash, a final name must imply complete contents.
                 os.fdatasync(descriptor)
             with self._locked():
@@ -284,7 +282,7 @@ def open_shard(shard: Shard, cache: ShardCache | None = None) -> BinaryIO:
         return (cache or cache_of(Cache())).open(shard)
     path = Path(shard.folder, shard.name)
     try:
-        file = open_regular(path)
+        file = local.open_regular(path)
     except OSError as error:
         message = f"{path}: cannot read the shard ({error.strerror})."
         is_missing = isinstance(error, FileNotFoundError)

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.data.bad_samples import UnusedKind
 from aae_dist.errors import SampleError
@@ -208,7 +207,9 @@ def swaps_axes(orientation: int) -> bool:
     return orientation >= 5
 
 
-def apply_orientation(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def apply_orientation(
+    image: np.typing.NDArray[np.uint8], orientation: int
+) -> np.typing.NDArray[np.uint8]:
     """Return the stored image [C, H, W] upright, [C, H, W] or [C, W, H]."""
     if orientation == 1:
         return image

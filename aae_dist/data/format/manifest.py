@@ -9,7 +9,6 @@ from hashlib import sha256
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from aae_dist.errors import DataError, LaunchError
@@ -70,12 +69,12 @@ class Manifest:
         return sha256(json.dumps(entries, separators=(",", ":")).encode()).hexdigest()
 
     @cached_property
-    def counts(self) -> NDArray[np.int64]:
+    def counts(self) -> np.typing.NDArray[np.int64]:
         """Samples of every shard, int64 [shards]."""
         return np.array([shard.samples for shard in self.shards], np.int64)
 
     @cached_property
-    def remote_bytes(self) -> NDArray[np.int64]:
+    def remote_bytes(self) -> np.typing.NDArray[np.int64]:
         """Bytes of every shard in a bucket or on a web server, -1 of local ones, int64 [shards]."""
         remote = {folder: is_remote(folder) for folder in {shard.folder for shard in self.shards}}
         return np.array([s.bytes if remote[s.folder] else -1 for s in self.shards], np.int64)

@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.data.format import tar_headers
-from aae_dist.data.format.tar_headers import BLOCK, Buffer, DamagedTarError
+from aae_dist.data.format.tar_headers import BLOCK, Buffer, DamagedTarError, Extension, member_name
 
 Numbers: TypeAlias = "array[int]"  # the class itself takes no [] before Python 3.12
 
@@ -47,8 +46,8 @@ _SIZE_WEIGHTS = 8 ** np.arange(10, -1, -1)
 _TIME = b" mtime="
 
 ByteRange = tuple[int, int]  # start and size of a field in its shard, in bytes
-Bools = NDArray[np.bool_]
-Bytes = NDArray[np.uint8]
+Bools = np.typing.NDArray[np.bool_]
+Bytes = np.typing.NDArray[np.uint8]
 MAX_SAMPLES = 20_000_000  # of one shard; their index takes 2.6 GB on every rank that reads them
 MAX_MEMBERS = 10_000  # members of one sample
 _LARGEST_AT_ONCE = 256 << 20  # bytes read for their headers at once, taking up to as many more
@@ -143,7 +142,7 @@ class _Headers:
 def _members(buffer: Buffer, headers: _Headers, unused: UnusedMembers) -> Iterator[Member]:
     """Yield the files; give every header block to `headers`."""
     offset, end, places = 0, len(buffer), _Places()
-    long = tar_headers.Extension()
+    long = Extension()
     while True:
         # Read a header, or find the end of the archive.
         header = buffer[offset : offset + BLOCK]
@@ -164,20 +163,13 @@ def _members(buffer: Buffer, headers: _Headers, unused: UnusedMembers) -> Iterat
         offset = start + (size + BLOCK - 1) // BLOCK * BLOCK
         # Parse an extension header: it describes the next member.
         if is_extension:
-            if (
-                kind == b"x"
-                and size < BLOCK
-                and tar_headers.says_only_a_time(buffer[start : start + size])
-            ):
+            is_short = kind == b"x" and size < BLOCK
+            if is_short and tar_headers.says_only_a_time(buffer[start : start + size]):
                 continue
             long = long.updated(tar_headers.read_extension(kind, buffer, start, size))
             continue
         # Yield a file, or count what is none.
-        name, target, long = (
-            long.name or tar_headers.member_name(header),
-            long.target,
-            tar_headers.Extension(),
-        )
+        name, target, long = long.name or member_name(header), long.target, Extension()
         if kind == b"S":
             raise DamagedTarError(f"sparse member {name!r:.200} is not supported")
         place: ByteRange | None = start, size
@@ -288,7 +280,7 @@ def _is_a_time(record: bytes) -> bool:
     return is_time and record[:2].isdigit() and int(record[:2]) == len(record)
 
 
-def _say_only_a_time(records: Bytes, sizes: NDArray[np.int64]) -> Bools:
+def _say_only_a_time(records: Bytes, sizes: np.typing.NDArray[np.int64]) -> Bools:
     """Return which blocks, uint8 [n, 512], hold one pax record, 'SIZE mtime=VALUE' and a line."""
     digits = records[:, :2] - ord("0")
     last = records[np.arange(len(records)), np.minimum(sizes, BLOCK) - 1]

@@ -4,7 +4,6 @@ import re
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.errors import ShardError
 
@@ -113,7 +112,7 @@ def _pax_records(data: bytes, start: int) -> dict[bytes, bytes]:
     return records
 
 
-def wrong_checksums(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def wrong_checksums(headers: np.typing.NDArray[np.uint8]) -> np.typing.NDArray[np.bool_]:
     """Return which header blocks, uint8 [n, 512], are damaged, bool [n]."""
     stored = headers[:, 148:156]
     # The checksum counts its own field as eight spaces.
@@ -127,7 +126,7 @@ def wrong_checksums(headers: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return wrong
 
 
-def _differs(field_bytes: bytes, header: NDArray[np.uint8], unsigned: int) -> bool:
+def _differs(field_bytes: bytes, header: np.typing.NDArray[np.uint8], unsigned: int) -> bool:
     """Compare a checksum written unusually: other padding, or a sum of signed bytes (old tools)."""
     text = field_bytes.strip(b" \0")
     if not re.fullmatch(rb"[0-7]{1,7}", text):

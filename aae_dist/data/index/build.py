@@ -19,14 +19,11 @@ from typing import Any, Self
 from aae_dist.config.sections.run import Cache
 from aae_dist.data.cache.directory import own_folder
 from aae_dist.data.cache.shard_cache import ShardCache, cache_of, storage_errors
+from aae_dist.data.format import reader, tar, tar_headers
 from aae_dist.data.format.manifest import FILE_NAME, ClassMap, Manifest, Shard, dump, join_classes
 from aae_dist.data.format.patterns import ShardSource, find, is_builtin
-from aae_dist.data.format.reader import count_members, index_counts
-from aae_dist.data.format.tar import index_tar
-from aae_dist.data.format.tar_headers import DamagedTarError
 from aae_dist.errors import DataError, LaunchError, ShardError
-from aae_dist.storage import Entry, Storage, is_remote, open_storage
-from aae_dist.storage.documents import parse_json
+from aae_dist.storage import Entry, Storage, documents, is_remote, open_storage
 from aae_dist.utils.text import Show, ordered_map, progress
 
 Counted = tuple[Shard, str]  # a shard with its samples; tag or time of the counted version
@@ -140,7 +137,7 @@ def _num_samples(
 ) -> tuple[int, int]:
     """Return the samples, and the members that none of them uses."""
     if not is_remote(shard.folder) or cache is not None:
-        return count_members(shard, cache)
+        return reader.count_members(shard, cache)
     # Imported here: remote storage has loaded it, and local shards need no obstore.
     from aae_dist.storage.bucket import RangesRefusedError
 
@@ -153,10 +150,12 @@ def _num_samples(
                 buffer = RemoteBuffer(storage, found)
                 # A small shard is read by one request anyway, and indexed faster from its bytes.
                 is_small = found.size <= _SMALLEST_BYTES
-                return index_counts(index_tar(buffer[0 : found.size] if is_small else buffer))
+                return reader.index_counts(
+                    tar.index_tar(buffer[0 : found.size] if is_small else buffer)
+                )
             except RangesRefusedError:
                 return _count_of_copy(shard)
-    except DamagedTarError as error:
+    except tar_headers.DamagedTarError as error:
         raise ShardError(f"{shard.url}: {error}.", error.reason) from None
 
 
@@ -164,7 +163,7 @@ def _count_of_copy(shard: Shard) -> tuple[int, int]:
     """Count from a temporary copy on the disk."""
     with tempfile.TemporaryDirectory(prefix="aae_dist-count-") as folder:
         cache = ShardCache(Path(folder), None, _SECONDS)
-        return count_members(shard, cache)
+        return reader.count_members(shard, cache)
 
 
 _MAX_SAMPLES = 10**9
@@ -215,7 +214,8 @@ class Journal:
         lines = self._path.read_text("utf-8").splitlines() if self._path.exists() else []
         for line in lines:
             try:
-                folder, name, samples, size, etag, stamp, unused = parse_json(line.encode())
+                fields = documents.parse_json(line.encode())
+                folder, name, samples, size, etag, stamp, unused = fields
                 shard = Shard(str(folder), str(name), int(samples), int(size), etag, int(unused))
                 url = shard.url
             except (ValueError, TypeError, LaunchError):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.data.pack import sources
 from aae_dist.data.pack.sources import Fields, PackOptions, PackSource, Pixels, SampleSet
@@ -151,7 +150,7 @@ def _download_svhn(root: Path, split: str, datasets: Any) -> None:
 
 
 def _image_set(
-    images: Pixels, labels: NDArray[np.integer], where: Path, options: PackOptions
+    images: Pixels, labels: np.typing.NDArray[np.integer], where: Path, options: PackOptions
 ) -> SampleSet:
     if len(images) != len(labels):
         raise DataError(f"{where}: {len(images)} images but {len(labels)} labels; delete it.")
@@ -163,7 +162,7 @@ def _image_set(
     return SampleSet(len(images), samples(), labels.tolist())
 
 
-def _read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
+def _read_idx(path: Path, num_dimensions: int) -> np.typing.NDArray[np.uint8]:
     """Read LeCun's IDX format: two zeros, type 8 (uint8), the rank, each length (big-endian)."""
     data = sources.read_file(path)
     start = 4 + 4 * num_dimensions
@@ -245,7 +244,7 @@ KNOWN: Mapping[str, Callable[[Path, PackOptions], PackSource]] = {
 }
 
 
-def read_cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def read_cifar_batch(path: Path) -> tuple[np.typing.NDArray[np.uint8], np.typing.NDArray[np.int64]]:
     """Return images, uint8 [N, 3, 32, 32], and labels, int64 [N], of one batch, never unpickled."""
     pixels, labels = b"", []
     section = ""

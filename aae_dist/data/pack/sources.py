@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_dist.data.bad_samples import UNUSED_TEXTS, Unused, UnusedKind
 from aae_dist.data.decode.images import Note, Resize, checked_header, decode_image, ignore
@@ -25,7 +24,7 @@ from aae_dist.utils.arrays import npy_bytes, png_bytes
 from aae_dist.utils.text import printable
 
 Fields = dict[str, str | bytes]  # as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}
-Pixels = NDArray[np.uint8]  # [H, W] grey or [H, W, 3] colour
+Pixels = np.typing.NDArray[np.uint8]  # [H, W] grey or [H, W, 3] colour
 
 LABEL_FIELD = "cls"
 FIELDS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
@@ -310,7 +309,7 @@ def _sizes_advice(sizes: Collection[tuple[int, int]]) -> Iterator[str]:
     )
 
 
-Array = NDArray[Any]
+Array = np.typing.NDArray[Any]
 MAGIC = b"\x93NUMPY"  # first bytes of a .npy file
 
 
@@ -390,7 +389,7 @@ def _labels(options: PackOptions, num_rows: int) -> names.Labels:
     return names.Labels(numbers, known or {})
 
 
-def _integers(labels: Array, is_missing: NDArray[np.bool_]) -> Iterator[int | None]:
+def _integers(labels: Array, is_missing: np.typing.NDArray[np.bool_]) -> Iterator[int | None]:
     for label, missing in zip(labels.tolist(), is_missing.tolist(), strict=True):
         yield None if missing else int(label)
 

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aae_dist.config import RunConfig
-from aae_dist.config.load import inside_ray_job
+from aae_dist.config import RunConfig, load
 from aae_dist.config.sections.run import Launch
 from aae_dist.data.format.patterns import check_present
 from aae_dist.errors import ConfigError, DataError, LaunchError
@@ -141,7 +140,7 @@ def is_local() -> bool:
 def check_storage(config: RunConfig) -> None:
     """Raise ConfigError for a relative run.storage inside a Ray job, whose directory goes."""
     storage = config.run.storage
-    if inside_ray_job() and "://" not in storage and not os.path.isabs(storage):
+    if load.inside_ray_job() and "://" not in storage and not os.path.isabs(storage):
         raise ConfigError(
             f"run.storage: a relative path has no meaning inside a Ray job (got {storage}), whose "
             "directory Ray deletes; use s3:// (gs://, az://) or the absolute path of a shared mount"
@@ -174,7 +173,7 @@ def check_data(configs: Iterable[RunConfig]) -> None:
 
 def advice(config: RunConfig) -> list[str]:
     """Return lines to print at the start, on what will go wrong later."""
-    if inside_ray_job() and "RAY_JOB_STOP_WAIT_TIME_S" not in os.environ:
+    if load.inside_ray_job() and "RAY_JOB_STOP_WAIT_TIME_S" not in os.environ:
         return [
             "note: `ray job stop` will end this job after 3 s, too soon to save a checkpoint; "
             'submit it with --runtime-env-json \'{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}\''

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from aae_dist.config import RunConfig, dump_yaml, load, load_config, merge, schema, yaml
-from aae_dist.config.load import PATHS, SWEEP, ConfigFile
 from aae_dist.errors import ConfigError, LaunchError
 from aae_dist.sweeps.plan import SweepPlan, load_sweep
 from aae_dist.utils.text import echo
@@ -47,10 +46,10 @@ class Work:
         return f"{self.storage}/{self.name}"
 
 
-def read_work(files: Sequence[ConfigFile], overrides: Sequence[str]) -> Work:
+def read_work(files: Sequence[load.ConfigFile], overrides: Sequence[str]) -> Work:
     """Return the run or sweep that files and overrides describe; notes go to stderr."""
     layers, _ = load.read_layers(files, overrides)
-    if any(SWEEP in layer for layer in layers):
+    if any(load.SWEEP in layer for layer in layers):
         return _sweep(load_sweep(files, overrides))
     loaded = load_config(files, overrides)
     _print_notes(loaded.notes)
@@ -64,7 +63,7 @@ def _sweep(plan: SweepPlan) -> Work:
     load.make_absolute(base)
     whole = schema.plain(base)
     whole.setdefault("run", {})["storage"] = plan.storage
-    whole[SWEEP] = plan.sweep.model_dump(mode="json")
+    whole[load.SWEEP] = plan.sweep.model_dump(mode="json")
     return Work("tune", plan.sweep.name, plan.storage, plan.configs[0], yaml.dump(whole))
 
 
@@ -75,7 +74,7 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 def local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Yield (key, path) for all that lies on a machine and not in a bucket."""
-    for keys in PATHS:
+    for keys in load.PATHS:
         value: Any = config
         for key in keys:
             value = getattr(value, key, None)
