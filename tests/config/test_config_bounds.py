@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aae_dist.config import RunConfig, config_from_tree, dump_yaml, load, load_config, yaml
+from aae_dist.config import RunConfig, config_from_tree, dump_yaml, load_config, yaml
 from aae_dist.config.load import GivenTree, from_plain
 from aae_dist.config.sections import LARGEST, LARGEST_SAMPLES
 from aae_dist.config.sections.sweep import SweepFile
@@ -116,9 +116,9 @@ def test_more_samples_than_can_be_counted_are_refused():
 
 @pytest.mark.parametrize(("count", "size"), [(400, 20), (600, 20), (400, 80)])
 def test_a_configuration_that_is_accepted_can_be_read_again(tmp_path, monkeypatch, count, size):
-    for module in (load, yaml):  # 20,000 and 1 MiB take seconds
-        monkeypatch.setattr(module, "LARGEST_NODES", 800)
-        monkeypatch.setattr(module, "LARGEST_BYTES", 30_000)
+    # 20,000 and 1 MiB take seconds.
+    monkeypatch.setattr(yaml, "LARGEST_NODES", 800)
+    monkeypatch.setattr(yaml, "LARGEST_BYTES", 30_000)
     shards = [f"s3://b/{n:06d}{'x' * size}.tar" for n in range(count)]
     tree = {"run": {"name": "a"}, "data": {"train": shards}, "train": {"steps": 5}}
     given = [GivenTree("config", from_plain(tree, "config"))]

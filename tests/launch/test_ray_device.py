@@ -14,11 +14,12 @@ import torch
 from aae_dist.config import load_config
 from aae_dist.data import Manifest
 from aae_dist.inference.dataset_job import DatasetJob
-from aae_dist.launch import local, trial_session
+from aae_dist.launch import local
 from aae_dist.launch.ending import StopToken
 from aae_dist.launch.ray import worker as ray_worker
 from aae_dist.launch.ray.cluster import own_device
 from aae_dist.launch.trial_session import Channel, train_here
+from aae_dist.training import trainer
 
 pytestmark = pytest.mark.ray
 
@@ -51,7 +52,7 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
     used: list[str] = []
     monkeypatch.setattr(local, "write_shard", lambda job, *_: used.append(job.device) or 1)
     monkeypatch.setattr(
-        trial_session, "train", lambda config, world, *_: used.append(world.device.type)
+        trainer, "train", lambda config, world, *_: used.append(world.device.type)
     )
     config = load_config(
         [], ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]

@@ -31,6 +31,7 @@ from aae_dist.sweeps.folder import TRIALS
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.objective import Objective
 from aae_dist.sweeps.plan import load_sweep
+from aae_dist.training import checkpointer
 from aae_dist.tune.driver import cause_of, max_concurrent_trials, placement_of
 from aae_dist.tune.optuna import OptunaSearcher
 from aae_dist.tune.schedulers import RunFolderPbt, build_scheduler
@@ -233,7 +234,7 @@ def test_what_trials_left_is_read_of_many_at_a_time(tmp_path, monkeypatch):
         if config.run.seed > 1:
             raise CheckpointError(f"seed {config.run.seed} was started with another configuration")
 
-    monkeypatch.setattr(shared, "finished_before", finished_before)
+    monkeypatch.setattr(checkpointer, "finished_before", finished_before)
     with pytest.raises(CheckpointError, match="seed 2 was"):
         shared.check_same(plan.trials)
 
