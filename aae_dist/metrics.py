@@ -6,8 +6,7 @@ Shapes: n codes, Z latent_dim. The prior is an object of `aae_dist.priors`, or o
 
 import torch
 
-from aae_dist.evaluation.prior_match import Accuracy, build_baseline, score
-from aae_dist.evaluation.prior_match import c2st as _c2st
+from aae_dist.evaluation.prior_match import Accuracy, build_baseline, c2st as _c2st, score
 from aae_dist.priors import Prior
 from aae_dist.utils.tensors import Values, as_tensor, keyed_generator
 

@@ -8,8 +8,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from aae_dist.config import RunConfig, load, schema, yaml
-from aae_dist.config import load as loading
+from aae_dist.config import RunConfig, load as loading, schema, yaml
 from aae_dist.config.sections.run import Layout
 from aae_dist.errors import ConfigError
 
@@ -57,7 +56,9 @@ def resolve(
         if not overrides:
             return config
         tree = config.model_dump(mode="json")
-        return _load([load.GivenTree("config", schema.from_plain(tree, "config"))], overrides, {})
+        return _load(
+            [loading.GivenTree("config", schema.from_plain(tree, "config"))], overrides, {}
+        )
     return _load(as_files(config), overrides, merged)
 
 
@@ -69,7 +70,7 @@ def layout_of(config: ConfigSource, overrides: Sequence[str]) -> Layout | None:
         return resolve(config, overrides, defaults).data.layout
 
 
-def as_files(config: Any) -> list[load.ConfigFile]:
+def as_files(config: Any) -> list[loading.ConfigFile]:
     """Return dictionaries and paths as files; ConfigError for anything else."""
     many = isinstance(config, list | tuple)
     return [_file(one) for one in (config if many else [config])]
@@ -85,7 +86,7 @@ def digest(config: RunConfig, data: Sequence[str]) -> str:
     return sha256(dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def fetch(uri: str) -> load.StoredFile:
+def fetch(uri: str) -> loading.StoredFile:
     """Return a YAML file from a bucket or a web server; ConfigError if it is not there."""
     from aae_dist.storage import open_storage
 
@@ -96,24 +97,24 @@ def fetch(uri: str) -> load.StoredFile:
         raise ConfigError(f"{uri}: no such file") from None
     if len(data) > yaml.LARGEST_BYTES:
         raise ConfigError(f"{uri}: larger than {yaml.LARGEST_BYTES:,} bytes, no configuration")
-    return load.StoredFile(uri, data)
+    return loading.StoredFile(uri, data)
 
 
 def _load(
-    files: Sequence[load.ConfigFile], overrides: Sequence[str], defaults: Mapping[str, Any]
+    files: Sequence[loading.ConfigFile], overrides: Sequence[str], defaults: Mapping[str, Any]
 ) -> RunConfig:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: a list of key=value (got {overrides!r:.80})")
-    first = load.GivenTree("", schema.from_plain(dict(defaults), "default of Python"))
+    first = loading.GivenTree("", schema.from_plain(dict(defaults), "default of Python"))
     loaded = loading.load_config([first, *files], overrides)
     for note in loaded.notes:
         warnings.warn(note, stacklevel=3)
     return loaded.config
 
 
-def _file(given: Any) -> load.ConfigFile:
+def _file(given: Any) -> loading.ConfigFile:
     if isinstance(given, Mapping):
-        return load.GivenTree("config", schema.from_plain(_plain(given, ""), "config"))
+        return loading.GivenTree("config", schema.from_plain(_plain(given, ""), "config"))
     if isinstance(given, str) and "://" in given:
         return fetch(given)
     if isinstance(given, str | os.PathLike):

@@ -11,8 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as format_tensors
+from safetensors.torch import load as parse_tensors, save as format_tensors
 
 from aae_dist.data.bad_samples import MAX_LISTED_BYTES
 from aae_dist.errors import CheckpointError

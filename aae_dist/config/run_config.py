@@ -8,9 +8,7 @@ from typing import Any
 from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from aae_dist.config.sections import LARGEST_SAMPLES, Section
-from aae_dist.config.sections import model as networks
-from aae_dist.config.sections import run as run_sections
+from aae_dist.config.sections import LARGEST_SAMPLES, Section, model as networks, run as runs
 from aae_dist.config.sections.method import AdversarialMethod, AnyAdversarial, Method, Phases
 from aae_dist.config.sections.model import Model, Posterior, Prior
 from aae_dist.config.sections.run import Checkpoint, Data, Evaluation, Launch, Run, Train
@@ -33,7 +31,7 @@ class RunConfig(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     launch: Launch = Launch()
-    wandb: run_sections.Wandb = run_sections.Wandb()
+    wandb: runs.Wandb = runs.Wandb()
 
     @property
     def lanes(self) -> int:
@@ -378,7 +376,7 @@ def _gpu_problems(launch: Launch) -> Iterator[Problem]:
 
 def _features_problems(evaluation: Evaluation) -> Iterator[Problem]:
     chosen = evaluation.features
-    if not isinstance(chosen, run_sections.OwnFeatures):
+    if not isinstance(chosen, runs.OwnFeatures):
         return
     given = [key for key in ("path", "run", "export") if getattr(chosen, key) is not None]
     if len(given) != 1:

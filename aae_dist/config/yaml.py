@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, ScalarNode, SequenceNode
-from yaml.nodes import Node as YamlNode
+from yaml.nodes import MappingNode, Node as YamlNode, ScalarNode, SequenceNode
 
 from aae_dist.config.schema import Node, Tree, Value
 

@@ -20,8 +20,7 @@ from aae_dist.config import RunConfig, metric_names
 from aae_dist.data.dataset import Dataset, Samples
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
 from aae_dist.errors import DataError
-from aae_dist.evaluation import classes as class_scores
-from aae_dist.evaluation import linear, part_scores, sample_scores
+from aae_dist.evaluation import classes as class_scores, linear, part_scores, sample_scores
 from aae_dist.evaluation.dimension import data_dimension, intrinsic_dimension
 from aae_dist.evaluation.features import Features
 from aae_dist.models import Autoencoder

@@ -19,8 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as format_tensors
+from safetensors.torch import load as parse_tensors, save as format_tensors
 
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.errors import DataError

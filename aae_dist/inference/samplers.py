@@ -13,8 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as format_tensors
+from safetensors.torch import load as parse_tensors, save as format_tensors
 from torch import Tensor
 
 from aae_dist.data import Dataset

@@ -14,8 +14,7 @@ from pydantic import BaseModel
 from aae_dist.config import schema, yaml
 from aae_dist.errors import AaeDistError, DataError
 from aae_dist.storage import Storage, documents
-from aae_dist.sweeps.folder import SILENT_SECONDS as SILENT_DRIVER_SECONDS
-from aae_dist.sweeps.folder import SWEEP, TRIALS, SweepDocument
+from aae_dist.sweeps import folder as sweep_folder
 from aae_dist.tracking.metric_log import METRICS, newest_metrics
 from aae_dist.training.folder import CONFIG, RUN, SUMMARY, RunRecord, RunState, Summary
 from aae_dist.training.lock import KEY, LockOwner
@@ -71,26 +70,26 @@ def _read_row(storage: Storage, name: str) -> RunRow | None:
 
 def _sweep_row(run: Storage, name: str) -> RunRow | None:
     # First of all: a sweep's folder has a lock, too, but no run's summary.
-    if (found := run.stat(SWEEP)) is None:
+    if (found := run.stat(sweep_folder.SWEEP)) is None:
         return None
     problems = list[str]()
-    document = _document(run, SWEEP, SweepDocument, problems)
+    document = _document(run, sweep_folder.SWEEP, sweep_folder.SweepDocument, problems)
     return RunRow(
         name,
         "sweep",
         modified=found.modified,
-        num_trials=len(run.folders(TRIALS)),
+        num_trials=len(run.folders(sweep_folder.TRIALS)),
         cause=next(iter(problems), None),
         sweep_state=_sweep_state(document),
     )
 
 
-def _sweep_state(document: SweepDocument | None) -> str | None:
+def _sweep_state(document: sweep_folder.SweepDocument | None) -> str | None:
     if document is None:
         return None
     if document.state != "running":
         return document.state
-    return "running" if document.age_seconds() < SILENT_DRIVER_SECONDS else "interrupted"
+    return "running" if document.age_seconds() < sweep_folder.SILENT_SECONDS else "interrupted"
 
 
 def _run_row(run: Storage, name: str) -> RunRow | None:
@@ -168,7 +167,10 @@ def _document(run: Storage, key: str, kind: type[D], problems: list[str]) -> D |
     """Return a document, None if it is absent or damaged, which `problems` then says."""
     try:
         return documents.read_document(
-            run, key, kind, documents.MAX_SWEEP_BYTES if key == SWEEP else documents.MAX_BYTES
+            run,
+            key,
+            kind,
+            documents.MAX_SWEEP_BYTES if key == sweep_folder.SWEEP else documents.MAX_BYTES,
         )
     except DataError as error:
         problems.append(str(error))

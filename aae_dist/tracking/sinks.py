@@ -224,8 +224,7 @@ class LiveBarSink(NoConsole):
     ) -> None:
         # Imported here: a job log has no use for it.
         from rich.console import Console as Terminal
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import BarColumn, Progress as Bar, TextColumn
         from rich.table import Column
 
         self._progress = Progress(total_steps, first_step, time.monotonic)

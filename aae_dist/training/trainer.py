@@ -20,8 +20,7 @@ from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.evaluation import why_no_pca
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
-from aae_dist.training import checkpointer, health
-from aae_dist.training import folder as run_folder
+from aae_dist.training import checkpointer, folder as run_folder, health
 from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState, record_failure
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.setup import TrainingSetup, run_lock

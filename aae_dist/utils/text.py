@@ -306,12 +306,12 @@ def no_progress(label: str, total: int, unit: str) -> Iterator[Advance]:  # noqa
 @contextmanager
 def _bar(label: str, total: int) -> Iterator[Advance]:
     # Imported here: jobs without a terminal have no use for it.
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    label_column, bar_column = parts.TextColumn("{task.description}"), parts.BarColumn()
+    columns = (label_column, bar_column, parts.MofNCompleteColumn(), parts.TimeRemainingColumn())
+    with parts.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)
 

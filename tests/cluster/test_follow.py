@@ -6,8 +6,7 @@ import pytest
 from helpers.manifests import ROOT
 
 from aae_dist.cli import main
-from aae_dist.launch.submit import follow as job_follower
-from aae_dist.launch.submit import kubernetes
+from aae_dist.launch.submit import follow as job_follower, kubernetes
 from aae_dist.launch.submit.follow import JobLog, report_end, waiting_for
 
 pytestmark = pytest.mark.run  # kubectl is another program here, too

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from aae_dist.config import RunConfig, config_from_tree, dump_yaml, load_config, yaml
 from aae_dist.config.load import GivenTree, from_plain

@@ -18,8 +18,7 @@ from webdataset import TarWriter
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data import BatchLoader, SampleOrder, open_dataset
-from aae_dist.data.format import reader
-from aae_dist.data.format import tar as tar_module
+from aae_dist.data.format import reader, tar as tar_module
 from aae_dist.data.format.manifest import Shard
 from aae_dist.data.format.reader import ShardReader
 from aae_dist.data.index.build import index_folder

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.shards import write_shards
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data import Batch, BatchLoader, Dataset, SampleOrder, open_dataset, rank_rows

@@ -3,8 +3,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from aae_dist.data.order import SampleOrder, Window, rank_rows
 from aae_dist.errors import DataError

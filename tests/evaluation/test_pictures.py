@@ -9,8 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from aae_dist.evaluation import EvaluationImages
-from aae_dist.evaluation import pictures as pictures
+from aae_dist.evaluation import EvaluationImages, pictures as pictures
 from aae_dist.evaluation.pictures import latent_codes, loss_curves, principal_axes
 from aae_dist.evaluation.vectors import draw_traversal
 from aae_dist.priors import GaussianPrior, SwissRollPrior

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from aae_dist.config import dump_yaml, load_config
 from aae_dist.config.load import StoredFile, config_from_stored, split_items, with_overrides
-from aae_dist.config.yaml import YamlProblem, parse, read_overrides
-from aae_dist.config.yaml import dump as dump_tree
+from aae_dist.config.yaml import YamlProblem, dump as dump_tree, parse, read_overrides
 from aae_dist.sweeps.plan import load_sweep
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))

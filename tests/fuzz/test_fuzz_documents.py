@@ -20,8 +20,7 @@ import aae_dist
 from aae_dist.checkpoints.format import check_metadata
 from aae_dist.checkpoints.store import CheckpointStore
 from aae_dist.config import RunConfig, load_config
-from aae_dist.data.format.manifest import parse as parse_manifest
-from aae_dist.data.format.manifest import parse_classes
+from aae_dist.data.format.manifest import parse as parse_manifest, parse_classes
 from aae_dist.errors import DataError
 from aae_dist.launch.local import launch_local
 from aae_dist.storage import Storage, open_storage

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.fuzzing import bounded, fuzz
-from hypothesis import example
-from hypothesis import strategies as st
+from hypothesis import example, strategies as st
 
 from aae_dist.config import RunConfig, load_config
 from aae_dist.storage import clients, open_storage

@@ -6,8 +6,7 @@ from xml.sax.saxutils import escape
 import pytest
 from helpers.fuzzing import bounded, fuzz
 from helpers.object_server import ObjectServer, serving
-from hypothesis import example
-from hypothesis import strategies as st
+from hypothesis import example, strategies as st
 
 from aae_dist.storage import open_storage
 

@@ -9,8 +9,7 @@ from helpers.trained import save_run
 
 import aae_dist
 from aae_dist.cli import main
-from aae_dist.inference import early_checks
-from aae_dist.inference import export as exporting
+from aae_dist.inference import early_checks, export as exporting
 from aae_dist.storage import open_storage
 
 SHAPE = (1, SIDE, SIDE)

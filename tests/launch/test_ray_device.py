@@ -51,9 +51,7 @@ def test_a_task_and_a_trial_without_a_gpu_use_the_cpu(
 ) -> None:
     used: list[str] = []
     monkeypatch.setattr(local, "write_shard", lambda job, *_: used.append(job.device) or 1)
-    monkeypatch.setattr(
-        trainer, "train", lambda config, world, *_: used.append(world.device.type)
-    )
+    monkeypatch.setattr(trainer, "train", lambda config, world, *_: used.append(world.device.type))
     config = load_config(
         [], ["run.name=a", "train.steps=1", "data.train=builtin://digits/train"]
     ).config

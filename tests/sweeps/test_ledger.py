@@ -13,8 +13,7 @@ from aae_dist.config import load_config
 from aae_dist.errors import DataError, LaunchError
 from aae_dist.storage import open_storage
 from aae_dist.storage.local import LocalStorage
-from aae_dist.sweeps import folder as sweep_folder
-from aae_dist.sweeps import read_sweep
+from aae_dist.sweeps import folder as sweep_folder, read_sweep
 from aae_dist.sweeps.ledger import Ledger
 from aae_dist.sweeps.plan import load_sweep
 

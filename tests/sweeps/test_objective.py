@@ -1,8 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from aae_dist.config.metric_names import NUM_SAMPLES
 from aae_dist.errors import ConfigError

@@ -2,8 +2,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from aae_dist.sweeps.objective import Objective
 from aae_dist.sweeps.recommendation import (

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.ranks import single_world
-from helpers.runs import TINY, command, final_tensors, metrics
-from helpers.runs import run as run_command
+from helpers.runs import TINY, command, final_tensors, metrics, run as run_command
 
 import aae_dist
 from aae_dist.config import RunConfig, load_config, metric_names

@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("ray.tune")
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train._internal.storage import StorageContext

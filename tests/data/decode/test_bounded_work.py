@@ -18,8 +18,7 @@ from webdataset import TarWriter
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data import Dataset, open_dataset
-from aae_dist.data.decode import formats, images
-from aae_dist.data.decode import sample as decoding
+from aae_dist.data.decode import formats, images, sample as decoding
 from aae_dist.data.decode.images import decode_image
 from aae_dist.data.memory import MemoryBudget
 from aae_dist.errors import DataError, SampleError
