@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from itertools import product
 
 from aae_dist.config import schema
-from aae_dist.config.schema import Tree, Value, short_json
 from aae_dist.config.sections.method import Method
 
 NUM_SAMPLES = "prior_match/num_samples"
@@ -145,7 +144,7 @@ def unknown(name: str, methods: Iterable[str]) -> str | None:
     here, anywhere = _all_of(methods), _all_of(METHODS)
     guess = _guess(name, here) or _guess(name, anywhere)
     advice = f"did you mean {guess}?" if guess else "docs/metrics.md lists them"
-    return f"there is no metric {short_json(name)}; {advice}"
+    return f"there is no metric {schema.short_json(name)}; {advice}"
 
 
 def not_evaluated(name: str, methods: Iterable[str]) -> str | None:
@@ -160,7 +159,7 @@ def not_evaluated(name: str, methods: Iterable[str]) -> str | None:
     return f"{name} is not measured by evaluations, which decide; use for example {guess}"
 
 
-def best_metric_problems(tree: Tree) -> list[str]:
+def best_metric_problems(tree: schema.Tree) -> list[str]:
     """Return the problem with train.best_metric of a merged configuration, if there is one."""
     # This is not one of the checks between sections, which apply to stored configurations too: a
     # stored run with an unknown metric can still be used.
@@ -182,10 +181,10 @@ def best_metric_problems(tree: Tree) -> list[str]:
     return [f"train.best_metric: {text} ({name.source})"]
 
 
-def _leaf(tree: Tree, section: str, key: str) -> Value | None:
+def _leaf(tree: schema.Tree, section: str, key: str) -> schema.Value | None:
     part = tree.get(section)
     leaf = part.get(key) if isinstance(part, dict) else None
-    return leaf if isinstance(leaf, Value) else None
+    return leaf if isinstance(leaf, schema.Value) else None
 
 
 def _all_of(methods: Iterable[str]) -> set[str]:

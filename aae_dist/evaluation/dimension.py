@@ -17,8 +17,7 @@ from aae_dist.config.sections.run import Data
 from aae_dist.data.dataset import Dataset, open_dataset
 from aae_dist.errors import DataError
 from aae_dist.evaluation.linear import CHUNK, NUM_SHARDS, good_rows, spread_numbers
-from aae_dist.utils.arrays import evenly_spaced
-from aae_dist.utils.text import progress
+from aae_dist.utils import arrays, text
 
 MAX_POINTS = 5000
 """Points that are compared; of more an evenly spaced subset."""
@@ -82,7 +81,7 @@ def data_dimension(
     At most 5,000 evenly spaced ones are read, fewer where they have more than 6,700 numbers each.
     """
     most = min(MAX_POINTS, MAX_NUMBERS // math.prod(dataset.image_shape))
-    chosen = numbers[evenly_spaced(most, len(numbers))]
+    chosen = numbers[arrays.evenly_spaced(most, len(numbers))]
     parts = [good_rows(dataset, chosen[at : at + CHUNK]) for at in range(0, len(chosen), CHUNK)]
     return intrinsic_dimension(torch.cat(parts), seed) if parts else None
 
@@ -95,7 +94,7 @@ def intrinsic_dimension(points_nD: torch.Tensor, seed: int = 0) -> Dimension | N
     resampling; the result does not depend on the number of ranks.
     """
     if len(points_nD) > MAX_POINTS:
-        points_nD = points_nD[torch.from_numpy(evenly_spaced(MAX_POINTS, len(points_nD)))]
+        points_nD = points_nD[torch.from_numpy(arrays.evenly_spaced(MAX_POINTS, len(points_nD)))]
     rows = points_nD.double().cpu()
     rows = torch.unique(rows[rows.isfinite().all(1)], dim=0)
     if len(rows) < MIN_POINTS:
@@ -161,7 +160,7 @@ def mle(sums_n: np.typing.NDArray[np.float64]) -> float:
 
 
 def dimension_of(
-    patterns: Sequence[str], settings: Data, show: Callable[..., Any] = progress
+    patterns: Sequence[str], settings: Data, show: Callable[..., Any] = text.progress
 ) -> Dimension:
     """Return the intrinsic dimension of shards, from samples of at most 16 of them.
 

@@ -24,8 +24,7 @@ from safetensors.torch import load as parse_tensors, save as format_tensors
 from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.errors import DataError
 from aae_dist.evaluation.evaluator import squared_errors
-from aae_dist.inference.samplers import CHUNK, readable_chunks
-from aae_dist.inference.trained_run import TrainedRun
+from aae_dist.inference import samplers, trained_run
 from aae_dist.utils.arrays import evenly_spaced
 from aae_dist.utils.tensors import Values, as_tensor
 
@@ -94,7 +93,7 @@ class Neighbours:
 class Scorer:
     """Scores samples of one run."""
 
-    run: TrainedRun
+    run: trained_run.TrainedRun
     density: Density
 
     @cached_property
@@ -113,14 +112,14 @@ class Scorer:
         return _table(self.names, {**columns, "log_density": self.density.log_prob(z_BZ)})
 
 
-def _names(run: TrainedRun) -> tuple[str, ...]:
+def _names(run: trained_run.TrainedRun) -> tuple[str, ...]:
     any_code = torch.zeros(1, run.config.model.latent_dim)
     has = run.discriminate(any_code) is not None
     return tuple(name for name in SIGNS if has or name != "discriminator")
 
 
 def _columns(
-    run: TrainedRun, images: Values, labels: Values | None
+    run: trained_run.TrainedRun, images: Values, labels: Values | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
     """Return the codes, float32 (B, Z) on the CPU, and the scores that need no density."""
     z_BZ = run.encode(images, labels)
@@ -137,7 +136,7 @@ def _table(names: Sequence[str], columns: dict[str, torch.Tensor | None]) -> Tab
 
 
 def reference_of(
-    run: TrainedRun,
+    run: trained_run.TrainedRun,
     data: Sequence[str] | None = None,
     sampler: Density | None = None,
     advance: Callable[[int], object] = lambda _: None,
@@ -150,7 +149,7 @@ def reference_of(
         ConfigError: no data are given and the run was trained without validation data.
         DataError: they cannot be read, or are too few.
     """
-    chunks = readable_chunks(run.open(data), MAX_REFERENCE, advance)
+    chunks = samplers.readable_chunks(run.open(data), MAX_REFERENCE, advance)
     names, codes, rest = _names(run), [], []
     for images, labels in chunks:
         z_BZ, columns = _columns(run, images, labels)
@@ -167,7 +166,7 @@ def reference_of(
     z_nZ = torch.cat(codes)
     density = sampler or Neighbours(z_nZ)
     # In chunks: distances of all pairs at once would take 800 MB.
-    logs_n = torch.cat([density.log_prob(part_BZ) for part_BZ in z_nZ.split(CHUNK)])
+    logs_n = torch.cat([density.log_prob(part_BZ) for part_BZ in z_nZ.split(samplers.CHUNK)])
     table = np.insert(
         np.concatenate(rest), names.index("log_density"), logs_n.clamp(min=LOWEST), axis=1
     )

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aae_dist.errors import AaeDistError
-from aae_dist.inference.early_checks import check_format
-from aae_dist.inference.trained_run import TrainedRun
+from aae_dist.inference import early_checks, trained_run
 from aae_dist.storage import Storage
 
 TOLERANCE = 1e-5  # tolerance of the check; for codes above 1 relative to the largest one
@@ -41,7 +40,7 @@ class ExportError(AaeDistError):
 
 
 def export(
-    run: TrainedRun, out: Storage, format: str, images: Tensor | None = None
+    run: trained_run.TrainedRun, out: Storage, format: str, images: Tensor | None = None
 ) -> dict[str, float]:
     """Write encoder and decoder, and export.json, which describes their inputs and outputs.
 
@@ -52,7 +51,7 @@ def export(
     sizes. Raises ConfigError if the format's packages are not installed, and ExportError if a
     network cannot be exported or a program computes other values.
     """
-    check_format(format)
+    early_checks.check_format(format)
     write, suffix = WRITERS[format]
     differences = {}
     files: list[Path] = []
@@ -70,7 +69,7 @@ def export(
     return differences
 
 
-def validation_images(run: TrainedRun, note: Callable[[str], object]) -> Tensor | None:
+def validation_images(run: trained_run.TrainedRun, note: Callable[[str], object]) -> Tensor | None:
     """Return validation images to check with, None where they cannot be had, which is noted."""
     try:
         data = run.open()
@@ -80,7 +79,7 @@ def validation_images(run: TrainedRun, note: Callable[[str], object]) -> Tensor 
         return None
 
 
-def parts(run: TrainedRun, images: Tensor | None = None) -> tuple[Part, Part]:
+def parts(run: trained_run.TrainedRun, images: Tensor | None = None) -> tuple[Part, Part]:
     """Return encoder and decoder with example inputs for tracing and the check."""
     encoder, decoder = run.as_modules()
     generator = torch.Generator().manual_seed(0)
@@ -153,7 +152,7 @@ def _write_onnx(part: Part, path: Path) -> Run:
 
 
 def export_metadata(
-    run: TrainedRun, format: str, suffix: str, differences: Mapping[str, float]
+    run: trained_run.TrainedRun, format: str, suffix: str, differences: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the contents of export.json: inputs and outputs of the programs."""
     # A linear decoder has the range of its data, which is not bounded.

@@ -17,8 +17,7 @@ from aae_dist.errors import ConfigError
 from aae_dist.evaluation.classes import class_part, style_swaps
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.priors import Part
-from aae_dist.utils.arrays import evenly_spaced
-from aae_dist.utils.text import unexpanded
+from aae_dist.utils import arrays, text
 
 Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 """[N, C, H, W], pixels in [0, 1]; signals [N, C, L], volumes [N, C, D, H, W]."""
@@ -33,7 +32,7 @@ def is_file(out: str) -> bool:
 def checked_path(out: str) -> Path:
     """Return the path of `--out`; ConfigError unless it is local with a suffix of `WRITERS`."""
     path = Path(out).expanduser()
-    if advice := unexpanded(out):
+    if advice := text.unexpanded(out):
         raise ConfigError(f"--out {out}: {advice}")
     if path.suffix.lower() not in WRITERS:
         known = ", ".join(WRITERS)
@@ -153,7 +152,7 @@ def classes_of_names(run: TrainedRun, names: Sequence[str]) -> dict[str, tuple[i
     drawn = torch.arange(num_classes).repeat_interleave(PRIOR_PER_CLASS)
     known = run.prior.sample_class(drawn, torch.Generator().manual_seed(0)).float()
     counts = {name: torch.zeros(num_classes) for name in names}
-    numbers = evenly_spaced(CODES_PER_NAMING, len(data))
+    numbers = arrays.evenly_spaced(CODES_PER_NAMING, len(data))
     for start in range(0, len(numbers), 256):
         samples = data.load(numbers[start : start + 256])
         good = torch.ones(len(samples.labels), dtype=torch.bool)

@@ -23,11 +23,8 @@ from aae_dist.config.sections.run import usable_cores
 from aae_dist.config.sections.sweep import AshaScheduler
 from aae_dist.errors import LaunchError
 from aae_dist.launch import ending, sweep
+from aae_dist.sweeps import FINAL, Entry, Ledger, Mode, SweepPlan, TrialState, read_sweep
 from aae_dist.sweeps.checks import asha_key, asha_longest
-from aae_dist.sweeps.folder import TrialState, read_sweep
-from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
-from aae_dist.sweeps.objective import Mode
-from aae_dist.sweeps.plan import SweepPlan
 from aae_dist.training.folder import RunState
 from aae_dist.utils.text import echo
 

@@ -7,9 +7,7 @@ from typing import Any
 import optuna
 
 from aae_dist.errors import ConfigError
-from aae_dist.sweeps import objective, space
-from aae_dist.sweeps.folder import TrialState
-from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
+from aae_dist.sweeps import FINAL, Entry, Ledger, TrialState, objective, space
 from aae_dist.sweeps.plan import trial_id
 
 FAIL, MODES = optuna.trial.TrialState.FAIL, optuna.study.StudyDirection

@@ -18,9 +18,8 @@ from aae_dist.config.metric_names import NUM_FEATURED, NUM_SAMPLES
 from aae_dist.launch.ending import WorkersFailedError
 from aae_dist.launch.ray.cluster import check_data
 from aae_dist.storage import open_storage
+from aae_dist.sweeps import FINAL, Entry, Ledger, SweepPlan, TrialPlan, describe
 from aae_dist.sweeps.folder import READERS, SweepState, TrialState
-from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
-from aae_dist.sweeps.plan import SweepPlan, TrialPlan, describe
 from aae_dist.sweeps.recommendation import size_of
 from aae_dist.tracking import open_wandb
 from aae_dist.training import checkpointer, lock

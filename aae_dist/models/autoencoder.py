@@ -10,8 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from aae_dist.models.mlp import cluster_heads
-from aae_dist.models.tables import CountDecoder, Standardized, TableDecoder
+from aae_dist.models import mlp, tables
 from aae_dist.utils.tensors import one_hot_classes
 
 
@@ -208,10 +207,10 @@ class Networks:
         `library` is the median total of counts, for networks of counts.
         """
         for network in (self.encoder, self.decoder):
-            if isinstance(network, Standardized):
+            if isinstance(network, tables.Standardized):
                 network.mean.copy_(mean_CHW)
                 network.std.fill_(std)
-            if isinstance(network, CountDecoder | TableDecoder):
+            if isinstance(network, tables.CountDecoder | tables.TableDecoder):
                 network.set_profile(mean_CHW)
             if library is not None and isinstance(found := getattr(network, "library", 0), Tensor):
                 found.fill_(library)
@@ -267,7 +266,7 @@ class Autoencoder:
         """
         decoder = self.networks.decoder
         x_hat_BCHW: Tensor = decoder(codes_BZ.to(self.like))
-        if isinstance(decoder, CountDecoder):
+        if isinstance(decoder, tables.CountDecoder):
             return decoder.expected(x_hat_BCHW, images_BCHW)
         return x_hat_BCHW
 
@@ -277,7 +276,7 @@ class Autoencoder:
 
         On the device and of the type of `codes_BZ`.
         """
-        heads = cluster_heads(self.networks.decoder)
+        heads = mlp.cluster_heads(self.networks.decoder)
         return codes_BZ if heads is None else heads.represent(codes_BZ.to(self.like)).to(codes_BZ)
 
     @torch.no_grad()

@@ -21,8 +21,7 @@ from aae_dist.report import view as data
 from aae_dist.report.charts import DOTS_PER_INCH, parameters, pareto, recommendation
 from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label, number
 from aae_dist.storage import open_storage, read_or_none
-from aae_dist.sweeps.folder import BEST, TRIALS, read_sweep
-from aae_dist.sweeps.objective import PARETO_PICK
+from aae_dist.sweeps import folder, objective
 from aae_dist.sweeps.recommendation import Recommendation
 from aae_dist.utils.arrays import figure_to_png
 from aae_dist.utils.text import duration
@@ -63,7 +62,7 @@ def make_report(uri: str) -> str:
         DataError: there is no sweep at `uri`.
         LaunchError: the storage cannot be read or written.
     """
-    view = data.make_view(read_sweep(uri, histories=False))
+    view = data.make_view(folder.read_sweep(uri, histories=False))
     storage = open_storage(uri)
     charts = []
     for name, (draw, caption) in CHARTS.items():
@@ -71,14 +70,14 @@ def make_report(uri: str) -> str:
             picture = figure_to_png(figure, DOTS_PER_INCH)
             storage.write(f"pictures/{name}.png", picture)
             charts.append({"name": name, "caption": caption(view), "png": picture})
-    has_best = storage.size(BEST) is not None
+    has_best = storage.size(folder.BEST) is not None
     storage.write(REPORT, _render(view, charts, has_best).encode())
     return f"{storage.uri}/{REPORT}"
 
 
 def recommendation_of(uri: str) -> Recommendation:
     """Return the recommendation of the sweep at `uri`; errors as for `make_report`."""
-    return data.recommendation(read_sweep(uri, histories=False))
+    return data.recommendation(folder.read_sweep(uri, histories=False))
 
 
 def _render(view: ReportView, charts: list[dict[str, Any]], has_best: bool) -> str:
@@ -97,8 +96,8 @@ def _render(view: ReportView, charts: list[dict[str, Any]], has_best: bool) -> s
         reasons=_reasons(view),
         charts=charts,
         gallery=_gallery(view),
-        best_file=BEST if has_best else None,
-        trials=TRIALS,
+        best_file=folder.BEST if has_best else None,
+        trials=folder.TRIALS,
     )  # fmt: skip
 
 
@@ -185,7 +184,7 @@ def _facts(view: ReportView) -> list[tuple[str, str]]:
     facts = []
     best = next((row for row in view.rows if row.rank == 1), None)
     if best is not None:
-        which = f"one {PARETO_PICK}" if view.objective.is_pareto else "best trial"
+        which = f"one {objective.PARETO_PICK}" if view.objective.is_pareto else "best trial"
         named = [(k.rsplit(".", 1)[-1], format_value(v)) for k, v in best.trial.values.items()]
         values = ", ".join(f"{name} {value}" for name, value in named)
         facts.append((best.trial.label, f"{which}: {values}"))

@@ -24,8 +24,7 @@ from urllib.parse import urlsplit
 
 from aae_dist.config import RunConfig
 from aae_dist.storage import Storage, is_remote, join
-from aae_dist.tracking import wandb_process
-from aae_dist.tracking.sinks import Record, Summary, finite
+from aae_dist.tracking import sinks, wandb_process
 from aae_dist.utils.text import redacted, strip_environment
 
 QUEUE_LENGTH = 10_000
@@ -64,13 +63,13 @@ class WandbSink:
         self._sender = threading.Thread(target=self._serve, args=(dict(start),), daemon=True)
         self._sender.start()
 
-    def log(self, record: Record) -> None:
-        self._put({"record": finite(record)})
+    def log(self, record: sinks.Record) -> None:
+        self._put({"record": sinks.finite(record)})
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         self._put({"picture": name, "png": png, "step": step})
 
-    def close(self, summary: Summary, state: str) -> None:
+    def close(self, summary: sinks.Summary, state: str) -> None:
         if self._closed:
             return
         self._closed = True
@@ -78,7 +77,7 @@ class WandbSink:
         with suppress(queue.Full):
             words = {name: value for name, value in summary.items() if isinstance(value, str)}
             numbers = {name: v for name, v in summary.items() if not isinstance(v, str)}
-            last = {"close": {**finite(numbers), **words}, "state": state}
+            last = {"close": {**sinks.finite(numbers), **words}, "state": state}
             self._queue.put(last, timeout=self._close_seconds / 2)
         # A server that does not answer leaves the second half of the time to write offline.
         if self._is_online and not self._connected.wait(self._close_seconds / 2):

@@ -24,12 +24,11 @@ from aae_dist.models import DTYPES, Autoencoder, build_networks, build_posterior
 from aae_dist.models.autoencoder import Posterior
 from aae_dist.priors import EmpiricalPrior
 from aae_dist.storage import Storage, open_storage
-from aae_dist.training.checkpointer import newest_checkpoint, of_checkpoint
+from aae_dist.training import checkpointer, recorder
 from aae_dist.training.data import TrainingData, open_data
 from aae_dist.training.folder import Reporter, RunFolder
 from aae_dist.training.labelled import labelled_set
 from aae_dist.training.lock import RunLock
-from aae_dist.training.recorder import Goodput
 from aae_dist.training.state import TrainState
 from aae_dist.training.watchdog import Watchdog
 from aae_dist.utils.text import Advance, no_progress, progress, redacted
@@ -79,9 +78,9 @@ class TrainingSetup:
         # Checkpoint; only rank 0, which holds the lock, writes.
         held = (lock.check, lock.attempt) if lock else (lambda: None, 0)
         self.store = CheckpointStore(folder.storage, config.checkpoint.keep, *held, reporter.line)
-        checkpoint = newest_checkpoint(self.store, config, folder, world)
-        config = of_checkpoint(config, checkpoint) if checkpoint else config
-        self.goodput = Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
+        checkpoint = checkpointer.newest_checkpoint(self.store, config, folder, world)
+        config = checkpointer.of_checkpoint(config, checkpoint) if checkpoint else config
+        self.goodput = recorder.Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
         # Data.
         self.data = self._open_data(config, checkpoint)
         self.config = config = self.data.config

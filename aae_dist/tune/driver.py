@@ -15,8 +15,7 @@ from aae_dist.launch.ending import PROCESS_DIED, StopToken, WorkersFailedError, 
 from aae_dist.launch.ray import cluster, driver, monitor
 from aae_dist.launch.ray.cluster import ResourceRequest, Resources
 from aae_dist.launch.sweep import POLL_SECONDS, STOP_SECONDS, STOPPING, announce, bookkeeping
-from aae_dist.sweeps.folder import TrialState, read_sweep
-from aae_dist.sweeps.ledger import FINAL, Entry, Ledger
+from aae_dist.sweeps import FINAL, Entry, Ledger, TrialState, read_sweep
 from aae_dist.training.folder import write_marker
 from aae_dist.tune.schedulers import build_scheduler
 from aae_dist.tune.trial import CAUSE, LINEAGE, STATE, SWEEP, SweepTask, Trial

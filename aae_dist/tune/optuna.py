@@ -7,8 +7,7 @@ from ray.tune.search import Searcher
 
 from aae_dist.config.metric_names import BASIS
 from aae_dist.launch.optuna_study import OptunaStudy
-from aae_dist.sweeps.folder import TrialState
-from aae_dist.sweeps.ledger import Ledger
+from aae_dist.sweeps import Ledger, TrialState
 from aae_dist.tune.driver import point_of
 from aae_dist.tune.trial import OBJECTIVE, STATE, VIOLATIONS
 

@@ -10,9 +10,7 @@ from ray.tune import schedulers
 
 from aae_dist.config import RunConfig
 from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
-from aae_dist.sweeps import checks
-from aae_dist.sweeps.folder import TrialRecord, TrialState
-from aae_dist.sweeps.objective import Objective
+from aae_dist.sweeps import Objective, TrialRecord, TrialState, checks
 from aae_dist.tune.trial import KEPT, OBJECTIVE, SWEEP
 
 Compares = Callable[[Mapping[str, Any]], bool]

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from aae_dist.launch import ending, sweep
 from aae_dist.launch.ray import cluster
-from aae_dist.sweeps.ledger import Ledger
-from aae_dist.sweeps.plan import SweepPlan
+from aae_dist.sweeps import Ledger, SweepPlan
 from aae_dist.utils.text import echo
 
 ENVIRONMENT = {

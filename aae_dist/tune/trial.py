@@ -16,8 +16,7 @@ from aae_dist.config import RunConfig, metric_names
 from aae_dist.launch import ending, trial_session
 from aae_dist.launch.ray.monitor import StopListener
 from aae_dist.storage import join, open_storage
-from aae_dist.sweeps.folder import TrialState
-from aae_dist.sweeps.objective import Objective
+from aae_dist.sweeps import Objective, TrialState
 from aae_dist.training.folder import Outcome, RunState, check_marker
 from aae_dist.tune import session
 from aae_dist.tune.sweep import ENVIRONMENT, tune_folder

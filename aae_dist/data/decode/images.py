@@ -26,7 +26,6 @@ from PIL import Image, ImageOps
 from aae_dist.config.sections.run import Data
 from aae_dist.data.bad_samples import UnusedKind
 from aae_dist.data.decode import formats
-from aae_dist.data.decode.formats import ImageHeader, ValidPng
 from aae_dist.data.memory import MemoryBudget
 from aae_dist.errors import AaeDistError, SampleError, ShardError
 
@@ -174,7 +173,7 @@ def decode_images(
 def _decode_group(
     rows: NDArray[np.uint8],
     files: Mapping[int, bytes],
-    headers: Mapping[int, ImageHeader],
+    headers: Mapping[int, formats.ImageHeader],
     group: Sequence[int],
     resize: Resize,
     bad: Bad,
@@ -216,7 +215,7 @@ def decode_image(
     return image
 
 
-def checked_header(data: bytes) -> ImageHeader:
+def checked_header(data: bytes) -> formats.ImageHeader:
     """Return the image's header; SampleError if it is no PNG, JPEG or WebP of a sane size."""
     header = formats.read_header(data)
     if header is None:
@@ -291,7 +290,7 @@ def decode_jpegs(
     return decoded
 
 
-def decode_pngs(files: Mapping[int, ValidPng | None], channels: int) -> dict[int, Pixels]:
+def decode_pngs(files: Mapping[int, formats.ValidPng | None], channels: int) -> dict[int, Pixels]:
     """Return images of validated PNG files, uint8 [C, H, W]; None is left out."""
     images = {number: image for number, image in files.items() if image is not None}
     decoded: dict[int, Pixels] = {}
@@ -340,7 +339,7 @@ def _load_decoders() -> None:
 
 def _fitting_header(
     files: Mapping[int, bytes], shape: Shape, resize: Resize, number: int
-) -> ImageHeader:
+) -> formats.ImageHeader:
     header = checked_header(files[number])
     resize.check(header.height, header.width, (shape[1], shape[2]))
     return header
@@ -348,7 +347,7 @@ def _fitting_header(
 
 def _finish(
     files: Mapping[int, bytes],
-    headers: Mapping[int, ImageHeader],
+    headers: Mapping[int, formats.ImageHeader],
     decoded: Mapping[int, Pixels],
     shape: Shape,
     resize: Resize,
@@ -367,7 +366,7 @@ def _finish(
     return image if image.shape == shape else resize.apply(image, (shape[1], shape[2]))
 
 
-def _decode_with_pillow(data: bytes, header: ImageHeader, channels: int) -> Pixels:
+def _decode_with_pillow(data: bytes, header: formats.ImageHeader, channels: int) -> Pixels:
     # Imported here: most data sets never need it.
     from PIL import Image
 

@@ -20,8 +20,7 @@ from aae_dist.data.format.manifest import ClassMap
 from aae_dist.data.pack import names
 from aae_dist.errors import DataError, SampleError
 from aae_dist.storage.local import open_regular
-from aae_dist.utils.arrays import npy_bytes, png_bytes
-from aae_dist.utils.text import printable
+from aae_dist.utils import arrays, text
 
 Fields = dict[str, str | bytes]  # as WebDataset writes it: {"__key__": ..., "png": ..., "cls": ...}
 Pixels = np.typing.NDArray[np.uint8]  # [H, W] grey or [H, W, 3] colour
@@ -107,7 +106,7 @@ def split(names: Sequence[str], options: PackOptions) -> dict[str, list[int]]:
 
 def image_fields(number: int, image: Pixels, label: int | None, options: PackOptions) -> Fields:
     """Return the sample of an image, as PNG; its number in the source becomes the key."""
-    fields: Fields = {"__key__": f"{number:08d}", "png": png_bytes(resized(image, options))}
+    fields: Fields = {"__key__": f"{number:08d}", "png": arrays.png_bytes(resized(image, options))}
     if label is not None:
         fields[LABEL_FIELD] = str(label).encode()
     return fields
@@ -147,12 +146,12 @@ def file_fields(
     if not options.changes_images:
         return {"__key__": key, FIELDS[header.format]: data}, size
     plain = image[0] if header.channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-    return {"__key__": key, "png": png_bytes(plain)}, size
+    return {"__key__": key, "png": arrays.png_bytes(plain)}, size
 
 
 def read_file(path: Path) -> bytes:
     """Return the file's bytes; DataError says why it cannot be read."""
-    name = f"{printable(str(path)):.300}"
+    name = f"{text.printable(str(path)):.300}"
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -410,5 +409,5 @@ def _array_fields(number: int, row: Array, label: int | None, name: str) -> Fiel
     numbers = np.asarray(row, "<f4")
     if not np.isfinite(numbers).all():
         raise DataError(f"{name}: has numbers that are not finite; remove them.")
-    fields: Fields = {"__key__": f"{number:08d}", "npy": npy_bytes(numbers)}
+    fields: Fields = {"__key__": f"{number:08d}", "npy": arrays.npy_bytes(numbers)}
     return fields if label is None else {**fields, LABEL_FIELD: str(label).encode()}

@@ -10,8 +10,7 @@ from matplotlib.lines import Line2D
 
 from aae_dist.report import charts
 from aae_dist.report.view import PERFECT, RankedTrial, ReportView, format_value, label
-from aae_dist.sweeps.objective import Mode, pareto_front
-from aae_dist.sweeps.recommendation import SEED
+from aae_dist.sweeps import objective, recommendation
 
 MAX_ANNOTATED = 40  # largest number of trials whose points are annotated with a parameter
 DRAWN = {"finished": 1.0, "running": 0.55, "interrupted": 0.55, "pruned": 0.75}
@@ -105,7 +104,7 @@ def annotated_key(view: ReportView) -> str | None:
         return None
     for key in view.varied:
         is_number = all(isinstance(row.parameters.get(key, 0.0), float) for row in view.rows)
-        if is_number and key not in (view.group_key, SEED):
+        if is_number and key not in (view.group_key, recommendation.SEED):
             return key
     return None
 
@@ -115,8 +114,8 @@ def _front(axes: Axes, view: ReportView, rows: Sequence[RankedTrial]) -> None:
     finished = [row for row in rows if row.trial.state == "finished"]
     finished = [row for row in finished if view.objective.is_kept(row.trial.metrics)]
     points = [(row.metric(x) or 0.0, row.metric(y) or 0.0) for row in finished]
-    modes: list[Mode] = ["max" if view.mode(name) == "max" else "min" for name in (x, y)]
-    front = sorted({points[i] for i in pareto_front(points, modes)})
+    modes: list[objective.Mode] = ["max" if view.mode(name) == "max" else "min" for name in (x, y)]
+    front = sorted({points[i] for i in objective.pareto_front(points, modes)})
     if len(front) > 1:
         # Steps, because between two trials of the front nothing better than both is known.
         xs, ys = zip(*front, strict=True)
