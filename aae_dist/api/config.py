@@ -8,8 +8,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from aae_dist.config import RunConfig, load as loading, schema, yaml
-from aae_dist.config.sections.run import Layout
+from aae_dist.config import Layout, RunConfig, load as loading, schema, yaml
 from aae_dist.errors import ConfigError
 
 Source: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aae_dist.api import process, training
 from aae_dist.api.config import PLACEHOLDER, ConfigSource, as_files
-from aae_dist.config import RunConfig, load, schema
-from aae_dist.config.sections.run import Layout
+from aae_dist.config import Layout, RunConfig, load, schema
 from aae_dist.data.arrays import Arrays
 from aae_dist.errors import ConfigError, Interrupted, LaunchError
 from aae_dist.inference.trained_run import TrainedRun, load_run

@@ -11,8 +11,7 @@ from aae_dist.api import anndata, process, result
 from aae_dist.api.callbacks import Callbacks
 from aae_dist.api.config import UNNAMED, ConfigSource, digest, layout_of, resolve
 from aae_dist.api.data import as_arrays, halves
-from aae_dist.config import RunConfig
-from aae_dist.config.sections.run import Layout
+from aae_dist.config import Layout, RunConfig
 from aae_dist.data.arrays import Arrays, hold
 from aae_dist.errors import ConfigError, Interrupted
 from aae_dist.launch import start

@@ -18,9 +18,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from aae_dist.config import RunConfig
-from aae_dist.config.sections.run import usable_cores
-from aae_dist.config.sections.sweep import AshaScheduler
+from aae_dist.config import AshaScheduler, RunConfig, usable_cores
 from aae_dist.errors import LaunchError
 from aae_dist.launch import ending, sweep
 from aae_dist.sweeps import FINAL, Entry, Ledger, Mode, SweepPlan, TrialState, read_sweep

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from aae_dist.config import RunConfig, metric_names
-from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
+from aae_dist.config import AshaScheduler, PbtScheduler, RunConfig, Sweep, metric_names
 from aae_dist.sweeps import space
 
 RATES = ("phases.", "method.")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from aae_dist.checkpoints.format import Checkpoint, check_metadata, config_of
-from aae_dist.checkpoints.store import CheckpointStore
+from aae_dist.checkpoints import Checkpoint, CheckpointStore, check_metadata, config_of
 from aae_dist.config import RunConfig, config_from_stored, config_from_tree
 from aae_dist.data import Manifest, SampleOrder
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero

@@ -10,9 +10,8 @@ import torch
 import torch.distributed as dist
 
 from aae_dist.checkpoints.format import Checkpoint
-from aae_dist.config import RunConfig, metric_names, run_config
+from aae_dist.config import Augment, Columns, RunConfig, metric_names, run_config
 from aae_dist.config.sections.model import DataPrior, RunPrior
-from aae_dist.config.sections.run import Augment, Columns
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
 from aae_dist.data.decode.images import Resize
 from aae_dist.data.format.manifest import join_classes

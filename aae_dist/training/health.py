@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from aae_dist.checkpoints.format import Checkpoint
-from aae_dist.checkpoints.store import CheckpointStore
+from aae_dist.checkpoints import Checkpoint, CheckpointStore
 from aae_dist.config import RunConfig
 from aae_dist.distributed import world as ranks
 from aae_dist.distributed.world import World

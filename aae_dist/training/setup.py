@@ -9,10 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from aae_dist.checkpoints.format import Checkpoint, WeightAverage
-from aae_dist.checkpoints.store import CheckpointStore
-from aae_dist.config import RunConfig, sections
-from aae_dist.config.sections.run import Augment
+from aae_dist.checkpoints import Checkpoint, CheckpointStore, WeightAverage
+from aae_dist.config import Augment, RunConfig, sections
 from aae_dist.data import Augmenter, Batch, BatchLoader, SampleOrder, rank_rows
 from aae_dist.data.cache.prefetch import ShardPrefetcher
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero

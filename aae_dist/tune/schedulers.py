@@ -8,8 +8,7 @@ from typing import Any
 from ray import tune
 from ray.tune import schedulers
 
-from aae_dist.config import RunConfig
-from aae_dist.config.sections.sweep import AshaScheduler, PbtScheduler, Sweep
+from aae_dist.config import AshaScheduler, PbtScheduler, RunConfig, Sweep
 from aae_dist.sweeps import Objective, TrialRecord, TrialState, checks
 from aae_dist.tune.trial import KEPT, OBJECTIVE, SWEEP
 

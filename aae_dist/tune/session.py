@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from aae_dist.checkpoints.format import Checkpoint
-from aae_dist.checkpoints.store import CheckpointStore
+from aae_dist.checkpoints import Checkpoint, CheckpointStore
 from aae_dist.config import RunConfig, config_from_stored
 from aae_dist.errors import CheckpointError, Interrupted
 from aae_dist.launch import ending, trial_session

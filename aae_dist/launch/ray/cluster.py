@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aae_dist.config import RunConfig, load
-from aae_dist.config.sections.run import Launch
+from aae_dist.config import Launch, RunConfig, load
 from aae_dist.data.format.patterns import check_present
 from aae_dist.errors import ConfigError, DataError, LaunchError
 from aae_dist.storage.local import explain_system_error
