@@ -12,15 +12,15 @@ from aae_dist.config.sections import method as sections
 from aae_dist.distributed import optimizer, wrappers
 from aae_dist.distributed.world import World
 from aae_dist.losses import RECONSTRUCTION_LOSSES, mixed_error
-from aae_dist.methods import adversarial, distances, labels, without_adversary
+from aae_dist.methods import adversarial, distances, without_adversary
 from aae_dist.methods.method import Method, Modules
 from aae_dist.models import Networks, SampleShape, build_posterior
 from aae_dist.priors import Prior
 
 METHODS: dict[str, type[Method]] = {
     "adversarial": adversarial.AdversarialMethod,
-    "label_guided": labels.LabelGuidedMethod,
-    "semi_supervised": labels.SemiSupervisedMethod,
+    "label_guided": adversarial.LabelGuidedMethod,
+    "semi_supervised": adversarial.SemiSupervisedMethod,
     "autoencoder": without_adversary.AutoencoderMethod,
     "characteristic": without_adversary.CharacteristicMethod,
     "mmd": without_adversary.MmdMethod,

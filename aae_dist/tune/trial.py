@@ -1,9 +1,11 @@
 """One trial of a sweep, as Ray Tune sees it: a process that trains one run after another."""
 
+import json
 import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,13 +14,16 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 from ray.train._internal.checkpoint_manager import _TrainingResult as TrainingResult  # type: ignore[attr-defined]
 
-from aae_dist.config import RunConfig, metric_names
+from aae_dist.checkpoints import Checkpoint, CheckpointStore
+from aae_dist.config import RunConfig, config_from_stored, metric_names
+from aae_dist.errors import CheckpointError, Interrupted
 from aae_dist.launch import ending, trial_session
-from aae_dist.launch.ray.monitor import StopListener
-from aae_dist.storage import join, open_storage
+from aae_dist.launch.ray import driver, monitor
+from aae_dist.storage import Storage, documents, join, open_storage
 from aae_dist.sweeps import Objective, TrialState
-from aae_dist.training.folder import Outcome, RunState, check_marker
-from aae_dist.tune import session
+from aae_dist.sweeps.folder import Exploit
+from aae_dist.training.folder import Outcome, RunState, check_marker, write_marker
+from aae_dist.training.lock import RunLock
 from aae_dist.tune.sweep import ENVIRONMENT, tune_folder
 
 SWEEP = "sweep"
@@ -31,6 +36,9 @@ STATE, CAUSE, LINEAGE = "trial_state", "trial_cause", "trial_lineage"
 """Keys of a result: how the trial ended and why; a parent's state that it exploited."""
 EMPTY_SECONDS = 120.0
 HOST = "host"
+PENDING = "takeover.json"  # in a run's folder while a parent's state is copied into it
+OWN = ("run", "launch", "checkpoint", "wandb")
+"""Sections that a run keeps when it exploits another one's state; of `run` not the seed."""
 
 
 class Pointer(tune.Checkpoint):
@@ -68,7 +76,7 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any], task: SweepTask) -> None:  # type: ignore[override]
         if task.search_path not in sys.path:
             sys.path.append(task.search_path)
-        self._task, self._listener = task, StopListener(task.monitor)
+        self._task, self._listener = task, monitor.StopListener(task.monitor)
         self._session: trial_session.Session | None = None
         self._parent: dict[str, Any] | None
         self._lineage: dict[str, Any] | None
@@ -121,7 +129,7 @@ class Trial(tune.Trainable):
         stop = ending.StopToken(parent=self._listener.token)
         channel = trial_session.Channel(config, task.objective.inputs, stop)
         if config.launch.most_workers > 1:
-            return trial_session.Session(partial(session.train_on_ray, config), channel, stop)
+            return trial_session.Session(partial(train_on_ray, config), channel, stop)
         here = partial(trial_session.train_here, self._prepare, task.launch_id, task.pause_every)
         return trial_session.Session(here, channel, stop)
 
@@ -133,9 +141,9 @@ class Trial(tune.Trainable):
             return self._config
         if self._parent is not None:
             values, launch_id = self._point["values"], self._task.launch_id
-            self._lineage = session.exploit(self._config, self._parent, values, launch_id)
+            self._lineage = exploit(self._config, self._parent, values, launch_id)
             self._parent = None
-        return session.resumed_config(self._config, self._task.launch_id)
+        return resumed_config(self._config, self._task.launch_id)
 
     def _end_session(self) -> None:
         if self._session is not None:
@@ -212,3 +220,104 @@ def run_empty_trial(config: RunConfig) -> tuple[str, str]:
         return "", ending.last_line(result.error)
     host = (result.metrics or {}).get(HOST, "")
     return host, "" if host else f"no trial started within {EMPTY_SECONDS:.0f} s"
+
+
+# Several workers, and population based training.
+
+
+def train_on_ray(
+    config: RunConfig, channel: trial_session.Channel, stop: ending.StopToken
+) -> Outcome:
+    """Train a run with several workers: a Ray Train run of the trial's name, so that it resumes."""
+
+    def on_update(update: monitor.DriverUpdate) -> None:
+        monitor.print_lines(update)
+        for metrics in update.metrics:
+            channel.report(metrics)
+
+    folder = open_storage(join(config.run.storage, config.run.name))
+    token = write_marker(folder)
+    try:
+        with driver.ray_storage(folder) as storage:
+            return driver.run_on_ray(config, token, storage, stop, on_update).unwrap()
+    except Interrupted:  # before any worker had started
+        state = RunState(stop.reason or ending.StopReason.INTERRUPTED)
+        return Outcome(state, 0, {}, folder.uri)
+
+
+def exploit(
+    config: RunConfig, parent: Mapping[str, Any], values: Mapping[str, Any], launch_id: str
+) -> dict[str, Any]:
+    """Replace a run's checkpoints by those of a parent, with other rates; return the event.
+
+    Everything that decides the next steps is the parent's: networks, optimizers, their schedules,
+    data position and seed. The copy is bit for bit; only the configuration next to it is changed.
+    No other process may write the run now. `parent` is {uri, step} of a checkpoint, and `values`
+    are by dotted key under phases or method. CheckpointError when no checkpoint of it verifies.
+    """
+    folder = open_storage(join(config.run.storage, config.run.name))
+    event = {"parent": parent["uri"], "step": parent["step"], "values": dict(values)}
+    with RunLock.acquire(folder, launch_id) as lock:
+        folder.write(PENDING, json.dumps(event).encode())
+        return _copy(config, folder, event, lock)
+
+
+def resumed_config(config: RunConfig, launch_id: str) -> RunConfig:
+    """Return the configuration to resume with: that of the newest checkpoint, if there is one.
+
+    An exploit step that was interrupted is repeated first.
+    """
+    folder = open_storage(join(config.run.storage, config.run.name))
+    event = documents.read_document(folder, PENDING, Exploit)
+    if event is not None:
+        with RunLock.acquire(folder, launch_id) as lock:
+            _copy(config, folder, event.model_dump(), lock)
+    saved = CheckpointStore(folder, keep=1).newest()
+    return config if saved is None else _with_values(config, saved.metadata["config"], {})
+
+
+def _copy(
+    config: RunConfig, folder: Storage, event: dict[str, Any], lock: RunLock
+) -> dict[str, Any]:
+    saved = _state_of(event["parent"], event["step"])
+    rates = {key: v for key, v in event["values"].items() if key != "run.seed"}
+    merged = _with_values(config, saved.metadata["config"], rates)
+    documents = {**saved.metadata, "config": merged.model_dump(mode="json")}
+    store = CheckpointStore(folder, config.checkpoint.keep, lock.check, lock.attempt)
+    # Newer ones of its own would be found first.
+    lock.check()
+    folder.clear("checkpoints")
+    store.save(saved.step, saved.tensors, documents)
+    store.wait()
+    folder.delete(PENDING)
+    return {**event, "step": saved.step}
+
+
+def _state_of(uri: str, step: int) -> Checkpoint:
+    store = CheckpointStore(open_storage(uri), keep=1)
+    try:
+        return store.load(step)
+    except CheckpointError:
+        # The parent has continued and no longer keeps that step.
+        saved = store.newest()
+    if saved is None:
+        raise CheckpointError(f"{uri} has no checkpoint to exploit")
+    return saved
+
+
+def _with_values(
+    config: RunConfig, other: Mapping[str, Any], values: Mapping[str, Any]
+) -> RunConfig:
+    own = config.model_dump(mode="json")
+    tree: dict[str, Any] = json.loads(json.dumps(other))
+    seed = tree["run"]["seed"]
+    tree |= {section: own[section] for section in OWN}
+    tree["run"]["seed"] = seed
+    tree["train"] |= {key: own["train"][key] for key in ("steps", "epochs")}
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        node = tree
+        for key in parents:
+            node = node[key]
+        node[last] = value
+    return config_from_stored(tree)

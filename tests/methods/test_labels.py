@@ -12,7 +12,7 @@ from helpers.steps import MODELS, build, global_batch, global_labels, tiny_confi
 from aae_dist.config import load_config
 from aae_dist.errors import ConfigError
 from aae_dist.losses import sliced_wasserstein
-from aae_dist.methods.labels import LabelGuidedMethod, SemiSupervisedMethod
+from aae_dist.methods.adversarial import LabelGuidedMethod, SemiSupervisedMethod
 from aae_dist.models import DeterministicPosterior, PartwiseDiscriminator, ProductPosterior
 from aae_dist.priors import CategoricalPrior, GaussianPrior, MixturePrior, ProductPrior
 
