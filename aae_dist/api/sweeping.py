@@ -18,8 +18,8 @@ from aae_dist.errors import ConfigError, Interrupted, LaunchError
 from aae_dist.inference.trained_run import TrainedRun, load_run
 from aae_dist.launch.submit import jobs
 from aae_dist.storage import join, open_storage
+from aae_dist.sweeps import load_sweep
 from aae_dist.sweeps.folder import SWEEP, read_sweep
-from aae_dist.sweeps.plan import load_sweep
 from aae_dist.tune import start_sweep
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aae_dist.cli import options
-from aae_dist.cli.images import write_dataset
+from aae_dist.cli import images, options
 
 if TYPE_CHECKING:
     from aae_dist.inference.dataset_job import DatasetJob
@@ -140,4 +139,4 @@ def score(
             known = reference_of(run, patterns or None, density, advance)
         return replace(job, sampler=sampler, scores=known.names, reference=known.to_bytes())
 
-    return write_dataset(uri, items, out, f"scores-{format}", checkpoint, scoring)
+    return images.write_dataset(uri, items, out, f"scores-{format}", checkpoint, scoring)
