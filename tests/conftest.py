@@ -62,7 +62,7 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector what lives as long as the tests: modules, and the tests."""
     gc.collect()
     gc.freeze()
-    # Full collections took 2 s of CPU time: one per ten of the next younger generation.
+    # Full collections took 2 s of CPU time per process; now there are a fifth as many.
     gc.set_threshold(2_000, 10, 50)
 
 
