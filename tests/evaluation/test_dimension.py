@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from helpers.runs import VALIDATION
 
 from aae_dist.cli import main
 from aae_dist.evaluation.dimension import (
@@ -97,11 +98,12 @@ def test_sizes_from_half_the_dimension_to_twice_it_are_proposed() -> None:
 
 
 def test_a_data_set_proposes_sizes_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "dimension", "builtin://digits/validation", "--json"]) == 0
+    half = VALIDATION.removeprefix("data.validation=")
+    assert main(["data", "dimension", half, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 5 < found["dimension_mle_low"] < found["dimension_mle"] < 16
     assert found["latent_sizes"][0] < found["dimension_mle"] < found["latent_sizes"][-1]
-    assert main(["data", "dimension", "builtin://digits/validation"]) == 0
+    assert main(["data", "dimension", half]) == 0
     lines = capsys.readouterr().out
     assert f"latent_dim={{grid: {found['latent_sizes']}}}" in lines
     assert main(["data", "dimension", "data.image_size=8"]) == 2

@@ -357,7 +357,7 @@ def test_compressed_shards_are_counted_without_holding_them(tmp_path: Path) -> N
 def test_one_budget_of_unpacked_bytes_serves_all_data_sets_and_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "_MAX_UNPACKED_BYTES", 40 << 20)
+    monkeypatch.setattr(reader, "_MAX_UNPACKED_BYTES", 20 << 20)
     add = Holders.add
 
     def add_late(self: Holders, holder: ShardReader, num_bytes: int) -> None:
@@ -365,20 +365,20 @@ def test_one_budget_of_unpacked_bytes_serves_all_data_sets_and_threads(
         add(self, holder, num_bytes)
 
     monkeypatch.setattr(Holders, "add", add_late)
-    write_compressed(tmp_path / "a", 4, 16 << 20)
-    write_compressed(tmp_path / "b", 4, 16 << 20)
+    write_compressed(tmp_path / "a", 4, 8 << 20)
+    write_compressed(tmp_path / "b", 4, 8 << 20)
     opened = [OpenShards(open_manifest(str(tmp_path / name))) for name in "ab"]
     most = 0
 
     def read(task: int) -> None:
         nonlocal most
         fields = opened[task % 2].get(task // 2 % 4).fields(0)
-        assert [len(data) for data in fields.values()] == [16 << 20]
+        assert [len(data) for data in fields.values()] == [8 << 20]
         most = max(most, reader.UNPACKED.num_bytes)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(8)))
-    assert 0 < most <= 40 << 20
+    assert 0 < most <= 20 << 20
 
 
 def test_a_shard_that_is_released_while_it_is_read_is_opened_again(tmp_path: Path) -> None:
