@@ -129,7 +129,8 @@ def format_default(values: Mapping[str, Any]) -> str:
         names.setdefault("" if value is None else f"`{json.dumps(value)}`", []).append(name)
     if len(names) == 1:
         return next(iter(names))
-    return ", ".join(f"{text} ({', '.join(which)})" for text, which in names.items())
+    named = {text: ", ".join(which) for text, which in names.items() if text}
+    return ", ".join(f"{text} ({which})" for text, which in named.items())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Every rank calls, rank 0 writes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -42,33 +42,42 @@ NEW_DEFAULTS = (
     "data.standardize",
 )
 """Keys whose default has changed: runs of before keep theirs, see `with_former_defaults`."""
+RATES = tuple(f"phases.{p}.optimizer.lr" for p in ("reconstruction", "generator", "classification"))
+"""Keys whose default was FORMER_RATE before it followed the width of the networks."""
+FORMER_RATE = 2e-3
 
 
-def with_former_defaults(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
+def with_former_defaults(
+    config: RunConfig, saved: Mapping[str, Any], keys: Sequence[str] = (*NEW_DEFAULTS, RATES[-1])
+) -> RunConfig:
     """Return `config` for a run of before a change of defaults, which keeps its own.
 
-    Every key whose default has changed and that `config` leaves there gets the value of `saved`.
+    Every one of `keys` that `config` leaves at its default gets the value of `saved`.
     """
     trees: list[Any] = [_with_defaults(saved), config.model_dump(mode="json")]
     if trees[0].get("method", {}).get("kind") != config.method.kind:
         return config
     smallest = {"run": {"name": "a"}, "data": {"train": "b"}, "train": {"steps": 1}}
     trees.append(config_from_tree(smallest).model_dump(mode="json"))
-    for path in NEW_DEFAULTS:
-        *sections, key = path.split(".")
-        old, new, unset = (
-            reduce(lambda part, name: part.get(name, {}), sections, tree) for tree in trees
-        )
+    for path in keys:
+        sections, _, key = path.rpartition(".")
+        old, new, unset = (_value(tree, sections) for tree in trees)
         if key in old and new.get(key) == unset.get(key):
             new[key] = old[key]
     return config_from_stored(trees[1])
 
 
+def _value(tree: Any, path: str) -> Any:
+    return reduce(lambda part, name: part.get(name, {}), path.split("."), tree)
+
+
 def of_checkpoint(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     """Return `config` with the defaults of the version that started the checkpoint's run."""
-    if checkpoint.metadata["data"].get("baseline_loss") is not None:
-        return config
-    return with_former_defaults(config, config_of(checkpoint))
+    saved = config_of(checkpoint)
+    if checkpoint.metadata["data"].get("baseline_loss") is None:
+        return with_former_defaults(config, saved)
+    former = [path for path in RATES if _value(saved, path) == FORMER_RATE]
+    return with_former_defaults(config, saved, former)
 
 
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:

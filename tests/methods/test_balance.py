@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from helpers.ranks import single_world
 from helpers.steps import build, global_batch, run_step, tiny_config
 
+from aae_dist.config.sections import method as sections
+from aae_dist.config.sections.model import ConvModel, MlpModel, Model, OwnNetwork
 from aae_dist.losses import sliced_wasserstein
-from aae_dist.methods.build import build_method
+from aae_dist.methods.build import build_method, build_optimizer, default_lr
 from aae_dist.models import build_networks
 from aae_dist.priors import GaussianPrior, build_prior
 from aae_dist.utils.tensors import keyed_generator
@@ -17,6 +19,7 @@ from aae_dist.utils.tensors import keyed_generator
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 PHASE = {"optimizer": {"kind": "adam", **ADAM}, "schedule": {"kind": "constant"}}
 PHASES = {phase: PHASE for phase in ("reconstruction", "discriminator", "generator")}
+OWN = OwnNetwork(path="parts:Encoder")
 WEIGHTS = {"weight": 0.3, "distance_weight": 0.5, "r1_weight": 0.2, "r1_every": 3}
 
 
@@ -95,3 +98,24 @@ def test_weights_have_no_unit() -> None:
         found.append((method.weight, method.distance_weight, method.r1.weight))
     (a, b, c), (a9, b9, c9) = found
     assert (a9, b9, c9) == pytest.approx((9 * a, 9 * b, c))
+
+
+@pytest.mark.parametrize(
+    ("model", "rate"),
+    [
+        (MlpModel(), 2e-3),
+        (MlpModel(encoder_widths=(256, 256), decoder_widths=(256,)), 3.01e-3),
+        (MlpModel(encoder_widths=(64,), decoder_widths=(2000,)), 1.625e-3),
+        (MlpModel(encoder=OWN, decoder=OWN), 2e-3),
+        (ConvModel(), 2e-3),
+    ],
+)
+def test_the_default_rate_follows_the_widest_layer(model: Model, rate: float) -> None:
+    assert default_lr(model) == pytest.approx(rate, rel=2e-3)
+
+
+def test_a_phase_takes_the_default_rate_only_where_none_is_given() -> None:
+    network = torch.nn.Linear(2, 2)
+    given = sections.Phase(optimizer=sections.Adam(lr=5e-3))
+    for phase, rate in ((sections.Phase(), 7e-3), (given, 5e-3)):
+        assert build_optimizer(phase, {"encoder": network}, default_lr=7e-3).base_lr == rate

@@ -12,8 +12,14 @@ from helpers.ranks import single_world
 from helpers.shards import write_shards
 from helpers.steps import tiny_config
 
+from aae_dist.checkpoints.format import Checkpoint
 from aae_dist.errors import CheckpointError
-from aae_dist.training.checkpointer import check_same_run, with_former_defaults, with_inferred
+from aae_dist.training.checkpointer import (
+    check_same_run,
+    of_checkpoint,
+    with_former_defaults,
+    with_inferred,
+)
 
 
 def test_keys_younger_than_the_run_count_as_their_defaults() -> None:
@@ -94,3 +100,19 @@ def test_a_run_of_before_a_change_of_defaults_keeps_its_own() -> None:
     wanted = tiny_config(method={"kind": "adversarial", "weight": 2.0})
     with pytest.raises(CheckpointError, match="method.weight: saved 1.0, now 2.0"):
         check_same_run(saved, with_former_defaults(wanted, saved), "the run")
+
+
+def test_a_run_of_before_the_default_rate_followed_the_width_keeps_its_own(tmp_path: Path) -> None:
+    """A rate that the run's own configuration named is not taken silently: it is a change."""
+    config = tiny_config()
+    saved = config.model_dump(mode="json")
+    for phase in ("reconstruction", "generator", "classification"):
+        saved["phases"][phase]["optimizer"]["lr"] = 2e-3
+    metadata = {"config": saved, "data": {"baseline_loss": 1.0}}
+    resumed = of_checkpoint(config, Checkpoint(step=4, tensors={}, metadata=metadata))
+    check_same_run(saved, resumed, "the run")
+    assert resumed.phases.reconstruction.optimizer.lr == 2e-3
+    saved["phases"]["generator"]["optimizer"]["lr"] = 1e-3
+    resumed = of_checkpoint(config, Checkpoint(step=4, tensors={}, metadata=metadata))
+    with pytest.raises(CheckpointError, match="generator.optimizer.lr: saved 0.001, now None"):
+        check_same_run(saved, resumed, "the run")

@@ -170,8 +170,10 @@ class Adam(Section):
     """Adam (Kingma and Ba, 2015), fused."""
 
     kind: Literal["adam"] = "adam"
-    lr: PositiveFloat = 1e-3
-    """Learning rate before the schedule."""
+    lr: PositiveFloat | None = None
+    """Learning rate before the schedule; by default 2e-3 (1000 / n)^0.3 for fully connected
+    encoders and decoders whose widest layer has n units, as narrow networks take higher rates, and
+    2e-3 for all others."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
@@ -262,22 +264,18 @@ class Phase(Section):
 
 
 class Phases(Section):
-    """Update rules of the phases; a method ignores phases that it does not have.
+    """Update rules of the phases; a method ignores phases that it does not have."""
 
-    The rates suit networks of 1,000 units; narrow ones, of 256, take 3e-3 in reconstruction and
-    generator (docs/algorithm.md).
-    """
-
-    reconstruction: Phase = Phase(optimizer=Adam(lr=2e-3))
+    reconstruction: Phase = Phase()
     """Trains encoder and decoder."""
     discriminator: Phase = Phase(optimizer=Adam(lr=2e-3, betas=(0.5, 0.999)))
     """Trains the discriminator."""
-    generator: Phase = Phase(optimizer=Adam(lr=2e-3))
+    generator: Phase = Phase()
     """Trains the encoder against the frozen discriminator. With `method.balance: auto` its steps
     are divided by the root of reconstruction's second moments, or of its own where those are
     larger. With `none` use lr 1e-3, betas [0.5, 0.999] and eps 1e-3: where the codes match the
     prior, this gradient is small (1e-4 per weight) and mostly noise, and full steps of Adam roughen
     the encoder until the discriminator wins."""
-    classification: Phase = Phase(optimizer=Adam(lr=2e-3))
+    classification: Phase = Phase()
     """Trains the encoder on labelled samples; with `method.balance: auto` in steps measured as the
     generator's."""
