@@ -129,6 +129,7 @@ METHODS = {
     "former defaults": (
         "method.balance=none",
         "data.standardize=false",
+        "phases.reconstruction.optimizer.lr=2e-3",
         "phases.discriminator.optimizer.lr=1e-3",
         "phases.generator.optimizer={lr: 1e-3, betas: [0.5, 0.999], eps: 1e-3}",
     ),

@@ -95,7 +95,7 @@ def build_method(
         world=world,
         image_noise=config.method.image_noise,
     )
-    arguments = _arguments(config.method, prior, baseline_loss)
+    arguments = _arguments(config, prior, baseline_loss)
     return METHODS[config.method.kind](modules, _build_optimizers(config, wrapped), **arguments)
 
 
@@ -133,11 +133,12 @@ def default_lr(model: Model) -> float:
     return rate
 
 
-def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> dict[str, Any]:
+def _arguments(config: RunConfig, prior: Prior, baseline_loss: float) -> dict[str, Any]:
     """Return the section's fields as arguments of the method, weights in units of the loss."""
+    method = config.method
     arguments = method.model_dump(exclude={*_COMMON, "balance"})
     if isinstance(method, sections.AnyAdversarial):
-        weight, distance, r1 = method.weights
+        weight, distance, r1 = method.weights(config.model.latent_dim)
         if method.balance == "auto":
             variances = [distances.total_variance(part.prior) for part in prior.parts]
             weight *= baseline_loss
@@ -160,7 +161,8 @@ def _arguments(method: sections.Method, prior: Prior, baseline_loss: float) -> d
 
 def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
     method = config.method
-    penalised = isinstance(method, sections.AnyAdversarial) and method.weights[2] > 0
+    adversarial = isinstance(method, sections.AnyAdversarial)
+    penalised = adversarial and method.weights(config.model.latent_dim)[2] > 0
     return wrappers.wrap_compute(
         network,
         # The discriminator is small, and its logits decide by small differences.

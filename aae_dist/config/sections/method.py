@@ -33,9 +33,10 @@ class AnyAdversarial(_Method):
     measured by the second moments of reconstruction's Adam, and the weights below have no unit, so
     that the same ones suit any data. none: as in the paper, each phase by itself."""
     weight: PositiveFloat | None = None
-    """Factor on the generator's loss; by default 0.04 with balance=auto, where 1 stands for the
-    reconstruction loss of the data's mean, else 1. Without balance and with Adam it matters only
-    where the gradient is small compared to `eps`."""
+    """Factor on the generator's loss; by default 0.05 with balance=auto, times the root of
+    8 / `model.latent_dim` above 8 dimensions, where 1 stands for the reconstruction loss of the
+    data's mean, else 1. Without balance and with Adam it matters only where the gradient is small
+    compared to `eps`."""
     distance_weight: NonNegativeFloat | None = None
     """Factor on the sliced Wasserstein distance of codes and prior samples; by default 0.2 with
     balance=auto, where 1 stands for the reconstruction loss of the data's mean per variance of the
@@ -44,7 +45,7 @@ class AnyAdversarial(_Method):
     """Number of random directions of the distance per step."""
     r1_weight: NonNegativeFloat | None = None
     """Weight of the R1 penalty on the discriminator's gradient at prior samples, 0 for none; by
-    default 0.03 with balance=auto, where it is multiplied by `model.latent_dim` and the prior's
+    default 0.01 with balance=auto, where it is multiplied by `model.latent_dim` and the prior's
     variance, else 0."""
     r1_every: PositiveInt = 16
     """Steps between R1 penalties; each is multiplied by this number (lazy regularization)."""
@@ -63,10 +64,11 @@ class AnyAdversarial(_Method):
     smoothness_radius: PositiveFloat = 2.0
     """Euclidean length of r, in the data's units (images are in [0, 1])."""
 
-    @property
-    def weights(self) -> tuple[float, float, float]:
-        """The weights of the generator's loss, of the distance and of R1."""
-        by_default = (0.04, 0.2, 0.03) if self.balance == "auto" else (1.0, 0.0, 0.0)
+    def weights(self, latent_dim: int) -> tuple[float, float, float]:
+        """Return the weights of the generator's loss, of the distance and of R1."""
+        by_default = (1.0, 0.0, 0.0)
+        if self.balance == "auto":
+            by_default = (0.05 * min(1.0, (8 / latent_dim) ** 0.5), 0.2, 0.01)
         given = (self.weight, self.distance_weight, self.r1_weight)
         adversary, distance, r1 = (
             default if value is None else value
