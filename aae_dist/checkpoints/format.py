@@ -234,6 +234,10 @@ class ImageMetadata(BaseModel):
     classes: dict[str, Annotated[int, Field(ge=0, lt=_INT64)]] = Field(default_factory=dict)
 
 
+DEFAULTS = 2
+"""Revision of what null stands for in a configuration, such as `method.weight`."""
+
+
 class DataMetadata(ImageMetadata):
     """The value of `TrainingData.metadata`."""
 
@@ -244,6 +248,7 @@ class DataMetadata(ImageMetadata):
     lanes: int = Field(gt=0, lt=_INT64)
     shuffle_window: Literal["full"] | Annotated[int, Field(gt=0, lt=_INT64)]
     baseline_loss: float | None = Field(default=None, gt=0)
+    defaults: int = Field(default=1, gt=0)
 
 
 class ConfigMetadata(RootModel[dict[str, Map]]):

@@ -160,9 +160,8 @@ def _arguments(config: RunConfig, prior: Prior, baseline_loss: float) -> dict[st
 
 
 def _wrap_compute(name: str, network: nn.Module, config: RunConfig) -> nn.Module:
-    method = config.method
-    adversarial = isinstance(method, sections.AnyAdversarial)
-    penalised = adversarial and method.weights(config.model.latent_dim)[2] > 0
+    method, dims = config.method, config.model.latent_dim
+    penalised = isinstance(method, sections.AnyAdversarial) and method.weights(dims)[2] > 0
     return wrappers.wrap_compute(
         network,
         # The discriminator is small, and its logits decide by small differences.

@@ -4,12 +4,13 @@ Every rank calls, rank 0 writes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 from aae_dist.checkpoints import Checkpoint, CheckpointStore, check_metadata, config_of
+from aae_dist.checkpoints.format import DEFAULTS
 from aae_dist.config import RunConfig, config_from_stored, config_from_tree
 from aae_dist.data import Manifest, SampleOrder
 from aae_dist.distributed.world import World, run_on_all_ranks, run_on_rank_zero
@@ -42,13 +43,18 @@ NEW_DEFAULTS = (
     "data.standardize",
 )
 """Keys whose default has changed: runs of before keep theirs, see `with_former_defaults`."""
-RATES = tuple(f"phases.{p}.optimizer.lr" for p in ("reconstruction", "generator", "classification"))
-"""Keys whose default was FORMER_RATE before it followed the width of the networks."""
-FORMER_RATE = 2e-3
+FORMER_DEFAULTS = {
+    **{f"phases.{p}.optimizer.lr": 2e-3 for p in ("reconstruction", "generator", "classification")},
+    **{"method.weight": 0.04, "method.r1_weight": 0.03},
+}
+"""What null, now the default of these keys, stands for in runs of before: rates did not follow the
+width of the networks, nor the adversary's weight the latent size."""
 
 
 def with_former_defaults(
-    config: RunConfig, saved: Mapping[str, Any], keys: Sequence[str] = (*NEW_DEFAULTS, RATES[-1])
+    config: RunConfig,
+    saved: Mapping[str, Any],
+    keys: Iterable[str] = (*NEW_DEFAULTS, *FORMER_DEFAULTS),
 ) -> RunConfig:
     """Return `config` for a run of before a change of defaults, which keeps its own.
 
@@ -76,8 +82,24 @@ def of_checkpoint(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     saved = config_of(checkpoint)
     if checkpoint.metadata["data"].get("baseline_loss") is None:
         return with_former_defaults(config, saved)
-    former = [path for path in RATES if _value(saved, path) == FORMER_RATE]
-    return with_former_defaults(config, saved, former)
+    # Of a resumed run of before, the configuration holds the values.
+    held = [path for path, value in FORMER_DEFAULTS.items() if _value(saved, path) == value]
+    return with_former_defaults(config, saved, held)
+
+
+def with_values_of_null(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
+    """Return `config` with what null stood for when the checkpoint's run started."""
+    data = checkpoint.metadata["data"]
+    if data.get("defaults", 1) >= DEFAULTS or data.get("baseline_loss") is None:
+        return config
+    tree = config.model_dump(mode="json")
+    balanced = tree["method"].get("balance") == "auto"
+    for path, value in FORMER_DEFAULTS.items():
+        sections, _, key = path.rpartition(".")
+        section = _value(tree, sections)
+        if key in section and section[key] is None and (balanced or sections != "method"):
+            section[key] = value
+    return config_from_stored(tree)
 
 
 def check_same_run(saved: Mapping[str, Any], config: RunConfig, run_uri: str) -> None:

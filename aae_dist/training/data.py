@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.format import DEFAULTS, Checkpoint
 from aae_dist.config import Augment, Columns, RunConfig, metric_names, run_config
 from aae_dist.config.sections.model import DataPrior, RunPrior
 from aae_dist.data import Dataset, SampleOrder, open_dataset, resolve_window
@@ -74,6 +74,7 @@ class TrainingData:
             "shuffle_window": self.order.window,
             "image_shape": list(self.train.image_shape),
             "baseline_loss": self.baseline_loss,
+            "defaults": DEFAULTS,
         }
 
     def best_metric_id(self, metric: str) -> str:

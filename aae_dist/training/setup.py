@@ -77,7 +77,9 @@ class TrainingSetup:
         held = (lock.check, lock.attempt) if lock else (lambda: None, 0)
         self.store = CheckpointStore(folder.storage, config.checkpoint.keep, *held, reporter.line)
         checkpoint = checkpointer.newest_checkpoint(self.store, config, folder, world)
-        config = checkpointer.of_checkpoint(config, checkpoint) if checkpoint else config
+        if checkpoint:
+            config = checkpointer.of_checkpoint(config, checkpoint)
+            config = checkpointer.with_values_of_null(config, checkpoint)
         self.goodput = recorder.Goodput(checkpoint.metadata.get("goodput") if checkpoint else None)
         # Data.
         self.data = self._open_data(config, checkpoint)

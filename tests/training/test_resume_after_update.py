@@ -12,13 +12,15 @@ from helpers.ranks import single_world
 from helpers.shards import write_shards
 from helpers.steps import tiny_config
 
-from aae_dist.checkpoints.format import Checkpoint
+from aae_dist.checkpoints.format import DEFAULTS, Checkpoint
+from aae_dist.config.sections.method import AdversarialMethod
 from aae_dist.errors import CheckpointError
 from aae_dist.training.checkpointer import (
     check_same_run,
     of_checkpoint,
     with_former_defaults,
     with_inferred,
+    with_values_of_null,
 )
 
 
@@ -116,3 +118,24 @@ def test_a_run_of_before_the_default_rate_followed_the_width_keeps_its_own(tmp_p
     resumed = of_checkpoint(config, Checkpoint(step=4, tensors={}, metadata=metadata))
     with pytest.raises(CheckpointError, match="generator.optimizer.lr: saved 0.001, now None"):
         check_same_run(saved, resumed, "the run")
+
+
+def test_null_stands_for_what_it_did_when_the_run_started() -> None:
+    config = tiny_config()
+    saved = config.model_dump(mode="json")
+    before = Checkpoint(
+        step=4, tensors={}, metadata={"config": saved, "data": {"baseline_loss": 1}}
+    )
+    resumed = with_values_of_null(of_checkpoint(config, before), before)
+    assert isinstance(resumed.method, AdversarialMethod)
+    assert resumed.method.weights(32) == (0.04, 0.2, 0.03)
+    assert resumed.phases.generator.optimizer.lr == 2e-3
+    # The second start finds these values in the checkpoint that the first one saved.
+    data = {"baseline_loss": 1.0, "defaults": DEFAULTS}
+    stored = {"config": resumed.model_dump(mode="json"), "data": data}
+    again = of_checkpoint(config, Checkpoint(step=5, tensors={}, metadata=stored))
+    check_same_run(stored["config"], again, "the run")
+    assert again == resumed
+    # A run of today follows the defaults of today.
+    today = Checkpoint(step=4, tensors={}, metadata={"config": saved, "data": data})
+    assert with_values_of_null(of_checkpoint(config, today), today) == config
