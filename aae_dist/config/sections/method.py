@@ -33,7 +33,7 @@ class AnyAdversarial(_Method):
     measured by the second moments of reconstruction's Adam, and the weights below have no unit, so
     that the same ones suit any data. none: as in the paper, each phase by itself."""
     weight: PositiveFloat | None = None
-    """Factor on the generator's loss; by default 0.05 with balance=auto, times the root of
+    """Factor on the generator's loss; by default 0.04 with balance=auto, times the root of
     8 / `model.latent_dim` above 8 dimensions, where 1 stands for the reconstruction loss of the
     data's mean, else 1. Without balance and with Adam it matters only where the gradient is small
     compared to `eps`."""
@@ -68,7 +68,7 @@ class AnyAdversarial(_Method):
         """Return the weights of the generator's loss, of the distance and of R1."""
         by_default = (1.0, 0.0, 0.0)
         if self.balance == "auto":
-            by_default = (0.05 * min(1.0, (8 / latent_dim) ** 0.5), 0.2, 0.01)
+            by_default = (0.04 * min(1.0, (8 / latent_dim) ** 0.5), 0.2, 0.01)
         given = (self.weight, self.distance_weight, self.r1_weight)
         adversary, distance, r1 = (
             default if value is None else value
