@@ -16,24 +16,23 @@ from typing import Any
 from balance import SETS, train, write_shards
 from timing import print_header
 
-from aae_dist.config.sections.method import Phases
-
 RESULTS = Path(__file__).parent / "results" / "large_batch.jsonl"
 DIGITS = "digits, 8"
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 POWERS = {"keep": 0.0, "sqrt": 0.5, "linear": 1.0}
 UNSCALED = 128
 """The batch size at which all rules agree."""
+RATE = 2e-3
+"""Learning rate of all phases there."""
 
 
 def measure(batch: int, rule: str, samples: int, folder: Path, work: Path) -> dict[str, Any]:
     """Train once; return error and C2ST on validation data."""
     run, factor = f"{batch}-{rule}-{samples}", (batch / UNSCALED) ** POWERS[rule]
     phases = ("reconstruction", "discriminator", "generator")
-    rates = {phase: getattr(Phases(), phase).optimizer.lr * factor for phase in phases}
     settings = [
         f"train.global_batch_size={batch}",
-        *(f"phases.{phase}.optimizer.lr={rate}" for phase, rate in rates.items()),
+        *(f"phases.{phase}.optimizer.lr={RATE * factor}" for phase in phases),
         *SETS[DIGITS].settings,
     ]
     summary = train(run, 0, samples // batch, folder, work, *settings)

@@ -255,10 +255,8 @@ class Evaluator:
 
     def _guided(self, prior_BZ: Tensor, labels_B: Tensor, chunk: int) -> Tensor:
         """Return prior samples of the labels' classes; the given ones where there is no label."""
-        draw, known_B = (
-            tensors.keyed_generator(self._seed, "evaluation/modes", chunk),
-            labels_B >= 0,
-        )
+        draw = tensors.keyed_generator(self._seed, "evaluation/modes", chunk)
+        known_B = labels_B >= 0
         own_BZ = self._prior.sample_class(labels_B.clamp(min=0), draw)
         return torch.where(known_B[:, None], own_BZ, prior_BZ)
 
