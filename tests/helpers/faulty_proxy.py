@@ -70,6 +70,8 @@ class _Answer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two packets: the second would wait 40 ms for word of the first.
+    disable_nagle_algorithm = True
     server: FaultyProxy
 
     def handle_any(self) -> None:

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from aae_dist.errors import StorageError
-from aae_dist.storage import Storage, bucket, open_storage
+from aae_dist.storage import Storage, bucket, clients, open_storage
 
 CODES = {501: "NotImplemented", 409: "ConditionalRequestConflict"}
 
@@ -29,6 +29,8 @@ class Store(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two packets: the second would wait 40 ms for word of the first.
+    disable_nagle_algorithm = True
     server: Store
 
     def do_PUT(self) -> None:  # noqa: N802
@@ -80,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
 def store(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
+    # obstore repeats what was answered by 501 or 409, too, each time after a longer wait.
+    monkeypatch.setattr(clients, "DATA", {**clients.DATA, "max_retries": 1})
     with Store() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
