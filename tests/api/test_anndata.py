@@ -1,5 +1,6 @@
 """Sparse matrices and AnnData objects: rows stay sparse, labels have names, errors are one line."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,21 +17,25 @@ from aae_dist.config.sections.run import Data
 from aae_dist.data.arrays import ArrayDataset, SparseRows, hold
 from aae_dist.errors import DataError
 
-pandas = pytest.importorskip("pandas")
-scipy_sparse = pytest.importorskip("scipy.sparse")
 COUNTS, TYPES = simulated_cells(300, 20)
 NAMES = np.array(["B", "NK", "T", "M", "D", "P"])
 
 
+# Imported by the tests, not by all who collect them: half a second.
+def scipy_sparse() -> Any:
+    return pytest.importorskip("scipy.sparse")
+
+
 def annotated(x: Any = None, **layers: Any) -> Any:
     """What of an AnnData object is read."""
+    pandas = pytest.importorskip("pandas")
     obs = pandas.DataFrame({"cell_type": NAMES[TYPES], "batch": TYPES % 2, "size": COUNTS.sum(1)})
     obs["cell_type"] = obs["cell_type"].astype("category")
     return SimpleNamespace(X=x, layers=layers, obs=obs, var=None, isbacked=False)
 
 
 def test_rows_of_sparse_matrices_are_those_of_dense_ones() -> None:
-    dense, sparse = as_arrays(COUNTS), as_arrays(scipy_sparse.csr_matrix(COUNTS))
+    dense, sparse = as_arrays(COUNTS), as_arrays(scipy_sparse().csr_matrix(COUNTS))
     assert isinstance(sparse.images, SparseRows)
     assert sparse.images.shape == dense.images.shape
     datasets = [ArrayDataset(a, Data(train=hold(a))) for a in (dense, sparse)]
@@ -43,16 +48,16 @@ def test_rows_of_sparse_matrices_are_those_of_dense_ones() -> None:
 
 
 def test_equal_numbers_have_one_id_however_they_are_held() -> None:
-    forms = [scipy_sparse.csr_matrix, scipy_sparse.csc_matrix, scipy_sparse.coo_array]
+    forms = [scipy_sparse().csr_matrix, scipy_sparse().csc_matrix, scipy_sparse().coo_array]
     ids = {as_arrays(form(COUNTS)).id for form in forms}
-    with_zeros = scipy_sparse.csr_matrix(COUNTS.astype(np.int64))
+    with_zeros = scipy_sparse().csr_matrix(COUNTS.astype(np.int64))
     with_zeros.data[0] = 0
-    assert ids == {as_arrays(scipy_sparse.csr_matrix(COUNTS)).id}
+    assert ids == {as_arrays(scipy_sparse().csr_matrix(COUNTS)).id}
     assert as_arrays(with_zeros).id not in ids
 
 
 def test_layers_and_labels_of_observations() -> None:
-    adata = annotated(COUNTS * 2, counts=scipy_sparse.csr_matrix(COUNTS))
+    adata = annotated(COUNTS * 2, counts=scipy_sparse().csr_matrix(COUNTS))
     samples = aae_dist.from_anndata(adata, layer="counts", label="cell_type")
     assert (samples.images[0:300][:, 0, 0] == COUNTS).all()
     names = {number: name for name, number in samples.classes.items()}
@@ -82,21 +87,30 @@ def backed() -> Any:
     return adata
 
 
-WRONG: dict[str, tuple[Any, dict[str, str], str]] = {
-    "layer": (annotated(COUNTS, counts=COUNTS), {"layer": "raw"}, "no layer; it has counts"),
-    "column": (annotated(COUNTS), {"label": "type"}, "no column of obs; it has cell_type, batch"),
-    "floats": (annotated(COUNTS), {"label": "size"}, "no classes; give integers or text"),
-    "no X": (annotated(None, counts=COUNTS), {}, "has no X; name a layer; it has counts"),
-    "on disk": (backed(), {}, "adata.to_memory"),
-    "text": (annotated(NAMES[TYPES][:, None]), {}, "X should be numbers"),
-    "nan": (annotated(scipy_sparse.csr_matrix(COUNTS * np.nan)), {}, "not finite"),
-    "empty": (annotated(scipy_sparse.csr_matrix((0, 4))), {}, "not empty"),
+WRONG: dict[str, tuple[Callable[[], Any], dict[str, str], str]] = {
+    "layer": (
+        lambda: annotated(COUNTS, counts=COUNTS),
+        {"layer": "raw"},
+        "no layer; it has counts",
+    ),
+    "column": (
+        lambda: annotated(COUNTS),
+        {"label": "type"},
+        "no column of obs; it has cell_type, batch",
+    ),
+    "floats": (lambda: annotated(COUNTS), {"label": "size"}, "no classes; give integers or text"),
+    "no X": (lambda: annotated(None, counts=COUNTS), {}, "has no X; name a layer; it has counts"),
+    "on disk": (backed, {}, "adata.to_memory"),
+    "text": (lambda: annotated(NAMES[TYPES][:, None]), {}, "X should be numbers"),
+    "nan": (lambda: annotated(scipy_sparse().csr_matrix(COUNTS * np.nan)), {}, "not finite"),
+    "empty": (lambda: annotated(scipy_sparse().csr_matrix((0, 4))), {}, "not empty"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_said_in_one_line(name: str) -> None:
-    adata, arguments, message = WRONG[name]
+    make, arguments, message = WRONG[name]
+    adata = make()
     with pytest.raises(DataError, match=message) as caught:
         aae_dist.from_anndata(adata, **arguments)
     assert "\n" not in str(caught.value)
@@ -110,7 +124,7 @@ def test_sparse_cells_train_as_dense_ones_and_continue_on_shards(tmp_path: Path)
         "method": {"reconstruction_loss": "negative_binomial"},
     }
     dense = aae_dist.train(small(tmp_path, run={"name": "a"}, **sections), COUNTS, progress=False)
-    cells = annotated(scipy_sparse.csr_matrix(COUNTS))
+    cells = annotated(scipy_sparse().csr_matrix(COUNTS))
     sparse = aae_dist.train(small(tmp_path, run={"name": "b"}, **sections), cells, progress=False)
     assert [r["loss/reconstruction"] for r in sparse.history] == [
         r["loss/reconstruction"] for r in dense.history

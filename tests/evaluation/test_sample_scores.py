@@ -6,11 +6,9 @@ are not among the packages of the tests.
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 import torch.nn.functional as F
 from helpers.evaluating import Images, Networks, Normal
-from scipy.spatial.distance import cdist
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
@@ -40,6 +38,9 @@ def sets(num_real: int, num_other: int, width: int = 24) -> tuple[torch.Tensor, 
 
 def slow(real: np.ndarray, other: np.ndarray, k: int = 5) -> dict[str, float]:
     """Return all scores by their published formulas, entry by entry."""
+    import scipy.linalg
+    from scipy.spatial.distance import cdist
+
     means = real.mean(0) - other.mean(0)
     a, b = np.cov(real, rowvar=False), np.cov(other, rowvar=False)
     root = scipy.linalg.sqrtm(a @ b).real
@@ -250,6 +251,8 @@ def test_a_network_of_ones_own_is_checked_and_identified_by_its_weights():
 
 
 def test_probes_are_nearest_neighbours_and_ridge_regression():
+    from scipy.spatial.distance import cdist
+
     draw = np.random.default_rng(0)
     labels = draw.integers(4, size=900)
     codes = draw.standard_normal((4, 6))[labels] + draw.standard_normal((900, 6))

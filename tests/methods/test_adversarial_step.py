@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from helpers.ranks import single_world
 from helpers.steps import SHAPE, build, global_batch, run_step, tiny_config
-from torch.utils.flop_counter import FlopCounterMode
 
 from aae_dist.models import Networks
 from aae_dist.utils.tensors import keyed_generator
@@ -122,6 +121,8 @@ def minimum_flops(config: Any, samples: int) -> int:
 
 
 def test_flops_of_a_step_are_the_minimum() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
     config = tiny_config(method={"kind": "adversarial", "balance": "none"})
     _, method, inputs = build(config, single_world())
     run_step(method, inputs, config, 0)

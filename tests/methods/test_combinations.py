@@ -142,10 +142,11 @@ def features(combination: Combination) -> set[Any]:
 def cover() -> list[Combination]:
     """Return few admitted combinations that have every feature of all at least once."""
     admitted = [combination for combination in ALL if refusal(*combination) is None]
-    wanted, chosen = set().union(*map(features, admitted)), []
+    features_of = {combination: features(combination) for combination in admitted}
+    wanted, chosen = set().union(*features_of.values()), []
     while wanted:
-        best = max(admitted, key=lambda c: len(wanted & features(c)))
-        wanted -= features(best)
+        best = max(admitted, key=lambda c: len(wanted & features_of[c]))
+        wanted -= features_of[best]
         chosen.append(best)
     return chosen
 

@@ -8,7 +8,6 @@ import torch
 from helpers.ranks import single_world
 from helpers.steps import MODELS, SHAPE, build, run_step, tiny_config
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from aae_dist.distributed import wrappers
 from aae_dist.models import Networks
@@ -25,6 +24,8 @@ CHOICES = {
 
 
 def flops(work: Callable[[], object]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
