@@ -27,12 +27,16 @@ SKDIM = {
 
 
 def points(kind: str, d: int) -> torch.Tensor:
-    """Return 5,000 points of dimension d: a Gaussian in 20 dimensions, or a curved sheet in 784."""
+    """Return 5,000 points of dimension d: a Gaussian in 20 dimensions, or a curved sheet in 784.
+
+    The sheet is rotated into the 50 dimensions that it lies in, which changes no distance.
+    """
     drawn = np.random.default_rng(0)
     z = drawn.standard_normal((5000, d))
     if kind == "curved":
         inner = drawn.standard_normal((d, 50)) / np.sqrt(d)
-        x = np.tanh(z @ inner * 0.5) @ (drawn.standard_normal((50, 784)) / 7)
+        onto_784 = drawn.standard_normal((50, 784)) / 7
+        x = np.tanh(z @ inner * 0.5) @ np.linalg.qr(onto_784.T).R.T
     else:
         x = z @ np.linalg.qr(drawn.standard_normal((20, d)))[0].T
     return torch.from_numpy(x)
