@@ -80,9 +80,15 @@ def pictures() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the pictures of runs, half of the time of a short one, for who does not ask."""
-    if request.node.get_closest_marker("run") and "pictures" not in request.fixturenames:
+def _cheaper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of runs, half of the time of a short one, for who does not ask.
+
+    And the fsync of unit tests, whose files need not survive a crash of the machine: 2,500 of 1 to
+    3 ms each.
+    """
+    if not any(map(request.node.get_closest_marker, ("run", "distributed", "ray"))):
+        monkeypatch.setattr(os, "fsync", lambda file: None)
+    elif "pictures" not in request.fixturenames and request.node.get_closest_marker("run"):
         from aae_dist.training.recorder import Recorder
 
         monkeypatch.setattr(Recorder, "_draw", lambda recorder, shown: None)

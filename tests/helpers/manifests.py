@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
 from aae_dist.launch.submit.kubernetes import quantity
@@ -272,6 +271,8 @@ def schema_problems(manifest: Manifest) -> list[str]:
 
 @functools.cache
 def validator(kind: str) -> Any:
+    import jsonschema  # pods need this module, too, and nearly all tests need them
+
     name = {"RayJob": "ray.io_rayjobs.v1", "RayCluster": "ray.io_rayclusters.v1"}.get(kind, "core")
     schema = json.loads(lzma.decompress((SCHEMAS / f"{name}.json.xz").read_bytes()))
     if name == "core":
