@@ -105,20 +105,19 @@ def loop():
 
 def cpu_seconds(*arguments):
     """Return the CPU time of a command, as on a processor that does nothing else."""
-    times = []
-    for _ in range(2):
-        before, slowness = resource.getrusage(resource.RUSAGE_CHILDREN), loop() / LOOP_SECONDS
-        subprocess.run(
-            [sys.executable, "-m", "aae_dist", *arguments],
-            capture_output=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        times.append(spent / max(1.0, slowness))
-    return min(times)
+    before, slowness = resource.getrusage(resource.RUSAGE_CHILDREN), loop() / LOOP_SECONDS
+    subprocess.run(
+        [sys.executable, "-m", "aae_dist", *arguments],
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return spent / max(1.0, slowness)
 
 
-def test_help_costs_less_than_half_a_second_and_a_wrong_configuration_less_than_one():
-    assert cpu_seconds("--help") < 0.5
-    assert cpu_seconds("train", "train.setps=3") < 1.0
+@pytest.mark.parametrize(("command", "most"), [("--help", 0.5), ("train train.setps=3", 1.0)])
+def test_help_costs_less_than_half_a_second_and_a_wrong_configuration_less_than_one(command, most):
+    first = cpu_seconds(*command.split())
+    # The second time all files are in memory.
+    assert first < most or cpu_seconds(*command.split()) < most

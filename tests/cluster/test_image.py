@@ -107,7 +107,7 @@ def test_the_health_check_believes_the_node(status, expected):
     check = runpy.run_path(str(ROOT / "cluster/image/healthcheck.py"))["main"]
     handler = type("Answer", (Handler,), {"status": status})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         assert check(f"http://127.0.0.1:{server.server_port}/api/healthz") == expected
         server.shutdown()
 

@@ -224,7 +224,7 @@ def test_the_submitters_probe_asks_the_head(status, code):
     _, *command = container["livenessProbe"]["exec"]["command"]
     with HTTPServer(("127.0.0.1", 0), Head) as head:
         if status:
-            threading.Thread(target=head.serve_forever, daemon=True).start()
+            threading.Thread(target=head.serve_forever, args=(0.01,), daemon=True).start()
         else:
             head.server_close()
         environment = submitter_environment(job, f"127.0.0.1:{head.server_port}", "job-1")

@@ -29,7 +29,7 @@ def server(status):
             return None
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
+        threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{found.server_port}"
         found.shutdown()
 
