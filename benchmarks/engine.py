@@ -45,6 +45,7 @@ def build_engine(
     kind: str = "mlp",
     shape: tuple[int, int, int] = SHAPE,
     compiled: bool = False,
+    balance: str = "none",
 ) -> Engine:
     """Return our engine with plain Adam at a constant rate, as textbooks have it.
 
@@ -55,6 +56,7 @@ def build_engine(
         kind: of the networks, mlp, conv or resnet.
         shape: of the images, (C, H, W).
         compiled: train with torch.compile's code.
+        balance: `method.balance`; textbooks have none.
     """
     phases = ("reconstruction", "discriminator", "generator")
     adam = {"kind": "adam", "lr": 1e-3, "betas": [0.9, 0.999]}
@@ -63,6 +65,7 @@ def build_engine(
             "run": {"name": "benchmark"},
             "data": {"train": "builtin://digits/train"},
             "model": {"kind": kind, "latent_dim": latent_dim},
+            "method": {"balance": balance},
             "phases": {p: {"optimizer": adam, "schedule": {"kind": "constant"}} for p in phases},
             "train": {
                 "steps": 10**6,
