@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from aae_dist.distributed.world import World
 from aae_dist.utils.tensors import keyed_generator
 
-
 MOST_APART = 1e-4
 """Between the two sides' encoders after 3 steps that compute the same in float32."""
 

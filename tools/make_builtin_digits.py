@@ -4,8 +4,8 @@
 
 MNIST_RAW_FOLDER holds the four original, uncompressed files (train-images-idx3-ubyte and so on).
 Training digits come from MNIST's training set: of each class the first ones, in MNIST's order.
-Validation digits come from its test set: of each class those that a seed draws. The test set has the
-digits of one source (SD-3) first and those of another (SD-1) second, which are harder, and the
+Validation digits come from its test set: of each class those that a seed draws. The test set has
+the digits of one source (SD-3) first and those of another (SD-1) second, which are harder, and the
 training set has them in turns. The same input gives the same bytes.
 """
 
