@@ -55,7 +55,7 @@ def train(
             first written as shards into `run.storage`.
         callbacks: objects with some of the methods of `aae_dist.Callback`; not with
             `launch.kind: ray`.
-        validation: as `data`, or the fraction of `data` to hold out, 0.1 for every tenth sample; by
+        validation: as `data`, or the fraction of `data` to hold out, 0.1 for one sample in ten; by
             default the shards of `data.validation`. Without any there are no scores.
         layout: what each dimension of x is, such as NHWC or NCL, by default `data.layout`
             (docs/data.md); signals and volumes need it, images are NCHW without it.
