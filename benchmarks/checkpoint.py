@@ -66,7 +66,7 @@ def measure(batch: int, every: int, rounds: int, folder: str) -> None:
     print(f"checkpoint            {store.last_bytes / 1e6:8.1f} MB")
     print(f"in the background     {store.last_seconds:8.2f} s")
     print(f"step without saving   {statistics.median(plain) / every * 1e3:8.2f} ms")
-    print(f"blocked, median       {statistics.median(blocked) * 1e3:8.2f} ms a save")
+    print(f"blocked, median       {statistics.median(blocked) * 1e3:8.2f} ms per save")
     print(f"blocked share         {statistics.median(shares):8.2%} (worst {shares[-1]:.2%})")
     print(f"slow-down             {ratio:8.3f} (quartiles {low:.3f} to {high:.3f})")
 

@@ -13,7 +13,6 @@ from helpers.python_runs import interrupt_itself, train_slowly
 from helpers.ranks import CONTEXT
 
 import aae_dist
-from aae_dist.api.data import as_arrays, halves
 from aae_dist.data.arrays import Arrays, hold
 
 pytestmark = pytest.mark.run
@@ -115,13 +114,6 @@ def test_a_fraction_is_held_out_for_validation(tmp_path: Path) -> None:
     result = aae_dist.train(small(tmp_path), (x, y), validation=0.4, progress=False)
     assert result.metrics["prior_match/num_samples"] == 200
     assert result.verdict["match"] in ("good", "fair", "poor")
-
-
-def test_what_is_held_out_does_not_fall_in_step_with_data_that_takes_turns() -> None:
-    x = np.arange(1000) % 2  # as MNIST's two sources
-    train, validation = halves(as_arrays(x[:, None].astype(np.float32)), 0.1)
-    assert (len(train.images), len(validation.images)) == (900, 100)
-    assert 0.35 < np.asarray(validation.images[0:100]).mean() < 0.65
 
 
 @pytest.mark.usefixtures("pictures")
