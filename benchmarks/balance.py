@@ -33,7 +33,7 @@ from aae_dist import load_run
 from aae_dist.cli.main import main as aae_dist
 from aae_dist.data.dataset import open_dataset
 from aae_dist.evaluation.prior_match import c2st
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 
 Array = NDArray[Any]
 NUM_SCORED = 2000
@@ -226,7 +226,7 @@ def measure(name: str, method: str, seed: int, steps: int, folder: Path, work: P
         return summary
     trained = load_run(str(work / "runs" / run))
     dataset = open_dataset(str(folder / "train.tar"), trained.config.data, trained.image_shape)
-    images = dataset.load(evenly_spaced(min(NUM_SCORED, len(dataset)), len(dataset))).images
+    images = dataset.load(stratified(min(NUM_SCORED, len(dataset)), len(dataset))).images
     draw = torch.Generator().manual_seed(seed)
     codes = trained.encode(images, generator=draw).float()
     own = c2st(codes, trained.prior.sample(len(codes), draw).float(), draw).value

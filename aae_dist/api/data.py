@@ -13,7 +13,7 @@ from aae_dist.config.sections.run import Layout
 from aae_dist.data.arrays import Arrays, SparseRows
 from aae_dist.data.decode.sample import NO_LABEL, channels_first
 from aae_dist.errors import DataError
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 
 MEMORY_FRACTION = 0.5
 """Largest part of the machine's free memory that a Dataset may take."""
@@ -59,7 +59,7 @@ def as_arrays(data: Any, layout: Layout | None = None, name: str = "data") -> Ar
 def halves(arrays: Arrays, fraction: float) -> tuple[Arrays, Arrays]:
     """Return training and validation samples: for validation one of each k, k = 1/fraction.
 
-    Which one is drawn, always the same: see `evenly_spaced`.
+    Which one is drawn, always the same: see `stratified`.
 
     Raises:
         DataError: the fraction is not in (0, 1), or a part would be empty.
@@ -71,7 +71,7 @@ def halves(arrays: Arrays, fraction: float) -> tuple[Arrays, Arrays]:
     if not 0 < count < total:
         raise DataError(f"validation: {fraction} of {total} samples leaves a part empty")
     chosen = np.zeros(total, np.bool_)
-    chosen[evenly_spaced(count, total)] = True
+    chosen[stratified(count, total)] = True
     return (
         Arrays(arrays.images[~chosen], arrays.labels[~chosen], arrays.classes),
         Arrays(arrays.images[chosen], arrays.labels[chosen], arrays.classes),

@@ -225,13 +225,13 @@ def reconstruct(uri: str, items: tuple[str, ...], checkpoint: str, out: str, num
 
     if not is_file(out):
         return write_dataset(uri, items, out, "tar", checkpoint)
-    from aae_dist.utils.arrays import evenly_spaced, figure_to_png
+    from aae_dist.utils.arrays import figure_to_png, stratified
 
     path = checked_path(out)
     patterns, overrides = options.data_and_overrides(items)
     run = options.open_run(uri, checkpoint, overrides)
     samples = run.open(patterns)
-    originals, labels = samples.read(evenly_spaced(num, len(samples)))
+    originals, labels = samples.read(stratified(num, len(samples)))
     samples.log_unused()
     images = run.reconstruct(originals, labels)
     if path.suffix.lower() == ".png":

@@ -25,7 +25,7 @@ from aae_dist.data.format.reader import MAX_OPEN_UNPLANNED, OpenShards
 from aae_dist.data.index.build import open_manifest
 from aae_dist.data.order import Indices
 from aae_dist.errors import ConfigError, DataError, SampleError, ShardError
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 from aae_dist.utils.text import Show, progress
 
 _log = logging.getLogger(__name__)
@@ -314,7 +314,7 @@ class Dataset:
     def _probed_layout(self, try_all: bool) -> tuple[Shape, torch.dtype]:
         """Return shape and dtype of the first readable sample; else raise the first one's error."""
         first: DataError | None = None
-        probed = range(len(self)) if try_all else evenly_spaced(_NUM_PROBED, len(self)).tolist()
+        probed = range(len(self)) if try_all else stratified(_NUM_PROBED, len(self)).tolist()
         for number in probed:
             [(shard, inside)] = self.places(np.array([number]))
             try:

@@ -20,7 +20,7 @@ from aae_dist.evaluation.linear import CHUNK, NUM_SHARDS, good_rows, spread_numb
 from aae_dist.utils import arrays, text
 
 MAX_POINTS = 5000
-"""Points that are compared; of more an evenly spaced subset."""
+"""Points that are compared; of more some that are spread over all."""
 MAX_NUMBERS = 1 << 25
 """Numbers in all points of a data set: 5,000 points of up to 6,700 numbers each, or fewer."""
 MIN_POINTS = 50
@@ -78,10 +78,10 @@ def data_dimension(
 ) -> Dimension | None:
     """Return the intrinsic dimension of the samples `numbers` of a data set, as pixels in [0, 1].
 
-    At most 5,000 evenly spaced ones are read, fewer where they have more than 6,700 numbers each.
+    At most 5,000, spread over all, are read, fewer where they have more than 6,700 numbers each.
     """
     most = min(MAX_POINTS, MAX_NUMBERS // math.prod(dataset.image_shape))
-    chosen = numbers[arrays.evenly_spaced(most, len(numbers))]
+    chosen = numbers[arrays.stratified(most, len(numbers))]
     parts = [good_rows(dataset, chosen[at : at + CHUNK]) for at in range(0, len(chosen), CHUNK)]
     return intrinsic_dimension(torch.cat(parts), seed) if parts else None
 
@@ -89,12 +89,12 @@ def data_dimension(
 def intrinsic_dimension(points_nD: torch.Tensor, seed: int = 0) -> Dimension | None:
     """Return the intrinsic dimension of points, [n, D] of any real type, computed in float64.
 
-    Equal points count once: their distance is zero and says nothing. At most 5,000 evenly spaced
-    points are compared. None for fewer than 50 different finite ones. `seed` is that of the
+    Equal points count once: their distance is zero and says nothing. At most 5,000 points, spread
+    over all, are compared. None for fewer than 50 different finite ones. `seed` is that of the
     resampling; the result does not depend on the number of ranks.
     """
     if len(points_nD) > MAX_POINTS:
-        points_nD = points_nD[torch.from_numpy(arrays.evenly_spaced(MAX_POINTS, len(points_nD)))]
+        points_nD = points_nD[torch.from_numpy(arrays.stratified(MAX_POINTS, len(points_nD)))]
     rows = points_nD.double().cpu()
     rows = torch.unique(rows[rows.isfinite().all(1)], dim=0)
     if len(rows) < MIN_POINTS:

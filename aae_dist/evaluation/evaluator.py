@@ -138,7 +138,7 @@ class Evaluator:
         classes_by: ClassesBy = None,
         features: Features | None = None,
     ) -> None:
-        """Choose the samples to score: at most `max_samples`, evenly spaced over all.
+        """Choose the samples to score: at most `max_samples`, spread over all.
 
         `name` is what errors call the data set; `threads` decode this rank's samples; `classes` are
         names of labels. To samples of `training` a PCA is fitted, a baseline of reconstruction.
@@ -152,7 +152,7 @@ class Evaluator:
                 f"{name}: {total} samples are too few to score the match with the prior. "
                 f"Give at least {metric_names.MIN_SCORED_SAMPLES}, better 10,000."
             )
-        self._indices = arrays.evenly_spaced(self.num_samples, total)
+        self._indices = arrays.stratified(self.num_samples, total)
         self._dataset, self._prior, self._world, self._seed = dataset, prior, world, seed
         self._name = name
         self._threads, self._classes = threads, classes or {}
@@ -179,7 +179,7 @@ class Evaluator:
             self._samples.end_of_rows()
         rows = ScoredRows.unpack(tables[0], self._num_parts)
         good, prior_nZ = rows[rows.readable], prior_nZ[: len(rows)][rows.readable]
-        pictured = arrays.evenly_spaced(NUM_PICTURED, len(good))
+        pictured = arrays.stratified(NUM_PICTURED, len(good))
         originals: list[Tensor] = []
 
         # Compute the metrics on rank 0 and broadcast them.

@@ -14,7 +14,7 @@ from aae_dist.errors import AaeDistError
 from aae_dist.losses import half_deviance, negative_binomial_log_prob, poisson_log_prob
 from aae_dist.models.tables import log_normalized
 from aae_dist.storage import is_remote
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 
 CHUNK = 256
 """Samples that are read at once."""
@@ -48,7 +48,7 @@ def linear_baselines(
 ) -> dict[str, float]:
     """Return the errors per pixel value of the mean and, where it can be had, of a PCA.
 
-    Both are measured on evenly spaced ones of the samples `numbers`; the PCA, of `latent_dim`
+    Both are measured on some of the samples `numbers`, spread over all; the PCA, of `latent_dim`
     directions, is fitted to samples of `training`.
     """
     num_values = math.prod(dataset.image_shape)
@@ -58,7 +58,7 @@ def linear_baselines(
         if len(training_ND) >= SAMPLES_PER_DIRECTION * latent_dim:
             fitted = fit_pca(training_ND, latent_dim)
     most = min(NUM_COMPARED, max(64, MAX_COMPARED_NUMBERS // num_values))
-    compared = numbers[evenly_spaced(most, len(numbers))]
+    compared = numbers[stratified(most, len(numbers))]
     errors = LinearErrors(fitted)
     for start in range(0, len(compared), CHUNK):
         errors.add(good_rows(dataset, compared[start : start + CHUNK]))
@@ -100,11 +100,11 @@ def training_rows(dataset: Dataset, most: int) -> Tensor:
 def spread_numbers(dataset: Dataset, most: int, num_shards: int) -> np.typing.NDArray[np.int64]:
     """Return the numbers of about `most` samples, spread over a few shards, ascending."""
     counts = np.asarray(dataset.manifest.counts)
-    chosen = [shard for shard in evenly_spaced(num_shards, len(counts)) if counts[shard]]
+    chosen = [shard for shard in stratified(num_shards, len(counts)) if counts[shard]]
     starts = np.cumsum(counts) - counts
     share = -(-most // max(len(chosen), 1))
     return np.concatenate(
-        [starts[:0], *(starts[shard] + evenly_spaced(share, counts[shard]) for shard in chosen)]
+        [starts[:0], *(starts[shard] + stratified(share, counts[shard]) for shard in chosen)]
     )
 
 

@@ -25,7 +25,7 @@ from aae_dist.data.decode.sample import NO_LABEL
 from aae_dist.errors import DataError
 from aae_dist.evaluation.evaluator import squared_errors
 from aae_dist.inference import samplers, trained_run
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 from aae_dist.utils.tensors import Values, as_tensor
 
 Table = NDArray[np.float64]
@@ -74,7 +74,7 @@ class Neighbours:
     @cached_property
     def same(self) -> float:
         """A twentieth of the median distance of a known code to the nearest other."""
-        some_BZ = self.known_nZ[evenly_spaced(1000, len(self.known_nZ))]
+        some_BZ = self.known_nZ[stratified(1000, len(self.known_nZ))]
         nearest_B2 = self._distances(some_BZ).topk(2, largest=False).values
         return float(nearest_B2[:, 1].median()) / 20
 
@@ -141,7 +141,7 @@ def reference_of(
     sampler: Density | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> "Reference":
-    """Score at most 10,000 evenly spaced validation samples; those that are bad are left out.
+    """Score at most 10,000 validation samples, spread over all; those that are bad are left out.
 
     Without a sampler the density of each code is that among the other codes.
 

@@ -152,7 +152,7 @@ def classes_of_names(run: TrainedRun, names: Sequence[str]) -> dict[str, tuple[i
     drawn = torch.arange(num_classes).repeat_interleave(PRIOR_PER_CLASS)
     known = run.prior.sample_class(drawn, torch.Generator().manual_seed(0)).float()
     counts = {name: torch.zeros(num_classes) for name in names}
-    numbers = arrays.evenly_spaced(CODES_PER_NAMING, len(data))
+    numbers = arrays.stratified(CODES_PER_NAMING, len(data))
     for start in range(0, len(numbers), 256):
         samples = data.load(numbers[start : start + 256])
         good = torch.ones(len(samples.labels), dtype=torch.bool)

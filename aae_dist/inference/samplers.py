@@ -22,12 +22,12 @@ from aae_dist.evaluation.prior_match import Accuracy, c2st
 from aae_dist.inference.trained_run import TrainedRun
 from aae_dist.priors import Prior
 from aae_dist.storage import open_storage
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 from aae_dist.utils.tensors import keyed_generator
 
 CHUNK = 256
 MAX_CODES = 100_000
-"""Training codes that a sampler is fitted to, evenly spaced over all."""
+"""Training codes that a sampler is fitted to, spread over all."""
 MAX_COMPARED = 10_000
 MAX_BYTES = 1 << 28
 """Largest file of a sampler that is read: 20 components of 1,000 dimensions take 160 MB."""
@@ -173,8 +173,8 @@ def fit_flow(codes_nZ: Tensor, seed: int, steps: int = FLOW_STEPS) -> Flow:
 def readable_chunks(
     dataset: Dataset, most: int, advance: Callable[[int], object]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images and labels of at most `most` evenly spaced samples, without the bad ones."""
-    numbers = evenly_spaced(most, len(dataset))
+    """Yield images and labels of at most `most` samples, spread over all, without bad ones."""
+    numbers = stratified(most, len(dataset))
     for start in range(0, len(numbers), CHUNK):
         samples = dataset.with_label_holes(dataset.load(numbers[start : start + CHUNK]))
         good = torch.ones(len(samples.labels), dtype=torch.bool)
@@ -189,7 +189,7 @@ def codes_of(
     most: int,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Tensor:
-    """Return codes drawn from q(z|x) of at most `most` evenly spaced samples, float32 (n, Z).
+    """Return codes drawn from q(z|x) of at most `most` samples, spread over all: float32 (n, Z).
 
     Samples that cannot be read are left out. Codes of two calls are equal.
     """

@@ -20,7 +20,7 @@ from aae_dist.evaluation.evaluator import MAX_SAMPLES
 from aae_dist.evaluation.parzen import Advance, parzen_metrics
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import open_storage
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 from aae_dist.utils.tensors import Values, as_tensor, keyed_generator
 
 
@@ -197,9 +197,9 @@ class TrainedRun:
     ) -> dict[str, float]:
         """Return the log-likelihood of data in nats under a Parzen window on decoded samples.
 
-        At most 10,000 evenly spaced samples of the data are scored: `parzen/log_likelihood`, its
-        `parzen/standard_error`, `parzen/sigma`, `parzen/num_samples`. Read it next to the
-        reconstruction error (aae_dist.evaluation.parzen).
+        At most 10,000 samples of the data, spread over all, are scored:
+        `parzen/log_likelihood`, its `parzen/standard_error`, `parzen/sigma`, `parzen/num_samples`.
+        Read it next to the reconstruction error (aae_dist.evaluation.parzen).
 
         Args:
             num_samples: number of decoded prior samples; the paper has 10,000 and 10,000,000.
@@ -212,7 +212,7 @@ class TrainedRun:
             ValueError: `num_samples` is below 1.
         """
         dataset = self.open(data)
-        numbers = evenly_spaced(MAX_SAMPLES, len(dataset))
+        numbers = stratified(MAX_SAMPLES, len(dataset))
         samples = dataset.load(numbers)
         good = [row for row in range(len(numbers)) if row not in samples.bad]
         x = samples.images[good].flatten(1)

@@ -26,7 +26,7 @@ from aae_dist.models.tables import log_normalized
 from aae_dist.priors import Prior, build_prior
 from aae_dist.storage import is_remote
 from aae_dist.training.checkpointer import NewShards, find_new_shards, with_inferred
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 from aae_dist.utils.text import Show, progress
 
 NUM_MEASURED = 1024
@@ -164,7 +164,7 @@ def _unused_notes(train: Dataset, world: World, threads: int) -> Iterator[str]:
         return
     first = train.manifest.shards[0]
     total = first.samples if is_remote(first.folder) else len(train)
-    looked = evenly_spaced(NUM_LOOKED, total)
+    looked = stratified(NUM_LOOKED, total)
     with ThreadPoolExecutor(max(1, threads), "decode") as workers:
         train.load(looked, workers)
     counts = train.unused.counts
@@ -305,7 +305,7 @@ def _range_problems(config: RunConfig, data: Dataset) -> Iterator[str]:
 def _probed(data: Dataset) -> torch.Tensor:
     first = data.manifest.shards[0]
     total = first.samples if is_remote(first.folder) else len(data)
-    return data.load(evenly_spaced(NUM_PROBED, total)).images
+    return data.load(stratified(NUM_PROBED, total)).images
 
 
 def _column_problems(columns: Columns, data: Dataset) -> Iterator[str]:
@@ -406,11 +406,11 @@ def _read_vectors(config: RunConfig, show: Show) -> torch.Tensor:
 def _good_samples(
     dataset: Dataset, most: int, max_bad_fraction: float, show: Show
 ) -> Iterator[torch.Tensor]:
-    """Yield the good ones of at most `most` evenly spaced samples, in chunks.
+    """Yield the good ones of at most `most` samples, spread over all, in chunks.
 
     DataError, which names one, if more than `max_bad_fraction` of them are bad.
     """
-    indices, num_bad = evenly_spaced(most, len(dataset)), 0
+    indices, num_bad = stratified(most, len(dataset)), 0
     with show("reading the prior", len(indices), "vectors") as advance:
         for start in range(0, len(indices), PRIOR_CHUNK):
             chunk = indices[start : start + PRIOR_CHUNK]

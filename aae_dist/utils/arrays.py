@@ -1,4 +1,4 @@
-"""NumPy arrays and figures: evenly spaced numbers, and files as bytes.
+"""NumPy arrays and figures: numbers spread over a range, and files as bytes.
 
 Figures are rendered without pyplot: nothing is global, and any thread may draw.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def evenly_spaced(most: int, total: int) -> np.typing.NDArray[np.int64]:
+def stratified(most: int, total: int) -> np.typing.NDArray[np.int64]:
     """Return at most `most` of the numbers 0 to `total` - 1, ascending, always the same.
 
     One of each of as many stretches, at a place that is drawn: at equal distances they would fall

@@ -18,7 +18,7 @@ from aae_dist import load_run
 from aae_dist.cli import main
 from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
-from aae_dist.utils.arrays import evenly_spaced, npy_bytes
+from aae_dist.utils.arrays import npy_bytes, stratified
 
 MIXTURE = {"kind": "mixture", "num_modes": 3}
 
@@ -95,7 +95,7 @@ def test_some_reconstructions_in_a_file(run: str, tmp_path: Path) -> None:
         main(["reconstruct", run, "builtin://digits/train", "--num", "4", "--out", str(out)]) == 0
     )
     trained = aae_dist.load_run(run)
-    originals, _ = trained.open("builtin://digits/train").read(evenly_spaced(4, 8000))
+    originals, _ = trained.open("builtin://digits/train").read(stratified(4, 8000))
     assert np.array_equal(np.load(out), trained.reconstruct(originals).numpy())
     picture = tmp_path / "r.png"
     assert main(["reconstruct", run, "--num", "9", "--out", str(picture)]) == 0

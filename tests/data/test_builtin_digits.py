@@ -5,7 +5,7 @@ import pytest
 
 from aae_dist.config.sections.run import Data
 from aae_dist.data import open_dataset
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 
 
 def test_shipped_validation_digits_are_like_the_training_digits() -> None:
@@ -24,17 +24,17 @@ def test_shipped_validation_digits_are_like_the_training_digits() -> None:
 def test_a_part_of_the_samples_is_as_large_as_asked_for_and_the_same_each_time(
     most: int, total: int
 ) -> None:
-    chosen = evenly_spaced(most, total)
+    chosen = stratified(most, total)
     assert len(chosen) == min(most, total)
     assert chosen.dtype == np.int64
     assert set(chosen.tolist()) <= set(range(total))
-    assert (chosen == evenly_spaced(most, total)).all()
+    assert (chosen == stratified(most, total)).all()
     if most >= total:
         assert chosen.tolist() == list(range(total))
 
 
 def test_a_part_of_the_samples_has_no_period() -> None:
-    chosen = evenly_spaced(2000, 8000)
+    chosen = stratified(2000, 8000)
     assert (np.diff(chosen) > 0).all()
     for stretch in np.array_split(chosen, 10):  # from everywhere
         assert stretch[-1] - stretch[0] < 810

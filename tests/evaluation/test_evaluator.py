@@ -9,7 +9,7 @@ from helpers.ranks import run_ranks
 from aae_dist.distributed.world import single
 from aae_dist.errors import DataError
 from aae_dist.evaluation import Evaluation, Evaluator
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 
 
 def evaluate(networks: Networks, dataset: Images) -> Evaluation:
@@ -43,7 +43,7 @@ def test_images_holds_what_the_pictures_show():
     (dataset, result), networks = evaluated(), Networks()
     images = result.images
     assert images.labels.tolist() == [i % 10 for i in range(600)]
-    assert torch.equal(images.originals, dataset.images[evenly_spaced(32, 600)])
+    assert torch.equal(images.originals, dataset.images[stratified(32, 600)])
     assert images.reconstructions.shape == images.decoded_prior.shape == (32, 1, 4, 4)
     assert torch.equal(images.decoded_prior, networks.decode(images.prior_samples[:32]))
 

@@ -20,7 +20,7 @@ from aae_dist.errors import ConfigError, DataError
 from aae_dist.training.data import prior_vectors
 from aae_dist.training.folder import Outcome
 from aae_dist.training.trainer import train
-from aae_dist.utils.arrays import evenly_spaced
+from aae_dist.utils.arrays import stratified
 from aae_dist.utils.text import Advance
 
 pytestmark = [pytest.mark.run, pytest.mark.timeout(240)]
@@ -58,7 +58,7 @@ def test_codes_of_another_run_are_a_prior_that_stays_with_the_run(tmp_path: Path
     assert all((row == vectors).all(1).any() for row in z)
     # They are the first run's codes of its own data.
     dataset = first.open(first.config.data.train)
-    codes = first.encode(dataset.read(evenly_spaced(300, len(dataset)))[0])
+    codes = first.encode(dataset.read(stratified(300, len(dataset)))[0])
     assert torch.allclose(vectors, codes, atol=1e-6)
     go(tmp_path, "second", *prior, "data.validation=null", "train.steps=6")
     again = final_tensors(str(tmp_path / "second"), 6)["prior.safetensors/vectors"]
