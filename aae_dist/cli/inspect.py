@@ -78,6 +78,7 @@ MEANINGS = {
     "samples_seen": "training samples, all ranks",
     "throughput/samples_per_second": "training samples, all ranks",
     "alarm/off_prior": "the codes are far from the prior",
+    "alarm/unbalanced": "method.balance is none, with Adam",
     "alarm/lagging": "the discriminator does not keep up",
     "alarm/discriminator_wins": "the encoder learns little from it",
     "alarm/discriminator_dead": "it tells nothing apart",

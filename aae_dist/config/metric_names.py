@@ -74,7 +74,7 @@ need labels, that of the reduction cluster heads, too."""
 OPTIONAL = (*OF_CLASSES, *OF_SAMPLES)
 _OF_A_PART = re.compile(r"part_[1-9][0-9]*/")
 """What precedes the metrics of one part of a code in parts."""
-_ALARMS = {"alarm/discriminator_wins", "alarm/lagging"}
+_ALARMS = {"alarm/discriminator_wins", "alarm/lagging", "alarm/unbalanced"}
 _OF_DISCRIMINATOR = ("discriminator/accuracy_codes", "discriminator/accuracy_prior")
 
 

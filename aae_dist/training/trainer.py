@@ -20,7 +20,7 @@ from aae_dist.errors import AaeDistError, DataError, TrainingDivergedError
 from aae_dist.evaluation import why_no_pca
 from aae_dist.methods import Losses
 from aae_dist.tracking import MetricSink, OpenConsole
-from aae_dist.training import checkpointer, folder as run_folder, health
+from aae_dist.training import checkpointer, diagnostics, folder as run_folder, health
 from aae_dist.training.folder import Outcome, Reporter, RunFolder, RunState, record_failure
 from aae_dist.training.recorder import Recorder
 from aae_dist.training.setup import TrainingSetup, run_lock
@@ -80,8 +80,9 @@ class Trainer:
         self.watchdog, self.goodput = setup.watchdog, setup.goodput
         # Health.
         self.rollbacks = health.RollbackPolicy(self.config, self.log)
-        self.diagnostics = health.open_diagnostics(self.config, setup.data.prior)
-        self.codes = health.CodeStatistics(setup.data.prior, self.world.device, self.inputs.dtype)
+        prior = setup.data.prior
+        self.diagnostics = diagnostics.open_diagnostics(self.config, prior)
+        self.codes = diagnostics.CodeStatistics(prior, self.world.device, self.inputs.dtype)
         self._num_codes = 0
         self._bad_samples_reported, self._unused_reported = 0, False
         # Records and checkpoints.

@@ -95,9 +95,9 @@ def first_tenth(tmp_path: Path, data: str, *items: str) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("data", "posterior", "wanted"),
     [
-        ("log_counts", "deterministic", {"off_prior", "lagging"}),
-        ("log_counts", "gaussian", {"off_prior", "lagging"}),
-        ("digits", "deterministic", {"off_prior"}),
+        ("log_counts", "deterministic", {"unbalanced", "off_prior", "lagging"}),
+        ("log_counts", "gaussian", {"unbalanced", "off_prior", "lagging"}),
+        ("digits", "deterministic", {"unbalanced", "off_prior"}),
     ],
 )
 def test_a_poor_run_of_the_former_defaults_raises_an_alarm_within_its_first_tenth(

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from aae_dist.config import load_config
 from aae_dist.evaluation.part_scores import smallest_spread
 from aae_dist.losses import ADVERSARIES
 from aae_dist.priors import CategoricalPrior, GaussianPrior, MixturePrior, Prior, ProductPrior
-from aae_dist.training import health
-from aae_dist.training.health import CodeStatistics, GanDiagnostics
+from aae_dist.training import diagnostics
+from aae_dist.training.diagnostics import CodeStatistics, GanDiagnostics
 
 
 def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
@@ -18,7 +19,7 @@ def test_a_discriminator_wins_after_several_log_points_in_a_row() -> None:
     seen, lines = [], []
     for loss in (0.05, 0.05, 1.0, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 1.2):
         metrics, new = game.update({"loss/discriminator": loss})
-        seen.append(metrics[health.DISCRIMINATOR_WINS])
+        seen.append(metrics[diagnostics.DISCRIMINATOR_WINS])
         lines += new
     assert seen == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0]
     assert len(lines) == 1
@@ -33,12 +34,12 @@ def test_no_adversary_wins_at_its_equilibrium_and_each_by_a_wide_margin(name: st
     }[name]  # fmt: skip
     equal = float(loss_of(torch.tensor([even]), torch.tensor([even])))
     won = float(loss_of(torch.tensor([prior]), torch.tensor([codes])))
-    assert equal == pytest.approx(health.EQUILIBRIUM[name])
+    assert equal == pytest.approx(diagnostics.EQUILIBRIUM[name])
     for loss, wins in ((equal, 0), (0.2 * equal, 0), (won, 1)):
         game = GanDiagnostics(name)
-        for _ in range(health.CONSECUTIVE_POINTS):
+        for _ in range(diagnostics.CONSECUTIVE_POINTS):
             metrics, _ = game.update({"loss/discriminator": loss})
-        assert metrics[health.DISCRIMINATOR_WINS] == wins
+        assert metrics[diagnostics.DISCRIMINATOR_WINS] == wins
 
 
 @pytest.mark.parametrize(
@@ -61,8 +62,8 @@ def test_an_evaluation_tells_who_wins_and_who_is_dead(
             "prior_match/c2st": c2st,
         }
     )
-    assert metrics.get(health.DISCRIMINATOR_WINS, 0) == wins
-    assert metrics[health.DISCRIMINATOR_DEAD] == dead
+    assert metrics.get(diagnostics.DISCRIMINATOR_WINS, 0) == wins
+    assert metrics[diagnostics.DISCRIMINATOR_DEAD] == dead
 
 
 def test_codes_that_lie_in_a_plane_are_collapsed() -> None:
@@ -76,7 +77,7 @@ def test_codes_that_lie_in_a_plane_are_collapsed() -> None:
         metrics, _ = GanDiagnostics().update(
             {"codes/smallest_spread": smallest_spread(codes, prior)}
         )
-        assert metrics[health.COLLAPSED_CODES] == alarm
+        assert metrics[diagnostics.COLLAPSED_CODES] == alarm
 
 
 def test_nothing_is_said_of_methods_without_a_discriminator() -> None:
@@ -190,7 +191,7 @@ def test_samples_of_the_prior_are_not_off_it_and_all_else_is(prior: Prior) -> No
     std = draw(0, 4000).std(0)
     shifted = statistics_of(prior, draw(1, 4000) + std)
     assert 0.6 < shifted["codes/shift"] < 1.3
-    far = min(health.FAR, health.FAR_PER_DIMENSION * prior.latent_dim)
+    far = min(diagnostics.FAR, diagnostics.FAR_PER_DIMENSION * prior.latent_dim)
     for other in (draw(1) + 1.5 * std, 0.1 * draw(1), draw(1)[:1].expand(128, -1)):
         assert statistics_of(prior, other)["codes/off_prior"] > far
 
@@ -213,7 +214,7 @@ def test_statistics_are_of_one_step_in_ten_at_most() -> None:
 
 def test_alarms_of_a_code_in_parts_name_the_part() -> None:
     prior = ProductPrior([CategoricalPrior(4), GaussianPrior(2)])
-    game = health.diagnostics_of(prior, "bce", "more steps")
+    game = diagnostics.diagnostics_of(prior, "bce", "more steps")
     even = {"discriminator/accuracy_codes": 0.5, "discriminator/accuracy_prior": 0.5}
     good = {"codes/class_entropy": 0.99, "codes/confidence": 0.98, "codes/smallest_spread": 0.9}
     fine = {"prior_match/c2st": 0.52, "codes/smallest_spread": 0.9}
@@ -227,23 +228,67 @@ def test_alarms_of_a_code_in_parts_name_the_part() -> None:
     assert set(alarms.values()) == {0.0}
     # Softmax codes that say nothing, and a discriminator that does not mind.
     alarms, lines = game.update(evaluated(even | good | {"codes/confidence": 0.3}, even | fine))
-    assert alarms[health.DISCRIMINATOR_DEAD] == 1.0
+    assert alarms[diagnostics.DISCRIMINATOR_DEAD] == 1.0
     assert lines == [
         "discriminator_dead (part 1, categorical): "
-        f"{health.MEANING[health.DISCRIMINATOR_DEAD]}; try more steps"
+        f"{diagnostics.MEANING[diagnostics.DISCRIMINATOR_DEAD]}; try more steps"
     ]
     alarms, lines = game.update(evaluated(even | good, even | fine | {"prior_match/c2st": 0.8}))
-    assert alarms[health.DISCRIMINATOR_DEAD] == 1.0
+    assert alarms[diagnostics.DISCRIMINATOR_DEAD] == 1.0
     assert lines[0].startswith("discriminator_dead (part 2, continuous): ")
+
+
+@pytest.mark.parametrize(
+    ("items", "unbalanced"),
+    [
+        (("method.balance=none",), True),
+        (("method.balance=none", "phases.generator.optimizer.kind=adamw"), True),
+        (("method.balance=none", "method.r1_weight=1"), True),
+        (("method.balance=none", "method.distance_weight=0.2"), False),
+        (("method.balance=none", "phases.generator.optimizer={kind: sgd, lr: 0.1}"), False),
+        ((), False),
+        (("method.kind=mmd",), False),
+        (("method.kind=autoencoder",), False),
+    ],
+)
+def test_a_game_that_nothing_balances_is_one_of_adam_without_a_distance(
+    items: tuple[str, ...], unbalanced: bool
+) -> None:
+    data = "data={train: builtin://digits/train, validation: builtin://digits/validation}"
+    config = load_config([], ["run.name=run", "train.steps=9", data, *items]).config
+    assert diagnostics.is_unbalanced(config) is unbalanced
+    game = diagnostics.open_diagnostics(config, GaussianPrior(2))
+    alarms, lines = game.update({"loss/discriminator": 1.0, "codes/off_prior": 0.0}, 0.01)
+    assert bool(alarms.get(diagnostics.UNBALANCED)) is unbalanced
+    assert [line.partition(":")[0] for line in lines] == ["unbalanced"] * unbalanced
+    assert all(line.endswith("; try method.balance=auto") for line in lines)
+
+
+def test_a_game_without_balance_is_an_alarm_until_codes_are_seen_to_match() -> None:
+    game = GanDiagnostics(unbalanced=True)
+    for c2st, raised in ((None, 1.0), (0.71, 1.0), (0.70, 0.0), (None, 0.0), (0.9, 1.0)):
+        metrics = {"loss/discriminator": 1.0}
+        metrics |= {} if c2st is None else {"prior_match/c2st": c2st}
+        assert game.update(metrics)[0][diagnostics.UNBALANCED] == raised
+
+
+def test_a_part_without_balance_is_an_alarm_where_its_match_can_be_proven() -> None:
+    prior = ProductPrior([CategoricalPrior(4), GaussianPrior(2)])
+    game = diagnostics.diagnostics_of(prior, "bce", unbalanced=True)
+    losses = {f"part_{number}/loss/discriminator": 1.0 for number in (1, 2)}
+    alarms, lines = game.update(losses)
+    assert alarms[diagnostics.UNBALANCED] == 1.0
+    assert [line.partition(":")[0] for line in lines] == ["unbalanced (part 2, continuous)"]
+    assert game.update({**losses, "part_2/prior_match/c2st": 0.6})[0][diagnostics.UNBALANCED] == 0.0
 
 
 def test_one_won_game_of_two_is_an_alarm() -> None:
     prior = ProductPrior([CategoricalPrior(4), GaussianPrior(2)])
-    game = health.diagnostics_of(prior, "bce")
+    game = diagnostics.diagnostics_of(prior, "bce")
     losses = {"part_1/loss/discriminator": 0.01, "part_2/loss/discriminator": 1.386}
-    for _ in range(health.CONSECUTIVE_POINTS):
+    for _ in range(diagnostics.CONSECUTIVE_POINTS):
         alarms, lines = game.update({"loss/discriminator": 1.396, **losses})
-    assert alarms[health.DISCRIMINATOR_WINS] == 1.0
+    assert alarms[diagnostics.DISCRIMINATOR_WINS] == 1.0
     assert lines[0].startswith("discriminator_wins (part 1, categorical): ")
 
 
