@@ -211,7 +211,7 @@ def test_metadata_that_could_not_be_read_is_not_written(
 @pytest.mark.parametrize(
     ("name", "text", "a_step", "most"),
     [
-        ("train-000000.tar", "x" * 100, 1000, 100_000),
+        pytest.param("train-000000.tar", "x" * 100, 1000, 100_000, marks=pytest.mark.run),
         ("\U0001f600" * 1020 + ".tar", "\U0001f600" * 200, 100, 1900),
     ],
     ids=["ordinary", "longest"],

@@ -200,6 +200,7 @@ def test_help_imports_neither_torch_nor_matplotlib():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.run
 def test_a_reader_that_goes_away_makes_no_noise(tmp_path):
     script = f"{sys.executable} -m aae_dist train run.name=a data.train=b train.steps=1 --dry-run"
     done = subprocess.run(

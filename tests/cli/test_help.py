@@ -116,6 +116,7 @@ def cpu_seconds(*arguments):
     return spent / max(1.0, slowness)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(("command", "most"), [("--help", 0.5), ("train train.setps=3", 1.0)])
 def test_help_costs_less_than_half_a_second_and_a_wrong_configuration_less_than_one(command, most):
     first = cpu_seconds(*command.split())

@@ -34,6 +34,7 @@ def test_what_merging_dropped_is_noted_on_stderr(tmp_path, capsys):
     assert capsys.readouterr().err == expected
 
 
+@pytest.mark.run
 def test_a_wrong_configuration_exits_2_and_never_imports_torch(tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text("run: {name: a}\ndata: {train: x}\ntrain: {setps: 3}\n")

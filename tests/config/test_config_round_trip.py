@@ -86,6 +86,7 @@ def test_every_example_file_composes_with_the_quickstart(part):
     assert loaded.config.run.name == "quickstart"
 
 
+@pytest.mark.run
 def test_loading_imports_no_torch_numpy_or_ray():
     code = (
         "import sys; from pathlib import Path; from aae_dist.config import load_config\n"

@@ -32,8 +32,9 @@ def codes(num: int, seed: int = 0) -> torch.Tensor:
     return MIXTURE.sample(num, torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.run  # SciPy's distributions import for long
 def test_a_mixture_draws_and_knows_its_density():
-    from scipy.stats import multivariate_normal  # 0.6 s, which no other test needs
+    from scipy.stats import multivariate_normal
 
     z = codes(20_000)
     parts = [z[z[:, 0] < -0.5], z[z[:, 0] >= -0.5]]
@@ -52,6 +53,7 @@ def test_a_mixture_draws_and_knows_its_density():
     assert MIXTURE.log_prob(z[:50]).numpy() == pytest.approx(np.log(slow), rel=1e-5)
 
 
+@pytest.mark.run  # so does scikit-learn
 def test_a_fitted_mixture_matches_codes_where_one_gaussian_does_not():
     z = codes(2000)
     fitted, single = fit_gmm(z * 50, 2, 0), fit_gmm(z * 50, 1, 0)

@@ -45,6 +45,7 @@ def test_more_workers_than_this_machine_has_cores_are_refused_without_ray(monkey
         launch_ray(configure(f"run.storage={tmp_path}", "launch.cpus_per_worker=60000"))
 
 
+@pytest.mark.run
 def test_importing_the_launcher_loads_neither_ray_nor_torch():
     code = "import sys, aae_dist.launch; print({'ray', 'torch', 'wandb'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -217,11 +217,11 @@ def test_codes_that_descend_the_distance_lose_the_label_and_keep_the_width_of_th
     draw = torch.Generator().manual_seed(0)
     prior = ProductPrior([CategoricalPrior(12), GaussianPrior(2)], [0])
     distance = PartwiseDistance(prior, 16)
-    labels = torch.arange(2400) % 12
-    z = prior.with_labels(torch.randn(2400, 14, generator=draw), labels)
+    labels = torch.arange(1200) % 12
+    z = prior.with_labels(torch.randn(1200, 14, generator=draw), labels)
     z[:, 12:] = 0.5 * z[:, 12:] + labels[:, None] / 6 - 1
-    for step in range(600):
-        rows = torch.randperm(2400, generator=draw)[:48]
+    for step in range(300):
+        rows = torch.randperm(1200, generator=draw)[:48]
         codes = z[rows].requires_grad_()
         samples = prior.with_labels(prior.sample(48, draw), labels[rows])
         draws = Draws(0, step, 48, torch.device("cpu"), torch.float32)

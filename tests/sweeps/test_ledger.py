@@ -267,6 +267,7 @@ def test_a_fault_of_our_own_in_the_book_ends_the_sweep(tmp_path):
         ledger.write()
 
 
+@pytest.mark.run
 def test_all_that_is_owed_is_written_before_the_process_ends(tmp_path):
     code = (
         "import time\n"

@@ -255,6 +255,7 @@ def test_train_refuses_a_sweep_section_beside_other_mistakes():
     assert "train.stepz: unknown key" in message
 
 
+@pytest.mark.run
 def test_planning_imports_neither_torch_nor_ray():
     code = (
         "import sys; from aae_dist.sweeps.plan import load_sweep; "

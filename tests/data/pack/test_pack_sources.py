@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -313,7 +314,12 @@ def test_bad_sources_are_one_clear_line(tmp_path: Path) -> None:
         pack("csv", str(tmp_path / "out"))
 
 
-def test_a_download_that_fails_leaves_no_empty_folders(tmp_path: Path) -> None:
+def test_a_download_that_fails_leaves_no_empty_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torchvision", "torchvision.datasets"):  # importing them takes seconds
+        monkeypatch.setitem(sys.modules, name, Mock())
+
     def fail(datasets: object) -> None:
         (root / "MNIST/raw").mkdir(parents=True)
         raise RuntimeError("no network")
