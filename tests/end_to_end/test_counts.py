@@ -1,7 +1,9 @@
 """Runs on counts: likelihoods of cells, from the data to the trained run."""
 
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -125,13 +127,17 @@ def test_codes_given_the_batch_say_little_of_it(tmp_path: Path) -> None:
         run = aae_dist.train(config, (counts[train], batches[train]), progress=False).run
         z = run.encode(counts[held_out], batches[held_out]).double().numpy()[:, -8:]
         found[name] = [knn_agreement(z, labels[held_out]) for labels in (types, batches)]
-    assert found["given"][1] < 0.6 < 0.9 < found["plain"][1]  # 0.5 says nothing of the batch
+    assert found["given"][1] < 0.6 < 0.8 < found["plain"][1]  # 0.5 says nothing of the batch
     assert found["given"][0] > 0.9
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_codes_of_cells_keep_types_apart_as_a_pca_does_and_match_the_prior(tmp_path: Path) -> None:
+def test_codes_of_cells_keep_types_apart_as_a_pca_does_and_match_the_prior(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("IPython", "IPython.display"):  # of a kernel; it shows pictures
+        monkeypatch.setitem(sys.modules, name, Mock())
     text = (ROOT / "tools" / "notebooks" / "cells.py").read_text()
     names: dict[str, Any] = {}
     source = text.replace("tempfile.mkdtemp()", repr(str(tmp_path)))
