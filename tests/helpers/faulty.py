@@ -194,12 +194,13 @@ def _install_in_save(fault: Fault) -> None:
     if fault.point == "rename":
         replace = os.replace
 
-        def rename(source: Any, target: Any) -> None:
+        def rename(source: Any, target: Any, **folders: int) -> None:
             if is_now(str(target), "model.safetensors"):
                 fault.strike()
-            replace(source, target)
+            replace(source, target, **folders)
 
-        local.write_file.__defaults__ = (rename,)  # type: ignore[attr-defined]
+        assert local._write_file.__defaults__ == (replace,)
+        local._write_file.__defaults__ = (rename,)
 
 
 def _before(owner: Any, name: str, act: Callable[[], None]) -> None:
