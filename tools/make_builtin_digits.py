@@ -74,14 +74,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:  # a folder of the package is never indexed
         for name, (prefix, num_each, num_shards, drawn) in SETS.items():
             samples = list(of_each_class(arguments.raw, prefix, num_each, drawn))
-            folder = Path(temporary) / name
-            folder.mkdir()
+            folder = Path(temporary) / "digits" / name  # copied with its mode: readable by all
+            folder.mkdir(parents=True)
             size = len(samples) // num_shards
             for shard in range(num_shards):
                 chosen = samples[shard * size : (shard + 1) * size]
                 write_shard(folder / f"{shard:03d}.tar.gz", chosen, shard * size)
             build_index(str(folder))
-        shutil.copytree(temporary, arguments.out, dirs_exist_ok=True)
+        shutil.copytree(Path(temporary) / "digits", arguments.out, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
