@@ -11,7 +11,7 @@ from aae_dist.config.sections.method import AnyAdversarial
 from aae_dist.distributed import world as ranks
 from aae_dist.distributed.world import World
 from aae_dist.priors import Prior, matched_parts
-from aae_dist.training.folder import FAIR_C2ST
+from aae_dist.training.folder import COLLAPSED_SPREAD, FAIR_C2ST, GOOD_CLASSES
 from aae_dist.utils.tensors import keyed_generator
 
 Metrics = Mapping[str, float]
@@ -45,10 +45,6 @@ SETTLED = 0.05
 CHANCE_FRACTION = 0.6
 """A discriminator near chance has at least this fraction of the loss of a balanced game."""
 CHANCE_ACCURACY = 0.75
-CERTAIN = 0.9
-"""Classes match their prior above this `codes/class_entropy` and `codes/confidence`."""
-COLLAPSED_SPREAD = 0.1
-"""Codes are collapsed when their spread over that of the prior is below this in any direction."""
 
 DISCRIMINATOR_WINS = "alarm/discriminator_wins"
 DISCRIMINATOR_DEAD = "alarm/discriminator_dead"
@@ -330,7 +326,7 @@ def _check_evaluation(metrics: Metrics, progress: float) -> dict[str, bool]:
         classes = [metrics[f"codes/{name}"] for name in ("class_entropy", "confidence")]
         found[DISCRIMINATOR_WINS] = min(codes, prior) > WINNING_ACCURACY
         blind = abs(codes + prior - 1.0) < DEAD_MARGIN
-        found[DISCRIMINATOR_DEAD] = blind and min(classes) < CERTAIN
+        found[DISCRIMINATOR_DEAD] = blind and min(classes) < GOOD_CLASSES
     spread = metrics.get("codes/smallest_spread")
     if spread is not None:
         found[COLLAPSED_CODES] = spread < COLLAPSED_SPREAD
