@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from aae_dist.config import load_config
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -47,6 +49,17 @@ def test_labels_that_guide_are_in_the_training_data(
     labelled = [f"{tmp_path}/mnist-100-{n}/labelled" for n in (0, 1)]
     assert space("labels-100") == {"data.labelled": {"grid": labelled}}
     assert space("clusters-16") == {"run.seed": {"grid": [0, 1]}}
+
+
+@pytest.mark.parametrize("key", ["labels-100", "reduction-100"])
+def test_networks_of_1000_units_have_the_rates_of_the_file(
+    modules: tuple[Any, Any], key: str
+) -> None:
+    paper, _ = modules
+    given = ["run.name=a", "data.train=x.tar", "train.steps=1"]
+    phases = load_config([paper.ROOT / paper.ROWS[key].files[0]], given).config.phases
+    rates = {name: getattr(phases, name).optimizer.lr for name in paper.RATES}
+    assert rates == paper.RATES
 
 
 def result(row: str, variant: str, seed: int, value: float) -> dict[str, Any]:
