@@ -324,7 +324,7 @@ def _last_line(match: str | None, metrics: Mapping[str, float | None]) -> str:
     if _is_collapsed(spread):
         return f"Verdict: poor match: the codes have collapsed in some direction ({scores})."
     meaning = {
-        "good": "the codes are distributed as the prior, or nearly so",
+        "good": "a classifier hardly tells the codes from samples of the prior",
         "fair": "the codes differ from the prior in part",
         "poor": "the codes ended far from the prior, so decoded samples of it will not look like "
         "the data",
